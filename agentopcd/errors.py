@@ -1,0 +1,62 @@
+"""The errors this package raises on purpose.
+
+::
+
+    AgentOpcdError
+    ├── ConfigError (ValueError)      a setting, flag, file or reference that cannot be right
+    │   ├── EnvError                  an environment that cannot be found or built, or breaks the contract
+    │   ├── ModelError                a model that cannot be found, loaded or paired
+    │   └── StoreError                a store that cannot be opened, or an unknown or ambiguous reference
+    ├── TaskLeak (ValueError)         a task of one split was about to be used in another
+    ├── AlignmentError (ValueError)   teacher and student would not score the same tokens
+    └── DependencyError (ImportError) an optional package is missing
+
+Each message says what was found, what was wanted and what to do. The command line prints it as one
+line and exits with code 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class AgentOpcdError(Exception):
+    """Root of every error this package raises on purpose."""
+
+
+class ConfigError(AgentOpcdError, ValueError):
+    """A setting, flag, file or reference that cannot be right."""
+
+
+class EnvError(ConfigError):
+    """An environment that cannot be found or built, or that breaks the adapter contract."""
+
+
+class ModelError(ConfigError):
+    """A model that cannot be found, loaded or paired with another."""
+
+
+class StoreError(ConfigError):
+    """A knowledge store that cannot be opened, or an unknown or ambiguous reference."""
+
+
+class TaskLeak(AgentOpcdError, ValueError):
+    """A task of one split was about to be used in another."""
+
+
+class AlignmentError(AgentOpcdError, ValueError):
+    """Teacher and student would not score the same tokens."""
+
+
+class DependencyError(AgentOpcdError, ImportError):
+    """An optional package is missing; the message names the extra that brings it."""
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` or the known names, for the tail of an error message."""
+    known = sorted(known)
+    close = get_close_matches(got, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""

@@ -1,0 +1,156 @@
+"""The words everyone uses: message, part, sampling, completion, turn, episode, task, context.
+
+Plain data, standard library only. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Literal, NamedTuple, TypedDict
+
+PART_KINDS = ("rules", "feedback", "state", "actions", "outcome")
+"""The kinds of text an observation is made of, in the order they are shown."""
+
+SPLITS = ("test", "confirm", "select", "extract", "train")
+"""The splits of an environment's tasks, in the order they are cut; ``shared`` stands for all at once."""
+
+MARKER = "- EXPERIENCE ITEM:"
+"""What a line written by the extractor starts with (arXiv:2602.12275)."""
+
+Part = tuple[str, str]
+"""One piece of an observation: ``(kind, text)``, kind one of :data:`PART_KINDS`."""
+
+Placement = Literal["system", "user"]
+StopReason = Literal["solved", "failed", "max_steps", "env_error"]
+FinishReason = Literal["stop", "length"]
+
+
+class Message(TypedDict):
+    """One chat message, as chat templates take it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Task(NamedTuple):
+    """A start state: the seed that makes it and the key that identifies its content."""
+
+    seed: int
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How replies are drawn. Every field is explicit: no vendor default leaks in."""
+
+    temperature: float = 0.7
+    """Divides the logits before the softmax; 0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Smallest set of tokens with this much mass; 1 keeps all. Training needs 1."""
+    top_k: int = 0
+    """Keep this many tokens; 0 keeps all. Training needs 0."""
+    max_tokens: int = 256
+    """Longest reply, end token included."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One prompt to answer. Its noise depends on ``seed`` and the token's position alone."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One reply: the sampled ids (end token included when it was sampled) and their log-probabilities."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Natural log, under the sampling distribution (after temperature and truncation)."""
+    finish_reason: FinishReason
+    """``stop``: an end token was sampled; ``length``: ``max_tokens`` was reached."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One prompt, one reply, and what the environment made of it."""
+
+    parts: list[Part]
+    """The observation that the reply answers, after the view was applied."""
+    messages: list[Message]
+    """The whole prompt of this turn, without any context; teacher and student render from it."""
+    prompt_ids: tuple[int, ...]
+    """The prompt that was really answered (with the context, if the episode had one)."""
+    response_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    reply: str
+    """The response as text, for people and for the environment; never tokenised again for the loss."""
+    finish_reason: FinishReason
+    reward: float
+    invalid: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Episode:
+    """One finished game, or one that the environment broke (``stop_reason == "env_error"``)."""
+
+    env: str
+    task: Task
+    rep: int
+    """Which repetition of this task it is; with the task it seeds the replies."""
+    context_id: str
+    turns: list[Turn]
+    outcome: list[Part]
+    """The parts after the last reply: feedback and final reason. No reply follows; extraction reads it."""
+    success: bool
+    reward: float
+    """Sum over turns; kept beside ``success`` and never averaged in reports."""
+    stop_reason: StopReason
+    error: str | None = None
+    """The traceback when ``stop_reason`` is ``env_error``; such an episode is never scored."""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(turn.prompt_ids) for turn in self.turns)
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(len(turn.response_ids) for turn in self.turns)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Context:
+    """Text the teacher sees and the student does not, and where it is put.
+
+    Whoever wrote it: an agent's experience, a person's system prompt, a file. ``Context()`` is the
+    empty context.
+    """
+
+    text: str = ""
+    placement: Placement = "user"
+
+    @property
+    def id(self) -> str:
+        """sha256 over placement and text; the empty context has one id whatever its placement."""
+        payload = f"{self.placement}\0{self.text}" if self.text else ""
+        return hashlib.sha256(payload.encode()).hexdigest()
+
+    @property
+    def lines(self) -> list[str]:
+        """The experience items in it, marker removed; empty for free text."""
+        return [line[len(MARKER) :].strip() for line in self.text.splitlines() if line.startswith(MARKER)]
+
+
+EMPTY = Context()
+"""The empty context: the arm every other one is compared with."""
+
+
+class Job(NamedTuple):
+    """One episode to be played: which task, under which context, which repetition."""
+
+    task: Task
+    context: Context = EMPTY
+    rep: int = 0
