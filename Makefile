@@ -1,0 +1,47 @@
+# Needs Python 3.11 or newer, make and a Python package index; the first call builds .venv. One dependency of
+# reasoning-gym (pycosat) comes as source only, so the development install also needs a C compiler.
+#
+#   make demo    play, extract, score, consolidate, evaluate on a small model
+#   make test    ruff, pyright, pytest (the quick tests; `make test-slow` runs the others)
+#   make docs    write docs/cli.md from the commands' --help
+#   make clean   remove what builds, tests and the demo wrote; keeps .venv and your agentopcd-work
+#
+# On Linux the default build of torch carries CUDA and is several GB. Where a CPU build is enough, name an
+# index that has one: `make test TORCH_INDEX=<address of an index with CPU builds of torch>`.
+# Another interpreter: `make test PYTHON=/path/to/python3.12`.
+
+SHELL := /bin/bash
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
+	if $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: demo test test-slow lint docs clean
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate_cli.py
+
+clean:
+	rm -rf build dist demo-work .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find agentopcd tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch goes first, alone and without its dependencies, so that TORCH_INDEX serves nothing else.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "agentopcd needs Python 3.11 or newer; none found. Install one, or pass PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,5 @@
+"""``python -m agentopcd``."""
+
+from agentopcd.cli import main
+
+main()

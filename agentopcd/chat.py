@@ -1,0 +1,180 @@
+"""Messages to token ids: the student's view and the teacher's view of one turn.
+
+Both views are rendered by the same chat template from the same messages; only the context may differ.
+The response is not rendered at all: its sampled ids are appended to either prompt (``method.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from agentopcd.errors import AlignmentError, ConfigError
+from agentopcd.types import EMPTY, Context, Message, Part
+
+TEMPLATE_VERSION = "1"
+"""Part of every setup hash: figures from different wordings are never pooled."""
+
+EXPERIENCE_FRAME = "Lessons from earlier attempts. They may be incomplete or wrong."
+"""Said before experience items, so that they are read as a guess and not as an order."""
+
+_PROBE = "agentopcd-probe"
+
+
+class Chat:
+    """One tokenizer and its chat template.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        template_args: passed to the template, such as ``{"enable_thinking": False}``.
+    """
+
+    def __init__(self, tokenizer: Any, template_args: dict[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template_args = dict(template_args or {})
+        self.special = tuple(sorted(set(tokenizer.all_special_tokens), key=len, reverse=True))
+        self.default_system = self._find_default_system()
+        self.header = self._find_header()
+
+    def render(self, messages: Sequence[Message], context: Context = EMPTY) -> tuple[int, ...]:
+        """Token ids of the prompt, generation header included, with ``context`` placed in it.
+
+        Raises:
+            ConfigError: the template takes no system message and the context wants one.
+        """
+        text = self.text(messages, context)
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def text(self, messages: Sequence[Message], context: Context = EMPTY) -> str:
+        """The prompt as text, as :meth:`render` tokenises it."""
+        clean = [Message(role=m["role"], content=self.neutral(m["content"])) for m in messages]
+        return self._apply(self._place(clean, context))
+
+    def views(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompt ids of the student (no context) and of the teacher (with it).
+
+        Raises:
+            AlignmentError: they do not end in the same generation header, so the first response
+                token would be predicted from different places.
+        """
+        student, teacher = self.render(messages), self.render(messages, context)
+        check_same_header(student, teacher, self.header)
+        return student, teacher
+
+    def reply_text(self, ids: Sequence[int]) -> str:
+        """A response as text, end and other special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def neutral(self, text: str) -> str:
+        """``text`` with the tokenizer's special strings broken, so that no text can open a chat role."""
+        for token in self.special:
+            if token in text:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _place(self, messages: list[Message], context: Context) -> list[Message]:
+        if not context.text:
+            return messages
+        text = self.neutral(framed(context))
+        if context.placement == "user":
+            first = next(i for i, m in enumerate(messages) if m["role"] == "user")
+            with_context = Message(role="user", content=f"{text}\n\n{messages[first]['content']}")
+            return [*messages[:first], with_context, *messages[first + 1 :]]
+        if messages[0]["role"] == "system":
+            before, rest = messages[0]["content"], messages[1:]
+        else:
+            before, rest = self.default_system, messages
+        return [Message(role="system", content=f"{before}\n\n{text}" if before else text), *rest]
+
+    def _apply(self, messages: Sequence[Message], *, header: bool = True) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=header, **self.template_args
+            )
+        except Exception as error:  # templates raise their own jinja errors
+            if messages[0]["role"] == "system":
+                raise ConfigError(
+                    f"this chat template takes no system message ({error}); place the context with --placement user"
+                ) from error
+            raise ConfigError(f"the chat template failed: {error}") from error
+
+    def _find_default_system(self) -> str:
+        """The system message the template adds when none is given, or ''.
+
+        Found by comparison: the prompt without a system message must be the prompt with a probe in
+        its place. A ``system`` context is appended to it, so that both views keep it.
+        """
+        user = Message(role="user", content="hello")
+        without = self._apply([user])
+        try:
+            probed = self._apply([Message(role="system", content=_PROBE), user])
+        except ConfigError:
+            return ""
+        before, found, after = probed.partition(_PROBE)
+        if not found or not (without.startswith(before) and without.endswith(after)):
+            return ""
+        return without[len(before) : len(without) - len(after)] if len(without) >= len(before) + len(after) else ""
+
+    def _find_header(self) -> tuple[int, ...]:
+        """Token ids that open the model's reply."""
+        user = [Message(role="user", content="hello")]
+        bare, full = self._apply(user, header=False), self._apply(user)
+        if not full.startswith(bare):
+            return ()
+        return tuple(self.tokenizer(full[len(bare) :], add_special_tokens=False)["input_ids"])
+
+
+def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Sequence[int]) -> None:
+    """Both prompts end in the same generation header (at least in the same token), or ``AlignmentError``."""
+    n = max(1, len(header))
+    if tuple(student[-n:]) != tuple(teacher[-n:]) or (header and tuple(student[-n:]) != tuple(header)):
+        raise AlignmentError(
+            f"student prompt ends in {list(student[-n:])}, teacher prompt in {list(teacher[-n:])}, the template "
+            f"opens replies with {list(header)}; only the context may differ between the two"
+        )
+
+
+def framed(context: Context) -> str:
+    """The context as a model is shown it: experience items under one line that says what they are."""
+    return f"{EXPERIENCE_FRAME}\n{context.text}" if context.lines else context.text
+
+
+def after_thinking(reply: str) -> str:
+    """The reply without its thinking block (everything up to the last ``</think>``)."""
+    return reply.rpartition("</think>")[2].strip()
+
+
+def shown(parts: Sequence[Part], kinds: Sequence[str] | None = None) -> str:
+    """Join the texts of ``parts`` (of the given kinds) by blank lines."""
+    return "\n\n".join(text for kind, text in parts if text and (kinds is None or kind in kinds))
+
+
+def turn_messages(history: str, past: Sequence[tuple[Sequence[Part], str]], parts: Sequence[Part]) -> list[Message]:
+    """The prompt of one turn, without any context.
+
+    Args:
+        history: ``transcript`` is a fresh user message per turn with the game's log so far (the form
+            of the paper); ``chat`` is a growing conversation.
+        past: earlier turns as ``(parts shown, what the model did)``.
+        parts: the new observation.
+
+    Raises:
+        ConfigError: an unknown ``history``.
+    """
+    if history == "chat":
+        messages: list[Message] = []
+        for seen, did in past:
+            messages += [Message(role="user", content=shown(seen)), Message(role="assistant", content=did)]
+        return [*messages, Message(role="user", content=shown(parts))]
+    if history != "transcript":
+        raise ConfigError(f"history is {history!r}; wanted 'transcript' or 'chat'")
+    if not past:
+        return [Message(role="user", content=shown(parts))]
+    log = [shown(past[0][0], ["rules"])]
+    for number, (seen, did) in enumerate(past, start=1):
+        log += [shown(seen, ["feedback"]), f"Turn {number}:", shown(seen, ["state"]), f"You answered: {did}"]
+    log += [shown(parts, ["rules", "feedback"]), f"Turn {len(past) + 1}:", shown(parts, ["state", "actions"])]
+    return [Message(role="user", content="\n\n".join(text for text in log if text))]

@@ -1,0 +1,277 @@
+"""``agentopcd envs``: look at environments, check one, play one by hand, cut one into splits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="envs", help="Look at environments, check them, play them by hand.", no_args_is_help=True
+)
+
+Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID, …")]
+EnvArgs = Annotated[
+    list[str] | None,
+    typer.Option("--env-arg", metavar="NAME=VALUE", help="Argument of the environment; repeat as needed."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the environments that have a name.
+
+    Example: agentopcd envs list
+    """
+    from agentopcd.envs import list_envs
+
+    specs = list_envs()
+    if as_json:
+        _print_json([_facts(spec) for spec in specs])
+        return
+    width = max(len(spec.id) for spec in specs)
+    for spec in specs:
+        problem = _plugin_problem(spec)
+        typer.echo(f"{spec.id:<{width}}  {problem or spec.summary or spec.entry_point}")
+    typer.echo("Next: agentopcd envs show NAME, or agentopcd envs try NAME")
+
+
+def _plugin_problem(spec: Any) -> str | None:
+    """Return one line about a plugin that does not import; the package's own are trusted."""
+    from agentopcd.envs import get_spec
+    from agentopcd.errors import AgentOpcdError
+
+    if spec.summary or not isinstance(spec.entry_point, str):
+        return None
+    try:
+        get_spec(spec.id)
+    except AgentOpcdError as error:
+        return f"warning: {error}"
+    return None
+
+
+def _facts(spec: Any) -> dict[str, Any]:
+    entry = spec.entry_point
+    where = entry if isinstance(entry, str) else f"{entry.__module__}:{entry.__qualname__}"
+    return {
+        "id": spec.id,
+        "entry_point": where,
+        "kwargs": dict(spec.kwargs),
+        "max_steps": spec.step_limit,
+        "views": ["full", "hidden", "none", *(name for name in spec.views if name not in _BASIC)],
+        "history": spec.history,
+        "summary": spec.summary,
+    }
+
+
+_BASIC = ("full", "hidden", "none")
+
+
+@app.command()
+def show(ref: Ref, env_arg: EnvArgs = None, as_json: Json = False) -> None:
+    """Show one environment's card, settings and first observation.
+
+    Example: agentopcd envs show sokoban
+    """
+    import inspect
+
+    from agentopcd.envs import apply_view, get_spec, join_parts, make, parse_env_args, parts_of, task_key
+
+    spec = get_spec(ref)
+    env = make(ref, **parse_env_args(env_arg or []))
+    obs, info = env.reset(seed=0)
+    card = inspect.getdoc(type(env.unwrapped)) or ""
+    env.close()
+    facts = {**_facts(spec), "card": card, "task_key": task_key(obs, info)}
+    if as_json:
+        _print_json({**facts, "observation": obs})
+        return
+    for name in ("id", "entry_point", "kwargs", "max_steps", "views", "history"):
+        typer.echo(f"{name:<12} {facts[name]}")
+    typer.echo(f"\n{card}\n\nFirst observation of seed 0, as a model sees it by default:\n")
+    typer.echo(join_parts(apply_view(parts_of(obs, info), spec.view())))
+    typer.echo(f"\nNext: agentopcd envs try {ref}")
+
+
+@app.command()
+def check(
+    ref: Ref,
+    env_arg: EnvArgs = None,
+    n: Annotated[int, typer.Option("--seeds", help="Seeds to look at.", min=2)] = 32,
+    as_json: Json = False,
+) -> None:
+    """Check that an environment keeps the contract; exit code 1 if it does not.
+
+    Example: agentopcd envs check guess.py:Guess
+    """
+    import dataclasses
+    from functools import partial
+
+    from agentopcd.envs import check_env, make, parse_env_args
+
+    report = check_env(partial(make, ref, **parse_env_args(env_arg or [])), n)
+    if as_json:
+        _print_json({**dataclasses.asdict(report), "ok": report.ok})
+    else:
+        for kind, lines in (("error", report.errors), ("warning", report.warnings)):
+            for line in lines:
+                typer.echo(f"{kind}: {line}")
+        verdict = "ok" if report.ok else f"{len(report.errors)} errors"
+        typer.echo(
+            f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds;"
+            f" random replies won {report.random_success:.1%}"
+        )
+        typer.echo(f"Next: agentopcd play --env {ref}" if report.ok else "Next: mend the errors and check again")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command("try")
+def try_(
+    ref: Ref,
+    seed: Annotated[int, typer.Option(help="Which start state.", min=0)] = 0,
+    rules: Annotated[str | None, typer.Option(help="full, hidden or none, or a view of the environment.")] = None,
+    env_arg: EnvArgs = None,
+    max_steps: Annotated[int | None, typer.Option(help="Replies before it is cut off.", min=1)] = None,
+    random: Annotated[bool, typer.Option("--random", help="Let random moves play.")] = False,
+    solve: Annotated[bool, typer.Option("--solve", help="Let the known solution play.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per step.")] = False,
+) -> None:
+    """Play by hand and see exactly what a model would see; q or end of input quits.
+
+    Example: printf 'right\\nright\\ndown\\ndown\\n' | agentopcd envs try frozen-lake --seed 0
+    """
+    from agentopcd.envs import apply_view, get_spec, join_parts, make, parse_env_args, parts_of, task_key
+    from agentopcd.envs.views import succeeded
+    from agentopcd.errors import ConfigError
+
+    if random and solve:
+        raise ConfigError("--random and --solve exclude each other; choose one")
+    spec = get_spec(ref)
+    view = spec.view(rules)
+    env = make(ref, max_steps=max_steps, **parse_env_args(env_arg or []))
+    obs, info = env.reset(seed=seed)
+    key = task_key(obs, info)
+    say: Callable[[Any], None] = _print_line if as_json else lambda facts: typer.echo(f"{facts['text']}\n")
+    say({"text": join_parts(apply_view(parts_of(obs, info), view)), "task_key": key})
+    replies = _replies(env, info, spec.play_format, random, solve, seed)
+    steps, total, state = 0, 0.0, "stopped"
+    for reply in replies:
+        obs, reward, terminated, truncated, info = env.step(reply)
+        steps, total = steps + 1, total + float(reward)
+        text = join_parts(apply_view(parts_of(obs, info), view))
+        say({"text": text, "reply": reply, "reward": float(reward), "invalid": bool(info.get("invalid"))})
+        if terminated or truncated:
+            won = succeeded(reward, bool(terminated), info, spec.success_at)
+            state = "success" if won else "failed" if terminated else "out of steps"
+            break
+    env.close()
+    result = {"result": state, "steps": steps, "reward": total, "task_key": key}
+    if as_json:
+        _print_line(result)
+    else:
+        typer.echo(f"{state} after {steps} steps, reward {total:g}, task {key}")
+
+
+def _replies(
+    env: Any, info: Any, play_format: str, random: bool, solve: bool, seed: int
+) -> Iterator[str]:
+    """Yield replies: the known solution, random moves, or what a person types."""
+    from agentopcd.errors import EnvError
+
+    if solve:
+        known = getattr(env.unwrapped, "solution", lambda: None)()
+        if known is None:
+            raise EnvError("no solution is known for this task; play it without --solve")
+        yield from known
+    elif random:
+        moves = info.get("legal_actions")
+        if not moves:
+            raise EnvError("this environment lists no moves; play it without --random")
+        from random import Random
+
+        rng = Random(seed)
+        while True:
+            yield rng.choice(moves)
+    else:
+        yield from _typed(play_format)
+
+
+def _typed(play_format: str) -> Iterator[str]:
+    """Yield each typed line as a reply; a line that already has brackets is left alone."""
+    import sys
+
+    while True:
+        if sys.stdin.isatty():
+            typer.echo("> ", nl=False, err=True)
+        line = sys.stdin.readline()
+        if not line or line.strip() == "q":
+            return
+        text = line.rstrip("\n")
+        yield text if "[" in text else play_format.replace("{}", text)
+
+
+@app.command()
+def splits(
+    ref: Ref,
+    env_arg: EnvArgs = None,
+    seeds: Annotated[int | None, typer.Option(help="Look at seeds 0 to N - 1.", min=1)] = None,
+    salt: Annotated[str, typer.Option(help="Another salt puts tasks into other splits.")] = "0",
+    test: Annotated[int | None, typer.Option(help="Tasks in test.", min=0)] = None,
+    confirm: Annotated[int | None, typer.Option(help="Tasks in confirm.", min=0)] = None,
+    select: Annotated[int | None, typer.Option(help="Tasks in select.", min=0)] = None,
+    extract: Annotated[int | None, typer.Option(help="Tasks in extract.", min=0)] = None,
+    train: Annotated[int | None, typer.Option(help="Tasks in train; the rest by default.", min=0)] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the manifest here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Cut an environment's tasks into splits that share no task.
+
+    Example: agentopcd envs splits sokoban --seeds 4000 --select 300 --confirm 256 --test 500 -o splits.json
+    """
+    from agentopcd.envs import build_splits, parse_env_args
+
+    named = {"test": test, "confirm": confirm, "select": select, "extract": extract, "train": train}
+    sizes = {name: size for name, size in named.items() if size is not None}
+    kwargs = parse_env_args(env_arg or [])
+    manifest = build_splits(ref, kwargs, seeds=seeds, salt=salt, sizes=sizes or None)
+    if out is not None:
+        manifest.save(out)
+    if as_json:
+        typer.echo(manifest.to_json(), nl=False)
+        return
+    _print_splits(manifest)
+    typer.echo(f"Next: agentopcd play --env {ref}" if out is None else f"wrote {out}")
+
+
+def _print_splits(manifest: Any) -> None:
+    from agentopcd.envs.floors import solvable_share
+    from agentopcd.envs.splits import MIN_DISTINCT
+
+    low, high = manifest.seeds
+    typer.echo(f"{manifest.env}: {manifest.distinct} distinct tasks in seeds {low} to {high - 1}")
+    for name, tasks in manifest.splits.items():
+        share = solvable_share(manifest.env, manifest.kwargs, tasks)
+        known = "" if share is None else f", {share:.1%} can be won within the step limit"
+        few = " (few: expect wide intervals)" if 0 < len(tasks) < MIN_DISTINCT else ""
+        typer.echo(f"  {name:<8} {len(tasks):>5} tasks{known}{few}")
+    if manifest.shared:
+        typer.echo(
+            f"Fewer than {MIN_DISTINCT} tasks: every split is all of them, and no result says anything about"
+            " unseen tasks. frozen-lake-4x4 has enough boards to hold some out."
+        )
+    elif manifest.protocol == "paper":
+        count, share = manifest.overlap()
+        typer.echo(f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def _print_line(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))

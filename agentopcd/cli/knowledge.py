@@ -1,0 +1,269 @@
+"""``agentopcd knowledge``: look at the store, take things out of it, put things in."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from agentopcd.knowledge import Store
+
+app = typer.Typer(help="Look after what was learned: items, contexts, refs, episodes.", no_args_is_help=True)
+
+Work = Annotated[
+    Path, typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; the store is its store.db.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+WORK = Path("agentopcd-work")
+
+
+class What(StrEnum):
+    """What can be listed."""
+
+    items = "items"
+    contexts = "contexts"
+    refs = "refs"
+    episodes = "episodes"
+
+
+class Status(StrEnum):
+    """What can have been decided about an item."""
+
+    pending = "pending"
+    active = "active"
+    pinned = "pinned"
+    retired = "retired"
+
+
+def open_store(work: Path, *, create: bool = False) -> Store:
+    """The store of a workspace.
+
+    Raises:
+        StoreError: there is none, or it cannot be used.
+    """
+    from agentopcd.knowledge import Store
+
+    return Store.open(work / "store.db", create=create)
+
+
+def _print(rows: list[dict[str, Any]], lines: list[str], as_json: bool, after: str) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        return
+    for line in lines:
+        typer.echo(line)
+    typer.echo(after)
+
+
+@app.command("list", epilog="Example: agentopcd knowledge list items --status pending")
+def list_(
+    what: Annotated[What, typer.Argument(help="items, contexts, refs or episodes.")] = What.items,
+    status: Annotated[Status | None, typer.Option(help="Items only: of this status.")] = None,
+    env: Annotated[str | None, typer.Option(help="Only of this environment.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest.")] = 50,
+    work: Work = WORK,
+    as_json: AsJson = False,
+) -> None:
+    """List what the store holds.
+
+    Example: agentopcd knowledge list items --status pending
+    """
+    from agentopcd.knowledge import views
+
+    with open_store(work) as store:
+        match what:
+            case What.items:
+                rows = views.item_rows(store, status.value if status else None, env)
+            case What.contexts:
+                rows = views.context_rows(store, env)
+            case What.refs:
+                rows = views.ref_rows(store, env)
+            case What.episodes:
+                rows = views.episode_rows(store, env)
+    total = len(rows)
+    rows = rows[-limit:]
+    after = f"{total} {what.value}" + (f", the newest {limit} shown" if total > limit else "")
+    if not total:
+        after += (
+            "; agentopcd play fills the store"
+            if what is not What.refs
+            else "; contexts get names as they are made"
+        )
+    else:
+        after += "; agentopcd knowledge show ID shows one in full"
+    _print(rows, [views.line(what.value, row) for row in rows], as_json, after)
+
+
+@app.command(epilog="Example: agentopcd knowledge show sokoban/best")
+def show(
+    name: Annotated[
+        str,
+        typer.Argument(metavar="ID", help="Item or context id (4 digits or more), ref, or episode number."),
+    ],
+    work: Work = WORK,
+    as_json: AsJson = False,
+) -> None:
+    """Show one item, context or episode in full, with its origin and its scores.
+
+    Example: agentopcd knowledge show sokoban/best
+    """
+    from agentopcd.knowledge import views
+
+    with open_store(work) as store:
+        found = views.describe(store, name)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(views.text(found))
+
+
+@app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")
+def export(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[REF]", help="Context to export: a ref or an id.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Export the whole store.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .jsonl keeps origin and history, .txt or .md is text alone. Default: print JSON lines.",
+        ),
+    ] = None,
+    episodes: Annotated[
+        bool, typer.Option("--episodes", help="With --all: also episodes and transcripts.")
+    ] = False,
+    work: Work = WORK,
+) -> None:
+    """Write a context, or the whole store, to a file.
+
+    Example: agentopcd knowledge export sokoban/best -o best.txt
+    """
+    from agentopcd.errors import ConfigError
+    from agentopcd.knowledge.exchange import dump, export_text, to_jsonl
+
+    if (name is None) is not everything:
+        raise ConfigError("give either a REF to export or --all")
+    if episodes and not everything:
+        raise ConfigError(
+            "--episodes goes with --all: a single context travels without the games it has played"
+        )
+    as_text = output is not None and output.suffix in (".txt", ".md")
+    if as_text and name is None:
+        raise ConfigError("the whole store does not fit into a text file; use a name that ends in .jsonl")
+    with open_store(work) as store:
+        context_id = store.resolve(name) if name is not None else None
+        if context_id is not None and as_text:
+            pieces = iter([export_text(store, context_id)])
+        else:
+            pieces = to_jsonl(dump(store, None if context_id is None else [context_id], episodes=episodes))
+        if output is None:
+            for piece in pieces:
+                typer.echo(piece, nl=False)
+            return
+        with output.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(pieces)
+    typer.echo(f"wrote {output}; agentopcd knowledge import {output} --work OTHER takes it in elsewhere")
+
+
+@app.command("import", epilog="Example: agentopcd knowledge import rules.txt --as sokoban/mine")
+def import_(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An export (.jsonl), or text: items or free text.")
+    ],
+    ref: Annotated[
+        str | None, typer.Option("--as", help="Text only: name the context with this ref.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="JSON lines only: put before every imported ref.")] = "",
+    placement: Annotated[
+        str, typer.Option(help="Text only: where it is shown, 'user' or 'system'.")
+    ] = "user",
+    gate: Annotated[
+        str, typer.Option(help="JSON lines only: 'review' makes items pending, 'keep' keeps their status.")
+    ] = "review",
+    work: Work = WORK,
+    as_json: AsJson = False,
+) -> None:
+    """Take in an export of another store, or a text file.
+
+    Example: agentopcd knowledge import rules.txt --as sokoban/mine
+    """
+    from agentopcd.errors import ConfigError, did_you_mean
+
+    if placement not in ("user", "system"):
+        raise ConfigError(f"unknown placement {placement!r}{did_you_mean(placement, ('user', 'system'))}")
+    is_export = file.suffix == ".jsonl"
+    if ref and is_export:
+        raise ConfigError("--as names the context of a text file; use --prefix for the refs of an export")
+    try:
+        text = file.read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {file} as text: {error}") from error
+    with open_store(work, create=True) as store:
+        result = _import(store, file, text, ref, prefix, placement, gate)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    typer.echo(", ".join(f"{value} {key}" for key, value in result.items() if value) or "nothing new")
+    typer.echo("imported items are pending; agentopcd knowledge list items --status pending shows them")
+
+
+def _import(
+    store: Store, file: Path, text: str, ref: str | None, prefix: str, placement: str, gate: str
+) -> dict[str, Any]:
+    """Run the import inside a run of its own, so that the store says what happened."""
+    from agentopcd.knowledge.exchange import from_jsonl, import_text, load
+
+    run_id = store.start(
+        "import", {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}, 0
+    )
+    try:
+        if file.suffix == ".jsonl":
+            lines = text.split("\n")  # not splitlines: JSON strings may hold other line ends
+            result: dict[str, Any] = load(store, from_jsonl(lines), prefix, gate=gate)
+        else:
+            place = "system" if placement == "system" else "user"
+            found = import_text(store, text, run_id=run_id, placement=place, ref=ref)
+            result = {
+                "context": found.context_id,
+                "items": found.items,
+                "changed by sanitising": found.changed,
+            }
+    except BaseException:
+        store.finish(run_id, status="failed")
+        raise
+    store.finish(run_id, result)
+    return result
+
+
+@app.command(epilog="Example: agentopcd knowledge move sokoban/best sokoban/pool/00/03")
+def move(
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="The name to point somewhere, for example sokoban/best.")
+    ],
+    context: Annotated[str, typer.Argument(metavar="CONTEXT", help="A ref, an id, or 'empty'.")],
+    reason: Annotated[str | None, typer.Option(help="Why; kept in the log.")] = None,
+    expect: Annotated[
+        str | None, typer.Option(help="Only if REF is at this context now (a ref, an id, 'empty').")
+    ] = None,
+    work: Work = WORK,
+) -> None:
+    """Point a ref at a context: promote it, or roll back to an earlier one.
+
+    Example: agentopcd knowledge move sokoban/best sokoban/pool/00/03
+    """
+    from agentopcd.knowledge.store import ANY
+
+    with open_store(work) as store:
+        target = store.resolve(context)
+        before = store.refs(ref).get(ref)
+        store.move(ref, target, "person", reason, expect=store.resolve(expect) if expect else ANY)
+    was = (
+        f"was {before[:12]}; undo with: agentopcd knowledge move {ref} {before[:12]}" if before else "is new"
+    )
+    typer.echo(f"{ref} -> {target[:12]} ({was})")

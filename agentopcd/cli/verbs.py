@@ -1,0 +1,210 @@
+"""play, consolidate, evaluate, learn, and the two knowledge commands that need a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from agentopcd.cli.options import Call, configured, progress
+from agentopcd.config import (
+    ConfirmConfig,
+    ConsolidateConfig,
+    EvaluateConfig,
+    LearnConfig,
+    PlayConfig,
+    PlayerConfig,
+    ScoreConfig,
+)
+
+
+def add_to(app: typer.Typer, knowledge: typer.Typer) -> None:
+    """Put the commands where they belong."""
+    app.command("play")(configured(PlayConfig, play))
+    app.command("consolidate")(configured(ConsolidateConfig, consolidate))
+    app.command("evaluate")(configured(EvaluateConfig, evaluate))
+    app.command("learn")(configured(LearnConfig, learn))
+    knowledge.command("score")(configured(ScoreConfig, score))
+    knowledge.command("confirm")(configured(ConfirmConfig, confirm))
+
+
+def play(config: PlayConfig, call: Call) -> None:
+    """Play episodes, store every turn, and let the model extract experience items from them.
+
+    Example: agentopcd play --env sokoban --model smollm2-135m --episodes 16
+    """
+    with _open(config, call) as session:
+        if call.dry_run:
+            plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
+            if config.extract:
+                plan.append(f"{config.chains} chains of {config.chain_steps} extractions")
+            return _plan(session, call, plan)
+        from agentopcd.experience import gather
+
+        run_id = session.begin("play")
+        result = gather(session, config, run_id=run_id)
+        session.store.finish(run_id, result.to_dict())
+        call.show(result.to_dict())
+        call.say(f"run {run_id}: success {result.rate}, {len(result.items)} items, {result.flagged} flagged")
+        if config.extract and not result.items:
+            call.say(f"no item could be read from the extractor's {result.unparsed} replies")
+        elif config.extract:
+            call.say(f"next: agentopcd knowledge score --env {config.env}{_work(call)}")
+        else:
+            call.say(f"next: agentopcd knowledge list episodes{_work(call)}")
+
+
+def score(config: ScoreConfig, call: Call) -> None:
+    """Score candidate contexts on select tasks and confirm the winner, or value every item (--method subsets).
+
+    Example: agentopcd knowledge score --env frozen-lake-4x4 --candidates 8
+    """
+    with _open(config, call) as session:
+        if call.dry_run:
+            arms = "2 halves" if config.method == "subsets" else f"up to {config.candidates} contexts and none"
+            plan = [f"{arms} on {len(session.tasks('select', config.select_tasks))} select tasks"]
+            if config.method == "uniform" and config.confirm:
+                plan.append(f"the winner and none on {len(session.tasks('confirm', config.confirm_tasks))} confirm tasks")
+            return _plan(session, call, plan)
+        from agentopcd import experience
+
+        candidates = experience.pool(session, prefix=config.pool)
+        run_id = session.begin("score", pool=[c.id for c in candidates])
+        if config.method == "subsets":
+            values = experience.value_items(session, config, candidates, run_id=run_id)
+            session.store.finish(run_id, {"values": values})
+            call.show(values)
+            for row in values:
+                call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
+            call.say(f"next: agentopcd knowledge list items{_work(call)}")
+            return
+        ranking, outcome = experience.choose(session, config, candidates, run_id=run_id, gate=config.confirm)
+        result = {"best": ranking.best.context_id, "competed": ranking.competed,
+                  "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
+        session.store.finish(run_id, result)
+        call.show(result)
+        _say_gate(call, config.env, ranking.best.context_id, outcome)
+
+
+def confirm(config: ConfirmConfig, call: Call) -> None:
+    """Play one context and the empty one on confirm tasks; on a pass ENV/best moves to it.
+
+    Example: agentopcd knowledge confirm --context sokoban/pool/00/08 --env sokoban
+    """
+    with _open(config, call) as session:
+        if call.dry_run:
+            n = len(session.tasks("confirm", config.confirm_tasks))
+            return _plan(session, call, [f"2 contexts on {n} confirm tasks"])
+        from agentopcd.experience import confirm_one
+
+        context, _ = session.context(config.context)
+        run_id = session.begin("confirm", context_id=context.id)
+        outcome = confirm_one(session, context, config.confirm_tasks, run_id=run_id)
+        session.store.finish(run_id, {"confirmed": outcome.passed, "context": context.id})
+        call.show({"confirmed": outcome.passed, "context": context.id})
+        _say_gate(call, config.env, context.id, outcome)
+
+
+def consolidate(config: ConsolidateConfig, call: Call) -> None:
+    """Distil a context into the student's weights, and evaluate before and after on test tasks.
+
+    Example: agentopcd consolidate --env math --context prompt.txt --model smollm2-135m
+    """
+    with _open(config, call) as session:
+        if call.dry_run:
+            plan = [
+                f"{config.steps} steps of {config.batch_size} episodes",
+                f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
+                f"test: {len(session.tasks('test', config.test_tasks))} tasks, three arms",
+            ]
+            return _plan(session, call, plan)
+        from agentopcd.learn import distil, find_context
+
+        result = distil(session, config, find_context(session, config))
+        call.show(result.to_dict())
+        _say_distilled(call, result)
+        call.say(f"next: agentopcd evaluate --env {config.env}{_work(call)}")
+
+
+def evaluate(config: EvaluateConfig, call: Call) -> None:
+    """Compare base, in-context and student on the same test tasks, with intervals and floors.
+
+    Example: agentopcd evaluate --env math
+    """
+    with _open(config, call) as session:
+        if call.dry_run:
+            return _plan(session, call, [f"up to three arms on {len(session.tasks('test', config.test_tasks))} test tasks"])
+        from agentopcd.evaluate import lines
+        from agentopcd.learn import evaluate_student
+
+        result = evaluate_student(session, config)
+        call.show(result.to_dict())
+        for line in lines(result):
+            call.say(line)
+        call.say(f"next: agentopcd learn --env {config.env}{_work(call)}")
+
+
+def learn(config: LearnConfig, call: Call) -> None:
+    """The whole circle, round after round: play, extract, score, confirm, consolidate.
+
+    Example: agentopcd learn --env math --rounds 2 --model smollm2-135m
+    """
+    if call.dry_run:
+        with _open(config, call) as session:
+            plan = [
+                f"{config.rounds} rounds, each: {config.episodes} episodes, {config.chains} chains of {config.chain_steps}",
+                f"{config.candidates} candidates on {len(session.tasks('select', config.select_tasks))} select tasks",
+                f"winner and none on {len(session.tasks('confirm', config.confirm_tasks))} confirm tasks",
+                f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
+            ]
+            return _plan(session, call, plan)
+    from agentopcd.learn import learn as run
+    from agentopcd.runs import workspace
+
+    rounds = run(config, workspace(call.work), say=call.say, progress=progress)
+    call.show([one.to_dict() for one in rounds])
+    for one in rounds:
+        verdict = "consolidated" if one.distilled else "confirmed" if one.confirmed else "nothing confirmed"
+        call.say(f"round {one.number}: {verdict}")
+        if one.distilled:
+            _say_distilled(call, one.distilled)
+    call.say(f"next: agentopcd knowledge list refs{_work(call)}")
+
+
+def _open(config: PlayerConfig, call: Call) -> Any:
+    from agentopcd.runs import workspace
+    from agentopcd.session import Session
+
+    return Session(config, workspace(call.work), say=call.say, progress=progress)
+
+
+def _plan(session: Any, call: Call, steps: list[str]) -> None:
+    """What would be done, without doing it."""
+    name, why = session.model_name()
+    call.show({"settings": session.config.to_dict(), "plan": steps, "model": name})
+    call.say(f"model: {name} ({why})")
+    for step in steps:
+        call.say(f"plan: {step}")
+    call.say("dry run: nothing was played or trained; leave out --dry-run to start")
+
+
+def _say_gate(call: Call, env: str, context_id: str, outcome: Any) -> None:
+    if outcome is None:
+        call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} --env {env}{_work(call)}")
+    elif outcome.passed:
+        call.say(f"next: agentopcd consolidate --env {env}{_work(call)}")
+    else:
+        call.say("nothing beat the empty context on confirm tasks, so there is nothing to consolidate")
+        call.say(f"next: agentopcd play --env {env}{_work(call)}")
+
+
+def _say_distilled(call: Call, result: Any) -> None:
+    from agentopcd.evaluate import lines
+
+    for line in lines(result.evaluation) if result.evaluation else []:
+        call.say(line)
+    call.say(f"student: {result.folder} (best at step {result.best_step})")
+
+
+def _work(call: Call) -> str:
+    return f" --work {call.work}" if call.work else ""

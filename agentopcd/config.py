@@ -1,0 +1,341 @@
+"""Settings: one frozen dataclass per verb. TOML in, JSON out.
+
+The string under each field is its documentation, and the command line's help text. A contradiction
+fails here, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from agentopcd.errors import ConfigError, did_you_mean
+from agentopcd.types import Placement, Sampling
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What all settings share: made from TOML and flags, written as JSON."""
+
+    @classmethod
+    def load(cls, file: Path | None = None, **flags: Any) -> Self:
+        """Defaults, then the TOML ``file``, then the flags that were given (not ``None``).
+
+        Raises:
+            ConfigError: the file cannot be read, or a key is unknown.
+        """
+        values: dict[str, Any] = {}
+        if file is not None:
+            try:
+                values = tomllib.loads(Path(file).read_text())
+            except (OSError, tomllib.TOMLDecodeError) as error:
+                raise ConfigError(f"cannot read settings from {str(file)!r}: {error}") from error
+        values |= {name: value for name, value in flags.items() if value is not None}
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r} for {cls.__name__}{did_you_mean(name, known)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"{cls.__name__}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal settings give equal text."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
+        if getattr(self, name) not in known:
+            raise ConfigError(f"{name} is {getattr(self, name)!r}{did_you_mean(str(getattr(self, name)), known)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayerConfig(Config):
+    """Who plays what, and how replies are drawn. Every verb that plays takes these."""
+
+    env: str = ""
+    """Environment: a registered name, gym:ID, textarena:ID, rg:TASK, rows.jsonl, pkg.mod:Class or file.py:Class."""
+    env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Constructor argument of the environment as key=value (JSON value); repeat for more."""
+    rules: str = ""
+    """Named view of the environment's rules text, such as full, hidden or none; empty: the environment's own default."""
+    history: str = ""
+    """How earlier turns are shown: transcript (a fresh user message with the log) or chat; empty: the environment's own."""
+    max_steps: int = 0
+    """Replies per episode, invalid ones included; 0: the environment's own limit."""
+    model: str = ""
+    """Hub id, folder, .gguf file or built-in name; empty: the newest student for this environment, else smollm2-135m."""
+    temperature: float = 0.7
+    """Divides the logits when replies are drawn; 0 takes the likeliest token."""
+    top_p: float = 1.0
+    """Smallest set of tokens with this much mass; 1 keeps all."""
+    top_k: int = 0
+    """Keep only this many tokens; 0 keeps all."""
+    max_tokens: int = 128
+    """Longest reply, in tokens."""
+    seed: int = 0
+    """Seeds everything random: replies, task order, candidate chains."""
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Matrix products; auto takes bfloat16 where the machine has instructions for it. Weights stay float32."""
+    device: str = "auto"
+    """auto, cpu, cuda, ...: where the model lives."""
+    sample_batch: int = 32
+    """Sequences per generate call."""
+    splits: str = ""
+    """A manifest written by `agentopcd envs splits -o FILE`; empty: made once and kept in the workspace."""
+    template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Argument of the chat template as key=value, such as enable_thinking=false; repeat for more."""
+
+    def __post_init__(self) -> None:
+        if not self.env:
+            raise ConfigError("no environment given; add --env NAME (see `agentopcd envs list`)")
+        self._positive("max_tokens", "sample_batch")
+        self._one_of("compute", ("auto", "float32", "bfloat16"))
+        self._one_of("history", ("", "transcript", "chat"))
+        if self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k < 0 or self.max_steps < 0 or self.seed < 0:
+            raise ConfigError("top_k, max_steps and seed must be 0 or more")
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatherConfig(PlayerConfig):
+    """How experience is gathered."""
+
+    episodes: int = 64
+    """Episodes to play (per round), on tasks that this environment has not used for play yet."""
+    placement: Placement = "user"
+    """Where contexts are put: in the user message, or in the system message."""
+    chains: int = 4
+    """Accumulation chains: repetitions of extraction with other seeds; each leaves candidate contexts."""
+    chain_steps: int = 8
+    """Episodes a chain reads, spread over the episodes played; each one adds its items."""
+    show_earlier: bool = False
+    """Show the extractor what its chain already has, so that it need not repeat it; slower, and small models copy."""
+    budget_tokens: int = 1024
+    """Longest context, in tokens of the model; the oldest whole items fall off."""
+    extract_tokens: int = 96
+    """Longest reply of the extractor, in tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("episodes", "chains", "chain_steps", "budget_tokens", "extract_tokens")
+        self._one_of("placement", ("system", "user"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoringConfig(PlayerConfig):
+    """How a context is chosen."""
+
+    candidates: int = 8
+    """At most this many distinct contexts, the latest of each chain first."""
+    select_tasks: int = 64
+    """Select tasks per candidate (per pair of halves with subsets), and per evaluation while training."""
+    confirm_tasks: int = 256
+    """Confirm tasks the winner and the empty context play, at most what the split holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("candidates", "select_tasks", "confirm_tasks")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(PlayerConfig):
+    """How the student is trained."""
+
+    steps: int = 24
+    """Optimizer steps."""
+    batch_size: int = 32
+    """Episodes per optimizer step."""
+    micro_batch_size: int = 8
+    """Turns per forward pass; lower it when memory runs out. Does not change the result."""
+    learning_rate: float = 2e-5
+    """AdamW, constant. Small models want more than the paper's 1e-6 to 5e-6."""
+    weight_decay: float = 0.01
+    """Decoupled, on every parameter."""
+    clip_norm: float = 1.0
+    """Gradient norm is clipped to this; a step with a norm that is not finite is skipped."""
+    divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
+    """Form of the reverse KL; raw is the paper's."""
+    support: int = 256
+    """Tokens of the student's top-k support."""
+    loss_temperature: float = 0.0
+    """Divides both models' logits in the loss; 0: the rollout temperature."""
+    reduction: Literal["seq_mean", "token_mean"] = "seq_mean"
+    """seq_mean: every reply votes once (the paper); token_mean: every token does."""
+    cut_replies: Literal["keep", "drop"] = "keep"
+    """Train on replies that hit max_tokens, or leave them out."""
+    select_every: int = 8
+    """Steps between evaluations on select tasks; the best checkpoint is kept."""
+    select_tasks: int = 64
+    """Select tasks per evaluation."""
+    save_every: int = 8
+    """Steps between checkpoints to resume from."""
+    test_tasks: int = 256
+    """Test tasks of the evaluation before and after, at most what the split holds; 0: none."""
+    force: bool = False
+    """Distil although nothing was confirmed: take the best candidate, or the longest one if none was scored."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("steps", "batch_size", "micro_batch_size", "learning_rate", "clip_norm", "support")
+        self._positive("select_every", "select_tasks", "save_every")
+        self._one_of("divergence", ("tail", "full", "renorm", "raw", "stopgrad"))
+        self._one_of("reduction", ("seq_mean", "token_mean"))
+        self._one_of("cut_replies", ("keep", "drop"))
+        if self.top_p != 1 or self.top_k != 0 or self.temperature == 0:
+            raise ConfigError(
+                f"rollouts for the loss need temperature above 0, top_p 1 and top_k 0 (got {self.temperature}, "
+                f"{self.top_p}, {self.top_k}); otherwise the replies are not samples of the student"
+            )
+        if self.loss_temperature < 0 or self.weight_decay < 0 or self.test_tasks < 0:
+            raise ConfigError("loss_temperature, weight_decay and test_tasks must be 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlayConfig(GatherConfig):
+    """`agentopcd play`: play episodes, store them, extract items."""
+
+    split: Literal["extract", "train"] = "extract"
+    """Split to play on. Items may only come from extract; play train with --no-extract."""
+    extract: bool = True
+    """Let the model write experience items from the finished episodes."""
+    context: str = ""
+    """Play with this context in the prompt (a ref such as ENV/best, an id, or a text file); empty: without."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of("split", ("extract", "train"))
+        if self.extract and self.split != "extract":
+            raise ConfigError(f"items may only come from the extract split, not {self.split}; add --no-extract")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScoreConfig(ScoringConfig):
+    """`agentopcd knowledge score`: which context is worth distilling, or what each item is worth."""
+
+    pool: str = ""
+    """Prefix of the candidate refs; empty: ENV/pool/ of this environment."""
+    method: Literal["uniform", "subsets"] = "uniform"
+    """uniform: whole contexts on the same select tasks; subsets: a value for every item, from random halves."""
+    confirm: bool = True
+    """Confirm the winner (uniform only); without, only the ranking is made."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of("method", ("uniform", "subsets"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConfirmConfig(PlayerConfig):
+    """`agentopcd knowledge confirm`: one context against the empty one on fresh tasks."""
+
+    context: str = ""
+    """Ref or id of the context to confirm."""
+    confirm_tasks: int = 256
+    """Confirm tasks each of the two plays, at most what the split holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("confirm_tasks")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConsolidateConfig(TrainConfig):
+    """`agentopcd consolidate`: distil a context into the student's weights (arXiv:2602.12275, Algorithm 1)."""
+
+    context: str = ""
+    """Ref or id in the store, or a text file; empty: ENV/best, the confirmed context."""
+    placement: Placement = "user"
+    """Where a context from a file is put: in the user message, or in the system message."""
+    teacher: str = ""
+    """Model that scores with the context; empty: a frozen copy of the student."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._one_of("placement", ("system", "user"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(PlayerConfig):
+    """`agentopcd evaluate`: base, in-context and student on the same test tasks."""
+
+    student: str = ""
+    """Student to compare; empty: the newest consolidated student of this environment."""
+    context: str = ""
+    """Context of the in-context arm (ref, id or file); empty: what the student was distilled from, else ENV/best."""
+    placement: Placement = "user"
+    """Where a context from a file is put: in the user message, or in the system message."""
+    test_tasks: int = 256
+    """Test tasks, at most what the split holds."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("test_tasks")
+        self._one_of("placement", ("system", "user"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LearnConfig(GatherConfig, ScoringConfig, TrainConfig):
+    """`agentopcd learn`: rounds of play, extract, score and consolidate."""
+
+    rounds: int = 1
+    """Rounds; each starts from the last student."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("rounds")
+
+
+def pick(config: Config, wanted: type[C], **changes: Any) -> C:
+    """The settings of another verb, taken from ``config`` where the names are the same."""
+    names = {field.name for field in dataclasses.fields(wanted)}
+    shared = {name: value for name, value in config.to_dict().items() if name in names}
+    return wanted(**shared | changes)
+
+
+def field_docs(config: type[Config]) -> dict[str, str]:
+    """The string under each field of a settings class and its bases."""
+    docs: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if dataclasses.is_dataclass(cls):
+            docs |= _own_docs(cls)
+    return docs
+
+
+@functools.cache
+def _own_docs(cls: type) -> Mapping[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if is_field and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            docs[field.target.id] = inspect.cleandoc(str(text.value.value))
+    return docs

@@ -1,0 +1,299 @@
+"""THE LOOP: on-policy context distillation, one file, read from top to bottom (arXiv:2602.12275, Algorithm 1).
+
+Each step:
+
+1. the student plays ``batch_size`` train tasks **without** the context;
+2. the frozen teacher, **with** the context in its prompt, scores the very token ids the student sampled;
+3. the student minimises the reverse KL to it on those tokens, and takes one optimizer step.
+
+``losses.py`` holds the formulas, ``teacher.py`` the positions, ``chat.py`` the prompts, ``rollouts.py`` the games.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from agentopcd import losses, models
+from agentopcd.chat import Chat
+from agentopcd.config import ConsolidateConfig
+from agentopcd.errors import AlignmentError, ConfigError
+from agentopcd.measures import StepMeter, rollout_measures
+from agentopcd.rollouts import Player
+from agentopcd.runs import Run, console_line
+from agentopcd.stats import Rate
+from agentopcd.teacher import FrozenTeacher, Sample, response_logits
+from agentopcd.types import Context, Episode, Job, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Consolidated:
+    """What a run of the loop leaves."""
+
+    folder: Path
+    """The best checkpoint, an ordinary Hugging Face folder."""
+    model_id: str
+    best_step: int
+    select: dict[int, Rate]
+    """Success on select tasks by step, without the context; step 0 is the student before training."""
+
+
+def consolidate(
+    config: ConsolidateConfig,
+    *,
+    student: models.LoadedModel,
+    teacher: FrozenTeacher,
+    context: Context,
+    player: Player,
+    train: Sequence[Task],
+    select: Sequence[Task],
+    run: Run,
+    compute: torch.dtype,
+    say: Callable[[str], None] = print,
+) -> Consolidated:
+    """Distil ``context`` into ``student``, in place, and save the best checkpoint as ``run.folder/student``.
+
+    A run that was killed goes on from its last checkpoint and ends bit-equal to an uninterrupted one
+    (transformers engine, same thread count): every random choice is a function of seed, step and task.
+
+    Args:
+        player: plays with the student's weights as they change, and never shows it the context.
+        train: tasks to roll out on.
+        select: tasks the checkpoint is chosen on; disjoint from ``train``.
+
+    Raises:
+        ConfigError: an empty context, or no tasks.
+        AlignmentError: the two prompts of a turn differ in more than the context.
+    """
+    if not context.text:
+        raise ConfigError("the context is empty, so the teacher has nothing to teach; name one with --context")
+    if not train or not select:
+        raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
+    device = next(student.model.parameters()).device
+    accelerator = Accelerator(
+        mixed_precision="bf16" if compute == torch.bfloat16 else "no", cpu=device.type == "cpu"
+    )
+    if accelerator.num_processes > 1:
+        raise ConfigError(f"{accelerator.num_processes} processes; consolidation runs in one process for now")
+    student.model.requires_grad_(True).eval()  # eval: dropout off in both models' passes
+    check_float32(student.model)
+    optimizer = torch.optim.AdamW(
+        student.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+    )
+    model, optimizer = accelerator.prepare(student.model, optimizer)
+
+    state = run.load(student.model, optimizer)
+    if state is None:
+        state = {"step": 0, "best_step": 0, "select": {}}
+        state["select"]["0"] = success_on(player, select)
+        run.rewind(-1)
+        run.log({"step": 0, "loss/definition": definition(config, teacher, context, player)} | select_record(state, 0))
+        say(f"before training: {rate_of(state, 0)} on {len(select)} select tasks, without the context")
+    else:
+        run.rewind(state["step"])
+        say(f"resumed after step {state['step']}")
+
+    temperature = config.loss_temperature or config.temperature
+    skipped = 0
+    for step in range(state["step"] + 1, config.steps + 1):
+        clock = Clock()
+
+        # 1. The student plays without the context.
+        noise = dataclasses.replace(player, seed=step_seed(config.seed, step))
+        episodes = list(noise.play([Job(task) for task in draw(train, step, config)]))
+        episodes.sort(key=lambda e: (e.task, e.rep))  # they finish in any order; the sum should not
+        samples, dropped = samples_of(episodes, player.chat, context, config.cut_replies)
+        clock.lap("rollout")
+
+        # 2. + 3. The teacher scores the same tokens with the context; the student learns from it.
+        meter = StepMeter(temperature, config.temperature)
+        weights = losses.token_weights([s.num_tokens for s in samples], config.reduction)
+        for chunk, chunk_weights in micro_batches(samples, weights, config.micro_batch_size):
+            teacher_NV = teacher.score(chunk)
+            clock.lap("teacher")
+            student_NV = response_logits(
+                model, [(s.student_ids, s.response_ids) for s in chunk], student.tokenizer.pad_token_id
+            )
+            token = losses.divergence(
+                student_NV, teacher_NV, form=config.divergence, k=config.support, temperature=temperature
+            )
+            # The weights hold for the whole step, so how it is split into micro-batches changes nothing.
+            accelerator.backward(losses.weighted_sum(token.loss_N, chunk_weights))
+            meter.add(chunk, student_NV, teacher_NV, token)
+            clock.lap("update")
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm))
+        ok = norm == norm and norm != float("inf") and bool(samples)
+        if ok:
+            optimizer.step()
+        else:
+            skipped += 1
+        optimizer.zero_grad(set_to_none=True)
+        clock.lap("update")
+
+        record: dict[str, Any] = {
+            "step": step, "loss/name": loss_name(config),
+            **(meter.result() if samples else {"loss/value_nats": 0.0}),
+            **rollout_measures(episodes, samples, dropped),
+            "train/grad_norm": norm, "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
+            "train/skipped_total": skipped, "train/learning_rate": config.learning_rate,
+            "teacher/context_tokens": player.chat.count_tokens(context.text), **clock.times(),
+        }  # fmt: skip
+        state["step"] = step
+        if step % config.select_every == 0 or step == config.steps:
+            state["select"][str(step)] = success_on(player, select)
+            if better(state, step):
+                state["best_step"] = step
+                models.save_model(
+                    student, run.folder / "best", parent_id=student.id, facts={"step": step, "context": context.id}
+                )
+            record |= select_record(state, step)
+        run.log(record)
+        say(console_line(record, config.steps, clock.total_s * (config.steps - step)))
+        if str(step) in state["select"]:
+            say(f"         select {rate_of(state, step)}, best at step {state['best_step']}")
+        if step % config.save_every == 0 and step < config.steps:
+            run.save(student.model, optimizer, state)
+
+    teacher.assert_unchanged()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    folder = run.folder / "student"
+    if (run.folder / "best").is_dir():  # absent when a kill came right after this line
+        shutil.rmtree(folder, ignore_errors=True)
+        (run.folder / "best").rename(folder)
+    return Consolidated(
+        folder=folder,
+        model_id=models.fingerprint(folder),
+        best_step=state["best_step"],
+        select={int(at): Rate(*rate) for at, rate in state["select"].items()},
+    )
+
+
+def samples_of(
+    episodes: Iterable[Episode], chat: Chat, context: Context, cut_replies: str
+) -> tuple[list[Sample], int]:
+    """One sample per turn, and how many were left out: empty responses and, on request, cut ones.
+
+    Raises:
+        AlignmentError: the student's prompt is not the one that was really answered.
+    """
+    samples, dropped = [], 0
+    for episode in episodes:
+        for index, turn in enumerate(episode.turns if episode.stop_reason != "env_error" else ()):
+            if not turn.response_ids or (cut_replies == "drop" and turn.finish_reason == "length"):
+                dropped += 1
+                continue
+            student_ids, teacher_ids = chat.views(turn.messages, context)
+            if student_ids != turn.prompt_ids:
+                raise AlignmentError(
+                    f"turn {index} of task {episode.task.key} was answered to another prompt "
+                    f"({len(turn.prompt_ids)} tokens, rendered again {len(student_ids)})"
+                )
+            samples.append(
+                Sample(
+                    student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
+                    logprobs=turn.logprobs, turn=index,
+                )
+            )  # fmt: skip
+    return samples, dropped
+
+
+def micro_batches(
+    samples: Sequence[Sample], weights: Sequence[float], size: int
+) -> Iterable[tuple[list[Sample], torch.Tensor]]:
+    """Samples of similar length together, each with the weights of its tokens ``[N]``."""
+    order = sorted(range(len(samples)), key=lambda i: len(samples[i].student_ids) + samples[i].num_tokens)
+    for start in range(0, len(order), size):
+        chunk = order[start : start + size]
+        tokens = [weights[i] for i in chunk for _ in samples[i].response_ids]
+        yield [samples[i] for i in chunk], torch.tensor(tokens)
+
+
+def draw(train: Sequence[Task], step: int, config: ConsolidateConfig) -> list[Task]:
+    """The tasks of one step: every task once per epoch, in an order seeded by epoch."""
+    picked = []
+    for place in range((step - 1) * config.batch_size, step * config.batch_size):
+        epoch, index = divmod(place, len(train))
+        order = list(range(len(train)))
+        random.Random(f"{config.seed}:{epoch}").shuffle(order)
+        picked.append(train[order[index]])
+    return picked
+
+
+def step_seed(seed: int, step: int) -> int:
+    """A task that comes again in another step gets other noise."""
+    return seed * 1_000_003 + step
+
+
+def success_on(player: Player, tasks: Sequence[Task]) -> list[int]:
+    """``[wins, n]`` of the student without the context; broken episodes do not count."""
+    scored = [e.success for e in player.play([Job(task) for task in tasks]) if e.stop_reason != "env_error"]
+    return [sum(scored), len(scored)]
+
+
+def better(state: dict[str, Any], step: int) -> bool:
+    """Whether this evaluation beats the best trained one so far; the earlier one wins a tie."""
+    best = state["select"].get(str(state["best_step"]))
+    wins, n = state["select"][str(step)]
+    return state["best_step"] == 0 or wins * best[1] > best[0] * n
+
+
+def rate_of(state: dict[str, Any], step: int) -> str:
+    return str(Rate(*state["select"][str(step)]))
+
+
+def select_record(state: dict[str, Any], step: int) -> dict[str, Any]:
+    wins, n = state["select"][str(step)]
+    rate = Rate(wins, n)
+    return {"select/success": wins / max(n, 1), "select/n": n, "select/low": rate.low, "select/high": rate.high}
+
+
+def definition(config: ConsolidateConfig, teacher: FrozenTeacher, context: Context, player: Player) -> dict[str, Any]:
+    """What the loss is, once per run."""
+    return {
+        "direction": "reverse", "name": loss_name(config), "support": f"student top-{config.support}",
+        "rollout_temperature": config.temperature, "loss_temperature": config.loss_temperature or config.temperature,
+        "reduction": config.reduction, "cut_replies": config.cut_replies, "teacher": teacher.kind,
+        "teacher_hash": teacher.hash, "context": context.id, "placement": context.placement,
+        "context_tokens": player.chat.count_tokens(context.text), "setup": player.setup(),
+    }  # fmt: skip
+
+
+def loss_name(config: ConsolidateConfig) -> str:
+    return "kl_full" if config.divergence == "full" else f"kl_topk{config.support}_{config.divergence}"
+
+
+def check_float32(model: Any) -> None:
+    """At lr 1e-6 a bfloat16 parameter does not move, and nobody would be told."""
+    wrong = {name for name, p in model.named_parameters() if p.dtype != torch.float32}
+    if wrong:
+        raise ConfigError(f"{len(wrong)} parameters are not float32 ({min(wrong)}); train float32 masters")
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - self.last
+        self.last = now
+
+    @property
+    def total_s(self) -> float:
+        return self.last - self.started
+
+    def times(self) -> dict[str, float]:
+        """``time/PHASE_s`` for rollout, teacher and update, and ``time/step_s``."""
+        phases = {f"time/{name}_s": round(self.phases.get(name, 0.0), 3) for name in ("rollout", "teacher", "update")}
+        return phases | {"time/step_s": round(self.total_s, 3)}

@@ -1,0 +1,141 @@
+"""The base class for a new text environment, and how a reply is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import gymnasium
+from gymnasium.spaces import Text
+
+from agentopcd.envs.views import join_parts
+from agentopcd.errors import EnvError, did_you_mean
+from agentopcd.types import PART_KINDS, Part
+
+MAX_CHARS = 1_000_000
+"""Longest text that the spaces accept, in characters."""
+
+_BRACKET = re.compile(r"\[([^\[\]]*)\]")
+_THINK_END = "</think>"
+
+
+class AnyText(Text):
+    """A space of any text: Gymnasium's own refuses spaces, newlines and most of Unicode."""
+
+    def __init__(self, max_length: int = MAX_CHARS, seed: int | None = None) -> None:
+        super().__init__(max_length, min_length=0, seed=seed)
+
+    def contains(self, x: Any) -> bool:
+        return isinstance(x, str) and len(x) <= self.max_length
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """Return a short word in ASCII letters, never a megabyte of noise."""
+        letters = self.np_random.integers(ord("a"), ord("z") + 1, size=8)
+        return "".join(map(chr, letters))
+
+    def __repr__(self) -> str:
+        return f"AnyText({self.max_length})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AnyText) and other.max_length == self.max_length
+
+
+def after_think(text: str) -> str:
+    """Return what follows the last ``</think>``; the whole text where there is none."""
+    return text.rpartition(_THINK_END)[2]
+
+
+def last_bracket(text: str, names: Iterable[str] | None = None) -> str | None:
+    """Return the last ``[word]`` after the thinking, case-folded and trimmed.
+
+    Args:
+        text: a reply.
+        names: the words that count; others are passed over. ``None`` takes any.
+
+    Returns:
+        The word, or ``None`` when nothing was found.
+    """
+    found = [word.strip().casefold() for word in _BRACKET.findall(after_think(text))]
+    if names is not None:
+        known = {name.casefold() for name in names}
+        found = [word for word in found if word in known]
+    return found[-1] if found else None
+
+
+class TextEnv(gymnasium.Env[str, str]):
+    """A ``gymnasium.Env`` that reads replies and writes text.
+
+    Subclasses write ``reset`` (ending in ``return self.first(...)``) and ``step`` (ending in
+    ``return self.turn(...)``). Randomness comes from ``self.np_random``, which
+    ``super().reset(seed=seed)`` seeds, and from nowhere else.
+
+    Observation: text, the parts joined by a blank line; only what is new.
+    Action: the agent's reply, any string.
+    Reward: 1.0 on success, else 0.0, unless ``turn`` is told otherwise.
+    Info: ``parts``; ``task_key`` on reset where a key is given; ``invalid`` on every step; ``success``
+    at the end; ``metrics`` where given.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    packages: tuple[str, ...] = ()
+    """Distributions whose version may change the tasks; manifests record them."""
+
+    # On the class, so that a subclass need not call ``super().__init__()``.
+    observation_space: gymnasium.Space[str] = AnyText()
+    action_space: gymnasium.Space[str] = AnyText()
+
+    def first(self, *, key: object = None, **parts: str) -> tuple[str, dict[str, Any]]:
+        """Return what ``reset`` returns.
+
+        Args:
+            key: identity of the start state, where the ``state`` part does not show it.
+            **parts: text by kind (``rules``, ``feedback``, ``state``, ``actions``, ``outcome``).
+
+        Raises:
+            EnvError: an unknown kind, or text that is not a string.
+        """
+        listed = _ordered(parts)
+        info: dict[str, Any] = {"parts": listed}
+        if key is not None:
+            info["task_key"] = str(key)
+        return join_parts(listed), info
+
+    def turn(
+        self,
+        *,
+        success: bool | None = None,
+        reward: float | None = None,
+        invalid: bool = False,
+        metrics: Mapping[str, float] | None = None,
+        **parts: str,
+    ) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """Return what ``step`` returns.
+
+        Args:
+            success: ``None`` goes on; ``True`` or ``False`` ends the episode.
+            reward: 1.0 for success and 0.0 else, unless given.
+            invalid: the reply could not be used.
+            metrics: extra numbers to record, such as a game's own reward.
+            **parts: as in :meth:`first`; empty ones are left out.
+
+        Raises:
+            EnvError: an unknown kind, or text that is not a string.
+        """
+        listed = _ordered(parts)
+        info: dict[str, Any] = {"parts": listed, "invalid": bool(invalid)}
+        if success is not None:
+            info["success"] = bool(success)
+        if metrics:
+            info["metrics"] = {name: float(value) for name, value in metrics.items()}
+        earned = float(bool(success)) if reward is None else float(reward)
+        return join_parts(listed), earned, success is not None, False, info
+
+
+def _ordered(parts: Mapping[str, str]) -> list[Part]:
+    for kind, text in parts.items():
+        if kind not in PART_KINDS:
+            raise EnvError(f"unknown part kind {kind!r}{did_you_mean(kind, PART_KINDS)}")
+        if not isinstance(text, str):
+            raise EnvError(f"part {kind!r} must be text, got {type(text).__name__}")
+    return [(kind, parts[kind]) for kind in PART_KINDS if parts.get(kind)]

@@ -1,0 +1,100 @@
+"""The environments that come with the package. Plain specs: nothing is imported until one is built."""
+
+from __future__ import annotations
+
+from agentopcd.envs.registry import EnvSpec
+from agentopcd.envs.views import View
+
+_LAKE = "agentopcd.envs.textarena_games:FrozenLake"
+_SOKOBAN = "agentopcd.envs.textarena_games:Sokoban"
+
+_NEUTRAL = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
+_GAME_VIEWS: dict[str, View] = {"full": {}, "hidden": {"rules": _NEUTRAL}, "none": {"rules": None}}
+
+
+def _paper_seeds(train_steps: int) -> dict[str, tuple[int, ...]]:
+    """The seeds of the code released with arXiv:2602.12275, which scores and tests on the same ones.
+
+    Training draws 64 seeds a step; its formula counts rounds from 0.
+    """
+    held_out = tuple(468460046 + 1000 * i for i in range(128))
+    extract = tuple(468460046 + 1000 * i for i in range(128, 384))
+    train = tuple(505209463 - 10_000_000 + 1000 * t for t in range(64 * train_steps))
+    return {
+        "test": held_out,
+        "confirm": held_out,
+        "select": held_out,
+        "extract": extract,
+        "train": train,
+    }
+
+
+SPECS = (
+    EnvSpec(
+        id="frozen-lake",
+        entry_point=_LAKE,
+        kwargs={"size": 3, "num_holes": 2},
+        max_steps=5,
+        views=_GAME_VIEWS,
+        play_format="[{}]",
+        seeds=1000,
+        summary="TextArena's Frozen Lake, 3x3 with 2 holes: 19 boards in all, so nothing is held out",
+    ),
+    EnvSpec(
+        id="frozen-lake-4x4",
+        entry_point=_LAKE,
+        kwargs={"size": 4, "num_holes": 4},
+        max_steps=10,
+        views=_GAME_VIEWS,
+        play_format="[{}]",
+        seeds=4000,
+        split_sizes={"test": 199, "confirm": 128, "select": 120, "extract": 60},
+        summary="Frozen Lake, 4x4 with 4 holes: 757 boards, the smallest with enough to hold some out",
+    ),
+    EnvSpec(
+        id="frozen-lake-paper",
+        entry_point=_LAKE,
+        kwargs={"size": 3, "num_holes": 2},
+        max_steps=5,
+        views=_GAME_VIEWS,
+        play_format="[{}]",
+        split_seeds=_paper_seeds(50),
+        summary="frozen-lake with the seeds of the paper's released code: train and test boards overlap",
+    ),
+    EnvSpec(
+        id="sokoban",
+        entry_point=_SOKOBAN,
+        kwargs={"dim_room": (6, 6), "num_boxes": 1},
+        max_steps=5,
+        views=_GAME_VIEWS,
+        play_format="[{}]",
+        seeds=2000,
+        summary="TextArena's Sokoban, 6x6 with 1 box",
+    ),
+    EnvSpec(
+        id="sokoban-paper",
+        entry_point=_SOKOBAN,
+        kwargs={"dim_room": (6, 6), "num_boxes": 1},
+        max_steps=5,
+        views=_GAME_VIEWS,
+        play_format="[{}]",
+        split_seeds=_paper_seeds(50),
+        summary="sokoban with the seeds of the paper's released code: train and test boards overlap",
+    ),
+    EnvSpec(
+        id="math",
+        entry_point="agentopcd.envs.questions:Arithmetic",
+        max_steps=1,
+        history="chat",
+        seeds=4000,
+        summary="integer arithmetic made on the spot; --env-arg level=1..5",
+    ),
+    EnvSpec(
+        id="gym-frozen-lake",
+        entry_point="agentopcd.envs.gym_bridge:GymFrozenLake",
+        max_steps=20,
+        play_format="[{}]",
+        seeds=2000,
+        summary="Gymnasium's FrozenLake through the bridge: a new map for every seed, not slippery",
+    ),
+)

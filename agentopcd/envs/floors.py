@@ -1,0 +1,216 @@
+"""What a result has to beat, and what it can reach: a random player, a blind one, the share that can be won.
+
+For games whose model is known (``env.unwrapped.model()``) the random player is exact, by dynamic programming
+over states; for others with listed moves it is played. The blind player types the same moves whatever it
+sees: the best such sequence on the given tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from agentopcd.envs.registry import get_spec, make
+from agentopcd.envs.solvers import Model, shortest
+from agentopcd.envs.views import succeeded
+from agentopcd.types import Task
+
+PLAYED_EPISODES = 1000
+"""Random episodes where the exact share is not known: a standard error below 1.6 points."""
+BEAM = 4000
+"""Openings kept per length while searching blind moves; the bundled games need fewer, so are exact."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Floors:
+    """Shares of the given tasks, 0 to 1; ``None`` where it is not known."""
+
+    random: float | None
+    """Won by drawing each reply uniformly from the listed moves."""
+    blind: float | None
+    """Won by the best fixed sequence of moves."""
+    blind_moves: tuple[str, ...]
+    """That sequence."""
+    solvable: float | None
+    """Can be won within the step limit."""
+    n: int
+    """Tasks looked at."""
+    random_episodes: int = 0
+    """Episodes behind ``random``; 0 when it is exact."""
+
+
+def floors(
+    ref: str, env_kwargs: Mapping[str, Any] | None, tasks: Iterable[Task], *, max_steps: int | None = None
+) -> Floors:
+    """Work out the floors and the ceiling of an environment on some tasks.
+
+    Args:
+        ref: the environment.
+        env_kwargs: its arguments.
+        tasks: the tasks that a result is about.
+        max_steps: replies per episode; the spec's own by default.
+    """
+    tasks = list(tasks)
+    limit = get_spec(ref).step_limit if max_steps is None else max_steps
+    env = make(ref, max_steps=limit, **dict(env_kwargs or {}))
+    try:
+        models, solutions, moves = _read(env, tasks)
+        if not tasks or not models:
+            played = _played(env, tasks, moves, get_spec(ref).success_at) if tasks and moves else None
+            return Floors(
+                random=played,
+                blind=None,
+                blind_moves=(),
+                solvable=_share_within(solutions, limit) if moves else None,
+                n=len(tasks),
+                random_episodes=0 if played is None else _episodes(len(tasks)),
+            )
+    finally:
+        env.close()
+    wins, sequence = best_blind(models, limit)
+    return Floors(
+        random=sum(random_win(model, limit) for model in models) / len(models),
+        blind=wins / len(models),
+        blind_moves=sequence,
+        solvable=_share_within([shortest(model) for model in models], limit),
+        n=len(tasks),
+    )
+
+
+def solvable_share(
+    ref: str, env_kwargs: Mapping[str, Any] | None, tasks: Iterable[Task], *, max_steps: int | None = None
+) -> float | None:
+    """Return the share of tasks that can be won within the step limit, ``None`` where it is not known.
+
+    Where one reply is the whole episode this says nothing, so it is ``None`` there too.
+    """
+    limit = get_spec(ref).step_limit if max_steps is None else max_steps
+    env = make(ref, max_steps=limit, **dict(env_kwargs or {}))
+    try:
+        models, solutions, moves = _read(env, list(tasks))
+    finally:
+        env.close()
+    if models:
+        solutions = [shortest(model) for model in models]
+    return _share_within(solutions, limit) if moves else None
+
+
+def _read(env: Any, tasks: Sequence[Task]) -> tuple[list[Model], list[Sequence[str] | None], list[str]]:
+    """Reset every task once: its model and its solution, where there are such, and the listed moves."""
+    models: list[Model] = []
+    solutions: list[Sequence[str] | None] = []
+    moves: list[str] = []
+    inner = env.unwrapped
+    for task in tasks:
+        _, info = env.reset(seed=task.seed)
+        moves = list(info.get("legal_actions", ()))
+        model = inner.model() if hasattr(inner, "model") else None
+        if model is not None:
+            models.append(model)
+        elif hasattr(inner, "solution"):
+            solutions.append(inner.solution())
+    return models, solutions, moves
+
+
+def _share_within(solutions: Sequence[Sequence[str] | None], limit: int) -> float | None:
+    if not solutions or all(solution is None for solution in solutions):
+        return None
+    return sum(solution is not None and len(solution) <= limit for solution in solutions) / len(solutions)
+
+
+def random_win(model: Model, steps: int) -> float:
+    """Return the chance that uniformly drawn moves win within ``steps``, exactly."""
+    mass: dict[tuple[Any, bool], float] = {(model.start, False): 1.0}
+    won = 0.0
+    for _ in range(steps):
+        following: dict[tuple[Any, bool], float] = {}
+        for (state, was_invalid), chance in mass.items():
+            for name in model.moves:
+                share = chance / len(model.moves)
+                after, event = model.move(state, name)
+                invalid = event == "invalid" and model.two_invalid_end
+                if event == "won":
+                    won += share
+                elif event != "lost" and not (invalid and was_invalid):
+                    following[after, invalid] = following.get((after, invalid), 0.0) + share
+        mass = following
+    return won
+
+
+_Live = tuple[Any, ...]
+"""Per task its (state, was the last move invalid), or ``None`` once it is over."""
+
+
+def best_blind(models: Sequence[Model], steps: int, beam: int = BEAM) -> tuple[int, tuple[str, ...]]:
+    """Return the most tasks that one fixed sequence of moves wins, and the shortest such sequence.
+
+    Openings that leave all tasks in the same states are one; openings that cannot beat the best sequence any
+    more are dropped. Beyond ``beam`` openings of one length only the most promising are kept, and
+    the answer is a lower bound.
+    """
+    start: _Live = tuple((model.start, False) for model in models)
+    layer: dict[_Live, tuple[int, tuple[str, ...]]] = {start: (0, ())}
+    best: tuple[int, tuple[str, ...]] = (0, ())
+    for _ in range(steps):
+        following: dict[_Live, tuple[int, tuple[str, ...]]] = {}
+        for live, (won, opening) in layer.items():
+            for name in models[0].moves if models else ():
+                after, wins = _advance(models, live, name)
+                reached = (won + wins, (*opening, name))
+                if reached[0] > following.get(after, (-1, ()))[0]:
+                    following[after] = reached
+                if reached[0] > best[0]:
+                    best = reached
+        layer = _promising(following, best[0], beam)
+    return best
+
+
+def _advance(models: Sequence[Model], live: _Live, name: str) -> tuple[_Live, int]:
+    """Make one move in every task that still runs."""
+    after: list[Any] = []
+    wins = 0
+    for model, running in zip(models, live, strict=True):
+        if running is None:
+            after.append(None)
+            continue
+        state, event = model.move(running[0], name)
+        invalid = event == "invalid" and model.two_invalid_end
+        wins += event == "won"
+        over = event in ("won", "lost") or (invalid and running[1])
+        after.append(None if over else (state, invalid))
+    return tuple(after), wins
+
+
+def _promising(
+    layer: dict[_Live, tuple[int, tuple[str, ...]]], best: int, beam: int
+) -> dict[_Live, tuple[int, tuple[str, ...]]]:
+    def reach(entry: tuple[_Live, tuple[int, tuple[str, ...]]]) -> int:
+        live, (won, _) = entry
+        return won + sum(running is not None for running in live)
+
+    open_ended = [(reach(entry), entry) for entry in layer.items()]
+    open_ended = [scored for scored in open_ended if scored[0] > best]
+    open_ended.sort(key=lambda scored: -scored[0])
+    return dict(entry for _, entry in open_ended[:beam])
+
+
+def _episodes(tasks: int) -> int:
+    return tasks * max(1, PLAYED_EPISODES // tasks)
+
+
+def _played(env: Any, tasks: Sequence[Task], moves: Sequence[str], success_at: float) -> float:
+    """Return the share of random episodes that were won, playing each task equally often."""
+    rng = random.Random(0)
+    wins = 0
+    for task in list(tasks) * (_episodes(len(tasks)) // len(tasks)):
+        _, info = env.reset(seed=task.seed)
+        over = False
+        while not over:
+            reply = rng.choice(info.get("legal_actions") or moves)
+            _, reward, terminated, truncated, info = env.step(reply)
+            over = terminated or truncated
+            if over:
+                wins += succeeded(reward, terminated, info, success_at)
+    return wins / _episodes(len(tasks))

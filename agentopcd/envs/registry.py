@@ -1,0 +1,359 @@
+"""Which environments there are, and how a reference such as ``--env sokoban`` finds one.
+
+A reference is resolved by its shape, never by trying one thing after another:
+
+1. a registered id: ``frozen-lake``, ``math``;
+2. a scheme: ``gym:ID``, ``textarena:ID``, ``rg:TASK``;
+3. a path that ends in ``.jsonl``, ``.csv`` or ``.parquet``: questions from that file;
+4. ``pkg.mod:attr`` or ``path/file.py:attr``: a class, a factory or an :class:`EnvSpec`;
+5. a name that an installed package declares in the entry-point group ``agentopcd.envs``.
+
+gymnasium is imported only when an environment is built, so that listing stays quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from agentopcd.envs.views import View
+from agentopcd.errors import ConfigError, DependencyError, EnvError, did_you_mean
+
+if TYPE_CHECKING:
+    import gymnasium
+
+GROUP = "agentopcd.envs"
+DEFAULT_MAX_STEPS = 20
+"""Replies per episode where neither the spec nor the caller says: no episode goes on for ever."""
+
+FILE_ENDINGS = (".jsonl", ".csv", ".parquet")
+SCHEMES = {
+    "gym": ("agentopcd.envs.gym_bridge:from_id", "env_id"),
+    "textarena": ("agentopcd.envs.textarena_games:TextArenaEnv", "env_id"),
+    "rg": ("agentopcd.envs.reasoning:ReasoningGym", "task"),
+}
+"""Scheme → what builds it, and the argument that takes what follows the colon."""
+
+_BASIC_VIEWS: Mapping[str, View] = {"full": {}, "hidden": {"rules": None}, "none": {"rules": None}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnvSpec:
+    """How to build one environment and what to know about it before it is built."""
+
+    id: str
+    entry_point: str | Callable[..., Any]
+    """``"pkg.mod:attr"``, a class or a factory."""
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    max_steps: int | None = None
+    """Replies per episode, invalid ones too; ``None`` takes :data:`DEFAULT_MAX_STEPS`."""
+    success_at: float = 1.0
+    """Last reward that counts as solved where the environment does not say ``success``."""
+    views: Mapping[str, View] = dataclasses.field(default_factory=dict)
+    """``--rules NAME`` beside the built-in ``full``, ``hidden`` and ``none``."""
+    play_format: str = "{}"
+    """How a line typed by a person becomes a reply."""
+    history: str = "transcript"
+    """``transcript``: one user message with the full log; ``chat``: one message per turn."""
+    slow: bool = False
+    """Stepping takes long enough that the loop should do it in a worker process."""
+    seeds: int = 4000
+    """How many reset seeds are looked at for splits, unless told otherwise."""
+    split_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """Tasks per split; what is not named follows from the number of distinct tasks."""
+    split_seeds: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    """A fixed protocol: the seeds of each split, overlaps included. Replaces the algorithm."""
+    summary: str = ""
+
+    def view(self, rules: str | None = None) -> View:
+        """Return the view called ``rules``; ``None`` is ``hidden`` where the spec words it, else ``full``.
+
+        Raises:
+            EnvError: there is no view of this name.
+        """
+        name = rules or ("hidden" if "hidden" in self.views else "full")
+        views = {**_BASIC_VIEWS, **self.views}
+        if name not in views:
+            raise EnvError(f"no view {name!r} for {self.id}{did_you_mean(name, views)}")
+        return views[name]
+
+    @property
+    def step_limit(self) -> int:
+        """Replies per episode after which it is cut off."""
+        return DEFAULT_MAX_STEPS if self.max_steps is None else self.max_steps
+
+
+_SPECS: dict[str, EnvSpec] = {}
+_FILES: dict[Path, ModuleType] = {}
+
+
+def register(id: str, entry_point: Any = None, /, **spec: Any) -> Any:
+    """Make an environment known under a short id; returns its spec, or the class when it decorates one.
+
+    Raises:
+        EnvError: the id is taken or has a character that references give a meaning to.
+    """
+    if entry_point is None:
+
+        def decorate(cls: Any) -> Any:
+            register(id, cls, **spec)
+            return cls
+
+        return decorate
+    if id in _specs():
+        raise EnvError(f"an environment {id!r} is already registered; choose another id")
+    if not id or ":" in id or id.endswith(FILE_ENDINGS):
+        raise EnvError(f"environment id {id!r} must not be empty, hold ':' or end like a file")
+    return _add(EnvSpec(id=id, entry_point=entry_point, **spec))
+
+
+def _add(spec: EnvSpec) -> EnvSpec:
+    _SPECS[spec.id] = spec
+    return spec
+
+
+def _specs() -> dict[str, EnvSpec]:
+    if not _SPECS:
+        from agentopcd.envs.builtin import SPECS
+
+        for spec in SPECS:
+            _add(spec)
+    return _SPECS
+
+
+def list_envs() -> list[EnvSpec]:
+    """Return the registered environments, then those that installed packages declare (not imported)."""
+    plugins = [EnvSpec(id=entry.name, entry_point=entry.value) for entry in _plugins()]
+    return [*_specs().values(), *sorted(plugins, key=lambda spec: spec.id)]
+
+
+def _plugins() -> list[EntryPoint]:
+    return list(entry_points(group=GROUP))
+
+
+def get_spec(ref: str) -> EnvSpec:
+    """Return the spec that a reference stands for.
+
+    Raises:
+        EnvError: nothing is called that; the message names close matches.
+    """
+    ref = str(ref)
+    if ref in _specs():
+        return _specs()[ref]
+    scheme, colon, rest = ref.partition(":")
+    if colon and scheme in SCHEMES:
+        return _scheme_spec(ref, scheme, rest)
+    if ref.endswith(FILE_ENDINGS):
+        return _rows_spec(ref)
+    if colon:
+        return _object_spec(ref)
+    return _plugin_spec(ref)
+
+
+def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
+    if not rest:
+        raise EnvError(f"{ref!r} names no environment after {scheme}:")
+    entry_point, argument = SCHEMES[scheme]
+    spec = EnvSpec(id=ref, entry_point=entry_point, kwargs={argument: rest})
+    if scheme == "rg":
+        return dataclasses.replace(spec, max_steps=1, history="chat")
+    if scheme == "gym":
+        from agentopcd.envs.gym_bridge import preset_fields
+
+        return dataclasses.replace(spec, play_format="[{}]", **preset_fields(rest))
+    return spec
+
+
+def _rows_spec(ref: str) -> EnvSpec:
+    if not Path(ref).is_file():
+        raise EnvError(f"no file {ref!r} with questions")
+    entry_point = "agentopcd.envs.questions:DatasetEnv"
+    return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat")
+
+
+def _object_spec(ref: str) -> EnvSpec:
+    target = _load(ref)
+    if isinstance(target, EnvSpec):
+        return target
+    for spec in _specs().values():
+        if spec.entry_point is target:  # a file that also calls register(): keep what it said there
+            return dataclasses.replace(spec, id=ref)
+    return EnvSpec(id=ref, entry_point=target)
+
+
+def _plugin_spec(name: str) -> EnvSpec:
+    hits = [entry for entry in _plugins() if entry.name == name]
+    if not hits:
+        known = [*_specs(), *(entry.name for entry in _plugins())]
+        raise EnvError(
+            f"no environment {name!r}{did_you_mean(name, known)}"
+            " (or give pkg.mod:Class, file.py:Class, gym:ID, textarena:ID, rg:TASK, or a .jsonl file)"
+        )
+    if len({entry.value for entry in hits}) > 1:
+        owners = ", ".join(f"{entry.dist.name if entry.dist else '?'} ({entry.value})" for entry in hits)
+        raise EnvError(f"environment {name!r} is declared more than once: {owners}; remove one package")
+    try:
+        target = hits[0].load()
+    except Exception as error:
+        raise EnvError(f"environment {name!r} ({hits[0].value}) does not import: {error}") from error
+    if isinstance(target, EnvSpec):
+        return dataclasses.replace(target, id=name)
+    return EnvSpec(id=name, entry_point=target)
+
+
+def _load(ref: str) -> Any:
+    """Import ``pkg.mod:attr`` or ``path/file.py:attr``."""
+    where, _, attribute = ref.rpartition(":")
+    try:
+        module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
+    except (EnvError, DependencyError):
+        raise
+    except Exception as error:
+        raise EnvError(f"cannot import {where!r}: {type(error).__name__}: {error}") from error
+    target: Any = module
+    for name in attribute.split("."):
+        if not name or not hasattr(target, name):
+            public = [known for known in vars(target) if not known.startswith("_")]
+            raise EnvError(f"{where!r} has no {attribute!r}{did_you_mean(attribute, public)}")
+        target = getattr(target, name)
+    return target
+
+
+def _load_file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if path in _FILES:  # a second run would register the same ids again
+        return _FILES[path]
+    if not path.is_file():
+        raise EnvError(f"no file {str(path)!r}")
+    name = f"agentopcd_env_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    try:
+        with _on_path(path.parent):
+            found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    _FILES[path] = module
+    return module
+
+
+def _load_module(name: str) -> ModuleType:
+    if not name:
+        raise EnvError("a reference with ':' needs a module or a file before it")
+    with _on_path(Path.cwd()):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    """Let an import see ``folder``, which a console script does not have on its path."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        if str(folder) in sys.path:
+            sys.path.remove(str(folder))
+
+
+def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> gymnasium.Env[str, str]:
+    """Build an environment, cut off after ``max_steps`` replies.
+
+    Args:
+        ref: a reference, or a spec.
+        max_steps: replies per episode; ``None`` takes the spec's.
+        **kwargs: arguments of the environment, over the spec's own.
+
+    Raises:
+        EnvError: the reference, an argument or what was built is not right.
+        DependencyError: an optional package is missing.
+    """
+    spec = ref if isinstance(ref, EnvSpec) else get_spec(ref)
+    limit = spec.step_limit if max_steps is None else max_steps
+    if not isinstance(limit, int) or limit < 1:
+        raise EnvError(f"max_steps must be a whole number above 0, got {limit!r}")
+    from gymnasium.wrappers import TimeLimit
+
+    return TimeLimit(_build(spec, kwargs), max_episode_steps=limit)
+
+
+def _build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env[str, str]:
+    import gymnasium
+
+    target = _load(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    if not callable(target):
+        raise EnvError(f"{spec.id} is a {type(target).__name__}, not a class or a function that builds one")
+    arguments = {**spec.kwargs, **kwargs}
+    check_arguments(spec.id, target, arguments)
+    env = target(**arguments)
+    if not isinstance(env, gymnasium.Env):
+        raise EnvError(f"{spec.id} built a {type(env).__name__}; an environment is a gymnasium.Env")
+    return _as_text(env)
+
+
+def _as_text(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[str, str]:
+    """Pass text through; put the bridge in front of anything else."""
+    from gymnasium.spaces import Text
+
+    for space in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, space, None), Text):
+            from agentopcd.envs.gym_bridge import FromGym
+
+            return FromGym(env)
+    return env
+
+
+def check_arguments(name: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse an argument that ``target`` does not take, or lacks, with its signature.
+
+    Raises:
+        EnvError: the arguments do not fit.
+    """
+    try:
+        signature = inspect.signature(target)
+    except (TypeError, ValueError):  # builtins without a signature: let the call itself decide
+        return
+    parameters = signature.parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        for argument in arguments:
+            if argument not in signature.parameters:
+                close = did_you_mean(argument, signature.parameters)
+                raise EnvError(f"{name} takes no argument {argument!r}{close}; it takes {signature}")
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise EnvError(f"{name}: {error}; it takes {signature}") from None
+
+
+def parse_env_args(pairs: Iterable[str]) -> dict[str, Any]:
+    """Read ``--env-arg name=value`` pairs; the value is JSON, or else the text as it stands.
+
+    Raises:
+        ConfigError: a pair without ``=``, or a name given twice.
+    """
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise ConfigError(f"--env-arg wants NAME=VALUE, got {pair!r}")
+        if name in arguments:
+            raise ConfigError(f"--env-arg {name} is given twice")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments

@@ -1,0 +1,240 @@
+"""Rows of question files: reading them, and finding question and answer in the common layouts.
+
+========================  =====================================  ==========================================
+layout                    question                               right answer
+========================  =====================================  ==========================================
+DAPO, verl                ``prompt`` (chat messages)             ``reward_model.ground_truth``
+GSM8K                     ``question``                           ``answer``, after ``####``
+MATH                      ``problem``                            last box of ``solution``
+MedMCQA                   ``question``, ``opa`` … ``opd``        ``cop``, counted from 0 or from 1
+HateCheck                 ``test_case``                          ``label_gold``: hateful, non-hateful
+ETHOS                     ``comment``                            ``isHate``, a share, cut at 0.5
+TweetEval (yes or no)     ``text``                               ``label``: 0 or 1
+your own                  first of ``prompt, problem,            first of ``reward_model.ground_truth,
+                          question, input``                      answer, solution, target, label``
+========================  =====================================  ==========================================
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from agentopcd.envs.grading import find_answer, same
+from agentopcd.envs.views import hash_prompt
+from agentopcd.errors import DependencyError, EnvError
+from agentopcd.types import SPLITS
+
+PROMPT_KEYS = ("prompt", "problem", "question", "input")
+ANSWER_KEYS = ("reward_model.ground_truth", "answer", "solution", "target", "label")
+
+_LETTER = "Reply with the letter of the right choice like this: <answer>A</answer>."
+_YES_NO = "Reply with <answer>yes</answer> or <answer>no</answer>."
+
+Raw = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One question."""
+
+    prompt: str
+    gold: str
+    kind: Literal["math", "choice"] = "math"
+    actions: str = ""
+    """How to answer."""
+    split: str = ""
+    """The split the file puts it in; empty where it does not say."""
+
+
+def load_rows(path: str, prompt_key: str | None = None, answer_key: str | None = None) -> list[Row]:
+    """Read a question file once per change of the file.
+
+    Raises:
+        EnvError: a missing, empty or malformed file, or rows that cannot be understood.
+        DependencyError: a ``.parquet`` file without pyarrow installed.
+    """
+    file = Path(path).resolve()
+    try:
+        stamp = file.stat().st_mtime_ns
+    except OSError:
+        raise EnvError(f"no file {path!r} with questions") from None
+    return _load(str(file), stamp, prompt_key, answer_key)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, _stamp: int, prompt_key: str | None, answer_key: str | None) -> list[Row]:
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
+    reader = readers.get(Path(path).suffix)
+    if reader is None:
+        raise EnvError(f"{path!r} must end in {', '.join(readers)}")
+    try:
+        return rows_from(reader(Path(path)), prompt_key, answer_key)
+    except EnvError as error:
+        raise EnvError(f"{path}: {error}") from None
+
+
+def _read_jsonl(path: Path) -> list[Raw]:
+    rows: list[Raw] = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise EnvError(f"line {number} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise EnvError(f"line {number} must be an object, got {type(row).__name__}")
+            rows.append(row)
+    return rows
+
+
+def _read_csv(path: Path) -> list[Raw]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = file.readline()
+        file.seek(0)
+        delimiter = ";" if head.count(";") > head.count(",") else ","
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+def _read_parquet(path: Path) -> list[Raw]:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise DependencyError("reading .parquet needs pyarrow; run: pip install pyarrow") from None
+    try:
+        return parquet.read_table(path).to_pylist()
+    except Exception as error:
+        raise EnvError(f"cannot be read as parquet: {error}") from error
+
+
+def rows_from(
+    raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str | None = None
+) -> list[Row]:
+    """Turn raw rows into questions, each question once.
+
+    Raises:
+        EnvError: no rows, no known question or answer column, or a right answer that is empty or that the
+            grader would not accept.
+    """
+    if not raw:
+        raise EnvError("there are no rows")
+    read = _own_layout(prompt_key, answer_key) if prompt_key or answer_key else _layout(raw)
+    rows: dict[str, Row] = {}
+    repeated = conflicting = 0
+    for number, entry in enumerate(raw):
+        row = _checked(number, read(entry), entry)
+        key = hash_prompt(row.prompt)
+        kept = rows.setdefault(key, row)
+        repeated += kept is not row
+        conflicting += kept.gold != row.gold
+    if conflicting:
+        warnings.warn(f"{conflicting} repeated questions have another answer; the first counts", stacklevel=2)
+    elif repeated > len(rows):
+        warnings.warn(f"{repeated} of {len(raw)} rows repeat a question and were left out", stacklevel=2)
+    return list(rows.values())
+
+
+def _checked(number: int, row: Row, raw: Raw) -> Row:
+    if not row.prompt.strip():
+        raise EnvError(f"row {number} has an empty question")
+    if not row.gold.strip():
+        raise EnvError(f"row {number} has an empty answer")
+    if row.kind == "math":
+        answer = find_answer(f"Answer: {row.gold}")
+        if answer is None or not same(answer, row.gold):
+            raise EnvError(f"row {number}: the grader would not accept its own answer {row.gold!r}")
+    split = str(raw.get("split") or "")
+    if split and split not in SPLITS:
+        raise EnvError(f"row {number} is in split {split!r}; splits are {', '.join(SPLITS)}")
+    return dataclasses.replace(row, split=split)
+
+
+def _layout(raw: Sequence[Raw]) -> Callable[[Raw], Row]:
+    """Choose the reader by the columns of the first row."""
+    keys = set(raw[0])
+    if {"opa", "opb", "opc", "opd", "cop"} <= keys:
+        offset = _choice_offset(raw)
+        return lambda row: _medmcqa(row, offset)
+    if {"test_case", "label_gold"} <= keys:
+        return lambda row: _yes_no(row, "test_case", row["label_gold"] == "hateful", "hateful")
+    if {"comment", "isHate"} <= keys:
+        return lambda row: _yes_no(row, "comment", float(row["isHate"]) >= 0.5, "hateful")
+    if {"text", "label"} <= keys and {str(row.get("label")) for row in raw} <= {"0", "1"}:
+        return lambda row: _yes_no(row, "text", str(row["label"]) == "1", "offensive")
+    return _own_layout(None, None)
+
+
+def _choice_offset(raw: Sequence[Raw]) -> int:
+    """Return what ``cop`` counts from; the copies of this data set differ."""
+    found = {int(row["cop"]) for row in raw}
+    if found & {-1}:
+        raise EnvError("some rows have cop = -1: this is a test file without answers")
+    if found <= {0, 1, 2, 3} and 0 in found:
+        return 0
+    if found <= {1, 2, 3, 4} and 4 in found:
+        return 1
+    raise EnvError(f"cop holds {sorted(found)}: cannot tell whether it counts from 0 or from 1")
+
+
+def _medmcqa(row: Raw, offset: int) -> Row:
+    choices = "\n".join(f"{letter}. {row['op' + letter.lower()]}" for letter in "ABCD")
+    gold = "ABCD"[int(row["cop"]) - offset]
+    return Row(prompt=f"{row['question']}\n{choices}", gold=gold, kind="choice", actions=_LETTER)
+
+
+def _yes_no(row: Raw, key: str, yes: bool, word: str) -> Row:
+    actions = f"Is this text {word}? {_YES_NO}"
+    return Row(prompt=str(row[key]), gold="yes" if yes else "no", kind="choice", actions=actions)
+
+
+def _own_layout(prompt_key: str | None, answer_key: str | None) -> Callable[[Raw], Row]:
+    prompts = (prompt_key,) if prompt_key else PROMPT_KEYS
+    answers = (answer_key,) if answer_key else ANSWER_KEYS
+
+    def read(row: Raw) -> Row:
+        prompt = _first(row, prompts, "question", "prompt_key")
+        gold = _first(row, answers, "answer", "answer_key")
+        return Row(prompt=_as_prompt(prompt), gold=_as_gold(gold))
+
+    return read
+
+
+def _first(row: Raw, keys: Sequence[str], what: str, argument: str) -> Any:
+    for key in keys:
+        value: Any = row
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None:
+            return value
+    raise EnvError(
+        f"no {what} in a row with the keys {', '.join(map(str, row))}; looked for {', '.join(keys)};"
+        f" name it with --env-arg {argument}=KEY"
+    )
+
+
+def _as_prompt(value: Any) -> str:
+    """Return the text of a question, which may be a list of chat messages."""
+    if isinstance(value, str):
+        return value
+    try:
+        return "\n\n".join(str(message["content"]) for message in value)
+    except (TypeError, KeyError):
+        raise EnvError(f"a question must be text or chat messages, got {value!r:.80}") from None
+
+
+def _as_gold(value: Any) -> str:
+    """Return the right answer, cut out of a worked solution where it is one."""
+    text = str(value)
+    if "####" in text:
+        return text.rpartition("####")[2].strip()
+    if "\\boxed" in text:
+        return find_answer(text) or ""
+    return text.strip()

@@ -1,0 +1,332 @@
+"""Which task belongs to which split, by the content of its start state and never by its seed.
+
+Seeds are reset in turn and grouped by task key; the first seed of each key stands for it. Keys are put in
+the order of a salted hash and cut into ``test``, ``confirm``, ``select``, ``extract`` and ``train``: no key
+can be in two of them. Different seeds are *not* different tasks: Frozen Lake 3x3 with 2 holes has 19 boards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from agentopcd.envs.registry import EnvSpec, get_spec, make
+from agentopcd.envs.views import hash_text, join_parts, parts_of, task_key
+from agentopcd.errors import EnvError, TaskLeak, did_you_mean
+from agentopcd.types import SPLITS, Task
+
+MIN_DISTINCT = 100
+"""Fewer tasks than this are not split: with a handful of test tasks no test can pass."""
+
+HELD_OUT = ("test", "confirm", "select")
+SHARED = "shared"
+
+_SHARE = {"test": 0.26, "confirm": 0.17, "select": 0.16, "extract": 0.08}
+_CAP = {"test": 500, "confirm": 256, "select": 300, "extract": 1000}
+"""Default size of a split: a share of the distinct tasks, but no more than the cap."""
+
+Protocol = Literal["disjoint", "shared", "paper"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The tasks of one environment and the split each belongs to, for ever."""
+
+    env: str
+    kwargs: Mapping[str, Any]
+    packages: Mapping[str, str]
+    """Versions that could change the tasks, by distribution."""
+    rules_sha256: str
+    """First 16 digits of the hash of the rules text; empty without one."""
+    salt: str
+    seeds: tuple[int, int]
+    """The range of seeds that was looked at: first, and one past the last."""
+    distinct: int
+    """Task keys found."""
+    splits: Mapping[str, list[Task]]
+    protocol: Protocol = "disjoint"
+    """``shared``: too few tasks, every split is all of them; ``paper``: fixed seeds, overlaps reported."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether every split holds all tasks, so that no result over it is about unseen ones."""
+        return self.protocol == "shared"
+
+    @property
+    def names(self) -> list[str]:
+        """The splits that :meth:`tasks` knows."""
+        return [*SPLITS, SHARED] if self.shared else list(self.splits)
+
+    def tasks(self, split: str) -> list[Task]:
+        """Return the tasks of one split, in the order to use them.
+
+        Raises:
+            EnvError: there is no such split.
+        """
+        if split not in self.names:
+            raise EnvError(f"no split {split!r} for {self.env}{did_you_mean(split, self.names)}")
+        return list(self.splits[SHARED if self.shared else split])
+
+    def verify(self, tasks: Iterable[Task]) -> None:
+        """Reset every task again and compare its key.
+
+        Raises:
+            EnvError: a seed now makes another task, for example after a package was upgraded.
+        """
+        env = make(self.env, **self.kwargs)
+        try:
+            for task in tasks:
+                found = task_key(*env.reset(seed=task.seed))
+                if found != task.key:
+                    raise EnvError(
+                        f"{self.env} seed {task.seed} now makes task {found}, not {task.key}: {self._drift()}"
+                        "; build the splits again"
+                    )
+        finally:
+            env.close()
+
+    def _drift(self) -> str:
+        now = _versions(self.packages)
+        changed = [f"{name} {was} became {now.get(name)}" for name, was in self.packages.items()
+                   if now.get(name) != was]  # fmt: skip
+        return ", ".join(changed) or "its code or its arguments changed"
+
+    def guard_training(self, tasks: Iterable[Task]) -> None:
+        """Refuse to train on a task that is held out. ``shared`` and ``paper`` hold nothing out.
+
+        Raises:
+            TaskLeak: a key is in select, confirm or test.
+        """
+        if self.protocol != "disjoint":
+            return
+        owner = {task.key: split for split in HELD_OUT for task in self.splits.get(split, [])}
+        for task in tasks:
+            if task.key in owner:
+                raise TaskLeak(
+                    f"task {task.key} (seed {task.seed}) of {self.env} is held out for {owner[task.key]!r};"
+                    " train on tasks of 'train' or 'extract'"
+                )
+
+    def overlap(self) -> tuple[int, float]:
+        """Return how many test tasks have a key that is also in train or extract, and their share."""
+        if self.shared:
+            count = len(self.splits[SHARED])
+            return count, float(bool(count))
+        trained = {task.key for split in ("train", "extract") for task in self.splits.get(split, [])}
+        test = self.splits.get("test", [])
+        count = sum(task.key in trained for task in test)
+        return count, count / len(test) if test else 0.0
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON, each task as ``[seed, key]``."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, default=list) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            EnvError: the text is no manifest.
+        """
+        try:
+            raw = json.loads(text)
+            raw["splits"] = {
+                name: [Task(int(seed), str(key)) for seed, key in tasks]
+                for name, tasks in raw["splits"].items()
+            }
+            raw["seeds"] = (int(raw["seeds"][0]), int(raw["seeds"][1]))
+            return cls(**raw)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise EnvError(f"not a splits manifest: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the manifest to a file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Manifest:
+        """Read a manifest file.
+
+        Raises:
+            EnvError: the file cannot be read or is no manifest.
+        """
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise EnvError(f"cannot read splits {str(path)!r}: {error.strerror}") from None
+        except EnvError as error:
+            raise EnvError(f"{path}: {error}") from None
+
+
+def build_splits(
+    ref: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    *,
+    seeds: int | None = None,
+    salt: str = "0",
+    sizes: Mapping[str, int] | None = None,
+) -> Manifest:
+    """Cut an environment's tasks into splits.
+
+    Args:
+        ref: the environment.
+        env_kwargs: its arguments.
+        seeds: how many seeds, from 0, to look at; the spec's number, or all rows of a file, by default.
+        salt: changes which task falls into which split.
+        sizes: tasks per split; ``train`` takes the rest unless named.
+
+    Raises:
+        EnvError: unknown splits, or sizes beyond the number of distinct tasks.
+        TaskLeak: a file puts one question into two splits.
+    """
+    spec = get_spec(ref)
+    kwargs = dict(env_kwargs or {})
+    sizes = _checked_sizes(sizes)
+    env = make(ref, **kwargs)
+    try:
+        if spec.split_seeds:
+            return _fixed(ref, kwargs, spec, env, bool(sizes) or seeds is not None)
+        count = _seed_count(spec, env, seeds)
+        found, rows_say, rules = _scan(env, range(count))
+    finally:
+        env.close()
+    if rows_say:
+        splits, protocol = rows_say, "disjoint"
+    elif len(found) < MIN_DISTINCT and not sizes:
+        splits, protocol = {SHARED: _ranked(found, salt)}, "shared"
+    else:
+        splits, protocol = _cut(_ranked(found, salt), _sizes(spec, sizes, len(found)), ref), "disjoint"
+    return Manifest(
+        env=ref,
+        kwargs=kwargs,
+        packages=_versions(_packages(env)),
+        rules_sha256=rules,
+        salt=salt,
+        seeds=(0, count),
+        distinct=len(found),
+        splits=splits,
+        protocol=protocol,
+    )
+
+
+def _checked_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:
+    for name, size in (sizes or {}).items():
+        if name not in SPLITS:
+            raise EnvError(f"no split {name!r}{did_you_mean(name, SPLITS)}")
+        if size < 0:
+            raise EnvError(f"split {name!r} cannot have {size} tasks")
+    return dict(sizes or {})
+
+
+def _seed_count(spec: EnvSpec, env: Any, seeds: int | None) -> int:
+    count = seeds if seeds is not None else getattr(env.unwrapped, "num_tasks", spec.seeds)
+    if count < 1:
+        raise EnvError(f"seeds must be above 0, got {count}")
+    return count
+
+
+def _scan(env: Any, seeds: Iterable[int]) -> tuple[dict[str, int], dict[str, list[Task]], str]:
+    """Return the first seed of every key, the splits that rows themselves name, and the rules' hash."""
+    found: dict[str, int] = {}
+    named: dict[str, dict[str, int]] = {}
+    rules = ""
+    for seed in seeds:
+        obs, info = env.reset(seed=seed)
+        rules = rules or _rules_hash(obs, info)
+        key = task_key(obs, info)
+        found.setdefault(key, seed)
+        if info.get("split"):
+            named.setdefault(info["split"], {}).setdefault(key, seed)
+    return found, _named_splits(named), rules
+
+
+def _named_splits(named: Mapping[str, Mapping[str, int]]) -> dict[str, list[Task]]:
+    owner: dict[str, str] = {}
+    for split, keys in named.items():
+        for key, seed in keys.items():
+            if owner.setdefault(key, split) != split:
+                raise TaskLeak(f"the question of seed {seed} is in both {owner[key]!r} and {split!r}")
+    if not named:
+        return {}
+    return {name: [Task(seed, key) for key, seed in named.get(name, {}).items()] for name in SPLITS}
+
+
+def _rules_hash(obs: str, info: Mapping[str, Any]) -> str:
+    if "rules_sha256" in info:
+        return str(info["rules_sha256"])
+    rules = join_parts(part for part in parts_of(obs, info) if part[0] == "rules")
+    return hashlib.sha256(rules.encode()).hexdigest()[:16] if rules else ""
+
+
+def _ranked(found: Mapping[str, int], salt: str) -> list[Task]:
+    return [Task(found[key], key) for key in sorted(found, key=lambda key: hash_text(f"{salt}:{key}"))]
+
+
+def _sizes(spec: EnvSpec, given: Mapping[str, int], distinct: int) -> dict[str, int]:
+    """Return the size of every split but ``train``, and of ``train`` where it was named.
+
+    The spec's own sizes hold only where there are enough tasks for them.
+    """
+    shares = {name: min(_CAP[name], int(distinct * _SHARE[name])) for name in _SHARE}
+    own = dict(spec.split_sizes)
+    fits = sum({**shares, **own}.values()) < distinct * 0.75
+    return {**shares, **(own if fits else {}), **given}
+
+
+def _cut(ranked: list[Task], sizes: Mapping[str, int], ref: str) -> dict[str, list[Task]]:
+    wanted = sum(sizes.values())
+    if wanted > len(ranked):
+        listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise EnvError(
+            f"{ref} has {len(ranked)} distinct tasks, fewer than the {wanted} asked for ({listed});"
+            " look at more seeds or ask for less"
+        )
+    splits: dict[str, list[Task]] = {}
+    start = 0
+    for name in SPLITS:
+        size = sizes.get(name, len(ranked) - start)  # SPLITS ends with train, which takes the rest
+        splits[name] = ranked[start : start + size]
+        start += size
+    return splits
+
+
+def _fixed(ref: str, kwargs: dict[str, Any], spec: EnvSpec, env: Any, resized: bool) -> Manifest:
+    """Build the manifest of an environment whose seeds are fixed by a published protocol."""
+    if resized:
+        raise EnvError(f"the splits of {ref} are fixed by its seeds; sizes and seeds cannot be given")
+    keys: dict[int, str] = {}
+    rules = ""
+    for seed in sorted({seed for seeds in spec.split_seeds.values() for seed in seeds}):
+        obs, info = env.reset(seed=seed)
+        rules = rules or _rules_hash(obs, info)
+        keys[seed] = task_key(obs, info)
+    return Manifest(
+        env=ref,
+        kwargs=kwargs,
+        packages=_versions(_packages(env)),
+        rules_sha256=rules,
+        salt="",
+        seeds=(min(keys), max(keys) + 1),
+        distinct=len(set(keys.values())),
+        splits={name: [Task(seed, keys[seed]) for seed in spec.split_seeds[name]] for name in SPLITS},
+        protocol="paper",
+    )
+
+
+def _packages(env: Any) -> Iterable[str]:
+    return ("gymnasium", *getattr(env.unwrapped, "packages", ()))
+
+
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    versions: dict[str, str] = {}
+    for name in sorted(set(packages)):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,185 @@
+"""Base, in-context and student on the same test tasks, with intervals, floors and overlap beside them.
+
+Every episode is stored, so a repeated or resumed evaluation plays only what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from agentopcd.envs.floors import Floors, floors
+from agentopcd.errors import ConfigError
+from agentopcd.knowledge import Arm, play_missing
+from agentopcd.models import LoadedModel
+from agentopcd.session import Session
+from agentopcd.stats import Comparison, Rate
+from agentopcd.types import EMPTY, Context, Job, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One row of the table: a model and the context it is shown."""
+
+    label: str
+    model: LoadedModel
+    context: Context = EMPTY
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.model.id, self.context.id)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one contestant did."""
+
+    label: str
+    rate: Rate
+    tasks: int
+    reply_tokens: float
+    """Mean tokens of all replies of an episode."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A table that can be printed and checked."""
+
+    env: str
+    split: str
+    rows: list[Row]
+    comparisons: dict[str, Comparison]
+    """Paired differences by name, such as ``student - base``."""
+    floors: Floors | None
+    overlap: tuple[int, float]
+    """Test tasks that are also in train or extract: how many, and what share."""
+    protocol: str
+    notes: list[str]
+
+    def rate(self, label: str) -> Rate:
+        return next(row.rate for row in self.rows if row.label == label)
+
+    @property
+    def recovered(self) -> float | None:
+        """Share of the in-context gain that the student has without the context; None without a gain."""
+        labels = {row.label for row in self.rows}
+        if not {"base", "in-context", "student"} <= labels:
+            return None
+        base, shown, student = (self.rate(label).rate for label in ("base", "in-context", "student"))
+        return (student - base) / (shown - base) if shown > base else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON for ``--json`` and run folders."""
+        return {
+            "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes,
+            "rows": [
+                {"label": r.label, "success": r.rate.rate, "low": r.rate.low, "high": r.rate.high, "n": r.rate.n,
+                 "tasks": r.tasks, "reply_tokens": r.reply_tokens} for r in self.rows
+            ],
+            "differences": {
+                name: {"difference": c.difference.diff, "low": c.difference.low, "high": c.difference.high,
+                       "n": c.n, "tasks": c.tasks, "wins": c.wins, "losses": c.losses, "p": c.p, "test": c.test}
+                for name, c in self.comparisons.items()
+            },
+            "recovered": self.recovered, "overlap": list(self.overlap),
+            "floors": None if self.floors is None else dataclasses.asdict(self.floors),
+        }  # fmt: skip
+
+
+def evaluate(
+    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, run_id: int, split: str = "test"
+) -> Evaluation:
+    """Play every contestant on the same tasks with the same seeds and compare them in pairs.
+
+    Raises:
+        ConfigError: no tasks.
+    """
+    if not tasks:
+        raise ConfigError(f"no {split} tasks of {session.env} to evaluate on")
+    setups = set()
+    for one in contestants:
+        player = session.player_for(one.model)
+        setup = session.setup(player)
+        setups.add(setup)
+        session.store.add_context(one.context)
+        play_missing(
+            session.store, [Job(task, one.context) for task in tasks],
+            session.plays(f"{split}: {one.label}", player), one.model.id, setup, session.env, run_id,
+        )  # fmt: skip
+    (setup,) = setups
+    return tabulate(session, contestants, tasks, setup=setup, split=split)
+
+
+def tabulate(
+    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, setup: str, split: str = "test"
+) -> Evaluation:
+    """The table, read back from the stored episodes."""
+    keys = [task.key for task in tasks]
+    place: dict[str, Any] = {"env": session.env, "setup": setup, "split": split, "keys": keys}
+    counts = session.store.counts([one.arm for one in contestants], **place)
+    rows = [
+        Row(
+            label=one.label,
+            rate=counts[one.arm].rate,
+            tasks=counts[one.arm].tasks,
+            reply_tokens=_reply_tokens(session, one, setup, set(keys)),
+        )
+        for one in contestants
+    ]
+    by_label = {one.label: one.arm for one in contestants}
+    wanted = [("in-context", "base"), ("student", "base"), ("student", "in-context")]
+    comparisons = {
+        f"{a} - {b}": session.store.compare(by_label[a], by_label[b], **place)
+        for a, b in wanted
+        if a in by_label and b in by_label
+    }
+    notes = sorted({one.model.note for one in contestants if one.model.note})
+    if session.manifest.protocol == "shared":
+        notes.append("too few tasks to split: selected, trained and reported on the same tasks")
+    return Evaluation(
+        env=session.env,
+        split=split,
+        rows=rows,
+        comparisons=comparisons,
+        floors=floors(session.game.ref, session.game.kwargs, tasks, max_steps=session.game.step_limit),
+        overlap=session.manifest.overlap(),
+        protocol=session.manifest.protocol,
+        notes=notes,
+    )
+
+
+def _reply_tokens(session: Session, one: Contestant, setup: str, keys: set[str]) -> float:
+    rows = session.store.episodes(
+        model_id=one.model.id, context_id=one.context.id, env=session.env, setup=setup
+    )
+    lengths = [row["output_tokens"] for row in rows if row["task_key"] in keys]
+    return sum(lengths) / len(lengths) if lengths else 0.0
+
+
+def lines(evaluation: Evaluation) -> list[str]:
+    """The table as plain text, one fact a line."""
+    out = [f"{evaluation.env}, {evaluation.split} tasks", f"{'':12s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens"]
+    for row in evaluation.rows:
+        interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"
+        out.append(f"{row.label:12s} {row.rate.rate:8.3f}  {interval:>16s} {row.rate.n:5d}  {row.reply_tokens:6.1f}")
+    for name, c in evaluation.comparisons.items():
+        out.append(f"{name:21s} {c.difference}  paired, {c.wins} won / {c.losses} lost on {c.tasks} tasks, p = {c.p:.2g}")
+    if evaluation.recovered is not None:
+        out.append(f"recovered: {evaluation.recovered:.0%} of the in-context gain, without the context")
+    if evaluation.floors is not None:
+        out.append(f"floors: {floor_text(evaluation.floors)}")
+    count, share = evaluation.overlap
+    out.append(f"test tasks also in train or extract: {count} ({share:.0%})")
+    return [*out, *(f"note: {note}" for note in evaluation.notes)]
+
+
+def floor_text(found: Floors) -> str:
+    parts = []
+    if found.random is not None:
+        parts.append(f"uniform random {found.random:.3f}")
+    if found.blind is not None:
+        parts.append(f"best blind sequence {found.blind:.3f}")
+    if found.solvable is not None:
+        parts.append(f"solvable within the limit {found.solvable:.3f}")
+    return ", ".join(parts) or "none can be computed for this environment"

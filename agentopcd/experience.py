@@ -1,0 +1,246 @@
+"""From episodes to a chosen context: play and extract (:func:`gather`), score and confirm (:func:`choose`).
+
+Everything is written down as it happens and seeded by what it is for, so a killed call goes on when it
+is repeated, and nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from agentopcd.config import GatherConfig, PlayConfig, ScoringConfig
+from agentopcd.errors import ConfigError
+from agentopcd.knowledge import (
+    Confirmation,
+    Ranking,
+    add_to_pool,
+    assemble,
+    confirm,
+    extraction_messages,
+    ingest,
+    play_missing,
+    score,
+    subsets,
+)
+from agentopcd.sampling import request_seed
+from agentopcd.session import Session
+from agentopcd.stats import Rate
+from agentopcd.types import EMPTY, Context, Job, Request, Sampling, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What one play run left in the store."""
+
+    run_id: int
+    rate: Rate
+    items: list[str]
+    """Ids of the items found, each once."""
+    flagged: int
+    """Items that wait for a person."""
+    unparsed: int
+    """Extractor replies without an item."""
+    candidates: list[Context]
+    """The chains' contexts, the latest of each chain first, each once."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "run": self.run_id, "episodes": self.rate.n, "wins": self.rate.wins, "success": self.rate.rate,
+            "low": self.rate.low, "high": self.rate.high, "items": self.items, "flagged": self.flagged,
+            "replies_without_item": self.unparsed, "candidates": [c.id for c in self.candidates],
+        }  # fmt: skip
+
+
+def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
+    """Play ``config.episodes`` episodes, store them, and let the model extract items from them.
+
+    A run that has finished is read back, not repeated.
+    """
+    if (done := session.result(run_id)) is not None:
+        candidates = [session.store.get_context(id_) for id_ in done["candidates"]]
+        return Gathered(
+            run_id=run_id, rate=Rate(done["wins"], done["episodes"]), items=done["items"], flagged=done["flagged"],
+            unparsed=done["replies_without_item"], candidates=candidates,
+        )  # fmt: skip
+    context = session.context(config.context, config.placement)[0] if config.context else EMPTY
+    jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id)]
+    setup = session.setup()
+    play_missing(session.store, jobs, session.plays("play"), session.loaded.id, setup, session.env, run_id)
+    rows = session.store.episodes(run_id=run_id)
+    result = Gathered(
+        run_id=run_id, rate=Rate(sum(r["success"] for r in rows), len(rows)),
+        items=[], flagged=0, unparsed=0, candidates=[],
+    )  # fmt: skip
+    return extract(session, config, run_id, result) if config.extract else result
+
+
+def next_tasks(session: Session, config: PlayConfig, run_id: int) -> list[tuple[Task, int]]:
+    """The tasks this run plays: unused ones first, then used ones again, with fresh noise.
+
+    What this run itself has stored counts as unused, so that a resumed run plans the same tasks.
+    """
+    tasks = session.tasks(config.split)
+    rows = session.store.query(
+        "SELECT e.seed, e.rep FROM episode e JOIN run r ON r.id = e.run_id"
+        " WHERE e.env = ? AND r.verb = 'play' AND e.run_id != ? AND e.context_id = ?",
+        (session.env, run_id, EMPTY.id),
+    )
+    used = {(row["seed"], row["rep"]) for row in rows}
+    if not tasks:
+        raise ConfigError(f"no {config.split} tasks of {session.env}")
+    endless = ((task, rep) for rep in itertools.count() for task in tasks)
+    planned = list(itertools.islice((job for job in endless if (job[0].seed, job[1]) not in used), config.episodes))
+    again = sum(rep > 0 for _, rep in planned)
+    if again:
+        session.say(f"{again} of {len(planned)} episodes repeat a {config.split} task: all {len(tasks)} have been played")
+    return planned
+
+
+def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathered) -> Gathered:
+    """Run the accumulation chains over the run's episodes and name every step in the pool.
+
+    Chain ``c`` reads its own seeded draw of the episodes; each step appends that episode's items.
+    """
+    store, chat = session.store, session.player.chat
+    ids = [row["id"] for row in store.episodes(run_id=run_id)]
+    if not ids:
+        raise ConfigError("no finished episode to extract from: the environment broke every one of them")
+    kind = "single" if session.game.step_limit == 1 else "game"
+    first = _first_chain(session, run_id)
+    depth = min(config.chain_steps, len(ids))
+    readings = {c: random.Random(f"{config.seed}:chain:{c}").sample(ids, depth) for c in range(config.chains)}
+    chains = dict.fromkeys(range(config.chains), EMPTY)
+    found: dict[str, None] = {}
+    flagged, unparsed = set(), 0
+    for step, replies in enumerate(_replies(session, config, readings, chains, kind), start=1):
+        for c, reply in replies.items():
+            episode = store.transcript(readings[c][step - 1])
+            got = ingest(
+                store, reply, run_id=run_id, env=session.env, episode=episode, episode_id=readings[c][step - 1],
+                shown=chains[c] if config.show_earlier and chains[c].text else None,
+                special=chat.special, count_tokens=chat.count_tokens, first_line=c * 1000,
+            )  # fmt: skip
+            unparsed += not got.parsed
+            flagged |= set(got.flagged)
+            found |= dict.fromkeys(got.ids)
+            texts = [item.text for item in store.items(ids=got.accepted)]
+            recipe = {"order": "chain", "budget": config.budget_tokens, "chain": first + c, "step": step}
+            chains[c] = assemble(
+                [*chains[c].lines, *texts], budget=config.budget_tokens,
+                count_tokens=chat.count_tokens, placement=config.placement,
+            )  # fmt: skip
+            if chains[c].text:
+                add_to_pool(store, session.env, first + c, step, chains[c], run_id=run_id, recipe=recipe)
+    return dataclasses.replace(
+        gathered, items=list(found), flagged=len(flagged), unparsed=unparsed, candidates=pool(session, run_id)
+    )
+
+
+def _replies(
+    session: Session, config: GatherConfig, readings: dict[int, list[int]], chains: dict[int, Context], kind: str
+) -> Iterator[dict[int, str]]:
+    """The extractor's replies of each step, by chain.
+
+    Where the extractor sees the chain's earlier items, a step waits for the one before; else all steps
+    of all chains are asked at once, which is much faster.
+    """
+    steps = range(len(readings[0]))
+    if not config.show_earlier:
+        everything = _ask(session, config, [(c, s) for s in steps for c in readings], readings, chains, kind)
+        for s in steps:
+            yield {c: everything[c, s] for c in readings}
+        return
+    for s in steps:
+        yield {c: text for (c, _), text in _ask(session, config, [(c, s) for c in readings], readings, chains, kind).items()}
+
+
+def _ask(
+    session: Session, config: GatherConfig, places: Sequence[tuple[int, int]], readings: dict[int, list[int]],
+    chains: dict[int, Context], kind: Any,
+) -> dict[tuple[int, int], str]:  # fmt: skip
+    player = session.player
+    requests = []
+    for c, s in places:
+        episode = session.store.transcript(readings[c][s])
+        earlier = chains[c] if config.show_earlier else None
+        prompt = player.chat.render(extraction_messages(episode, kind=kind, earlier=earlier))
+        requests.append(Request(prompt_ids=prompt, seed=request_seed(config.seed, "extract", c, s)))
+    sampling = Sampling(
+        temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
+    )
+    session.say(f"extracting from {len(requests)} episodes")
+    replies = player.sampler.sample(requests, sampling)
+    return {place: player.chat.reply_text(r.token_ids) for place, r in zip(places, replies, strict=True)}
+
+
+def _first_chain(session: Session, run_id: int) -> int:
+    """Number of this run's first chain: the one it already has, else the next free one."""
+    rows = session.store.query(
+        "SELECT name, run_id FROM ref_move WHERE substr(name, 1, length(:p)) = :p", {"p": f"{session.env}/pool/"}
+    )
+    number = {int(row["name"].split("/")[-2]): row["run_id"] for row in rows}
+    own = [n for n, owner in number.items() if owner == run_id]
+    return min(own) if own else max(number, default=-1) + 1
+
+
+def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[Context]:
+    """Distinct contexts of the pool (of one run, if given), the latest step of each chain first."""
+    store = session.store
+    names = store.refs(prefix or f"{session.env}/pool/")
+    if run_id is not None:
+        rows = store.query("SELECT name FROM ref_move WHERE run_id = ?", (run_id,))
+        own = {row["name"] for row in rows}
+        names = {name: id_ for name, id_ in names.items() if name in own}
+    chains: dict[str, list[str]] = {}
+    for name, id_ in names.items():
+        chains.setdefault(name.rpartition("/")[0], []).append(id_)
+    layers = itertools.zip_longest(*(reversed(ids) for ids in chains.values()))
+    ordered = dict.fromkeys(id_ for layer in layers for id_ in layer if id_ is not None)
+    return [store.get_context(id_) for id_ in ordered]
+
+
+def choose(
+    session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int, gate: bool = True
+) -> tuple[Ranking, Confirmation | None]:
+    """Rank candidates on select tasks; confirm the winner once, against the empty context, on fresh tasks."""
+    store, model_id, setup = session.store, session.loaded.id, session.setup()
+    ranking = score(
+        store, candidates[: config.candidates], session.tasks("select", config.select_tasks),
+        session.plays("select"), model_id=model_id, setup=setup, env=session.env, run_id=run_id,
+    )  # fmt: skip
+    session.say(str(ranking))
+    if not gate:
+        return ranking, None
+    return ranking, confirm_one(session, store.get_context(ranking.best.context_id), config.confirm_tasks, run_id=run_id)
+
+
+def confirm_one(session: Session, context: Context, n: int, *, run_id: int) -> Confirmation:
+    """The confirm gate for one context."""
+    outcome = confirm(
+        session.store, context, session.tasks("confirm", n), session.plays("confirm"),
+        model_id=session.loaded.id, setup=session.setup(), env=session.env, run_id=run_id,
+    )  # fmt: skip
+    session.say(str(outcome))
+    return outcome
+
+
+def value_items(
+    session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int
+) -> list[dict[str, Any]]:
+    """A value with an interval for every active item of the candidates, from complementary random halves."""
+    store = session.store
+    ids = dict.fromkeys(item.id for context in candidates for item in store.items(context_id=context.id))
+    items = [item for item in store.items(ids=list(ids)) if item.status in ("active", "pinned")]
+    if not items:
+        raise ConfigError(f"no active item of {session.env} in the pool; play and extract first")
+    values = subsets(
+        store, items, session.tasks("select", config.select_tasks), session.plays("subsets"),
+        model_id=session.loaded.id, setup=session.setup(), env=session.env, run_id=run_id,
+        seed=config.seed, placement=candidates[0].placement,
+    )  # fmt: skip
+    texts = {item.id: item.text for item in items}
+    return [dataclasses.asdict(value) | {"text": texts[value.item_id]} for value in values]

@@ -1,0 +1,398 @@
+"""Import and export: JSON lines without loss, and plain text for people.
+
+JSON lines are a header and typed rows in foreign-key order. Run and episode numbers are local to the
+file. Immutable rows are united with what the receiver has; nothing of the receiver is overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from agentopcd.errors import AgentOpcdError, ConfigError, StoreError, did_you_mean
+from agentopcd.knowledge.assemble import render
+from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.items import flags, identify, item_ids, normalise, parse, sanitise
+from agentopcd.knowledge.store import Found, Store
+from agentopcd.knowledge.transcript import pack, unpack
+from agentopcd.types import EMPTY, MARKER, Context, Placement
+
+FORMAT, VERSION = "agentopcd-kb", 1
+
+IMPORTED = "import"
+"""Actor of the events an import adds: the receiver's own decision, which does not travel on."""
+
+GATES = ("review", "keep")
+
+_EPISODE_KEY = ("model_id", "context_id", "env", "setup", "seed", "rep")
+
+
+# -- JSON lines: out ---------------------------------------------------------------------------------
+
+
+def dump(store: Store, contexts: Iterable[str] | None = None, *, episodes: bool = False) -> Iterator[Row]:
+    """The store as typed rows, header first.
+
+    Args:
+        contexts: only these contexts (ids) with their items, origins and refs; by default everything.
+        episodes: also episodes and transcripts. Without them an item's origin is still known as
+            environment and task, so the leak guard works at the receiver.
+    """
+    with store.read():
+        wanted = None if contexts is None else {EMPTY.id, *contexts}
+        rows = list(_Dump(store, wanted, episodes and wanted is None).rows())
+    yield {"format": FORMAT, "version": VERSION}
+    for row in rows:
+        if row["type"] == "episode":  # unpacked one by one: together they can be larger than memory
+            body = store.lookup("transcript", episode_id=row["transcript"])
+            row = {**row, "transcript": unpack(body["body"]) if body else None}
+        yield row
+
+
+class _Dump:
+    """Collects the rows of one export. Runs come first in the file but are known last."""
+
+    def __init__(self, store: Store, wanted: set[str] | None, episodes: bool) -> None:
+        self.store, self.episodes = store, episodes
+        self.contexts = [row for row in store.table("context", "id") if wanted is None or row["id"] in wanted]
+        self.links = {
+            row["id"]: [item.id for item in store.items(context_id=row["id"])] for row in self.contexts
+        }
+        held = {item_id for ids in self.links.values() for item_id in ids}
+        self.items = [row for row in store.table("item", "id") if wanted is None or row["id"] in held]
+        self.held = {row["id"] for row in self.items}
+        self.shown = {row["id"] for row in self.contexts}
+        self.everything = wanted is None
+        self.runs: dict[int, Row] = {row["id"]: row for row in store.table("run", "id")}
+        self.used: set[int] = set()
+
+    def rows(self) -> Iterator[Row]:
+        models = self._models()
+        episodes = list(self.store.table("episode", "id")) if self.episodes else []
+        self.local = {row["id"]: number for number, row in enumerate(episodes, 1)}
+        sources, events, refs = self._sources(), self._events(), self._refs()
+        self.used.update(
+            row["run_id"] for row in (*models, *episodes, *sources, *refs) if row["run_id"] is not None
+        )
+        number = {run_id: n for n, run_id in enumerate(sorted(self.used), 1)}
+        for run_id, n in number.items():
+            yield {**_typed("run", self.runs[run_id]), "id": n}
+        for row in self._tasks(episodes):
+            yield _typed("task", row)
+        for row in self.items:
+            yield _typed("item", row)
+        for row in self.contexts:
+            yield {**_typed("context", row), "items": self.links[row["id"]]}
+        for row in models:
+            weights = self.store.model_contexts(row["id"]) if self.everything else {}
+            yield {**_typed("model", row), "run_id": number.get(row["run_id"]), "contexts": weights}
+        for row in episodes:
+            yield {**_typed("episode", row), "id": self.local[row["id"]], "run_id": number[row["run_id"]],
+                   "transcript": row["id"]}  # fmt: skip
+        for row in sources:
+            yield {**_typed("source", row), "run_id": number[row["run_id"]]}
+        for row in events:
+            yield {key: value for key, value in _typed("event", row).items() if key != "id"}
+        for row in refs:
+            moved = {key: value for key, value in _typed("ref", row).items() if key != "id"}
+            yield {**moved, "run_id": number.get(row["run_id"])}
+
+    def _models(self) -> list[Row]:
+        return list(self.store.table("model", "rowid")) if self.everything else []
+
+    def _tasks(self, episodes: list[Row]) -> list[Row]:
+        """Tasks travel with episodes; the origin of an item carries its own task."""
+        played = {(row["env"], row["task_key"]) for row in episodes}
+        return [row for row in self.store.table("task", "env, key") if (row["env"], row["key"]) in played]
+
+    def _sources(self) -> list[Row]:
+        """Origins; without episodes, two finds on one task are one."""
+        kept: dict[tuple[Any, ...], Row] = {}
+        for row in self.store.table("item_source", "run_id, episode_id, line, item_id, env, task_key, raw"):
+            if row["item_id"] not in self.held:
+                continue
+            row["episode_id"] = self.local.get(row["episode_id"])
+            if row["shown_context_id"] not in self.shown:
+                row["shown_context_id"] = None
+            key = tuple(row[name] for name in ("item_id", "run_id", "episode_id", "env", "task_key", "line"))
+            kept.setdefault(key, row)
+        return sorted(kept.values(), key=_source_order)
+
+    def _events(self) -> list[Row]:
+        def travels(row: Row) -> bool:
+            known = row["item_id"] in self.held and (row["other_id"] is None or row["other_id"] in self.held)
+            return known and row["actor"] != IMPORTED
+
+        # By item, because an importer may meet the items in another order.
+        return sorted(filter(travels, self.store.table("item_event", "id")), key=lambda row: row["item_id"])
+
+    def _refs(self) -> list[Row]:
+        moves = list(self.store.table("ref_move", "id"))
+        if not self.everything:
+            current = {name for name, context_id in self.store.refs().items() if context_id in self.shown}
+            moves = [row for row in moves if row["name"] in current and row["context_id"] in self.shown]
+        return sorted(moves, key=lambda row: row["name"])
+
+
+def _source_order(row: Row) -> tuple[Any, ...]:
+    return (
+        row["run_id"],
+        row["episode_id"] or 0,
+        row["env"] or "",
+        row["task_key"] or "",
+        row["line"],
+        row["item_id"],
+    )
+
+
+def _typed(kind: str, row: Row) -> Row:
+    return {"type": kind, **row}
+
+
+def to_jsonl(rows: Iterable[Row]) -> Iterator[str]:
+    """One JSON text per row, line end included."""
+    for row in rows:
+        yield json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def from_jsonl(lines: Iterable[str]) -> Iterator[Row]:
+    """The rows of a JSON lines file.
+
+    Raises:
+        StoreError: a line that is not a JSON object, with its number.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise StoreError(f"line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise StoreError(f"line {number} is not a JSON object")
+        yield row
+
+
+# -- JSON lines: in ----------------------------------------------------------------------------------
+
+
+def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "review") -> dict[str, int]:
+    """Unite dumped rows with the store, in one transaction.
+
+    Ids are recomputed. Items that are new here arrive with their history; with ``gate="review"`` active
+    and pinned ones then wait for approval, with ``"keep"`` they keep their status. A task keeps the
+    split it has here.
+
+    Args:
+        prefix: put before the name of every imported ref.
+
+    Returns:
+        How many rows of each type were new.
+
+    Raises:
+        StoreError: another format or version, an id that does not fit its text, or a ref that exists
+            here with another context.
+    """
+    if gate not in GATES:
+        raise StoreError(f"unknown gate {gate!r}{did_you_mean(gate, GATES)}")
+    stream = iter(rows)
+    header = next(stream, {})
+    if header.get("format") != FORMAT:
+        raise StoreError(f'not a knowledge export: the first line has no "format": "{FORMAT}"')
+    if header.get("version") != VERSION:
+        raise StoreError(
+            f"export version {header.get('version')!r}, this version of agentopcd reads {VERSION}"
+        )
+    with store.write():
+        into = _Load(store, prefix)
+        for number, row in enumerate(stream, 2):
+            try:
+                into.take(row)
+            except (AttributeError, KeyError, TypeError, ValueError, sqlite3.Error) as error:
+                if isinstance(error, AgentOpcdError):
+                    raise
+                raise StoreError(
+                    f"row {number} ({row.get('type')!r}) cannot be imported: {error!r}"
+                ) from error
+        into.end(gate)
+    return into.new
+
+
+class _Load:
+    """Takes in rows one by one; run and episode numbers of the file are translated."""
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self.store, self.prefix = store, prefix
+        self.runs: dict[int, int] = {}
+        self.episodes: dict[int, int] = {}
+        self.items: set[str] = set()
+        self.refs: dict[str, list[Row]] = {}
+        self.new: dict[str, int] = dict.fromkeys(
+            ("run", "task", "item", "context", "model", "episode", "source", "event", "ref"), 0
+        )
+
+    def take(self, row: Row) -> None:
+        row = dict(row)
+        kind = row.pop("type")
+        if kind not in self.new:
+            raise StoreError(f"unknown row type {kind!r}{did_you_mean(str(kind), self.new)}")
+        self.new[kind] += bool(getattr(self, f"_{kind}")(row))
+
+    def _run(self, row: Row) -> bool:
+        number = row.pop("id")
+        known = self.store.lookup("run", **row)
+        self.runs[number] = known["id"] if known else _must(self.store.insert("run", row))
+        return known is None
+
+    def _task(self, row: Row) -> bool:
+        return self.store.insert("task", row, unique=("env", "key")) is not None
+
+    def _item(self, row: Row) -> bool:
+        if identify(row["text"]) != row["id"] or normalise(row["text"]) != row["text"]:
+            raise StoreError(
+                f"item {row['id'][:12]} does not fit its text {row['text'][:60]!r}; the file was changed"
+            )
+        if self.store.insert("item", row, unique=("id",)) is None:
+            return False
+        self.items.add(row["id"])
+        return True
+
+    def _context(self, row: Row) -> bool:
+        links = row.pop("items")
+        context = Context(row["rendered"], row["placement"])
+        if context.id != row["id"]:
+            raise StoreError(f"context {row['id'][:12]} does not fit its text; the file was changed")
+        shown = item_ids(context)
+        if shown and shown != links:
+            raise StoreError(
+                f"context {row['id'][:12]} shows other items than it lists; the file was changed"
+            )
+        if self.store.insert("context", row, unique=("id",)) is None:
+            return False
+        for pos, item_id in enumerate(links):
+            self.store.insert("context_item", {"context_id": row["id"], "pos": pos, "item_id": item_id})
+        return True
+
+    def _model(self, row: Row) -> bool:
+        contexts = row.pop("contexts")
+        row["run_id"] = self.runs.get(row["run_id"])
+        if self.store.insert("model", row, unique=("id",)) is None:
+            return False
+        for context_id, weight in contexts.items():
+            self.store.insert(
+                "model_context", {"model_id": row["id"], "context_id": context_id, "weight": weight}
+            )
+        return True
+
+    def _episode(self, row: Row) -> bool:
+        number, transcript = row.pop("id"), row.pop("transcript")
+        row["run_id"] = self.runs[row["run_id"]]
+        episode_id = self.store.insert("episode", row, unique=_EPISODE_KEY)
+        if episode_id is not None and transcript is not None:
+            self.store.insert("transcript", {"episode_id": episode_id, "body": pack(transcript)})
+        known = self.store.lookup("episode", **{name: row[name] for name in _EPISODE_KEY})
+        self.episodes[number] = _must(known)["id"]
+        return episode_id is not None
+
+    def _source(self, row: Row) -> bool:
+        row["run_id"] = self.runs[row["run_id"]]
+        row["episode_id"] = self.episodes.get(row["episode_id"])
+        if row["task_key"] is not None:
+            # An unknown task has been extracted from, so it must never be anything else here.
+            origin = {"env": row["env"], "key": row["task_key"], "split": "extract"}
+            self.store.insert("task", origin, unique=("env", "key"))
+        if row["episode_id"] is None:
+            same = ("item_id", "run_id", "env", "task_key", "line")
+            if self.store.lookup("item_source", **{name: row[name] for name in same}):
+                return False  # known here with its episode
+        return self.store.add_source(row)
+
+    def _event(self, row: Row) -> bool:
+        if row["item_id"] not in self.items:
+            return False  # an item that was here before keeps the status it has here
+        self.store.insert("item_event", row)
+        return True
+
+    def _ref(self, row: Row) -> bool:
+        row["name"] = self.prefix + row["name"]
+        row["run_id"] = self.runs.get(row["run_id"])
+        self.refs.setdefault(row["name"], []).append(row)
+        return False  # counted at the end, when all moves of a ref are known
+
+    def end(self, gate: str) -> None:
+        for name, moves in self.refs.items():
+            last, history = moves[-1]["context_id"], self.store.log(name)
+            current = history[-1]["context_id"] if history else None
+            if current not in (None, last):
+                raise StoreError(
+                    f"ref {name!r} is at {current[:12]} here and at {(last or 'nothing')[:12]} in the file; "
+                    f"import under a prefix (--prefix other/) or move it by hand"
+                )
+            if not history:
+                for move in moves:
+                    self.store.insert("ref_move", move)
+                self.new["ref"] += 1
+        if gate == "review":
+            for item in self.store.items(ids=self.items):
+                if item.status in ("active", "pinned"):
+                    self.store.event(item.id, "flag", IMPORTED, f"was {item.status} where it came from")
+
+
+def _must(value: Any) -> Any:
+    assert value is not None
+    return value
+
+
+# -- text --------------------------------------------------------------------------------------------
+
+
+class TextImport(NamedTuple):
+    """What a text import brought."""
+
+    context_id: str
+    items: int
+    """Marked items; 0 for free text."""
+    changed: bool
+    """Sanitising had to change the text, so an export will not be byte-equal to the file."""
+
+
+def export_text(store: Store, context_id: str) -> str:
+    """The context exactly as a model is shown it: one marker line per item."""
+    return store.get_context(context_id).text
+
+
+def import_text(
+    store: Store, text: str, *, run_id: int, placement: Placement = "user", ref: str | None = None,
+    special: tuple[str, ...] = (), recipe: Mapping[str, Any] | None = None,
+) -> TextImport:  # fmt: skip
+    """Take in a text file as a context. Its items are pending and of unknown origin.
+
+    With a marker anywhere it is a list of items, one per marker line; without one it is free text, a
+    context without items, and kept to the byte.
+
+    Args:
+        ref: point this ref at it; the ref must not exist.
+        special: the tokenizer's special strings.
+
+    Raises:
+        ConfigError: the text is empty, or its marker lines hold no item.
+        StoreError: the ref exists.
+    """
+    if not text.strip():
+        raise ConfigError("the file is empty; an empty context is only had by its name, 'empty'")
+    found = [Found(sanitise(piece.text, special), piece.raw, piece.line) for piece in parse(text)]
+    marked = MARKER in text
+    if marked and not found:
+        raise ConfigError(f"no item in the file: its {MARKER!r} lines are empty")
+    context = Context(render([one.text for one in found]) if marked else text, placement)
+    with store.write():
+        if marked:
+            found = [one._replace(flags=("imported", *flags(one.text))) for one in found]
+            store.add_items(run_id, found, actor=IMPORTED)
+        store.add_context(context, {"order": "file", **(recipe or {})})
+        if ref is not None:
+            store.move(ref, context.id, IMPORTED, "imported from text", run_id, expect=None)
+    as_given = text.rstrip("\n") if marked else text  # a last line end is no item
+    return TextImport(context.id, len(found) if marked else 0, context.text != as_given)

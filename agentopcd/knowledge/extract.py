@@ -1,0 +1,103 @@
+"""What the extractor is asked: one short prompt for games, one for single-step tasks.
+
+Environment rules are taken out of what it sees, so that it has to infer them. It sees what the
+environment said, never a label: for a single-step task only the problem and its own reply.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from agentopcd.errors import ConfigError, did_you_mean
+from agentopcd.knowledge.items import END_OF_THINKING
+from agentopcd.types import MARKER, Context, Episode, Message, Part
+
+Kind = Literal["game", "single"]
+KINDS: tuple[Kind, ...] = ("game", "single")
+
+TEMPLATE_VERSION = 1
+"""Raised whenever a word below changes; keep it in the run's config."""
+
+_GAME = """\
+You played one round of a game whose rules nobody told you. This is what you saw and what you answered.
+
+{trace}
+
+{earlier}
+The next round will start from another position. Write 1 or 2 short lessons that will help you there: \
+what a symbol or a move does, what wins, what loses. Say when to do it. General rules only, no list of \
+the moves you made and no positions. Do not repeat what you already know; if this round proves it wrong, \
+say so.
+Write one line per lesson. Begin each line with "{marker}" and then the lesson. Write nothing else."""
+
+_SINGLE = """\
+This is a problem and the answer you gave.
+
+{trace}
+
+{earlier}
+Other problems of this kind will follow. Write 1 or 2 short lessons that will help you with them: a method \
+that works, or a mistake to avoid. General rules only, not the answer to this problem. Do not repeat what \
+you already know; if it looks wrong now, say so.
+Write one line per lesson. Begin each line with "{marker}" and then the lesson. Write nothing else."""
+
+_TEMPLATES: dict[Kind, str] = {"game": _GAME, "single": _SINGLE}
+
+
+def extraction_messages(episode: Episode, *, kind: Kind, earlier: Context | None = None) -> list[Message]:
+    """The chat messages that ask for the lessons of one finished episode.
+
+    Args:
+        kind: ``game`` shows every turn, the environment's feedback and the outcome; ``single`` shows the
+            problem and the reply alone.
+        earlier: the items found so far, so that they need not be repeated.
+
+    Raises:
+        ConfigError: an unknown kind, or an episode without a turn.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
+    if not episode.turns:
+        raise ConfigError(
+            f"the episode of task {episode.task.key[:12]} has no turn, there is nothing to extract"
+        )
+    trace = game_trace(episode) if kind == "game" else single_trace(episode)
+    pieces = {"{marker}": MARKER, "{earlier}": _earlier(earlier), "{trace}": trace}
+    # In one pass and without str.format: traces and items may contain braces of their own.
+    prompt = re.sub(r"\{(?:marker|earlier|trace)\}", lambda found: pieces[found[0]], _TEMPLATES[kind])
+    return [{"role": "user", "content": prompt}]
+
+
+def game_trace(episode: Episode) -> str:
+    """Every turn without the rules, then what the environment said at the end."""
+    pieces = []
+    for number, turn in enumerate(episode.turns, 1):
+        pieces.append(f"Turn {number}. You saw:\n{_shown(turn.parts)}\nYou answered: {_spoken(turn.reply)}")
+    ending = _shown(episode.outcome)
+    if ending:
+        pieces.append(f"End of the round:\n{ending}")
+    return "\n\n".join(pieces)
+
+
+def single_trace(episode: Episode) -> str:
+    """Problem and own reply; feedback and outcome could carry the label, so they stay out."""
+    turn = episode.turns[0]
+    problem = _shown([part for part in turn.parts if part[0] in ("state", "actions")])
+    return f"Problem:\n{problem}\n\nYour answer:\n{_spoken(turn.reply)}"
+
+
+def _shown(parts: Sequence[Part]) -> str:
+    return "\n".join(text.strip() for kind, text in parts if kind != "rules" and text.strip())
+
+
+def _spoken(reply: str) -> str:
+    """The reply without its reasoning, which is long and not what the environment saw."""
+    return reply.rpartition(END_OF_THINKING)[2].strip() or "(nothing)"
+
+
+def _earlier(context: Context | None) -> str:
+    if context is None or not context.text:
+        return "You know nothing about it yet."
+    return f"What you already know (it may be wrong):\n{context.text}"

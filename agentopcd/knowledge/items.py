@@ -1,0 +1,176 @@
+"""One experience item: parsed from a reply, made safe to show, given an identity, flagged.
+
+Pure functions over text; nothing here knows the store.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from agentopcd.types import MARKER, Context
+
+MAX_ITEM_TOKENS = 120
+"""Longer items are flagged; the paper's are about 50 to 60 tokens."""
+
+END_OF_THINKING = "</think>"
+
+_MARKER = re.compile(r"(?:[-*•–]\s*|\d+[.)]\s*)?\**EXPERIENCE ITEM\**[ \t]*:\**", re.IGNORECASE)
+_INVISIBLE = re.compile("[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_SPACES = re.compile(r"\s+")
+
+_MOVE = r"\[?\b(?:up|down|left|right|north|south|east|west)\b\]?"
+_FLAGS = {
+    "url": re.compile(r"https?://|\bwww\.", re.I),
+    "code": re.compile(r"```|~~~"),
+    "tool-call": re.compile(r"</?(?:tool|function)[-_ ]?call|\"(?:name|arguments)\"\s*:\s*[\"{]", re.I),
+    "override": re.compile(
+        r"\b(?:ignore|disregard|forget|override)\b.{0,30}\b(?:instruction|rule|prompt|message)s?\b"
+        r"|\bsystem prompt\b|\byou are now\b",
+        re.I,
+    ),
+    "route": re.compile(
+        rf"{_MOVE}(?:[\s,;>.→-]+(?:(?:and|then|go|move)\s+)*{_MOVE}){{2,}}"  # three moves in a row
+        r"|(?-i:\b[UDLR](?:[\s,;>→-]+[UDLR]){2,}\b|\b[UDLR]{4,}\b)"
+        r"|[(\[]\s*\d+\s*,\s*\d+\s*[)\]]|\brow\s+\d+\b.{0,12}\bcol(?:umn)?\s+\d+\b",
+        re.I,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parsed:
+    """One marked piece of a reply: the text after the marker, what stood there, and its number."""
+
+    text: str
+    raw: str
+    line: int
+    """Counts the items of one reply from 0."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """An item as the store knows it."""
+
+    id: str
+    text: str
+    status: str = "pending"
+    """``pending``, ``active``, ``pinned`` or ``retired``."""
+    support: int = 0
+    """Distinct tasks on which it was found without having been shown."""
+    created_at: str = ""
+
+
+def parse(reply: str, *, strict: bool = False) -> list[Parsed]:
+    """Find the items of an extractor's reply, after its last end-of-thinking mark.
+
+    Args:
+        reply: the whole reply.
+        strict: only lines that start with the exact marker (the paper's rule). Otherwise a line may
+            contain markers anywhere, each starts an item, and bullets, case and bold may vary.
+
+    Returns:
+        The items in order; pieces without a letter or digit are dropped.
+    """
+    reply = reply.encode("utf-8", "replace").decode()  # a lone surrogate cannot be stored
+    found: list[Parsed] = []
+    for line in reply.rpartition(END_OF_THINKING)[2].splitlines():
+        for raw, text in _pieces(line, strict):
+            if any(char.isalnum() for char in text):
+                found.append(Parsed(text.strip(), raw.strip(), len(found)))
+    return found
+
+
+def _pieces(line: str, strict: bool) -> Iterable[tuple[str, str]]:
+    if strict:
+        stripped = line.strip()
+        if stripped.startswith(MARKER):
+            yield stripped, stripped[len(MARKER) :]
+        return
+    marks = list(_MARKER.finditer(line))
+    for mark, following in zip(marks, [*marks[1:], None], strict=True):
+        end = following.start() if following else len(line)
+        yield line[mark.start() : end], line[mark.end() : end]
+
+
+def sanitise(text: str, special: Sequence[str] = ()) -> str:
+    """Make an item safe to show: one line, NFC, nothing invisible, no string that forms a role.
+
+    Not NFKC, which would turn ``10²`` into ``102``.
+
+    Args:
+        text: as the extractor wrote it.
+        special: the tokenizer's special strings; a chat template would turn them into control tokens.
+
+    Returns:
+        The cleaned text; the same text again when it is cleaned twice.
+    """
+    text = _INVISIBLE.sub("", text)
+    text = "".join(_visible(char) for char in text)
+    text = _MARKER.sub(" ", _SPACES.sub(" ", unicodedata.normalize("NFC", text)))
+    text = _SPACES.sub(" ", text).strip()
+    return _neutralise(text, [s.strip() for s in special if len(s.strip()) > 1])
+
+
+def _visible(char: str) -> str:
+    kind = unicodedata.category(char)
+    if char.isspace():
+        return " "
+    return "" if kind in ("Cc", "Cs", "Co", "Cn") else char
+
+
+def _neutralise(text: str, special: Sequence[str]) -> str:
+    """Break every special string with a space after its first character, until none is left."""
+    for _ in range(len(text) + 1):  # each round breaks at least one; a break can hardly form another
+        present = next((s for s in special if s in text), None)
+        if present is None:
+            return text
+        text = text.replace(present, f"{present[0]} {present[1:]}")
+    return "".join(char for char in text if char.isalnum() or char == " ")
+
+
+def normalise(text: str) -> str:
+    """The form that is hashed: NFC, spaces collapsed, marker removed, case kept."""
+    text = text.strip()
+    if text.startswith(MARKER):
+        text = text[len(MARKER) :]
+    return _SPACES.sub(" ", unicodedata.normalize("NFC", text)).strip()
+
+
+def identify(text: str) -> str:
+    """The id of an item: sha256 of its normalised text. In a board game case can be the rule, so it stays."""
+    return hashlib.sha256(normalise(text).encode()).hexdigest()
+
+
+def item_texts(context: Context) -> list[str]:
+    """The items a context shows, in order; none for free text, and empty marker lines are none."""
+    return [text for line in context.lines if (text := normalise(line))]
+
+
+def item_ids(context: Context) -> list[str]:
+    """The ids of the items a context shows, in order."""
+    return [identify(text) for text in item_texts(context)]
+
+
+def flags(
+    text: str, *, count_tokens: Callable[[str], int] | None = None, max_tokens: int = MAX_ITEM_TOKENS
+) -> tuple[str, ...]:
+    """What a person should look at before this item is used.
+
+    Args:
+        text: a sanitised item.
+        count_tokens: length in tokens; without it four thirds of the words are taken.
+        max_tokens: longer items are flagged ``over-long`` (they are never cut).
+
+    Returns:
+        Names out of ``url``, ``code``, ``tool-call``, ``override``, ``route`` (moves or coordinates of
+        one board) and ``over-long``.
+    """
+    found = [name for name, pattern in _FLAGS.items() if pattern.search(text)]
+    tokens = count_tokens(text) if count_tokens else len(text.split()) * 4 / 3
+    if tokens > max_tokens:
+        found.append("over-long")
+    return tuple(found)

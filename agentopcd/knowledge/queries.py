@@ -1,0 +1,394 @@
+"""The questions the store answers: every score is recomputed from episode rows, nothing is cached."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from agentopcd.errors import StoreError, did_you_mean
+from agentopcd.knowledge.database import Database, Row, check_columns
+from agentopcd.knowledge.items import Item
+from agentopcd.knowledge.transcript import from_json, unpack
+from agentopcd.stats import Comparison, Rate, compare
+from agentopcd.types import EMPTY, Context, Episode
+
+
+class Arm(NamedTuple):
+    """Who plays: a model and the context it is shown."""
+
+    model_id: str
+    context_id: str = EMPTY.id
+
+
+class Pair(NamedTuple):
+    """One task, seed and repetition that two arms have both played."""
+
+    task_key: str
+    seed: int
+    rep: int
+    first: bool
+    second: bool
+
+
+class Count(NamedTuple):
+    """What one arm did: its rate (with interval) and the distinct tasks behind it."""
+
+    rate: Rate
+    tasks: int
+
+
+class Leak(NamedTuple):
+    """An item of a context that came from a task which must not be learned from."""
+
+    item_id: str
+    env: str
+    key: str
+    split: str
+
+
+_SPLIT = "(:split IS NULL OR t.split IN (:split, 'shared'))"
+"""``shared`` stands for all splits at once."""
+
+
+def natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key that puts ``pool/2`` before ``pool/10``."""
+    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", name)]
+
+
+class Queries(Database):
+    """Everything that only reads."""
+
+    # -- any table ----------------------------------------------------------------------------------
+
+    def table(self, name: str, order: str) -> list[Row]:
+        """All rows of a table of the schema, for the exchange of whole stores."""
+        return self.query(f"SELECT * FROM {name} ORDER BY {order}")
+
+    def lookup(self, name: str, **columns: Any) -> Row | None:
+        """The first row whose columns have these values (None matches NULL)."""
+        check_columns(columns)
+        where = " AND ".join(f"{column} IS :{column}" for column in columns)
+        rows = self.query(f"SELECT * FROM {name} WHERE {where} LIMIT 1", columns)
+        return rows[0] if rows else None
+
+    # -- runs, models, tasks ------------------------------------------------------------------------
+
+    def run(self, run_id: int) -> Row:
+        """One run; ``config`` and ``result`` are JSON text.
+
+        Raises:
+            StoreError: there is no such run.
+        """
+        rows = self.query("SELECT * FROM run WHERE id = ?", (run_id,))
+        if not rows:
+            raise StoreError(f"no run {run_id} in {self.path}")
+        return rows[0]
+
+    def models(self, env: str | None = None, *, trained: bool = False) -> list[Row]:
+        """Models, newest first.
+
+        Args:
+            env: only models whose run's config has this ``env``.
+            trained: only models that a run of this store has made (they have a parent).
+        """
+        return self.query(
+            "SELECT m.* FROM model m LEFT JOIN run r ON r.id = m.run_id"
+            " WHERE (:env IS NULL OR json_extract(r.config, '$.env') = :env)"
+            " AND (NOT :trained OR m.parent_id IS NOT NULL) ORDER BY m.created_at DESC, m.rowid DESC",
+            {"env": env, "trained": trained},
+        )
+
+    def split_of(self, env: str, key: str) -> str | None:
+        """The split a task sits in, or None when the store has never seen it."""
+        rows = self.query("SELECT split FROM task WHERE env = ? AND key = ?", (env, key))
+        return rows[0]["split"] if rows else None
+
+    def used_tasks(self, env: str, verb: str | None = None) -> set[str]:
+        """Keys of the tasks that have a stored episode (of runs of ``verb``, if given)."""
+        rows = self.query(
+            "SELECT DISTINCT task_key FROM episode e JOIN run r ON r.id = e.run_id"
+            " WHERE e.env = :env AND (:verb IS NULL OR r.verb = :verb)",
+            {"env": env, "verb": verb},
+        )
+        return {row["task_key"] for row in rows}
+
+    # -- episodes -----------------------------------------------------------------------------------
+
+    def done(self, model_id: str, context_id: str, env: str, setup: str) -> set[tuple[int, int]]:
+        """The ``(seed, rep)`` pairs this arm has finished: what a resumed run need not play."""
+        rows = self.query(
+            "SELECT seed, rep FROM episode WHERE model_id = ? AND context_id = ? AND env = ? AND setup = ?",
+            (model_id, context_id, env, setup),
+        )
+        return {(row["seed"], row["rep"]) for row in rows}
+
+    def episodes(
+        self,
+        *,
+        run_id: int | None = None,
+        model_id: str | None = None,
+        context_id: str | None = None,
+        env: str | None = None,
+        setup: str | None = None,
+        split: str | None = None,
+        limit: int | None = None,
+    ) -> list[Row]:
+        """Episode rows with their ``split``, oldest first; every filter is optional."""
+        return self.query(
+            "SELECT e.*, t.split FROM episode e JOIN task t ON t.env = e.env AND t.key = e.task_key"
+            " WHERE (:run_id IS NULL OR e.run_id = :run_id) AND (:model_id IS NULL OR e.model_id = :model_id)"
+            " AND (:context_id IS NULL OR e.context_id = :context_id) AND (:env IS NULL OR e.env = :env)"
+            f" AND (:setup IS NULL OR e.setup = :setup) AND {_SPLIT} ORDER BY e.id LIMIT :limit",
+            {
+                "run_id": run_id, "model_id": model_id, "context_id": context_id, "env": env,
+                "setup": setup, "split": split, "limit": -1 if limit is None else limit,
+            },
+        )  # fmt: skip
+
+    def transcript(self, episode_id: int) -> Episode:
+        """The stored episode in full, every turn and token id of it.
+
+        Raises:
+            StoreError: there is no such episode, or it was imported without its transcript.
+        """
+        rows = self.query("SELECT body FROM transcript WHERE episode_id = ?", (episode_id,))
+        if not rows:
+            raise StoreError(f"no transcript of episode {episode_id} in {self.path}")
+        return from_json(unpack(rows[0]["body"]))
+
+    def outcomes(
+        self, arm: Arm, env: str, setup: str, split: str | None = None, keys: Collection[str] | None = None
+    ) -> dict[tuple[str, int, int], bool]:
+        """Success by ``(task key, seed, rep)`` of one arm, on one split or on the tasks of ``keys``."""
+        rows = self.query(
+            "SELECT e.task_key, e.seed, e.rep, e.success FROM episode e"
+            " JOIN task t ON t.env = e.env AND t.key = e.task_key WHERE e.model_id = :model_id"
+            f" AND e.context_id = :context_id AND e.env = :env AND e.setup = :setup AND {_SPLIT}",
+            {**arm._asdict(), "env": env, "setup": setup, "split": split},
+        )
+        wanted = None if keys is None else set(keys)
+        return {
+            (row["task_key"], row["seed"], row["rep"]): bool(row["success"])
+            for row in rows
+            if wanted is None or row["task_key"] in wanted
+        }
+
+    def counts(
+        self,
+        arms: Iterable[Arm],
+        env: str,
+        setup: str,
+        split: str | None = None,
+        keys: Collection[str] | None = None,
+    ) -> dict[Arm, Count]:
+        """Rate and number of distinct tasks of each arm."""
+        found: dict[Arm, Count] = {}
+        for arm in arms:
+            outcomes = self.outcomes(arm, env, setup, split, keys)
+            rate = Rate(sum(outcomes.values()), len(outcomes))
+            found[arm] = Count(rate, len({key for key, _, _ in outcomes}))
+        return found
+
+    def pairs(
+        self,
+        first: Arm,
+        second: Arm,
+        env: str,
+        setup: str,
+        split: str | None = None,
+        keys: Collection[str] | None = None,
+    ) -> list[Pair]:
+        """The episodes that both arms have played on the same task, seed and repetition."""
+        a = self.outcomes(first, env, setup, split, keys)
+        b = self.outcomes(second, env, setup, split, keys)
+        return [Pair(*key, a[key], b[key]) for key in sorted(a.keys() & b.keys())]
+
+    def compare(
+        self,
+        first: Arm,
+        second: Arm,
+        env: str,
+        setup: str,
+        split: str | None = None,
+        keys: Collection[str] | None = None,
+    ) -> Comparison:
+        """Two arms, paired: rates, difference with interval, one-sided p."""
+        a = self.outcomes(first, env, setup, split, keys)
+        b = self.outcomes(second, env, setup, split, keys)
+        return compare(a, b, {key: key[0] for key in a})
+
+    def competitors(
+        self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None
+    ) -> int:
+        """How many arms with a context have played on a split: the K of "best of K", or the looks taken."""
+        rows = self.query(
+            "SELECT count(*) AS n FROM (SELECT DISTINCT e.model_id, e.context_id FROM episode e"
+            " JOIN task t ON t.env = e.env AND t.key = e.task_key"
+            " WHERE e.env = :env AND e.context_id != :empty"
+            " AND (:model_id IS NULL OR e.model_id = :model_id) AND (:setup IS NULL OR e.setup = :setup)"
+            f" AND {_SPLIT})",
+            {"env": env, "split": split, "model_id": model_id, "setup": setup, "empty": EMPTY.id},
+        )
+        return rows[0]["n"]
+
+    def scores(self, context_id: str) -> list[Row]:
+        """Where a context has played: ``model_id, env, setup, split``, ``n``, ``tasks`` and ``wins``."""
+        return self.query(
+            "SELECT e.model_id, e.env, e.setup, t.split, count(*) AS n, count(DISTINCT e.task_key) AS tasks,"
+            " sum(e.success) AS wins FROM episode e JOIN task t ON t.env = e.env AND t.key = e.task_key"
+            " WHERE e.context_id = ? GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+            (context_id,),
+        )
+
+    # -- items and contexts -------------------------------------------------------------------------
+
+    def items(
+        self,
+        *,
+        status: str | None = None,
+        env: str | None = None,
+        context_id: str | None = None,
+        ids: Collection[str] | None = None,
+        run_id: int | None = None,
+    ) -> list[Item]:
+        """Items, oldest first, or in the order of the context when ``context_id`` is given."""
+        columns = "s.id, s.text, s.status, s.support, s.created_at"
+        where = (
+            " WHERE (:status IS NULL OR s.status = :status)"
+            " AND (:env IS NULL OR EXISTS (SELECT 1 FROM item_source o"
+            " WHERE o.item_id = s.id AND o.env = :env))"
+            " AND (:run_id IS NULL OR EXISTS (SELECT 1 FROM item_source o"
+            " WHERE o.item_id = s.id AND o.run_id = :run_id))"
+            " AND (:ids IS NULL OR s.id IN (SELECT value FROM json_each(:ids)))"
+        )
+        join, order = "", " ORDER BY s.created_at, s.id"
+        if context_id is not None:
+            join = " JOIN context_item c ON c.item_id = s.id AND c.context_id = :context_id"
+            order = " ORDER BY c.pos"
+        rows = self.query(
+            f"SELECT {columns} FROM item_status s{join}{where}{order}",
+            {
+                "status": status, "env": env, "context_id": context_id, "run_id": run_id,
+                "ids": None if ids is None else json.dumps(list(ids)),
+            },
+        )  # fmt: skip
+        return [Item(**row) for row in rows]
+
+    def item(self, item_id: str) -> Item:
+        """One item by its full id.
+
+        Raises:
+            StoreError: there is no such item.
+        """
+        rows = self.query(
+            "SELECT id, text, status, support, created_at FROM item_status WHERE id = ?", (item_id,)
+        )
+        if not rows:
+            raise StoreError(f"no item {item_id[:12]} in {self.path}")
+        return Item(**rows[0])
+
+    def sources(self, item_id: str) -> list[Row]:
+        """Where an item came from; a NULL task means that the origin is unknown."""
+        return self.query(
+            "SELECT * FROM item_source WHERE item_id = ? ORDER BY run_id, episode_id, line", (item_id,)
+        )
+
+    def events(self, item_id: str) -> list[Row]:
+        """What was decided about an item, oldest first."""
+        return self.query("SELECT * FROM item_event WHERE item_id = ? ORDER BY id", (item_id,))
+
+    def get_context(self, context_id: str) -> Context:
+        """A context by its full id.
+
+        Raises:
+            StoreError: there is no such context.
+        """
+        row = self.context_row(context_id)
+        return Context(row["rendered"], row["placement"])
+
+    def context_row(self, context_id: str) -> Row:
+        """A context's row: ``rendered``, ``placement``, ``recipe`` (JSON text), ``created_at``."""
+        rows = self.query("SELECT * FROM context WHERE id = ?", (context_id,))
+        if not rows:
+            raise StoreError(f"no context {context_id[:12]} in {self.path}")
+        return rows[0]
+
+    def contexts(self, *, item_id: str | None = None) -> list[Row]:
+        """Contexts, oldest first, with their number of items; only those that hold an item, if given."""
+        return self.query(
+            "SELECT c.*, (SELECT count(*) FROM context_item i WHERE i.context_id = c.id) AS items"
+            " FROM context c WHERE :item_id IS NULL"
+            " OR c.id IN (SELECT context_id FROM context_item WHERE item_id = :item_id)"
+            " ORDER BY c.created_at, c.id",
+            {"item_id": item_id},
+        )
+
+    def refs(self, prefix: str = "") -> dict[str, str]:
+        """Refs that start with ``prefix``: name to context id, numbers in numeric order."""
+        rows = self.query(
+            "SELECT name, context_id FROM ref WHERE substr(name, 1, length(?)) = ?", (prefix, prefix)
+        )
+        return {row["name"]: row["context_id"] for row in sorted(rows, key=lambda row: natural(row["name"]))}
+
+    def log(self, name: str) -> list[Row]:
+        """Every move of one ref, oldest first."""
+        return self.query("SELECT * FROM ref_move WHERE name = ? ORDER BY id", (name,))
+
+    def resolve(self, name: str) -> str:
+        """The context id behind a ref, a unique prefix of an id (4 digits or more), or ``empty``.
+
+        Raises:
+            StoreError: nothing, or more than one context, has this name.
+        """
+        if name == "empty":
+            return EMPTY.id
+        refs = self.refs()
+        if name in refs:
+            return refs[name]
+        ids = self.prefixed("context", name)
+        if len(ids) == 1:
+            return ids[0]
+        if len(ids) > 1:
+            raise StoreError(f"{name!r} is the start of {len(ids)} contexts; give more digits")
+        raise StoreError(f"unknown context {name!r}{did_you_mean(name, ['empty', *refs])}")
+
+    def prefixed(self, table: str, prefix: str) -> list[str]:
+        """Ids of ``item``, ``context`` or ``model`` that start with a hexadecimal prefix of 4 or more."""
+        if len(prefix) < 4 or not re.fullmatch("[0-9a-f]+", prefix):
+            return []
+        rows = self.query(f"SELECT id FROM {table} WHERE substr(id, 1, ?) = ?", (len(prefix), prefix))
+        return [row["id"] for row in rows]
+
+    # -- safety -------------------------------------------------------------------------------------
+
+    def leaks(self, context_id: str) -> list[Leak]:
+        """Items of a context that came from select, confirm or test tasks; must be empty before any use."""
+        rows = self.query(
+            "SELECT DISTINCT item_id, t.env, t.key, t.split FROM context_item"
+            " JOIN item_source s USING (item_id) JOIN task t ON t.env = s.env AND t.key = s.task_key"
+            " WHERE context_id = ? AND t.split IN ('select', 'confirm', 'test') ORDER BY 1, 2, 3",
+            (context_id,),
+        )
+        return [Leak(**row) for row in rows]
+
+    def blocked(self, context_id: str) -> list[Item]:
+        """Items of a context that are pending or retired: each of them stops a hand-over to training."""
+        return [item for item in self.items(context_id=context_id) if item.status in ("pending", "retired")]
+
+    def carriers(self, item_id: str) -> list[str]:
+        """Ids of the models that have an item in their weights, directly or by descent."""
+        rows = self.query(
+            "WITH RECURSIVE hit(id) AS ("
+            "SELECT model_id FROM model_context JOIN context_item USING (context_id)"
+            " WHERE item_id = ? UNION SELECT m.id FROM model m JOIN hit ON m.parent_id = hit.id)"
+            " SELECT m.id FROM model m JOIN hit USING (id) ORDER BY m.created_at, m.rowid",
+            (item_id,),
+        )
+        return [row["id"] for row in rows]
+
+    def model_contexts(self, model_id: str) -> Mapping[str, Any]:
+        """Context id to weight of what a consolidation put into a model."""
+        rows = self.query("SELECT context_id, weight FROM model_context WHERE model_id = ?", (model_id,))
+        return {row["context_id"]: row["weight"] for row in rows}

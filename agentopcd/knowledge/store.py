@@ -1,0 +1,354 @@
+"""The store: everything that writes. All SQL is in this module, ``queries`` and ``database``.
+
+::
+
+    with Store.open("agentopcd-work/store.db") as store:
+        run_id = store.start("play", {"env": "sokoban"}, seed=0)
+        store.add_tasks("sokoban", tasks, "extract")
+        ids = store.add_episodes(run_id, model_id, setup, episodes)
+        store.finish(run_id, {"episodes": len(ids)})
+
+One coordinator writes; workers only return episodes. Rows are immutable: choices are ref moves, statuses
+are events, scores are queries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import agentopcd
+from agentopcd.errors import StoreError, TaskLeak, did_you_mean
+from agentopcd.knowledge.database import Row, now
+from agentopcd.knowledge.items import identify, item_ids, item_texts, normalise
+from agentopcd.knowledge.queries import Queries
+from agentopcd.knowledge.transcript import pack, to_json
+from agentopcd.types import EMPTY, SPLITS, Context, Episode, Task
+
+EVENTS = ("add", "flag", "approve", "pin", "retire", "restore", "supersede", "distinct", "note")
+"""What can be said about an item; the last one that is neither ``note`` nor ``distinct`` is its status."""
+
+ANY = "\0any"
+"""Stands for "do not compare" in :meth:`Store.move`."""
+
+_EPISODE_KEY = ("model_id", "context_id", "env", "setup", "seed", "rep")
+
+
+class Found(NamedTuple):
+    """An item in a reply, ready to be stored."""
+
+    text: str
+    raw: str = ""
+    line: int = 0
+    flags: tuple[str, ...] = ()
+
+
+def canonical(config: Mapping[str, Any]) -> str:
+    """The one JSON text of a config: keys sorted, no spaces."""
+    return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def setup_id(setup: Mapping[str, Any]) -> str:
+    """The hash that names a setup: everything besides model, context and task that changes play."""
+    return hashlib.sha256(canonical(setup).encode()).hexdigest()
+
+
+class Store(Queries):
+    """A knowledge store. Open it with :meth:`open`, in the process and thread that uses it."""
+
+    # -- runs ---------------------------------------------------------------------------------------
+
+    def start(self, verb: str, config: Mapping[str, Any], seed: int) -> int:
+        """Record one invocation of a verb and return its run id."""
+        row = {
+            "verb": verb, "code": agentopcd.__version__, "seed": seed, "config": canonical(config),
+            "started_at": now(),
+        }  # fmt: skip
+        run_id = self.insert("run", row)
+        assert run_id is not None
+        return run_id
+
+    def finish(self, run_id: int, result: Mapping[str, Any] | None = None, status: str = "done") -> None:
+        """Close a run with its conclusions; ``status`` is ``done`` or ``failed``."""
+        if status not in ("done", "failed"):
+            raise StoreError(f"a run ends as 'done' or 'failed', not as {status!r}")
+        self.run(run_id)
+        self.update_run(run_id, None if result is None else canonical(result), status)
+
+    def find_run(self, verb: str, config: Mapping[str, Any], status: str = "running") -> int | None:
+        """The newest run of the same verb and config; an unfinished one is the one to resume."""
+        rows = self.query(
+            "SELECT id FROM run WHERE verb = ? AND config = ? AND status = ? ORDER BY id DESC LIMIT 1",
+            (verb, canonical(config), status),
+        )
+        return rows[0]["id"] if rows else None
+
+    # -- tasks, models, episodes --------------------------------------------------------------------
+
+    def add_tasks(self, env: str, tasks: Iterable[Task | str], split: str) -> None:
+        """Register tasks (or their keys) in a split, for ever.
+
+        A task that is already ``shared`` may be named by any split and stays shared.
+
+        Raises:
+            TaskLeak: a task sits in another split.
+        """
+        if split not in (*SPLITS, "shared"):
+            raise StoreError(f"unknown split {split!r}{did_you_mean(split, (*SPLITS, 'shared'))}")
+        with self.write():
+            for task in tasks:
+                key = task if isinstance(task, str) else task.key
+                self.insert("task", {"env": env, "key": key, "split": split}, unique=("env", "key"))
+                found = self.split_of(env, key)
+                if found not in (split, "shared"):
+                    raise TaskLeak(
+                        f"task {key[:12]} of {env} is in split {found!r} and was about to be used for "
+                        f"{split!r}; a task belongs to one split for ever"
+                    )
+
+    def add_model(
+        self,
+        model_id: str,
+        name: str,
+        path: str | None = None,
+        parent_id: str | None = None,
+        run_id: int | None = None,
+        contexts: Mapping[str, float] | Sequence[str] = (),
+    ) -> None:
+        """Register a base or trained model.
+
+        Args:
+            model_id: hash of weights, tokenizer and chat template.
+            contexts: ids (with weights) of what was consolidated into it.
+        """
+        weights = contexts if isinstance(contexts, Mapping) else dict.fromkeys(contexts, 1.0)
+        row = {
+            "id": model_id, "name": name, "path": path, "parent_id": parent_id, "run_id": run_id,
+            "created_at": now(),
+        }  # fmt: skip
+        with self.write():
+            self.insert("model", row, unique=("id",))
+            for context_id, weight in weights.items():
+                link = {"model_id": model_id, "context_id": context_id, "weight": float(weight)}
+                self.insert("model_context", link, unique=("model_id", "context_id"))
+
+    def add_episodes(
+        self, run_id: int, model_id: str, setup: str, episodes: Iterable[Episode], *, transcripts: bool = True
+    ) -> list[int | None]:
+        """Store finished episodes in one transaction; an episode that is already there stays as it is.
+
+        Args:
+            setup: from :func:`setup_id`; another setup is another comparison.
+            transcripts: keep every turn beside the row.
+
+        Returns:
+            The id of each episode, or None for one that its environment broke: such an episode is never
+            stored, the caller counts it.
+
+        Raises:
+            StoreError: the run, model, context or task of an episode is not registered.
+        """
+        with self.write():
+            return [self._add_episode(run_id, model_id, setup, episode, transcripts) for episode in episodes]
+
+    def _add_episode(
+        self, run_id: int, model_id: str, setup: str, episode: Episode, transcript: bool
+    ) -> int | None:
+        if episode.stop_reason == "env_error":
+            return None
+        self._require(run_id, model_id, episode)
+        row = {
+            "run_id": run_id, "model_id": model_id, "context_id": episode.context_id, "setup": setup,
+            "env": episode.env, "task_key": episode.task.key, "seed": episode.task.seed, "rep": episode.rep,
+            "success": int(episode.success), "reward": float(episode.reward), "stop": episode.stop_reason,
+            "turns": len(episode.turns), "prompt_tokens": episode.prompt_tokens,
+            "output_tokens": episode.output_tokens, "created_at": now(),
+        }  # fmt: skip
+        episode_id = self.insert("episode", row, unique=_EPISODE_KEY)
+        if episode_id is None:
+            known = " AND ".join(f"{column} = :{column}" for column in _EPISODE_KEY)
+            return self.query(f"SELECT id FROM episode WHERE {known}", row)[0]["id"]
+        if transcript:
+            self.insert("transcript", {"episode_id": episode_id, "body": pack(to_json(episode))})
+        return episode_id
+
+    def _require(self, run_id: int, model_id: str, episode: Episode) -> None:
+        """Say which parent row is missing; SQLite would only say that a foreign key failed."""
+        wanted = (
+            ("run", "id = ?", (run_id,), f"run {run_id}", "start"),
+            ("model", "id = ?", (model_id,), f"model {model_id[:12]}", "add_model"),
+            ("context", "id = ?", (episode.context_id,), f"context {episode.context_id[:12]}", "add_context"),
+            ("task", "env = ? AND key = ?", (episode.env, episode.task.key),
+             f"task {episode.task.key[:12]} of {episode.env}", "add_tasks"),
+        )  # fmt: skip
+        for table, where, parameters, words, method in wanted:
+            if not self.query(f"SELECT 1 FROM {table} WHERE {where}", parameters):
+                raise StoreError(
+                    f"{words} is not in the store; call Store.{method} before storing its episodes"
+                )
+
+    # -- items and contexts -------------------------------------------------------------------------
+
+    def add_items(
+        self,
+        run_id: int,
+        found: Iterable[Found],
+        *,
+        episode_id: int | None = None,
+        env: str | None = None,
+        task_key: str | None = None,
+        shown_context_id: str | None = None,
+        actor: str = "extract",
+    ) -> list[str]:
+        """Store items with their origin; an item that is already there gets one more source.
+
+        A new item is pending, with one ``flag`` event per flag.
+
+        Returns:
+            The id of each item, in order.
+        """
+        ids = []
+        with self.write():
+            for one in found:
+                item_id = self._add_item(one.text, actor, one.flags)
+                source = {
+                    "item_id": item_id, "run_id": run_id, "episode_id": episode_id, "env": env,
+                    "task_key": task_key, "shown_context_id": shown_context_id, "line": one.line,
+                    "raw": one.raw or one.text,
+                }  # fmt: skip
+                self.add_source(source)
+                ids.append(item_id)
+        return ids
+
+    def _add_item(self, text: str, actor: str, flags: Sequence[str] = ()) -> str:
+        item_id = identify(text)
+        row = {"id": item_id, "text": normalise(text), "created_at": now()}
+        if self.insert("item", row, unique=("id",)) is not None:
+            self.event(item_id, "add", actor)
+            for flag in flags:
+                self.event(item_id, "flag", actor, flag)
+        return item_id
+
+    def add_source(self, source: Row) -> bool:
+        """Record one origin of an item; False when it was already recorded."""
+        parts = (
+            "item_id",
+            "run_id",
+            "COALESCE(episode_id, 0)",
+            "COALESCE(env, '')",
+            "COALESCE(task_key, '')",
+            "line",
+        )
+        return self.insert("item_source", source, unique=parts) is not None
+
+    def add_context(
+        self,
+        context: Context,
+        recipe: Mapping[str, Any] | None = None,
+        items: Sequence[str] | None = None,
+        *,
+        actor: str = "assemble",
+    ) -> str:
+        """Store a context and what it is made of; the same context is one row.
+
+        Args:
+            recipe: how it was first made (order, budget, tokenizer, tokens, template).
+            items: ids of its items in order. By default they are read from its marker lines; one that
+                the store does not know becomes a pending item of unknown origin.
+
+        Returns:
+            Its id.
+
+        Raises:
+            StoreError: ``items`` are not what its marker lines show.
+        """
+        shown = item_ids(context)
+        if items is not None and shown and list(items) != shown:
+            raise StoreError(
+                f"context {context.id[:12]} shows {len(shown)} items, and not the {len(items)} given"
+            )
+        row = {
+            "id": context.id, "rendered": context.text, "placement": context.placement,
+            "recipe": canonical(recipe or {}), "created_at": now(),
+        }  # fmt: skip
+        with self.write():
+            if self.insert("context", row, unique=("id",)) is None:
+                return context.id
+            if items is None:
+                items = [self._add_item(text, actor) for text in item_texts(context)]
+            for pos, item_id in enumerate(items):
+                self.insert("context_item", {"context_id": context.id, "pos": pos, "item_id": item_id})
+        return context.id
+
+    def event(
+        self, item_id: str, kind: str, actor: str, reason: str | None = None, other: str | None = None
+    ) -> None:
+        """Append a decision about an item.
+
+        Raises:
+            StoreError: an unknown kind, or no such item.
+        """
+        if kind not in EVENTS:
+            raise StoreError(f"unknown event {kind!r}{did_you_mean(kind, EVENTS)}")
+        if not self.query("SELECT 1 FROM item WHERE id = ?", (item_id,)):
+            raise StoreError(f"no item {item_id[:12]} in {self.path}")
+        row = {
+            "item_id": item_id, "other_id": other, "event": kind, "actor": actor, "reason": reason,
+            "at": now(),
+        }  # fmt: skip
+        self.insert("item_event", row)
+
+    def move(
+        self,
+        name: str,
+        context_id: str | None,
+        actor: str,
+        reason: str | None = None,
+        run_id: int | None = None,
+        expect: str | None = ANY,
+    ) -> None:
+        """Point a ref at a context, or delete it with None. Earlier moves stay in the log.
+
+        Args:
+            expect: the context id the ref must have now (None: it must not exist), compared and swapped
+                in one transaction, so that two people cannot overwrite each other.
+
+        Raises:
+            StoreError: an impossible name, an unknown context, or the ref is not where it was expected.
+        """
+        if not name or name == "empty" or any(char.isspace() for char in name):
+            raise StoreError(f"{name!r} cannot name a ref; use something like 'sokoban/best'")
+        with self.write():
+            if context_id is not None:
+                self.context_row(context_id)
+            current = self.refs(name).get(name)
+            if expect != ANY and current != expect:
+                at = "is gone" if current is None else f"is at {current[:12]}"
+                wanted = "not to exist" if expect is None else f"at {expect[:12]}"
+                raise StoreError(
+                    f"ref {name!r} {at}, it was expected {wanted}; look again and repeat the move"
+                )
+            row = {
+                "name": name, "context_id": context_id, "actor": actor, "reason": reason, "run_id": run_id,
+                "at": now(),
+            }  # fmt: skip
+            self.insert("ref_move", row)
+
+    # -- exchange -----------------------------------------------------------------------------------
+
+    def dump(self, *contexts: str, episodes: bool = False) -> Iterable[Row]:
+        """Typed rows of the whole store, or of some contexts, for :mod:`agentopcd.knowledge.exchange`."""
+        from agentopcd.knowledge.exchange import dump
+
+        return dump(self, contexts or None, episodes=episodes)
+
+    def load(self, rows: Iterable[Row], prefix: str = "", *, gate: str = "review") -> dict[str, int]:
+        """Take in dumped rows; see :func:`agentopcd.knowledge.exchange.load`."""
+        from agentopcd.knowledge.exchange import load
+
+        return load(self, rows, prefix, gate=gate)
+
+
+assert EMPTY.id == hashlib.sha256(b"").hexdigest()  # the schema inserts the empty context under this id

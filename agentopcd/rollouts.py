@@ -1,0 +1,219 @@
+"""Play episodes: many at once, each at its own turn.
+
+Every round takes one reply for each episode that waits for one, in one call of the sampler, and steps
+the environments inline. An episode that ends makes room for the next one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import traceback
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agentopcd import chat as chats
+from agentopcd import envs
+from agentopcd.errors import AgentOpcdError, EnvError
+from agentopcd.sampling import Sampler, request_seed
+from agentopcd.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Turn
+
+MAX_REPLY_IN_LOG = 300
+"""Characters of an earlier reply that a later prompt repeats, where the environment names no action."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Game:
+    """An environment and how it is shown and cut off."""
+
+    ref: str
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rules: str = ""
+    max_steps: int = 0
+    history: str = ""
+
+    def __post_init__(self) -> None:
+        envs.get_spec(self.ref).view(self.rules or None)  # a wrong name fails before a model is loaded
+
+    @property
+    def label(self) -> str:
+        """The name of these tasks in the store: the reference, and the arguments that change the tasks."""
+        arguments = ",".join(f"{name}={json.dumps(value)}" for name, value in sorted(self.kwargs.items()))
+        return "".join(f"{self.ref},{arguments}".split()) if arguments else self.ref
+
+    @property
+    def spec(self) -> envs.EnvSpec:
+        return envs.get_spec(self.ref)
+
+    @property
+    def view(self) -> envs.View:
+        return self.spec.view(self.rules or None)
+
+    @property
+    def form(self) -> str:
+        return self.history or self.spec.history
+
+    @property
+    def step_limit(self) -> int:
+        return self.max_steps or self.spec.step_limit
+
+    def make(self) -> Any:
+        return envs.make(self.ref, max_steps=self.step_limit, **self.kwargs)
+
+    def describe(self) -> dict[str, Any]:
+        """What of it belongs into a setup hash. ``kwargs`` define the tasks, the rest how they are shown."""
+        return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view),
+                "max_steps": self.step_limit, "history": self.form}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Player:
+    """Everything that turns a job into an episode."""
+
+    game: Game
+    sampler: Sampler
+    chat: chats.Chat
+    sampling: Sampling
+    seed: int = 0
+    concurrency: int = 64
+    """Episodes in flight."""
+    retries: int = 2
+    """Fresh starts of an episode whose environment raised, before it is given up as ``env_error``."""
+
+    def setup(self) -> dict[str, Any]:
+        """All that changes play besides model, context and task; episodes of two setups never pool."""
+        return {
+            **self.game.describe(), "sampling": dataclasses.asdict(self.sampling), "engine": self.sampler.engine,
+            "seed": self.seed, "template": chats.TEMPLATE_VERSION, "template_args": self.chat.template_args,
+        }  # fmt: skip
+
+    def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
+        """See :func:`play`."""
+        return play(self, jobs)
+
+
+def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
+    """Play every job and yield episodes as they finish.
+
+    An environment that raises costs that episode only: it is started afresh ``player.retries`` times,
+    then yielded with ``stop_reason="env_error"`` and the traceback. It is never a lost game.
+
+    Raises:
+        EnvError: the environment cannot be built, or a task's content is not what its key says.
+    """
+    waiting = deque((job, 0) for job in jobs)
+    live: list[_Live] = []
+    while waiting or live:
+        while waiting and len(live) < player.concurrency:
+            job, attempt = waiting.popleft()
+            started = _Live(player, job, attempt)
+            if not started.guarded(started.start):
+                yield from _retry(started, waiting)
+            else:
+                live.append(started)
+        replies = player.sampler.sample([one.request() for one in live], player.sampling) if live else []
+        going = []
+        for one, reply in zip(live, replies, strict=True):
+            if not one.guarded(lambda one=one, reply=reply: one.step(reply)):
+                yield from _retry(one, waiting)
+            elif one.episode is not None:
+                yield one.episode
+            else:
+                going.append(one)
+        live = going
+
+
+def _retry(broken: _Live, waiting: deque[tuple[Job, int]]) -> Iterator[Episode]:
+    if broken.attempt < broken.player.retries:
+        waiting.append((broken.job, broken.attempt + 1))
+    else:
+        yield broken.finish("env_error", success=False)
+
+
+class _Live:
+    """One episode under way."""
+
+    def __init__(self, player: Player, job: Job, attempt: int) -> None:
+        self.player, self.job, self.attempt = player, job, attempt
+        self.env: Any = None
+        self.parts: list[Part] = []
+        self.past: list[tuple[list[Part], str]] = []
+        self.turns: list[Turn] = []
+        self.metrics: dict[str, float] = {}
+        self.error: str | None = None
+        self.episode: Episode | None = None
+        self._messages: list[Message] = []
+        self._prompt_ids: tuple[int, ...] = ()
+
+    def guarded(self, act: Any) -> bool:
+        """Run ``act``; what the environment raises is kept as this episode's error."""
+        try:
+            act()
+        except AgentOpcdError:
+            self._close()
+            raise
+        except Exception:
+            self.error = traceback.format_exc(limit=-8)
+            self._close()
+            return False
+        return True
+
+    def start(self) -> None:
+        self.env = self.player.game.make()
+        obs, info = self.env.reset(seed=self.job.task.seed)
+        key = envs.task_key(obs, info)
+        if key != self.job.task.key:
+            raise EnvError(
+                f"seed {self.job.task.seed} of {self.player.game.ref} gave task {key}, the splits say "
+                f"{self.job.task.key}; the environment changed, so make new splits (and a new workspace)"
+            )
+        self.parts = self._seen(obs, info)
+
+    def request(self) -> Request:
+        self._messages = chats.turn_messages(self.player.game.form, self.past, self.parts)
+        self._prompt_ids = self.player.chat.render(self._messages, self.job.context)
+        task, rep = self.job.task, self.job.rep
+        return Request(
+            prompt_ids=self._prompt_ids,
+            seed=request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns)),
+        )
+
+    def step(self, reply: Completion) -> None:
+        text = self.player.chat.reply_text(reply.token_ids)
+        obs, reward, terminated, truncated, info = self.env.step(text)
+        self.turns.append(
+            Turn(
+                parts=self.parts, messages=self._messages, prompt_ids=self._prompt_ids,
+                response_ids=reply.token_ids, logprobs=reply.logprobs, reply=text,
+                finish_reason=reply.finish_reason, reward=float(reward), invalid=bool(info.get("invalid", False)),
+            )
+        )  # fmt: skip
+        self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}
+        did = str(info.get("action") or chats.after_thinking(text)[:MAX_REPLY_IN_LOG] or "(nothing)")
+        self.past.append((self.parts, did))
+        self.parts = self._seen(obs, info)
+        if terminated or truncated:
+            spec = self.player.game.spec
+            won = envs.succeeded(reward, bool(terminated), info, spec.success_at)
+            stop: StopReason = "solved" if won else "failed" if terminated else "max_steps"
+            self.episode = self.finish(stop, success=won)
+
+    def finish(self, stop: StopReason, *, success: bool) -> Episode:
+        self._close()
+        return Episode(
+            env=self.player.game.label, task=self.job.task, rep=self.job.rep, context_id=self.job.context.id,
+            turns=self.turns, outcome=self.parts, success=success, reward=sum(t.reward for t in self.turns),
+            stop_reason=stop, error=self.error, metrics=self.metrics,
+        )  # fmt: skip
+
+    def _seen(self, obs: str, info: Mapping[str, Any]) -> list[Part]:
+        return envs.apply_view(envs.parts_of(obs, info), self.player.game.view)
+
+    def _close(self) -> None:
+        if self.env is not None:
+            try:
+                self.env.close()
+            except Exception as error:  # a close that fails must not hide why we are closing
+                self.error = self.error or f"close() raised {error!r}"
+            self.env = None

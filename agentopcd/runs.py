@@ -1,0 +1,145 @@
+"""A run folder: config.json, metrics.jsonl, checkpoints, result.json; and how a killed run goes on.
+
+A run is found again by its settings: the same command opens the same folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentopcd.errors import ConfigError
+
+
+def workspace(folder: str | Path | None = None) -> Path:
+    """The workspace: ``folder``, else ``$AGENTOPCD_WORK``, else ``./agentopcd-work``. Made when missing."""
+    path = Path(folder or os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot use {str(path)!r} as workspace ({error.strerror}); give --work a folder") from error
+    return path
+
+
+class Run:
+    """One run of a verb, on disk.
+
+    Args:
+        root: the workspace.
+        verb: what runs, such as ``consolidate``.
+        identity: everything that makes this run what it is. Equal identities share a folder.
+    """
+
+    def __init__(self, root: Path, verb: str, identity: Mapping[str, Any]) -> None:
+        text = json.dumps(identity, sort_keys=True)
+        slug = re.sub(r"[^a-z0-9]+", "-", str(identity.get("env", "")).lower()).strip("-")[-40:]
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        self.folder = root / "runs" / "-".join(part for part in (verb, slug, digest) if part)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "config.json", identity)
+        self.metrics_file = self.folder / "metrics.jsonl"
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the run concluded, or None while it is unfinished."""
+        file = self.folder / "result.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Record the conclusion and drop the checkpoint, which nothing needs any more."""
+        write_json(self.folder / "result.json", result)
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one JSON line."""
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps(record, sort_keys=True) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All complete lines written so far; a line cut by a kill is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after ``step``: those steps are run again."""
+        kept = [record for record in self.records() if record.get("step", 0) <= step]
+        write_text(self.metrics_file, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
+
+    def save(self, model: Any, optimizer: Any, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint to resume from: parameters, optimizer moments, torch RNG, position. No pickle.
+
+        The last complete checkpoint survives a kill at any moment.
+        """
+        import torch
+        from safetensors.torch import save_file
+
+        new, now, old = (self.folder / name for name in ("checkpoint.tmp", "checkpoint", "checkpoint.old"))
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, new / "model.safetensors")
+        moments = {
+            f"{index}.{name}": value.detach().contiguous()
+            for index, entry in optimizer.state_dict()["state"].items()
+            for name, value in entry.items()
+        }
+        save_file(moments | {"rng": torch.get_rng_state()}, new / "optimizer.safetensors")
+        write_json(new / "state.json", state)
+        shutil.rmtree(old, ignore_errors=True)
+        if now.exists():
+            now.rename(old)
+        new.rename(now)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load(self, model: Any, optimizer: Any) -> dict[str, Any] | None:
+        """Restore the last checkpoint in place and return its ``state``, or None if there is none."""
+        import torch
+        from safetensors.torch import load_file
+
+        found = [self.folder / name for name in ("checkpoint", "checkpoint.old")]
+        folder = next((path for path in found if (path / "state.json").is_file()), None)
+        if folder is None:
+            return None
+        weights = load_file(folder / "model.safetensors")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        moments = load_file(folder / "optimizer.safetensors")
+        torch.set_rng_state(moments.pop("rng"))
+        entries: dict[int, dict[str, Any]] = {}
+        for key, value in moments.items():
+            index, name = key.split(".", 1)
+            entries.setdefault(int(index), {})[name] = value
+        optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
+        return json.loads((folder / "state.json").read_text())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once, so that a kill leaves the old or the new one."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text)
+    scratch.replace(path)
+
+
+def console_line(record: Mapping[str, Any], steps: int, eta_s: float) -> str:
+    """One line per step for people; ``record`` is the step's line of metrics.jsonl."""
+    step = record["step"]
+    return (
+        f"step {step:03d}/{steps:03d} | {record['loss/name']} {record['loss/value_nats']:.4f} nats/tok"
+        f" | response {record['rollout/response_tokens_mean']:.0f} tok"
+        f" | success {record['rollout/success']:.2f} ({record['rollout/episodes']} ep)"
+        f" | grad {record['train/grad_norm']:.2f} | {record['time/step_s']:.1f} s"
+        f" (roll {record['time/rollout_s']:.1f} score {record['time/teacher_s']:.1f}"
+        f" train {record['time/update_s']:.1f}) | eta {eta_s / 60:.1f} min"
+    )

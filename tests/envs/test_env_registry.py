@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import shutil
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+from agentopcd.envs import EnvSpec, TextEnv, get_spec, list_envs, make, parse_env_args, register, registry
+from agentopcd.errors import ConfigError, EnvError
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    get_spec("math")
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+
+
+class Tiny(TextEnv):
+    def __init__(self, colour: str = "red") -> None:
+        self.colour = colour
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.first(state=self.colour)
+
+    def step(self, action):
+        return self.turn(feedback="on")
+
+
+def test_a_registered_class_is_found_and_cut_off() -> None:
+    assert register("tiny", Tiny, max_steps=2).id == "tiny"
+    env = make("tiny", colour="blue")
+    assert env.reset(seed=0)[0] == "blue"
+    assert env.step("a")[2:4] == (False, False)
+    assert env.step("b")[2:4] == (False, True)
+    assert make("tiny", max_steps=1).reset(seed=0)[0] == "red"
+
+
+def test_register_decorates_and_refuses_a_second_time() -> None:
+    decorated = register("deco", max_steps=3)(Tiny)
+    assert decorated is Tiny and get_spec("deco").step_limit == 3
+    with pytest.raises(EnvError, match="already registered"):
+        register("deco", Tiny)
+    with pytest.raises(EnvError, match="must not be empty, hold ':'"):
+        register("a:b", Tiny)
+
+
+def test_an_environment_without_a_limit_still_ends() -> None:
+    register("endless", Tiny)
+    env = make("endless")
+    env.reset(seed=0)
+    flags = [env.step("x")[3] for _ in range(registry.DEFAULT_MAX_STEPS)]
+    assert flags == [False] * (registry.DEFAULT_MAX_STEPS - 1) + [True]
+
+
+@pytest.mark.parametrize("name", ["guess.py", "guess_bare.py"])
+def test_both_forms_of_guess_play_from_a_file(name: str) -> None:
+    env = make(f"{DATA / name}:Guess")
+    obs, info = env.reset(seed=5)
+    assert "Find my number" in obs
+    low, high = 1, 100
+    for _ in range(7):
+        guess = (low + high) // 2
+        obs, reward, terminated, _, _ = env.step(f"Perhaps [{guess}]")
+        if terminated:
+            break
+        low, high = (guess + 1, high) if "low" in obs else (low, guess - 1)
+    assert terminated and reward == 1.0 and info["task_key"] == str(guess)
+
+
+def test_pkg_mod_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(DATA / "guess.py", tmp_path / "some_guess_module.py")
+    monkeypatch.chdir(tmp_path)
+    assert "number" in make("some_guess_module:Guess").reset(seed=0)[0]
+    assert "number" in make("some_guess_module.py:Guess").reset(seed=0)[0]
+
+
+def test_a_file_may_hold_a_spec_or_register_its_class(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from agentopcd.envs import EnvSpec, TextEnv, register\n"
+        "@register('own-game', max_steps=7)\n"
+        "class Own(TextEnv):\n    pass\n"
+        "SPEC = EnvSpec(id='other', entry_point=Own, max_steps=9)\n"
+    )
+    assert get_spec(f"{file}:SPEC").step_limit == 9
+    assert get_spec(f"{file}:Own").step_limit == 7  # loaded once, so not registered twice
+    assert get_spec("own-game").step_limit == 7
+
+
+@pytest.mark.parametrize(
+    ("ref", "words"),
+    [
+        ("sokobann", "did you mean 'sokoban'"),
+        ("nothing.like:this", "cannot import 'nothing.like'"),
+        ("/no/such.py:Env", "no file"),
+        ("agentopcd.envs.base:TextEmv", "did you mean 'TextEnv'"),
+        ("json:dumps", "json"),
+        ("gym:FrozenLak-v1", "did you mean 'FrozenLake-v1'"),
+        ("gym:", "names no environment"),
+        ("gym:CartPole-v9", "Gymnasium has no 'CartPole-v9'"),
+        ("textarena:Sokobann-v0", "did you mean 'Sokoban-v0'"),
+        ("rows.jsonl", "no file 'rows.jsonl'"),
+        (":Env", "needs a module"),
+    ],
+)
+def test_a_wrong_reference_gives_one_clear_message(ref: str, words: str) -> None:
+    with pytest.raises(EnvError, match=words) as caught:
+        make(ref)
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_a_file_that_raises_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("1 / 0\n")
+    with pytest.raises(EnvError, match=r"cannot import .*broken.py.*ZeroDivisionError"):
+        make(f"{file}:Env")
+
+
+def test_wrong_arguments_print_the_signature() -> None:
+    with pytest.raises(EnvError, match=r"no argument 'sise'; did you mean 'size'\?; it takes \(size"):
+        make("frozen-lake", sise=4)
+    with pytest.raises(EnvError, match=r"Sokoban-v0: .*dim_room"):
+        make("textarena:Sokoban-v0", rooms=2)
+    with pytest.raises(EnvError, match="room for 1 to 4 holes"):
+        make("frozen-lake", num_holes=5)
+    with pytest.raises(EnvError, match="two sides of 5 or more"):
+        make("sokoban", dim_room=[3, 3])
+    with pytest.raises(EnvError, match="max_steps must be a whole number above 0"):
+        make("frozen-lake", max_steps=0)
+    with pytest.raises(EnvError, match="missing a required argument"):
+        make(EnvSpec(id="x", entry_point=lambda needed: needed))
+
+
+def test_what_is_no_environment_is_refused() -> None:
+    with pytest.raises(EnvError, match="built a dict"):
+        make(EnvSpec(id="x", entry_point=dict))
+    with pytest.raises(EnvError, match="not a class or a function"):
+        make(EnvSpec(id="x", entry_point="agentopcd.envs.registry:GROUP"))
+
+
+def test_an_environment_without_text_goes_through_the_bridge() -> None:
+    env = make(EnvSpec(id="x", entry_point=lambda: gymnasium.make("Blackjack-v1")))
+    obs, info = env.reset(seed=0)
+    assert info["legal_actions"] == ["[0]", "[1]"] and obs.startswith("(")
+
+
+def _plugin(name: str, value: str) -> EntryPoint:
+    return EntryPoint(name, value, registry.GROUP)
+
+
+def test_plugins_are_listed_by_name_and_imported_on_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [_plugin("acme/lake", "agentopcd.envs.textarena_games:FrozenLake"), _plugin("acme/bad", "no_mod:X")]
+    monkeypatch.setattr(registry, "_plugins", lambda: found)
+    assert [spec.id for spec in list_envs()][-2:] == ["acme/bad", "acme/lake"]
+    assert "Frozen Lake" in make("acme/lake").reset(seed=0)[0]
+    with pytest.raises(EnvError, match="does not import"):
+        get_spec("acme/bad")
+    with pytest.raises(EnvError, match="did you mean 'acme/lake'"):
+        get_spec("acme/lakes")
+    found.append(_plugin("acme/lake", "other.mod:Lake"))
+    with pytest.raises(EnvError, match="declared more than once"):
+        get_spec("acme/lake")
+
+
+def test_env_args_are_json_or_text() -> None:
+    got = parse_env_args(["size=4", "dim-room=[6, 6]", "ops=+-", "wet=true", "name=a=b"])
+    assert got == {"size": 4, "dim_room": [6, 6], "ops": "+-", "wet": True, "name": "a=b"}
+    with pytest.raises(ConfigError, match="wants NAME=VALUE"):
+        parse_env_args(["size"])
+    with pytest.raises(ConfigError, match="given twice"):
+        parse_env_args(["a=1", "a=2"])
+
+
+def test_views_by_name() -> None:
+    assert "Reach the goal" in str(get_spec("sokoban").view()["rules"])
+    assert get_spec("sokoban").view("full") == {}
+    assert get_spec("sokoban").view("none") == {"rules": None}
+    assert get_spec("math").view() == {}
+    with pytest.raises(EnvError, match="no view 'hiden' for math; did you mean 'hidden'"):
+        get_spec("math").view("hiden")

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+
+from agentopcd.envs import make
+from agentopcd.envs.floors import best_blind, floors, random_win, solvable_share
+from agentopcd.envs.solvers import MOVES, Lake, Warehouse, shortest
+from agentopcd.types import Task
+
+PAPER = [Task(468460046 + 1000 * i, "") for i in range(128)]
+
+
+def lakes(size: int, holes: int) -> list[Lake]:
+    """Every board that can be won, enumerated."""
+    ends = ((0, 0), (size - 1, size - 1))
+    cells = [(r, c) for r in range(size) for c in range(size) if (r, c) not in ends]
+    boards = [
+        Lake(size=size, holes=frozenset(chosen), start=ends[0], goal=ends[1])
+        for chosen in combinations(cells, holes)
+    ]
+    return [board for board in boards if shortest(board)]
+
+
+def test_the_small_lake_has_19_boards_of_length_4() -> None:
+    boards = lakes(3, 2)
+    assert len(boards) == 19 and {len(shortest(board) or []) for board in boards} == {4}
+    assert best_blind(boards, 5)[0] == 6
+    assert sum(random_win(board, 5) for board in boards) / 19 == pytest.approx(0.016, abs=0.0005)
+
+
+def test_the_larger_lake_has_757_boards_and_a_blind_floor_of_a_sixth() -> None:
+    boards = lakes(4, 4)
+    assert len(boards) == 757
+    wins, moves = best_blind(boards, 6)
+    assert wins / 757 == pytest.approx(0.166, abs=0.0005) and len(moves) == 6
+
+
+def test_floors_on_the_seeds_of_the_paper() -> None:
+    lake = floors("frozen-lake", {}, PAPER)
+    assert (lake.n, lake.solvable, lake.random_episodes) == (128, 1.0, 0)
+    assert lake.blind == pytest.approx(0.414, abs=0.001)
+    assert lake.random == pytest.approx(0.0169, abs=0.0001)
+    room = floors("sokoban", {}, PAPER)
+    assert room.blind == pytest.approx(0.32, abs=0.005) and len(room.blind_moves) <= 5
+    assert room.solvable == pytest.approx(0.883, abs=0.001)
+    assert room.random == pytest.approx(0.164, abs=0.001)
+
+
+def test_floors_of_sokoban_on_the_first_seeds() -> None:
+    found = floors("sokoban", {}, [Task(seed, "") for seed in range(300)])
+    assert found.random == pytest.approx(0.158, abs=0.02)
+    assert found.blind == pytest.approx(0.28, abs=0.04)
+    assert found.solvable == pytest.approx(0.86, abs=0.04)
+
+
+def test_the_blind_sequence_really_wins_that_often() -> None:
+    tasks = PAPER[:40]
+    found = floors("frozen-lake", {}, tasks)
+    env, wins = make("frozen-lake"), 0
+    for task in tasks:
+        env.reset(seed=task.seed)
+        for move in found.blind_moves:
+            _, reward, terminated, _, _ = env.step(f"[{move}]")
+            if terminated:
+                wins += reward == 1.0
+                break
+    assert found.blind == wins / 40
+
+
+def test_floors_are_none_where_they_are_not_known_and_played_where_there_are_moves() -> None:
+    unknown = floors("math", {}, [Task(0, "")])
+    assert (unknown.random, unknown.blind, unknown.solvable, unknown.n) == (None, None, None, 1)
+    slippery = floors("gym-frozen-lake", {"is_slippery": True}, [Task(seed, "") for seed in range(3)])
+    assert slippery.random is not None and slippery.blind is None
+    assert slippery.random_episodes == 999
+    assert floors("sokoban", {}, []).n == 0
+    assert solvable_share("math", {}, [Task(0, "")]) is None
+    assert solvable_share("sokoban", {}, PAPER) == pytest.approx(0.883, abs=0.001)
+
+
+def test_a_random_player_on_a_lake_of_two_by_two_by_hand() -> None:
+    # Start, one hole, one way: right then down. From the start up and left are invalid, down is the hole.
+    lake = Lake(size=2, holes=frozenset({(1, 0)}), start=(0, 0), goal=(1, 1))
+    assert random_win(lake, 1) == 0
+    assert random_win(lake, 2) == pytest.approx(1 / 16)
+    # three moves: bump-right-down (2 · 1/64) and right-bump-down (2 · 1/64) join in
+    assert random_win(lake, 3) == pytest.approx(1 / 16 + 4 / 64)
+    free = Lake(size=2, holes=lake.holes, start=(0, 0), goal=(1, 1), two_invalid_end=False)
+    assert random_win(free, 4) > random_win(lake, 4)
+
+
+def test_a_box_that_starts_on_a_goal_must_be_pushed_there() -> None:
+    row = frozenset((0, c) for c in range(5))
+    room = Warehouse(floor=row, goals=frozenset({(0, 2), (0, 3)}), player=(0, 1), boxes=frozenset({(0, 2)}))
+    assert room.move(room.start, "left")[1] == "ok"
+    assert room.move(room.start, "up")[1] == "invalid"
+    assert shortest(room) == ["right"]
+
+
+@pytest.mark.parametrize(("ref", "kwargs"), [("sokoban", {}), ("sokoban", {"num_boxes": 2}),
+                                             ("frozen-lake-4x4", {}), ("gym-frozen-lake", {})])  # fmt: skip
+def test_the_model_is_the_game(ref: str, kwargs: dict[str, int]) -> None:
+    """Random walks in the model and in the game agree about every move."""
+    import random
+
+    env = make(ref, max_steps=40, **kwargs)
+    rng = random.Random(1)
+    for seed in range(15):
+        env.reset(seed=seed)
+        model = env.unwrapped.model()
+        state, before = model.start, "ok"
+        for _ in range(30):
+            name = rng.choice(list(MOVES))
+            state, event = model.move(state, name)
+            _, _, terminated, _, info = env.step(f"[{name}]")
+            if model.two_invalid_end:
+                assert info["invalid"] == (event == "invalid")
+            over = event in ("won", "lost") or (event == before == "invalid" and model.two_invalid_end)
+            assert terminated == over
+            before = event
+            if over:
+                break
+
+
+def test_solutions_win() -> None:
+    for ref in ("sokoban", "frozen-lake-4x4", "gym-frozen-lake"):
+        env = make(ref, max_steps=50)
+        for seed in range(10):
+            env.reset(seed=seed)
+            for reply in env.unwrapped.solution():
+                _, reward, terminated, _, _ = env.step(reply)
+            assert terminated and reward == 1.0

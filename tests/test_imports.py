@@ -1,0 +1,61 @@
+"""A command starts at once: importing the package or its command line loads nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "accelerate",
+    "peft",
+    "vllm",
+    "gguf",
+    "numpy",
+    "gymnasium",
+    "textarena",
+    "reasoning_gym",
+    "pyarrow",
+)
+
+
+@pytest.mark.parametrize("module", ["agentopcd", "agentopcd.errors", "agentopcd.types", "agentopcd.cli"])
+def test_nothing_heavy_is_imported(root: Path, module: str) -> None:
+    probe = f"import sys, {module}; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("command", [["--version"], ["--help"]])
+def test_version_and_help_load_nothing_heavy(root: Path, command: list[str]) -> None:
+    probe = (
+        "import sys\n"
+        "from agentopcd.cli import main\n"
+        f"sys.argv = ['agentopcd', *{command!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"print('heavy:', *(name for name in {HEAVY!r} if name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"
+
+
+def test_unknown_names_and_the_version() -> None:
+    import agentopcd
+
+    assert agentopcd.__version__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = agentopcd.nothing
+
+
+def test_every_public_name_loads() -> None:
+    import agentopcd
+
+    for name in agentopcd.__all__:
+        assert getattr(agentopcd, name) is not None, name

@@ -1,0 +1,199 @@
+"""Intervals and tests against stored values, hand values, laws and their promised sizes."""
+
+from __future__ import annotations
+
+from itertools import product
+from math import log, sqrt
+
+import numpy as np
+import pytest
+
+from agentopcd.errors import ConfigError
+from agentopcd.stats import (
+    Rate,
+    compare,
+    detectable,
+    log_e,
+    mid_p,
+    paired_difference,
+    pairs_needed,
+    sign_flip,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [  # statsmodels.stats.proportion.proportion_confint(k, n, method="wilson")
+        (0, 10, 0.0, 0.27753279986288926),
+        (3, 10, 0.10779126740630104, 0.6032218525388546),
+        (10, 10, 0.7224672001371106, 1.0),
+        (74, 256, 0.23697330037118258, 0.34738863905848194),
+    ],
+)
+def test_wilson_matches_stored_values(k: int, n: int, low: float, high: float) -> None:
+    assert wilson(k, n) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_wilson_knows_nothing_from_nothing_and_refuses_the_impossible() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    with pytest.raises(ConfigError, match="k=3, n=2"):
+        wilson(3, 2)
+    assert str(Rate(3, 10)) == "0.300 [0.108, 0.603] (n=10)"
+
+
+@pytest.mark.parametrize(
+    ("w", "l", "p"),
+    [  # scipy: binom.sf(w, n, .5) + .5 * binom.pmf(w, n, .5)
+        (3, 1, 0.1875),
+        (61, 7, 2.0513995233409266e-12),
+        (10, 10, 0.5),
+        (1500, 1400, 0.031672379589336386),
+    ],
+)
+def test_mid_p_matches_stored_values(w: int, l: int, p: float) -> None:  # noqa: E741
+    assert mid_p(w, l) == pytest.approx(p, rel=1e-9)
+
+
+def test_mid_p_by_hand_and_by_symmetry() -> None:
+    assert mid_p(0, 0) == 1.0
+    assert mid_p(2, 0) == 1 / 8  # half of the one path among four
+    assert mid_p(7, 3) + mid_p(3, 7) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("w", "l", "value"),  # log of the integral of 2 p^w (1-p)^l 2^n over (1/2, 1), by quadrature
+    [(3, 1, 0.26236426446749106), (12, 4, 1.4188704279627653), (5, 5, -0.9958525547103407)],
+)
+def test_log_e_matches_stored_values(w: int, l: int, value: float) -> None:  # noqa: E741
+    assert log_e(w, l) == pytest.approx(value, abs=1e-9)
+
+
+def test_log_e_may_be_watched_all_the_time() -> None:
+    rng, rejected = np.random.default_rng(5), 0
+    for _ in range(300):
+        wins = np.cumsum(rng.integers(0, 2, size=200))
+        rejected += any(log_e(int(w), n - int(w)) >= log(1 / 0.05) for n, w in enumerate(wins, 1))
+    assert rejected <= 0.05 * 300
+
+
+def test_sign_flip_agrees_with_counting_all_signs() -> None:
+    sums = [3, -1, 2, 2, 1, -2, 4]
+    exact = np.mean([sum(s * v for s, v in zip(signs, sums, strict=True)) >= sum(sums)
+                     for signs in product((-1, 1), repeat=len(sums))])  # fmt: skip
+    assert sign_flip(sums, draws=40_000, seed=1) == pytest.approx(exact, abs=0.006)
+    assert sign_flip(sums, seed=2) == sign_flip(sums, seed=2)
+    assert sign_flip([]) == sign_flip([0, 0]) == 1.0
+    assert sign_flip([5] * 40, draws=99) == 1 / 100
+
+
+def test_sign_flip_keeps_its_size_on_19_tasks_where_mid_p_does_not() -> None:
+    """256 pairs on 19 boards, with arm-by-board effects of one logit: arms are equal on average."""
+    rng, trials = np.random.default_rng(11), 300
+    passed = {"mid_p": 0, "sign_flip": 0}
+    for trial in range(trials):
+        board = rng.integers(0, 19, size=256)
+        rates = 1 / (1 + np.exp(-(-1.0 + rng.normal(0, 1.0, size=(2, 19)))))
+        won = rng.random((2, 256)) < rates[:, board]
+        gain = won[0].astype(int) - won[1].astype(int)
+        sums = [int(gain[board == b].sum()) for b in range(19)]
+        passed["mid_p"] += mid_p(int((gain > 0).sum()), int((gain < 0).sum())) < 0.025
+        passed["sign_flip"] += sign_flip(sums, draws=999, seed=trial) < 0.025
+    assert passed["sign_flip"] <= 0.035 * trials
+    assert passed["mid_p"] > 0.05 * trials
+
+
+@pytest.mark.parametrize(
+    ("cells", "low", "high"),
+    [  # evaluated separately, with statsmodels' Wilson interval for the two margins
+        ((36, 12, 2, 0), 0.0569295840032388, 0.3404276029749407),
+        ((43, 0, 7, 0), -0.26186193710585526, -0.039702667834774746),
+        ((14, 5, 0, 22), 0.011483241383033305, 0.22649268435121123),  # here phi is shrunk
+        ((1, 1, 7, 12), -0.5069202266861409, -0.025559124164859892),
+    ],
+)
+def test_paired_difference_matches_stored_values(
+    cells: tuple[int, int, int, int], low: float, high: float
+) -> None:
+    found = paired_difference(*cells)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
+    assert found.diff == pytest.approx((cells[1] - cells[2]) / sum(cells))
+    both, wins, losses, neither = cells
+    swapped = paired_difference(both, losses, wins, neither)
+    assert (swapped.low, swapped.high) == pytest.approx((-high, -low))
+
+
+def test_paired_difference_at_the_edges() -> None:
+    assert paired_difference(0, 0, 0, 0).low == -1.0
+    assert paired_difference(0, 5, 0, 0).high == 1.0
+    alone = paired_difference(0, 0, 0, 12)
+    assert alone.low < 0 < alone.high
+
+
+def test_paired_interval_covers() -> None:
+    rng, covered, trials = np.random.default_rng(3), 0, 500
+    for _ in range(trials):
+        difficulty = rng.normal(0, 1.3, size=256)
+        rates = 1 / (1 + np.exp(-np.array([[-0.8], [-1.3]]) - difficulty))
+        won = rng.random((2, 256)) < rates
+        cells = [int(((won[0] == a) & (won[1] == b)).sum()) for a, b in ((1, 1), (1, 0), (0, 1), (0, 0))]
+        found = paired_difference(*cells)
+        covered += found.low <= (rates[0] - rates[1]).mean() <= found.high
+    assert 0.92 * trials <= covered <= 0.995 * trials
+
+
+def test_compare_pairs_what_both_have_played() -> None:
+    tasks = {1: "a", 2: "b", 3: "c", 4: "d", 5: "e"}
+    first = {1: True, 2: True, 3: False, 4: True, 5: True}
+    second = {1: False, 2: True, 3: True, 4: False}
+    found = compare(first, second, tasks)
+    assert (found.n, found.tasks, found.wins, found.losses) == (4, 4, 2, 1)
+    assert (found.first.wins, found.second.wins) == (3, 2)
+    assert found.test == "mid_p"
+    assert found.p == mid_p(2, 1)
+    assert found.difference == paired_difference(1, 2, 1, 0)
+    assert "4 episodes on 4 tasks" in str(found)
+
+
+def test_compare_flips_whole_tasks_when_tasks_repeat() -> None:
+    tasks = {number: f"board {number % 4}" for number in range(40)}
+    first = {number: number % 4 == 0 for number in range(40)}  # better on one board of four
+    second = dict.fromkeys(range(40), False)
+    found = compare(first, second, tasks)
+    assert (found.n, found.tasks, found.test) == (40, 4, "sign_flip")
+    assert mid_p(found.wins, found.losses) < 0.01 < 0.4 < found.p  # ten wins, but all on one board
+    plain = paired_difference(0, 10, 0, 30)
+    assert found.difference.low < plain.low and found.difference.high > plain.high
+    one = compare({1: True, 2: True}, {1: False, 2: False}, {1: "a", 2: "a"})
+    assert (one.difference.low, one.difference.high) == (-1.0, 1.0)
+
+
+def test_compare_of_nothing() -> None:
+    found = compare({}, {}, {})
+    assert (found.n, found.p, found.first.rate) == (0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("base", "other", "rho", "pairs"),
+    [(0.06, 0.20, 0.3, 69), (0.06, 0.20, 0.5, 54), (0.20, 0.30, 0.3, 210), (0.20, 0.30, 0.5, 152),
+     (0.20, 0.25, 0.3, 770), (0.20, 0.25, 0.5, 553), (0.75, 0.80, 0.3, 770), (0.75, 0.80, 0.5, 553)],
+)  # fmt: skip
+def test_pairs_needed_matches_stored_values(base: float, other: float, rho: float, pairs: int) -> None:
+    assert round(pairs_needed(base, other, rho)) == pairs
+
+
+def test_detectable_is_the_inverse_of_pairs_needed() -> None:
+    for n in (64, 256, 1024):
+        assert pairs_needed(0.25, 0.25 + detectable(n)) == pytest.approx(n, rel=1e-6)
+    assert detectable(1024) < detectable(256) == pytest.approx(0.095, abs=0.001)
+    assert detectable(0) == detectable(1) == 0.75
+    # A planted effect of this size is found about four times in five.
+    rng, n, base = np.random.default_rng(8), 256, 0.25
+    other = base + detectable(n, base, rho=0.0)
+    found = 0
+    for _ in range(400):
+        won = rng.random((2, n)) < np.array([[other], [base]])
+        found += mid_p(int((won[0] & ~won[1]).sum()), int((won[1] & ~won[0]).sum())) < 0.025
+    assert found / 400 == pytest.approx(0.8, abs=3 * sqrt(0.8 * 0.2 / 400))
+    with pytest.raises(ConfigError, match="equal"):
+        pairs_needed(0.2, 0.2)
