@@ -242,9 +242,7 @@ def _widened(difference: Difference, groups: Sequence[tuple[int, int]]) -> Diffe
     return Difference(difference.diff, max(-1.0, low), min(1.0, high), difference.n)
 
 
-def pairs_needed(
-    base: float, other: float, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8
-) -> float:
+def pairs_needed(base: float, other: float, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
     """Pairs that show ``base`` against ``other`` with a one-sided McNemar test (not rounded).
 
     Args:
@@ -265,9 +263,7 @@ def pairs_needed(
     return (size * sqrt(discordant) + reach * sqrt(max(discordant - gap, 0.0))) ** 2 / gap
 
 
-def detectable(
-    n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8
-) -> float:
+def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
     """The smallest rise over ``base`` that ``n`` pairs find with the given power.
 
     Returns:

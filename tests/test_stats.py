@@ -112,9 +112,7 @@ def test_sign_flip_keeps_its_size_on_19_tasks_where_mid_p_does_not() -> None:
         ((1, 1, 7, 12), -0.5069202266861409, -0.025559124164859892),
     ],
 )
-def test_paired_difference_matches_stored_values(
-    cells: tuple[int, int, int, int], low: float, high: float
-) -> None:
+def test_paired_difference_matches_stored_values(cells: tuple[int, int, int, int], low: float, high: float) -> None:
     found = paired_difference(*cells)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
     assert found.diff == pytest.approx((cells[1] - cells[2]) / sum(cells))

@@ -125,7 +125,9 @@ def check(
             f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds;"
             f" random replies won {report.random_success:.1%}"
         )
-        typer.echo(f"Next: agentopcd play --env {ref}" if report.ok else "Next: mend the errors and check again")
+        typer.echo(
+            f"Next: agentopcd play --env {ref}" if report.ok else "Next: mend the errors and check again"
+        )
     if not report.ok:
         raise typer.Exit(1)
 
@@ -134,7 +136,9 @@ def check(
 def try_(
     ref: Ref,
     seed: Annotated[int, typer.Option(help="Which start state.", min=0)] = 0,
-    rules: Annotated[str | None, typer.Option(help="full, hidden or none, or a view of the environment.")] = None,
+    rules: Annotated[
+        str | None, typer.Option(help="full, hidden or none, or a view of the environment.")
+    ] = None,
     env_arg: EnvArgs = None,
     max_steps: Annotated[int | None, typer.Option(help="Replies before it is cut off.", min=1)] = None,
     random: Annotated[bool, typer.Option("--random", help="Let random moves play.")] = False,
@@ -177,9 +181,7 @@ def try_(
         typer.echo(f"{state} after {steps} steps, reward {total:g}, task {key}")
 
 
-def _replies(
-    env: Any, info: Any, play_format: str, random: bool, solve: bool, seed: int
-) -> Iterator[str]:
+def _replies(env: Any, info: Any, play_format: str, random: bool, solve: bool, seed: int) -> Iterator[str]:
     """Yield replies: the known solution, random moves, or what a person types."""
     from agentopcd.errors import EnvError
 
@@ -266,7 +268,9 @@ def _print_splits(manifest: Any) -> None:
         )
     elif manifest.protocol == "paper":
         count, share = manifest.overlap()
-        typer.echo(f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol")
+        typer.echo(
+            f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol"
+        )
 
 
 def _print_json(value: Any) -> None:

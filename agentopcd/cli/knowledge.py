@@ -89,9 +89,7 @@ def list_(
     after = f"{total} {what.value}" + (f", the newest {limit} shown" if total > limit else "")
     if not total:
         after += (
-            "; agentopcd play fills the store"
-            if what is not What.refs
-            else "; contexts get names as they are made"
+            "; agentopcd play fills the store" if what is not What.refs else "; contexts get names as they are made"
         )
     else:
         after += "; agentopcd knowledge show ID shows one in full"
@@ -123,9 +121,7 @@ def show(
 
 @app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")
 def export(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[REF]", help="Context to export: a ref or an id.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="[REF]", help="Context to export: a ref or an id.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Export the whole store.")] = False,
     output: Annotated[
         Path | None,
@@ -135,9 +131,7 @@ def export(
             help="A .jsonl keeps origin and history, .txt or .md is text alone. Default: print JSON lines.",
         ),
     ] = None,
-    episodes: Annotated[
-        bool, typer.Option("--episodes", help="With --all: also episodes and transcripts.")
-    ] = False,
+    episodes: Annotated[bool, typer.Option("--episodes", help="With --all: also episodes and transcripts.")] = False,
     work: Work = WORK,
 ) -> None:
     """Write a context, or the whole store, to a file.
@@ -150,9 +144,7 @@ def export(
     if (name is None) is not everything:
         raise ConfigError("give either a REF to export or --all")
     if episodes and not everything:
-        raise ConfigError(
-            "--episodes goes with --all: a single context travels without the games it has played"
-        )
+        raise ConfigError("--episodes goes with --all: a single context travels without the games it has played")
     as_text = output is not None and output.suffix in (".txt", ".md")
     if as_text and name is None:
         raise ConfigError("the whole store does not fit into a text file; use a name that ends in .jsonl")
@@ -173,16 +165,10 @@ def export(
 
 @app.command("import", epilog="Example: agentopcd knowledge import rules.txt --as sokoban/mine")
 def import_(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="An export (.jsonl), or text: items or free text.")
-    ],
-    ref: Annotated[
-        str | None, typer.Option("--as", help="Text only: name the context with this ref.")
-    ] = None,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An export (.jsonl), or text: items or free text.")],
+    ref: Annotated[str | None, typer.Option("--as", help="Text only: name the context with this ref.")] = None,
     prefix: Annotated[str, typer.Option(help="JSON lines only: put before every imported ref.")] = "",
-    placement: Annotated[
-        str, typer.Option(help="Text only: where it is shown, 'user' or 'system'.")
-    ] = "user",
+    placement: Annotated[str, typer.Option(help="Text only: where it is shown, 'user' or 'system'.")] = "user",
     gate: Annotated[
         str, typer.Option(help="JSON lines only: 'review' makes items pending, 'keep' keeps their status.")
     ] = "review",
@@ -219,9 +205,7 @@ def _import(
     """Run the import inside a run of its own, so that the store says what happened."""
     from agentopcd.knowledge.exchange import from_jsonl, import_text, load
 
-    run_id = store.start(
-        "import", {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}, 0
-    )
+    run_id = store.start("import", {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}, 0)
     try:
         if file.suffix == ".jsonl":
             lines = text.split("\n")  # not splitlines: JSON strings may hold other line ends
@@ -243,9 +227,7 @@ def _import(
 
 @app.command(epilog="Example: agentopcd knowledge move sokoban/best sokoban/pool/00/03")
 def move(
-    ref: Annotated[
-        str, typer.Argument(metavar="REF", help="The name to point somewhere, for example sokoban/best.")
-    ],
+    ref: Annotated[str, typer.Argument(metavar="REF", help="The name to point somewhere, for example sokoban/best.")],
     context: Annotated[str, typer.Argument(metavar="CONTEXT", help="A ref, an id, or 'empty'.")],
     reason: Annotated[str | None, typer.Option(help="Why; kept in the log.")] = None,
     expect: Annotated[
@@ -263,7 +245,5 @@ def move(
         target = store.resolve(context)
         before = store.refs(ref).get(ref)
         store.move(ref, target, "person", reason, expect=store.resolve(expect) if expect else ANY)
-    was = (
-        f"was {before[:12]}; undo with: agentopcd knowledge move {ref} {before[:12]}" if before else "is new"
-    )
+    was = f"was {before[:12]}; undo with: agentopcd knowledge move {ref} {before[:12]}" if before else "is new"
     typer.echo(f"{ref} -> {target[:12]} ({was})")

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -106,15 +107,23 @@ def key_values(pairs: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+PLAIN_EVERY_S = 30.0
+"""Seconds between lines of progress where stderr is a file."""
+
+
 def progress(label: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-    """A progress bar on stderr, when a person is looking."""
+    """A progress bar on stderr when a person is looking, else a line now and then."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    said = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(label, total=total)
-        for item in items:
+        for count, item in enumerate(items, start=1):
             bar.advance(task)
+            if not console.is_terminal and time.monotonic() - said > PLAIN_EVERY_S:
+                said = time.monotonic()
+                print(f"{label}: {count}/{total}", file=sys.stderr, flush=True)
             yield item

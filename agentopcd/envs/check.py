@@ -157,7 +157,7 @@ class _Probe:
                 self._look_at_end(last)
             env.close()
         if len(self.keys) == 1:
-            self.warn("one task for every seed: pass first(key=...) if they differ, else all splits are shared")
+            self.warn("one task for every seed: pass first(key=...) if they differ")
         elif len(self.keys) < self.n:
             self.warn(f"{len(self.keys)} distinct tasks in {self.n} seeds")
         if self.wins > self.n / 2:
@@ -190,7 +190,7 @@ class _Probe:
         if said is not None and not isinstance(said, bool):
             self.error(f"info['success'] must be True or False, got {said!r}")
         if said is None and terminated and 0 < float(reward) < 1:
-            self.error(f"no info['success'] at the end, and the reward {reward} does not say whether it was won")
+            self.error(f"no info['success'] at the end, and a reward of {reward} does not say")
         if said is not None and terminated and said != (float(reward) >= 1):
             self.warn(f"info['success'] is {said} with reward {reward}")
         self.wins += succeeded(reward, terminated, info)
@@ -201,9 +201,9 @@ class _Probe:
         for salt in (1, 2):
             random.seed(salt)
             np.random.seed(salt)
-            before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+            before = _global_state()
             texts.append(_transcript(self.make(), 3))
-            after = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[union-attr]
+            after = _global_state()
             if before[0] != after[0]:
                 self.error("changes the global state of random: draw from self.np_random")
             if before[1] != after[1]:
@@ -278,6 +278,11 @@ class _Probe:
                 too_long += 1
         if too_long:
             self.warn(f"{too_long} of {self.n} tasks cannot be won within the step limit")
+
+
+def _global_state() -> tuple[Any, list[int]]:
+    numpy_state: Any = np.random.get_state()
+    return random.getstate(), numpy_state[1].tolist()
 
 
 def _wins(env: Any, replies: Sequence[str], seed: int | None = None) -> bool:

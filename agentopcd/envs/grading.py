@@ -1,8 +1,9 @@
 r"""Is this reply right? Plain comparison of strings and exact fractions, safe against hostile replies.
 
 What counts as the answer, after the last ``</think>``: the last balanced ``\boxed{…}`` or the last
-``Answer:`` line, whichever comes later; else a reply that is nothing but a number. Only short strings of
-digits are ever turned into numbers, so no reply can make the grader slow.
+``Answer:`` line, whichever comes later; else a reply that is nothing but a number. With the grader
+``last-number``, for models too small to keep to a format, it is else the last number in the reply. Only short
+strings of digits are ever turned into numbers, so no reply can make the grader slow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Literal
 from agentopcd.envs.base import after_think
 from agentopcd.errors import EnvError
 
-GraderName = Literal["plain", "symbolic"]
+GraderName = Literal["plain", "symbolic", "last-number"]
 MAX_SYMBOLIC_CHARS = 200
 
 _BRACE = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
@@ -28,6 +29,7 @@ _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}")
 
 _DIGITS = r"[0-9]{1,30}"
 _DECIMAL = re.compile(rf"[+-]?(?:{_DIGITS}(?:\.[0-9]{{0,30}})?|\.{_DIGITS})")
+_ANY_NUMBER = re.compile(rf"(?<![0-9.])-?{_DIGITS}(?:,[0-9]{{3}})*(?:\.[0-9]{{1,30}})?(?![0-9])")
 _RATIO = re.compile(rf"([+-]?{_DIGITS})/({_DIGITS})")
 _FRAC = re.compile(rf"([+-]?)\\frac(?:\{{([+-]?{_DIGITS})\}}|([0-9]))(?:\{{({_DIGITS})\}}|([0-9]))")
 
@@ -53,6 +55,19 @@ def find_answer(reply: str) -> str | None:
     if boxed is not None:
         return boxed
     return text.strip() if as_number(normalise(text)) is not None else None
+
+
+def last_number(reply: str) -> str | None:
+    """Return the last number written after the last ``</think>``, ``None`` if there is none.
+
+    A sign counts only where no digit or closing bracket stands before it: in ``9 -5`` it is the operator's.
+    """
+    text = after_think(reply)
+    found = list(_ANY_NUMBER.finditer(text))
+    if not found:
+        return None
+    number, before = found[-1].group(), text[: found[-1].start()].rstrip()
+    return number.removeprefix("-") if before[-1:].isdigit() or before.endswith(")") else number
 
 
 def _last_box(text: str) -> tuple[str | None, int]:
@@ -111,14 +126,17 @@ def grade_math(reply: str, gold: str, grader: GraderName = "plain") -> Grade:
     Args:
         reply: the whole reply, thinking included.
         gold: the right answer.
-        grader: ``symbolic`` also accepts equal formulas (math-verify, in a process of its own).
+        grader: ``symbolic`` also accepts equal formulas (math-verify, in a process of its own);
+            ``last-number`` falls back on the last number in the reply.
     """
     answer = find_answer(reply)
+    if answer is None and grader == "last-number":
+        answer = last_number(reply)
     if answer is None:
         return Grade(False, None, {"no_answer": 1.0})
     if same(answer, gold):
         return Grade(True, answer)
-    if grader == "plain" or not _worth_symbols(answer, gold):
+    if grader != "symbolic" or not _worth_symbols(answer, gold):
         return Grade(False, answer)
     from agentopcd.envs.symbolic import equal
 
@@ -154,9 +172,11 @@ def check_grader(name: str) -> GraderName:
     """
     if name == "plain":
         return "plain"
+    if name == "last-number":
+        return "last-number"
     if name == "symbolic":
         from agentopcd.envs.symbolic import require_math_verify
 
         require_math_verify()
         return "symbolic"
-    raise EnvError(f"grader must be 'plain' or 'symbolic', got {name!r}")
+    raise EnvError(f"grader must be 'plain', 'symbolic' or 'last-number', got {name!r}")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from agentopcd.envs.base import TextEnv
-from agentopcd.envs.grading import Grade, check_grader, grade_choice, grade_math
+from agentopcd.envs.grading import Grade, GraderName, check_grader, grade_choice, grade_math
 from agentopcd.envs.rows import Row, load_rows, rows_from
 from agentopcd.envs.views import hash_prompt
 from agentopcd.errors import EnvError
@@ -30,7 +30,7 @@ class QuestionEnv(TextEnv):
     """
 
     def __init__(self, grader: str = "plain") -> None:
-        self._grader = check_grader(grader)
+        self._grader: GraderName = check_grader(grader)
         self._row: Row | None = None
 
     def draw(self, seed: int) -> Row:
@@ -80,10 +80,12 @@ class _Level:
     numbers: int
     ops: str
     brackets: bool = False
+    natural: bool = False
+    """No result below zero."""
 
 
 _LEVELS = {
-    1: _Level(0, 20, 2, "+"),
+    1: _Level(0, 20, 2, "+-", natural=True),
     2: _Level(0, 100, 2, "+-"),
     3: _Level(0, 100, 3, "+-"),
     4: _Level(2, 99, 2, "*"),
@@ -94,17 +96,19 @@ _LEVELS = {
 class Arithmetic(QuestionEnv):
     """Integer arithmetic made from the seed; nothing is downloaded.
 
-    Level 1 adds two numbers up to 20 (441 questions); 2 adds or subtracts two up to 100 (20,402); 3 three
-    up to 100 (about 4 million); 4 multiplies two from 2 to 99 (9,604); 5 mixes three up to 20 with brackets.
+    Level 1 adds or subtracts two numbers up to 20, never below zero (672 questions); 2 adds or subtracts
+    two up to 100 (20,402); 3 three up to 100 (about 4 million); 4 multiplies two from 2 to 99 (9,604); 5
+    mixes three up to 20 with brackets.
 
     Args:
         level: 1 to 5.
         ops: the signs to use, some of ``+-*``; the level's own unless given.
-        grader: ``plain`` or ``symbolic``.
+        grader: ``plain``, ``symbolic`` or ``last-number``, which asks for no format.
     """
 
     def __init__(self, level: int = 2, ops: str | None = None, grader: str = "plain") -> None:
         super().__init__(grader)
+        self._how = "" if grader == "last-number" else HOW_TO_ANSWER
         if not isinstance(level, int) or level not in _LEVELS:
             raise EnvError(f"level must be one of {', '.join(map(str, _LEVELS))}, got {level!r}")
         if ops is not None and (not isinstance(ops, str) or not ops or set(ops) - set("+-*")):
@@ -118,9 +122,11 @@ class Arithmetic(QuestionEnv):
         rng = _generator(seed)
         numbers = [int(n) for n in rng.integers(level.low, level.high + 1, size=level.numbers)]
         signs = [self._ops[int(i)] for i in rng.integers(len(self._ops), size=level.numbers - 1)]
+        if level.natural and signs == ["-"]:
+            numbers.sort(reverse=True)
         first_pair = level.brackets and bool(rng.integers(2))
         text, value = _expression(numbers, signs, level.brackets, first_pair)
-        return Row(prompt=f"What is {text}?", gold=str(value), actions=HOW_TO_ANSWER)
+        return Row(prompt=f"What is {text}?", gold=str(value), actions=self._how)
 
 
 def _generator(seed: int) -> Any:
@@ -167,7 +173,7 @@ class DatasetEnv(QuestionEnv):
         actions: how to answer, in place of the built-in words.
         prompt_key: the column with the question, dotted for nested ones.
         answer_key: the column with the right answer.
-        grader: ``plain`` or ``symbolic``.
+        grader: ``plain``, ``symbolic`` or ``last-number``.
 
     Raises:
         EnvError: a file that cannot be read, rows without a known question or answer, or a right answer

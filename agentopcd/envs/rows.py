@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from agentopcd.envs.grading import find_answer, same
 from agentopcd.envs.views import hash_prompt
-from agentopcd.errors import DependencyError, EnvError
+from agentopcd.errors import DependencyError, EnvError, TaskLeak
 from agentopcd.types import SPLITS
 
 PROMPT_KEYS = ("prompt", "problem", "question", "input")
@@ -115,14 +115,13 @@ def _read_parquet(path: Path) -> list[Raw]:
         raise EnvError(f"cannot be read as parquet: {error}") from error
 
 
-def rows_from(
-    raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str | None = None
-) -> list[Row]:
+def rows_from(raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str | None = None) -> list[Row]:
     """Turn raw rows into questions, each question once.
 
     Raises:
         EnvError: no rows, no known question or answer column, or a right answer that is empty or that the
             grader would not accept.
+        TaskLeak: the ``split`` column puts one question into two splits.
     """
     if not raw:
         raise EnvError("there are no rows")
@@ -133,6 +132,8 @@ def rows_from(
         row = _checked(number, read(entry), entry)
         key = hash_prompt(row.prompt)
         kept = rows.setdefault(key, row)
+        if kept.split != row.split:
+            raise TaskLeak(f"row {number} puts a question of {kept.split!r} in {row.split!r}: it is in both")
         repeated += kept is not row
         conflicting += kept.gold != row.gold
     if conflicting:

@@ -22,9 +22,13 @@ MAX_STATES = 200_000
 class Model(Protocol):
     """A game whose whole state is known."""
 
-    moves: tuple[str, ...]
-    two_invalid_end: bool
-    """Whether a second invalid move in a row ends the game."""
+    @property
+    def moves(self) -> tuple[str, ...]: ...
+
+    @property
+    def two_invalid_end(self) -> bool:
+        """Whether a second invalid move in a row ends the game."""
+        ...
 
     @property
     def start(self) -> Hashable: ...

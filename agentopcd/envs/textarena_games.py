@@ -108,7 +108,7 @@ class TextArenaEnv(TextEnv):
             messages = self._game.get_observation()[1]
         state = self._game.state
         self._over = bool(done)
-        parts = _parts(messages)
+        parts: dict[str, Any] = {**_parts(messages)}
         self._board = parts["state"] = parts.get("state") or self._board
         if done:
             reward, facts = _result(state)

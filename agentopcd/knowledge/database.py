@@ -35,9 +35,7 @@ def now() -> str:
 def migrations() -> list[tuple[int, str]]:
     """The numbered schema files: ``(version, sql)``, in order."""
     folder = files("agentopcd.knowledge") / "schema"
-    found = [
-        (int(entry.name[:4]), entry.read_text()) for entry in folder.iterdir() if entry.name.endswith(".sql")
-    ]
+    found = [(int(entry.name[:4]), entry.read_text()) for entry in folder.iterdir() if entry.name.endswith(".sql")]
     return sorted(found)
 
 
@@ -84,9 +82,7 @@ class Database:
         if path != ":memory:":
             path = Path(path)
             if not path.exists() and not create:
-                raise StoreError(
-                    f"no knowledge store at {path}; play first, or point --work at another folder"
-                )
+                raise StoreError(f"no knowledge store at {path}; play first, or point --work at another folder")
         try:
             if isinstance(path, Path):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +127,7 @@ class Database:
         if version < newest:
             self._migrate()
         elif version > newest:
-            raise StoreError(
-                f"{self.path} has schema {version}, this agentopcd knows {newest}; install a newer one"
-            )
+            raise StoreError(f"{self.path} has schema {version}, this agentopcd knows {newest}; install a newer one")
 
     def _version(self) -> int:
         return self._connection.execute("PRAGMA user_version").fetchone()[0]
@@ -150,9 +144,7 @@ class Database:
                     raise
                 time.sleep(0.02)
         if mode not in ("wal", "memory"):
-            raise StoreError(
-                f"{self.path}: this file system does not allow SQLite's WAL mode; use a local folder"
-            )
+            raise StoreError(f"{self.path}: this file system does not allow SQLite's WAL mode; use a local folder")
 
     def _migrate(self) -> None:
         with self.write():

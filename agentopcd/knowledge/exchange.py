@@ -15,7 +15,7 @@ from agentopcd.errors import AgentOpcdError, ConfigError, StoreError, did_you_me
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.items import flags, identify, item_ids, normalise, parse, sanitise
-from agentopcd.knowledge.store import Found, Store
+from agentopcd.knowledge.store import EPISODE_KEY, Found, Store
 from agentopcd.knowledge.transcript import pack, unpack
 from agentopcd.types import EMPTY, MARKER, Context, Placement
 
@@ -25,8 +25,6 @@ IMPORTED = "import"
 """Actor of the events an import adds: the receiver's own decision, which does not travel on."""
 
 GATES = ("review", "keep")
-
-_EPISODE_KEY = ("model_id", "context_id", "env", "setup", "seed", "rep")
 
 
 # -- JSON lines: out ---------------------------------------------------------------------------------
@@ -57,9 +55,7 @@ class _Dump:
     def __init__(self, store: Store, wanted: set[str] | None, episodes: bool) -> None:
         self.store, self.episodes = store, episodes
         self.contexts = [row for row in store.table("context", "id") if wanted is None or row["id"] in wanted]
-        self.links = {
-            row["id"]: [item.id for item in store.items(context_id=row["id"])] for row in self.contexts
-        }
+        self.links = {row["id"]: [item.id for item in store.items(context_id=row["id"])] for row in self.contexts}
         held = {item_id for ids in self.links.values() for item_id in ids}
         self.items = [row for row in store.table("item", "id") if wanted is None or row["id"] in held]
         self.held = {row["id"] for row in self.items}
@@ -73,9 +69,7 @@ class _Dump:
         episodes = list(self.store.table("episode", "id")) if self.episodes else []
         self.local = {row["id"]: number for number, row in enumerate(episodes, 1)}
         sources, events, refs = self._sources(), self._events(), self._refs()
-        self.used.update(
-            row["run_id"] for row in (*models, *episodes, *sources, *refs) if row["run_id"] is not None
-        )
+        self.used.update(row["run_id"] for row in (*models, *episodes, *sources, *refs) if row["run_id"] is not None)
         number = {run_id: n for n, run_id in enumerate(sorted(self.used), 1)}
         for run_id, n in number.items():
             yield {**_typed("run", self.runs[run_id]), "id": n}
@@ -202,9 +196,7 @@ def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "re
     if header.get("format") != FORMAT:
         raise StoreError(f'not a knowledge export: the first line has no "format": "{FORMAT}"')
     if header.get("version") != VERSION:
-        raise StoreError(
-            f"export version {header.get('version')!r}, this version of agentopcd reads {VERSION}"
-        )
+        raise StoreError(f"export version {header.get('version')!r}, this version of agentopcd reads {VERSION}")
     with store.write():
         into = _Load(store, prefix)
         for number, row in enumerate(stream, 2):
@@ -213,9 +205,7 @@ def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "re
             except (AttributeError, KeyError, TypeError, ValueError, sqlite3.Error) as error:
                 if isinstance(error, AgentOpcdError):
                     raise
-                raise StoreError(
-                    f"row {number} ({row.get('type')!r}) cannot be imported: {error!r}"
-                ) from error
+                raise StoreError(f"row {number} ({row.get('type')!r}) cannot be imported: {error!r}") from error
         into.end(gate)
     return into.new
 
@@ -251,9 +241,7 @@ class _Load:
 
     def _item(self, row: Row) -> bool:
         if identify(row["text"]) != row["id"] or normalise(row["text"]) != row["text"]:
-            raise StoreError(
-                f"item {row['id'][:12]} does not fit its text {row['text'][:60]!r}; the file was changed"
-            )
+            raise StoreError(f"item {row['id'][:12]} does not fit its text {row['text'][:60]!r}; the file was changed")
         if self.store.insert("item", row, unique=("id",)) is None:
             return False
         self.items.add(row["id"])
@@ -266,9 +254,7 @@ class _Load:
             raise StoreError(f"context {row['id'][:12]} does not fit its text; the file was changed")
         shown = item_ids(context)
         if shown and shown != links:
-            raise StoreError(
-                f"context {row['id'][:12]} shows other items than it lists; the file was changed"
-            )
+            raise StoreError(f"context {row['id'][:12]} shows other items than it lists; the file was changed")
         if self.store.insert("context", row, unique=("id",)) is None:
             return False
         for pos, item_id in enumerate(links):
@@ -281,18 +267,16 @@ class _Load:
         if self.store.insert("model", row, unique=("id",)) is None:
             return False
         for context_id, weight in contexts.items():
-            self.store.insert(
-                "model_context", {"model_id": row["id"], "context_id": context_id, "weight": weight}
-            )
+            self.store.insert("model_context", {"model_id": row["id"], "context_id": context_id, "weight": weight})
         return True
 
     def _episode(self, row: Row) -> bool:
         number, transcript = row.pop("id"), row.pop("transcript")
         row["run_id"] = self.runs[row["run_id"]]
-        episode_id = self.store.insert("episode", row, unique=_EPISODE_KEY)
+        episode_id = self.store.insert("episode", row, unique=EPISODE_KEY)
         if episode_id is not None and transcript is not None:
             self.store.insert("transcript", {"episode_id": episode_id, "body": pack(transcript)})
-        known = self.store.lookup("episode", **{name: row[name] for name in _EPISODE_KEY})
+        known = self.store.lookup("episode", **{name: row[name] for name in EPISODE_KEY})
         self.episodes[number] = _must(known)["id"]
         return episode_id is not None
 

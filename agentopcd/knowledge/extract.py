@@ -60,9 +60,7 @@ def extraction_messages(episode: Episode, *, kind: Kind, earlier: Context | None
     if kind not in KINDS:
         raise ConfigError(f"unknown kind {kind!r}{did_you_mean(kind, KINDS)}")
     if not episode.turns:
-        raise ConfigError(
-            f"the episode of task {episode.task.key[:12]} has no turn, there is nothing to extract"
-        )
+        raise ConfigError(f"the episode of task {episode.task.key[:12]} has no turn, there is nothing to extract")
     trace = game_trace(episode) if kind == "game" else single_trace(episode)
     pieces = {"{marker}": MARKER, "{earlier}": _earlier(earlier), "{trace}": trace}
     # In one pass and without str.format: traces and items may contain braces of their own.

@@ -91,8 +91,8 @@ def _pieces(line: str, strict: bool) -> Iterable[tuple[str, str]]:
             yield stripped, stripped[len(MARKER) :]
         return
     marks = list(_MARKER.finditer(line))
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        end = following.start() if following else len(line)
+    ends = [mark.start() for mark in marks[1:]] + [len(line)]
+    for mark, end in zip(marks, ends, strict=False):
         yield line[mark.start() : end], line[mark.end() : end]
 
 

@@ -219,9 +219,7 @@ class Queries(Database):
         b = self.outcomes(second, env, setup, split, keys)
         return compare(a, b, {key: key[0] for key in a})
 
-    def competitors(
-        self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None
-    ) -> int:
+    def competitors(self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None) -> int:
         """How many arms with a context have played on a split: the K of "best of K", or the looks taken."""
         rows = self.query(
             "SELECT count(*) AS n FROM (SELECT DISTINCT e.model_id, e.context_id FROM episode e"
@@ -282,18 +280,14 @@ class Queries(Database):
         Raises:
             StoreError: there is no such item.
         """
-        rows = self.query(
-            "SELECT id, text, status, support, created_at FROM item_status WHERE id = ?", (item_id,)
-        )
+        rows = self.query("SELECT id, text, status, support, created_at FROM item_status WHERE id = ?", (item_id,))
         if not rows:
             raise StoreError(f"no item {item_id[:12]} in {self.path}")
         return Item(**rows[0])
 
     def sources(self, item_id: str) -> list[Row]:
         """Where an item came from; a NULL task means that the origin is unknown."""
-        return self.query(
-            "SELECT * FROM item_source WHERE item_id = ? ORDER BY run_id, episode_id, line", (item_id,)
-        )
+        return self.query("SELECT * FROM item_source WHERE item_id = ? ORDER BY run_id, episode_id, line", (item_id,))
 
     def events(self, item_id: str) -> list[Row]:
         """What was decided about an item, oldest first."""
@@ -327,9 +321,7 @@ class Queries(Database):
 
     def refs(self, prefix: str = "") -> dict[str, str]:
         """Refs that start with ``prefix``: name to context id, numbers in numeric order."""
-        rows = self.query(
-            "SELECT name, context_id FROM ref WHERE substr(name, 1, length(?)) = ?", (prefix, prefix)
-        )
+        rows = self.query("SELECT name, context_id FROM ref WHERE substr(name, 1, length(?)) = ?", (prefix, prefix))
         return {row["name"]: row["context_id"] for row in sorted(rows, key=lambda row: natural(row["name"]))}
 
     def log(self, name: str) -> list[Row]:

@@ -55,9 +55,7 @@ class Ranking:
         lines = [f"empty         {self.empty.rate}"]
         for row in self.rows:
             lines.append(f"{row.context_id[:12]}  {row.count.rate}  {row.against_empty.difference} to empty")
-        lines.append(
-            f"best of {self.competed} on select: its own rate is biased upward, confirm it on fresh tasks"
-        )
+        lines.append(f"best of {self.competed} on select: its own rate is biased upward, confirm it on fresh tasks")
         return "\n".join(lines)
 
 
@@ -138,12 +136,7 @@ def score(
     if not contexts:
         raise ConfigError("nothing to score: no context besides the empty one; play and extract first")
     keys = _prepare(store, list(contexts.values()), tasks, env, split)
-    jobs = [
-        Job(task, context, rep)
-        for task in tasks
-        for rep in range(reps)
-        for context in (EMPTY, *contexts.values())
-    ]
+    jobs = [Job(task, context, rep) for task in tasks for rep in range(reps) for context in (EMPTY, *contexts.values())]
     errors = play_missing(store, jobs, play, model_id, setup, env, run_id)
     place = {"env": env, "setup": setup, "split": split, "keys": keys}
     counts = store.counts([Arm(model_id), *(Arm(model_id, context_id) for context_id in contexts)], **place)
@@ -156,9 +149,7 @@ def score(
         for context_id in contexts
     ]
     if not any(row.count.rate.n for row in rows):
-        raise ConfigError(
-            f"no episode of {env} could be played ({errors} environment errors): nothing to score"
-        )
+        raise ConfigError(f"no episode of {env} could be played ({errors} environment errors): nothing to score")
     # Equal rates are ordered by id, which is as good as at random and the same on every resume.
     rows.sort(key=lambda row: (-row.count.rate.rate, row.context_id))
     competed = store.competitors(env, split, model_id=model_id, setup=setup)
@@ -195,13 +186,9 @@ def confirm(
     errors = play_missing(store, jobs, play, model_id, setup, env, run_id)
     comparison = store.compare(Arm(model_id, context.id), Arm(model_id), env, setup, split, keys)
     if comparison.n == 0:
-        raise ConfigError(
-            f"no pair of {env} could be played ({errors} environment errors): nothing to confirm"
-        )
+        raise ConfigError(f"no pair of {env} could be played ({errors} environment errors): nothing to confirm")
     name = ref or f"{env}/best"
-    result = Confirmation(
-        context.id, comparison, comparison.p < ALPHA, store.competitors(env, split), errors, name
-    )
+    result = Confirmation(context.id, comparison, comparison.p < ALPHA, store.competitors(env, split), errors, name)
     if result.passed:
         _promote(store, name, result, run_id)
     return result
@@ -242,7 +229,8 @@ def subsets(
         ConfigError: fewer than two items, no task, or fewer than two pairs could be played.
         TaskLeak: as in :func:`score`.
     """
-    pool = list({item.id: item for item in items}.values())
+    # Always oldest first: the order is part of a context, and a resumed call must make the same ones.
+    pool = sorted({item.id: item for item in items}.values(), key=lambda item: (item.created_at, item.id))
     if len(pool) < 2:
         raise ConfigError(f"subsets compares items with each other; got {len(pool)}, two are needed")
     halves = {task: _halves(pool, task, seed, placement) for task in tasks}
@@ -260,9 +248,7 @@ def subsets(
             for item in pool:
                 signed[item.id].append(gain if item.id in inside else -gain)
     if len(signed[pool[0].id]) < 2:
-        raise ConfigError(
-            f"fewer than two pairs of {env} were played ({errors} environment errors); give more tasks"
-        )
+        raise ConfigError(f"fewer than two pairs of {env} were played ({errors} environment errors); give more tasks")
     values = [_value(item_id, gains) for item_id, gains in signed.items()]
     return sorted(values, key=lambda value: (-value.value, value.item_id))
 
@@ -315,8 +301,8 @@ def play_missing(
     store: Store, jobs: Sequence[Job], play: Player, model_id: str, setup: str, env: str, run_id: int
 ) -> int:
     """Play what the store lacks, storing each episode as it comes; returns the environment's errors."""
-    done = {id_: store.done(model_id, id_, env, setup) for id_ in {job.context.id for job in jobs}}
-    missing = [job for job in dict.fromkeys(jobs) if (job.task.seed, job.rep) not in done[job.context.id]]
+    done = {id_: store.outcomes(Arm(model_id, id_), env, setup) for id_ in {job.context.id for job in jobs}}
+    missing = [job for job in dict.fromkeys(jobs) if (job.task.key, job.task.seed, job.rep) not in done[job.context.id]]
     errors = 0
     if missing:
         for episode in play(missing):

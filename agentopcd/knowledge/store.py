@@ -33,7 +33,8 @@ EVENTS = ("add", "flag", "approve", "pin", "retire", "restore", "supersede", "di
 ANY = "\0any"
 """Stands for "do not compare" in :meth:`Store.move`."""
 
-_EPISODE_KEY = ("model_id", "context_id", "env", "setup", "seed", "rep")
+EPISODE_KEY = ("model_id", "context_id", "env", "setup", "seed", "rep")
+"""What makes two episodes the same one: cache key, resume key and pairing key."""
 
 
 class Found(NamedTuple):
@@ -148,14 +149,13 @@ class Store(Queries):
             stored, the caller counts it.
 
         Raises:
-            StoreError: the run, model, context or task of an episode is not registered.
+            StoreError: the run, model, context or task of an episode is not registered, or a seed makes
+                another task than it did before.
         """
         with self.write():
             return [self._add_episode(run_id, model_id, setup, episode, transcripts) for episode in episodes]
 
-    def _add_episode(
-        self, run_id: int, model_id: str, setup: str, episode: Episode, transcript: bool
-    ) -> int | None:
+    def _add_episode(self, run_id: int, model_id: str, setup: str, episode: Episode, transcript: bool) -> int | None:
         if episode.stop_reason == "env_error":
             return None
         self._require(run_id, model_id, episode)
@@ -166,10 +166,16 @@ class Store(Queries):
             "turns": len(episode.turns), "prompt_tokens": episode.prompt_tokens,
             "output_tokens": episode.output_tokens, "created_at": now(),
         }  # fmt: skip
-        episode_id = self.insert("episode", row, unique=_EPISODE_KEY)
+        episode_id = self.insert("episode", row, unique=EPISODE_KEY)
         if episode_id is None:
-            known = " AND ".join(f"{column} = :{column}" for column in _EPISODE_KEY)
-            return self.query(f"SELECT id FROM episode WHERE {known}", row)[0]["id"]
+            known = self.lookup("episode", **{column: row[column] for column in EPISODE_KEY})
+            assert known is not None
+            if known["task_key"] != row["task_key"]:
+                raise StoreError(
+                    f"seed {row['seed']} of {row['env']} was task {known['task_key'][:12]} and is now "
+                    f"{row['task_key'][:12]}: the environment has changed, give it another name or version"
+                )
+            return known["id"]
         if transcript:
             self.insert("transcript", {"episode_id": episode_id, "body": pack(to_json(episode))})
         return episode_id
@@ -185,9 +191,7 @@ class Store(Queries):
         )  # fmt: skip
         for table, where, parameters, words, method in wanted:
             if not self.query(f"SELECT 1 FROM {table} WHERE {where}", parameters):
-                raise StoreError(
-                    f"{words} is not in the store; call Store.{method} before storing its episodes"
-                )
+                raise StoreError(f"{words} is not in the store; call Store.{method} before storing its episodes")
 
     # -- items and contexts -------------------------------------------------------------------------
 
@@ -266,9 +270,7 @@ class Store(Queries):
         """
         shown = item_ids(context)
         if items is not None and shown and list(items) != shown:
-            raise StoreError(
-                f"context {context.id[:12]} shows {len(shown)} items, and not the {len(items)} given"
-            )
+            raise StoreError(f"context {context.id[:12]} shows {len(shown)} items, and not the {len(items)} given")
         row = {
             "id": context.id, "rendered": context.text, "placement": context.placement,
             "recipe": canonical(recipe or {}), "created_at": now(),
@@ -282,9 +284,7 @@ class Store(Queries):
                 self.insert("context_item", {"context_id": context.id, "pos": pos, "item_id": item_id})
         return context.id
 
-    def event(
-        self, item_id: str, kind: str, actor: str, reason: str | None = None, other: str | None = None
-    ) -> None:
+    def event(self, item_id: str, kind: str, actor: str, reason: str | None = None, other: str | None = None) -> None:
         """Append a decision about an item.
 
         Raises:
@@ -327,9 +327,7 @@ class Store(Queries):
             if expect != ANY and current != expect:
                 at = "is gone" if current is None else f"is at {current[:12]}"
                 wanted = "not to exist" if expect is None else f"at {expect[:12]}"
-                raise StoreError(
-                    f"ref {name!r} {at}, it was expected {wanted}; look again and repeat the move"
-                )
+                raise StoreError(f"ref {name!r} {at}, it was expected {wanted}; look again and repeat the move")
             row = {
                 "name": name, "context_id": context_id, "actor": actor, "reason": reason, "run_id": run_id,
                 "at": now(),

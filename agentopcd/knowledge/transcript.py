@@ -36,9 +36,7 @@ def _turn(data: dict[str, Any]) -> Turn:
 
 def pack(data: dict[str, Any]) -> bytes:
     """Compressed JSON, as it lies in the store."""
-    return zlib.compress(
-        json.dumps(data, separators=(",", ":")).encode()
-    )  # ASCII: a reply may hold lone surrogates
+    return zlib.compress(json.dumps(data, separators=(",", ":")).encode())  # ASCII: a reply may hold lone surrogates
 
 
 def unpack(body: bytes) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def ref_rows(store: Store, env: str | None = None) -> list[Row]:
     rows = []
     for name, context_id in store.refs(f"{env}/" if env else "").items():
         last = store.log(name)[-1]
-        rows.append(
-            {"name": name, "context": context_id, **{key: last[key] for key in ("actor", "reason", "at")}}
-        )
+        rows.append({"name": name, "context": context_id, **{key: last[key] for key in ("actor", "reason", "at")}})
     return rows
 
 
@@ -102,9 +100,7 @@ def describe(store: Store, name: str) -> Row:
     items = store.prefixed("item", name)
     contexts = store.prefixed("context", name) if name not in store.refs() else []
     if len(items) + len(contexts) > 1:
-        raise StoreError(
-            f"{name!r} is the start of {len(items)} items and {len(contexts)} contexts; give more digits"
-        )
+        raise StoreError(f"{name!r} is the start of {len(items)} items and {len(contexts)} contexts; give more digits")
     return item_view(store, items[0]) if items else context_view(store, store.resolve(name))
 
 
@@ -153,11 +149,7 @@ def _prompt(store: Store, source: Row, config: Mapping[str, Any]) -> str | None:
         return None
     prompt = "\n\n".join(message["content"] for message in messages)
     version = config.get("template", TEMPLATE_VERSION)
-    changed = (
-        f"(asked with template {version}, shown with {TEMPLATE_VERSION})\n"
-        if version != TEMPLATE_VERSION
-        else ""
-    )
+    changed = f"(asked with template {version}, shown with {TEMPLATE_VERSION})\n" if version != TEMPLATE_VERSION else ""
     return changed + prompt
 
 
@@ -201,9 +193,7 @@ def _scores(store: Store, context_id: str) -> list[Row]:
                     {"pairs": pair.n, "diff": pair.difference.diff, "low": pair.difference.low,
                      "high": pair.difference.high, "p": pair.p, "test": pair.test},
                 )  # fmt: skip
-            score["best_of"] = store.competitors(
-                row["env"], row["split"], model_id=row["model_id"], setup=row["setup"]
-            )
+            score["best_of"] = store.competitors(row["env"], row["split"], model_id=row["model_id"], setup=row["setup"])
         rows.append(score)
     return rows
 
@@ -237,17 +227,13 @@ def _keep(row: Row, *names: str) -> Row:
 
 def text(view: Row) -> str:
     """A view as lines for people."""
-    return "\n".join(
-        {"item": _item_lines, "context": _context_lines, "episode": _episode_lines}[view["kind"]](view)
-    )
+    return "\n".join({"item": _item_lines, "context": _context_lines, "episode": _episode_lines}[view["kind"]](view))
 
 
 def _item_lines(view: Row) -> list[str]:
     lines = [f"item {view['id'][:12]}  {view['status']}  support {view['support']}", f"  {view['text']}"]
     for event in view["events"]:
-        lines.append(
-            f"  {event['at'][:19]}  {event['event']} by {event['actor']}  {event['reason'] or ''}".rstrip()
-        )
+        lines.append(f"  {event['at'][:19]}  {event['event']} by {event['actor']}  {event['reason'] or ''}".rstrip())
     for origin in view["origins"] or [None]:
         lines += _origin_lines(origin)
     for context in view["contexts"]:
@@ -261,8 +247,7 @@ def _origin_lines(origin: Row | None) -> list[str]:
     if origin is None or origin["task"] is None:
         return [f"origin: {UNKNOWN}"]
     lines = [
-        f"origin: {origin['env']} {origin['split']} task {origin['task'][:12]}, "
-        f"run {origin['run']} ({origin['verb']})"
+        f"origin: {origin['env']} {origin['split']} task {origin['task'][:12]}, run {origin['run']} ({origin['verb']})"
     ]
     if origin["episode"] is not None:
         lines.append(
@@ -279,13 +264,10 @@ def _context_lines(view: Row) -> list[str]:
     names = ", ".join(view["refs"]) or "no ref"
     lines = [f"context {view['id'][:12]}  {view['placement']}  ({names})", view["text"] or "(empty)"]
     for item in view["items"]:
-        lines.append(
-            f"  {item['id'][:12]}  {item['status']:<8} support {item['support']}  {_short(item['text'], 60)}"
-        )
+        lines.append(f"  {item['id'][:12]}  {item['status']:<8} support {item['support']}  {_short(item['text'], 60)}")
     lines += _score_lines(view["scores"])
     lines += [
-        f"LEAK: item {leak['item_id'][:12]} came from {leak['split']} task {leak['key'][:12]}"
-        for leak in view["leaks"]
+        f"LEAK: item {leak['item_id'][:12]} came from {leak['split']} task {leak['key'][:12]}" for leak in view["leaks"]
     ]
     lines.append(f"in the weights of: {', '.join(model[:12] for model in view['models']) or 'no model'}")
     return lines

@@ -6,8 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.envs import AnyText, TextEnv, after_think, apply_view, join_parts, last_bracket, parts_of
-from agentopcd.envs import succeeded, task_key
+from agentopcd.envs import (
+    AnyText,
+    TextEnv,
+    after_think,
+    apply_view,
+    join_parts,
+    last_bracket,
+    parts_of,
+    succeeded,
+    task_key,
+)
 from agentopcd.errors import EnvError
 
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from agentopcd.envs.grading import check_grader, find_answer, grade_choice, grade_math
+from agentopcd.envs.grading import check_grader, find_answer, grade_choice, grade_math, last_number
 from agentopcd.errors import EnvError
 
 TABLE = [
@@ -67,6 +67,31 @@ def test_no_answer_is_told_apart_from_a_wrong_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        ("I think 5", "5"),
+        ("9 - 5 = 4.", "4"),
+        ("9 -5", "5"),
+        ("(9) - 5", "5"),
+        ("it is -5", "-5"),
+        ("1,234 or 5.50", "5.50"),
+        ("about 1,234", "1,234"),
+        ("<think>7</think> none", None),
+        ("", None),
+        ("7" * 5000, None),
+    ],
+)
+def test_the_last_number(reply: str, number: str | None) -> None:
+    assert last_number(reply) == number
+
+
+def test_the_last_number_counts_only_when_no_answer_is_given() -> None:
+    assert grade_math("I think 5", "5", "last-number").right
+    assert not grade_math("Answer: 6, not 5", "5", "last-number").right
+    assert not grade_math("I think 5", "5").right
+
+
+@pytest.mark.parametrize(
     ("reply", "gold", "right"),
     [
         ("<answer>B</answer>", "B", True),
@@ -82,7 +107,7 @@ def test_choices(reply: str, gold: str, right: bool) -> None:
 
 
 def test_an_unknown_grader_is_refused() -> None:
-    with pytest.raises(EnvError, match="'plain' or 'symbolic'"):
+    with pytest.raises(EnvError, match="'plain', 'symbolic' or 'last-number'"):
         check_grader("fuzzy")
 
 

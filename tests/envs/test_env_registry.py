@@ -154,7 +154,10 @@ def _plugin(name: str, value: str) -> EntryPoint:
 
 
 def test_plugins_are_listed_by_name_and_imported_on_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [_plugin("acme/lake", "agentopcd.envs.textarena_games:FrozenLake"), _plugin("acme/bad", "no_mod:X")]
+    found = [
+        _plugin("acme/lake", "agentopcd.envs.textarena_games:FrozenLake"),
+        _plugin("acme/bad", "no_mod:X"),
+    ]
     monkeypatch.setattr(registry, "_plugins", lambda: found)
     assert [spec.id for spec in list_envs()][-2:] == ["acme/bad", "acme/lake"]
     assert "Frozen Lake" in make("acme/lake").reset(seed=0)[0]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,8 @@ def test_floors_of_sokoban_on_the_first_seeds() -> None:
 def test_the_blind_sequence_really_wins_that_often() -> None:
     tasks = PAPER[:40]
     found = floors("frozen-lake", {}, tasks)
-    env, wins = make("frozen-lake"), 0
+    env: Any = make("frozen-lake")
+    wins = 0
     for task in tasks:
         env.reset(seed=task.seed)
         for move in found.blind_moves:
@@ -105,7 +107,7 @@ def test_the_model_is_the_game(ref: str, kwargs: dict[str, int]) -> None:
     """Random walks in the model and in the game agree about every move."""
     import random
 
-    env = make(ref, max_steps=40, **kwargs)
+    env: Any = make(ref, max_steps=40, **kwargs)
     rng = random.Random(1)
     for seed in range(15):
         env.reset(seed=seed)
@@ -126,7 +128,7 @@ def test_the_model_is_the_game(ref: str, kwargs: dict[str, int]) -> None:
 
 def test_solutions_win() -> None:
     for ref in ("sokoban", "frozen-lake-4x4", "gym-frozen-lake"):
-        env = make(ref, max_steps=50)
+        env: Any = make(ref, max_steps=50)
         for seed in range(10):
             env.reset(seed=seed)
             for reply in env.unwrapped.solution():

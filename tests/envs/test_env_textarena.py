@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +11,18 @@ from agentopcd.envs import apply_view, get_spec, join_parts, make, parts_of, tas
 from agentopcd.errors import EnvError
 
 
-def play(env, seed, replies):
-    told = [env.reset(seed=seed)]
+def play(env: Any, seed: int, replies: list[str]) -> list[Any]:
+    told: list[Any] = [env.reset(seed=seed)]
     for reply in replies:
         told.append(env.step(reply))
         if told[-1][2] or told[-1][3]:
             break
     return told
+
+
+def _numpy_state() -> list[int]:
+    state: Any = np.random.get_state()
+    return state[1].tolist()
 
 
 @pytest.mark.parametrize(
@@ -43,7 +49,7 @@ def test_the_first_observation_has_rules_board_and_how_to_answer() -> None:
 
 def test_the_last_bracket_after_the_thinking_acts() -> None:
     env = make("frozen-lake")
-    told = play(env, 0, ["<think>[left] or [down]</think> not [down], [ D ] no, [RIGHT]", "[d]"])
+    told = play(env, 0, ["<think>[left] or [down]</think> not [down], [ D ] no, [RIGHT]", "[s]"])
     assert told[1][4]["action"] == "[right]" and "You moved right" in told[1][0]
     assert told[2][4]["success"] is False and told[2][4]["action"] == "[down]"
     assert told[2][4]["metrics"]["game_reward"] > 0 and told[2][1] == 0.0  # a hole pays nothing here
@@ -83,11 +89,11 @@ def test_stepping_after_the_end_or_before_the_start_is_refused() -> None:
 def test_the_global_generators_are_left_alone(ref: str) -> None:
     random.seed(5)
     np.random.seed(5)
-    before = random.getstate(), np.random.get_state()[1].tolist()
+    before = random.getstate(), _numpy_state()
     env = make(ref)
     first = play(env, 3, ["[up]", "[down]"])
     env.reset()
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert (random.getstate(), _numpy_state()) == before
     random.seed(6)
     again = play(make(ref), 3, ["[up]", "[down]"])
     assert [step[0] for step in first] == [step[0] for step in again]
@@ -123,7 +129,7 @@ def test_any_other_game_takes_the_reply_as_it_stands() -> None:
     obs, info = env.reset(seed=0)
     assert "legal_actions" not in info and obs
     obs, _, _, _, info = env.step("<think>[1]</think>[2]")
-    assert "2" in obs and "action" not in info
+    assert "higher" in obs and "action" not in info
 
 
 def test_a_changed_rules_text_warns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,9 @@ class NoOptions(Sound):
 
 
 class Clock(Sound):
-    def reset(self, *, seed=None, options=None):
-        obs, info = super().reset(seed=seed)
-        return obs, {**info, "now": time.perf_counter_ns()}
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, reward, terminated, truncated, {**info, "now": time.perf_counter_ns()}
 
 
 class AddsText(Sound):
@@ -83,7 +83,7 @@ class SharedCounter(Sound):
 
     def step(self, action):
         type(self).steps += 1
-        obs, reward, terminated, truncated, info = super().step(action)
+        _, reward, terminated, truncated, info = super().step(action)
         text = f"Step {self.steps}."
         return text, reward, terminated, truncated, {**info, "parts": [("feedback", text)]}
 
@@ -101,7 +101,7 @@ class RaisesOnJunk(Sound):
 
 class NoSuccess(Sound):
     def step(self, action):
-        obs, reward, terminated, truncated, info = super().step(action)
+        obs, _, terminated, truncated, info = super().step(action)
         info.pop("success", None)
         return obs, 0.5 if terminated else 0.0, terminated, truncated, info
 

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from agentopcd.envs import assert_env_ok, check_env, make
+from agentopcd.errors import EnvError
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def faulty() -> ModuleType:
+    found = importlib.util.spec_from_file_location("faulty_envs", DATA / "faulty.py")
+    assert found and found.loader
+    module = importlib.util.module_from_spec(found)
+    sys.modules["faulty_envs"] = module
+    found.loader.exec_module(module)
+    return module
+
+
+def check(faulty: ModuleType, name: str):
+    return check_env(lambda: getattr(faulty, name)(), n=8)  # a lambda, so no second process is started
+
+
+def test_a_sound_environment_has_nothing_to_complain_about(faulty: ModuleType) -> None:
+    report = check(faulty, "Sound")
+    assert (report.errors, report.warnings, report.seeds, report.distinct) == ([], [], 8, 8)
+    assert_env_ok(faulty.Sound, n=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("SeedsGlobal", "changes the global state of random"),
+        ("UsesGlobal", "depends on the global random state"),
+        ("Unseeded", "Gymnasium's check"),
+        ("NoOptions", "Gymnasium's check"),
+        ("Clock", "Gymnasium's check"),
+        ("AddsText", "are not the observation"),
+        ("KeepsLog", "something is kept"),
+        ("SharedCounter", "influence each other"),
+        ("RaisesOnJunk", "raised ValueError"),
+        ("NoSuccess", "no info['success'] at the end"),
+        ("WrongSolution", "solution() of seed 0 does not solve it"),
+        ("Colours", "ANSI escapes"),
+        ("NotJson", "cannot be written as JSON"),
+        ("Infinite", "not a finite number"),
+    ],
+)
+def test_every_planted_fault_is_found(faulty: ModuleType, name: str, words: str) -> None:
+    report = check(faulty, name)
+    assert any(words in error for error in report.errors), report
+    with pytest.raises(EnvError):
+        assert_env_ok(lambda: getattr(faulty, name)(), n=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("Prints", "writes to stdout"), ("OneTask", "one task for every seed")]
+)
+def test_what_is_only_odd_is_a_warning(faulty: ModuleType, name: str, words: str) -> None:
+    report = check(faulty, name)
+    assert any(words in warning for warning in report.warnings), report
+
+
+def test_two_processes_tell_a_hash_apart() -> None:
+    report = check_env(f"{DATA / 'faulty.py'}:Hashes", n=4)
+    assert any("different processes" in error for error in report.errors), report
+
+
+@pytest.mark.parametrize("name", ["guess.py", "guess_bare.py"])
+def test_guess_is_sound_in_both_forms(name: str) -> None:
+    assert check_env(partial(make, f"{DATA / name}:Guess"), n=4).errors == []
+
+
+def test_the_games_are_sound_and_the_caller_keeps_its_generator() -> None:
+    random.seed(3)
+    before = random.getstate()
+    lake = check_env("frozen-lake", n=32)
+    assert lake.errors == [] and lake.warnings == ["17 distinct tasks in 32 seeds"]
+    room = check_env(lambda: make("sokoban"), n=16)
+    assert room.errors == [] and any("cannot be won within the step limit" in line for line in room.warnings)
+    for ref in ("math", "gym-frozen-lake"):
+        assert check_env(partial(lambda ref: make(ref), ref), n=4).errors == []
+    assert random.getstate() == before
+
+
+def test_what_cannot_be_built_raises() -> None:
+    with pytest.raises(EnvError, match="did you mean 'sokoban'"):
+        check_env("sokobann")
+    with pytest.raises(EnvError, match="n must be 2 or more"):
+        check_env("math", n=1)

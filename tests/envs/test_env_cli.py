@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from agentopcd.cli.envs import app
+from agentopcd.envs import Manifest
+from agentopcd.errors import AgentOpcdError
+
+DATA = Path(__file__).parent / "data"
+runner = CliRunner()
+
+
+def run(*args: str, stdin: str = "", code: int = 0) -> str:
+    result = runner.invoke(app, list(args), input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+def test_list_names_everything() -> None:
+    text = run("list")
+    assert all(name in text for name in ("sokoban", "frozen-lake-4x4", "math", "gym-frozen-lake"))
+    assert "warning" not in text
+    facts = {entry["id"]: entry for entry in json.loads(run("list", "--json"))}
+    assert facts["sokoban"]["max_steps"] == 5 and "hidden" in facts["sokoban"]["views"]
+
+
+def test_show_prints_the_card_and_the_first_observation() -> None:
+    text = run("show", "sokoban")
+    assert "Push every box onto a goal." in text and "Reach the goal" in text and "# # #" in text
+    facts = json.loads(run("show", "math", "--env-arg", "level=1", "--json"))
+    assert "What is" in facts["observation"] and facts["task_key"]
+
+
+@pytest.mark.parametrize(
+    ("args", "typed", "last"),
+    [
+        (["frozen-lake", "--seed", "0"], "right\nright\ndown\ndown\n", "success after 4 steps"),
+        (["sokoban", "--seed", "0"], "up\nup\n", "success after 2 steps"),
+        (["sokoban"], "[up]\nw\n", "success after 2 steps"),
+        (["frozen-lake"], "right\nq\nright\n", "stopped after 1 steps"),
+        (["frozen-lake"], "x\ny\n", "failed after 2 steps"),
+        (["frozen-lake", "--max-steps", "1"], "right\n", "out of steps after 1 steps"),
+        (["sokoban", "--solve"], "", "success after 2 steps"),
+        (["math", "--solve"], "", "success after 1 steps"),
+        ([f"{DATA / 'guess.py'}:Guess"], "[50]\n", "stopped after 1 steps"),
+    ],
+)
+def test_try_plays(args: list[str], typed: str, last: str) -> None:
+    assert run("try", *args, stdin=typed).strip().splitlines()[-1].startswith(last)
+
+
+def test_try_shows_what_the_view_shows() -> None:
+    assert "Reach the goal" in run("try", "frozen-lake")
+    assert "Welcome to Frozen Lake" in run("try", "frozen-lake", "--rules", "full")
+    none = run("try", "frozen-lake", "--rules", "none")
+    assert "Welcome" not in none and "Reach" not in none and "[up]" in none
+    lines = [json.loads(line) for line in run("try", "sokoban", "--json", "--random").splitlines()]
+    assert lines[-1]["result"] in ("failed", "out of steps", "success") and lines[1]["reply"].startswith("[")
+
+
+def test_check_tells_and_sets_the_exit_code() -> None:
+    assert "guess.py:Guess: ok" in run("check", f"{DATA / 'guess.py'}:Guess", "--seeds", "4")
+    text = run("check", f"{DATA / 'faulty.py'}:AddsText", "--seeds", "2", code=1)
+    assert "error: info['parts']" in text
+    assert json.loads(run("check", "math", "--seeds", "2", "--json"))["ok"] is True
+
+
+def test_splits_prints_and_writes(tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    text = run("splits", "sokoban", "--seeds", "150", "--test", "40", "-o", str(out))
+    assert "40 tasks" in text and "can be won within the step limit" in text and "few" in text
+    assert len(Manifest.load(out).tasks("test")) == 40
+    assert "every split is all of them" in run("splits", "frozen-lake", "--seeds", "200")
+    assert json.loads(run("splits", "math", "--seeds", "200", "--json"))["env"] == "math"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["try", "nothing"],
+        ["try", "sokoban", "--random", "--solve"],
+        ["try", "sokoban", "--rules", "some"],
+        ["try", f"{DATA / 'guess.py'}:Guess", "--solve"],
+        ["try", "math", "--random"],
+        ["show", "math", "--env-arg", "level"],
+        ["splits", "frozen-lake", "--test", "500"],
+    ],
+)
+def test_a_mistake_is_one_of_our_errors(args: list[str]) -> None:
+    with pytest.raises(AgentOpcdError) as caught:
+        run(*args)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", ["list", "show", "check", "try", "splits"])
+def test_every_help_has_an_example(command: str) -> None:
+    assert "agentopcd envs" in run(command, "--help")

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import builtins
+import json
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopcd.envs import DatasetEnv, make, task_key
+from agentopcd.envs.rows import Row, load_rows, rows_from
+from agentopcd.errors import DependencyError, EnvError
+
+
+def solution(env: Any) -> list[str]:
+    return env.unwrapped.solution()
+
+
+def read(question: str) -> int:
+    """Work out a question of this package, independently of how it was made."""
+    expression = re.fullmatch(r"What is (.+)\?", question)
+    assert expression and set(expression.group(1)) <= set("0123456789+-*() ")
+    return eval(expression.group(1))
+
+
+@pytest.mark.parametrize("level", [1, 2, 3, 4, 5])
+def test_every_level_asks_what_its_gold_answers(level: int) -> None:
+    env = make("math", level=level)
+    for seed in range(200):
+        _, info = env.reset(seed=seed)
+        gold = str(read(dict(info["parts"])["state"]))
+        assert solution(env) == [f"Answer: {gold}"]
+
+
+def test_level_one_is_small_sums_and_the_default_has_thousands_of_questions() -> None:
+    one = {make("math", level=1).reset(seed=seed)[1]["parts"][0][1] for seed in range(50)}
+    assert all(re.fullmatch(r"What is (1?\d|20) [+-] (1?\d|20)\?", question) for question in one)
+    assert all(0 <= read(question) <= 40 for question in one)
+    env = make("math")
+    assert len({task_key(*env.reset(seed=seed)) for seed in range(2000)}) > 1800
+
+
+def test_ops_narrow_the_signs() -> None:
+    env = make("math", level=3, ops="*")
+    assert "+" not in env.reset(seed=1)[1]["parts"][0][1]
+    for wrong in ("", "/", 3):
+        with pytest.raises(EnvError, match="ops must be some of"):
+            make("math", ops=wrong)
+    for wrong in (0, 6, "two"):
+        with pytest.raises(EnvError, match="level must be one of 1, 2, 3, 4, 5"):
+            make("math", level=wrong)
+
+
+def test_no_verdict_reaches_the_text_and_the_kinds_are_question_and_format() -> None:
+    env = make("math")
+    _, info = env.reset(seed=4)
+    assert [kind for kind, _ in info["parts"]] == ["state", "actions"]
+    right = solution(env)[0]
+    obs, reward, terminated, _, info = env.step(right)
+    assert (obs, reward, terminated, info["success"], info["parts"]) == ("", 1.0, True, True, [])
+    env.reset(seed=4)
+    obs, reward, _, _, info = env.step("I do not know")
+    assert (obs, reward, info["success"], info["invalid"]) == ("", 0.0, False, True)
+    assert info["metrics"] == {"no_answer": 1.0}
+    with pytest.raises(EnvError, match=r"call reset\(\)"):
+        env.step(right)
+
+
+def test_a_bare_number_is_an_answer() -> None:
+    env = make("math", level=1)
+    env.reset(seed=2)
+    gold = solution(env)[0].removeprefix("Answer: ")
+    assert env.step(f"{gold}.")[1] == 1.0
+
+
+def test_the_grader_for_tiny_models_asks_for_no_format_and_takes_the_last_number() -> None:
+    env = make("math", level=1, grader="last-number")
+    _, info = env.reset(seed=2)
+    assert [kind for kind, _ in info["parts"]] == ["state"]
+    gold = solution(env)[0].removeprefix("Answer: ")
+    assert env.step(f"Let me see, 1 or 2, I say {gold} it is")[1] == 1.0
+
+
+def test_the_question_depends_on_the_seed_alone() -> None:
+    random.seed(1)
+    first = make("math").reset(seed=8)
+    random.seed(2)
+    env = make("math")
+    env.reset(seed=1)
+    assert env.reset(seed=8) == first
+
+
+def write(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+DAPO = {
+    "prompt": [{"role": "user", "content": "Solve it. The last line is Answer: $Answer.\n\nWhat is 6*7?"}],
+    "reward_model": {"ground_truth": "42", "style": "rule"},
+    "data_source": "math_dapo",
+}
+MEDMCQA = {"question": "Which?", "opa": "a1", "opb": "b1", "opc": "c1", "opd": "d1", "cop": 0}
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompt", "gold", "kind"),
+    [
+        ([DAPO], "Solve it.", "42", "math"),
+        ([{"question": "2+2?", "answer": "two and two\n#### 1,004"}], "2+2?", "1,004", "math"),
+        ([{"problem": "p", "solution": r"so \boxed{\frac{1}{2}} it is"}], "p", r"\frac{1}{2}", "math"),
+        ([MEDMCQA, {**MEDMCQA, "question": "B?", "cop": 3}], "Which?\nA. a1", "A", "choice"),
+        ([{**MEDMCQA, "cop": 4}, {**MEDMCQA, "question": "B?", "cop": 1}], "Which?", "D", "choice"),
+        ([{"text": "you fool", "label": 1}, {"text": "hi", "label": 0}], "you fool", "yes", "choice"),
+        ([{"test_case": "hi", "label_gold": "non-hateful"}], "hi", "no", "choice"),
+        ([{"comment": "hm", "isHate": "0.5"}], "hm", "yes", "choice"),
+        ([{"input": "1+1", "target": 2}], "1+1", "2", "math"),
+    ],
+)
+def test_the_common_layouts(rows: list[dict], prompt: str, gold: str, kind: str) -> None:
+    row = rows_from(rows)[0]
+    assert row.prompt.startswith(prompt) and (row.gold, row.kind) == (gold, kind)
+    env = DatasetEnv(rows)
+    obs, _ = env.reset(seed=0)
+    assert obs.startswith(prompt)
+    assert env.step((env.solution() or [""])[0])[1] == 1.0
+
+
+def test_no_second_format_instruction() -> None:
+    assert [kind for kind, _ in DatasetEnv([DAPO]).reset(seed=0)[1]["parts"]] == ["state"]
+    parts = DatasetEnv([MEDMCQA, {**MEDMCQA, "question": "x", "cop": 3}]).reset(seed=0)[1]["parts"]
+    assert "<answer>" in parts[1][1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "no rows"),
+        ([{"question": "q", "answer": ""}], "empty answer"),
+        ([{"question": " ", "answer": "1"}], "empty question"),
+        ([{"q": "q", "a": "1"}], "no question in a row with the keys q, a; .*--env-arg prompt_key=KEY"),
+        ([{"question": "q", "gold": "1"}], "no answer in a row with the keys question, gold"),
+        ([{"question": "q", "answer": "$ $"}], "would not accept its own answer"),
+        ([{**MEDMCQA, "cop": 2}], "cannot tell whether it counts from 0"),
+        ([{**MEDMCQA, "cop": -1}], "a test file without answers"),
+        ([{"question": 5, "answer": "1"}], "text or chat messages"),
+        ([{"question": "q", "answer": "1", "split": "dev"}], "splits are test, confirm"),
+    ],
+)
+def test_rows_that_cannot_be_right_are_refused(rows: list[dict], words: str) -> None:
+    with pytest.raises(EnvError, match=words):
+        rows_from(rows)
+
+
+def test_files_of_every_kind(tmp_path: Path) -> None:
+    rows = [{"question": f"What is {n}+0?", "answer": str(n)} for n in range(3)]
+    jsonl = write(tmp_path / "a.jsonl", rows)
+    (tmp_path / "a.csv").write_text("question,answer\n" + "".join(f"What is {n}+0?,{n}\n" for n in range(3)))
+    (tmp_path / "b.csv").write_text("comment;isHate\nhm, well;0.2\n")
+    assert load_rows(jsonl) == load_rows(str(tmp_path / "a.csv"))
+    assert load_rows(str(tmp_path / "b.csv"))[0].gold == "no"
+    assert make(jsonl).reset(seed=4)[0].startswith("What is 1+0?")
+    assert isinstance(inner := make(jsonl).unwrapped, DatasetEnv) and inner.num_tasks == 3
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist([DAPO, DAPO])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert [row.gold for row in load_rows(str(tmp_path / "a.parquet"))] == ["42"]
+
+
+def test_own_columns_and_dotted_paths(tmp_path: Path) -> None:
+    file = write(tmp_path / "own.jsonl", [{"meta": {"ask": "q"}, "key": {"a": 7}}])
+    assert load_rows(file, "meta.ask", "key.a") == [Row(prompt="q", gold="7")]
+    with pytest.raises(EnvError, match=r"own.jsonl: no question"):
+        load_rows(file)
+
+
+def test_bad_files_give_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"a": 1}\nnot json\n')
+    with pytest.raises(EnvError, match="line 2 is not JSON"):
+        load_rows(str(tmp_path / "bad.jsonl"))
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    with pytest.raises(EnvError, match="must be an object, got list"):
+        load_rows(str(tmp_path / "list.jsonl"))
+    (tmp_path / "a.txt").write_text("")
+    with pytest.raises(EnvError, match="must end in"):
+        load_rows(str(tmp_path / "a.txt"))
+    with pytest.raises(EnvError, match="no file"):
+        load_rows(str(tmp_path / "none.jsonl"))
+    (tmp_path / "a.parquet").write_text("no parquet")
+    with pytest.raises(EnvError, match="cannot be read as parquet"):
+        load_rows(str(tmp_path / "a.parquet"))
+    real = builtins.__import__
+
+    def without_pyarrow(name: str, *args, **kwargs):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+    with pytest.raises(DependencyError, match="pip install pyarrow"):
+        load_rows(str(tmp_path / "a.parquet"))
+
+
+def test_repeated_questions_count_once_and_conflicts_are_told() -> None:
+    same = [{"question": "A  b?", "answer": "1"}, {"question": "a B?", "answer": "1"}]
+    assert len(rows_from(same)) == 1
+    with pytest.warns(UserWarning, match="1 repeated questions have another answer"):
+        rows_from([*same, {"question": "a b?", "answer": "2"}])
+    with pytest.warns(UserWarning, match="2 of 3 rows repeat"):
+        rows_from([*same, same[0]])
+
+
+def test_an_own_grader_and_own_words() -> None:
+    env = DatasetEnv(
+        [{"question": "q", "answer": "1"}], grade=lambda reply, gold: gold in reply, actions="Say it."
+    )
+    obs, _ = env.reset(seed=0)
+    assert obs == "q\n\nSay it." and env.step("it is 1, yes")[1] == 1.0
+
+
+def test_reasoning_gym_questions() -> None:
+    pytest.importorskip("reasoning_gym")
+    env = make("rg:chain_sum")
+    before = random.getstate()
+    obs, _ = env.reset(seed=3)
+    assert env.reset(seed=3)[0] == obs != env.reset(seed=4)[0]
+    assert random.getstate() == before
+    env.reset(seed=3)
+    solution = solution(env)[0]
+    assert env.step(solution)[1] == 1.0
+    env.reset(seed=3)
+    assert env.step("The answer is near " + solution.removeprefix("Answer: "))[1] == 0.0
+    with pytest.raises(EnvError, match="no task 'chain_sun'; did you mean 'chain_sum'"):
+        make("rg:chain_sun")
+    env = make("rg:prime_factorization")
+    env.reset(seed=0)
+    assert env.step("Answer: no numbers at all")[4]["success"] is False

@@ -1,0 +1,128 @@
+"""Contexts: assembled under a budget, and the prompts that ask for new items."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentopcd.errors import ConfigError
+from agentopcd.knowledge import Item, assemble, extraction_messages, identify
+from agentopcd.types import EMPTY, MARKER, Context, Job, Task
+
+
+def words(text: str) -> int:
+    """A tokenizer whose counts do not add up across joins: it also counts line ends."""
+    return len(text.split()) + text.count("\n")
+
+
+def shown(context: Context) -> list[str]:
+    return context.lines
+
+
+def test_a_chain_appends_and_drops_the_oldest_whole_items() -> None:
+    rules = ["one", "two", "three", "four"]
+    full = assemble(rules, budget=100, count_tokens=words)
+    assert full.text == "\n".join(f"{MARKER} {rule}" for rule in rules)
+    # Every line has 4 words; two lines and one line end are 9.
+    assert shown(assemble(rules, budget=9, count_tokens=words)) == ["three", "four"]
+    assert shown(assemble(rules, budget=8, count_tokens=words)) == ["four"]
+
+
+def test_an_item_over_budget_raises_and_is_never_cut() -> None:
+    with pytest.raises(ConfigError, match="one item alone has 5 tokens, the budget is 4"):
+        assemble(["short", "too long"], budget=4, count_tokens=words)
+    assert shown(assemble(["much too long", "short"], budget=4, count_tokens=words)) == ["short"]
+
+
+def test_a_step_that_adds_nothing_is_the_same_context() -> None:
+    first = assemble(["one", "two"], budget=100, count_tokens=words)
+    again = assemble([*first.lines, "one"], budget=100, count_tokens=words)
+    assert again == first and again.id == first.id
+    assert assemble([], budget=100, count_tokens=words) == EMPTY
+    assert assemble(["x"], budget=9, count_tokens=words, placement="system").placement == "system"
+
+
+def test_orders() -> None:
+    items = [Item(identify(text), text, "active", support) for text, support in
+             (("one", 1), ("two", 3), ("three", 1), ("four", 2))]  # fmt: skip
+    assert shown(assemble(items, budget=100, count_tokens=words, order="recent")) == [
+        "four",
+        "three",
+        "two",
+        "one",
+    ]
+    assert shown(assemble(items, budget=9, count_tokens=words, order="recent")) == ["four", "three"]
+    assert shown(assemble(items, budget=100, count_tokens=words, order="support")) == [
+        "two",
+        "four",
+        "three",
+        "one",
+    ]
+    with pytest.raises(ConfigError, match="did you mean 'chain'"):
+        assemble(items, budget=9, count_tokens=words, order="chian")  # type: ignore[arg-type]
+
+
+@given(st.lists(st.text("ab ", min_size=1).filter(str.strip)), st.integers(0, 60))
+def test_every_context_fits_or_raises(rules: list[str], budget: int) -> None:
+    try:
+        context = assemble(rules, budget=budget, count_tokens=len)
+    except ConfigError:
+        assert any(len(f"{MARKER} {rule.strip()}") > budget for rule in rules)
+        return
+    assert len(context.text) <= budget
+    kept = [identify(line) for line in context.lines]
+    distinct = list(dict.fromkeys(identify(rule) for rule in rules))
+    assert kept == distinct[len(distinct) - len(kept) :]
+
+
+# -- extraction prompts ------------------------------------------------------------------------------
+
+
+def game(kit):
+    turns = [
+        kit.turn([("rules", "SECRET RULES"), ("state", "P.\n.G"), ("actions", "[up] [down]")],
+                 "<think>SECRET THOUGHT</think>I go [down]"),
+        kit.turn([("rules", "SECRET RULES"), ("feedback", "You moved {down}."), ("state", "..\nPG")], ""),
+    ]  # fmt: skip
+    return kit.episode(Job(Task(1, "k")), True, turns=turns)
+
+
+def test_a_game_is_shown_without_its_rules(kit) -> None:
+    (message,) = extraction_messages(game(kit), kind="game")
+    prompt = message["content"]
+    assert message["role"] == "user" and "SECRET" not in prompt
+    for piece in (
+        "P.\n.G",
+        "[up] [down]",
+        "I go [down]",
+        "You moved {down}.",
+        "(nothing)",
+        "You reached the goal.",
+    ):
+        assert piece in prompt
+    assert prompt.index("P.\n.G") < prompt.index("You moved {down}.") < prompt.index("You reached the goal.")
+    assert f'"{MARKER}"' in prompt and "1 or 2" in prompt and "know nothing" in prompt
+
+
+def test_a_single_step_task_shows_no_label(kit) -> None:
+    turn = kit.turn([("rules", "SECRET"), ("state", "What is 6 · 7?"), ("feedback", "label 42")], "It is 41.")
+    episode = kit.episode(Job(Task(1, "k")), False, turns=[turn])
+    prompt = extraction_messages(episode, kind="single")[0]["content"]
+    assert "6 · 7" in prompt and "It is 41." in prompt
+    for hidden in ("SECRET", "label", "42", "hole", "goal"):
+        assert hidden not in prompt
+
+
+def test_earlier_items_are_shown_as_they_are(kit) -> None:
+    earlier = kit.context("Braces {trace} and {earlier} stay.")
+    prompt = extraction_messages(game(kit), kind="game", earlier=earlier)[0]["content"]
+    assert prompt.count("Braces {trace} and {earlier} stay.") == 1
+    assert prompt.count("You moved {down}.") == 1
+
+
+def test_what_cannot_be_asked(kit) -> None:
+    with pytest.raises(ConfigError, match="no turn"):
+        extraction_messages(kit.episode(Job(Task(1, "k")), True), kind="game")
+    with pytest.raises(ConfigError, match="did you mean 'game'"):
+        extraction_messages(game(kit), kind="gmae")  # type: ignore[arg-type]

@@ -1,0 +1,231 @@
+"""Out of one store and into another: nothing is lost, nothing is overwritten, nothing is trusted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agentopcd.errors import ConfigError, StoreError
+from agentopcd.knowledge import Found, Store, confirm, identify, ingest, score
+from agentopcd.knowledge.exchange import export_text, from_jsonl, import_text, to_jsonl
+from agentopcd.types import EMPTY, MARKER, Context, Job, Task
+
+
+def filled(kit) -> tuple[Store, dict]:
+    """A store in which everything has happened once."""
+    store, where = kit.open()
+    store.start("play", {"unused": True}, 0)  # leaves a gap in the numbers that travel
+    run_id = store.start("play", {"env": kit.env, "kind": "game"}, 1)
+    tasks = kit.tasks(3, 500)
+    store.add_tasks(kit.env, tasks, "extract")
+    turn = kit.turn([("state", "P.\n.G\u2028")], "I go [down] 10²")
+    for rep, task in enumerate((*tasks, tasks[0])):  # the last one is a second find on one task
+        episode = kit.episode(Job(task, EMPTY, rep), True, turns=[turn])
+        (number,) = store.add_episodes(run_id, kit.model, kit.setup, [episode])
+        reply = f"{MARKER} Walk {rep % 3} steps, 10² at most.\n{MARKER} Avoid holes."
+        ingest(store, reply, run_id=run_id, env=kit.env, episode=episode, episode_id=number)
+    context = kit.context("Avoid holes.", "Walk 0 steps, 10² at most.")
+    play = kit.player(lambda shown: 0.9 if shown.text else 0.1)
+    score(store, [context], kit.tasks(10), play, **where)
+    assert confirm(store, context, kit.tasks(20, 1000), play, **where).passed
+    store.event(identify("Avoid holes."), "pin", "person", "obviously")
+    store.event(identify("Avoid holes."), "distinct", "person", other=identify("Walk 1 steps, 10² at most."))
+    store.add_model("child", "child", "runs/1", kit.model, run_id, {context.id: 0.5, EMPTY.id: 0.5})
+    store.move("lake/old", EMPTY.id, "person")
+    store.move("lake/old", None, "person")
+    store.add_context(Context("You are a doctor.\nBe brief.\n", "system"))
+    return store, where
+
+
+def lines(store: Store, *contexts: str, episodes: bool = False) -> str:
+    return "".join(to_jsonl(store.dump(*contexts, episodes=episodes)))
+
+
+def reload(exported: str, gate: str = "review", prefix: str = "") -> Store:
+    fresh = Store.open(":memory:")
+    fresh.load(from_jsonl(exported.split("\n")), prefix, gate=gate)
+    return fresh
+
+
+@pytest.mark.parametrize("episodes", [False, True])
+@pytest.mark.parametrize("gate", ["review", "keep"])
+def test_export_import_export_is_byte_identical(kit, episodes: bool, gate: str) -> None:
+    store, _ = filled(kit)
+    exported = lines(store, episodes=episodes)
+    fresh = reload(exported, gate)
+    assert lines(fresh, episodes=episodes) == exported
+    assert "10²" in exported
+    again = fresh.load(from_jsonl(exported.split("\n")), gate=gate)
+    assert not any(again.values())  # uniting twice adds nothing
+    assert lines(fresh, episodes=episodes) == exported
+
+
+def test_everything_arrives(kit) -> None:
+    store, _ = filled(kit)
+    fresh = reload(lines(store, episodes=True), "keep")
+    assert fresh.items() == store.items()
+    assert fresh.refs() == store.refs()
+    assert fresh.log("lake/best")[0]["reason"] == store.log("lake/best")[0]["reason"]
+    ours, theirs = store.episodes(), fresh.episodes()
+    assert len(ours) == len(theirs) == 4 + 2 * 10 + 2 * 20
+    for mine, other in zip(ours, theirs, strict=True):
+        assert store.transcript(mine["id"]) == fresh.transcript(other["id"])
+        assert mine["split"] == other["split"]
+    assert fresh.carriers(identify("Avoid holes.")) == ["child"]
+    assert fresh.resolve("lake/best") == store.resolve("lake/best")
+
+
+def test_origin_travels_without_episodes(kit) -> None:
+    store, _ = filled(kit)
+    fresh = reload(lines(store))
+    assert fresh.episodes() == []
+    hole = identify("Avoid holes.")
+    assert fresh.item(hole).support == store.item(hole).support == 3
+    assert {row["task_key"] for row in fresh.sources(hole)} == {task.key for task in kit.tasks(3, 500)}
+    assert fresh.split_of(kit.env, kit.tasks(1, 500)[0].key) == "extract"
+
+
+def test_the_receivers_split_stands_and_guards(kit) -> None:
+    """What the sender extracted from is a test task here: the guard must see that."""
+    store, _ = filled(kit)
+    receiver = Store.open(":memory:")
+    receiver.add_tasks(kit.env, kit.tasks(1, 500), "test")
+    receiver.load(store.dump())
+    leaks = receiver.leaks(receiver.resolve("lake/best"))
+    assert {leak.split for leak in leaks} == {"test"}
+
+
+def test_imported_items_wait_for_a_person(kit) -> None:
+    store, _ = filled(kit)
+    hole = identify("Avoid holes.")
+    assert store.item(hole).status == "pinned"
+    fresh = reload(lines(store))
+    assert {item.status for item in fresh.items()} == {"pending"}
+    assert fresh.events(hole)[-1]["reason"] == "was pinned where it came from"
+    assert {item.status for item in reload(lines(store), "keep").items()} == {"active", "pinned"}
+    with pytest.raises(StoreError, match="unknown gate"):
+        reload(lines(store), "kepe")
+
+
+def test_a_local_status_is_not_overruled(kit) -> None:
+    store, _ = filled(kit)
+    receiver, _ = kit.open()
+    (item_id,) = receiver.add_items(1, [Found("Avoid holes.")])
+    receiver.event(item_id, "retire", "person")
+    receiver.load(store.dump(), gate="keep")
+    assert receiver.item(item_id).status == "retired"
+
+
+def test_refs_never_overwrite(kit) -> None:
+    store, _ = filled(kit)
+    receiver, _ = kit.open()
+    mine = receiver.add_context(kit.context("Mine."))
+    receiver.move("lake/best", mine, "person")
+    before = lines(receiver)
+    with pytest.raises(StoreError, match=r"ref 'lake/best' is at .* import under a prefix"):
+        receiver.load(store.dump())
+    assert lines(receiver) == before  # all or nothing
+    receiver.load(store.dump(), "friend/")
+    assert receiver.resolve("lake/best") == mine
+    assert receiver.resolve("friend/lake/best") == store.resolve("lake/best")
+
+
+def test_one_context_travels_alone(kit) -> None:
+    store, _ = filled(kit)
+    best = store.resolve("lake/best")
+    rows = list(from_jsonl(lines(store, best).split("\n")))
+    assert {row["id"] for row in rows if row.get("type") == "context"} == {EMPTY.id, best}
+    assert len([row for row in rows if row.get("type") == "item"]) == 2
+    fresh = reload(lines(store, best))
+    assert fresh.resolve("lake/best") == best
+    assert lines(fresh, best) == lines(store, best)
+
+
+def change(exported: str, kind: str, **values: object) -> str:
+    """The export with the first row of a kind changed."""
+    rows = [json.loads(line) for line in exported.splitlines() if line]
+    next(row for row in rows if row.get("type") == kind and row.get("rendered") != "").update(values)
+    return "\n".join(map(json.dumps, rows))
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        ("item", {"text": "Give up."}, "does not fit its text 'Give up.'; the file was changed"),
+        ("item", {"text": "Avoid\nholes."}, "does not fit its text"),
+        ("context", {"rendered": "Give up."}, "does not fit its text"),
+        ("context", {"placement": "system"}, "does not fit its text"),
+        ("source", {"run_id": 99}, "cannot be imported: KeyError"),
+        ("source", {"item_id": "0" * 64}, "FOREIGN KEY"),
+        ("run", {"status": "odd"}, "CHECK"),
+        ("run", {"id) VALUES (1); --": 1}, "is not a column of the store"),
+        ("run", {"colour": 1}, "no such column"),
+        ("event", {"event": "odd"}, "CHECK"),
+        ("ref", {"type": "reff"}, "unknown row type 'reff'; did you mean 'ref'"),
+    ],
+)
+def test_a_changed_file_is_refused(kit, kind: str, values: dict, message: str) -> None:
+    store, _ = filled(kit)
+    fresh = Store.open(":memory:")
+    before = lines(fresh)
+    broken = change(lines(store, store.resolve("lake/best")), kind, **values)
+    with pytest.raises(StoreError, match=message) as error:
+        fresh.load(from_jsonl(broken.split("\n")))
+    assert "\n" not in str(error.value)
+    assert lines(fresh) == before
+
+
+def test_files_that_are_no_export(store: Store) -> None:
+    with pytest.raises(StoreError, match="not a knowledge export"):
+        store.load(from_jsonl(['{"a": 1}']))
+    with pytest.raises(StoreError, match="not a knowledge export"):
+        store.load(iter([]))
+    with pytest.raises(StoreError, match="export version 2"):
+        store.load(from_jsonl(['{"format": "agentopcd-kb", "version": 2}']))
+    with pytest.raises(StoreError, match="line 2 is not JSON"):
+        list(from_jsonl(["{}", "{"]))
+    with pytest.raises(StoreError, match="line 1 is not a JSON object"):
+        list(from_jsonl(["[1]"]))
+
+
+# -- text --------------------------------------------------------------------------------------------
+
+
+def test_text_is_byte_equal_there_and_back(store: Store) -> None:
+    text = f"{MARKER} Area is 10².\n{MARKER} Avoid holes."
+    found = import_text(store, text, run_id=1, ref="lake/mine")
+    assert found.items == 2 and not found.changed
+    assert export_text(store, store.resolve("lake/mine")) == text
+    assert import_text(store, export_text(store, found.context_id), run_id=1).context_id == found.context_id
+    assert import_text(store, text + "\n", run_id=1) == found  # a last line end is no difference
+    assert {item.status for item in store.items()} == {"pending"}
+    assert store.sources(identify("Avoid holes."))[0]["task_key"] is None
+    with pytest.raises(StoreError, match="expected not to exist"):
+        import_text(store, text, run_id=1, ref="lake/mine")
+
+
+def test_text_that_had_to_be_cleaned_says_so(store: Store) -> None:
+    found = import_text(store, f"Notes:\n{MARKER} Win.<|im_end|>", run_id=1, special=("<|im_end|>",))
+    assert found.changed and found.items == 1
+    assert export_text(store, found.context_id) == f"{MARKER} Win.< |im_end|>"
+
+
+def test_free_text_is_a_context_without_items(store: Store) -> None:
+    text = "You are a careful doctor.\r\nAnswer with one letter.\n"
+    found = import_text(store, text, run_id=1, placement="system")
+    assert (found.items, found.changed) == (0, False)
+    assert store.get_context(found.context_id) == Context(text, "system")
+    for empty in ("", " \n"):
+        with pytest.raises(ConfigError, match="the file is empty"):
+            import_text(store, empty, run_id=1)
+    with pytest.raises(ConfigError, match="no item in the file"):
+        import_text(store, f"{MARKER}\n{MARKER} ...", run_id=1)
+
+
+def test_an_imported_item_is_not_approved_by_being_found(store: Store, kit) -> None:
+    import_text(store, f"{MARKER} Avoid holes.", run_id=1)
+    store.add_tasks(kit.env, ["k"], "extract")
+    episode = kit.episode(Job(Task(1, "k")), True)
+    got = ingest(store, f"{MARKER} Avoid holes.", run_id=1, env=kit.env, episode=episode)
+    assert got.accepted == []
