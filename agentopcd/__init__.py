@@ -27,7 +27,7 @@ _PUBLIC = {
     "consolidate": "agentopcd.consolidate",
     "evaluate": "agentopcd.evaluate",
 }
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,9 @@ class Chat:
     def __init__(self, tokenizer: Any, template_args: dict[str, Any] | None = None) -> None:
         self.tokenizer = tokenizer
         self.template_args = dict(template_args or {})
-        self.special = tuple(sorted(set(tokenizer.all_special_tokens), key=len, reverse=True))
+        named = set(tokenizer.all_special_tokens)
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.special = tuple(sorted(named | added, key=lambda token: (-len(token), token)))
         self.default_system = self._find_default_system()
         self.header = self._find_header()
 

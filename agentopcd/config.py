@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import textwrap
 import tomllib
@@ -72,13 +73,13 @@ class PlayerConfig(Config):
     """Who plays what, and how replies are drawn. Every verb that plays takes these."""
 
     env: str = ""
-    """Environment: a registered name, gym:ID, textarena:ID, rg:TASK, rows.jsonl, pkg.mod:Class or file.py:Class."""
+    """A registered name, gym:ID, textarena:ID, rg:TASK, rows.jsonl, pkg.mod:Class or file.py:Class."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Constructor argument of the environment as key=value (JSON value); repeat for more."""
     rules: str = ""
-    """Named view of the environment's rules text, such as full, hidden or none; empty: the environment's own default."""
+    """View of the rules text: full, hidden, none or one of the environment's own; empty: its default."""
     history: str = ""
-    """How earlier turns are shown: transcript (a fresh user message with the log) or chat; empty: the environment's own."""
+    """How earlier turns are shown: transcript (a fresh user message with the log) or chat; empty: its default."""
     max_steps: int = 0
     """Replies per episode, invalid ones included; 0: the environment's own limit."""
     model: str = ""
@@ -334,8 +335,8 @@ def _own_docs(cls: type) -> Mapping[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     docs = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
-        is_field = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        if is_field and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            docs[field.target.id] = inspect.cleandoc(str(text.value.value))
+    for field, text in itertools.pairwise(body.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=doc)):
+                docs[name] = inspect.cleandoc(str(doc))
     return docs

@@ -129,7 +129,7 @@ def consolidate(
             accelerator.backward(losses.weighted_sum(token.loss_N, chunk_weights))
             meter.add(chunk, student_NV, teacher_NV, token)
             clock.lap("update")
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm))
+        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm) or 0.0)
         ok = norm == norm and norm != float("inf") and bool(samples)
         if ok:
             optimizer.step()

@@ -159,12 +159,14 @@ def _reply_tokens(session: Session, one: Contestant, setup: str, keys: set[str])
 
 def lines(evaluation: Evaluation) -> list[str]:
     """The table as plain text, one fact a line."""
-    out = [f"{evaluation.env}, {evaluation.split} tasks", f"{'':12s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens"]
+    out = [f"{evaluation.env}, {evaluation.split} tasks"]
+    out.append(f"{'':12s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens")
     for row in evaluation.rows:
         interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"
         out.append(f"{row.label:12s} {row.rate.rate:8.3f}  {interval:>16s} {row.rate.n:5d}  {row.reply_tokens:6.1f}")
     for name, c in evaluation.comparisons.items():
-        out.append(f"{name:21s} {c.difference}  paired, {c.wins} won / {c.losses} lost on {c.tasks} tasks, p = {c.p:.2g}")
+        paired = f"paired, {c.wins} won / {c.losses} lost on {c.tasks} tasks, p = {c.p:.2g}"
+        out.append(f"{name:21s} {c.difference}  {paired}")
     if evaluation.recovered is not None:
         out.append(f"recovered: {evaluation.recovered:.0%} of the in-context gain, without the context")
     if evaluation.floors is not None:

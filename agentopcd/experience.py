@@ -67,7 +67,7 @@ def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
             unparsed=done["replies_without_item"], candidates=candidates,
         )  # fmt: skip
     context = session.context(config.context, config.placement)[0] if config.context else EMPTY
-    jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id)]
+    jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id, context)]
     setup = session.setup()
     play_missing(session.store, jobs, session.plays("play"), session.loaded.id, setup, session.env, run_id)
     rows = session.store.episodes(run_id=run_id)
@@ -78,7 +78,7 @@ def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
     return extract(session, config, run_id, result) if config.extract else result
 
 
-def next_tasks(session: Session, config: PlayConfig, run_id: int) -> list[tuple[Task, int]]:
+def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Context) -> list[tuple[Task, int]]:
     """The tasks this run plays: unused ones first, then used ones again, with fresh noise.
 
     What this run itself has stored counts as unused, so that a resumed run plans the same tasks.
@@ -87,7 +87,7 @@ def next_tasks(session: Session, config: PlayConfig, run_id: int) -> list[tuple[
     rows = session.store.query(
         "SELECT e.seed, e.rep FROM episode e JOIN run r ON r.id = e.run_id"
         " WHERE e.env = ? AND r.verb = 'play' AND e.run_id != ? AND e.context_id = ?",
-        (session.env, run_id, EMPTY.id),
+        (session.env, run_id, context.id),
     )
     used = {(row["seed"], row["rep"]) for row in rows}
     if not tasks:
@@ -96,7 +96,7 @@ def next_tasks(session: Session, config: PlayConfig, run_id: int) -> list[tuple[
     planned = list(itertools.islice((job for job in endless if (job[0].seed, job[1]) not in used), config.episodes))
     again = sum(rep > 0 for _, rep in planned)
     if again:
-        session.say(f"{again} of {len(planned)} episodes repeat a {config.split} task: all {len(tasks)} have been played")
+        session.say(f"{again} of {len(planned)} episodes repeat a task: all {len(tasks)} {config.split} tasks were played")
     return planned
 
 
@@ -155,7 +155,8 @@ def _replies(
             yield {c: everything[c, s] for c in readings}
         return
     for s in steps:
-        yield {c: text for (c, _), text in _ask(session, config, [(c, s) for c in readings], readings, chains, kind).items()}
+        replies = _ask(session, config, [(c, s) for c in readings], readings, chains, kind)
+        yield {c: replies[c, s] for c in readings}
 
 
 def _ask(
@@ -215,7 +216,8 @@ def choose(
     session.say(str(ranking))
     if not gate:
         return ranking, None
-    return ranking, confirm_one(session, store.get_context(ranking.best.context_id), config.confirm_tasks, run_id=run_id)
+    best = store.get_context(ranking.best.context_id)
+    return ranking, confirm_one(session, best, config.confirm_tasks, run_id=run_id)
 
 
 def confirm_one(session: Session, context: Context, n: int, *, run_id: int) -> Confirmation:

@@ -30,13 +30,14 @@ def main(work: Path) -> None:
             continue
         notes |= set(found["notes"])
         for row in found["rows"]:
-            label = {"base": "base", "in-context": f"({arm}) in-context: {name}", "student": f"({arm}) student"}[row["label"]]
+            labels = {"base": "base", "in-context": f"({arm}) in-context: {name}", "student": f"({arm}) student"}
             if row["label"] == "base" and table.row_count and arm == "b" and arms["a"] is not None:
                 continue
             gap = found["differences"].get(f"{row['label']} - base")
             paired = f"{gap['difference']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}]" if gap else ""
             interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
-            table.add_row(label, f"{row['success']:.3f}", interval, str(row["n"]), f"{row['reply_tokens']:.1f}", paired)
+            figures = (f"{row['success']:.3f}", interval, str(row["n"]), f"{row['reply_tokens']:.1f}", paired)
+            table.add_row(labels[row["label"]], *figures)
     Console(width=118).print(table)
     for arm, found in arms.items():
         if found and found["recovered"] is not None:

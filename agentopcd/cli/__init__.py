@@ -7,7 +7,7 @@ import sys
 if __name__ != "agentopcd.cli":
     raise ImportError("import this package as agentopcd.cli; the link at the root is only for readers")
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,12 +45,22 @@ def root(
 
 
 def main() -> None:
-    """Entry point: what this package refuses is one line on stderr and exit code 2."""
+    """Entry point: what this package or the parser refuses is one line on stderr and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
     except AgentOpcdError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        _refuse(str(error))
+    except typer.TyperException as error:
+        usage: Any = error
+        if not usage.format_message():
+            usage.show()  # a group called without a command shows its help
+            sys.exit(2)
+        _refuse(f"{usage.format_message()} (see --help)")
+    except (KeyboardInterrupt, typer.Abort):
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -124,7 +124,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Return the manifest as JSON, each task as ``[seed, key]``."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False, default=list) + "\n"
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -185,7 +185,7 @@ def build_splits(
         TaskLeak: a file puts one question into two splits.
     """
     spec = get_spec(ref)
-    kwargs = dict(env_kwargs or {})
+    kwargs = _as_json(ref, env_kwargs or {})
     sizes = _checked_sizes(sizes)
     env = make(ref, **kwargs)
     try:
@@ -212,6 +212,14 @@ def build_splits(
         splits=splits,
         protocol=protocol,
     )
+
+
+def _as_json(ref: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments as a file would give them back, tuples as lists."""
+    try:
+        return json.loads(json.dumps(dict(kwargs)))
+    except (TypeError, ValueError) as error:
+        raise EnvError(f"the arguments of {ref} cannot be written to a manifest: {error}") from None
 
 
 def _checked_sizes(sizes: Mapping[str, int] | None) -> dict[str, int]:

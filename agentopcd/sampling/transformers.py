@@ -63,8 +63,10 @@ class TransformersSampler:
             ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
             mask[row, width - len(request.prompt_ids) :] = 1
         chooser = _SeededChoice([r.seed for r in requests], sampling)
-        was_training = model.training
+        was_training, vendor = model.training, model.generation_config
         model.eval()
+        # generate() fills what our settings leave open from the model's own file; nothing of it may leak in.
+        model.generation_config = GenerationConfig()
         try:
             with models.autocast(device, self.compute):
                 out = model.generate(
@@ -74,14 +76,14 @@ class TransformersSampler:
                     logits_processor=LogitsProcessorList([chooser]),
                 )
         finally:
+            model.generation_config = vendor
             model.train(was_training)
         rows = out[:, width:].tolist()
         logprobs = torch.stack(chooser.logprobs, dim=1).tolist()
         return [self._completion(row, lps) for row, lps in zip(rows, logprobs, strict=True)]
 
     def _config(self, sampling: Sampling) -> GenerationConfig:
-        # Greedy on scores that leave one choice: the choice itself is made by _SeededChoice. Every
-        # field that a vendor's file could fill is set, or its value would leak in.
+        # Greedy on scores that leave one choice: the choice itself is made by _SeededChoice.
         return GenerationConfig(
             do_sample=False,
             temperature=1.0,

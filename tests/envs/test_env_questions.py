@@ -228,10 +228,10 @@ def test_reasoning_gym_questions() -> None:
     assert env.reset(seed=3)[0] == obs != env.reset(seed=4)[0]
     assert random.getstate() == before
     env.reset(seed=3)
-    solution = solution(env)[0]
-    assert env.step(solution)[1] == 1.0
+    right = solution(env)[0]
+    assert env.step(right)[1] == 1.0
     env.reset(seed=3)
-    assert env.step("The answer is near " + solution.removeprefix("Answer: "))[1] == 0.0
+    assert env.step("The answer is near " + right.removeprefix("Answer: "))[1] == 0.0
     with pytest.raises(EnvError, match="no task 'chain_sun'; did you mean 'chain_sum'"):
         make("rg:chain_sun")
     env = make("rg:prime_factorization")

@@ -78,7 +78,7 @@ def test_keys_are_computed_again(lake: Manifest) -> None:
 
 def test_a_manifest_survives_a_file(tmp_path: Path, lake: Manifest) -> None:
     path = tmp_path / "splits.json"
-    for manifest in (lake, build_splits("sokoban", {"dim_room": [6, 6]}, seeds=120)):
+    for manifest in (lake, build_splits("sokoban", {"dim_room": (6, 6)}, seeds=120)):
         manifest.save(path)
         assert Manifest.load(path) == manifest
     raw = json.loads(path.read_text())
@@ -102,6 +102,8 @@ def test_bad_manifests_and_bad_requests_give_one_message(tmp_path: Path, lake: M
         build_splits("math", sizes={"test": -1})
     with pytest.raises(EnvError, match="19 distinct tasks, fewer than the 30"):
         build_splits("frozen-lake", sizes={"test": 30, "confirm": 0, "select": 0, "extract": 0})
+    with pytest.raises(EnvError, match="cannot be written to a manifest"):
+        build_splits("math", {"level": {1}})
     with pytest.raises(EnvError, match="seeds must be above 0"):
         build_splits("math", seeds=0)
     with pytest.raises(EnvError, match="fixed by its seeds"):

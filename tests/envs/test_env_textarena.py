@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,14 @@ def test_no_seed_draws_one_from_the_generator_of_the_environment() -> None:
     assert keys() == keys() and len(set(keys())) == 3
 
 
-def test_threads_get_the_boards_of_their_seeds() -> None:
+def test_threads_get_the_boards_of_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    seed_now = random.seed
+
+    def seed_and_give_way(seed: int) -> None:
+        seed_now(seed)
+        time.sleep(0.0005)  # where another thread would come in between seed and board
+
+    monkeypatch.setattr(random, "seed", seed_and_give_way)
     want = {seed: task_key(*make("frozen-lake-4x4").reset(seed=seed)) for seed in range(40)}
     wrong: list[int] = []
 

@@ -266,8 +266,10 @@ def test_models_newest_first_and_recall_through_descent(store: Store, kit) -> No
 
 def test_status_is_the_last_event(store: Store) -> None:
     (item_id,) = store.add_items(1, [Found("Avoid holes.")])
-    expected = [("approve", "active"), ("pin", "pinned"), ("note", "pinned"), ("retire", "retired"),
-                ("restore", "active"), ("distinct", "active"), ("flag", "pending"), ("supersede", "retired")]  # fmt: skip
+    expected = [
+        ("approve", "active"), ("pin", "pinned"), ("note", "pinned"), ("retire", "retired"),
+        ("restore", "active"), ("distinct", "active"), ("flag", "pending"), ("supersede", "retired"),
+    ]  # fmt: skip
     assert store.item(item_id).status == "pending"
     for event, status in expected:
         store.event(item_id, event, "person")

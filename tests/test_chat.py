@@ -1,0 +1,2 @@
+from tests import tiny
+def test_x(root): assert tiny.build

@@ -1,0 +1,571 @@
+"""The loop: it learns, it counts every reply once, it goes on bit-equal after a kill, and it logs what it did."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from agentopcd import consolidate as loop
+from agentopcd import envs, losses, models, runs
+from agentopcd.chat import Chat
+from agentopcd.config import ConsolidateConfig
+from agentopcd.errors import AlignmentError, ConfigError
+from agentopcd.rollouts import Game, Player
+from agentopcd.runs import Run
+from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.stats import Rate
+from agentopcd.teacher import FrozenTeacher, Sample
+from agentopcd.types import EMPTY, Context, Episode, Job, Request, Sampling, Task
+from tests import tiny
+
+LESSONS = Context("- EXPERIENCE ITEM: always go left\n- EXPERIENCE ITEM: the goal is down")
+ENDS = (tiny.END, *range(20, 80))
+"""A random model hardly ever stops; with this many end tokens replies have all lengths."""
+SMALL: dict[str, Any] = {
+    "env": "math", "steps": 4, "batch_size": 3, "micro_batch_size": 2, "max_tokens": 4, "temperature": 1.0,
+    "learning_rate": 1e-3, "select_every": 2, "save_every": 2, "compute": "float32",
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Not an Exception, as a kill is not one either."""
+
+
+def tasks(first: int, n: int) -> list[Task]:
+    env = envs.make("math")
+    return [Task(seed, envs.task_key(*env.reset(seed=seed))) for seed in range(first, first + n)]
+
+
+TRAIN, SELECT = tasks(0, 5), tasks(100, 3)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False)
+
+
+@dataclasses.dataclass
+class Trained:
+    result: loop.Consolidated
+    run: Run
+    student: models.LoadedModel
+    teacher: FrozenTeacher
+    lines: list[str]
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return [record for record in self.run.records() if record["step"] > 0]
+
+    @property
+    def weights(self) -> bytes:
+        return (self.result.folder / "model.safetensors").read_bytes()
+
+
+def train(
+    model_dir: Path, work: Path, *, context: Context = LESSONS, kill_at: int = 0, ends: tuple[int, ...] = ENDS, **changes: Any
+) -> Trained:
+    """One run of the loop; with ``kill_at`` it dies while it says its so-many-th line."""
+    config = ConsolidateConfig(**SMALL | changes)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.compute]
+    student = models.load_model(str(model_dir))
+    student.end_ids = ends
+    teacher = FrozenTeacher(student, student, compute=dtype)
+    player = Player(
+        game=Game(ref="math"), sampler=TransformersSampler(student, compute=dtype), chat=Chat(student.tokenizer),
+        sampling=config.sampling, seed=config.seed,
+    )  # fmt: skip
+    run = Run(work, "consolidate", {"env": "math", "settings": config.to_dict()})
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if len(lines) == kill_at:
+            raise Killed
+
+    result = loop.consolidate(
+        config, student=student, teacher=teacher, context=context, player=player, train=TRAIN, select=SELECT,
+        run=run, compute=dtype, say=say,
+    )  # fmt: skip
+    return Trained(result, run, student, teacher, lines)
+
+
+@pytest.fixture(scope="module")
+def whole(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """An uninterrupted run; read it, do not change it."""
+    return train(model_dir, tmp_path_factory.mktemp("whole"))
+
+
+def timeless(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in r.items() if not name.startswith("time/")} for r in records]
+
+
+# -- it learns ------------------------------------------------------------------------------------------
+
+
+def test_the_divergence_falls(model_dir: Path, tmp_path: Path) -> None:
+    done = train(model_dir, tmp_path, steps=20, batch_size=5, learning_rate=3e-3, select_every=20, save_every=20)
+    kl = [record["loss/kl_full_sampled_nats"] for record in done.steps]
+    assert sum(kl[:3]) / 3 > 0.02
+    assert sum(kl[-3:]) < 0.5 * sum(kl[:3])
+
+
+def test_the_student_alone_moves(whole: Trained, model_dir: Path) -> None:
+    base = models.load_model(str(model_dir))
+    whole.teacher.assert_unchanged()
+    assert models.parameter_hash(whole.teacher.model) == models.parameter_hash(base.model)
+    assert models.parameter_hash(whole.student.model) != models.parameter_hash(base.model)
+    assert all(parameter.grad is None for parameter in whole.teacher.model.parameters())
+
+
+def test_a_teacher_that_moved_during_the_run_stops_it(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = FrozenTeacher.score
+
+    def drifting(self: FrozenTeacher, samples: Sequence[Sample]) -> torch.Tensor:
+        with torch.no_grad():
+            next(iter(self.model.parameters())).mul_(1.001)
+        return score(self, samples)
+
+    monkeypatch.setattr(FrozenTeacher, "score", drifting)
+    with pytest.raises(AlignmentError, match="changed"):
+        train(model_dir, tmp_path, steps=1)
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """Accelerate keeps its precision for the whole process."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_bfloat16_products_leave_float32_masters(model_dir: Path, tmp_path: Path) -> None:
+    done = train(model_dir, tmp_path, steps=1, compute="bfloat16")
+    assert {p.dtype for p in done.student.model.parameters()} == {torch.float32}
+    assert done.steps[0]["engine/logprob_gap_max_nats"] < 0.5
+    from safetensors.torch import load_file
+
+    assert {t.dtype for t in load_file(done.result.folder / "model.safetensors").values()} == {torch.float32}
+
+
+def test_half_precision_masters_are_refused() -> None:
+    with pytest.raises(ConfigError, match="float32"):
+        loop.check_float32(torch.nn.Linear(2, 2, dtype=torch.bfloat16))
+
+
+# -- what is scored -------------------------------------------------------------------------------------
+
+
+def test_only_the_teacher_sees_the_context_and_both_score_the_same_tokens(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, scored = [], []
+    sample, logits = TransformersSampler.sample, loop.response_logits
+    monkeypatch.setattr(
+        TransformersSampler, "sample", lambda self, requests, sampling: asked.extend(requests) or sample(self, requests, sampling)
+    )  # fmt: skip
+
+    def spy(model: Any, pairs: Any, pad: int) -> torch.Tensor:
+        scored.append((model, pairs))
+        return logits(model, pairs, pad)
+
+    monkeypatch.setattr(loop, "response_logits", spy)
+    monkeypatch.setattr("agentopcd.teacher.response_logits", spy)
+    done = train(model_dir, tmp_path, steps=1)
+    decode = done.student.tokenizer.decode
+    assert not any("always go left" in decode(list(request.prompt_ids)) for request in asked)
+    teacher_calls = [pairs for model, pairs in scored if model is done.teacher.model]
+    student_calls = [pairs for model, pairs in scored if model is not done.teacher.model]
+    assert len(teacher_calls) == len(student_calls) == 2
+    for seen, unseen in zip(teacher_calls, student_calls, strict=True):
+        assert [response for _, response in seen] == [response for _, response in unseen]
+        assert all("always go left" in decode(list(prompt)) for prompt, _ in seen)
+        assert not any("always go left" in decode(list(prompt)) for prompt, _ in unseen)
+
+
+def test_the_loss_has_one_row_per_sampled_token_and_none_for_prompts(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, weights, replies = [], [], []
+    divergence, weighted_sum, samples_of = losses.divergence, losses.weighted_sum, loop.samples_of
+
+    def spy_rows(student_NV: torch.Tensor, teacher_NV: torch.Tensor, **kwargs: Any) -> Any:
+        rows.append(len(student_NV))
+        return divergence(student_NV, teacher_NV, **kwargs)
+
+    def spy_weights(loss_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Tensor:
+        weights.extend(weights_N.tolist())
+        return weighted_sum(loss_N, weights_N)
+
+    def spy_samples(episodes: Any, *args: Any) -> Any:
+        replies.extend(len(turn.response_ids) for episode in episodes for turn in episode.turns)
+        return samples_of(episodes, *args)
+
+    monkeypatch.setattr(loop.losses, "divergence", spy_rows)
+    monkeypatch.setattr(loop.losses, "weighted_sum", spy_weights)
+    monkeypatch.setattr(loop, "samples_of", spy_samples)
+    done = train(model_dir, tmp_path, steps=1)
+    assert sum(rows) == len(weights) == sum(replies) == done.steps[0]["turn/0/tokens"]
+    assert sum(weights) == pytest.approx(1.0)  # a mean over the whole step
+
+
+def played(model_dir: Path, **sampling: Any) -> tuple[list[Episode], Chat]:
+    student = models.load_model(str(model_dir))
+    student.end_ids = ENDS
+    sampler, chat = TransformersSampler(student, compute=torch.float32), Chat(student.tokenizer)
+    player = Player(game=Game(ref="math"), sampler=sampler, chat=chat, sampling=Sampling(max_tokens=3, **sampling))
+    return list(player.play([Job(task) for task in TRAIN])), chat
+
+
+def test_a_prompt_that_was_not_the_one_answered_is_refused(model_dir: Path) -> None:
+    episodes, chat = played(model_dir)
+    turn = episodes[0].turns[0]
+    other = dataclasses.replace(episodes[0], turns=[dataclasses.replace(turn, prompt_ids=turn.prompt_ids[1:])])
+    with pytest.raises(AlignmentError, match="another prompt"):
+        loop.samples_of([other], chat, LESSONS, "keep")
+
+
+def test_broken_episodes_and_empty_or_cut_replies_are_left_out(model_dir: Path) -> None:
+    episodes, chat = played(model_dir)
+    cut = sum(turn.finish_reason == "length" for e in episodes for turn in e.turns)
+    assert cut
+    broken = dataclasses.replace(episodes[0], stop_reason="env_error")
+    empty = dataclasses.replace(
+        episodes[0], turns=[dataclasses.replace(episodes[0].turns[0], response_ids=(), logprobs=())]
+    )
+    assert loop.samples_of([broken], chat, LESSONS, "keep") == ([], 0)
+    assert loop.samples_of([empty], chat, LESSONS, "keep") == ([], 1)
+    assert len(loop.samples_of(episodes, chat, LESSONS, "keep")[0]) == len(episodes)
+    assert loop.samples_of(episodes, chat, LESSONS, "drop")[1] == cut
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_micro_batches_change_nothing(
+    size: int, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain gradient descent, for Adam's first step is a sign: it would blow a rounding error up to the rate."""
+    monkeypatch.setattr(
+        loop.torch.optim, "AdamW", lambda parameters, lr, **_: torch.optim.SGD(parameters, lr=lr)
+    )
+    common: dict[str, Any] = {"steps": 1, "batch_size": 5, "learning_rate": 1.0, "max_tokens": 12}
+    one = train(model_dir, tmp_path, micro_batch_size=1, **common)
+    other = train(model_dir, tmp_path, micro_batch_size=size, **common)
+    base = models.load_model(str(model_dir)).model
+    for before, a, b in zip(
+        base.parameters(), one.student.model.parameters(), other.student.model.parameters(), strict=True
+    ):
+        assert (a - b).abs().max() < 1e-6
+    assert (before - a).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("reduction", ["seq_mean", "token_mean"])
+def test_the_step_follows_the_reduction(
+    reduction: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    weighted_sum = losses.weighted_sum
+    monkeypatch.setattr(
+        loop.losses, "weighted_sum", lambda loss_N, w_N: seen.append(w_N) or weighted_sum(loss_N, w_N)
+    )
+    done = train(model_dir, tmp_path, steps=1, batch_size=5, max_tokens=12, reduction=reduction, micro_batch_size=5)
+    tokens = done.steps[0]["turn/0/tokens"]
+    per_token = {round(float(w) * tokens, 4) for w in seen[0]}
+    assert (per_token == {1.0}) is (reduction == "token_mean")
+
+
+# -- tasks ----------------------------------------------------------------------------------------------
+
+
+def test_every_task_comes_once_per_epoch_and_epochs_differ() -> None:
+    config = ConsolidateConfig(**SMALL | {"batch_size": 5})
+    epochs = [loop.draw(TRAIN, step, config) for step in range(1, 9)]
+    assert all(sorted(epoch) == sorted(TRAIN) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_task_that_comes_again_gets_other_noise() -> None:
+    assert len({loop.step_seed(seed, step) for seed in range(5) for step in range(50)}) == 250
+
+
+# -- it goes on -----------------------------------------------------------------------------------------
+
+
+def test_two_runs_are_bit_equal(whole: Trained, model_dir: Path, tmp_path: Path) -> None:
+    assert train(model_dir, tmp_path).weights == whole.weights
+
+
+@pytest.mark.parametrize("line", [1, 3, 4, 5, 7])
+def test_killed_at_any_line_and_continued_ends_bit_equal(
+    line: int, whole: Trained, model_dir: Path, tmp_path: Path
+) -> None:
+    """Lines: before training, steps 1 to 4, and the evaluations after steps 2 and 4."""
+    assert len(whole.lines) == 7
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path, kill_at=line)
+    again = train(model_dir, tmp_path)
+    assert again.lines[0].startswith("resumed after step 2" if line >= 5 else "before training")
+    assert again.weights == whole.weights
+    assert again.result.select == whole.result.select
+    assert timeless(again.run.records()) == timeless(whole.run.records())
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
+    whole: Trained, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json = runs.write_json
+
+    def dies(path: Path, value: Any) -> None:
+        if path.name == "state.json" and value["step"] == 3:
+            raise Killed
+        write_json(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(runs, "write_json", dies)
+        train(model_dir, tmp_path, save_every=1)
+    again = train(model_dir, tmp_path, save_every=1)
+    assert again.lines[0] == "resumed after step 2"
+    assert again.weights == whole.weights
+
+
+def test_a_kill_between_the_two_renames_leaves_the_old_checkpoint(
+    whole: Trained, model_dir: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path, kill_at=5)
+    (folder,) = (tmp_path / "runs").iterdir()
+    (folder / "checkpoint").rename(folder / "checkpoint.old")
+    again = train(model_dir, tmp_path)
+    assert again.lines[0] == "resumed after step 2"
+    assert again.weights == whole.weights
+
+
+def test_a_run_that_had_ended_but_was_not_closed_ends_the_same_again(
+    whole: Trained, model_dir: Path, tmp_path: Path
+) -> None:
+    train(model_dir, tmp_path)
+    again = train(model_dir, tmp_path)
+    assert again.lines[0] == "resumed after step 2"
+    assert again.weights == whole.weights
+
+
+def test_the_optimizer_remembers(model_dir: Path, tmp_path: Path) -> None:
+    """A resumed step with fresh moments would be a first step again: about the learning rate for every weight."""
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path, kill_at=5)
+    student = models.load_model(str(model_dir))
+    optimizer = torch.optim.AdamW(student.model.parameters(), lr=1.0)
+    (folder,) = (tmp_path / "runs").iterdir()
+    run = Run(tmp_path, "consolidate", json.loads((folder / "config.json").read_text()))
+    assert run.folder == folder
+    state = run.load(student.model, optimizer)
+    assert state is not None and state["step"] == 2
+    assert {float(entry["step"]) for entry in optimizer.state.values()} == {2.0}
+    assert any(entry["exp_avg"].abs().max() > 0 for entry in optimizer.state.values())
+
+
+def test_skipped_steps_are_counted_across_a_kill(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        poison(patch, {1})
+        train(model_dir, tmp_path, kill_at=5)
+    assert train(model_dir, tmp_path).steps[-1]["train/skipped_total"] == 1
+
+
+# -- bad gradients --------------------------------------------------------------------------------------
+
+
+def poison(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    """Make the loss of the given steps (counted by token_weights calls) infinite."""
+    token_weights, weighted_sum = losses.token_weights, losses.weighted_sum
+    step = 0
+
+    def count(*args: Any) -> Any:
+        nonlocal step
+        step += 1
+        return token_weights(*args)
+
+    patch.setattr(loop.losses, "token_weights", count)
+    patch.setattr(
+        loop.losses, "weighted_sum",
+        lambda loss_N, w_N: weighted_sum(loss_N, w_N) * (float("inf") if step in bad else 1.0),
+    )  # fmt: skip
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes: list[str] = []
+    select_record = loop.select_record
+    monkeypatch.setattr(loop, "select_record", lambda *args: select_record(*args))
+    poison(monkeypatch, {2})
+    log = Run.log
+
+    def spy(self: Run, record: Any) -> None:
+        hashes.append(models.parameter_hash(STUDENT[0].model))
+        log(self, record)
+
+    STUDENT: list[models.LoadedModel] = []
+    load_model = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda name: STUDENT.append(load_model(name)) or STUDENT[0])
+    monkeypatch.setattr(Run, "log", spy)
+    done = train(model_dir, tmp_path, steps=3)
+    assert [record["train/skipped"] for record in done.steps] == [False, True, False]
+    assert [record["train/skipped_total"] for record in done.steps] == [0, 1, 1]
+    assert hashes[1] == hashes[2] != hashes[3]
+    assert all(torch.isfinite(p).all() for p in done.student.model.parameters())
+
+
+def test_a_step_without_a_sample_changes_nothing_and_goes_on(model_dir: Path, tmp_path: Path) -> None:
+    done = train(model_dir, tmp_path, steps=1, max_tokens=1, cut_replies="drop", ends=(tiny.END,))
+    assert done.steps[0]["rollout/samples"] == 0
+    assert done.steps[0]["rollout/dropped"] == 3
+    assert done.steps[0]["train/skipped"] is True
+    base = models.load_model(str(model_dir))
+    assert models.parameter_hash(done.student.model) == models.parameter_hash(base.model)
+
+
+# -- which checkpoint -----------------------------------------------------------------------------------
+
+
+def scripted(scores: Sequence[tuple[int, int]]) -> Callable[..., list[int]]:
+    left: Iterator[tuple[int, int]] = iter(scores)
+    return lambda player, tasks: list(next(left))
+
+
+def test_the_best_checkpoint_follows_the_select_scores(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base never competes, the earlier of two equal ones wins, and its weights are those of its step."""
+    monkeypatch.setattr(loop, "success_on", scripted([(9, 10), (1, 10), (5, 10), (10, 20), (2, 10)]))
+    done = train(model_dir, tmp_path / "a", select_every=1)
+    monkeypatch.setattr(loop, "success_on", scripted([(0, 1), (0, 1)]))
+    until_2 = train(model_dir, tmp_path / "b", steps=2)
+    assert done.result.best_step == 2
+    assert done.result.select == {0: Rate(9, 10), 1: Rate(1, 10), 2: Rate(5, 10), 3: Rate(10, 20), 4: Rate(2, 10)}
+    assert done.weights == until_2.weights
+    assert json.loads((done.result.folder / "agentopcd.json").read_text())["step"] == 2
+    assert [r["select/success"] for r in done.run.records()] == [0.9, 0.1, 0.5, 0.5, 0.2]
+
+
+def test_the_result_is_an_ordinary_model_folder(whole: Trained, model_dir: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(whole.result.folder)
+    tokenizer = AutoTokenizer.from_pretrained(whole.result.folder)
+    assert tokenizer.chat_template
+    facts = json.loads((whole.result.folder / "agentopcd.json").read_text())
+    assert facts["parent_id"] == models.fingerprint(model_dir)
+    assert facts["context"] == LESSONS.id
+    assert whole.result.model_id == models.fingerprint(whole.result.folder)
+    ids = torch.tensor([[1, 40, 50]])
+    assert not torch.equal(model(ids).logits, models.load_model(str(model_dir)).model(ids).logits)
+
+
+# -- what is refused, what is logged --------------------------------------------------------------------
+
+
+def test_an_empty_context_is_refused(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="empty"):
+        train(model_dir, tmp_path, context=EMPTY)
+
+
+@pytest.mark.parametrize("missing", ["TRAIN", "SELECT"])
+def test_no_tasks_are_refused(
+    missing: str, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), missing, [])
+    with pytest.raises(ConfigError, match="needs both"):
+        train(model_dir, tmp_path)
+
+
+LOGGED = """
+    loss/name loss/value_nats loss/kl_full_sampled_nats loss/negative_share
+    kl/student_mass_mean kl/student_mass_p05 kl/teacher_mass_mean kl/teacher_mass_p05 kl/student_mass_outside_topk
+    kl/top16_overlap kl/student_entropy_nats kl/teacher_entropy_nats
+    train/grad_norm train/clipped train/skipped train/skipped_total train/learning_rate
+    time/rollout_s time/teacher_s time/update_s time/step_s
+    rollout/episodes rollout/env_errors rollout/success rollout/turns rollout/samples rollout/dropped
+    rollout/response_tokens_mean rollout/response_tokens_p95 rollout/clipped_share rollout/repetition_mean
+    rollout/looping_share rollout/empty_share rollout/invalid_share
+    position/token0_nats position/tokens1_7_nats
+    turn/0/nats turn/0/student_mass turn/0/tokens
+    engine/logprob_gap_mean_nats engine/logprob_gap_max_nats
+    teacher/context_tokens
+"""
+
+
+def test_every_step_logs_what_the_method_asks_for(whole: Trained) -> None:
+    for record in whole.steps:
+        assert not set(LOGGED.split()) - set(record)
+
+
+def test_tokens_after_the_eighth_have_a_figure_of_their_own(model_dir: Path, tmp_path: Path) -> None:
+    assert "position/rest_nats" in train(model_dir, tmp_path, steps=1, max_tokens=24).steps[0]
+
+
+def test_the_loss_is_defined_once_per_run(whole: Trained) -> None:
+    first, *rest = whole.run.records()
+    assert first["loss/definition"]["name"] == "kl_topk256_tail"
+    assert first["loss/definition"]["context"] == LESSONS.id
+    assert first["loss/definition"]["teacher_hash"] == whole.teacher.hash
+    assert not any("loss/definition" in record for record in rest)
+
+
+def test_sampler_and_trainer_agree_on_the_sampled_tokens(whole: Trained) -> None:
+    assert max(record["engine/logprob_gap_max_nats"] for record in whole.steps) < 1e-3
+
+
+def test_the_figures_of_rollouts_match_hand_counts(model_dir: Path) -> None:
+    from agentopcd.measures import repetition, rollout_measures
+
+    assert repetition([1, 2, 3]) == 0.0
+    assert repetition([1] * 8) == pytest.approx(1 - 1 / 5)
+    episodes, _ = played(model_dir)
+    broken = dataclasses.replace(episodes[0], stop_reason="env_error")
+    won = dataclasses.replace(episodes[1], success=True, stop_reason="solved")
+    found = rollout_measures([broken, won, episodes[2]], [], 1)
+    turns = [*won.turns, *episodes[2].turns]
+    assert (found["rollout/episodes"], found["rollout/env_errors"], found["rollout/success"]) == (2, 1, 0.5)
+    assert found["rollout/response_tokens_mean"] == sum(len(t.response_ids) for t in turns) / 2
+    assert found["rollout/clipped_share"] == sum(t.finish_reason == "length" for t in turns) / 2
+
+
+def test_select_success_leaves_broken_episodes_out(model_dir: Path) -> None:
+    episodes, _ = played(model_dir)
+    mixed = [
+        dataclasses.replace(episodes[0], success=True),
+        dataclasses.replace(episodes[1], success=False),
+        dataclasses.replace(episodes[2], success=False, stop_reason="env_error"),
+    ]
+
+    class Fixed:
+        def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
+            return iter(mixed)
+
+    assert loop.success_on(Fixed(), TRAIN[:3]) == [1, 2]  # type: ignore[arg-type]
+
+
+def test_selection_does_not_depend_on_the_step(whole: Trained, model_dir: Path, tmp_path: Path) -> None:
+    """A student that does not move scores the same at every evaluation: same tasks, same noise."""
+    seen: list[list[Request]] = []
+    sample = TransformersSampler.sample
+
+    def spy(self: TransformersSampler, requests: Sequence[Request], sampling: Sampling) -> Any:
+        seen.append(list(requests))
+        return sample(self, requests, sampling)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransformersSampler, "sample", spy)
+        train(model_dir, tmp_path, steps=2, select_every=1)
+    select = [requests for requests in seen if requests == seen[0]]
+    assert len(select) == 3

@@ -1,0 +1,150 @@
+"""Positions and the frozen teacher: the three proofs of alignment, and that the teacher never learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from agentopcd import losses, models
+from agentopcd.chat import Chat
+from agentopcd.errors import AlignmentError, ModelError
+from agentopcd.teacher import FrozenTeacher, Sample, response_logits
+from agentopcd.types import EMPTY, Context, Message
+from tests import tiny
+
+FLOAT32 = torch.float32
+TASK = [Message(role="user", content="What is 3 + 4?")]
+LESSONS = Context("- EXPERIENCE ITEM: always go left\n- EXPERIENCE ITEM: the goal is down")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False)
+
+
+@pytest.fixture
+def student(folder: Path) -> models.LoadedModel:
+    return models.load_model(str(folder))
+
+
+def ids(length: int, seed: int) -> tuple[int, ...]:
+    found = torch.randint(3, 290, (length,), generator=torch.Generator().manual_seed(seed))
+    return tuple(found.tolist())
+
+
+RAGGED = [(ids(x, x), ids(y, 100 + y)) for x, y in [(3, 9), (20, 1), (1, 4), (11, 7), (6, 9)]]
+
+
+def sample(student_ids: tuple[int, ...], teacher_ids: tuple[int, ...], response: tuple[int, ...]) -> Sample:
+    return Sample(student_ids=student_ids, teacher_ids=teacher_ids, response_ids=response, logprobs=(), turn=0)
+
+
+def samples_under(context: Context, loaded: models.LoadedModel) -> list[Sample]:
+    student_ids, teacher_ids = Chat(loaded.tokenizer).views(TASK, context)
+    return [sample(student_ids, teacher_ids, ids(length, length)) for length in (1, 5, 12)]
+
+
+def student_rows(loaded: models.LoadedModel, samples: list[Sample]) -> torch.Tensor:
+    return response_logits(loaded.model, [(s.student_ids, s.response_ids) for s in samples], tiny.PAD)
+
+
+def test_row_t_holds_the_scores_that_predict_response_token_t(student: models.LoadedModel) -> None:
+    prompt, response = RAGGED[3]
+    whole = student.model(torch.tensor([[*prompt, *response]])).logits[0]
+    rows = response_logits(student.model, [(prompt, response)], tiny.PAD)
+    assert torch.allclose(rows, whole[len(prompt) - 1 : -1], atol=1e-4)
+
+
+def test_a_ragged_batch_equals_its_singles_in_order(student: models.LoadedModel) -> None:
+    together = response_logits(student.model, RAGGED, tiny.PAD)
+    alone = torch.cat([response_logits(student.model, [pair], tiny.PAD) for pair in RAGGED])
+    assert together.shape == (sum(len(response) for _, response in RAGGED), 297)
+    assert (together.log_softmax(-1) - alone.log_softmax(-1)).abs().max() < 1e-4
+
+
+def test_a_pad_token_inside_a_response_is_a_token_like_any_other(student: models.LoadedModel) -> None:
+    prompt, response = ids(5, 1), (tiny.PAD, 7, tiny.PAD, 8)
+    whole = student.model(torch.tensor([[*prompt, *response]])).logits[0]
+    rows = response_logits(student.model, [(prompt, response), RAGGED[1]], tiny.PAD)
+    assert torch.allclose(rows[:4], whole[4:-1], atol=1e-4)
+
+
+def test_same_weights_and_no_context_agree(student: models.LoadedModel) -> None:
+    samples = samples_under(EMPTY, student)
+    teacher_rows = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
+    assert losses.full_reverse_kl(student_rows(student, samples), teacher_rows).max() < 1e-5
+
+
+def test_a_context_moves_the_teacher(student: models.LoadedModel) -> None:
+    samples = samples_under(LESSONS, student)
+    teacher_rows = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
+    assert losses.full_reverse_kl(student_rows(student, samples), teacher_rows).mean() > 0.01
+
+
+def test_a_teacher_that_is_one_row_off_is_nats_away(student: models.LoadedModel) -> None:
+    samples = samples_under(EMPTY, student)
+    teacher_rows = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
+    for shift in (1, -1):
+        off = losses.full_reverse_kl(student_rows(student, samples), teacher_rows.roll(shift, dims=0))
+        assert off.mean() > 1.0
+
+
+def test_bfloat16_products_still_give_float32_logits_near_the_exact_ones(student: models.LoadedModel) -> None:
+    samples = samples_under(LESSONS, student)
+    exact = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
+    rough = FrozenTeacher(student, student, compute=torch.bfloat16).score(samples)
+    assert rough.dtype == FLOAT32
+    assert 0 < (rough - exact).abs().max()
+    assert losses.full_reverse_kl(exact, rough).mean() < 0.01
+
+
+def test_an_empty_prompt_is_refused(student: models.LoadedModel) -> None:
+    with pytest.raises(AlignmentError, match="empty"):
+        response_logits(student.model, [(ids(3, 0), ids(2, 0)), ((), ids(2, 0))], tiny.PAD)
+
+
+def test_the_frozen_teacher_does_not_follow_its_student(student: models.LoadedModel) -> None:
+    samples = samples_under(LESSONS, student)
+    teacher = FrozenTeacher(student, student, compute=FLOAT32)
+    before = teacher.score(samples)
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.add_(0.1)
+    assert teacher.kind == "frozen"
+    assert torch.equal(teacher.score(samples), before)
+    teacher.assert_unchanged()
+
+
+def test_no_gradient_reaches_the_teacher(student: models.LoadedModel) -> None:
+    samples = samples_under(LESSONS, student)
+    teacher = FrozenTeacher(student, student, compute=FLOAT32)
+    teacher_rows = teacher.score(samples)
+    losses.full_reverse_kl(student_rows(student, samples), teacher_rows).mean().backward()
+    assert not teacher_rows.requires_grad
+    assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.model.parameters())
+
+
+def test_a_teacher_that_moved_is_noticed(student: models.LoadedModel) -> None:
+    teacher = FrozenTeacher(student, student, compute=FLOAT32)
+    with torch.no_grad():
+        next(iter(teacher.model.parameters())).view(-1)[0] += 1e-3
+    with pytest.raises(AlignmentError, match="changed"):
+        teacher.assert_unchanged()
+
+
+def test_another_model_can_teach(student: models.LoadedModel, tmp_path: Path) -> None:
+    other = models.load_model(str(tiny.build(tmp_path / "other", seed=1, tie=False)))
+    teacher = FrozenTeacher(other, student, compute=FLOAT32)
+    samples = samples_under(EMPTY, student)
+    assert teacher.kind == "other"
+    assert losses.full_reverse_kl(student_rows(student, samples), teacher.score(samples)).mean() > 0.1
+
+
+def test_a_teacher_with_other_tokens_is_refused(student: models.LoadedModel, folder: Path) -> None:
+    other = models.load_model(str(folder))
+    other.tokenizer.add_tokens(["a new one"])
+    with pytest.raises(ModelError, match="vocabular"):
+        FrozenTeacher(other, student, compute=FLOAT32)
