@@ -79,7 +79,7 @@ class PlayerConfig(Config):
     rules: str = ""
     """View of the rules text: full, hidden, none or one of the environment's own; empty: its default."""
     history: str = ""
-    """How earlier turns are shown: transcript (a fresh user message with the log) or chat; empty: its default."""
+    """Earlier turns: transcript (a fresh user message with the log) or chat; empty: the environment's default."""
     max_steps: int = 0
     """Replies per episode, invalid ones included; 0: the environment's own limit."""
     model: str = ""
@@ -120,9 +120,7 @@ class PlayerConfig(Config):
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(
-            temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens
-        )
+        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -78,9 +78,7 @@ def consolidate(
     if not train or not select:
         raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
     device = next(student.model.parameters()).device
-    accelerator = Accelerator(
-        mixed_precision="bf16" if compute == torch.bfloat16 else "no", cpu=device.type == "cpu"
-    )
+    accelerator = Accelerator(mixed_precision="bf16" if compute == torch.bfloat16 else "no", cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
         raise ConfigError(f"{accelerator.num_processes} processes; consolidation runs in one process for now")
     student.model.requires_grad_(True).eval()  # eval: dropout off in both models' passes
@@ -92,7 +90,7 @@ def consolidate(
 
     state = run.load(student.model, optimizer)
     if state is None:
-        state = {"step": 0, "best_step": 0, "select": {}}
+        state = {"step": 0, "best_step": 0, "skipped": 0, "select": {}}
         state["select"]["0"] = success_on(player, select)
         run.rewind(-1)
         run.log({"step": 0, "loss/definition": definition(config, teacher, context, player)} | select_record(state, 0))
@@ -102,7 +100,6 @@ def consolidate(
         say(f"resumed after step {state['step']}")
 
     temperature = config.loss_temperature or config.temperature
-    skipped = 0
     for step in range(state["step"] + 1, config.steps + 1):
         clock = Clock()
 
@@ -134,7 +131,7 @@ def consolidate(
         if ok:
             optimizer.step()
         else:
-            skipped += 1
+            state["skipped"] += 1
         optimizer.zero_grad(set_to_none=True)
         clock.lap("update")
 
@@ -143,7 +140,7 @@ def consolidate(
             **(meter.result() if samples else {"loss/value_nats": 0.0}),
             **rollout_measures(episodes, samples, dropped),
             "train/grad_norm": norm, "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
-            "train/skipped_total": skipped, "train/learning_rate": config.learning_rate,
+            "train/skipped_total": state["skipped"], "train/learning_rate": config.learning_rate,
             "teacher/context_tokens": player.chat.count_tokens(context.text), **clock.times(),
         }  # fmt: skip
         state["step"] = step
@@ -176,9 +173,7 @@ def consolidate(
     )
 
 
-def samples_of(
-    episodes: Iterable[Episode], chat: Chat, context: Context, cut_replies: str
-) -> tuple[list[Sample], int]:
+def samples_of(episodes: Iterable[Episode], chat: Chat, context: Context, cut_replies: str) -> tuple[list[Sample], int]:
     """One sample per turn, and how many were left out: empty responses and, on request, cut ones.
 
     Raises:

@@ -150,9 +150,7 @@ def tabulate(
 
 
 def _reply_tokens(session: Session, one: Contestant, setup: str, keys: set[str]) -> float:
-    rows = session.store.episodes(
-        model_id=one.model.id, context_id=one.context.id, env=session.env, setup=setup
-    )
+    rows = session.store.episodes(model_id=one.model.id, context_id=one.context.id, env=session.env, setup=setup)
     lengths = [row["output_tokens"] for row in rows if row["task_key"] in keys]
     return sum(lengths) / len(lengths) if lengths else 0.0
 

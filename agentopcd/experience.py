@@ -96,7 +96,7 @@ def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Conte
     planned = list(itertools.islice((job for job in endless if (job[0].seed, job[1]) not in used), config.episodes))
     again = sum(rep > 0 for _, rep in planned)
     if again:
-        session.say(f"{again} of {len(planned)} episodes repeat a task: all {len(tasks)} {config.split} tasks were played")
+        session.say(f"{again} of {len(planned)} episodes repeat a task: all {len(tasks)} of {config.split} were played")
     return planned
 
 

@@ -329,8 +329,7 @@ def token_logprobs(
     """
     if logits_NV.shape[:-1] != ids_N.shape:
         raise ConfigError(
-            f"{tuple(ids_N.shape)} tokens for logits of shape {tuple(logits_NV.shape)}; "
-            "give one token per row"
+            f"{tuple(ids_N.shape)} tokens for logits of shape {tuple(logits_NV.shape)}; give one token per row"
         )
     z_NV = _tempered(logits_NV, temperature)
     return z_NV.gather(-1, ids_N.long()[:, None])[:, 0] - z_NV.logsumexp(-1)
@@ -376,9 +375,7 @@ def _same_shape(student_NV: Tensor, teacher_NV: Tensor) -> None:
 
 def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:  # also refuses NaN
-        raise ConfigError(
-            f"temperature must be above 0, got {temperature}; use 1 to leave the logits as they are"
-        )
+        raise ConfigError(f"temperature must be above 0, got {temperature}; use 1 to leave the logits as they are")
     if logits_NV.dtype != torch.float64:
         logits_NV = logits_NV.float()
     return logits_NV if temperature == 1 else logits_NV / temperature

@@ -92,8 +92,8 @@ class Run:
         }
         save_file(moments | {"rng": torch.get_rng_state()}, new / "optimizer.safetensors")
         write_json(new / "state.json", state)
-        shutil.rmtree(old, ignore_errors=True)
         if now.exists():
+            shutil.rmtree(old, ignore_errors=True)
             now.rename(old)
         new.rename(now)
         shutil.rmtree(old, ignore_errors=True)

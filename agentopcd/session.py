@@ -237,4 +237,3 @@ class Session:
 def run_config(config: PlayerConfig) -> dict[str, Any]:
     """Settings as JSON, with the environment's own name kept apart from the label that replaces it."""
     return json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
-

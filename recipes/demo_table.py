@@ -43,7 +43,7 @@ def main(work: Path) -> None:
         if found and found["recovered"] is not None:
             print(f"({arm}) recovered {found['recovered']:.0%} of the in-context gain, without the context")
     if arms["a"] is None:
-        print("(a) no context the model wrote for itself beat the empty context on confirm tasks: nothing was distilled")
+        print("(a) nothing the model wrote for itself beat the empty context on confirm tasks: nothing was distilled")
     for note in sorted(notes):
         print(f"note: {note}")
 

@@ -26,11 +26,11 @@ from agentopcd.types import EMPTY, Context, Episode, Job, Request, Sampling, Tas
 from tests import tiny
 
 LESSONS = Context("- EXPERIENCE ITEM: always go left\n- EXPERIENCE ITEM: the goal is down")
-ENDS = (tiny.END, *range(20, 80))
+ENDS = (tiny.END, *range(20, 50))
 """A random model hardly ever stops; with this many end tokens replies have all lengths."""
 SMALL: dict[str, Any] = {
     "env": "math", "steps": 4, "batch_size": 3, "micro_batch_size": 2, "max_tokens": 4, "temperature": 1.0,
-    "learning_rate": 1e-3, "select_every": 2, "save_every": 2, "compute": "float32",
+    "learning_rate": 3e-4, "select_every": 2, "save_every": 2, "compute": "float32",
 }  # fmt: skip
 
 
@@ -48,7 +48,7 @@ TRAIN, SELECT = tasks(0, 5), tasks(100, 3)
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False)
+    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False, hearing=4.0)
 
 
 @dataclasses.dataclass
@@ -110,10 +110,10 @@ def timeless(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def test_the_divergence_falls(model_dir: Path, tmp_path: Path) -> None:
-    done = train(model_dir, tmp_path, steps=20, batch_size=5, learning_rate=3e-3, select_every=20, save_every=20)
-    kl = [record["loss/kl_full_sampled_nats"] for record in done.steps]
-    assert sum(kl[:3]) / 3 > 0.02
-    assert sum(kl[-3:]) < 0.5 * sum(kl[:3])
+    done = train(model_dir, tmp_path, steps=20, batch_size=5, max_tokens=8, select_every=20, save_every=20)
+    kl = [record["loss/value_nats"] for record in done.steps]
+    assert kl[0] > 0.3
+    assert max(kl[-3:]) < 0.2 * kl[0]
 
 
 def test_the_student_alone_moves(whole: Trained, model_dir: Path) -> None:
@@ -404,24 +404,20 @@ def poison(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
 def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashes: list[str] = []
-    select_record = loop.select_record
-    monkeypatch.setattr(loop, "select_record", lambda *args: select_record(*args))
     poison(monkeypatch, {2})
-    log = Run.log
+    hashes: list[str] = []
+    save = Run.save
 
-    def spy(self: Run, record: Any) -> None:
-        hashes.append(models.parameter_hash(STUDENT[0].model))
-        log(self, record)
+    def spy(self: Run, model: Any, *rest: Any) -> None:
+        hashes.append(models.parameter_hash(model))
+        save(self, model, *rest)
 
-    STUDENT: list[models.LoadedModel] = []
-    load_model = models.load_model
-    monkeypatch.setattr(models, "load_model", lambda name: STUDENT.append(load_model(name)) or STUDENT[0])
-    monkeypatch.setattr(Run, "log", spy)
-    done = train(model_dir, tmp_path, steps=3)
+    monkeypatch.setattr(Run, "save", spy)
+    done = train(model_dir, tmp_path, steps=3, save_every=1)
+    hashes.append(models.parameter_hash(done.student.model))
     assert [record["train/skipped"] for record in done.steps] == [False, True, False]
     assert [record["train/skipped_total"] for record in done.steps] == [0, 1, 1]
-    assert hashes[1] == hashes[2] != hashes[3]
+    assert hashes[0] == hashes[1] != hashes[2]
     assert all(torch.isfinite(p).all() for p in done.student.model.parameters())
 
 
@@ -510,7 +506,7 @@ def test_every_step_logs_what_the_method_asks_for(whole: Trained) -> None:
 
 
 def test_tokens_after_the_eighth_have_a_figure_of_their_own(model_dir: Path, tmp_path: Path) -> None:
-    assert "position/rest_nats" in train(model_dir, tmp_path, steps=1, max_tokens=24).steps[0]
+    assert "position/rest_nats" in train(model_dir, tmp_path, steps=1, max_tokens=24, ends=(tiny.END,)).steps[0]
 
 
 def test_the_loss_is_defined_once_per_run(whole: Trained) -> None:

@@ -21,7 +21,7 @@ LESSONS = Context("- EXPERIENCE ITEM: always go left\n- EXPERIENCE ITEM: the goa
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False)
+    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False, hearing=4.0)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_same_weights_and_no_context_agree(student: models.LoadedModel) -> None:
 def test_a_context_moves_the_teacher(student: models.LoadedModel) -> None:
     samples = samples_under(LESSONS, student)
     teacher_rows = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
-    assert losses.full_reverse_kl(student_rows(student, samples), teacher_rows).mean() > 0.01
+    assert losses.full_reverse_kl(student_rows(student, samples), teacher_rows).mean() > 0.3
 
 
 def test_a_teacher_that_is_one_row_off_is_nats_away(student: models.LoadedModel) -> None:
@@ -96,7 +96,7 @@ def test_bfloat16_products_still_give_float32_logits_near_the_exact_ones(student
     exact = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
     rough = FrozenTeacher(student, student, compute=torch.bfloat16).score(samples)
     assert rough.dtype == FLOAT32
-    assert 0 < (rough - exact).abs().max()
+    assert (rough - exact).abs().max() > 0
     assert losses.full_reverse_kl(exact, rough).mean() < 0.01
 
 
@@ -136,7 +136,7 @@ def test_a_teacher_that_moved_is_noticed(student: models.LoadedModel) -> None:
 
 
 def test_another_model_can_teach(student: models.LoadedModel, tmp_path: Path) -> None:
-    other = models.load_model(str(tiny.build(tmp_path / "other", seed=1, tie=False)))
+    other = models.load_model(str(tiny.build(tmp_path / "other", seed=1, tie=False, hearing=4.0)))
     teacher = FrozenTeacher(other, student, compute=FLOAT32)
     samples = samples_under(EMPTY, student)
     assert teacher.kind == "other"

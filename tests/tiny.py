@@ -16,13 +16,14 @@ LOGIT_STD = 4.0
 """A random model is nearly flat; at this spread its top-k sets hold as much mass as a real model's."""
 
 
-def build(folder: Path, *, seed: int = 0, tie: bool = True) -> Path:
+def build(folder: Path, *, seed: int = 0, tie: bool = True, hearing: float = 1.0) -> Path:
     """Write model and tokenizer into ``folder``, as ``from_pretrained`` reads them.
 
     Args:
         folder: made if it is missing.
         seed: of the weights; two seeds give two models with one tokenizer.
         tie: whether the LM head is the embedding matrix.
+        hearing: multiplies what attention adds, so that earlier tokens (a context, say) weigh more.
 
     Returns:
         The folder.
@@ -72,6 +73,8 @@ def build(folder: Path, *, seed: int = 0, tie: bool = True) -> Path:
         ).float()
         ids = torch.randint(len(SPECIAL), len(tokenizer), (4, 64))
     with torch.no_grad():
+        for layer in model.model.layers if hearing != 1.0 else ():
+            layer.self_attn.o_proj.weight.mul_(hearing)  # type: ignore[operator]
         model.model.norm.weight.mul_(LOGIT_STD / model(ids).logits.std())
     model.generation_config = GenerationConfig(eos_token_id=END, pad_token_id=PAD)
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    name="envs", help="Look at environments, check them, play them by hand.", no_args_is_help=True
-)
+app = typer.Typer(name="envs", help="Look at environments, check them, play them by hand.", no_args_is_help=True)
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID, …")]
 EnvArgs = Annotated[
@@ -125,9 +123,7 @@ def check(
             f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds;"
             f" random replies won {report.random_success:.1%}"
         )
-        typer.echo(
-            f"Next: agentopcd play --env {ref}" if report.ok else "Next: mend the errors and check again"
-        )
+        typer.echo(f"Next: agentopcd play --env {ref}" if report.ok else "Next: mend the errors and check again")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -136,9 +132,7 @@ def check(
 def try_(
     ref: Ref,
     seed: Annotated[int, typer.Option(help="Which start state.", min=0)] = 0,
-    rules: Annotated[
-        str | None, typer.Option(help="full, hidden or none, or a view of the environment.")
-    ] = None,
+    rules: Annotated[str | None, typer.Option(help="full, hidden or none, or a view of the environment.")] = None,
     env_arg: EnvArgs = None,
     max_steps: Annotated[int | None, typer.Option(help="Replies before it is cut off.", min=1)] = None,
     random: Annotated[bool, typer.Option("--random", help="Let random moves play.")] = False,
@@ -268,9 +262,7 @@ def _print_splits(manifest: Any) -> None:
         )
     elif manifest.protocol == "paper":
         count, share = manifest.overlap()
-        typer.echo(
-            f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol"
-        )
+        typer.echo(f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol")
 
 
 def _print_json(value: Any) -> None:

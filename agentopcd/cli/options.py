@@ -64,7 +64,8 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
         run(config.load(file, **given), call)
 
     fixed = {"work": WORK, "json": JSON, "config": CONFIG} | ({"dry_run": DRY_RUN} if dry_run else {})
-    parameters = [_parameter(field, hints[field.name], docs.get(field.name, "")) for field in dataclasses.fields(config)]
+    fields = dataclasses.fields(config)
+    parameters = [_parameter(field, hints[field.name], docs.get(field.name, "")) for field in fields]
     parameters += [_keyword(name, note, False if name in ("json", "dry_run") else None) for name, note in fixed.items()]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -64,7 +64,8 @@ def score(config: ScoreConfig, call: Call) -> None:
             arms = "2 halves" if config.method == "subsets" else f"up to {config.candidates} contexts and none"
             plan = [f"{arms} on {len(session.tasks('select', config.select_tasks))} select tasks"]
             if config.method == "uniform" and config.confirm:
-                plan.append(f"the winner and none on {len(session.tasks('confirm', config.confirm_tasks))} confirm tasks")
+                n = len(session.tasks("confirm", config.confirm_tasks))
+                plan.append(f"the winner and none on {n} confirm tasks")
             return _plan(session, call, plan)
         from agentopcd import experience
 
@@ -133,7 +134,8 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
     """
     with _open(config, call) as session:
         if call.dry_run:
-            return _plan(session, call, [f"up to three arms on {len(session.tasks('test', config.test_tasks))} test tasks"])
+            n = len(session.tasks("test", config.test_tasks))
+            return _plan(session, call, [f"up to three arms on {n} test tasks"])
         from agentopcd.evaluate import lines
         from agentopcd.learn import evaluate_student
 
@@ -152,7 +154,8 @@ def learn(config: LearnConfig, call: Call) -> None:
     if call.dry_run:
         with _open(config, call) as session:
             plan = [
-                f"{config.rounds} rounds, each: {config.episodes} episodes, {config.chains} chains of {config.chain_steps}",
+                f"{config.rounds} rounds, each:",
+                f"{config.episodes} episodes, {config.chains} chains of {config.chain_steps} extractions",
                 f"{config.candidates} candidates on {len(session.tasks('select', config.select_tasks))} select tasks",
                 f"winner and none on {len(session.tasks('confirm', config.confirm_tasks))} confirm tasks",
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",

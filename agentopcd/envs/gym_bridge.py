@@ -111,9 +111,7 @@ class FromGym(TextEnv):
         self._rules = rules
         self._seen = ""
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         inner_seed = int(self.np_random.integers(2**31)) if seed is None else seed
         obs, inner = self._env.reset(seed=inner_seed, options=options)
@@ -244,9 +242,7 @@ class GymFrozenLake(FromGym):
         self._map = generate_random_map(size=self._size, p=self._ice, seed=seed)
         return _make("FrozenLake-v1", {"desc": self._map, "is_slippery": self._slippery})
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         TextEnv.reset(self, seed=seed)
         chosen = int(self.np_random.integers(2**31)) if seed is None else seed
         self._env.close()

@@ -43,9 +43,7 @@ class QuestionEnv(TextEnv):
             return grade_choice(reply, row.gold)
         return grade_math(reply, row.gold, self._grader)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         row = self._row = self.draw(int(self.np_random.integers(2**31)) if seed is None else seed)
         asks_already = any(mark in row.prompt for mark in _FORMAT_MARKS)

@@ -136,8 +136,7 @@ class Manifest:
         try:
             raw = json.loads(text)
             raw["splits"] = {
-                name: [Task(int(seed), str(key)) for seed, key in tasks]
-                for name, tasks in raw["splits"].items()
+                name: [Task(int(seed), str(key)) for seed, key in tasks] for name, tasks in raw["splits"].items()
             }
             raw["seeds"] = (int(raw["seeds"][0]), int(raw["seeds"][1]))
             return cls(**raw)

@@ -82,9 +82,7 @@ class TextArenaEnv(TextEnv):
         with self._own_rng():
             self._build()  # a wrong id or argument fails here, not in the middle of a run
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         game_seed = int(self.np_random.integers(2**31)) if seed is None else seed
         self._rng = None
@@ -193,13 +191,9 @@ class FrozenLake(TextArenaEnv):
             room = max(size - 1, 1) ** 2
             raise EnvError(f"size {size} has room for 1 to {room} holes beside a path, got {num_holes}")
         self._size = (size, num_holes)
-        super().__init__(
-            "FrozenLake-v0", moves=_MOVE_NAMES, actions=_HOW_TO_MOVE, size=size, num_holes=num_holes
-        )
+        super().__init__("FrozenLake-v0", moves=_MOVE_NAMES, actions=_HOW_TO_MOVE, size=size, num_holes=num_holes)
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         obs, info = super().reset(seed=seed, options=options)
         if len(self.model().holes) != self._size[1]:
             raise EnvError(f"no board with {self._size[1]} holes was found for seed {seed}")
@@ -210,9 +204,7 @@ class FrozenLake(TextArenaEnv):
         grid = self._game.state.game_state["grid"]
         size = len(grid)
         holes = frozenset((r, c) for r in range(size) for c in range(size) if grid[r][c] == "H")
-        return Lake(
-            size=size, holes=holes, start=self._game.player_pos, goal=self._game.state.game_state["goal_pos"]
-        )
+        return Lake(size=size, holes=holes, start=self._game.player_pos, goal=self._game.state.game_state["goal_pos"])
 
     def solution(self) -> list[str] | None:
         """Return a shortest list of replies that wins from the reset state."""
@@ -243,9 +235,7 @@ class Sokoban(TextArenaEnv):
             max_turns=100_000,  # the step cap belongs to make(); the game's own skips invalid replies
         )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[str, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         obs, info = super().reset(seed=seed, options=options)
         self._start = self._game.room_state.copy()
         return obs, info
@@ -279,9 +269,7 @@ def _name(kind: Any) -> str:
 
 def _parts(messages: Sequence[Any]) -> dict[str, str]:
     """Sort the game's messages into parts; of several boards only the newest is shown."""
-    found: list[Part] = [
-        (_KIND_OF[_name(kind)], text) for _, text, kind in messages if _name(kind) in _KIND_OF
-    ]
+    found: list[Part] = [(_KIND_OF[_name(kind)], text) for _, text, kind in messages if _name(kind) in _KIND_OF]
     texts: dict[str, list[str]] = {}
     for kind, text in found:
         texts.setdefault(kind, []).append(_LISTED_MOVES.sub("", text) if kind == "state" else text)

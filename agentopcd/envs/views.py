@@ -79,9 +79,7 @@ def hash_prompt(text: str) -> str:
     return hash_text(" ".join(text.split()).casefold())
 
 
-def succeeded(
-    reward: SupportsFloat, terminated: bool, info: Mapping[str, Any], success_at: float = 1.0
-) -> bool:
+def succeeded(reward: SupportsFloat, terminated: bool, info: Mapping[str, Any], success_at: float = 1.0) -> bool:
     """Return whether an episode that just ended was solved.
 
     ``info["success"]`` decides where it is given; else a regular end with at least ``success_at``.

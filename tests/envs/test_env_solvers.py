@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -36,6 +36,30 @@ def test_the_larger_lake_has_757_boards_and_a_blind_floor_of_a_sixth() -> None:
     assert len(boards) == 757
     wins, moves = best_blind(boards, 6)
     assert wins / 757 == pytest.approx(0.166, abs=0.0005) and len(moves) == 6
+
+
+@pytest.mark.parametrize("ref", ["frozen-lake-4x4", "sokoban"])
+def test_the_search_for_blind_moves_finds_what_trying_them_all_finds(ref: str) -> None:
+    env: Any = make(ref)
+    models = []
+    for seed in range(12):
+        env.reset(seed=seed)
+        models.append(env.unwrapped.model())
+
+    def wins(model: Any, sequence: tuple[str, ...]) -> bool:
+        state, bumps = model.start, 0
+        for name in sequence:
+            state, event = model.move(state, name)
+            bumps = bumps + 1 if event == "invalid" else 0
+            if event in ("won", "lost") or bumps == 2:
+                return event == "won"
+        return False
+
+    steps = 6 if ref == "frozen-lake-4x4" else 4
+    every = product(MOVES, repeat=steps)
+    best = max(sum(wins(model, sequence) for model in models) for sequence in every)
+    found, moves = best_blind(models, steps)
+    assert found == best == sum(wins(model, moves) for model in models)
 
 
 def test_floors_on_the_seeds_of_the_paper() -> None:
@@ -86,6 +110,7 @@ def test_a_random_player_on_a_lake_of_two_by_two_by_hand() -> None:
     # Start, one hole, one way: right then down. From the start up and left are invalid, down is the hole.
     lake = Lake(size=2, holes=frozenset({(1, 0)}), start=(0, 0), goal=(1, 1))
     assert random_win(lake, 1) == 0
+    assert best_blind([lake], 2) == (1, ("right", "down")) and best_blind([lake], 1) == (0, ())
     assert random_win(lake, 2) == pytest.approx(1 / 16)
     # three moves: bump-right-down (2 · 1/64) and right-bump-down (2 · 1/64) join in
     assert random_win(lake, 3) == pytest.approx(1 / 16 + 4 / 64)

@@ -146,3 +146,15 @@ def test_a_changed_rules_text_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(textarena_games._RULES_SHA256, "FrozenLake-v0", "0" * 16)
     with pytest.warns(UserWarning, match="rules of FrozenLake-v0 changed"):
         make("frozen-lake").reset(seed=0)
+
+
+def test_a_game_that_draws_while_it_runs_keeps_its_own_generator() -> None:
+    def told(salt: int) -> list[str]:
+        env = make("textarena:2048-v0")
+        texts = [env.reset(seed=4)[0]]
+        for move in ("[left]", "[up]", "[right]", "[down]"):
+            random.seed(salt)
+            texts.append(env.step(move)[0])
+        return texts
+
+    assert told(1) == told(2)
