@@ -105,7 +105,7 @@ def consolidate(
 
         # 1. The student plays without the context.
         noise = dataclasses.replace(player, seed=step_seed(config.seed, step))
-        episodes = list(noise.play([Job(task) for task in draw(train, step, config)]))
+        episodes = list(noise.play(draw(train, step, config)))
         episodes.sort(key=lambda e: (e.task, e.rep))  # they finish in any order; the sum should not
         samples, dropped = samples_of(episodes, player.chat, context, config.cut_replies)
         clock.lap("rollout")
@@ -211,14 +211,17 @@ def micro_batches(
         yield [samples[i] for i in chunk], torch.tensor(tokens)
 
 
-def draw(train: Sequence[Task], step: int, config: ConsolidateConfig) -> list[Task]:
-    """The tasks of one step: every task once per epoch, in an order seeded by epoch."""
+def draw(train: Sequence[Task], step: int, config: ConsolidateConfig) -> list[Job]:
+    """The jobs of one step: every task once per epoch, in an order seeded by epoch.
+
+    The epoch is the repetition, so a task that comes twice in one step gets other noise.
+    """
     picked = []
     for place in range((step - 1) * config.batch_size, step * config.batch_size):
         epoch, index = divmod(place, len(train))
         order = list(range(len(train)))
         random.Random(f"{config.seed}:{epoch}").shuffle(order)
-        picked.append(train[order[index]])
+        picked.append(Job(train[order[index]], rep=epoch))
     return picked
 
 

@@ -61,9 +61,7 @@ def test_every_planted_fault_is_found(faulty: ModuleType, name: str, words: str)
         assert_env_ok(lambda: getattr(faulty, name)(), n=4)
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("Prints", "writes to stdout"), ("OneTask", "one task for every seed")]
-)
+@pytest.mark.parametrize(("name", "words"), [("Prints", "writes to stdout"), ("OneTask", "one task for every seed")])
 def test_what_is_only_odd_is_a_warning(faulty: ModuleType, name: str, words: str) -> None:
     report = check(faulty, name)
     assert any(words in warning for warning in report.warnings), report

@@ -55,9 +55,7 @@ def test_success_where_every_move_costs() -> None:
 
 
 def test_numbers_stand_for_unnamed_actions_and_own_words_for_observations() -> None:
-    env = FromGym(
-        gymnasium.make("CartPole-v1"), to_text=lambda obs, env: f"angle {obs[2]:.1f}", rules="Balance."
-    )
+    env = FromGym(gymnasium.make("CartPole-v1"), to_text=lambda obs, env: f"angle {obs[2]:.1f}", rules="Balance.")
     obs, info = env.reset(seed=0)
     assert obs.startswith("Balance.\n\nangle") and info["legal_actions"] == ["[0]", "[1]"]
     assert env.step("[1]")[1] == 1.0

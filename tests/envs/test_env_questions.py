@@ -213,9 +213,7 @@ def test_repeated_questions_count_once_and_conflicts_are_told() -> None:
 
 
 def test_an_own_grader_and_own_words() -> None:
-    env = DatasetEnv(
-        [{"question": "q", "answer": "1"}], grade=lambda reply, gold: gold in reply, actions="Say it."
-    )
+    env = DatasetEnv([{"question": "q", "answer": "1"}], grade=lambda reply, gold: gold in reply, actions="Say it.")
     obs, _ = env.reset(seed=0)
     assert obs == "q\n\nSay it." and env.step("it is 1, yes")[1] == 1.0
 

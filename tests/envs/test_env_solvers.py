@@ -18,8 +18,7 @@ def lakes(size: int, holes: int) -> list[Lake]:
     ends = ((0, 0), (size - 1, size - 1))
     cells = [(r, c) for r in range(size) for c in range(size) if (r, c) not in ends]
     boards = [
-        Lake(size=size, holes=frozenset(chosen), start=ends[0], goal=ends[1])
-        for chosen in combinations(cells, holes)
+        Lake(size=size, holes=frozenset(chosen), start=ends[0], goal=ends[1]) for chosen in combinations(cells, holes)
     ]
     return [board for board in boards if shortest(board)]
 
