@@ -56,10 +56,16 @@ class Chat:
         """Prompt ids of the student (no context) and of the teacher (with it).
 
         Raises:
+            ConfigError: the template drops the context.
             AlignmentError: they do not end in the same generation header, so the first response
                 token would be predicted from different places.
         """
         student, teacher = self.render(messages), self.render(messages, context)
+        if context.text and student == teacher:
+            raise ConfigError(
+                f"this chat template drops a context placed as {context.placement}, so there would be nothing to "
+                "learn; place it with --placement user"
+            )
         check_same_header(student, teacher, self.header)
         return student, teacher
 

@@ -127,8 +127,6 @@ class PlayerConfig(Config):
 class GatherConfig(PlayerConfig):
     """How experience is gathered."""
 
-    episodes: int = 64
-    """Episodes to play (per round), on tasks that this environment has not used for play yet."""
     placement: Placement = "user"
     """Where contexts are put: in the user message, or in the system message."""
     chains: int = 4
@@ -144,7 +142,7 @@ class GatherConfig(PlayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("episodes", "chains", "chain_steps", "budget_tokens", "extract_tokens")
+        self._positive("chains", "chain_steps", "budget_tokens", "extract_tokens")
         self._one_of("placement", ("system", "user"))
 
 
@@ -221,6 +219,8 @@ class TrainConfig(PlayerConfig):
 class PlayConfig(GatherConfig):
     """`agentopcd play`: play episodes, store them, extract items."""
 
+    episodes: int = 64
+    """Episodes to play, on tasks that this environment has not used for play yet."""
     split: Literal["extract", "train"] = "extract"
     """Split to play on. Items may only come from extract; play train with --no-extract."""
     extract: bool = True
@@ -230,6 +230,7 @@ class PlayConfig(GatherConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._positive("episodes")
         self._one_of("split", ("extract", "train"))
         if self.extract and self.split != "extract":
             raise ConfigError(f"items may only come from the extract split, not {self.split}; add --no-extract")
@@ -306,10 +307,12 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig):
 
     rounds: int = 1
     """Rounds; each starts from the last student."""
+    episodes_per_round: int = 64
+    """Episodes to play in each round."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("rounds")
+        self._positive("rounds", "episodes_per_round")
 
 
 def pick(config: Config, wanted: type[C], **changes: Any) -> C:

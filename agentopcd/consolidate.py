@@ -78,7 +78,8 @@ def consolidate(
     if not train or not select:
         raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
     device = next(student.model.parameters()).device
-    accelerator = Accelerator(mixed_precision="bf16" if compute == torch.bfloat16 else "no", cpu=device.type == "cpu")
+    # Both models run under our own autocast, so that they compute alike; accelerate adds none of its own.
+    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
         raise ConfigError(f"{accelerator.num_processes} processes; consolidation runs in one process for now")
     student.model.requires_grad_(True).eval()  # eval: dropout off in both models' passes
@@ -116,9 +117,9 @@ def consolidate(
         for chunk, chunk_weights in micro_batches(samples, weights, config.micro_batch_size):
             teacher_NV = teacher.score(chunk)
             clock.lap("teacher")
-            student_NV = response_logits(
-                model, [(s.student_ids, s.response_ids) for s in chunk], student.tokenizer.pad_token_id
-            )
+            with models.autocast(device, compute):
+                pairs = [(s.student_ids, s.response_ids) for s in chunk]
+                student_NV = response_logits(model, pairs, student.tokenizer.pad_token_id)
             token = losses.divergence(
                 student_NV, teacher_NV, form=config.divergence, k=config.support, temperature=temperature
             )
@@ -160,7 +161,6 @@ def consolidate(
             run.save(student.model, optimizer, state)
 
     teacher.assert_unchanged()
-    accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     folder = run.folder / "student"
     if (run.folder / "best").is_dir():  # absent when a kill came right after this line
         shutil.rmtree(folder, ignore_errors=True)

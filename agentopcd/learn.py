@@ -232,8 +232,8 @@ def learn(config: LearnConfig, work: Path, *, say: Any = print, progress: Progre
 
 
 def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Progress) -> Round:
-    with Session(pick(config, PlayConfig), work, say=say, progress=progress) as session:
-        play = pick(config, PlayConfig)
+    play = pick(config, PlayConfig, episodes=config.episodes_per_round)
+    with Session(play, work, say=say, progress=progress) as session:
         run_id = _stage(session, "play", number)
         gathered = gather(session, play, run_id=run_id)
         session.store.finish(run_id, gathered.to_dict())

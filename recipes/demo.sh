@@ -16,7 +16,7 @@ who=("${task[@]}" --splits "$work/splits.json" --model smollm2-135m --max-tokens
 training=(--steps 16 --batch-size 32 --select-every 8)
 
 printf '\n(a) the model'"'"'s own experience\n'
-show learn "${who[@]}" "${training[@]}" --episodes 48 --chains 4 --chain-steps 6 --candidates 6 \
+show learn "${who[@]}" "${training[@]}" --episodes-per-round 48 --chains 4 --chain-steps 6 --candidates 6 \
     --select-tasks 32 --confirm-tasks 128
 
 printf '\n(b) a context written by a person: %s\n' "$(cat recipes/demo/context.txt)"

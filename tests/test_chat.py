@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from pathlib import Path
 from typing import Any, get_args
@@ -28,7 +27,7 @@ TEMPLATES = {
     "{{ s | trim }}{{ '<|im_end|>\n' }}{% for m in messages %}{% if m['role'] != 'system' %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}{% endif %}{% endfor %}" + _OPEN,
     "folds": _SYSTEM + "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' }}"
-    "{% if s and not ns %}{{ '<<SYS>>\n' + s + '\n<</SYS>>\n\n' }}{% set ns = 1 %}{% endif %}"
+    "{% if s and loop.index0 == 1 %}{{ '<<SYS>>\n' + s + '\n<</SYS>>\n\n' }}{% endif %}"
     "{{ m['content'] | trim + ' [/INST]' }}"
     "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + ' <|im_end|>' }}{% endif %}{% endfor %}",
     "thinks": "{% for m in messages %}" + _CHATML + "{% endfor %}" + _OPEN
@@ -60,14 +59,15 @@ def chat_of(tokenizer: Any, name: str) -> Chat:
 
 def inserted(student: str, teacher: str) -> str:
     """The one piece that the teacher's text has and the student's has not; nothing else may differ."""
-    start = len(os.path.commonprefix([student, teacher]))
+    start = next((i for i, (a, b) in enumerate(zip(student, teacher, strict=False)) if a != b), len(student))
     end = start + len(teacher) - len(student)
     assert teacher[:start] + teacher[end:] == student
     return teacher[start:end]
 
 
 CASES = [(name, "user") for name in TEMPLATES] + [(name, "system") for name in WITH_SYSTEM]
-ENDINGS = ["", "\n", "\n\n", " ", "\t", "<|im_end|>", "<|im_end|>\n<|im_start|>assistant\n", " [up", "[", " 🦓", "é", ":"]
+ROLE = "<|im_end|>\n<|im_start|>assistant\n"
+ENDINGS = ["", "\n", "\n\n", " ", "\t", "<|im_end|>", ROLE, " [up", "[", " 🦓", "é", ":"]
 
 
 @pytest.mark.parametrize("messages", [ONE, TALK], ids=["one", "talk"])
@@ -165,7 +165,8 @@ def test_a_header_that_depends_on_the_context_is_refused(tokenizer: Any) -> None
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher", "header"), [((1, 2, 3), (1, 2, 4), ()), ((9, 2, 3), (9, 8, 3), (2, 3)), ((5, 5), (5, 5), (5, 6))]
+    ("student", "teacher", "header"),
+    [((1, 2, 3), (1, 2, 4), ()), ((9, 2, 3), (9, 8, 3), (2, 3)), ((5, 5), (5, 5), (5, 6))],
 )
 def test_prompts_with_other_last_tokens_are_refused(student: Any, teacher: Any, header: Any) -> None:
     check_same_header((7, *header), (8, 8, *header), header) if header else None

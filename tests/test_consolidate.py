@@ -69,8 +69,9 @@ class Trained:
 
 
 def train(
-    model_dir: Path, work: Path, *, context: Context = LESSONS, kill_at: int = 0, ends: tuple[int, ...] = ENDS, **changes: Any
-) -> Trained:
+    model_dir: Path, work: Path, *, context: Context = LESSONS, kill_at: int = 0, ends: tuple[int, ...] = ENDS,
+    **changes: Any,
+) -> Trained:  # fmt: skip
     """One run of the loop; with ``kill_at`` it dies while it says its so-many-th line."""
     config = ConsolidateConfig(**SMALL | changes)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.compute]
@@ -170,14 +171,16 @@ def test_only_the_teacher_sees_the_context_and_both_score_the_same_tokens(
 ) -> None:
     asked, scored = [], []
     sample, logits = TransformersSampler.sample, loop.response_logits
-    monkeypatch.setattr(
-        TransformersSampler, "sample", lambda self, requests, sampling: asked.extend(requests) or sample(self, requests, sampling)
-    )  # fmt: skip
+
+    def spy_sample(self: TransformersSampler, requests: Sequence[Request], sampling: Sampling) -> Any:
+        asked.extend(requests)
+        return sample(self, requests, sampling)
 
     def spy(model: Any, pairs: Any, pad: int) -> torch.Tensor:
         scored.append((model, pairs))
         return logits(model, pairs, pad)
 
+    monkeypatch.setattr(TransformersSampler, "sample", spy_sample)
     monkeypatch.setattr(loop, "response_logits", spy)
     monkeypatch.setattr("agentopcd.teacher.response_logits", spy)
     done = train(model_dir, tmp_path, steps=1)
@@ -260,11 +263,10 @@ def test_micro_batches_change_nothing(
     one = train(model_dir, tmp_path, micro_batch_size=1, **common)
     other = train(model_dir, tmp_path, micro_batch_size=size, **common)
     base = models.load_model(str(model_dir)).model
-    for before, a, b in zip(
-        base.parameters(), one.student.model.parameters(), other.student.model.parameters(), strict=True
-    ):
+    for a, b in zip(one.student.model.parameters(), other.student.model.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-6
-    assert (before - a).abs().max() > 1e-4
+    moved = [float((a - b).abs().max()) for a, b in zip(one.student.model.parameters(), base.parameters(), strict=True)]
+    assert max(moved) > 1e-2
 
 
 @pytest.mark.parametrize("reduction", ["seq_mean", "token_mean"])

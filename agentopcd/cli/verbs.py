@@ -155,7 +155,7 @@ def learn(config: LearnConfig, call: Call) -> None:
         with _open(config, call) as session:
             plan = [
                 f"{config.rounds} rounds, each:",
-                f"{config.episodes} episodes, {config.chains} chains of {config.chain_steps} extractions",
+                f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions",
                 f"{config.candidates} candidates on {len(session.tasks('select', config.select_tasks))} select tasks",
                 f"winner and none on {len(session.tasks('confirm', config.confirm_tasks))} confirm tasks",
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",

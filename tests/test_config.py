@@ -1,0 +1,127 @@
+"""Settings: defaults, then the file, then the flags; what cannot be right fails before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopcd.config import (
+    ConfirmConfig,
+    ConsolidateConfig,
+    EvaluateConfig,
+    LearnConfig,
+    PlayConfig,
+    PlayerConfig,
+    ScoreConfig,
+    field_docs,
+    pick,
+)
+from agentopcd.errors import ConfigError
+
+ALL = [PlayConfig, ScoreConfig, ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig]
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('env = "math"\nsteps = 7\nseed = 3\n[env_args]\nlevel = 1\n')
+    config = ConsolidateConfig.load(tmp_path / "run.toml", seed=5, model=None)
+    assert (config.env, config.steps, config.seed, config.env_args) == ("math", 7, 5, {"level": 1})
+    assert config.batch_size == ConsolidateConfig(env="math").batch_size
+
+
+def test_an_unknown_key_names_the_close_one(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('env = "math"\nlearning_rat = 1\n')
+    with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
+        ConsolidateConfig.load(tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize("text", ["env = ", None])
+def test_a_file_that_cannot_be_read_is_a_config_error(text: str | None, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match="cannot read settings"):
+        PlayConfig.load(tmp_path / "run.toml")
+
+
+WRONG_TYPES = [
+    "seed = 'x'", "steps = '3'", "steps = 2.5", "steps = true", "env_args = 3", "temperature = 'hot'", "model = 5",
+    "force = 'no'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", WRONG_TYPES)
+def test_a_value_of_another_type_is_a_config_error(value: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f"env = 'math'\n{value}\n")
+    with pytest.raises(ConfigError):
+        ConsolidateConfig.load(tmp_path / "run.toml")
+
+
+WRONG: list[tuple[type[PlayerConfig], dict[str, Any], str]] = [
+    (PlayConfig, {"env": ""}, "--env"),
+    (PlayConfig, {"max_tokens": 0}, "max_tokens"),
+    (PlayConfig, {"sample_batch": 0}, "sample_batch"),
+    (PlayConfig, {"temperature": -0.1}, "temperature"),
+    (PlayConfig, {"top_p": 0.0}, "top_p"),
+    (PlayConfig, {"top_p": 1.1}, "top_p"),
+    (PlayConfig, {"top_k": -1}, "top_k"),
+    (PlayConfig, {"history": "chatt"}, "did you mean 'chat'"),
+    (PlayConfig, {"compute": "float16"}, "compute"),
+    (PlayConfig, {"placement": "sistem"}, "did you mean 'system'"),
+    (PlayConfig, {"episodes": 0}, "episodes"),
+    (PlayConfig, {"split": "train"}, "--no-extract"),
+    (PlayConfig, {"split": "test", "extract": False}, "split"),
+    (ScoreConfig, {"candidates": 0}, "candidates"),
+    (ScoreConfig, {"method": "best"}, "method"),
+    (ConfirmConfig, {"confirm_tasks": 0}, "confirm_tasks"),
+    (ConsolidateConfig, {"steps": 0}, "steps is 0"),
+    (ConsolidateConfig, {"batch_size": 0}, "batch_size"),
+    (ConsolidateConfig, {"learning_rate": 0.0}, "learning_rate"),
+    (ConsolidateConfig, {"learning_rate": float("nan")}, "learning_rate"),
+    (ConsolidateConfig, {"select_every": 0}, "select_every"),
+    (ConsolidateConfig, {"save_every": 0}, "save_every"),
+    (ConsolidateConfig, {"divergence": "tial"}, "did you mean 'tail'"),
+    (ConsolidateConfig, {"reduction": "mean"}, "reduction"),
+    (ConsolidateConfig, {"top_p": 0.8}, "top_p 1"),
+    (ConsolidateConfig, {"top_k": 20}, "top_k 0"),
+    (ConsolidateConfig, {"temperature": 0.0}, "temperature above 0"),
+    (ConsolidateConfig, {"loss_temperature": -1.0}, "loss_temperature"),
+    (ConsolidateConfig, {"test_tasks": -1}, "test_tasks"),
+    (EvaluateConfig, {"test_tasks": 0}, "test_tasks"),
+    (LearnConfig, {"rounds": 0}, "rounds"),
+    (LearnConfig, {"top_p": 0.8}, "top_p 1"),
+]
+
+
+@pytest.mark.parametrize(("cls", "values", "words"), WRONG)
+def test_what_cannot_be_right_is_refused(cls: type[PlayerConfig], values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        cls(**{"env": "math"} | values)
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_every_setting_has_a_help_text_and_survives_json(cls: type[PlayerConfig]) -> None:
+    docs = field_docs(cls)
+    config = cls(env="math")
+    assert all(docs.get(field.name, "").strip() for field in dataclasses.fields(cls))
+    assert cls(**json.loads(config.to_json())) == config
+
+
+def test_equal_settings_give_equal_json() -> None:
+    first = PlayConfig(env="math", env_args={"a": 1, "b": 2})
+    assert first.to_json() == PlayConfig(env_args={"b": 2, "a": 1}, env="math").to_json()
+
+
+def test_the_settings_of_a_round_reach_its_stages() -> None:
+    whole = LearnConfig(env="math", steps=3, episodes=5, confirm_tasks=9, seed=4)
+    assert pick(whole, ConsolidateConfig).steps == 3
+    assert pick(whole, PlayConfig).episodes == 5
+    assert pick(whole, ScoreConfig).confirm_tasks == 9
+    assert pick(whole, PlayConfig, seed=8).seed == 8
+
+
+def test_sampling_repeats_the_settings() -> None:
+    sampling = PlayConfig(env="math", temperature=0.2, top_p=0.9, top_k=5, max_tokens=7).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.2, 0.9, 5, 7)
