@@ -46,10 +46,10 @@ class Config:
         for name in values:
             if name not in known:
                 raise ConfigError(f"unknown setting {name!r} for {cls.__name__}{did_you_mean(name, known)}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise ConfigError(f"{cls.__name__}: {error}") from error
+        for field in dataclasses.fields(cls):
+            if field.name in values:
+                _check_type(field, values[field.name])
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -66,6 +66,14 @@ class Config:
     def _one_of(self, name: str, known: tuple[str, ...]) -> None:
         if getattr(self, name) not in known:
             raise ConfigError(f"{name} is {getattr(self, name)!r}{did_you_mean(str(getattr(self, name)), known)}")
+
+
+def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
+    """A value has the type of the field's default; an int will do for a float, a bool never for a number."""
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    wanted = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, wanted) or isinstance(default, bool) != isinstance(value, bool):
+        raise ConfigError(f"{field.name} is {value!r}; wanted a value like {default!r} ({type(default).__name__})")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 
 from agentopcd.errors import ModelError, did_you_mean
 
@@ -93,11 +94,15 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     folder = find_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load model {name!r}: {_first_line(error)}") from error
+    model, report = found
+    if missing := sorted(report["missing_keys"]):
+        # transformers would fill them with random numbers and only warn.
+        raise ModelError(f"model {name!r} lacks {len(missing)} weights ({missing[0]}, ...); get a complete copy")
     if not tokenizer.chat_template:
         raise ModelError(
             f"model {name!r} has a tokenizer without a chat template; take an instruct model, or set "

@@ -115,9 +115,8 @@ def test_equal_settings_give_equal_json() -> None:
 
 
 def test_the_settings_of_a_round_reach_its_stages() -> None:
-    whole = LearnConfig(env="math", steps=3, episodes=5, confirm_tasks=9, seed=4)
+    whole = LearnConfig(env="math", steps=3, confirm_tasks=9, seed=4)
     assert pick(whole, ConsolidateConfig).steps == 3
-    assert pick(whole, PlayConfig).episodes == 5
     assert pick(whole, ScoreConfig).confirm_tasks == 9
     assert pick(whole, PlayConfig, seed=8).seed == 8
 

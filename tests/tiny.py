@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -81,3 +83,38 @@ def build(folder: Path, *, seed: int = 0, tie: bool = True, hearing: float = 1.0
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+CLUE = "say seven"
+"""What :class:`Clued` must find in its prompt to answer right."""
+
+
+class Clued:
+    """A sampler without a model: right where the prompt holds :data:`CLUE`, and it extracts that clue.
+
+    Its questions come from :func:`questions`, whose answer is always 7.
+    """
+
+    engine = "clued"
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.asked = 0
+
+    def sample(self, requests: Any, sampling: Any) -> list[Any]:
+        return [self._answer(self.tokenizer.decode(list(request.prompt_ids))) for request in requests]
+
+    def _answer(self, prompt: str) -> Any:
+        from agentopcd.types import MARKER, Completion
+
+        self.asked += 1
+        text = f"{MARKER} {CLUE}" if "short lessons" in prompt else "Answer: 7" if CLUE in prompt else "Answer: 1"
+        ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], END)
+        return Completion(token_ids=ids, logprobs=(-1.0,) * len(ids), finish_reason="stop")
+
+
+def questions(file: Path, n: int = 130) -> str:
+    """Write ``n`` questions that all have the answer 7 and return the path: enough to be split."""
+    rows = [json.dumps({"question": f"What is {7 + i} - {i}?", "answer": "7"}) for i in range(n)]
+    file.write_text("\n".join(rows) + "\n")
+    return str(file)

@@ -1,0 +1,216 @@
+"""From episodes to a chosen context, with a player that needs the clue it extracts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopcd import experience
+from agentopcd.chat import Chat
+from agentopcd.config import PlayConfig, ScoreConfig, pick
+from agentopcd.rollouts import Player
+from agentopcd.session import Session
+from agentopcd.types import EMPTY, MARKER, Context
+from tests import tiny
+
+
+class Killed(BaseException):
+    pass
+
+
+class Lab:
+    """One workspace; sessions whose replies come from :class:`tests.tiny.Clued`."""
+
+    def __init__(self, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows, self.work, self.model = tiny.questions(folder / "rows.jsonl"), folder / "w", str(model)
+        self.lines: list[str] = []
+        self.samplers: list[tiny.Clued] = []
+
+        def player_for(session: Session, loaded: Any) -> Player:
+            self.samplers.append(tiny.Clued(loaded.tokenizer))
+            return Player(
+                game=session.game, sampler=self.samplers[-1], chat=Chat(loaded.tokenizer),
+                sampling=session.config.sampling, seed=session.config.seed,
+            )  # fmt: skip
+
+        monkeypatch.setattr(Session, "player_for", player_for)
+
+    def config(self, **settings: Any) -> PlayConfig:
+        own = {"env": self.rows, "model": self.model, "episodes": 4, "chains": 2, "chain_steps": 2}
+        return PlayConfig(**own | settings)
+
+    def open(self, config: Any = None, *, kill_after: int = 0) -> Session:
+        def progress(label: str, items: Iterable[Any], total: int) -> Iterable[Any]:
+            for number, item in enumerate(items, start=1):
+                yield item
+                if number == kill_after:
+                    raise Killed
+
+        return Session(config or self.config(), self.work, say=self.lines.append, progress=progress)
+
+    def play(self, **settings: Any) -> experience.Gathered:
+        config = self.config(**settings)
+        with self.open(config) as session:
+            run_id = session.begin("play")
+            done = experience.gather(session, config, run_id=run_id)
+            session.store.finish(run_id, done.to_dict())
+            return done
+
+    def count(self, table: str) -> int:
+        with self.open() as session:
+            return session.store.query(f"SELECT count(*) AS n FROM {table}")[0]["n"]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    return Lab(tmp_path, tiny_model_dir, monkeypatch)
+
+
+def test_play_leaves_episodes_items_and_named_contexts(lab: Lab) -> None:
+    done = lab.play()
+    clue = Context(f"{MARKER} {tiny.CLUE}")
+    assert (done.rate.wins, done.rate.n, done.flagged, done.unparsed) == (0, 4, 0, 0)
+    assert done.candidates == [clue]
+    with lab.open() as session:
+        store = session.store
+        assert [item.text for item in store.items(ids=done.items)] == [tiny.CLUE]
+        assert set(store.refs(f"{lab.rows}/pool/").values()) == {clue.id}
+        rows = store.episodes(run_id=done.run_id)
+        assert {row["split"] for row in rows} == {"extract"}
+        assert all(store.transcript(row["id"]).turns[0].reply == "Answer: 1" for row in rows)
+
+
+def test_the_next_run_takes_tasks_that_were_not_used(lab: Lab) -> None:
+    lab.play(extract=False)
+    lab.play(extract=False)
+    with lab.open() as session:
+        rows = session.store.episodes()
+        assert len({row["task_key"] for row in rows}) == len(rows) == 8
+
+
+def test_used_tasks_come_again_with_fresh_noise_and_are_announced(lab: Lab) -> None:
+    lab.play(extract=False, episodes=10)
+    lab.play(extract=False, episodes=4)
+    with lab.open() as session:
+        assert sorted(row["rep"] for row in session.store.episodes())[-4:] == [1, 1, 1, 1]
+    assert any("repeat" in line for line in lab.lines)
+
+
+def test_a_run_with_a_context_can_be_repeated_too(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "clue.txt").write_text(tiny.CLUE)
+    first = lab.play(context=str(tmp_path / "clue.txt"))
+    second = lab.play(context=str(tmp_path / "clue.txt"))
+    assert (first.rate.wins, second.rate.wins, second.rate.n) == (4, 4, 4)
+    with lab.open() as session:
+        assert len({row["task_key"] for row in session.store.episodes()}) == 8
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_killed_run_loses_and_doubles_nothing(lab: Lab, after: int) -> None:
+    config = lab.config()
+    with lab.open(config, kill_after=after) as session, pytest.raises(Killed):
+        experience.gather(session, config, run_id=session.begin("play"))
+    assert 0 < lab.count("episode") < 4
+    done = lab.play()
+    assert lab.count("episode") == lab.count("transcript") == 4
+    assert done.run_id == 1 and done.rate.n == 4
+    assert lab.count("item") == 1
+
+
+def test_extracting_again_adds_nothing(lab: Lab) -> None:
+    config = lab.config()
+    with lab.open(config) as session:
+        run_id = session.begin("play")
+        first = experience.gather(session, config, run_id=run_id)
+        tables = ("episode", "item", "item_source", "context", "ref_move")
+        before = [session.store.query(f"SELECT count(*) AS n FROM {table}") for table in tables]
+        again = experience.gather(session, config, run_id=run_id)
+        assert again == first
+        assert [session.store.query(f"SELECT count(*) AS n FROM {table}") for table in tables] == before
+
+
+def test_a_finished_run_is_read_back(lab: Lab) -> None:
+    done = lab.play()
+    asked = lab.samplers[-1].asked
+    with lab.open() as session:
+        assert experience.gather(session, lab.config(), run_id=done.run_id) == done
+    assert lab.samplers[-1].asked == asked
+
+
+def test_chains_of_two_runs_get_names_of_their_own(lab: Lab) -> None:
+    lab.play()
+    lab.play()
+    with lab.open() as session:
+        names = session.store.refs(f"{lab.rows}/pool/")
+    assert {name.split("/")[-2] for name in names} == {"00", "01", "02", "03"}
+
+
+def choose(lab: Lab, candidates: list[Context], **kill: int) -> Any:
+    config = pick(lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20)
+    with lab.open(config, **kill) as session:
+        return experience.choose(session, config, candidates, run_id=session.begin("score"))
+
+
+def test_the_context_with_the_clue_is_chosen_and_confirmed(lab: Lab) -> None:
+    clue, noise = Context(tiny.CLUE), Context("say nothing")
+    ranking, outcome = choose(lab, [noise, clue])
+    assert [row.context_id for row in ranking.rows] == [clue.id, noise.id]
+    assert (ranking.rows[0].count.rate.wins, ranking.empty.rate.wins, ranking.competed) == (10, 0, 2)
+    assert outcome.passed
+    with lab.open() as session:
+        assert session.store.refs(f"{lab.rows}/best") == {f"{lab.rows}/best": clue.id}
+        assert session.confirmed(clue)
+        splits = {row["split"] for row in session.store.episodes()}
+    assert splits == {"select", "confirm"}
+
+
+def test_a_context_that_helps_nothing_is_not_confirmed(lab: Lab) -> None:
+    assert not choose(lab, [Context("say nothing")])[1].passed
+    with lab.open() as session:
+        assert session.store.refs(f"{lab.rows}/best") == {}
+
+
+def test_scoring_killed_and_repeated_plays_each_pair_once(lab: Lab) -> None:
+    with pytest.raises(Killed):
+        choose(lab, [Context(tiny.CLUE)], kill_after=7)
+    assert lab.count("episode") == 7 or lab.count("episode") == 6
+    choose(lab, [Context(tiny.CLUE)])
+    assert lab.count("episode") == 2 * 10 + 2 * 20
+    asked = sum(sampler.asked for sampler in lab.samplers)
+    choose(lab, [Context(tiny.CLUE)])
+    assert sum(sampler.asked for sampler in lab.samplers) == asked
+
+
+def test_candidates_come_latest_step_first_and_each_once(lab: Lab) -> None:
+    with lab.open() as session:
+        store = session.store
+        texts = {"00/01": "a", "00/02": "b", "00/10": "c", "01/01": "a", "01/02": "d"}
+        for place, text in texts.items():
+            store.add_context(Context(text))
+            store.move(f"{lab.rows}/pool/{place}", Context(text).id, "extract")
+        assert [context.text for context in experience.pool(session)] == ["c", "d", "b", "a"]
+
+
+def test_items_of_the_pool_get_values(lab: Lab) -> None:
+    config = pick(lab.config(), ScoreConfig, select_tasks=20, method="subsets")
+    with lab.open(config) as session:
+        store, run_id = session.store, session.begin("score")
+        from agentopcd.knowledge import ingest
+
+        for text in (tiny.CLUE, "say nothing"):
+            ingest(store, f"{MARKER} {text}", run_id=run_id, env=session.env)
+        pool = [Context(f"{MARKER} {tiny.CLUE}\n{MARKER} say nothing")]
+        store.add_context(pool[0])
+        values = experience.value_items(session, config, pool, run_id=run_id)
+    assert [row["text"] for row in values] == [tiny.CLUE, "say nothing"]
+    assert values[0]["value"] > 0.5
+
+
+def test_the_empty_context_is_no_candidate(lab: Lab) -> None:
+    from agentopcd.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="nothing to score"):
+        choose(lab, [EMPTY])

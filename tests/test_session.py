@@ -1,0 +1,205 @@
+"""What a verb opens: splits that stay, contexts by any name, runs found again, and the gates before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from agentopcd.config import ConsolidateConfig, PlayConfig
+from agentopcd.envs.splits import build_splits
+from agentopcd.errors import ConfigError, EnvError, TaskLeak
+from agentopcd.knowledge import Found
+from agentopcd.session import DEFAULT_MODEL, Session
+from agentopcd.types import MARKER, Context, Task
+from tests import tiny
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    return tiny.questions(tmp_path / "rows.jsonl")
+
+
+def open_session(rows: str, work: Path, **settings: object) -> Session:
+    return Session(PlayConfig(env=rows, **settings), work, say=lambda line: None)  # type: ignore[arg-type]
+
+
+def test_splits_are_made_once_and_kept(rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_session(rows, tmp_path / "w") as session:
+        first = session.manifest
+        assert session.store.split_of(rows, first.tasks("test")[0].key) == "test"
+    monkeypatch.setattr("agentopcd.session.build_splits", None)
+    with open_session(rows, tmp_path / "w") as session:
+        assert session.manifest.splits == first.splits
+
+
+def test_tasks_are_taken_from_the_front(rows: str, tmp_path: Path) -> None:
+    with open_session(rows, tmp_path / "w") as session:
+        everything = session.tasks("select")
+        assert session.tasks("select", 3) == everything[:3]
+        assert session.tasks("select", 10_000) == everything
+
+
+def test_splits_of_another_environment_are_refused(rows: str, tmp_path: Path) -> None:
+    build_splits(rows).save(tmp_path / "splits.json")
+    other = tiny.questions(tmp_path / "other.jsonl", 140)
+    with open_session(rows, tmp_path / "w", splits=str(tmp_path / "splits.json")):
+        pass
+    with pytest.raises(ConfigError, match="envs splits"):
+        open_session(other, tmp_path / "w2", splits=str(tmp_path / "splits.json"))
+
+
+def test_a_task_that_changed_its_split_is_a_leak(rows: str, tmp_path: Path) -> None:
+    open_session(rows, tmp_path / "w").close()
+    build_splits(rows, salt="another").save(tmp_path / "splits.json")
+    with pytest.raises(TaskLeak):
+        open_session(rows, tmp_path / "w", splits=str(tmp_path / "splits.json"))
+
+
+def test_wrong_arguments_and_views_fail_early(tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match="did you mean 'math'"):
+        open_session("mth", tmp_path / "w")
+    with pytest.raises(EnvError, match="level"):
+        open_session("math", tmp_path / "w", env_args={"levle": 2})
+    with pytest.raises(EnvError, match="hidden"):
+        open_session("math", tmp_path / "w", rules="hiden")
+
+
+# -- contexts -------------------------------------------------------------------------------------------
+
+
+def test_a_context_is_found_by_file_ref_and_id(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Be brief.\n")
+    with open_session(rows, tmp_path / "w") as session:
+        wanted = Context("Be brief.", "system")
+        assert session.context(str(tmp_path / "prompt.txt"), "system") == (wanted, True)
+        session.store.move("mine", wanted.id, "person")
+        assert session.context("mine") == (wanted, False)
+        assert session.context(wanted.id[:8]) == (wanted, False)
+
+
+def test_a_context_that_is_empty_or_unknown_is_refused(rows: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" \n")
+    with open_session(rows, tmp_path / "w") as session:
+        with pytest.raises(ConfigError, match="empty"):
+            session.context(str(tmp_path / "empty.txt"))
+        with pytest.raises(ConfigError, match="unknown context 'nothing'"):
+            session.context("nothing")
+
+
+def store_item(session: Session, text: str, task: Task) -> Context:
+    """A context with one item that came from ``task``; the item is still pending."""
+    run_id = session.store.start("play", {}, 0)
+    session.store.add_items(run_id, [Found(text)], env=session.env, task_key=task.key)
+    context = Context(f"{MARKER} {text}")
+    session.store.add_context(context)
+    return context
+
+
+def test_an_item_of_a_held_out_task_stops_the_hand_over(rows: str, tmp_path: Path) -> None:
+    with open_session(rows, tmp_path / "w") as session:
+        for split in ("select", "confirm", "test"):
+            context = store_item(session, f"seen in {split}", session.tasks(split)[0])
+            with pytest.raises(TaskLeak, match=split):
+                session.check_handover(context)
+
+
+def test_a_pending_or_retired_item_stops_the_hand_over(rows: str, tmp_path: Path) -> None:
+    with open_session(rows, tmp_path / "w") as session:
+        context = store_item(session, "go left", session.tasks("extract")[0])
+        (item,) = session.store.items(context_id=context.id)
+        with pytest.raises(ConfigError, match="pending"):
+            session.check_handover(context)
+        session.store.event(item.id, "approve", "person")
+        session.check_handover(context)
+        session.store.event(item.id, "retire", "person")
+        with pytest.raises(ConfigError, match="retired"):
+            session.check_handover(context)
+
+
+def test_only_the_confirm_gate_confirms(rows: str, tmp_path: Path) -> None:
+    with open_session(rows, tmp_path / "w") as session:
+        context = Context("Be brief.")
+        session.store.add_context(context)
+        session.store.move(f"{rows}/best", context.id, "person")
+        assert not session.confirmed(context)
+        session.store.move(f"{rows}/best", context.id, "confirm")
+        assert session.confirmed(context)
+
+
+@pytest.fixture
+def train_session(rows: str, tmp_path: Path, tiny_model_dir: Path) -> Session:
+    config = ConsolidateConfig(env=rows, model=str(tiny_model_dir), steps=1, test_tasks=0)
+    return Session(config, tmp_path / "w", say=lambda line: None)
+
+
+def test_what_was_not_confirmed_is_not_distilled_unless_forced(train_session: Session) -> None:
+    from agentopcd.learn import find_context
+
+    session, store = train_session, train_session.store
+    config = session.config
+    assert isinstance(config, ConsolidateConfig)
+    force = dataclasses.replace(config, force=True)
+    with pytest.raises(ConfigError, match="knowledge score"):
+        find_context(session, config)
+    with pytest.raises(ConfigError, match="agentopcd play"):
+        find_context(session, force)
+    context = store_item(session, "go left", session.tasks("extract")[0])
+    store.event(store.items(context_id=context.id)[0].id, "approve", "person")
+    store.move(f"{session.env}/pool/00/01", context.id, "extract")
+    assert find_context(session, force) == context
+    named = dataclasses.replace(config, context=context.id)
+    with pytest.raises(ConfigError, match="--force"):
+        find_context(session, named)
+    assert find_context(session, dataclasses.replace(named, force=True)) == context
+    store.move(f"{session.env}/best", context.id, "confirm")
+    assert find_context(session, config) == find_context(session, named) == context
+
+
+def test_training_on_a_held_out_task_is_a_leak(train_session: Session) -> None:
+    from agentopcd.learn import distil
+
+    manifest = train_session.manifest
+    for split in ("select", "confirm", "test"):
+        mixed = {**manifest.splits, "train": [*manifest.tasks("train"), manifest.tasks(split)[0]]}
+        train_session.manifest = dataclasses.replace(manifest, splits=mixed)
+        with pytest.raises(TaskLeak, match=split):
+            distil(train_session, train_session.config, Context("Be brief."))  # type: ignore[arg-type]
+
+
+# -- models and runs ------------------------------------------------------------------------------------
+
+
+def test_the_model_is_the_given_one_then_the_newest_student_then_the_built_in(rows: str, tmp_path: Path) -> None:
+    with open_session(rows, tmp_path / "w", model="mine") as session:
+        assert session.model_name()[0] == "mine"
+    with open_session(rows, tmp_path / "w") as session:
+        assert session.model_name()[0] == DEFAULT_MODEL
+        run_id = session.store.start("consolidate", {"env": session.env}, 0)
+        session.store.add_model("base", "base")
+        for number in (1, 2, 3):
+            (tmp_path / f"student{number}").mkdir()
+            session.store.add_model(str(number), "s", str(tmp_path / f"student{number}"), "base", run_id)
+        (tmp_path / "student3").rmdir()
+        assert session.model_name()[0] == str(tmp_path / "student2")
+
+
+def test_a_run_is_resumed_until_it_is_finished(rows: str, tmp_path: Path, tiny_model_dir: Path) -> None:
+    model = str(tiny_model_dir)
+    with open_session(rows, tmp_path / "w", model=model) as session:
+        first = session.begin("play")
+        assert session.begin("play") == first
+        assert session.begin("play", pool=[1]) != first
+        assert session.finished("play") is None and session.result(first) is None
+        session.store.finish(first, {"n": 1})
+        assert (session.finished("play"), session.result(first)) == (first, {"n": 1})
+        second = session.begin("play")
+        assert second != first
+    with open_session(rows, tmp_path / "w", model=model) as session:
+        assert session.begin("play") == second
+    with open_session(rows, tmp_path / "w", model=model, temperature=0.1) as session:
+        assert session.begin("play") != second
+        row = json.loads(session.store.run(second)["config"])
+        assert (row["env"], row["model_id"]) == (rows, session.loaded.id)
