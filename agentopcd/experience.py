@@ -29,7 +29,7 @@ from agentopcd.knowledge import (
 from agentopcd.sampling import request_seed
 from agentopcd.session import Session
 from agentopcd.stats import Rate
-from agentopcd.types import EMPTY, Context, Job, Request, Sampling, Task
+from agentopcd.types import EMPTY, MARKER, Context, Job, Request, Sampling, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -174,8 +174,16 @@ def _ask(
         temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
     )
     session.say(f"extracting from {len(requests)} episodes")
-    replies = player.sampler.sample(requests, sampling)
-    return {place: player.chat.reply_text(r.token_ids) for place, r in zip(places, replies, strict=True)}
+    replies = [player.chat.reply_text(r.token_ids) for r in player.sampler.sample(requests, sampling)]
+    # A model too small to keep to the format gets a second try, with the marker as its first words.
+    silent = [i for i, reply in enumerate(replies) if MARKER not in reply]
+    opening = tuple(player.chat.tokenizer(MARKER, add_special_tokens=False)["input_ids"])
+    again = [dataclasses.replace(requests[i], prompt_ids=requests[i].prompt_ids + opening) for i in silent]
+    for i, reply in zip(silent, player.sampler.sample(again, sampling), strict=True):
+        replies[i] = MARKER + player.chat.reply_text(reply.token_ids)
+    if silent:
+        session.say(f"{len(silent)} of {len(requests)} replies held no item; asked again, with {MARKER!r} as opening")
+    return dict(zip(places, replies, strict=True))
 
 
 def _first_chain(session: Session, run_id: int) -> int:

@@ -51,6 +51,7 @@ class Session:
         progress: Progress = no_progress,
     ) -> None:
         self.config, self.work, self.say, self.progress = config, work, say, progress
+        self.notes: set[str] = set()
         self.game = Game(
             ref=config.env, kwargs=config.env_args, rules=config.rules,
             max_steps=config.max_steps, history=config.history,
@@ -100,7 +101,8 @@ class Session:
     def load(self, name: str) -> models.LoadedModel:
         """Load a model and register it in the store."""
         loaded = models.load_model(name, device=self.device)
-        if loaded.note:
+        if loaded.note and loaded.note not in self.notes:
+            self.notes.add(loaded.note)
             self.say(f"note: {loaded.note}")
         self.register(loaded)
         return loaded

@@ -13,7 +13,7 @@ task=(--env math --env-arg level=1 --env-arg grader=last-number)
 [ -f "$work/splits.json" ] || show envs splits math --env-arg level=1 --env-arg 'grader="last-number"' \
     --test 256 --confirm 128 --select 64 --extract 48 --out "$work/splits.json"
 who=("${task[@]}" --splits "$work/splits.json" --model smollm2-135m --max-tokens 24 --work "$work")
-training=(--steps 16 --batch-size 32 --select-every 8)
+training=(--steps 12 --batch-size 32 --select-every 4)
 
 printf '\n(a) the model'"'"'s own experience\n'
 show learn "${who[@]}" "${training[@]}" --episodes-per-round 48 --chains 4 --chain-steps 6 --candidates 6 \

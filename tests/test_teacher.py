@@ -64,6 +64,18 @@ def test_a_ragged_batch_equals_its_singles_in_order(student: models.LoadedModel)
     assert (together.log_softmax(-1) - alone.log_softmax(-1)).abs().max() < 1e-4
 
 
+def test_positions_are_counted_from_the_first_real_token() -> None:
+    """A model with a learned embedding per position sees whether padding shifted them; rotary ones would not."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=297, n_positions=64, n_embd=32, n_layer=2, n_head=2)).eval()
+    together = response_logits(model, RAGGED, tiny.PAD)
+    alone = torch.cat([model(torch.tensor([[*x, *y]])).logits[0, len(x) - 1 : -1] for x, y in RAGGED])
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
 def test_a_pad_token_inside_a_response_is_a_token_like_any_other(student: models.LoadedModel) -> None:
     prompt, response = ids(5, 1), (tiny.PAD, 7, tiny.PAD, 8)
     whole = student.model(torch.tensor([[*prompt, *response]])).logits[0]

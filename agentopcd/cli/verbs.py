@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import Any
 
 import typer
@@ -49,7 +51,7 @@ def play(config: PlayConfig, call: Call) -> None:
         if config.extract and not result.items:
             call.say(f"no item could be read from the extractor's {result.unparsed} replies")
         elif config.extract:
-            call.say(f"next: agentopcd knowledge score --env {config.env}{_work(call)}")
+            call.say(f"next: agentopcd knowledge score {_game(config)}{_work(call)}")
         else:
             call.say(f"next: agentopcd knowledge list episodes{_work(call)}")
 
@@ -84,7 +86,7 @@ def score(config: ScoreConfig, call: Call) -> None:
                   "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
         session.store.finish(run_id, result)
         call.show(result)
-        _say_gate(call, config.env, ranking.best.context_id, outcome)
+        _say_gate(call, config, ranking.best.context_id, outcome)
 
 
 def confirm(config: ConfirmConfig, call: Call) -> None:
@@ -103,7 +105,7 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
         outcome = confirm_one(session, context, config.confirm_tasks, run_id=run_id)
         session.store.finish(run_id, {"confirmed": outcome.passed, "context": context.id})
         call.show({"confirmed": outcome.passed, "context": context.id})
-        _say_gate(call, config.env, context.id, outcome)
+        _say_gate(call, config, context.id, outcome)
 
 
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
@@ -124,7 +126,7 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
         result = distil(session, config, find_context(session, config))
         call.show(result.to_dict())
         _say_distilled(call, result)
-        call.say(f"next: agentopcd evaluate --env {config.env}{_work(call)}")
+        call.say(f"next: agentopcd evaluate {_game(config)}{_work(call)}")
 
 
 def evaluate(config: EvaluateConfig, call: Call) -> None:
@@ -143,7 +145,7 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
         call.show(result.to_dict())
         for line in lines(result):
             call.say(line)
-        call.say(f"next: agentopcd learn --env {config.env}{_work(call)}")
+        call.say(f"next: agentopcd learn {_game(config)}{_work(call)}")
 
 
 def learn(config: LearnConfig, call: Call) -> None:
@@ -191,14 +193,14 @@ def _plan(session: Any, call: Call, steps: list[str]) -> None:
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
 
 
-def _say_gate(call: Call, env: str, context_id: str, outcome: Any) -> None:
+def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Any) -> None:
     if outcome is None:
-        call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} --env {env}{_work(call)}")
+        call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {_game(config)}{_work(call)}")
     elif outcome.passed:
-        call.say(f"next: agentopcd consolidate --env {env}{_work(call)}")
+        call.say(f"next: agentopcd consolidate {_game(config)}{_work(call)}")
     else:
         call.say("nothing beat the empty context on confirm tasks, so there is nothing to consolidate")
-        call.say(f"next: agentopcd play --env {env}{_work(call)}")
+        call.say(f"next: agentopcd play {_game(config)}{_work(call)}")
 
 
 def _say_distilled(call: Call, result: Any) -> None:
@@ -207,6 +209,13 @@ def _say_distilled(call: Call, result: Any) -> None:
     for line in lines(result.evaluation) if result.evaluation else []:
         call.say(line)
     call.say(f"student: {result.folder} (best at step {result.best_step})")
+
+
+def _game(config: PlayerConfig) -> str:
+    """The flags that name the same tasks again."""
+    values = [f" --env-arg {name}={shlex.quote(json.dumps(value))}" for name, value in config.env_args.items()]
+    splits = f" --splits {shlex.quote(config.splits)}" if config.splits else ""
+    return f"--env {shlex.quote(config.env)}{''.join(values)}{splits}"
 
 
 def _work(call: Call) -> str:

@@ -25,23 +25,17 @@ You played one round of a game whose rules nobody told you. This is what you saw
 
 {trace}
 
-{earlier}
-The next round will start from another position. Write 1 or 2 short lessons that will help you there: \
+{earlier}The next round will start from another position. Write 1 or 2 short lessons that will help you there: \
 what a symbol or a move does, what wins, what loses. Say when to do it. General rules only, no list of \
-the moves you made and no positions. Do not repeat what you already know; if this round proves it wrong, \
-say so.
+the moves you made and no positions.
 Write one line per lesson. Begin each line with "{marker}" and then the lesson. Write nothing else."""
 
 _SINGLE = """\
-This is a problem and the answer you gave.
-
 {trace}
 
-{earlier}
-Other problems of this kind will follow. Write 1 or 2 short lessons that will help you with them: a method \
-that works, or a mistake to avoid. General rules only, not the answer to this problem. Do not repeat what \
-you already know; if it looks wrong now, say so.
-Write one line per lesson. Begin each line with "{marker}" and then the lesson. Write nothing else."""
+{earlier}Give 1 or 2 short rules for answering other questions of this kind correctly: a method that works, or a mistake \
+to avoid. General rules, not the answer to this question. Write one line per rule, and begin each line with \
+"{marker}"."""
 
 _TEMPLATES: dict[Kind, str] = {"game": _GAME, "single": _SINGLE}
 
@@ -83,7 +77,7 @@ def single_trace(episode: Episode) -> str:
     """Problem and own reply; feedback and outcome could carry the label, so they stay out."""
     turn = episode.turns[0]
     problem = _shown([part for part in turn.parts if part[0] in ("state", "actions")])
-    return f"Problem:\n{problem}\n\nYour answer:\n{_spoken(turn.reply)}"
+    return f"Question: {problem}\nYour answer: {_spoken(turn.reply)}"
 
 
 def _shown(parts: Sequence[Part]) -> str:
@@ -97,5 +91,6 @@ def _spoken(reply: str) -> str:
 
 def _earlier(context: Context | None) -> str:
     if context is None or not context.text:
-        return "You know nothing about it yet."
-    return f"What you already know (it may be wrong):\n{context.text}"
+        return ""
+    known = "What you know already; do not repeat it, but say so where it proves wrong:"
+    return f"{known}\n{context.text}\n\n"

@@ -1,0 +1,26 @@
+"""The draw of the transformers back end at the ends of the unit interval."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from agentopcd.sampling import transformers
+from agentopcd.types import Sampling
+
+LOGITS = torch.tensor([[-9.0, 0.0, 2.0, 1.0, -9.0]])
+
+
+@pytest.mark.parametrize(("noise", "token"), [(0.0, 1), (1 - 2**-53, 3)])
+def test_no_draw_hits_a_token_without_probability(noise: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens 0 and 4 are cut by top-k, so the smallest number takes token 1 and the largest token 3."""
+
+    class Fixed:
+        def __init__(self, seed: str) -> None: ...
+
+        def random(self) -> float:
+            return noise
+
+    monkeypatch.setattr(transformers.random, "Random", Fixed)
+    choice = transformers._SeededChoice([0], Sampling(temperature=1.0, top_k=3))
+    assert int(choice(None, LOGITS).argmax()) == token
