@@ -128,7 +128,7 @@ def tabulate(
         for one in contestants
     ]
     by_label = {one.label: one.arm for one in contestants}
-    wanted = [("in-context", "base"), ("student", "base"), ("student", "in-context")]
+    wanted = [("in-context", "base"), ("student", "base"), ("student", "in-context"), ("student", "teacher")]
     comparisons = {
         f"{a} - {b}": session.store.compare(by_label[a], by_label[b], **place)
         for a, b in wanted

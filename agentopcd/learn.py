@@ -27,6 +27,7 @@ class Distilled:
     """The student, an ordinary Hugging Face folder."""
     model_id: str
     parent_id: str
+    teacher_id: str
     context_id: str
     best_step: int
     evaluation: Evaluation | None
@@ -35,7 +36,8 @@ class Distilled:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "folder": self.folder, "model": self.model_id, "parent": self.parent_id, "context": self.context_id,
+            "folder": self.folder, "model": self.model_id, "parent": self.parent_id,
+            "teacher": self.teacher_id, "context": self.context_id,
             "best_step": self.best_step, "repeated": self.repeated,
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
         }  # fmt: skip
@@ -85,14 +87,18 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     run = Run(session.work, "consolidate", identity)
     if (done := run.result) is not None:
         session.say(f"already done: {run.folder}")
-        return _repeat(session, config, context, done)
+        found = Distilled(
+            folder=done["folder"], model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
+            context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
+        )  # fmt: skip
+        table = _table(session, config, context, found) if config.test_tasks else None
+        return dataclasses.replace(found, evaluation=table)
     run_id = session.begin("consolidate", context_id=context.id, folder=str(run.folder))
-    base = Contestant(label="base", model=student)
-    shown = Contestant(label="in-context", model=teacher_model, context=context)
+    arms = _arms(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
     if test:
-        before = evaluate(session, [base, shown], test, run_id=run_id)
-        for line in lines(before)[1:4]:
+        before = evaluate(session, arms, test, run_id=run_id)
+        for line in lines(before)[1 : 2 + len(arms)]:
             session.say(line)
     train = session.tasks("train")
     session.manifest.guard_training(train)
@@ -112,35 +118,38 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     session.store.add_model(
         result.model_id, str(result.folder), str(result.folder), student.id, run_id, {context.id: 1.0}
     )
-    evaluation = None
-    if test:
-        trained = Contestant(label="student", model=session.load(str(result.folder)))
-        evaluation = evaluate(session, [base, shown, trained], test, run_id=run_id)
     out = Distilled(
-        folder=str(result.folder), model_id=result.model_id, parent_id=student.id, context_id=context.id,
-        best_step=result.best_step, evaluation=evaluation,
+        folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
+        context_id=context.id, best_step=result.best_step, evaluation=None,
     )  # fmt: skip
+    if test:
+        # The weights in memory have moved, so only the saved student plays; the others are read back.
+        evaluate(session, [Contestant(label="student", model=session.load(out.folder))], test, run_id=run_id)
+        out = dataclasses.replace(out, evaluation=_table(session, config, context, out))
     run.finish(out.to_dict())
     session.store.finish(run_id, out.to_dict())
     return out
 
 
-def _repeat(session: Session, config: ConsolidateConfig, context: Context, done: dict[str, Any]) -> Distilled:
-    """What a finished run found, its table read back from the stored episodes."""
-    evaluation = None
-    if config.test_tasks:
-        trained = dataclasses.replace(session.loaded, id=done["model"], note=session.loaded.note)
-        shown = dataclasses.replace(session.loaded)
-        arms = [
-            Contestant(label="base", model=session.loaded),
-            Contestant(label="in-context", model=shown, context=context),
-            Contestant(label="student", model=trained),
-        ]
-        evaluation = tabulate(session, arms, session.tasks("test", config.test_tasks), setup=session.setup())
-    return Distilled(
-        folder=done["folder"], model_id=done["model"], parent_id=done["parent"], context_id=done["context"],
-        best_step=done["best_step"], evaluation=evaluation, repeated=True,
-    )  # fmt: skip
+def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Context) -> list[Contestant]:
+    """Who the student to be is compared with: itself without and with the context, and another teacher, if any."""
+    arms = [
+        Contestant(label="base", model=student),
+        Contestant(label="in-context", model=student, context=context),
+    ]
+    return arms if teacher.id == student.id else [*arms, Contestant(label="teacher", model=teacher, context=context)]
+
+
+def _table(session: Session, config: ConsolidateConfig, context: Context, found: Distilled) -> Evaluation:
+    """The evaluation of a run, read back from the stored episodes; plays nothing."""
+    known = session.loaded
+
+    def named(model_id: str) -> models.LoadedModel:
+        return dataclasses.replace(known, id=model_id)
+
+    arms = _arms(named(found.parent_id), named(found.teacher_id), context)
+    arms.append(Contestant(label="student", model=named(found.model_id)))
+    return tabulate(session, arms, session.tasks("test", config.test_tasks), setup=session.setup())
 
 
 def evaluate_student(session: Session, config: EvaluateConfig) -> Evaluation:

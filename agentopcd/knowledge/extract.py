@@ -33,8 +33,8 @@ Write one line per lesson. Begin each line with "{marker}" and then the lesson. 
 _SINGLE = """\
 {trace}
 
-{earlier}Give 1 or 2 short rules for answering other questions of this kind correctly: a method that works, or a mistake \
-to avoid. General rules, not the answer to this question. Write one line per rule, and begin each line with \
+{earlier}Give 1 or 2 short rules for answering other questions of this kind correctly: a method that works, or \
+a mistake to avoid. General rules, not the answer to this question. Write one line per rule, and begin each line with \
 "{marker}"."""
 
 _TEMPLATES: dict[Kind, str] = {"game": _GAME, "single": _SINGLE}
