@@ -12,6 +12,7 @@ Each step:
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import shutil
 import time
@@ -94,7 +95,10 @@ def consolidate(
         state = {"step": 0, "best_step": 0, "skipped": 0, "select": {}}
         state["select"]["0"] = success_on(player, select)
         run.rewind(-1)
-        run.log({"step": 0, "loss/definition": definition(config, teacher, context, player)} | select_record(state, 0))
+        run.log(
+            {"step": 0, "loss/definition": definition(config, student, teacher, context, player)}
+            | select_record(state, 0)
+        )
         say(f"before training: {rate_of(state, 0)} on {len(select)} select tasks, without the context")
     else:
         run.rewind(state["step"])
@@ -128,7 +132,7 @@ def consolidate(
             meter.add(chunk, student_NV, teacher_NV, token)
             clock.lap("update")
         norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm) or 0.0)
-        ok = norm == norm and norm != float("inf") and bool(samples)
+        ok = math.isfinite(norm) and bool(samples)
         if ok:
             optimizer.step()
         else:
@@ -139,8 +143,8 @@ def consolidate(
         record: dict[str, Any] = {
             "step": step, "loss/name": loss_name(config),
             **(meter.result() if samples else {"loss/value_nats": 0.0}),
-            **rollout_measures(episodes, samples, dropped),
-            "train/grad_norm": norm, "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
+            **rollout_measures(episodes, samples, dropped), "engine/policy_step": step - 1,
+            "train/grad_norm": norm if math.isfinite(norm) else None, "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
             "train/skipped_total": state["skipped"], "train/learning_rate": config.learning_rate,
             "teacher/context_tokens": player.chat.count_tokens(context.text), **clock.times(),
         }  # fmt: skip
@@ -253,9 +257,12 @@ def select_record(state: dict[str, Any], step: int) -> dict[str, Any]:
     return {"select/success": wins / max(n, 1), "select/n": n, "select/low": rate.low, "select/high": rate.high}
 
 
-def definition(config: ConsolidateConfig, teacher: FrozenTeacher, context: Context, player: Player) -> dict[str, Any]:
-    """What the loss is, once per run."""
+def definition(
+    config: ConsolidateConfig, student: models.LoadedModel, teacher: FrozenTeacher, context: Context, player: Player
+) -> dict[str, Any]:
+    """What the loss is, once per run. A model's id covers its weights, tokenizer and chat template."""
     return {
+        "student": student.id,
         "direction": "reverse", "name": loss_name(config), "support": f"student top-{config.support}",
         "rollout_temperature": config.temperature, "loss_temperature": config.loss_temperature or config.temperature,
         "reduction": config.reduction, "cut_replies": config.cut_replies, "teacher": teacher.kind,

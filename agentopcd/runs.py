@@ -134,12 +134,12 @@ def write_text(path: Path, text: str) -> None:
 
 def console_line(record: Mapping[str, Any], steps: int, eta_s: float) -> str:
     """One line per step for people; ``record`` is the step's line of metrics.jsonl."""
-    step = record["step"]
+    step, norm = record["step"], record["train/grad_norm"]
     return (
         f"step {step:03d}/{steps:03d} | {record['loss/name']} {record['loss/value_nats']:.4f} nats/tok"
         f" | response {record['rollout/response_tokens_mean']:.0f} tok"
         f" | success {record['rollout/success']:.2f} ({record['rollout/episodes']} ep)"
-        f" | grad {record['train/grad_norm']:.2f} | {record['time/step_s']:.1f} s"
+        f" | grad {'not finite' if norm is None else f'{norm:.2f}'} | {record['time/step_s']:.1f} s"
         f" (roll {record['time/rollout_s']:.1f} score {record['time/teacher_s']:.1f}"
         f" train {record['time/update_s']:.1f}) | eta {eta_s / 60:.1f} min"
     )

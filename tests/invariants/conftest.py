@@ -29,11 +29,11 @@ class Desk:
 
     folder: Path
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-m", "agentopcd", *arguments],
             cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", **variables},
         )  # fmt: skip
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,9 +47,9 @@ class Desk:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def kill_when(self, ready: Callable[[], bool], *arguments: str) -> None:
+    def kill_when(self, ready: Callable[[], bool], *arguments: str, **variables: str) -> None:
         """Start a command and kill it (SIGKILL) as soon as ``ready``; it must not have ended by then."""
-        process = self.start(*arguments)
+        process = self.start(*arguments, **variables)
         deadline = time.monotonic() + PATIENCE_S
         try:
             while not ready():

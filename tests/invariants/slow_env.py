@@ -9,6 +9,8 @@ from typing import Any
 from agentopcd.envs import EnvSpec, TextEnv
 
 NAP_S = float(os.environ.get("SLOW_ENV_NAP_S", "0.03"))
+STEPS_FILE = os.environ.get("SLOW_ENV_STEPS")
+"""Gets one line per step, if set."""
 
 
 class Slow(TextEnv):
@@ -21,6 +23,9 @@ class Slow(TextEnv):
 
     def step(self, action: str) -> Any:
         time.sleep(NAP_S)
+        if STEPS_FILE:
+            with open(STEPS_FILE, "a") as file:
+                file.write("step\n")
         self.said.append(action)
         if len(self.said) < 2:
             return self.turn(state="Another room", actions="Say it.")

@@ -60,9 +60,11 @@ def test_the_store_has_every_turn_and_a_repeated_command_takes_other_tasks(desk:
 
 
 def test_play_killed_and_repeated_loses_and_doubles_nothing(desk: Desk, played: str) -> None:
-    desk.kill_when(lambda: desk.count("killed", "episode") >= 2, *PLAY, "--work", "killed")
+    two_are_stored, nap = lambda: desk.count("killed", "episode") >= 2, {"SLOW_ENV_NAP_S": "0.15"}
+    desk.kill_when(two_are_stored, *PLAY, "--work", "killed", SLOW_ENV_STEPS="steps.log", **nap)
     stored = desk.query("killed", "SELECT id FROM episode")
     assert 2 <= len(stored) < 5
+    assert len((desk.folder / "steps.log").read_text().splitlines()) < 10  # stored while others were still playing
     out = desk.ok(*PLAY, "--work", "killed")
     assert "resuming play run 1" in out
     assert desk.count("killed", "run") == 1
