@@ -109,8 +109,7 @@ def consolidate(
         clock = Clock()
 
         # 1. The student plays without the context.
-        noise = dataclasses.replace(player, seed=step_seed(config.seed, step))
-        episodes = list(noise.play(draw(train, step, config)))
+        episodes = list(player.play(draw(train, step, config)))
         episodes.sort(key=lambda e: (e.task, e.rep))  # they finish in any order; the sum should not
         samples, dropped = samples_of(episodes, player.chat, context, config.cut_replies)
         clock.lap("rollout")
@@ -144,7 +143,8 @@ def consolidate(
             "step": step, "loss/name": loss_name(config),
             **(meter.result() if samples else {"loss/value_nats": 0.0}),
             **rollout_measures(episodes, samples, dropped), "engine/policy_step": step - 1,
-            "train/grad_norm": norm if math.isfinite(norm) else None, "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
+            "train/grad_norm": norm if math.isfinite(norm) else None,
+            "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
             "train/skipped_total": state["skipped"], "train/learning_rate": config.learning_rate,
             "teacher/context_tokens": player.chat.count_tokens(context.text), **clock.times(),
         }  # fmt: skip
@@ -227,11 +227,6 @@ def draw(train: Sequence[Task], step: int, config: ConsolidateConfig) -> list[Jo
         random.Random(f"{config.seed}:{epoch}").shuffle(order)
         picked.append(Job(train[order[index]], rep=epoch))
     return picked
-
-
-def step_seed(seed: int, step: int) -> int:
-    """A task that comes again in another step gets other noise."""
-    return seed * 1_000_003 + step
 
 
 def success_on(player: Player, tasks: Sequence[Task]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,28 @@ def test_play_leaves_episodes_items_and_named_contexts(lab: Lab) -> None:
         rows = store.episodes(run_id=done.run_id)
         assert {row["split"] for row in rows} == {"extract"}
         assert all(store.transcript(row["id"]).turns[0].reply == "Answer: 1" for row in rows)
+
+
+def test_an_extractor_that_forgets_the_marker_is_asked_again_with_it_as_opening(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = tiny.Clued._answer
+
+    def forgets(self: tiny.Clued, prompt: str) -> Any:
+        reply = answer(self, prompt)
+        marker = self.tokenizer(MARKER, add_special_tokens=False)["input_ids"]
+        if list(reply.token_ids[: len(marker)]) != marker:
+            return reply
+        opened = prompt.endswith(f"assistant\n{MARKER}")
+        text = f" {tiny.CLUE}\n{MARKER} second line" if opened else "I would rather not."
+        ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], tiny.END)
+        return dataclasses.replace(reply, token_ids=ids, logprobs=(-1.0,) * len(ids))
+
+    monkeypatch.setattr(tiny.Clued, "_answer", forgets)
+    done = lab.play()
+    with lab.open() as session:
+        assert tiny.CLUE in [item.text for item in session.store.items(ids=done.items)]
+    assert done.unparsed == 0
 
 
 def test_the_next_run_takes_tasks_that_were_not_used(lab: Lab) -> None:

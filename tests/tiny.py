@@ -105,10 +105,12 @@ class Clued:
         return [self._answer(self.tokenizer.decode(list(request.prompt_ids))) for request in requests]
 
     def _answer(self, prompt: str) -> Any:
+        from agentopcd.envs.questions import HOW_TO_ANSWER
         from agentopcd.types import MARKER, Completion
 
         self.asked += 1
-        text = f"{MARKER} {CLUE}" if "short lessons" in prompt else "Answer: 7" if CLUE in prompt else "Answer: 1"
+        is_question = f"{HOW_TO_ANSWER}<|im_end|>" in prompt  # and not a question inside an extraction prompt
+        text = f"{MARKER} {CLUE}" if not is_question else "Answer: 7" if CLUE in prompt else "Answer: 1"
         ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], END)
         return Completion(token_ids=ids, logprobs=(-1.0,) * len(ids), finish_reason="stop")
 
