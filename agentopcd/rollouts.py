@@ -39,7 +39,8 @@ class Game:
     @property
     def label(self) -> str:
         """The name of these tasks in the store: the reference, and the arguments that change the tasks."""
-        arguments = ",".join(f"{name}={json.dumps(value)}" for name, value in sorted(self.kwargs.items()))
+        words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in sorted(self.kwargs.items())}
+        arguments = ",".join(f"{name}={word}" for name, word in words.items())
         return "".join(f"{self.ref},{arguments}".split()) if arguments else self.ref
 
     @property

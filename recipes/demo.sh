@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole circle on real weights, in two arms; `make demo` runs it. About ten minutes on two cores.
+# The whole circle on real weights, in two arms; `make demo` runs it. Under fifteen minutes on two cores.
 #   (a) experience: the model plays, writes down items, the best context is confirmed, and only then distilled
 #   (b) a person's context of one line, distilled
 # Everything lands in demo-work/; the same command goes on where it was stopped.
@@ -10,14 +10,14 @@ mkdir -p "$work"
 show() { printf '\n$ agentopcd %s\n' "$*"; agentopcd "$@"; }
 
 task=(--env math --env-arg level=1 --env-arg grader=last-number)
-[ -f "$work/splits.json" ] || show envs splits math --env-arg level=1 --env-arg 'grader="last-number"' \
-    --test 256 --confirm 128 --select 64 --extract 48 --out "$work/splits.json"
+[ -f "$work/splits.json" ] || show envs splits math --env-arg level=1 --env-arg grader=last-number \
+    --test 256 --confirm 224 --select 64 --extract 32 --out "$work/splits.json"
 who=("${task[@]}" --splits "$work/splits.json" --model smollm2-135m --max-tokens 24 --work "$work")
-training=(--steps 12 --batch-size 32 --select-every 4)
+training=(--steps 10 --batch-size 32 --select-every 5)
 
 printf '\n(a) the model'"'"'s own experience\n'
-show learn "${who[@]}" "${training[@]}" --episodes-per-round 48 --chains 4 --chain-steps 6 --candidates 6 \
-    --select-tasks 32 --confirm-tasks 128
+show learn "${who[@]}" "${training[@]}" --episodes-per-round 32 --chains 4 --chain-steps 6 \
+    --extract-tokens 48 --candidates 6 --select-tasks 64 --confirm-tasks 224
 
 printf '\n(b) a context written by a person: %s\n' "$(cat recipes/demo/context.txt)"
 show consolidate "${who[@]}" "${training[@]}" --context recipes/demo/context.txt

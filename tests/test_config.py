@@ -98,7 +98,7 @@ WRONG: list[tuple[type[PlayerConfig], dict[str, Any], str]] = [
 @pytest.mark.parametrize(("cls", "values", "words"), WRONG)
 def test_what_cannot_be_right_is_refused(cls: type[PlayerConfig], values: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        cls(**{"env": "math"} | values)
+        cls(**dict({"env": "math"}, **values))
 
 
 @pytest.mark.parametrize("cls", ALL)

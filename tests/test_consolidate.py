@@ -284,14 +284,14 @@ def test_the_step_follows_the_reduction(
 
 
 def test_every_task_comes_once_per_epoch_and_epochs_differ() -> None:
-    config = ConsolidateConfig(**SMALL | {"batch_size": 5})
+    config = ConsolidateConfig(**dict(SMALL, batch_size=5))
     epochs = [[job.task for job in loop.draw(TRAIN, step, config)] for step in range(1, 9)]
     assert all(sorted(epoch) == sorted(TRAIN) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_a_task_that_comes_twice_in_a_step_is_two_jobs_without_a_context() -> None:
-    jobs = loop.draw(TRAIN, 1, ConsolidateConfig(**SMALL | {"batch_size": 12}))
+    jobs = loop.draw(TRAIN, 1, ConsolidateConfig(**dict(SMALL, batch_size=12)))
     assert len(set(jobs)) == 12
     assert {job.context for job in jobs} == {EMPTY}
 

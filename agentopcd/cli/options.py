@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from agentopcd.config import Config, field_docs
-from agentopcd.errors import ConfigError
+from agentopcd.envs import parse_env_args
 
 DICT_FLAGS = {"env_args": "--env-arg", "template_args": "--template-arg"}
 """Settings that map names to values are given one ``key=value`` at a time."""
@@ -58,9 +58,9 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
     def command(**given: Any) -> None:
         call = Call(given.pop("work"), given.pop("json"), given.pop("dry_run", False))
         file = given.pop("config")
-        for name in DICT_FLAGS:
+        for name, flag in DICT_FLAGS.items():
             if name in given:
-                given[name] = key_values(given[name]) if given[name] else None
+                given[name] = parse_env_args(given[name], flag) if given[name] else None
         run(config.load(file, **given), call)
 
     fixed = {"work": WORK, "json": JSON, "config": CONFIG} | ({"dry_run": DRY_RUN} if dry_run else {})
@@ -88,24 +88,6 @@ def _parameter(field: dataclasses.Field[Any], hint: Any, doc: str) -> inspect.Pa
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-
-
-def key_values(pairs: Iterable[str]) -> dict[str, Any]:
-    """``["size=4", "name=x"]`` as a dictionary; values are JSON where they can be, else text.
-
-    Raises:
-        ConfigError: a pair has no ``=``.
-    """
-    values = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"{pair!r} is not KEY=VALUE; write it like level=2")
-        try:
-            values[name] = json.loads(text)
-        except json.JSONDecodeError:
-            values[name] = text
-    return values
 
 
 PLAIN_EVERY_S = 30.0

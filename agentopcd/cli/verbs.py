@@ -213,7 +213,8 @@ def _say_distilled(call: Call, result: Any) -> None:
 
 def _game(config: PlayerConfig) -> str:
     """The flags that name the same tasks again."""
-    values = [f" --env-arg {name}={shlex.quote(json.dumps(value))}" for name, value in config.env_args.items()]
+    words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.env_args.items()}
+    values = [f" --env-arg {name}={shlex.quote(word)}" for name, word in words.items()]
     splits = f" --splits {shlex.quote(config.splits)}" if config.splits else ""
     return f"--env {shlex.quote(config.env)}{''.join(values)}{splits}"
 

@@ -338,7 +338,7 @@ def check_arguments(name: str, target: Callable[..., Any], arguments: Mapping[st
         raise EnvError(f"{name}: {error}; it takes {signature}") from None
 
 
-def parse_env_args(pairs: Iterable[str]) -> dict[str, Any]:
+def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, Any]:
     """Read ``--env-arg name=value`` pairs; the value is JSON, or else the text as it stands.
 
     Raises:
@@ -349,9 +349,9 @@ def parse_env_args(pairs: Iterable[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         name = name.strip().replace("-", "_")
         if not equals or not name:
-            raise ConfigError(f"--env-arg wants NAME=VALUE, got {pair!r}")
+            raise ConfigError(f"{flag} wants NAME=VALUE, got {pair!r}; write it like level=2")
         if name in arguments:
-            raise ConfigError(f"--env-arg {name} is given twice")
+            raise ConfigError(f"{flag} {name} is given twice")
         try:
             arguments[name] = json.loads(value)
         except ValueError:
