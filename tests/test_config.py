@@ -97,8 +97,9 @@ WRONG: list[tuple[type[PlayerConfig], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("cls", "values", "words"), WRONG)
 def test_what_cannot_be_right_is_refused(cls: type[PlayerConfig], values: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"env": "math", **values}
     with pytest.raises(ConfigError, match=words):
-        cls(**dict({"env": "math"}, **values))
+        cls(**given)
 
 
 @pytest.mark.parametrize("cls", ALL)
