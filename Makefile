@@ -2,7 +2,7 @@
 # dependencies that come as source only: without a C compiler it is left out and its tests are skipped.
 #
 #   make demo    play, extract, score, consolidate, evaluate on a small model
-#   make test    pytest (`make test-slow` runs what is left out)
+#   make test    pytest
 #   make lint    ruff and pyright (pyright fetches itself from the npm registry)
 #   make docs    write docs/cli.md from the commands' --help
 #   make clean   remove what builds, tests and the demo wrote; keeps .venv and your agentopcd-work
@@ -17,16 +17,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test lint docs clean
 
 demo: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
-
-test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

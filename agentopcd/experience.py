@@ -174,15 +174,22 @@ def _ask(
         temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
     )
     session.say(f"extracting from {len(requests)} episodes")
-    replies = [player.chat.reply_text(r.token_ids) for r in player.sampler.sample(requests, sampling)]
-    # A model too small to keep to the format gets a second try, with the marker as its first words.
+    # A model too small to keep to the format gets a second try, with the marker as its first words; where the
+    # first reply of no chain holds an item, the others are asked that way at once.
+    first = len(readings)
+    replies = [player.chat.reply_text(r.token_ids) for r in player.sampler.sample(requests[:first], sampling)]
+    if any(MARKER in reply for reply in replies):
+        others = player.sampler.sample(requests[first:], sampling)
+        replies += [player.chat.reply_text(r.token_ids) for r in others]
+    else:
+        replies += [""] * (len(requests) - first)
     silent = [i for i, reply in enumerate(replies) if MARKER not in reply]
     opening = tuple(player.chat.tokenizer(MARKER, add_special_tokens=False)["input_ids"])
     again = [dataclasses.replace(requests[i], prompt_ids=requests[i].prompt_ids + opening) for i in silent]
     for i, reply in zip(silent, player.sampler.sample(again, sampling), strict=True):
         replies[i] = MARKER + player.chat.reply_text(reply.token_ids)
     if silent:
-        session.say(f"{len(silent)} of {len(requests)} replies held no item; asked again, with {MARKER!r} as opening")
+        session.say(f"{len(silent)} of {len(requests)} replies asked for with {MARKER!r} as their opening")
     return dict(zip(places, replies, strict=True))
 
 
