@@ -12,6 +12,7 @@ import functools
 import inspect
 import itertools
 import json
+import shlex
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from agentopcd.errors import ConfigError, did_you_mean
 from agentopcd.types import Placement, Sampling
 
 C = TypeVar("C", bound="Config")
+
+DICT_FLAGS = {"env_args": "--env-arg", "template_args": "--template-arg"}
+"""Settings that map names to values are given one ``key=value`` at a time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,7 +209,7 @@ class TrainConfig(PlayerConfig):
     test_tasks: int = 256
     """Test tasks of the evaluation before and after, at most what the split holds; 0: none."""
     force: bool = False
-    """Distil although nothing was confirmed: take the best candidate, or the longest one if none was scored."""
+    """Distil although nothing was confirmed: --context, else the newest candidate (learn: the winner on select)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -294,6 +298,8 @@ class ConsolidateConfig(TrainConfig):
 class EvaluateConfig(PlayerConfig):
     """`agentopcd evaluate`: base, in-context and student on the same test tasks."""
 
+    model: str = ""
+    """The base; empty: the model the student was trained from."""
     student: str = ""
     """Student to compare; empty: the newest consolidated student of this environment."""
     context: str = ""
@@ -321,6 +327,19 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("rounds", "episodes_per_round")
+
+
+def player_flags(config: PlayerConfig) -> str:
+    """The command-line flags that make another verb play the same tasks in the same way."""
+    words = []
+    for field in dataclasses.fields(PlayerConfig):
+        value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
+        if field.name in DICT_FLAGS:
+            pairs = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in value.items())
+            words += [f"{DICT_FLAGS[field.name]} {shlex.quote(f'{k}={v}')}" for k, v in pairs]
+        elif value != field.default:
+            words.append(f"{flag} {shlex.quote(str(value))}")
+    return " ".join(words)
 
 
 def pick(config: Config, wanted: type[C], **changes: Any) -> C:

@@ -6,12 +6,12 @@ Every episode is stored, so a repeated or resumed evaluation plays only what is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentopcd.envs.floors import Floors, floors
 from agentopcd.errors import ConfigError
-from agentopcd.knowledge import Arm, play_missing
+from agentopcd.knowledge import Arm, Place, play_missing
 from agentopcd.models import LoadedModel
 from agentopcd.session import Session
 from agentopcd.stats import Comparison, Rate
@@ -55,19 +55,13 @@ class Evaluation:
     overlap: tuple[int, float]
     """Test tasks that are also in train or extract: how many, and what share."""
     protocol: str
+    recovered: float | None
+    """Share of the in-context gain that the student has without the context, on the tasks all three played;
+    None without a gain."""
     notes: list[str]
 
     def rate(self, label: str) -> Rate:
         return next(row.rate for row in self.rows if row.label == label)
-
-    @property
-    def recovered(self) -> float | None:
-        """Share of the in-context gain that the student has without the context; None without a gain."""
-        labels = {row.label for row in self.rows}
-        if not {"base", "in-context", "student"} <= labels:
-            return None
-        base, shown, student = (self.rate(label).rate for label in ("base", "in-context", "student"))
-        return (student - base) / (shown - base) if shown > base else None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON for ``--json`` and run folders."""
@@ -115,15 +109,15 @@ def tabulate(
     session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, setup: str, split: str = "test"
 ) -> Evaluation:
     """The table, read back from the stored episodes."""
-    keys = [task.key for task in tasks]
-    place: dict[str, Any] = {"env": session.env, "setup": setup, "split": split, "keys": keys}
+    places = [(task.key, task.seed, 0) for task in tasks]
+    place: dict[str, Any] = {"env": session.env, "setup": setup, "split": split, "places": places}
     counts = session.store.counts([one.arm for one in contestants], **place)
     rows = [
         Row(
             label=one.label,
             rate=counts[one.arm].rate,
             tasks=counts[one.arm].tasks,
-            reply_tokens=_reply_tokens(session, one, setup, set(keys)),
+            reply_tokens=_reply_tokens(session, one, setup, set(places)),
         )
         for one in contestants
     ]
@@ -145,13 +139,23 @@ def tabulate(
         floors=floors(session.game.ref, session.game.kwargs, tasks, max_steps=session.game.step_limit),
         overlap=session.manifest.overlap(),
         protocol=session.manifest.protocol,
+        recovered=_recovered({label: session.store.outcomes(arm, **place) for label, arm in by_label.items()}),
         notes=notes,
     )
 
 
-def _reply_tokens(session: Session, one: Contestant, setup: str, keys: set[str]) -> float:
+def _recovered(outcomes: Mapping[str, Mapping[Place, bool]]) -> float | None:
+    """(student - base) / (in-context - base), on the places that all three have."""
+    if not {"base", "in-context", "student"} <= set(outcomes):
+        return None
+    common = set.intersection(*(set(outcomes[label]) for label in ("base", "in-context", "student")))
+    base, shown, student = (sum(outcomes[o][p] for p in common) for o in ("base", "in-context", "student"))
+    return (student - base) / (shown - base) if shown > base else None
+
+
+def _reply_tokens(session: Session, one: Contestant, setup: str, places: set[Place]) -> float:
     rows = session.store.episodes(model_id=one.model.id, context_id=one.context.id, env=session.env, setup=setup)
-    lengths = [row["output_tokens"] for row in rows if row["task_key"] in keys]
+    lengths = [row["output_tokens"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in places]
     return sum(lengths) / len(lengths) if lengths else 0.0
 
 

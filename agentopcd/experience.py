@@ -85,8 +85,7 @@ def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Conte
     """
     tasks = session.tasks(config.split)
     rows = session.store.query(
-        "SELECT e.seed, e.rep FROM episode e JOIN run r ON r.id = e.run_id"
-        " WHERE e.env = ? AND r.verb = 'play' AND e.run_id != ? AND e.context_id = ?",
+        "SELECT seed, rep FROM episode WHERE env = ? AND run_id != ? AND context_id = ?",
         (session.env, run_id, context.id),
     )
     used = {(row["seed"], row["rep"]) for row in rows}
@@ -198,13 +197,14 @@ def _first_chain(session: Session, run_id: int) -> int:
     rows = session.store.query(
         "SELECT name, run_id FROM ref_move WHERE substr(name, 1, length(:p)) = :p", {"p": f"{session.env}/pool/"}
     )
-    number = {int(row["name"].split("/")[-2]): row["run_id"] for row in rows}
+    chains = ((row["name"].split("/")[-2], row["run_id"]) for row in rows)
+    number = {int(chain): owner for chain, owner in chains if chain.isdecimal()}  # a person may name refs freely
     own = [n for n, owner in number.items() if owner == run_id]
     return min(own) if own else max(number, default=-1) + 1
 
 
 def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[Context]:
-    """Distinct contexts of the pool (of one run, if given), the latest step of each chain first."""
+    """Distinct contexts of the pool (of one run, if given): the latest step of each chain, newest chain first."""
     store = session.store
     names = store.refs(prefix or f"{session.env}/pool/")
     if run_id is not None:
@@ -214,7 +214,8 @@ def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[
     chains: dict[str, list[str]] = {}
     for name, id_ in names.items():
         chains.setdefault(name.rpartition("/")[0], []).append(id_)
-    layers = itertools.zip_longest(*(reversed(ids) for ids in chains.values()))
+    newest_first = reversed(list(chains.values()))
+    layers = itertools.zip_longest(*(reversed(ids) for ids in newest_first))
     ordered = dict.fromkeys(id_ for layer in layers for id_ in layer if id_ is not None)
     return [store.get_context(id_) for id_ in ordered]
 

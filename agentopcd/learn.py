@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd import models
-from agentopcd.config import ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.config import (
+    ConsolidateConfig,
+    EvaluateConfig,
+    LearnConfig,
+    PlayConfig,
+    ScoreConfig,
+    pick,
+    player_flags,
+)
 from agentopcd.consolidate import consolidate
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
@@ -49,6 +57,7 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context:
     Raises:
         ConfigError: nothing was confirmed and ``force`` is not set, or there is no context at all.
     """
+    flags = player_flags(config)
     if config.context:
         context, by_person = session.context(config.context, config.placement)
         if by_person:
@@ -57,17 +66,18 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context:
         best = session.store.refs(f"{session.env}/best").get(f"{session.env}/best")
         if best is None and not config.force:
             raise ConfigError(
-                f"no context of {session.env} was confirmed; run `agentopcd knowledge score --env {session.env}`, "
+                f"no context of {session.env} was confirmed; run `agentopcd knowledge score {flags}`, "
                 "name one with --context, or distil the best guess with --force"
             )
         candidates = [session.store.get_context(best)] if best else pool(session)
         if not candidates:
-            raise ConfigError(f"no context of {session.env} in the store; run `agentopcd play --env {session.env}`")
+            raise ConfigError(f"no context of {session.env} in the store; run `agentopcd play {flags}`")
         context = candidates[0]
+    session.resume_model("consolidate", context.id)
     if not (config.force or session.confirmed(context)):
         raise ConfigError(
             f"context {context.id[:12]} never passed the confirm gate; run `agentopcd knowledge confirm "
-            f"{context.id[:12]} --env {session.env}`, or insist with --force"
+            f"--context {context.id[:12]} {flags}`, or insist with --force"
         )
     session.check_handover(context)
     return context
@@ -78,6 +88,7 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
 
     A killed call is resumed by repeating it; a finished one is reported and not repeated.
     """
+    session.resume_model("consolidate", context.id)
     student = session.loaded
     teacher_model = session.load(config.teacher) if config.teacher else student
     identity = run_config(config) | {
@@ -87,6 +98,8 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     run = Run(session.work, "consolidate", identity)
     if (done := run.result) is not None:
         session.say(f"already done: {run.folder}")
+        if (open_run := session.unfinished("consolidate", context_id=context.id, folder=str(run.folder))) is not None:
+            session.store.finish(open_run, done)  # killed between the two records of the end
         found = Distilled(
             folder=done["folder"], model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
             context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
@@ -126,8 +139,10 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
         # The weights in memory have moved, so only the saved student plays; the others are read back.
         evaluate(session, [Contestant(label="student", model=session.load(out.folder))], test, run_id=run_id)
         out = dataclasses.replace(out, evaluation=_table(session, config, context, out))
+    session.finish(run_id, out.to_dict())
     run.finish(out.to_dict())
-    session.store.finish(run_id, out.to_dict())
+    # The weights in memory are the last step's, no longer the base's: whoever plays on loads the base again.
+    session.forget_model()
     return out
 
 
@@ -180,7 +195,7 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> Evaluation:
     else:
         session.say("no student: none was consolidated for this environment, and none was given")
     result = evaluate(session, contestants, session.tasks("test", config.test_tasks), run_id=run_id)
-    store.finish(run_id, result.to_dict())
+    session.finish(run_id, result.to_dict())
     return result
 
 
@@ -193,9 +208,10 @@ def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedMod
     else:
         parent = student.parent_id if student else None
         rows = [row for row in session.store.models() if row["id"] == parent and row["path"]]
-        name = rows[0]["path"] if rows and Path(rows[0]["path"]).is_dir() else DEFAULT_MODEL
-        session.say(f"base: {rows[0]['name'] if rows else name}")
-        base = session.load(name)
+        if student is not None and not (rows and Path(rows[0]["path"]).is_dir()):
+            raise ConfigError(f"the model that {student.name} was trained from is not here; give the base with --model")
+        base = session.load(rows[0]["path"] if student else DEFAULT_MODEL)
+        session.say(f"base: {rows[0]['name'] if student else DEFAULT_MODEL}")
     session.__dict__["loaded"] = base  # the model the run row names
     return base
 
@@ -245,7 +261,7 @@ def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Pro
     with Session(play, work, say=say, progress=progress) as session:
         run_id = _stage(session, "play", number)
         gathered = gather(session, play, run_id=run_id)
-        session.store.finish(run_id, gathered.to_dict())
+        session.finish(run_id, gathered.to_dict())
         say(f"played {gathered.rate}; {len(gathered.items)} items, {len(gathered.candidates)} candidate contexts")
         model = str(session.loaded.folder)
         if not gathered.candidates:
@@ -254,7 +270,7 @@ def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Pro
         run_id = _stage(session, "score", number)
         ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)
         assert outcome is not None
-        session.store.finish(run_id, {"confirmed": outcome.passed, "text": str(outcome)})
+        session.finish(run_id, {"confirmed": outcome.passed, "text": str(outcome)})
         distilled = None
         if outcome.passed or config.force:
             context = session.store.get_context(ranking.best.context_id)

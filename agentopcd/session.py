@@ -14,7 +14,7 @@ from agentopcd import models
 from agentopcd.chat import Chat
 from agentopcd.config import PlayerConfig
 from agentopcd.envs.splits import Manifest, build_splits
-from agentopcd.errors import ConfigError
+from agentopcd.errors import ConfigError, StoreError
 from agentopcd.knowledge import TEMPLATE_VERSION, Store, check_leaks, setup_id
 from agentopcd.rollouts import Game, Player
 from agentopcd.sampling.transformers import TransformersSampler
@@ -52,13 +52,19 @@ class Session:
     ) -> None:
         self.config, self.work, self.say, self.progress = config, work, say, progress
         self.notes: set[str] = set()
+        self.resumed_model = ""
         self.game = Game(
             ref=config.env, kwargs=config.env_args, rules=config.rules,
             max_steps=config.max_steps, history=config.history,
         )  # fmt: skip
         self.env = self.game.label
         self.store = Store.open(work / "store.db")
+        self.env_errors: list[str] = []
+        """Tracebacks of the episodes that the environment broke in spite of retries."""
         self.manifest = self._manifest()
+        if self.manifest.protocol != "disjoint":
+            why = {"shared": "too few tasks to split", "paper": "the paper's own seeds"}[self.manifest.protocol]
+            self.say(f"note: {why}: tasks are selected, confirmed, trained and reported on without being held out")
         self._register_tasks()
 
     def close(self) -> None:
@@ -84,6 +90,8 @@ class Session:
         """The model's name and why it was taken."""
         if self.config.model:
             return self.config.model, "as given"
+        if self.resumed_model:
+            return self.resumed_model, "as when this command was given first"
         if newest := self.newest_student():
             return newest, "the newest student of this workspace for this environment"
         return DEFAULT_MODEL, "the built-in model; no student of this environment yet"
@@ -132,12 +140,14 @@ class Session:
         """The hook that scoring and evaluation call with the jobs they lack."""
 
         def play(jobs: Sequence[Job]) -> Iterator[Episode]:
-            errors = 0
+            before = len(self.env_errors)
             for episode in self.progress(label, (player or self.player).play(jobs), len(jobs)):
-                errors += episode.stop_reason == "env_error"
+                if episode.stop_reason == "env_error":
+                    self.env_errors.append(episode.error or "")
                 yield episode
-            if errors:
-                self.say(f"warning: the environment broke {errors} of {len(jobs)} episodes; they count for nothing")
+            if broken := self.env_errors[before:]:
+                last = broken[0].strip().splitlines()[-1]
+                self.say(f"warning: the environment broke {len(broken)} of {len(jobs)} episodes ({last}); not counted")
 
         return play
 
@@ -183,18 +193,29 @@ class Session:
             ConfigError: an empty file, or neither a file nor a name in the store.
         """
         if Path(name).is_file():
-            text = Path(name).read_text().strip()
+            try:
+                text = Path(name).read_text(encoding="utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"context file {name!r} is not UTF-8 text ({error})") from error
             if not text:
                 raise ConfigError(f"context file {name!r} is empty; write the context into it")
             context = Context(text, placement)
             self.store.add_context(context, {"order": "file", "file": name})
             return context, True
-        return self.store.get_context(self.store.resolve(name)), False
+        try:
+            return self.store.get_context(self.store.resolve(name)), False
+        except StoreError as error:
+            raise StoreError(f"{error} (and there is no file {name!r})") from error
 
     def confirmed(self, context: Context) -> bool:
-        """Whether this context ever passed the confirm gate for this environment."""
-        moves = self.store.log(f"{self.env}/best")
-        return any(move["context_id"] == context.id and move["actor"] == "confirm" for move in moves)
+        """Whether this context ever passed the confirm gate for this environment, whatever the model."""
+        moves = [m for m in self.store.log(f"{self.env}/best") if m["context_id"] == context.id]
+        passed = [m for m in moves if m["actor"] == "confirm"]
+        runs = {m["run_id"] for m in passed} - {None}
+        with_whom = {json.loads(self.store.run(run)["config"]).get("model_id") for run in runs}
+        if with_whom and self.loaded.id not in with_whom:
+            self.say(f"note: context {context.id[:12]} passed the confirm gate with another model than this student")
+        return bool(passed)
 
     def check_handover(self, context: Context) -> None:
         """The gate before training: no leak, no item that is pending or retired.
@@ -214,16 +235,47 @@ class Session:
 
     def begin(self, verb: str, **facts: Any) -> int:
         """The run row of this verb: the unfinished one of the same settings and model, else a new one."""
-        config = self._identity(facts)
-        found = self.store.find_run(verb, config)
+        found = self.unfinished(verb, **facts)
         if found is not None:
             self.say(f"resuming {verb} run {found}")
             return found
-        return self.store.start(verb, config, self.config.seed)
+        return self.store.start(verb, self._identity(facts), self.config.seed)
+
+    def unfinished(self, verb: str, **facts: Any) -> int | None:
+        """The run of the same settings and model that has not ended, if there is one."""
+        return self.store.find_run(verb, self._identity(facts))
+
+    def forget_model(self) -> None:
+        """Load the model afresh on its next use."""
+        for name in ("loaded", "player"):
+            self.__dict__.pop(name, None)
 
     def finished(self, verb: str, **facts: Any) -> int | None:
         """The finished run of the same settings and model, if there is one."""
         return self.store.find_run(verb, self._identity(facts), status="done")
+
+    def finish(self, run_id: int, result: dict[str, Any]) -> None:
+        """Close a run with its conclusions and what the environment broke."""
+        broken = {"env_errors": len(self.env_errors), "env_error_samples": self.env_errors[:3]}
+        self.store.finish(run_id, result | broken)
+
+    def started_from(self, verb: str, context_id: str) -> str | None:
+        """The model that a run of these very settings on this context started from, finished or not.
+
+        Without ``--model`` a repeated command would else take the student that its first call has made.
+        """
+        wanted = run_config(self.config) | {"env": self.env, "context_id": context_id}
+        rows = self.store.query("SELECT config FROM run WHERE verb = ? ORDER BY id", (verb,))
+        for config in (json.loads(row["config"]) for row in rows):
+            if all(config.get(name) == value for name, value in wanted.items()):
+                model = self.store.lookup("model", id=config["model_id"])
+                return model["path"] if model else None
+        return None
+
+    def resume_model(self, verb: str, context_id: str) -> None:
+        """Take the model that this command started from when it was given first, if it was."""
+        if not self.config.model and "loaded" not in self.__dict__:
+            self.resumed_model = self.started_from(verb, context_id) or ""
 
     def result(self, run_id: int) -> dict[str, Any] | None:
         """What a run concluded, or None while it is unfinished."""

@@ -32,8 +32,6 @@ class Sample:
     """Of the response, as sampled."""
     turn: int
     """Index of the turn in its episode."""
-    finish_reason: str = "stop"
-    invalid: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -13,7 +13,8 @@ from agentopcd.knowledge import Store
 
 
 def main(work: Path) -> None:
-    results = [json.loads(file.read_text()) for file in sorted(work.glob("runs/consolidate-*/result.json"))]
+    newest_last = sorted(work.glob("runs/consolidate-*/result.json"), key=lambda file: file.stat().st_mtime)
+    results = [json.loads(file.read_text()) for file in newest_last]
     with Store.open(work / "store.db") as store:
         recipes = {r["context"]: json.loads(store.context_row(r["context"])["recipe"]) for r in results}
     arms = {"a": None, "b": None}

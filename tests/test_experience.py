@@ -207,14 +207,14 @@ def test_scoring_killed_and_repeated_plays_each_pair_once(lab: Lab) -> None:
     assert sum(sampler.asked for sampler in lab.samplers) == asked
 
 
-def test_candidates_come_latest_step_first_and_each_once(lab: Lab) -> None:
+def test_candidates_come_latest_step_and_newest_chain_first_and_each_once(lab: Lab) -> None:
     with lab.open() as session:
         store = session.store
         texts = {"00/01": "a", "00/02": "b", "00/10": "c", "01/01": "a", "01/02": "d"}
         for place, text in texts.items():
             store.add_context(Context(text))
             store.move(f"{lab.rows}/pool/{place}", Context(text).id, "extract")
-        assert [context.text for context in experience.pool(session)] == ["c", "d", "b", "a"]
+        assert [context.text for context in experience.pool(session)] == ["d", "c", "a", "b"]
 
 
 def test_items_of_the_pool_get_values(lab: Lab) -> None:

@@ -326,7 +326,7 @@ def test_a_context_is_in_the_prompt_and_not_in_the_messages(tokenizer: Any) -> N
 
 def test_arguments_that_change_tasks_are_part_of_the_name() -> None:
     assert Game(ref="math").label == "math"
-    assert Game(ref="math", kwargs={"ops": "+ -", "level": 2}).label == 'math,level=2,ops="+-"'
+    assert Game(ref="math", kwargs={"ops": "+ -", "level": 2}).label == "math,level=2,ops=+-"
 
 
 def test_an_unknown_view_fails_before_anything_is_loaded() -> None:

@@ -12,7 +12,7 @@ from agentopcd.config import ConsolidateConfig, PlayConfig
 from agentopcd.envs.splits import build_splits
 from agentopcd.errors import ConfigError, EnvError, TaskLeak
 from agentopcd.knowledge import Found
-from agentopcd.session import DEFAULT_MODEL, Session
+from agentopcd.session import DEFAULT_MODEL, Session, run_config
 from agentopcd.types import MARKER, Context, Task
 from tests import tiny
 
@@ -182,6 +182,8 @@ def test_the_model_is_the_given_one_then_the_newest_student_then_the_built_in(ro
         for number in (1, 2, 3):
             (tmp_path / f"student{number}").mkdir()
             session.store.add_model(str(number), "s", str(tmp_path / f"student{number}"), "base", run_id)
+        assert session.model_name()[0] == DEFAULT_MODEL  # a student counts once its run has finished
+        session.store.finish(run_id)
         (tmp_path / "student3").rmdir()
         assert session.model_name()[0] == str(tmp_path / "student2")
 
@@ -203,3 +205,22 @@ def test_a_run_is_resumed_until_it_is_finished(rows: str, tmp_path: Path, tiny_m
         assert session.begin("play") != second
         row = json.loads(session.store.run(second)["config"])
         assert (row["env"], row["model_id"]) == (rows, session.loaded.id)
+
+
+def test_a_repeated_command_without_a_model_takes_the_one_it_started_from(
+    rows: str, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    with open_session(rows, tmp_path / "w", model=str(tiny_model_dir)) as session:
+        base = session.loaded
+    with open_session(rows, tmp_path / "w") as session:
+        config = run_config(session.config) | {"env": session.env, "model_id": base.id, "context_id": "c"}
+        run_id = session.store.start("consolidate", config, 0)
+        (tmp_path / "student").mkdir()
+        session.store.add_model("student", "student", str(tmp_path / "student"), base.id, run_id)
+        session.store.finish(run_id)
+    with open_session(rows, tmp_path / "w") as session:
+        session.resume_model("consolidate", "c")
+        assert session.model_name()[0] == str(base.folder)
+    with open_session(rows, tmp_path / "w") as session:
+        session.resume_model("consolidate", "another context")
+        assert session.model_name()[0] == str(tmp_path / "student")

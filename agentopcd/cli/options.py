@@ -13,11 +13,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from agentopcd.config import Config, field_docs
+from agentopcd.config import DICT_FLAGS, Config, field_docs
 from agentopcd.envs import parse_env_args
-
-DICT_FLAGS = {"env_args": "--env-arg", "template_args": "--template-arg"}
-"""Settings that map names to values are given one ``key=value`` at a time."""
 
 WORK = Annotated[
     Path | None,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from typing import Any
 
 import typer
@@ -17,7 +15,9 @@ from agentopcd.config import (
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
+    player_flags,
 )
+from agentopcd.errors import ConfigError
 
 
 def add_to(app: typer.Typer, knowledge: typer.Typer) -> None:
@@ -45,13 +45,13 @@ def play(config: PlayConfig, call: Call) -> None:
 
         run_id = session.begin("play")
         result = gather(session, config, run_id=run_id)
-        session.store.finish(run_id, result.to_dict())
+        session.finish(run_id, result.to_dict())
         call.show(result.to_dict())
         call.say(f"run {run_id}: success {result.rate}, {len(result.items)} items, {result.flagged} flagged")
         if config.extract and not result.items:
             call.say(f"no item could be read from the extractor's {result.unparsed} replies")
         elif config.extract:
-            call.say(f"next: agentopcd knowledge score {_game(config)}{_work(call)}")
+            call.say(f"next: agentopcd knowledge score {player_flags(config)}{_work(call)}")
         else:
             call.say(f"next: agentopcd knowledge list episodes{_work(call)}")
 
@@ -75,7 +75,7 @@ def score(config: ScoreConfig, call: Call) -> None:
         run_id = session.begin("score", pool=[c.id for c in candidates])
         if config.method == "subsets":
             values = experience.value_items(session, config, candidates, run_id=run_id)
-            session.store.finish(run_id, {"values": values})
+            session.finish(run_id, {"values": values})
             call.show(values)
             for row in values:
                 call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
@@ -84,7 +84,7 @@ def score(config: ScoreConfig, call: Call) -> None:
         ranking, outcome = experience.choose(session, config, candidates, run_id=run_id, gate=config.confirm)
         result = {"best": ranking.best.context_id, "competed": ranking.competed,
                   "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
-        session.store.finish(run_id, result)
+        session.finish(run_id, result)
         call.show(result)
         _say_gate(call, config, ranking.best.context_id, outcome)
 
@@ -94,6 +94,8 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
 
     Example: agentopcd knowledge confirm --context sokoban/pool/00/08 --env sokoban
     """
+    if not config.context:
+        raise ConfigError("no context given; add --context REF (see `agentopcd knowledge list refs`)")
     with _open(config, call) as session:
         if call.dry_run:
             n = len(session.tasks("confirm", config.confirm_tasks))
@@ -103,7 +105,7 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
         context, _ = session.context(config.context)
         run_id = session.begin("confirm", context_id=context.id)
         outcome = confirm_one(session, context, config.confirm_tasks, run_id=run_id)
-        session.store.finish(run_id, {"confirmed": outcome.passed, "context": context.id})
+        session.finish(run_id, {"confirmed": outcome.passed, "context": context.id})
         call.show({"confirmed": outcome.passed, "context": context.id})
         _say_gate(call, config, context.id, outcome)
 
@@ -126,7 +128,7 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
         result = distil(session, config, find_context(session, config))
         call.show(result.to_dict())
         _say_distilled(call, result)
-        call.say(f"next: agentopcd evaluate {_game(config)}{_work(call)}")
+        call.say(f"next: agentopcd evaluate {player_flags(config)}{_work(call)}")
 
 
 def evaluate(config: EvaluateConfig, call: Call) -> None:
@@ -145,7 +147,7 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
         call.show(result.to_dict())
         for line in lines(result):
             call.say(line)
-        call.say(f"next: agentopcd learn {_game(config)}{_work(call)}")
+        call.say(f"next: agentopcd learn {player_flags(config)}{_work(call)}")
 
 
 def learn(config: LearnConfig, call: Call) -> None:
@@ -195,12 +197,12 @@ def _plan(session: Any, call: Call, steps: list[str]) -> None:
 
 def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Any) -> None:
     if outcome is None:
-        call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {_game(config)}{_work(call)}")
+        call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {player_flags(config)}{_work(call)}")
     elif outcome.passed:
-        call.say(f"next: agentopcd consolidate {_game(config)}{_work(call)}")
+        call.say(f"next: agentopcd consolidate {player_flags(config)}{_work(call)}")
     else:
         call.say("nothing beat the empty context on confirm tasks, so there is nothing to consolidate")
-        call.say(f"next: agentopcd play {_game(config)}{_work(call)}")
+        call.say(f"next: agentopcd play {player_flags(config)}{_work(call)}")
 
 
 def _say_distilled(call: Call, result: Any) -> None:
@@ -209,14 +211,6 @@ def _say_distilled(call: Call, result: Any) -> None:
     for line in lines(result.evaluation) if result.evaluation else []:
         call.say(line)
     call.say(f"student: {result.folder} (best at step {result.best_step})")
-
-
-def _game(config: PlayerConfig) -> str:
-    """The flags that name the same tasks again."""
-    words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in config.env_args.items()}
-    values = [f" --env-arg {name}={shlex.quote(word)}" for name, word in words.items()]
-    splits = f" --splits {shlex.quote(config.splits)}" if config.splits else ""
-    return f"--env {shlex.quote(config.env)}{''.join(values)}{splits}"
 
 
 def _work(call: Call) -> str:

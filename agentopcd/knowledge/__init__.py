@@ -10,7 +10,7 @@ from agentopcd.knowledge.assemble import assemble, render
 from agentopcd.knowledge.extract import TEMPLATE_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, ingest
 from agentopcd.knowledge.items import Item, flags, identify, item_ids, parse, sanitise
-from agentopcd.knowledge.queries import Arm, Leak, Pair
+from agentopcd.knowledge.queries import Arm, Leak, Pair, Place
 from agentopcd.knowledge.score import (
     Confirmation,
     ItemValue,
@@ -35,6 +35,7 @@ __all__ = [
     "ItemValue",
     "Leak",
     "Pair",
+    "Place",
     "Ranking",
     "Store",
     "add_to_pool",

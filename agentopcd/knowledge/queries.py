@@ -14,6 +14,9 @@ from agentopcd.knowledge.transcript import from_json, unpack
 from agentopcd.stats import Comparison, Rate, compare
 from agentopcd.types import EMPTY, Context, Episode
 
+Place = tuple[str, int, int]
+"""What pairs two episodes: task key, seed and repetition."""
+
 
 class Arm(NamedTuple):
     """Who plays: a model and the context it is shown."""
@@ -91,12 +94,13 @@ class Queries(Database):
 
         Args:
             env: only models whose run's config has this ``env``.
-            trained: only models that a run of this store has made (they have a parent).
+            trained: only models that a finished run of this store has made.
         """
         return self.query(
             "SELECT m.* FROM model m LEFT JOIN run r ON r.id = m.run_id"
             " WHERE (:env IS NULL OR json_extract(r.config, '$.env') = :env)"
-            " AND (NOT :trained OR m.parent_id IS NOT NULL) ORDER BY m.created_at DESC, m.rowid DESC",
+            " AND (NOT :trained OR (m.parent_id IS NOT NULL AND r.status = 'done'))"
+            " ORDER BY m.created_at DESC, m.rowid DESC",
             {"env": env, "trained": trained},
         )
 
@@ -159,21 +163,20 @@ class Queries(Database):
         return from_json(unpack(rows[0]["body"]))
 
     def outcomes(
-        self, arm: Arm, env: str, setup: str, split: str | None = None, keys: Collection[str] | None = None
+        self, arm: Arm, env: str, setup: str, split: str | None = None, places: Collection[Place] | None = None
     ) -> dict[tuple[str, int, int], bool]:
-        """Success by ``(task key, seed, rep)`` of one arm, on one split or on the tasks of ``keys``."""
+        """Success by ``(task key, seed, rep)`` of one arm, on one split or on exactly these places."""
         rows = self.query(
             "SELECT e.task_key, e.seed, e.rep, e.success FROM episode e"
             " JOIN task t ON t.env = e.env AND t.key = e.task_key WHERE e.model_id = :model_id"
             f" AND e.context_id = :context_id AND e.env = :env AND e.setup = :setup AND {_SPLIT}",
             {**arm._asdict(), "env": env, "setup": setup, "split": split},
         )
-        wanted = None if keys is None else set(keys)
-        return {
-            (row["task_key"], row["seed"], row["rep"]): bool(row["success"])
-            for row in rows
-            if wanted is None or row["task_key"] in wanted
-        }
+        found = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
+        if places is None:
+            return found
+        wanted = set(places)
+        return {place: success for place, success in found.items() if place in wanted}
 
     def counts(
         self,
@@ -181,12 +184,12 @@ class Queries(Database):
         env: str,
         setup: str,
         split: str | None = None,
-        keys: Collection[str] | None = None,
+        places: Collection[Place] | None = None,
     ) -> dict[Arm, Count]:
         """Rate and number of distinct tasks of each arm."""
         found: dict[Arm, Count] = {}
         for arm in arms:
-            outcomes = self.outcomes(arm, env, setup, split, keys)
+            outcomes = self.outcomes(arm, env, setup, split, places)
             rate = Rate(sum(outcomes.values()), len(outcomes))
             found[arm] = Count(rate, len({key for key, _, _ in outcomes}))
         return found
@@ -198,11 +201,11 @@ class Queries(Database):
         env: str,
         setup: str,
         split: str | None = None,
-        keys: Collection[str] | None = None,
+        places: Collection[Place] | None = None,
     ) -> list[Pair]:
         """The episodes that both arms have played on the same task, seed and repetition."""
-        a = self.outcomes(first, env, setup, split, keys)
-        b = self.outcomes(second, env, setup, split, keys)
+        a = self.outcomes(first, env, setup, split, places)
+        b = self.outcomes(second, env, setup, split, places)
         return [Pair(*key, a[key], b[key]) for key in sorted(a.keys() & b.keys())]
 
     def compare(
@@ -212,11 +215,11 @@ class Queries(Database):
         env: str,
         setup: str,
         split: str | None = None,
-        keys: Collection[str] | None = None,
+        places: Collection[Place] | None = None,
     ) -> Comparison:
         """Two arms, paired: rates, difference with interval, one-sided p."""
-        a = self.outcomes(first, env, setup, split, keys)
-        b = self.outcomes(second, env, setup, split, keys)
+        a = self.outcomes(first, env, setup, split, places)
+        b = self.outcomes(second, env, setup, split, places)
         return compare(a, b, {key: key[0] for key in a})
 
     def competitors(self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None) -> int:

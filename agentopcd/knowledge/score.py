@@ -15,7 +15,7 @@ from typing import Any
 from agentopcd.errors import ConfigError, TaskLeak
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.items import Item
-from agentopcd.knowledge.queries import Arm, Count
+from agentopcd.knowledge.queries import Arm, Count, Place
 from agentopcd.knowledge.store import Store
 from agentopcd.stats import Z95, Comparison, detectable
 from agentopcd.types import EMPTY, Context, Episode, Job, Placement, Task
@@ -135,10 +135,10 @@ def score(
     contexts = {context.id: context for context in candidates if context.text}
     if not contexts:
         raise ConfigError("nothing to score: no context besides the empty one; play and extract first")
-    keys = _prepare(store, list(contexts.values()), tasks, env, split)
+    _prepare(store, list(contexts.values()), tasks, env, split)
     jobs = [Job(task, context, rep) for task in tasks for rep in range(reps) for context in (EMPTY, *contexts.values())]
     errors = play_missing(store, jobs, play, model_id, setup, env, run_id)
-    place = {"env": env, "setup": setup, "split": split, "keys": keys}
+    place = {"env": env, "setup": setup, "split": split, "places": _places(tasks, reps)}
     counts = store.counts([Arm(model_id), *(Arm(model_id, context_id) for context_id in contexts)], **place)
     rows = [
         Scored(
@@ -181,10 +181,10 @@ def confirm(
     """
     if not context.text:
         raise ConfigError("the empty context cannot be confirmed: it is what a context is compared with")
-    keys = _prepare(store, [context], tasks, env, split)
+    _prepare(store, [context], tasks, env, split)
     jobs = [Job(task, arm, rep) for task in tasks for rep in range(reps) for arm in (EMPTY, context)]
     errors = play_missing(store, jobs, play, model_id, setup, env, run_id)
-    comparison = store.compare(Arm(model_id, context.id), Arm(model_id), env, setup, split, keys)
+    comparison = store.compare(Arm(model_id, context.id), Arm(model_id), env, setup, split, _places(tasks, reps))
     if comparison.n == 0:
         raise ConfigError(f"no pair of {env} could be played ({errors} environment errors): nothing to confirm")
     name = ref or f"{env}/best"
@@ -285,8 +285,8 @@ def _prepare(
     env: str,
     split: str,
     recipe: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """Register tasks and contexts, then guard against leaks; returns the distinct task keys."""
+) -> None:
+    """Register tasks and contexts, then guard against leaks."""
     if not tasks:
         raise ConfigError(f"nothing to play: no {split} task of {env}")
     with store.write():
@@ -294,7 +294,11 @@ def _prepare(
         for context in contexts:
             store.add_context(context, recipe)
             check_leaks(store, context.id)
-    return list(dict.fromkeys(task.key for task in tasks))
+
+
+def _places(tasks: Sequence[Task], reps: int) -> list[Place]:
+    """Exactly what this call plays: other episodes of the same tasks must not enter its rates."""
+    return [(task.key, task.seed, rep) for task in tasks for rep in range(reps)]
 
 
 def play_missing(

@@ -133,6 +133,12 @@ class _SeededChoice(LogitsProcessor):
     def _draw(self, logprobs_BV: torch.Tensor) -> torch.Tensor:
         position = len(self.logprobs)
         noise = [random.Random(f"{seed}:{position}").random() for seed in self.seeds]
+        if logprobs_BV.device.type == "mps":  # has no float64
+            return self._draw_from(logprobs_BV.cpu(), noise).to(logprobs_BV.device)
+        return self._draw_from(logprobs_BV, noise)
+
+    @staticmethod
+    def _draw_from(logprobs_BV: torch.Tensor, noise: Sequence[float]) -> torch.Tensor:
         cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
         target_B = torch.tensor(noise, dtype=torch.float64, device=logprobs_BV.device) * cumulative_BV[:, -1]
         # right=True steps over zero-probability tokens when the number falls on a boundary.

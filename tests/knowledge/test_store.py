@@ -258,6 +258,8 @@ def test_models_newest_first_and_recall_through_descent(store: Store, kit) -> No
     store.add_model("grandchild", "grandchild", "runs/2", "child", train)
     store.add_model("stranger", "stranger", "runs/3", kit.model, other, [EMPTY.id])
     assert store.carriers(item_id) == ["child", "grandchild"]
+    assert store.models("lake", trained=True) == []  # a student counts once its run has finished
+    store.finish(train)
     assert [model["id"] for model in store.models("lake", trained=True)] == ["grandchild", "child"]
     assert store.models()[-1]["id"] == kit.model
     assert store.models("chess") == []

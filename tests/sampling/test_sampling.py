@@ -115,7 +115,8 @@ def test_the_seed_makes_the_reply(sampler: Sampler) -> None:
     same = [Request(prompt_ids=prompt(6), seed=7)] * 2
     other = [Request(prompt_ids=prompt(6), seed=seed) for seed in range(8)]
     first, second = sampler.sample(same, HOT)
-    assert first == second
+    assert first.token_ids == second.token_ids and first.finish_reason == second.finish_reason
+    assert first.logprobs == pytest.approx(second.logprobs, abs=1e-5)  # rows of a batch may round differently
     assert len({reply.token_ids for reply in sampler.sample(other, HOT)}) > 4
 
 
