@@ -143,7 +143,7 @@ class GatherConfig(PlayerConfig):
     """Where contexts are put: in the user message, or in the system message."""
     chains: int = 4
     """Accumulation chains: repetitions of extraction with other seeds; each leaves candidate contexts."""
-    chain_steps: int = 8
+    chain_steps: int = 6
     """Episodes a chain reads, spread over the episodes played; each one adds its items."""
     show_earlier: bool = False
     """Show the extractor what its chain already has, so that it need not repeat it; slower, and small models copy."""

@@ -1,0 +1,56 @@
+"""Rounds: each starts from the last student, a repeated call trains nothing again, and the gate holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from agentopcd.config import LearnConfig
+from agentopcd.knowledge import Store
+from agentopcd.learn import learn
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("learn") / "model", tie=False, hearing=4.0)
+
+
+@pytest.fixture(scope="module")
+def config(model: Path) -> LearnConfig:
+    return LearnConfig(
+        env="math", model=str(model), rounds=2, episodes_per_round=6, chains=2, chain_steps=2, extract_tokens=12,
+        candidates=2, select_tasks=4, confirm_tasks=6, test_tasks=5, steps=2, batch_size=3, select_every=1,
+        save_every=1, max_tokens=4, temperature=1.0, learning_rate=3e-4, compute="float32",
+    )  # fmt: skip
+
+
+def test_two_forced_rounds_and_the_same_again(config: LearnConfig, tmp_path: Path) -> None:
+    said: list[str] = []
+    forced = dataclasses.replace(config, force=True)
+    rounds = learn(forced, tmp_path, say=said.append)
+    first, second = (one.distilled for one in rounds)
+    assert first is not None and second is not None
+    assert not any(one.confirmed for one in rounds)  # a random model's items help nobody
+    assert second.parent_id == first.model_id != first.parent_id
+    assert rounds[1].model == first.folder
+    assert second.evaluation is not None and second.evaluation.rate("base").n == 5
+    with Store.open(tmp_path / "store.db") as store:
+        episodes = len(store.episodes())
+        assert [row["path"] for row in store.models("math", trained=True)] == [second.folder, first.folder]
+        played = store.query("SELECT task_key FROM episode e JOIN run r ON r.id = e.run_id WHERE r.verb = 'play'")
+        assert len({row["task_key"] for row in played}) == 12  # the second round took unused tasks
+    again = learn(forced, tmp_path, say=said.append)
+    assert [one.distilled and one.distilled.repeated for one in again] == [True, True]
+    with Store.open(tmp_path / "store.db") as store:
+        assert len(store.episodes()) == episodes
+
+
+def test_nothing_is_consolidated_when_nothing_was_confirmed(config: LearnConfig, tmp_path: Path) -> None:
+    said: list[str] = []
+    (one,) = learn(dataclasses.replace(config, rounds=1), tmp_path, say=said.append)
+    assert not one.confirmed and one.distilled is None
+    assert any("nothing beat the empty context" in line for line in said)
+    assert not list(tmp_path.glob("runs/consolidate-*"))
