@@ -22,7 +22,7 @@ from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
 from agentopcd.experience import choose, gather, pool
 from agentopcd.runs import Run, write_json
-from agentopcd.session import Progress, Session, no_progress, run_config
+from agentopcd.session import DEFAULT_MODEL, Progress, Session, no_progress, run_config
 from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import EMPTY, Context
 
@@ -201,8 +201,6 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> Evaluation:
 
 def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedModel | None) -> models.LoadedModel:
     """``--model``, else the student's parent where it still lies, else the built-in model."""
-    from agentopcd.session import DEFAULT_MODEL
-
     if config.model:
         base = session.load(config.model)
     else:
