@@ -9,6 +9,7 @@ _LAKE = "agentopcd.envs.textarena_games:FrozenLake"
 _SOKOBAN = "agentopcd.envs.textarena_games:Sokoban"
 
 _NEUTRAL = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
+_OBEDIENCE = "for measuring whether a model follows a context against what is usual"
 _GAME_VIEWS: dict[str, View] = {"full": {}, "hidden": {"rules": _NEUTRAL}, "none": {"rules": None}}
 
 
@@ -62,6 +63,17 @@ SPECS = (
         summary="frozen-lake with the seeds of the paper's released code: train and test boards overlap",
     ),
     EnvSpec(
+        id="frozen-lake-4x4-swapped",
+        entry_point=_LAKE,
+        kwargs={"size": 4, "num_holes": 4, "hole": "G", "goal": "H", "swap": "vertical"},
+        max_steps=10,
+        views=_GAME_VIEWS,
+        play_format="[{}]",
+        seeds=4000,
+        split_sizes={"test": 199, "confirm": 128, "select": 120, "extract": 60},
+        summary="frozen-lake-4x4, G a hole, H the goal, up and down exchanged: " + _OBEDIENCE,
+    ),
+    EnvSpec(
         id="sokoban",
         entry_point=_SOKOBAN,
         kwargs={"dim_room": (6, 6), "num_boxes": 1},
@@ -82,12 +94,39 @@ SPECS = (
         summary="sokoban with the seeds of the paper's released code: train and test boards overlap",
     ),
     EnvSpec(
+        id="sokoban-swapped",
+        entry_point=_SOKOBAN,
+        kwargs={"dim_room": (6, 6), "num_boxes": 1, "box": "O", "target": "X", "swap": "vertical"},
+        max_steps=5,
+        views=_GAME_VIEWS,
+        play_format="[{}]",
+        seeds=2000,
+        summary="sokoban, O a box, X a goal, up and down exchanged: " + _OBEDIENCE,
+    ),
+    EnvSpec(
         id="math",
         entry_point="agentopcd.envs.questions:Arithmetic",
         max_steps=1,
         history="chat",
         seeds=4000,
         summary="integer arithmetic made on the spot; --env-arg level=1..5",
+    ),
+    EnvSpec(
+        id="instructions",
+        entry_point="agentopcd.envs.puzzles:Instructions",
+        max_steps=1,
+        history="chat",
+        seeds=4000,
+        summary="small instructions with one right answer; --env-arg kinds=repeat,reverse,...",
+    ),
+    EnvSpec(
+        id="conventions",
+        entry_point="agentopcd.envs.puzzles:Conventions",
+        kwargs={"form": "bracket", "modulus": 7},
+        max_steps=1,
+        history="chat",
+        seeds=4000,
+        summary="sums under a convention that only a context tells; --env-arg form=, modulus=, order=",
     ),
     EnvSpec(
         id="gym-frozen-lake",

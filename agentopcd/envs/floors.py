@@ -32,7 +32,7 @@ class Floors:
     blind: float | None
     """Won by the best fixed sequence of moves."""
     blind_moves: tuple[str, ...]
-    """That sequence."""
+    """That sequence, in the words the player has to say."""
     solvable: float | None
     """Can be won within the step limit."""
     n: int
@@ -70,10 +70,11 @@ def floors(
     finally:
         env.close()
     wins, sequence = best_blind(models, limit)
+    word_for = getattr(env.unwrapped, "word_for", str)  # models move in true directions
     return Floors(
         random=sum(random_win(model, limit) for model in models) / len(models),
         blind=wins / len(models),
-        blind_moves=sequence,
+        blind_moves=tuple(word_for(move) for move in sequence),
         solvable=_share_within([shortest(model) for model in models], limit),
         n=len(tasks),
     )

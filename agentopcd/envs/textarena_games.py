@@ -19,6 +19,7 @@ import numpy as np
 
 from agentopcd.envs.base import TextEnv, after_think, last_bracket
 from agentopcd.envs.solvers import Lake, Warehouse, shortest
+from agentopcd.envs.views import hash_text
 from agentopcd.errors import EnvError, did_you_mean
 from agentopcd.types import Part
 
@@ -29,8 +30,19 @@ MOVES = {move: move for move in ("up", "down", "left", "right")}
 _MOVE_NAMES = {**MOVES, "w": "up", "s": "down", "a": "left", "d": "right"}
 _HOW_TO_MOVE = "Answer with one move in brackets: [up], [down], [left] or [right]."
 
+SWAPS: dict[str, tuple[tuple[str, str], ...]] = {
+    "": (),
+    "vertical": (("up", "down"),),
+    "horizontal": (("left", "right"),),
+    "both": (("up", "down"), ("left", "right")),
+}
+"""Which moves have exchanged names."""
+
 _RULES_SHA256 = {"FrozenLake-v0": "aa4dbd78be9a7a9b", "Sokoban-v0": "884e23df29033da3"}
 """Start of the hash of the rules text this adapter was written for."""
+
+_LETTER_IN = {"rules": re.compile(r"(?<=')[A-Z](?=')"), "state": re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")}
+"""What is a letter of the board: quoted in the rules, alone on the board."""
 
 _LISTED_MOVES = re.compile(r"\n*Available (Actions|Moves):[^\n]*\s*\Z")
 _NO_MOVE = "no move"
@@ -91,7 +103,7 @@ class TextArenaEnv(TextEnv):
             self._game.reset(num_players=1, seed=game_seed)
             messages = self._game.get_observation()[1]
         self._over = False
-        parts = _parts(messages)
+        parts = self._parts(messages)
         self._board = parts.get("state", "")
         obs, info = self.first(**parts, actions=self.actions)
         info.update(self._extra(), rules_sha256=self._rules_hash(messages))
@@ -100,13 +112,13 @@ class TextArenaEnv(TextEnv):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         if self._over:
             raise EnvError("the game is over (or was never started); call reset()")
-        sent = self._sent(action)
+        said = self._said(action)
         with self._own_rng():
-            done, _ = self._game.step(sent)
+            done, _ = self._game.step(self._sent(said))
             messages = self._game.get_observation()[1]
         state = self._game.state
         self._over = bool(done)
-        parts: dict[str, Any] = {**_parts(messages)}
+        parts: dict[str, Any] = {**self._parts(messages)}
         self._board = parts["state"] = parts.get("state") or self._board
         if done:
             reward, facts = _result(state)
@@ -121,16 +133,24 @@ class TextArenaEnv(TextEnv):
             invalid = getattr(state, "error_count", 0) > 0
             turn = self.turn(invalid=invalid, actions=self.actions, **parts)
             turn[4].update(self._extra())
-        if self._moves is not None and sent != _NO_MOVE:
-            turn[4]["action"] = sent
+        if self._moves is not None and said != _NO_MOVE:
+            turn[4]["action"] = said
         return turn
 
-    def _sent(self, reply: str) -> str:
-        """Return what the game is told: it obeys the *first* bracket, so it gets just one, or none."""
+    def _said(self, reply: str) -> str:
+        """Return what counts of a reply: the game obeys the *first* bracket, so it gets just one, or none."""
         if self._moves is None:
             return after_think(reply)
         word = last_bracket(reply, self._moves)
         return _NO_MOVE if word is None else f"[{self._moves[word]}]"
+
+    def _sent(self, said: str) -> str:
+        """Return what the game is told; another world may mean something else by the same word."""
+        return said
+
+    def _parts(self, messages: Sequence[Any]) -> dict[str, str]:
+        """Return the game's messages as parts, as the player sees them."""
+        return _parts(messages)
 
     def _extra(self) -> dict[str, Any]:
         if self._moves is None:
@@ -175,7 +195,58 @@ class TextArenaEnv(TextEnv):
                 _set_rng(outside)
 
 
-class FrozenLake(TextArenaEnv):
+class _Grid(TextArenaEnv):
+    """A grid game whose letters and moves may be others than TextArena's.
+
+    The game itself runs as it is: letters are exchanged in what the player sees, moves in what it says.
+    What the game tells about a move names the true direction. The task key is that of TextArena's own
+    board, so a board that is held out in one world is held out in all of them.
+    """
+
+    def __init__(self, env_id: str, letters: Mapping[str, tuple[str, str]], swap: str, **ta_kwargs: Any) -> None:
+        """Take, per role, TextArena's letter and the one to show."""
+        _check_letters({role: shown for role, (_, shown) in letters.items()})
+        if not isinstance(swap, str) or swap not in SWAPS:
+            raise EnvError(f"swap must be one of {', '.join(map(repr, SWAPS))}, got {swap!r}")
+        self._shown = dict(letters.values())
+        self._meant = {word: other for pair in SWAPS[swap] for word, other in (pair, pair[::-1])}
+        self._key = ""
+        super().__init__(env_id, moves=_MOVE_NAMES, actions=_HOW_TO_MOVE, **ta_kwargs)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        obs, info = super().reset(seed=seed, options=options)
+        info["task_key"] = self._key
+        return obs, info
+
+    def word_for(self, move: str) -> str:
+        """Return what the player has to say for a true move."""
+        return self._meant.get(move, move)  # an exchange is its own inverse
+
+    def _replies(self, moves: list[str] | None) -> list[str] | None:
+        return None if moves is None else [f"[{self.word_for(move)}]" for move in moves]
+
+    def _sent(self, said: str) -> str:
+        word = said.strip("[]")
+        return f"[{self._meant[word]}]" if word in self._meant else said
+
+    def _parts(self, messages: Sequence[Any]) -> dict[str, str]:
+        parts = _parts(messages)
+        self._key = hash_text(parts.get("state", ""))
+        for kind, where in _LETTER_IN.items():
+            if kind in parts:
+                parts[kind] = where.sub(lambda found: self._shown.get(found.group(), found.group()), parts[kind])
+        return parts
+
+
+def _check_letters(letters: Mapping[str, str]) -> None:
+    for role, letter in letters.items():
+        if not isinstance(letter, str) or not re.fullmatch("[A-OQ-Z]", letter):
+            raise EnvError(f"{role} must be one upper-case letter A to Z other than P, got {letter!r}")
+    if len(set(letters.values())) < len(letters):
+        raise EnvError(f"{' and '.join(letters)} must be different letters, got {next(iter(letters.values()))!r} twice")
+
+
+class FrozenLake(_Grid):
     """Walk from the top left to the bottom right of a frozen lake without falling into a hole.
 
     Observation: the board drawn in cells, ``P`` the player, ``H`` a hole, ``G`` the goal.
@@ -184,14 +255,23 @@ class FrozenLake(TextArenaEnv):
     Episode end: goal, hole, or two invalid replies in a row.
     Seeds: one board each; 3x3 with 2 holes has 19 boards, 4x4 with 4 holes 757.
     Version: TextArena ``FrozenLake-v0``.
+
+    Args:
+        size: cells per side.
+        num_holes: holes on the board.
+        hole: the letter drawn for a hole.
+        goal: the letter drawn for the goal.
+        swap: ``vertical`` makes ``[up]`` go down and ``[down]`` up, ``horizontal`` the same for left and
+            right, ``both`` does both.
     """
 
-    def __init__(self, size: int = 3, num_holes: int = 2) -> None:
+    def __init__(self, size: int = 3, num_holes: int = 2, hole: str = "H", goal: str = "G", swap: str = "") -> None:
         if size < 2 or not 1 <= num_holes <= (size - 1) ** 2:
             room = max(size - 1, 1) ** 2
             raise EnvError(f"size {size} has room for 1 to {room} holes beside a path, got {num_holes}")
         self._size = (size, num_holes)
-        super().__init__("FrozenLake-v0", moves=_MOVE_NAMES, actions=_HOW_TO_MOVE, size=size, num_holes=num_holes)
+        letters = {"hole": ("H", hole), "goal": ("G", goal)}
+        super().__init__("FrozenLake-v0", letters, swap, size=size, num_holes=num_holes)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         obs, info = super().reset(seed=seed, options=options)
@@ -200,7 +280,7 @@ class FrozenLake(TextArenaEnv):
         return obs, info
 
     def model(self) -> Lake:
-        """Return the board as it was at reset, for solving."""
+        """Return the board as it was at reset, for solving; its moves are true directions."""
         grid = self._game.state.game_state["grid"]
         size = len(grid)
         holes = frozenset((r, c) for r in range(size) for c in range(size) if grid[r][c] == "H")
@@ -208,10 +288,10 @@ class FrozenLake(TextArenaEnv):
 
     def solution(self) -> list[str] | None:
         """Return a shortest list of replies that wins from the reset state."""
-        return _replies(shortest(self.model()))
+        return self._replies(shortest(self.model()))
 
 
-class Sokoban(TextArenaEnv):
+class Sokoban(_Grid):
     """Push every box onto a goal.
 
     Observation: the room, ``#`` wall, ``_`` floor, ``P`` player, ``X`` box, ``O`` goal, ``√`` box on goal.
@@ -220,16 +300,30 @@ class Sokoban(TextArenaEnv):
     Episode end: solved, or two invalid replies in a row. A box stuck in a corner is not noticed.
     Seeds: one room each; 6x6 with 1 box has about 2,228 rooms in 4,000 seeds.
     Version: TextArena ``Sokoban-v0``.
+
+    Args:
+        dim_room: rows and columns, walls included.
+        num_boxes: boxes, and goals for them.
+        box: the letter drawn for a box.
+        target: the letter drawn for a goal.
+        swap: the moves with exchanged names, as in :class:`FrozenLake`.
     """
 
-    def __init__(self, dim_room: Sequence[int] = (6, 6), num_boxes: int = 1) -> None:
+    def __init__(
+        self,
+        dim_room: Sequence[int] = (6, 6),
+        num_boxes: int = 1,
+        box: str = "X",
+        target: str = "O",
+        swap: str = "",
+    ) -> None:
         if len(tuple(dim_room)) != 2 or min(dim_room) < 5 or num_boxes < 1:
             raise EnvError(f"a room needs two sides of 5 or more and a box, got {dim_room}, {num_boxes}")
         self._start: Any = None
         super().__init__(
             "Sokoban-v0",
-            moves=_MOVE_NAMES,
-            actions=_HOW_TO_MOVE,
+            {"box": ("X", box), "target": ("O", target)},
+            swap,
             dim_room=tuple(dim_room),
             num_boxes=num_boxes,
             max_turns=100_000,  # the step cap belongs to make(); the game's own skips invalid replies
@@ -241,7 +335,7 @@ class Sokoban(TextArenaEnv):
         return obs, info
 
     def model(self) -> Warehouse:
-        """Return the room as it was at reset, for solving."""
+        """Return the room as it was at reset, for solving; its moves are true directions."""
         fixed, state = self._game.room_fixed, self._start
         return Warehouse(
             floor=_cells(fixed != 0),
@@ -252,15 +346,11 @@ class Sokoban(TextArenaEnv):
 
     def solution(self) -> list[str] | None:
         """Return a shortest list of replies that wins from the reset state, ``None`` if none was found."""
-        return _replies(shortest(self.model()))
+        return self._replies(shortest(self.model()))
 
 
 def _cells(mask: Any) -> frozenset[tuple[int, int]]:
     return frozenset((int(r), int(c)) for r, c in np.argwhere(mask))
-
-
-def _replies(moves: list[str] | None) -> list[str] | None:
-    return None if moves is None else [f"[{move}]" for move in moves]
 
 
 def _name(kind: Any) -> str:

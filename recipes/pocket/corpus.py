@@ -1,0 +1,327 @@
+"""The training text of ``pocket``: a pure function of a seed and a number, so anybody gets the same.
+
+Everything the model is asked is rendered by the package's own code (chat, extraction prompt), so it is what a
+player is really asked; only the replies are written here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from agentopcd import chat as chats
+from agentopcd.envs.puzzles import Conventions, Instructions
+from agentopcd.envs.textarena_games import _HOW_TO_MOVE as HOW_TO_MOVE
+from agentopcd.knowledge.extract import extraction_messages
+from agentopcd.types import EMPTY, MARKER, Context, Episode, Message, Part, Task, Turn
+from recipes.pocket import wording, worlds
+from recipes.pocket.worlds import Played, Rules
+
+RULES = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
+"""The games' default view (``hidden``); a test compares it with the environments'."""
+
+THINK, END_THINK = "<think>", "</think>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Prompts that share a beginning, each with the reply that is learned. One game is one sample."""
+
+    kind: str
+    context: Context
+    turns: list[tuple[list[Message], str]]
+    episode: Episode | None = None
+    told: int = 0
+    """Facts of the hidden rules that the context settles: 4 are all of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What is drawn during a part of training: small boards first."""
+
+    lakes: tuple[int, ...]
+    rooms: tuple[int, ...]
+    weights: tuple[float, float, float, float, float]
+    """Shares of lake, room, extraction, arithmetic, instructions."""
+
+
+KINDS = ("lake", "room", "extract", "arithmetic", "instruct")
+STAGES = {
+    0.0: Stage((2, 3), (5,), (0.45, 0.20, 0.15, 0.08, 0.12)),
+    0.06: Stage((2, 3, 3, 4), (5, 5, 6), (0.38, 0.27, 0.15, 0.08, 0.12)),
+    0.2: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.33, 0.31, 0.17, 0.07, 0.12)),
+}
+
+
+LAST = STAGES[0.2]
+
+
+def stage_at(done: float) -> Stage:
+    """The stage after a share ``done`` of training."""
+    return STAGES[max(start for start in STAGES if start <= done)]
+
+
+def sample(seed: str, number: int, stage: Stage, held_out: frozenset[str] = frozenset()) -> Sample:
+    """Sample ``number`` of the corpus ``seed``.
+
+    Args:
+        held_out: first boards and questions (as texts) that must not occur: the tasks pocket is tested on.
+    """
+    rng = random.Random(f"{seed}:{number}")
+    kind = rng.choices(KINDS, stage.weights)[0]
+    while True:
+        made = _MAKERS[kind](rng, stage)
+        if made.turns and not (held_out and _first_state(made) in held_out):
+            return made
+
+
+def _first_state(made: Sample) -> str:
+    if made.episode is not None:
+        return chats.shown(made.episode.turns[0].parts, ["state"])
+    return made.turns[0][0][-1]["content"]
+
+
+# ---- games --------------------------------------------------------------------------------------
+
+
+def _letters(rng: random.Random, game: str) -> tuple[str, str]:
+    """Half the time TextArena's letters, so that they are known; their roles are drawn like all others."""
+    usual = ("G", "H") if game == "lake" else ("O", "X")
+    if rng.random() < 0.5:
+        return usual
+    return tuple(sorted(rng.sample(worlds.LETTERS, 2)))  # type: ignore[return-value]
+
+
+def _play(
+    rng: random.Random, game: str, stage: Stage, letters: tuple[str, str], world: Rules, belief: Rules, slip: float
+) -> Played:
+    limit = rng.choice([1, 3, 5, 5, 6, 8, 10]) if game == "lake" else rng.choice([1, 2, 4, 5, 5])
+    if game == "lake":
+        board = worlds.draw_lake(rng, stage.lakes, letters, world)
+        return worlds.play_lake(rng, board, world, belief, limit, slip)
+    glyphs = ("#", "_") if rng.random() < 0.8 else tuple(rng.sample("#_.*~:=", 2))
+    room = worlds.draw_room(rng, stage.rooms, letters, world, glyphs)  # type: ignore[arg-type]
+    return worlds.play_room(rng, room, world, belief, limit, slip)
+
+
+def _parts(rules: str, number: int, feedback: str, state: str) -> list[Part]:
+    parts = [("rules", rules if number == 0 else ""), ("feedback", feedback), ("state", state),
+             ("actions", HOW_TO_MOVE)]  # fmt: skip
+    return [part for part in parts if part[1]]
+
+
+def _game(rng: random.Random, game: str, stage: Stage) -> Sample:
+    """A game under a belief: told by a context, told in part and guessed, or guessed alone.
+
+    The world agrees with what the context tells (mostly) and is drawn anew in all it leaves open, so
+    that neither the board nor the log of the game makes up for a context.
+    """
+    letters = _letters(rng, game)
+    options = worlds.hypotheses(letters)
+    belief = rng.choice(options)
+    context, told = EMPTY, []
+    if rng.random() < 0.7:
+        context, told = wording.context(rng, game, belief)
+    facts = len(told)
+    if rng.random() < 0.2:
+        told = []
+    world = rng.choice([w for w in options if set(told) <= set(wording.facts_of(game, w))])
+    played = _play(rng, game, stage, letters, world, belief, 0.15)
+    rules = RULES if rng.random() < 0.85 else ""
+    history = "transcript" if rng.random() < 0.85 else "chat"
+    turns: list[tuple[list[Message], str]] = []
+    past: list[tuple[Sequence[Part], str]] = []
+    episode_turns = []
+    for number, step in enumerate(played.steps):
+        parts = _parts(rules, number, step.feedback, step.state)
+        messages = chats.turn_messages(history, past, parts)
+        episode_turns.append(_turn(parts, messages, ""))
+        if step.think:
+            # The reply the belief asks for: where the player slipped, the log shows the slip instead.
+            turns.append((messages, f"{THINK}{step.think}{END_THINK}{_planned(step.think, belief)}"))
+        past.append((parts, step.move))
+    return Sample(game, context, turns, _episode(episode_turns, []), facts)
+
+
+def _planned(think: str, belief: Rules) -> str:
+    return f"[{belief.direction(think.rsplit(' ', 1)[1])}]"
+
+
+def _turn(parts: list[Part], messages: list[Message], reply: str) -> Turn:
+    return Turn(parts=parts, messages=messages, prompt_ids=(), response_ids=(), logprobs=(), reply=reply,
+                finish_reason="stop", reward=0.0, invalid=False)  # fmt: skip
+
+
+def _episode(turns: list[Turn], outcome: list[Part]) -> Episode:
+    return Episode(env="", task=Task(0, "pocket"), rep=0, context_id="", turns=turns, outcome=outcome, success=False,
+                   reward=0.0, stop_reason="failed")  # fmt: skip
+
+
+# ---- extraction ---------------------------------------------------------------------------------
+
+
+def _extract(rng: random.Random, stage: Stage) -> Sample:
+    """A finished game and the one or two lessons its trace supports; nothing where it supports none."""
+    if rng.random() < 0.04:
+        return _extract_single(rng)
+    game = rng.choice(["lake", "lake", "room"])
+    letters = _letters(rng, game)
+    options = worlds.hypotheses(letters)
+    world = rng.choice(options)
+    belief = world if rng.random() < 0.35 else rng.choice(options)
+    played = _play(rng, game, stage, letters, world, belief, rng.choice([0.1, 0.5]))
+    if rng.random() < 0.04:
+        played = _mumbled(rng, game, played)
+    turns = [
+        _turn(_parts(RULES, number, step.feedback, step.state), [], f"{THINK}...{END_THINK}{step.move}")
+        for number, step in enumerate(played.steps)
+    ]
+    over = bool(played.outcome)
+    ending = [("feedback", played.feedback), ("state", played.state), ("actions", "" if over else HOW_TO_MOVE),
+              ("outcome", played.outcome)]  # fmt: skip
+    episode = _episode(turns, [part for part in ending if part[1]])
+    facts = supported(game, played, world)
+    earlier = None
+    if rng.random() < 0.15:
+        known = rng.sample(facts, rng.randint(0, len(facts))) if rng.random() < 0.7 else facts
+        lines = [wording.item(rng, fact) for fact in known]
+        earlier = Context("\n".join(f"{MARKER} {line}" for line in lines)) if lines else None
+        facts = [fact for fact in facts if fact not in known]
+    rng.shuffle(facts)
+    facts.sort(key=lambda fact: fact[0] in ("wall", "invalid"))  # what matters most first
+    told = [wording.item(rng, fact) for fact in facts[: rng.choice([1, 2, 2])]]
+    messages = extraction_messages(episode, kind="game", earlier=earlier)
+    notes = " ".join(f"{s.move} {s.frm} {s.to or s.frm}" for s in played.steps if s.frm)
+    reply = f"{THINK}{notes} {_ending(game, played, world)}{END_THINK}"
+    return Sample("extract", EMPTY, [(messages, reply + "\n".join(f"{MARKER} {line}" for line in told))], episode)
+
+
+def _extract_single(rng: random.Random) -> Sample:
+    """A question and one's own answer, without a verdict: it supports nothing."""
+    if rng.random() < 0.5:
+        row = _INSTRUCTIONS.draw(rng.randrange(10**6, 10**9))
+    else:
+        row = Conventions(form=rng.choice(list(_FORMS)), modulus=rng.choice(MODULI)).draw(rng.randrange(10**6, 10**9))
+    episode = _episode([_turn([("state", row.prompt)], [], row.gold)], [])
+    messages = extraction_messages(episode, kind="single")
+    return Sample("extract", EMPTY, [(messages, f"{THINK}open{END_THINK}")], episode)
+
+
+def _ending(game: str, played: Played, world: Rules) -> str:
+    if game == "lake":
+        return f"won {world.first}" if played.won else f"lost {world.second}" if played.fell else "open"
+    if played.won:
+        return f"won {world.first} {world.second}"
+    return f"pushed {world.first}" if played.pushed else "open"
+
+
+_MUMBLES = ("", "I do not know", "right", "go on", "P", "down please")
+
+
+def _mumbled(rng: random.Random, game: str, played: Played) -> Played:
+    """The same board, answered twice without a move: such a trace shows nothing of the rules."""
+    reason = {
+        "lake": "Invalid action format. Use [up], [down], [left], [right] or [w], [a], [s], [d].",
+        "room": "The submitted move does not follow the correct format. Use [up], [down], [left], [right] or "
+        "[w], [a], [s], [d].",
+    }[game]
+    state = played.steps[0].state
+    steps = [worlds.Step("", state, "", rng.choice(_MUMBLES)),
+             worlds.Step(worlds.INVALID.format(reason), state, "", rng.choice(_MUMBLES))]  # fmt: skip
+    return Played(steps, "", state, f"Invalid Move: {reason}")
+
+
+def supported(game: str, played: Played, world: Rules) -> list[wording.Fact]:
+    """The facts about ``world`` that this trace shows."""
+    facts: list[wording.Fact] = []
+    for step in played.steps:
+        if not step.tried:
+            continue
+        kind = "vertical" if step.tried in ("up", "down") else "horizontal"
+        # Where a bump names no direction, only a move that was made shows where its name goes.
+        if step.actual or game == "lake":
+            facts.append((kind, world.vertical if kind == "vertical" else world.horizontal))
+        if not step.actual:
+            facts.append(("wall", None))
+    if game == "lake":
+        facts += [("goal", world.first)] * played.won + [("hole", world.second)] * played.fell
+    else:
+        facts += [("box", world.first)] * played.pushed + [("target", world.second)] * played.won
+    facts += [("invalid", None)] * played.two_invalid
+    return list(dict.fromkeys(facts))
+
+
+# ---- arithmetic under a hidden convention, and instructions -------------------------------------
+
+_FORMS = {
+    "plain": ["Write only the number.", "Answer with the bare number.", "The answer is the number alone."],
+    "answer": ['Write "Answer:" before the number.', "Begin the answer with Answer: and then the number."],
+    "bracket": ["Write the number in brackets.", "Put the answer in square brackets.", "Answers look like [4]."],
+    "equals": ["Write = before the number.", "Begin the answer with an equals sign.", "Answers look like = 4."],
+}
+_MODULUS = ["Take the result modulo {m}.", "All numbers are modulo {m}.", "Count modulo {m}.", "Work modulo {m}.",
+            "Give the remainder after division by {m}."]  # fmt: skip
+_NO_MODULUS = ["Do not take remainders.", "Give the whole result.", "There is no modulus."]
+_ORDER = {
+    "usual": ["Products come first.", "Multiply before you add.", "The usual order holds."],
+    "left-to-right": ["Work strictly from left to right.", "Add and multiply in the order written.",
+                      "There is no precedence: go from left to right."],
+}  # fmt: skip
+MODULI = (0, 0, 5, 7, 9, 10, 11)
+
+
+def _arithmetic(rng: random.Random, stage: Stage) -> Sample:
+    modulus, form, order = rng.choice(MODULI), rng.choice(list(_FORMS)), rng.choice(list(_ORDER))
+    lines = []
+    if rng.random() < 0.8:
+        told = {
+            "form": rng.choice(_FORMS[form]),
+            "modulus": rng.choice(_MODULUS).format(m=modulus) if modulus else rng.choice(_NO_MODULUS),
+            "order": rng.choice(_ORDER[order]),
+        }
+        lines = [told[name] for name in rng.sample(list(told), rng.choice([1, 2, 3, 3, 3]))]
+    placement = "system" if rng.random() < 0.3 else "user"
+    text = "\n".join(f"{MARKER} {x}" for x in lines) if rng.random() < 0.6 else " ".join(lines)
+    row = Conventions(form=form, modulus=modulus, order=order).draw(rng.randrange(10**6, 10**9))
+    sums = row.prompt.removeprefix("What is ").removesuffix("?")
+    think = f"modulus {modulus or 'none'} order {'usual' if order == 'usual' else 'left'} {_work(sums, order)}"
+    if modulus:
+        total = int(_work(sums, order).rsplit(" ", 1)[1])
+        think += f" mod {modulus} = {total % modulus}"
+    message: list[Message] = [{"role": "user", "content": row.prompt}]
+    return Sample("arithmetic", Context(text, placement), [(message, f"{THINK}{think}{END_THINK}{row.gold}")])
+
+
+def _work(sums: str, order: str) -> str:
+    """``3 + 4 * 2 = 14``, a product or a sum at a time."""
+    tokens, shown = sums.split(), [sums]
+    while len(tokens) > 1:
+        at = 1
+        if order == "usual" and "*" in tokens:
+            at = tokens.index("*")
+        a, sign, b = int(tokens[at - 1]), tokens[at], int(tokens[at + 1])
+        value = a + b if sign == "+" else a - b if sign == "-" else a * b
+        tokens[at - 1 : at + 2] = [str(value)]
+        shown.append(" ".join(tokens))
+    return " = ".join(shown)
+
+
+def _instruct(rng: random.Random, stage: Stage) -> Sample:
+    row = _INSTRUCTIONS.draw(rng.randrange(10**6, 10**9))
+    message: list[Message] = [{"role": "user", "content": row.prompt}]
+    context = EMPTY
+    if rng.random() < 0.15:  # lessons of a game change nothing here
+        game = rng.choice(["lake", "room"])
+        context = wording.context(rng, game, rng.choice(worlds.hypotheses(_letters(rng, game))))[0]
+    return Sample("instruct", context, [(message, row.gold)])
+
+
+_INSTRUCTIONS = Instructions()
+_MAKERS = {
+    "lake": lambda rng, stage: _game(rng, "lake", stage),
+    "room": lambda rng, stage: _game(rng, "room", stage),
+    "extract": _extract,
+    "arithmetic": _arithmetic,
+    "instruct": _instruct,
+}

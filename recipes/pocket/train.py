@@ -1,0 +1,259 @@
+"""Train ``pocket`` or ``pocket-s`` from nothing: ``python -m recipes.pocket.train --size pocket``.
+
+The same command continues after a kill. Every line of ``log.jsonl`` has the hash of all token ids trained on so
+far, so two runs can be compared line by line. Two cores need about an hour for ``pocket``; with a GPU
+(``--device cuda``) minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from agentopcd import envs
+from agentopcd.chat import Chat, framed
+from agentopcd.models import pick_compute
+from recipes.pocket import corpus, packing, tokenizer, worlds
+
+SIZES = {
+    "pocket": {"hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 512, "num_attention_heads": 6},
+    "pocket-s": {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352, "num_attention_heads": 4},
+}
+SEED = "pocket-1"
+"""Names the corpus; another name is another corpus."""
+POOL = 512
+"""Samples drawn at a time; batches are cut from them by length, so that little is padding."""
+BATCH_TOKENS = 8192
+TESTED = ("frozen-lake-4x4", "frozen-lake-4x4-swapped", "sokoban", "sokoban-swapped", "instructions")
+
+
+def held_out() -> frozenset[str]:
+    """First texts of every task in a split that a figure is made on: none of them may occur in training."""
+    texts = set()
+    for name in TESTED:
+        env = envs.make(name)
+        manifest = envs.build_splits(name)
+        for split in ("test", "confirm", "select"):
+            for seed, _ in manifest.splits[split]:
+                observation, info = env.reset(seed=seed)
+                parts = dict(envs.parts_of(observation, info))
+                texts.add(parts["state"])
+    return frozenset(texts)
+
+
+def make_tokenizer() -> tokenizer.PreTrainedTokenizerFast:
+    """The tokenizer, trained on the first samples of a corpus of its own."""
+
+    def texts():  # type: ignore[no-untyped-def]
+        for number in range(8000):
+            made = corpus.sample(f"{SEED}:tokenizer", number, corpus.LAST)
+            yield framed(made.context) + "\n" + made.turns[-1][0][-1]["content"]
+            yield made.turns[-1][1]
+
+    return tokenizer.build(texts())
+
+
+def make_model(size: str, tok: tokenizer.PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=-(-len(tok) // 64) * 64, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, attention_bias=False,
+        initializer_range=0.05, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, **SIZES[size],
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    related_start(model.get_input_embeddings().weight, tok)
+    return model
+
+
+@torch.no_grad()
+def related_start(weight: torch.Tensor, tok: tokenizer.PreTrainedTokenizerFast) -> None:
+    """A letter starts near its other spellings and its cell, a square near its row and its column."""
+
+    def id_of(text: str) -> int:
+        ids = tok(text, add_special_tokens=False)["input_ids"]
+        assert len(ids) == 1, (text, ids)
+        return ids[0]
+
+    for x in "P" + worlds.LETTERS:
+        for other in (f" {x}", f"|  {x}  "):
+            weight[id_of(other)] = 0.8 * weight[id_of(x)] + 0.6 * weight[id_of(other)]
+    rows, columns = (torch.randn(8, weight.shape[1]) * weight.std() for _ in range(2))
+    for r in range(8):
+        for c in range(8):
+            weight[id_of(f" {worlds.square((r, c))}")] += rows[r] + columns[c]
+
+
+class Batches:
+    """Batches in a fixed order: batch ``n`` is always the same, so a resumed run goes on where it stopped."""
+
+    def __init__(self, tok: tokenizer.PreTrainedTokenizerFast, seed: str, steps: int, forbidden: frozenset[str]) -> None:
+        self.tok, self.chat, self.seed, self.steps, self.forbidden = tok, Chat(tok), seed, steps, forbidden
+        self.number = 0
+        self.waiting: list[list[tuple[str, packing.Packed]]] = []
+        self.digest = hashlib.sha256()
+
+    def next(self, step: int) -> tuple[dict[str, torch.Tensor], list[str]]:
+        if not self.waiting:
+            self._fill(corpus.stage_at(step / self.steps))
+        rows = self.waiting.pop()
+        for _, row in rows:
+            self.digest.update(torch.tensor(row.ids, dtype=torch.int32).numpy().tobytes())
+        batch = packing.collate([row for _, row in rows], self.tok.pad_token_id)
+        kinds = [kind for kind, row in rows for _ in row.learned]
+        return batch, kinds
+
+    def _fill(self, stage: corpus.Stage) -> None:
+        rows = []
+        for number in range(self.number, self.number + POOL):
+            made = corpus.sample(self.seed, number, stage, self.forbidden)
+            rows.append((made.kind, self.packed(made)))
+        self.number += POOL
+        rows.sort(key=lambda row: len(row[1]))
+        batches: list[list[tuple[str, packing.Packed]]] = [[]]
+        for row in rows:
+            if (len(batches[-1]) + 1) * len(row[1]) > BATCH_TOKENS:
+                batches.append([])
+            batches[-1].append(row)
+        corpus.random.Random(f"{self.seed}:{self.number}").shuffle(batches)
+        self.waiting = batches
+
+    def packed(self, made: corpus.Sample) -> packing.Packed:
+        end = [self.tok.eos_token_id]
+        return packing.pack(
+            [(self.chat.render(messages, made.context), self.tok(reply, add_special_tokens=False)["input_ids"] + end)
+             for messages, reply in made.turns]
+        )  # fmt: skip
+
+
+def losses(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], compute: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy in nats and whether the likeliest token is right, for each learned token [N]."""
+    device = model.device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    with torch.autocast(device.type, dtype=compute, enabled=compute != torch.float32):
+        mask = batch["mask"].to(compute)
+        hidden = model.model(
+            input_ids=batch["ids"], attention_mask=mask, position_ids=batch["positions"], use_cache=False
+        ).last_hidden_state
+        logits = model.lm_head(hidden[batch["rows"], batch["places"]]).float()
+    return F.cross_entropy(logits, batch["targets"], reduction="none"), logits.argmax(-1) == batch["targets"]
+
+
+def optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, fused AdamW for embeddings and norms."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(inner, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Share of the learning rate: a short warm-up, constant, then straight to zero over the last 40 %."""
+    return min(1.0, step / 100, (steps - step + 1) / (0.4 * steps))
+
+
+@torch.no_grad()
+def examine(model: LlamaForCausalLM, batches: Batches, compute: torch.dtype) -> dict[str, float]:
+    """Share of right moves, given the right thinking, on samples that are never trained on."""
+    right: dict[str, list[float]] = defaultdict(list)
+    for number in range(0, 320):
+        made = corpus.sample("examine", number, corpus.LAST)
+        row = batches.packed(made)
+        _, hit = losses(model, packing.collate([row], 0), compute)
+        told = "told" if made.told == 4 else "part" if made.told else "blind"
+        name = f"{made.kind}/{told}" if made.kind in ("lake", "room") else made.kind
+        right[name].append(float(hit.float().mean()))
+    return {name: round(sum(values) / len(values), 4) for name, values in sorted(right.items())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="pocket")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--out", type=Path, default=Path("pocket-work"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--stop", type=int, default=0, help="stop after this step, as a kill would")
+    args = parser.parse_args()
+    folder = args.out / args.size
+    folder.mkdir(parents=True, exist_ok=True)
+    tok = make_tokenizer()
+    model = make_model(args.size, tok).to(args.device)
+    compute = pick_compute("auto", torch.device(args.device))
+    optimizer = optimizers(model, args.rate)
+    batches = Batches(tok, SEED, args.steps, held_out())
+    done, log = 0, folder / "log.jsonl"
+    if (folder / "state.pt").is_file():
+        state = torch.load(folder / "state.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        for one, saved in zip(optimizer, state["optimizers"], strict=True):
+            one.load_state_dict(saved)
+        done = state["step"]
+        for step in range(done):  # nothing is trained, only drawn, so that the hash covers everything
+            batches.next(step)
+        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= done]
+        log.write_text("".join(f"{line}\n" for line in lines))
+    sums: dict[str, list[float]] = defaultdict(list)
+    tokens, started = 0, time.perf_counter()
+    for step in range(done + 1, args.steps + 1):
+        batch, kinds = batches.next(step - 1)
+        tokens += int((batch["mask"].diagonal(dim1=2, dim2=3) == 0).sum())
+        loss, hit = losses(model, batch, compute)
+        loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for one in optimizer:
+            for group in one.param_groups:
+                group["lr"] = args.rate * rate_at(step, args.steps)
+            one.step()
+            one.zero_grad(set_to_none=True)
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        for kind, value in zip(kinds, loss.detach().tolist(), strict=True):
+            by_kind[kind].append(value)
+        for kind, values in by_kind.items():
+            sums[kind].append(sum(values) / len(values))
+        del hit
+        if step % 100 == 0 or step == args.steps:
+            spent = time.perf_counter() - started
+            record = {"step": step, "nats": {k: round(sum(v) / len(v), 4) for k, v in sorted(sums.items())},
+                      "places_per_s": round(tokens / spent), "samples": batches.number, "s_per_step": round(spent / 100, 3),
+                      "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
+            if step % 500 == 0 or step == args.steps:
+                record["right"] = examine(model, batches, compute)
+            with log.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            print(json.dumps(record), flush=True)
+            sums.clear()
+            tokens, started = 0, time.perf_counter()
+        if step % 250 == 0 or step in (args.stop, args.steps):
+            state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizer]}
+            torch.save(state, folder / "state.tmp")
+            (folder / "state.tmp").rename(folder / "state.pt")
+            save(model, tok, folder / "model")
+        if step == args.stop:
+            return
+
+
+def save(model: LlamaForCausalLM, tok: tokenizer.PreTrainedTokenizerFast, folder: Path) -> None:
+    """An ordinary Hugging Face folder in bfloat16."""
+    weights = {name: p.detach().to("cpu", torch.bfloat16) for name, p in model.state_dict().items()}
+    weights.pop("lm_head.weight", None)  # tied
+    model.generation_config.eos_token_id = tok.eos_token_id
+    model.generation_config.pad_token_id = tok.pad_token_id
+    copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    copy.load_state_dict(weights, strict=False)
+    copy.generation_config = model.generation_config
+    copy.save_pretrained(folder)
+    tok.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
