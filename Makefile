@@ -1,7 +1,8 @@
 # Needs Python 3.11 or newer, make and a Python package index; the first call builds .venv. reasoning-gym has
 # dependencies that come as source only: without a C compiler it is left out and its tests are skipped.
 #
-#   make demo    play, extract, score, consolidate, evaluate on a small model
+#   make demo    two rounds of play, extract, score, consolidate, evaluate: Frozen Lake on the built-in pocket
+#   make demo-real    the same circle on real weights (SmolLM2-135M-Instruct), in arithmetic
 #   make test    pytest
 #   make lint    ruff and pyright (pyright fetches itself from the npm registry)
 #   make docs    write docs/cli.md from the commands' --help
@@ -17,10 +18,13 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint docs clean
+.PHONY: demo demo-real test lint docs clean
 
 demo: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo.sh
+	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --rounds 2 --work demo-work
+
+demo-real: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo-real.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -33,7 +37,7 @@ docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
 
 clean:
-	rm -rf build dist demo-work .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist demo-work demo-real-work .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find agentopcd tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first, alone and without its dependencies, so that TORCH_INDEX serves nothing else.

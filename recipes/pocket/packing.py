@@ -20,8 +20,8 @@ class Packed:
 
     ids: list[int]
     positions: list[int]
-    sees: list[tuple[int, int]]
-    """For each branch: tokens of the trunk it sees, and its own number of tokens; the trunk first."""
+    sees: list[tuple[int, int, int]]
+    """For each stretch, in order: where its trunk starts, tokens of the trunk it sees, its own length."""
     learned: list[tuple[int, int]]
     """``(index whose output predicts it, token id)`` for every reply token."""
 
@@ -34,7 +34,7 @@ def pack(turns: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Packed:
     order = sorted(turns, key=lambda turn: -len(turn[0]))
     trunk, reply = list(order[0][0]), list(order[0][1])
     ids, positions = trunk + reply, list(range(len(trunk) + len(reply)))
-    sees = [(0, len(ids))]
+    sees = [(0, 0, len(ids))]
     learned = [(len(trunk) - 1 + i, token) for i, token in enumerate(reply)]
     for prompt, reply in order[1:]:
         shared = 0
@@ -45,7 +45,22 @@ def pack(turns: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Packed:
         learned += [(first + i, token) for i, token in enumerate(reply)]
         positions += range(shared, shared + len(own))
         ids += own
-        sees.append((shared, len(own)))
+        sees.append((0, shared, len(own)))
+    return Packed(ids, positions, sees, learned)
+
+
+def joined(rows: Sequence[Packed]) -> Packed:
+    """Several sequences in one row; none sees another."""
+    ids: list[int] = []
+    positions: list[int] = []
+    sees: list[tuple[int, int, int]] = []
+    learned: list[tuple[int, int]] = []
+    for row in rows:
+        start = len(ids)
+        sees += [(trunk + start, shared, own) for trunk, shared, own in row.sees]
+        learned += [(at + start, token) for at, token in row.learned]
+        ids += row.ids
+        positions += row.positions
     return Packed(ids, positions, sees, learned)
 
 
@@ -63,10 +78,10 @@ def collate(rows: Sequence[Packed], pad: int) -> dict[str, torch.Tensor]:
         ids[b, : len(row)] = torch.tensor(row.ids)
         positions[b, : len(row)] = torch.tensor(row.positions)
         start = 0
-        for shared, own in row.sees:
+        for trunk, shared, own in row.sees:
             end = start + own
             visible[b, start:end, start:end] = causal[:own, :own]
-            visible[b, start:end, :shared] = True
+            visible[b, start:end, trunk : trunk + shared] = True
             start = end
         where += [b] * len(row.learned)
         places += [at for at, _ in row.learned]

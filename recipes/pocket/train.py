@@ -29,9 +29,8 @@ SIZES = {
 }
 SEED = "pocket-1"
 """Names the corpus; another name is another corpus."""
-POOL = 512
-"""Samples drawn at a time; batches are cut from them by length, so that little is padding."""
-BATCH_TOKENS = 8192
+ROWS, ROW_TOKENS = 8, 512
+"""Sequences of a batch and their length; samples share a row without seeing each other."""
 TESTED = ("frozen-lake-4x4", "frozen-lake-4x4-swapped", "sokoban", "sokoban-swapped", "instructions")
 
 
@@ -97,40 +96,47 @@ class Batches:
     def __init__(self, tok: tokenizer.PreTrainedTokenizerFast, seed: str, steps: int, forbidden: frozenset[str]) -> None:
         self.tok, self.chat, self.seed, self.steps, self.forbidden = tok, Chat(tok), seed, steps, forbidden
         self.number = 0
-        self.waiting: list[list[tuple[str, packing.Packed]]] = []
         self.digest = hashlib.sha256()
+        self.left: list[tuple[str, packing.Packed]] = []
 
     def next(self, step: int) -> tuple[dict[str, torch.Tensor], list[str]]:
-        if not self.waiting:
-            self._fill(corpus.stage_at(step / self.steps))
-        rows = self.waiting.pop()
-        for _, row in rows:
-            self.digest.update(torch.tensor(row.ids, dtype=torch.int32).numpy().tobytes())
-        batch = packing.collate([row for _, row in rows], self.tok.pad_token_id)
-        kinds = [kind for kind, row in rows for _ in row.learned]
-        return batch, kinds
-
-    def _fill(self, stage: corpus.Stage) -> None:
-        rows = []
-        for number in range(self.number, self.number + POOL):
-            made = corpus.sample(self.seed, number, stage, self.forbidden)
-            rows.append((made.kind, self.packed(made)))
-        self.number += POOL
-        rows.sort(key=lambda row: len(row[1]))
-        batches: list[list[tuple[str, packing.Packed]]] = [[]]
+        """The next batch and the kind of each learned token in it."""
+        stage = corpus.stage_at(step / self.steps)
+        rows = [self._row(stage) for _ in range(ROWS)]
         for row in rows:
-            if (len(batches[-1]) + 1) * len(row[1]) > BATCH_TOKENS:
-                batches.append([])
-            batches[-1].append(row)
-        corpus.random.Random(f"{self.seed}:{self.number}").shuffle(batches)
-        self.waiting = batches
+            for _, made in row:
+                self.digest.update(torch.tensor(made.ids, dtype=torch.int32).numpy().tobytes())
+        batch = packing.collate([packing.joined([made for _, made in row]) for row in rows], self.tok.pad_token_id)
+        return batch, [kind for row in rows for kind, made in row for _ in made.learned]
+
+    def _row(self, stage: corpus.Stage) -> list[tuple[str, packing.Packed]]:
+        """Samples that fill a row: those that were too long for the last one first."""
+        row: list[tuple[str, packing.Packed]] = []
+        room, waiting, self.left = ROW_TOKENS, self.left, []
+        while len(self.left) < 10:  # ten did not fit: the row is as full as it gets
+            if waiting:
+                made = waiting.pop(0)
+            else:
+                drawn = corpus.sample(self.seed, self.number, stage, self.forbidden)
+                made = (drawn.kind, self.packed(drawn))
+                self.number += 1
+            if len(made[1]) <= room:
+                row.append(made)
+                room -= len(made[1])
+            elif len(made[1]) <= ROW_TOKENS:
+                self.left.append(made)
+        self.left += waiting
+        return row
 
     def packed(self, made: corpus.Sample) -> packing.Packed:
         end = [self.tok.eos_token_id]
-        return packing.pack(
-            [(self.chat.render(messages, made.context), self.tok(reply, add_special_tokens=False)["input_ids"] + end)
-             for messages, reply in made.turns]
-        )  # fmt: skip
+        turns = [
+            (self.chat.render(messages, made.context), self.tok(reply, add_special_tokens=False)["input_ids"] + end)
+            for messages, reply in made.turns
+        ]
+        while len(packed := packing.pack(turns)) > ROW_TOKENS and len(turns) > 1:
+            turns.pop()  # the last turns of a long game
+        return packed
 
 
 def losses(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], compute: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +164,7 @@ def optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimiz
 
 def rate_at(step: int, steps: int) -> float:
     """Share of the learning rate: a short warm-up, constant, then straight to zero over the last 40 %."""
-    return min(1.0, step / 100, (steps - step + 1) / (0.4 * steps))
+    return min(1.0, step / 200, (steps - step + 1) / (0.4 * steps))
 
 
 @torch.no_grad()
@@ -178,7 +184,7 @@ def examine(model: LlamaForCausalLM, batches: Batches, compute: torch.dtype) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="pocket")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--out", type=Path, default=Path("pocket-work"))
     parser.add_argument("--device", default="cpu")
@@ -221,12 +227,12 @@ def main() -> None:
         for kind, values in by_kind.items():
             sums[kind].append(sum(values) / len(values))
         del hit
-        if step % 100 == 0 or step == args.steps:
+        if step % 200 == 0 or step == args.steps:
             spent = time.perf_counter() - started
             record = {"step": step, "nats": {k: round(sum(v) / len(v), 4) for k, v in sorted(sums.items())},
-                      "places_per_s": round(tokens / spent), "samples": batches.number, "s_per_step": round(spent / 100, 3),
+                      "places_per_s": round(tokens / spent), "samples": batches.number, "s_per_step": round(spent / 200, 3),
                       "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
-            if step % 500 == 0 or step == args.steps:
+            if step % 1000 == 0 or step == args.steps:
                 record["right"] = examine(model, batches, compute)
             with log.open("a") as file:
                 file.write(json.dumps(record) + "\n")

@@ -143,9 +143,16 @@ def say_all(rng: random.Random, game: str, facts: list[Fact]) -> list[str]:
     return lines
 
 
-def context(rng: random.Random, game: str, belief: Rules) -> tuple[Context, list[Fact]]:
-    """A context and the facts it settles. What it leaves open is for the reader to guess."""
+def context(rng: random.Random, game: str, belief: Rules, plain: float = 0.0) -> tuple[Context, list[Fact]]:
+    """A context and the facts it settles. What it leaves open is for the reader to guess.
+
+    Args:
+        plain: share of contexts that tell every fact once and nothing else.
+    """
     facts = facts_of(game, belief)
+    if rng.random() < plain:
+        lines = say_all(rng, game, facts)
+        return Context("\n".join(f"{MARKER} {line}" for line in lines) if rng.random() < 0.5 else "\n".join(lines)), facts
     draw = rng.random()
     if draw < 0.55:
         told = facts

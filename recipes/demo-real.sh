@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# The whole circle on real weights, in two arms; `make demo` runs it. Under fifteen minutes on two cores.
+# The whole circle on real weights, in two arms; `make demo-real` runs it. Under fifteen minutes on two cores.
 #   (a) experience: the model plays, writes down items, the best context is confirmed, and only then distilled
 #   (b) a person's context of one line, distilled
-# Everything lands in demo-work/; the same command goes on where it was stopped.
+# Everything lands in demo-real-work/; the same command goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-work=${DEMO_WORK:-demo-work}
+work=${DEMO_WORK:-demo-real-work}
 mkdir -p "$work"
 show() { printf '\n$ agentopcd %s\n' "$*"; agentopcd "$@"; }
 
@@ -19,8 +19,8 @@ printf '\n(a) the model'"'"'s own experience\n'
 show learn "${who[@]}" "${training[@]}" --episodes-per-round 32 --chains 4 --chain-steps 6 \
     --extract-tokens 48 --candidates 6 --select-tasks 64 --confirm-tasks 224
 
-printf '\n(b) a context written by a person: %s\n' "$(cat recipes/demo/context.txt)"
-show consolidate "${who[@]}" "${training[@]}" --context recipes/demo/context.txt
+printf '\n(b) a context written by a person: %s\n' "$(cat recipes/demo-real/context.txt)"
+show consolidate "${who[@]}" "${training[@]}" --context recipes/demo-real/context.txt
 
 printf '\nBoth arms on the same test tasks\n'
-python recipes/demo_table.py "$work"
+python recipes/demo_real_table.py "$work"

@@ -1,4 +1,4 @@
-"""One table of both arms of the demo, read from the workspace: ``python recipes/demo_table.py demo-work``."""
+"""One table of both arms of the demo on real weights, read from the workspace: ``python recipes/demo_real_table.py demo-real-work``."""
 
 from __future__ import annotations
 
@@ -49,4 +49,4 @@ def main(work: Path) -> None:
         print(f"note: {note}")
 
 
-main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-work"))
+main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-real-work"))
