@@ -184,8 +184,8 @@ class TrainConfig(PlayerConfig):
     """Episodes per optimizer step."""
     micro_batch_size: int = 8
     """Turns per forward pass; lower it when memory runs out. Does not change the result."""
-    learning_rate: float = 2e-5
-    """AdamW, constant. Small models want more than the paper's 1e-6 to 5e-6."""
+    learning_rate: float = 0.0
+    """AdamW, constant; 0: what the model suggests in its agentopcd.json (pocket does), else 2e-5."""
     weight_decay: float = 0.01
     """Decoupled, on every parameter."""
     clip_norm: float = 1.0
@@ -213,7 +213,7 @@ class TrainConfig(PlayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("steps", "batch_size", "micro_batch_size", "learning_rate", "clip_norm", "support")
+        self._positive("steps", "batch_size", "micro_batch_size", "clip_norm", "support")
         self._positive("select_every", "select_tasks", "save_every")
         self._one_of("divergence", ("tail", "full", "renorm", "raw", "stopgrad"))
         self._one_of("reduction", ("seq_mean", "token_mean"))
@@ -223,8 +223,8 @@ class TrainConfig(PlayerConfig):
                 f"rollouts for the loss need temperature above 0, top_p 1 and top_k 0 (got {self.temperature}, "
                 f"{self.top_p}, {self.top_k}); otherwise the replies are not samples of the student"
             )
-        if self.loss_temperature < 0 or self.weight_decay < 0 or self.test_tasks < 0:
-            raise ConfigError("loss_temperature, weight_decay and test_tasks must be 0 or more")
+        if not all(x >= 0 for x in (self.learning_rate, self.loss_temperature, self.weight_decay, self.test_tasks)):
+            raise ConfigError("learning_rate, loss_temperature, weight_decay and test_tasks must be 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

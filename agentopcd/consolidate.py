@@ -85,8 +85,9 @@ def consolidate(
         raise ConfigError(f"{accelerator.num_processes} processes; consolidation runs in one process for now")
     student.model.requires_grad_(True).eval()  # eval: dropout off in both models' passes
     check_float32(student.model)
+    learning_rate = config.learning_rate or student.learning_rate
     optimizer = torch.optim.AdamW(
-        student.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+        student.model.parameters(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
     )
     model, optimizer = accelerator.prepare(student.model, optimizer)
 
@@ -145,7 +146,7 @@ def consolidate(
             **rollout_measures(episodes, samples, dropped), "engine/policy_step": step - 1,
             "train/grad_norm": norm if math.isfinite(norm) else None,
             "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
-            "train/skipped_total": state["skipped"], "train/learning_rate": config.learning_rate,
+            "train/skipped_total": state["skipped"], "train/learning_rate": learning_rate,
             "teacher/context_tokens": player.chat.count_tokens(context.text), **clock.times(),
         }  # fmt: skip
         state["step"] = step

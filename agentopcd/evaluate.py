@@ -82,9 +82,13 @@ class Evaluation:
 
 
 def evaluate(
-    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, run_id: int, split: str = "test"
-) -> Evaluation:
+    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, run_id: int, split: str = "test",
+    reps: int = 1,
+) -> Evaluation:  # fmt: skip
     """Play every contestant on the same tasks with the same seeds and compare them in pairs.
+
+    Args:
+        reps: how often each task is played, with other noise; for environments with few tasks.
 
     Raises:
         ConfigError: no tasks.
@@ -98,18 +102,19 @@ def evaluate(
         setups.add(setup)
         session.store.add_context(one.context)
         play_missing(
-            session.store, [Job(task, one.context) for task in tasks],
+            session.store, [Job(task, one.context, rep) for rep in range(reps) for task in tasks],
             session.plays(f"{split}: {one.label}", player), one.model.id, setup, session.env, run_id,
         )  # fmt: skip
     (setup,) = setups
-    return tabulate(session, contestants, tasks, setup=setup, split=split)
+    return tabulate(session, contestants, tasks, setup=setup, split=split, reps=reps)
 
 
 def tabulate(
-    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, setup: str, split: str = "test"
-) -> Evaluation:
+    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, setup: str, split: str = "test",
+    reps: int = 1,
+) -> Evaluation:  # fmt: skip
     """The table, read back from the stored episodes."""
-    places = [(task.key, task.seed, 0) for task in tasks]
+    places = [(task.key, task.seed, rep) for rep in range(reps) for task in tasks]
     place: dict[str, Any] = {"env": session.env, "setup": setup, "split": split, "places": places}
     counts = session.store.counts([one.arm for one in contestants], **place)
     rows = [

@@ -199,14 +199,17 @@ def _in_format(reply: str) -> bool:
 
 
 def _first_chain(session: Session, run_id: int) -> int:
-    """Number of this run's first chain: the one it already has, else the next free one."""
+    """Number of this run's first chain: where it began before it was killed, else the next free one.
+
+    A chain that has found nothing yet has no name, so it began right after the chains that came before.
+    """
     rows = session.store.query(
         "SELECT name, run_id FROM ref_move WHERE substr(name, 1, length(:p)) = :p", {"p": f"{session.env}/pool/"}
     )
     chains = ((row["name"].split("/")[-2], row["run_id"]) for row in rows)
     number = {int(chain): owner for chain, owner in chains if chain.isdecimal()}  # a person may name refs freely
-    own = [n for n, owner in number.items() if owner == run_id]
-    return min(own) if own else max(number, default=-1) + 1
+    own = min((n for n, owner in number.items() if owner == run_id), default=max(number, default=-1) + 1)
+    return max((n for n in number if n < own), default=-1) + 1
 
 
 def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[Context]:

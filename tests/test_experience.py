@@ -106,6 +106,25 @@ def test_an_extractor_that_forgets_the_marker_is_asked_again_with_it_as_opening(
     assert done.unparsed == 0
 
 
+@pytest.mark.parametrize("nothing", ["", "<think>no lesson here</think>"])
+def test_an_extractor_that_says_nothing_is_taken_at_its_word(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, nothing: str
+) -> None:
+    answer = tiny.Clued._answer
+
+    def silent(self: tiny.Clued, prompt: str) -> Any:
+        reply = answer(self, prompt)
+        if MARKER not in self.tokenizer.decode(list(reply.token_ids)):
+            return reply
+        assert not prompt.endswith(MARKER)  # not asked again
+        ids = (*self.tokenizer(nothing, add_special_tokens=False)["input_ids"], tiny.END)
+        return dataclasses.replace(reply, token_ids=ids, logprobs=(-1.0,) * len(ids))
+
+    monkeypatch.setattr(tiny.Clued, "_answer", silent)
+    done = lab.play()
+    assert (done.items, done.candidates, done.unparsed) == ([], [], 4)
+
+
 def test_the_next_run_takes_tasks_that_were_not_used(lab: Lab) -> None:
     lab.play(extract=False)
     lab.play(extract=False)
@@ -169,6 +188,16 @@ def test_chains_of_two_runs_get_names_of_their_own(lab: Lab) -> None:
     with lab.open() as session:
         names = session.store.refs(f"{lab.rows}/pool/")
     assert {name.split("/")[-2] for name in names} == {"00", "01", "02", "03"}
+
+
+def test_a_chain_without_an_item_keeps_its_number_when_the_run_goes_on(lab: Lab) -> None:
+    lab.play()  # chains 0 and 1
+    with lab.open() as session:
+        store, run_id = session.store, session.store.start("play", {}, 0)
+        store.add_context(Context("x"))
+        store.move(f"{lab.rows}/pool/03/01", Context("x").id, "extract", run_id=run_id)  # its chain 2 found nothing yet
+        assert experience._first_chain(session, run_id) == 2
+        assert experience._first_chain(session, run_id + 1) == 4
 
 
 def choose(lab: Lab, candidates: list[Context], **kill: int) -> Any:

@@ -91,10 +91,11 @@ def measure(probe: Probe, config: EvaluateConfig, work: Path) -> Evaluation:
         facts = {one.label: [one.model.id, one.context.id] for one in contestants}
         run_id = session.finished("measure", arms=facts) or session.begin("measure", arms=facts)
         tasks = session.tasks("test", config.test_tasks)
-        found = evaluate(session, contestants, tasks, run_id=run_id)
+        reps = -(-config.test_tasks // len(tasks)) if session.manifest.protocol == "shared" else 1
+        found = evaluate(session, contestants, tasks, run_id=run_id, reps=reps)
         arm = {one.label: one.arm for one in contestants}
         place = {"env": session.env, "setup": session.setup(), "split": "test",
-                 "places": [(task.key, task.seed, 0) for task in tasks]}  # fmt: skip
+                 "places": [(task.key, task.seed, rep) for rep in range(reps) for task in tasks]}  # fmt: skip
         compared = {f"{one} - {other}": session.store.compare(arm[one], arm[other], **place)
                     for one, other in pairs(list(arms), bool(config.student)).items()}  # fmt: skip
         found = dataclasses.replace(found, comparisons=compared)
@@ -110,9 +111,8 @@ def table_of(probes: Sequence[Probe], results: Sequence[Evaluation], title: str,
         table.add_section()
         against = pairs(list(probe.arms()), student)
         for row in found.rows:
-            other, gap = against.get(row.label), ""
-            if other:
-                gap = f"{found.comparisons[f'{row.label} - {other}'].difference} to {other}"
+            other = against.get(row.label)
+            gap = str(found.comparisons[f"{row.label} - {other}"].difference) if other else ""
             name = found.env if row.label == "base" else ""
             interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"
             table.add_row(name, row.label, f"{row.rate.rate:.3f}", interval, str(row.rate.n), gap)
@@ -120,8 +120,10 @@ def table_of(probes: Sequence[Probe], results: Sequence[Evaluation], title: str,
 
 
 def lines(probes: Sequence[Probe], results: Sequence[Evaluation], student: bool) -> list[str]:
-    """What stands below the table: floors, forgetting, notes."""
-    out = [f"floors of {found.env}: {floor_text(found.floors)}" for found in results if found.floors]
+    """What stands below the table: what is compared with what, floors, forgetting, notes."""
+    known = [found for found in results if found.floors and found.floors.blind is not None]
+    out = ["differences: a context to no context; the student to the base in the same arm"]
+    out += [f"floors of {found.env}: {floor_text(found.floors)}" for found in known if found.floors]
     for probe, found in zip(probes, results, strict=True):
         name, arm = probe.forgetting
         if student and name:
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None, probes: Sequence[Probe] = PROBE
     parser.add_argument("--model", default="pocket", help="the base: a built-in name or a folder (default pocket)")
     parser.add_argument("--student", help="folder of a student, to play the same arms")
     parser.add_argument("--work", help="workspace (default agentopcd-work)")
-    parser.add_argument("--tasks", type=int, default=256, help="test tasks, at most what the split holds (default 256)")
+    parser.add_argument("--tasks", type=int, default=256, help="test episodes: a task each, repeated where too few tasks exist to split (default 256)")
     parser.add_argument("--env", nargs="+", choices=names, default=names, help="only these environments")
     parser.add_argument("--max-tokens", type=int, help="longest reply, in tokens (default as in agentopcd)")
     parser.add_argument("--temperature", type=float, help="default as in agentopcd")
@@ -155,8 +157,9 @@ def main(arguments: Sequence[str] | None = None, probes: Sequence[Probe] = PROBE
         results = [measure(probe, config, workspace(args.work)) for probe in chosen]
     except AgentOpcdError as error:
         parser.exit(2, f"error: {error}\n")
-    title, student = f"{args.model}{f' and student {args.student}' if args.student else ''}, test tasks", bool(args.student)
-    Console().print(table_of(chosen, results, title, student))
+    student = bool(args.student)
+    title = f"{args.model} and student {args.student}, test tasks" if student else f"{args.model}, test tasks"
+    Console(width=118).print(table_of(chosen, results, title, student))
     print("\n".join(lines(chosen, results, student)))
     if args.json:
         told = [{arm: context.text for arm, context in probe.arms().items()} for probe in chosen]
