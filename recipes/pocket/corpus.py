@@ -38,25 +38,23 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What is drawn during a part of training: small boards first."""
+    """What is drawn during a part of training: small boards and plain contexts first."""
 
     lakes: tuple[int, ...]
     rooms: tuple[int, ...]
-    weights: tuple[float, float, float, float, float]
-    """Shares of lake, room, extraction, arithmetic, instructions."""
+    weights: tuple[float, ...]
+    """Shares of the samples, in the order of :data:`KINDS`."""
     plain: float
     """Share of contexts that tell everything in few words, so that reading them is learned early."""
 
 
-KINDS = ("lake", "room", "extract", "arithmetic", "instruct")
+KINDS = ("lake", "room", "recall", "extract", "arithmetic", "instruct")
 STAGES = {
-    0.0: Stage((2, 3), (5,), (0.50, 0.22, 0.14, 0.06, 0.08), 0.8),
-    0.06: Stage((2, 3, 3, 4), (5, 5, 6), (0.42, 0.30, 0.14, 0.06, 0.08), 0.5),
-    0.2: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.37, 0.34, 0.16, 0.05, 0.08), 0.2),
+    0.0: Stage((2, 3), (5,), (0.40, 0.10, 0.30, 0.10, 0.04, 0.06), 0.8),
+    0.12: Stage((2, 3, 3, 4), (5, 5, 6), (0.42, 0.22, 0.14, 0.12, 0.04, 0.06), 0.5),
+    0.25: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.42, 0.30, 0.05, 0.13, 0.04, 0.06), 0.2),
 }
-
-
-LAST = STAGES[0.2]
+LAST = STAGES[0.25]
 
 
 def stage_at(done: float) -> Stage:
@@ -97,9 +95,9 @@ def _letters(rng: random.Random, game: str) -> tuple[str, str]:
 
 
 def _play(
-    rng: random.Random, game: str, stage: Stage, letters: tuple[str, str], world: Rules, belief: Rules, slip: float
-) -> Played:
-    limit = rng.choice([1, 3, 5, 5, 6, 8, 10]) if game == "lake" else rng.choice([1, 2, 4, 5, 5])
+    rng: random.Random, game: str, stage: Stage, letters: tuple[str, str], world: Rules, belief: Rules, slip: float,
+    limit: int,
+) -> Played:  # fmt: skip
     if game == "lake":
         board = worlds.draw_lake(rng, stage.lakes, letters, world)
         return worlds.play_lake(rng, board, world, belief, limit, slip)
@@ -130,7 +128,9 @@ def _game(rng: random.Random, game: str, stage: Stage) -> Sample:
     if rng.random() < 0.2:
         told = []
     world = rng.choice([w for w in options if set(told) <= set(wording.facts_of(game, w))])
-    played = _play(rng, game, stage, letters, world, belief, 0.15)
+    # Mostly first moves: another board and another context teach more than a second look at the same.
+    limit = rng.choice([1, 1, 1, 1, 2, 2, 3, 6, 10] if game == "lake" else [1, 1, 1, 1, 2, 2, 3, 5])
+    played = _play(rng, game, stage, letters, world, belief, 0.15, limit)
     rules = RULES if rng.random() < 0.85 else ""
     history = "transcript" if rng.random() < 0.85 else "chat"
     turns: list[tuple[list[Message], str]] = []
@@ -161,6 +161,34 @@ def _episode(turns: list[Turn], outcome: list[Part]) -> Episode:
                    reward=0.0, stop_reason="failed")  # fmt: skip
 
 
+def _recall(rng: random.Random, stage: Stage) -> Sample:
+    """Contexts alone, and what they tell: many of them at the price of one game."""
+    turns: list[tuple[list[Message], str]] = []
+    for _ in range(6):
+        game = rng.choice(["lake", "room"])
+        belief = rng.choice(worlds.hypotheses(_letters(rng, game)))
+        context, told = wording.context(rng, game, belief, stage.plain)
+        asked = Message(role="user", content=RECALL[game])
+        text = chats.framed(context)
+        if context.placement == "user":
+            messages = [Message(role="user", content=f"{text}\n\n{RECALL[game]}")]
+        else:
+            messages = [Message(role="system", content=text), asked]
+        turns.append((messages, said(game, dict(told))))
+    return Sample("recall", EMPTY, turns)
+
+
+RECALL = {"lake": "What do you know of this lake?", "room": "What do you know of this room?"}
+
+
+def said(game: str, told: dict[str, object]) -> str:
+    """What is known, in the words that also begin the thinking; a question mark for the rest."""
+    first, second = ("goal", "hole") if game == "lake" else ("box", "target")
+    up = {True: "down", False: "up"}.get(told.get("vertical"), "?")  # type: ignore[call-overload]
+    right = {True: "left", False: "right"}.get(told.get("horizontal"), "?")  # type: ignore[call-overload]
+    return f"{first} {told.get(first, '?')} {second} {told.get(second, '?')} up>{up} right>{right}"
+
+
 # ---- extraction ---------------------------------------------------------------------------------
 
 
@@ -173,7 +201,8 @@ def _extract(rng: random.Random, stage: Stage) -> Sample:
     options = worlds.hypotheses(letters)
     world = rng.choice(options)
     belief = world if rng.random() < 0.35 else rng.choice(options)
-    played = _play(rng, game, stage, letters, world, belief, rng.choice([0.1, 0.5]))
+    limit = rng.choice([2, 4, 5, 6, 10]) if game == "lake" else rng.choice([1, 3, 5, 5])
+    played = _play(rng, game, stage, letters, world, belief, rng.choice([0.1, 0.5]), limit)
     if rng.random() < 0.04:
         played = _mumbled(rng, game, played)
     turns = [
@@ -324,6 +353,7 @@ _INSTRUCTIONS = Instructions()
 _MAKERS = {
     "lake": lambda rng, stage: _game(rng, "lake", stage),
     "room": lambda rng, stage: _game(rng, "room", stage),
+    "recall": _recall,
     "extract": _extract,
     "arithmetic": _arithmetic,
     "instruct": _instruct,

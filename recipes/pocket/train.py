@@ -184,8 +184,8 @@ def examine(model: LlamaForCausalLM, batches: Batches, compute: torch.dtype) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="pocket")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=Path("pocket-work"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stop", type=int, default=0, help="stop after this step, as a kill would")
