@@ -498,6 +498,12 @@ _BOX = re.compile(
 )
 
 
+_SECOND = {
+    "lake": re.compile(r"(?:avoid|step on|around|touch) (\{.\})|(\{.\}) (?:is a hole|loses)", re.I),  # the hole
+    "room": re.compile(r"(?:push|move|the box|behind) (\{.\})|(\{.\}) (?:is the box|stands on)", re.I),  # the box
+}
+
+
 def test_wordings_mean_what_they_are_filed_under() -> None:
     for kind, listed in wording._ROLES.items():
         for text in listed + wording.HELD_OUT[kind]:
@@ -505,6 +511,10 @@ def test_wordings_mean_what_they_are_filed_under() -> None:
                 assert bool(_HOLE.search(text.replace("{L}", "Z"))) == (kind == "hole") or "kills" in text, text
             elif text not in wording.HELD_OUT[kind]:
                 assert bool(_BOX.search(text)) == (kind == "box"), text
+    for game, letter in (("lake", "{B}"), ("room", "{A}")):
+        for text in wording._PAIRS[game]:
+            found = _SECOND[game].search(text)
+            assert found and letter in found.groups(), text
     for (axis, swapped), listed in wording._AXIS.items():
         for text in listed:
             assert axis_of(text) == (axis, swapped), text
