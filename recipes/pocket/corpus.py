@@ -48,11 +48,11 @@ class Stage:
     """Share of contexts that tell everything in few words, so that reading them is learned early."""
 
 
-KINDS = ("lake", "room", "recall", "extract", "arithmetic", "instruct")
+KINDS = ("lake", "room", "recall", "scan", "extract", "arithmetic", "instruct")
 STAGES = {
-    0.0: Stage((2, 3), (5,), (0.40, 0.10, 0.30, 0.10, 0.04, 0.06), 0.8),
-    0.12: Stage((2, 3, 3, 4), (5, 5, 6), (0.42, 0.22, 0.14, 0.12, 0.04, 0.06), 0.5),
-    0.25: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.42, 0.30, 0.05, 0.13, 0.04, 0.06), 0.2),
+    0.0: Stage((2, 3), (5,), (0.30, 0.10, 0.20, 0.26, 0.06, 0.03, 0.05), 0.8),
+    0.12: Stage((2, 3, 3, 4), (5, 5, 6), (0.34, 0.20, 0.10, 0.20, 0.08, 0.03, 0.05), 0.5),
+    0.25: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.38, 0.30, 0.05, 0.06, 0.12, 0.04, 0.05), 0.2),
 }
 LAST = STAGES[0.25]
 
@@ -129,7 +129,7 @@ def _game(rng: random.Random, game: str, stage: Stage) -> Sample:
         told = []
     world = rng.choice([w for w in options if set(told) <= set(wording.facts_of(game, w))])
     # Mostly first moves: another board and another context teach more than a second look at the same.
-    limit = rng.choice([1, 1, 1, 1, 2, 2, 3, 6, 10] if game == "lake" else [1, 1, 1, 1, 2, 2, 3, 5])
+    limit = rng.choice([1, 1, 1, 2, 2, 3, 6, 8, 10] if game == "lake" else [1, 1, 1, 2, 2, 3, 5, 5])
     played = _play(rng, game, stage, letters, world, belief, 0.15, limit)
     rules = RULES if rng.random() < 0.85 else ""
     history = "transcript" if rng.random() < 0.85 else "chat"
@@ -178,6 +178,22 @@ def _recall(rng: random.Random, stage: Stage) -> Sample:
     return Sample("recall", EMPTY, turns)
 
 
+def _scan(rng: random.Random, stage: Stage) -> Sample:
+    """Boards alone, and where on them the letters stand."""
+    turns: list[tuple[list[Message], str]] = []
+    for _ in range(6):
+        game = rng.choice(["lake", "lake", "lake", "room"])
+        letters = _letters(rng, game)
+        world = rng.choice(worlds.hypotheses(letters))
+        board = _play(rng, game, stage, letters, world, world, 1.0, rng.choice([1, 1, 2])).steps[-1].state
+        asked = rng.sample(["P", *letters], 3)
+        places = worlds.places(board)
+        text = f"{board}\n\nWhere are {asked[0]}, {asked[1]} and {asked[2]}?"
+        reply = " ".join(" ".join([x, *places.get(x, [])]) for x in asked)
+        turns.append(([Message(role="user", content=text)], reply))
+    return Sample("scan", EMPTY, turns)
+
+
 RECALL = {"lake": "What do you know of this lake?", "room": "What do you know of this room?"}
 
 
@@ -201,7 +217,7 @@ def _extract(rng: random.Random, stage: Stage) -> Sample:
     options = worlds.hypotheses(letters)
     world = rng.choice(options)
     belief = world if rng.random() < 0.35 else rng.choice(options)
-    limit = rng.choice([2, 4, 5, 6, 10]) if game == "lake" else rng.choice([1, 3, 5, 5])
+    limit = rng.choice([2, 4, 5, 6, 8]) if game == "lake" else rng.choice([1, 3, 5, 5])
     played = _play(rng, game, stage, letters, world, belief, rng.choice([0.1, 0.5]), limit)
     if rng.random() < 0.04:
         played = _mumbled(rng, game, played)
@@ -214,15 +230,16 @@ def _extract(rng: random.Random, stage: Stage) -> Sample:
               ("outcome", played.outcome)]  # fmt: skip
     episode = _episode(turns, [part for part in ending if part[1]])
     facts = supported(game, played, world)
+    pressed = {step.move[1:-1] for step in played.steps if step.actual or (step.tried and game == "lake")}
     earlier = None
     if rng.random() < 0.15:
         known = rng.sample(facts, rng.randint(0, len(facts))) if rng.random() < 0.7 else facts
-        lines = [wording.item(rng, fact) for fact in known]
+        lines = [wording.item(rng, game, fact, pressed) for fact in known]
         earlier = Context("\n".join(f"{MARKER} {line}" for line in lines)) if lines else None
         facts = [fact for fact in facts if fact not in known]
     rng.shuffle(facts)
     facts.sort(key=lambda fact: fact[0] in ("wall", "invalid"))  # what matters most first
-    told = [wording.item(rng, fact) for fact in facts[: rng.choice([1, 2, 2])]]
+    told = [wording.item(rng, game, fact, pressed) for fact in facts[: rng.choice([1, 2, 2])]]
     messages = extraction_messages(episode, kind="game", earlier=earlier)
     notes = " ".join(f"{s.move} {s.frm} {s.to or s.frm}" for s in played.steps if s.frm)
     reply = f"{THINK}{notes} {_ending(game, played, world)}{END_THINK}"
@@ -344,7 +361,8 @@ def _instruct(rng: random.Random, stage: Stage) -> Sample:
     context = EMPTY
     if rng.random() < 0.15:  # lessons of a game change nothing here
         game = rng.choice(["lake", "room"])
-        context = wording.context(rng, game, rng.choice(worlds.hypotheses(_letters(rng, game))))[0]
+        while not context.text or any(order in context.text for order in wording.ORDERS):
+            context = wording.context(rng, game, rng.choice(worlds.hypotheses(_letters(rng, game))))[0]
     rows = [_INSTRUCTIONS.draw(rng.randrange(10**6, 10**9)) for _ in range(8)]
     return Sample("instruct", context, [([Message(role="user", content=row.prompt)], row.gold) for row in rows])
 
@@ -354,6 +372,7 @@ _MAKERS = {
     "lake": lambda rng, stage: _game(rng, "lake", stage),
     "room": lambda rng, stage: _game(rng, "room", stage),
     "recall": _recall,
+    "scan": _scan,
     "extract": _extract,
     "arithmetic": _arithmetic,
     "instruct": _instruct,

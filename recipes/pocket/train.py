@@ -135,7 +135,7 @@ class Batches:
             for messages, reply in made.turns
         ]
         while len(packed := packing.pack(turns)) > ROW_TOKENS and len(turns) > 1:
-            turns.pop()  # the last turns of a long game
+            turns.pop(0)  # the first turns of a long game: others begin like them
         return packed
 
 
@@ -156,10 +156,14 @@ def optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimiz
     """Muon for the matrices inside the blocks, fused AdamW for embeddings and norms."""
     inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    return [
+    made = [
         torch.optim.Muon(inner, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(rest, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),  # tied to the output: gently
     ]
+    for one in made:
+        for group in one.param_groups:
+            group["initial_lr"] = group["lr"]
+    return made
 
 
 def rate_at(step: int, steps: int) -> float:
@@ -184,7 +188,7 @@ def examine(model: LlamaForCausalLM, batches: Batches, compute: torch.dtype) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="pocket")
-    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--steps", type=int, default=4600)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=Path("pocket-work"))
     parser.add_argument("--device", default="cpu")
@@ -218,7 +222,7 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for one in optimizer:
             for group in one.param_groups:
-                group["lr"] = args.rate * rate_at(step, args.steps)
+                group["lr"] = group["initial_lr"] * rate_at(step, args.steps)
             one.step()
             one.zero_grad(set_to_none=True)
         by_kind: dict[str, list[float]] = defaultdict(list)

@@ -7,6 +7,7 @@ A *fact* is ``(kind, value)``: ``("goal", "G")``, ``("hole", "H")``, ``("box", "
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from agentopcd.types import MARKER, Context
 from recipes.pocket.worlds import LETTERS, Rules
@@ -89,10 +90,8 @@ _ASIDES = [
     "Answer with one move.", "Do not hurry.", "You are a helpful assistant.", "A wall cannot be entered.",
     "Look at the whole board.", "You can not walk through a wall.", "Every move counts.",
 ]  # fmt: skip
-_OTHER_TASKS = [
-    "Take all results modulo 7.", "Write the answer in brackets.", "Answer in upper case.", "{L} is a friend.",
-    "{L} is harmless.", "Reverse the words.", "{L} is only snow.",
-]  # fmt: skip
+ORDERS = ["Take all results modulo 7.", "Write the answer in brackets.", "Answer in upper case.", "Reverse the words."]
+_OTHER_TASKS = [*ORDERS, "{L} is a friend.", "{L} is harmless.", "{L} is only snow."]
 
 HELD_OUT = {
     "goal": ["Get P onto {L} and the game is won.", "What you are after is {L}."],
@@ -173,7 +172,7 @@ def context(rng: random.Random, game: str, belief: Rules, plain: float = 0.0) ->
             unused = rng.choice([x for x in LETTERS if x not in (belief.first, belief.second)])
             aside = rng.choice(_ASIDES) if rng.random() < 0.7 else rng.choice(_OTHER_TASKS).format(L=unused)
             if rng.random() < 0.15:  # true of another game
-                aside = say(rng, (rng.choice(list(_ROLES)), unused))
+                aside = say(rng, (rng.choice(["box", "target"] if game == "lake" else ["goal", "hole"]), unused))
             lines.insert(rng.randint(0, len(lines)), aside)
     lines = list(dict.fromkeys(lines))
     placement = "system" if rng.random() < 0.3 else "user"
@@ -194,19 +193,26 @@ def _capital(text: str) -> str:
     return text[0].upper() + text[1:] if text[0].islower() and text[1].islower() else text
 
 
-ITEM = {
+ITEM: dict[str, Any] = {
     "goal": ["{L} is the goal, reach it.", "{L} is the goal.", "Reach {L} to win.", "Stepping on {L} wins the game."],
     "hole": ["{L} is a hole, never step on it.", "{L} is a hole.", "Never step on {L}.", "Stepping on {L} ends the game."],
     "box": ["{L} is the box.", "{L} is a box, push it.", "{L} can be pushed.", "Walk into {L} to push it."],
     "target": ["{L} is the target.", "The box must end on {L}.", "You win when the box is on {L}.", "Bring the box to {L}."],
-    "wall": ["Leaving the board is an invalid move.", "A wall cannot be entered."],
+    "wall": {"lake": "Leaving the board is an invalid move.", "room": "A wall cannot be entered."},
     "invalid": ["Two invalid moves in a row end the game."],
 }  # fmt: skip
 """How the extractor words what a trace supports."""
 
 
-def item(rng: random.Random, fact: Fact) -> str:
+def item(rng: random.Random, game: str, fact: Fact, pressed: set[str]) -> str:
+    """One lesson. Of the moves it names only those that were ``pressed``, as the player calls them."""
     kind, value = fact
     if kind in ("vertical", "horizontal"):
-        return rng.choice(_AXIS[kind, bool(value)][:3] + _AXIS[kind, bool(value)][5:7])
+        one, other = ("up", "down") if kind == "vertical" else ("right", "left")
+        wordings = _AXIS[kind, bool(value)]
+        if {one, other} <= pressed:
+            return rng.choice(wordings[:3] + wordings[5:7])
+        return wordings[0 if one in pressed else 1]
+    if kind == "wall":
+        return ITEM[kind][game]
     return rng.choice(ITEM[kind]).format(L=value)

@@ -122,6 +122,17 @@ class RoomBoard:
         return "Current Board:\n\n" + "\n".join(lines)
 
 
+def places(board: str) -> dict[str, list[str]]:
+    """Letter → squares where it stands, in reading order, read off a drawn board."""
+    found: dict[str, list[str]] = {}
+    rows = [line for line in board.splitlines()[2:] if not line.startswith("+")]
+    for r, line in enumerate(rows):
+        cells = line.strip("|").split("|") if line.startswith("|") else line.split(" ")
+        for c, cell in enumerate(cells):
+            found.setdefault(cell.strip(), []).append(square((r, c)))
+    return found
+
+
 # ---- playing ------------------------------------------------------------------------------------
 
 
@@ -429,5 +440,8 @@ def draw_room(
                           second=second, letters=letters, wall=glyphs[0], floor=glyphs[1])  # fmt: skip
         box, target = board.roles(world)
         plan = RoomSearch(board, target).plan(rng, start, box, most=12)
+        # Often also winnable with the roles exchanged, or the board itself would tell who is who.
+        if rng.random() < 0.5 and not RoomSearch(board, box).plan(rng, start, target, most=12):
+            continue
         if plan and (len(plan) <= 6 or rng.random() < 0.4):
             return board
