@@ -46,7 +46,7 @@ class Fetched:
     licence: str
 
 
-SHIPPED = ("pocket", "pocket-s")
+SHIPPED = ("pocket",)
 """Models whose weights lie in this package, under ``weights/``; each folder has a model card."""
 
 FETCHED = {

@@ -263,6 +263,8 @@ def save(model: LlamaForCausalLM, tok: tokenizer.PreTrainedTokenizerFast, folder
     copy.generation_config = model.generation_config
     copy.save_pretrained(folder)
     tok.save_pretrained(folder)
+    note = "trained by this project for its own games, with hidden rules; it knows nothing else"
+    (folder / "agentopcd.json").write_text(json.dumps({"learning_rate": 3e-4, "note": note}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -522,7 +522,7 @@ def test_wordings_mean_what_they_are_filed_under() -> None:
         for text in listed:
             assert bool(re.search(r"opposite|reversed|are swapped", text)) == swapped, text
     for kind, listed in wording.ITEM.items():
-        for text in listed:
+        for text in listed.values() if isinstance(listed, dict) else listed:
             found = read(text.replace("{L}", "Z"))
             assert found == ([] if kind in ("wall", "invalid") else [(kind, "Z")]), text
 
@@ -583,6 +583,17 @@ def most_said(votes: Counter[Any]) -> Any:
     """The value said most often, a question mark where none is, ``None`` in a draw."""
     ranked = [*votes.most_common(2), (None, 0)]
     return "?" if not votes else ranked[0][0] if ranked[0][1] > ranked[1][1] else None
+
+
+def test_scanned_letters_stand_where_the_reply_says() -> None:
+    for number in range(150):
+        for messages, reply in corpus.sample("scan", number, only("scan")).turns:
+            board, _, question = messages[0]["content"].rpartition("\n\n")
+            asked = re.findall(r"[A-Z]", question.removeprefix("Where"))
+            on = positions(board)
+            said = {part[0]: cells_of(part[1:]) for part in re.findall(r"[A-Z](?: [a-h]\d)*", reply)}
+            assert list(said) == asked
+            assert all(sorted(said[letter]) == sorted(on.get(letter, [])) for letter in asked), (board, reply)
 
 
 def test_worlds_agree_with_what_their_context_tells_mostly(games: list[Drawn]) -> None:
@@ -772,6 +783,8 @@ def test_extraction_says_only_what_the_trace_shows() -> None:
         assert known <= shown and not known & set(told) and set(told) <= shown, (prompt, reply)
         assert len(told) == len(items) == len(set(told))
         assert bool(told) == bool(shown - known), (prompt, reply)  # and says something wherever there is something
+        named = {move for item in items for move in re.findall(r"\[(up|down|left|right)\]", item.text)}
+        assert named <= {answer.strip("[]") for answer, _ in moves}, (prompt, reply)
         notes = re.findall(r"(\[\w+\]) (\w\d) (\w\d)", think)
         assert [(move, *cells_of(a)) for move, a, _ in notes] == moves, reply
         seen.update(kind for kind, _ in told)
