@@ -17,9 +17,9 @@ from agentopcd.learn import learn
 from agentopcd.session import Session
 from agentopcd.types import Context
 
-SIZES = {"pocket": (2e6, 8e6), "pocket-s": (0.5e6, 1.5e6)}
+SIZES = {"pocket": (2e6, 8e6)}
 TRUE = Context("G is the goal. H is a hole, never step on it. All moves work as named.")
-SWAPPED = Context("H is the goal. Never step on G. Up and down are swapped, left and right work as named.")
+SWAPPED = Context("H is the goal. Never step on G. Up and down are swapped. Left and right work as named.")
 
 
 def quiet(line: str) -> None:
@@ -43,10 +43,7 @@ def test_it_ships_small_and_loads_like_any_model(name: str) -> None:
     assert (loaded.folder / "model.safetensors").stat().st_size <= 16 << 20
     assert (loaded.folder / "README.md").read_text().startswith(f"# {name}")
     assert "hidden rules" in loaded.note
-
-
-def test_both_sizes_can_teach_each_other() -> None:
-    models.check_pair(models.load_model("pocket"), models.load_model("pocket-s"))
+    assert loaded.learning_rate > models.LEARNING_RATE
 
 
 def test_it_wins_only_when_it_is_told_the_rules(tmp_path: Path) -> None:

