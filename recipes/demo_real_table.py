@@ -1,4 +1,4 @@
-"""One table of both arms of the demo on real weights, read from the workspace: ``python recipes/demo_real_table.py demo-real-work``."""
+"""One table of both arms of the demo on real weights: ``python recipes/demo_real_table.py demo-real-work``."""
 
 from __future__ import annotations
 

@@ -142,7 +142,8 @@ def main(arguments: Sequence[str] | None = None, probes: Sequence[Probe] = PROBE
     parser.add_argument("--model", default="pocket", help="the base: a built-in name or a folder (default pocket)")
     parser.add_argument("--student", help="folder of a student, to play the same arms")
     parser.add_argument("--work", help="workspace (default agentopcd-work)")
-    parser.add_argument("--tasks", type=int, default=256, help="test episodes: a task each, repeated where too few tasks exist to split (default 256)")
+    said = "test episodes: a task each, repeated where too few exist (default 256)"
+    parser.add_argument("--tasks", type=int, default=256, help=said)
     parser.add_argument("--env", nargs="+", choices=names, default=names, help="only these environments")
     parser.add_argument("--max-tokens", type=int, help="longest reply, in tokens (default as in agentopcd)")
     parser.add_argument("--temperature", type=float, help="default as in agentopcd")

@@ -22,6 +22,7 @@ from agentopcd import envs
 from agentopcd.chat import Chat, framed
 from agentopcd.models import pick_compute
 from recipes.pocket import corpus, packing, tokenizer, worlds
+from recipes.pocket.tokenizer import PreTrainedTokenizerFast as Tokenizer
 
 SIZES = {
     "pocket": {"hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 512, "num_attention_heads": 6},
@@ -48,7 +49,7 @@ def held_out() -> frozenset[str]:
     return frozenset(texts)
 
 
-def make_tokenizer() -> tokenizer.PreTrainedTokenizerFast:
+def make_tokenizer() -> Tokenizer:
     """The tokenizer, trained on the first samples of a corpus of its own."""
 
     def texts():  # type: ignore[no-untyped-def]
@@ -60,7 +61,7 @@ def make_tokenizer() -> tokenizer.PreTrainedTokenizerFast:
     return tokenizer.build(texts())
 
 
-def make_model(size: str, tok: tokenizer.PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def make_model(size: str, tok: Tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=-(-len(tok) // 64) * 64, max_position_embeddings=2048, tie_word_embeddings=True,
@@ -73,7 +74,7 @@ def make_model(size: str, tok: tokenizer.PreTrainedTokenizerFast) -> LlamaForCau
 
 
 @torch.no_grad()
-def related_start(weight: torch.Tensor, tok: tokenizer.PreTrainedTokenizerFast) -> None:
+def related_start(weight: torch.Tensor, tok: Tokenizer) -> None:
     """A letter starts near its other spellings and its cell, a square near its row and its column."""
 
     def id_of(text: str) -> int:
@@ -93,7 +94,7 @@ def related_start(weight: torch.Tensor, tok: tokenizer.PreTrainedTokenizerFast) 
 class Batches:
     """Batches in a fixed order: batch ``n`` is always the same, so a resumed run goes on where it stopped."""
 
-    def __init__(self, tok: tokenizer.PreTrainedTokenizerFast, seed: str, steps: int, forbidden: frozenset[str]) -> None:
+    def __init__(self, tok: Tokenizer, seed: str, steps: int, forbidden: frozenset[str]) -> None:
         self.tok, self.chat, self.seed, self.steps, self.forbidden = tok, Chat(tok), seed, steps, forbidden
         self.number = 0
         self.digest = hashlib.sha256()
@@ -139,7 +140,9 @@ class Batches:
         return packed
 
 
-def losses(model: LlamaForCausalLM, batch: dict[str, torch.Tensor], compute: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def losses(
+    model: LlamaForCausalLM, batch: dict[str, torch.Tensor], compute: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy in nats and whether the likeliest token is right, for each learned token [N]."""
     device = model.device
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
@@ -158,7 +161,8 @@ def optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimiz
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
     made = [
         torch.optim.Muon(inner, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),  # tied to the output: gently
+        # Embeddings are the output layer too, so they move gently.
+        torch.optim.AdamW(rest, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
     for one in made:
         for group in one.param_groups:
@@ -234,8 +238,8 @@ def main() -> None:
         if step % 200 == 0 or step == args.steps:
             spent = time.perf_counter() - started
             record = {"step": step, "nats": {k: round(sum(v) / len(v), 4) for k, v in sorted(sums.items())},
-                      "places_per_s": round(tokens / spent), "samples": batches.number, "s_per_step": round(spent / 200, 3),
-                      "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
+                      "places_per_s": round(tokens / spent), "samples": batches.number,
+                      "s_per_step": round(spent / 200, 3), "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
             if step % 1000 == 0 or step == args.steps:
                 record["right"] = examine(model, batches, compute)
             with log.open("a") as file:
@@ -252,7 +256,7 @@ def main() -> None:
             return
 
 
-def save(model: LlamaForCausalLM, tok: tokenizer.PreTrainedTokenizerFast, folder: Path) -> None:
+def save(model: LlamaForCausalLM, tok: Tokenizer, folder: Path) -> None:
     """An ordinary Hugging Face folder in bfloat16."""
     weights = {name: p.detach().to("cpu", torch.bfloat16) for name, p in model.state_dict().items()}
     weights.pop("lm_head.weight", None)  # tied

@@ -25,7 +25,8 @@ _ROLES = {
         "{L} is a hole.", "{L} is a hole, never step on it.", "Never step on {L}.", "Avoid {L}.",
         "Stepping on {L} ends the game.", "Stepping on {L} loses the game.", "You lose when you step on {L}.",
         "Keep away from {L}.", "{L} loses.", "Do not walk into {L}.", "Walk around {L}.", "Holes are drawn as {L}.",
-        "{L} is deadly.", "If you enter {L} you fall and lose.", "{L} marks a hole.", "Falling into {L} ends the round.",
+        "{L} is deadly.",
+        "If you enter {L} you fall and lose.", "{L} marks a hole.", "Falling into {L} ends the round.",
     ],
     "box": [
         "{L} is the box.", "{L} is a box, push it.", "Push {L}.", "Walk into {L} to push it.", "{L} can be pushed.",
@@ -34,8 +35,10 @@ _ROLES = {
     ],
     "target": [
         "{L} is the target.", "The box must end on {L}.", "Bring the box to {L}.", "{L} is where the box must go.",
-        "Push the box onto {L} to win.", "The target is {L}.", "You win when the box is on {L}.", "{L} marks the target.",
-        "Deliver the box to {L}.", "The box belongs on {L}.", "The target is drawn as {L}.", "Win by pushing the box to {L}.",
+        "Push the box onto {L} to win.", "The target is {L}.", "You win when the box is on {L}.",
+        "{L} marks the target.",
+        "Deliver the box to {L}.", "The box belongs on {L}.", "The target is drawn as {L}.",
+        "Win by pushing the box to {L}.",
     ],
 }  # fmt: skip
 _PAIRS = {
@@ -46,7 +49,8 @@ _PAIRS = {
     ],
     "room": [
         "Push {A} onto {B}.", "{A} is the box and {B} is the target.", "Push {A} to {B} to win.",
-        "Move {A} onto {B}.", "The box {A} must be pushed onto the target {B}.", "{B} is the target and {A} is the box.",
+        "Move {A} onto {B}.", "The box {A} must be pushed onto the target {B}.",
+        "{B} is the target and {A} is the box.",
         "Get behind {A} and push it toward {B}.", "You win when {A} stands on {B}.",
     ],
 }  # fmt: skip
@@ -151,7 +155,8 @@ def context(rng: random.Random, game: str, belief: Rules, plain: float = 0.0) ->
     facts = facts_of(game, belief)
     if rng.random() < plain:
         lines = say_all(rng, game, facts)
-        return Context("\n".join(f"{MARKER} {line}" for line in lines) if rng.random() < 0.5 else "\n".join(lines)), facts
+        marked = rng.random() < 0.5
+        return Context("\n".join(f"{MARKER} {line}" if marked else line for line in lines)), facts
     draw = rng.random()
     if draw < 0.55:
         told = facts
@@ -195,9 +200,11 @@ def _capital(text: str) -> str:
 
 ITEM: dict[str, Any] = {
     "goal": ["{L} is the goal, reach it.", "{L} is the goal.", "Reach {L} to win.", "Stepping on {L} wins the game."],
-    "hole": ["{L} is a hole, never step on it.", "{L} is a hole.", "Never step on {L}.", "Stepping on {L} ends the game."],
+    "hole": ["{L} is a hole, never step on it.", "{L} is a hole.", "Never step on {L}.",
+             "Stepping on {L} ends the game."],
     "box": ["{L} is the box.", "{L} is a box, push it.", "{L} can be pushed.", "Walk into {L} to push it."],
-    "target": ["{L} is the target.", "The box must end on {L}.", "You win when the box is on {L}.", "Bring the box to {L}."],
+    "target": ["{L} is the target.", "The box must end on {L}.", "You win when the box is on {L}.",
+               "Bring the box to {L}."],
     "wall": {"lake": "Leaving the board is an invalid move.", "room": "A wall cannot be entered."},
     "invalid": ["Two invalid moves in a row end the game."],
 }  # fmt: skip

@@ -191,7 +191,7 @@ def lake_path(
     rng: random.Random, size: int, start: Cell, goals: frozenset[Cell], holes: frozenset[Cell]
 ) -> list[Cell] | None:
     """A uniformly drawn step at a time along shortest ways from ``start`` to the nearest goal."""
-    distance = {goal: 0 for goal in goals}
+    distance = dict.fromkeys(goals, 0)
     queue = deque(goals)
     while queue:
         cell = queue.popleft()
@@ -268,7 +268,9 @@ class RoomSearch:
         )
         self.target = target
 
-    def plan(self, rng: random.Random, player: Cell, box: Cell, most: int = 16) -> list[tuple[Cell, Cell | None]] | None:
+    def plan(
+        self, rng: random.Random, player: Cell, box: Cell, most: int = 16
+    ) -> list[tuple[Cell, Cell | None]] | None:
         """``(the player's next cell, the box's new cell if it was pushed)`` for each move, or ``None``."""
         floor = self.model.floor
         start = (player, box)
@@ -407,7 +409,7 @@ def draw_lake(rng: random.Random, sizes: Sequence[int], letters: tuple[str, str]
             rest = [c for c in room if c not in (start, end)]
             most = min(len(rest) - 1, size * size // 3)
             count = rng.randint(1, max(1, most)) if rng.random() < 0.5 else min(most, {3: 2, 4: 4, 5: 6}.get(size, 1))
-            cells = {c: many for c in rng.sample(rest, count)} | {end: few}
+            cells = dict.fromkeys(rng.sample(rest, count), many) | {end: few}
         else:
             start = rng.choice(room)
             rest = [c for c in room if c != start]
