@@ -224,7 +224,10 @@ class TrainConfig(PlayerConfig):
                 f"{self.top_p}, {self.top_k}); otherwise the replies are not samples of the student"
             )
         if not all(x >= 0 for x in (self.learning_rate, self.loss_temperature, self.weight_decay, self.test_tasks)):
-            raise ConfigError("learning_rate, loss_temperature, weight_decay and test_tasks must be 0 or more")
+            raise ConfigError(
+                "learning_rate, loss_temperature, weight_decay and test_tasks must be 0 or more, got "
+                f"{self.learning_rate}, {self.loss_temperature}, {self.weight_decay} and {self.test_tasks}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

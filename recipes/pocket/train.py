@@ -1,8 +1,7 @@
 """Train ``pocket`` or ``pocket-s`` from nothing: ``python -m recipes.pocket.train --size pocket``.
 
 The same command continues after a kill. Every line of ``log.jsonl`` has the hash of all token ids trained on so
-far, so two runs can be compared line by line. Two cores need about an hour for ``pocket``; with a GPU
-(``--device cuda``) minutes.
+far, so two runs can be compared line by line. ``--device cuda`` was never run.
 """
 
 from __future__ import annotations
@@ -217,11 +216,12 @@ def main() -> None:
         lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= done]
         log.write_text("".join(f"{line}\n" for line in lines))
     sums: dict[str, list[float]] = defaultdict(list)
-    tokens, started = 0, time.perf_counter()
+    tokens, counted, started = 0, 0, time.perf_counter()
     for step in range(done + 1, args.steps + 1):
         batch, kinds = batches.next(step - 1)
+        counted += 1
         tokens += int((batch["mask"].diagonal(dim1=2, dim2=3) == 0).sum())
-        loss, hit = losses(model, batch, compute)
+        loss, _ = losses(model, batch, compute)
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for one in optimizer:
@@ -234,19 +234,18 @@ def main() -> None:
             by_kind[kind].append(value)
         for kind, values in by_kind.items():
             sums[kind].append(sum(values) / len(values))
-        del hit
         if step % 200 == 0 or step == args.steps:
             spent = time.perf_counter() - started
             record = {"step": step, "nats": {k: round(sum(v) / len(v), 4) for k, v in sorted(sums.items())},
                       "places_per_s": round(tokens / spent), "samples": batches.number,
-                      "s_per_step": round(spent / 200, 3), "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
+                      "s_per_step": round(spent / counted, 3), "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
             if step % 1000 == 0 or step == args.steps:
                 record["right"] = examine(model, batches, compute)
             with log.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(json.dumps(record), flush=True)
             sums.clear()
-            tokens, started = 0, time.perf_counter()
+            tokens, counted, started = 0, 0, time.perf_counter()
         if step % 250 == 0 or step in (args.stop, args.steps):
             state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizer]}
             torch.save(state, folder / "state.tmp")

@@ -60,11 +60,8 @@ class LakeBoard:
     size: int
     start: Cell
     cells: dict[Cell, str]
-
-    @property
-    def letters(self) -> tuple[str, str]:
-        found = dict.fromkeys(self.cells.values())
-        return tuple(sorted(found))[:2]  # type: ignore[return-value]
+    goal_letter: str = ""
+    """In the world's true rules; a hole is not seen under the player, a goal is."""
 
     def under(self, rules: Rules) -> tuple[frozenset[Cell], frozenset[Cell]]:
         """Goals and holes, as ``rules`` have it."""
@@ -79,16 +76,11 @@ class LakeBoard:
             for column in range(self.size):
                 letter = self.cells.get((row, column), "")
                 if (row, column) == player:
-                    letter = f"P/{letter}" if letter and self._shows_under(letter) else "P"
+                    letter = f"P/{letter}" if letter and letter == self.goal_letter else "P"
                 shown.append(f" {letter:^3} ")
             lines += ["|" + "|".join(shown) + "|", border]
         return "Current Board:\n\n" + "\n".join(lines)
 
-    def _shows_under(self, letter: str) -> bool:
-        return letter == self.goal_letter
-
-    goal_letter: str = ""
-    """In the world's true rules; a hole is not seen under the player, a goal is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +135,7 @@ class Step:
     feedback: str
     state: str
     think: str
-    """The thinking line under the player's belief; '' where the move was no plan."""
+    """The thinking line under the player's belief; '' where the target of a room cannot be seen."""
     move: str
     """The bracketed move, as the log of the game repeats it."""
     actual: str = ""
@@ -396,7 +388,7 @@ def play_room(
 
 
 def draw_lake(rng: random.Random, sizes: Sequence[int], letters: tuple[str, str], world: Rules) -> LakeBoard:
-    """A board that can be won. Rules and counts are independent, so no count gives a role away."""
+    """A board that can be won; how often a letter stands on it is drawn without regard to its role."""
     while True:
         size = rng.choice(sizes)
         room = [(r, c) for r in range(size) for c in range(size)]
@@ -404,7 +396,7 @@ def draw_lake(rng: random.Random, sizes: Sequence[int], letters: tuple[str, str]
         if rng.random() < 0.5:  # laid out as TextArena does: corner to corner, one letter once
             start, end = (0, 0), (size - 1, size - 1)
             if rng.random() < 0.3:
-                start, end = rng.choice([(0, size - 1), (size - 1, 0), (size - 1, size - 1)]), (0, 0)
+                start = rng.choice([(0, size - 1), (size - 1, 0), (size - 1, size - 1)])
                 end = (size - 1 - start[0], size - 1 - start[1])
             rest = [c for c in room if c not in (start, end)]
             most = min(len(rest) - 1, size * size // 3)
