@@ -46,6 +46,11 @@ def test_it_ships_small_and_loads_like_any_model(name: str) -> None:
     assert loaded.learning_rate > models.LEARNING_RATE
 
 
+def test_the_two_sizes_share_their_tokenizer() -> None:
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        assert len({(models.WEIGHTS / name / file).read_bytes() for name in SIZES}) == 1, file
+
+
 def test_it_wins_only_when_it_is_told_the_rules(tmp_path: Path) -> None:
     found = arms("frozen-lake-4x4", tmp_path, 48, ("base", "pocket", Context()), ("in-context", "pocket", TRUE))
     assert found.rate("base").rate < 0.3

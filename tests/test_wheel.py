@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agentopcd.models import SHIPPED
+
 
 def run(*command: str | Path, cwd: Path) -> str:
     done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
@@ -52,8 +54,8 @@ def test_names_in_the_wheel(wheel: Path, root: Path) -> None:
     assert "agentopcd/py.typed" in shipped
     assert not [name for name in names if name.endswith((".pyc", ".db"))]
     weights = {name for name in names if name.endswith(".safetensors")}
-    assert weights == {"agentopcd/weights/pocket/model.safetensors"}
-    assert "agentopcd/weights/pocket/tokenizer.json" in names
+    assert weights == {f"agentopcd/weights/{name}/model.safetensors" for name in SHIPPED}
+    assert {f"agentopcd/weights/{name}/tokenizer.json" for name in SHIPPED} <= names
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     assert [name for name in names if name.endswith("licenses/NOTICE")]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from agentopcd.envs.registry import EnvSpec
 from agentopcd.envs.views import View
 
@@ -30,6 +32,30 @@ def _paper_seeds(train_steps: int) -> dict[str, tuple[int, ...]]:
     }
 
 
+_LAKE_4X4 = EnvSpec(
+    id="frozen-lake-4x4",
+    entry_point=_LAKE,
+    kwargs={"size": 4, "num_holes": 4},
+    max_steps=10,
+    views=_GAME_VIEWS,
+    play_format="[{}]",
+    seeds=4000,
+    split_sizes={"test": 256, "confirm": 127, "select": 64, "extract": 60},
+    model="pocket",
+    summary="Frozen Lake, 4x4 with 4 holes: 757 boards, the smallest with enough to hold some out",
+)
+_SOKOBAN_6X6 = EnvSpec(
+    id="sokoban",
+    entry_point=_SOKOBAN,
+    kwargs={"dim_room": (6, 6), "num_boxes": 1},
+    max_steps=5,
+    views=_GAME_VIEWS,
+    play_format="[{}]",
+    seeds=2000,
+    model="pocket",
+    summary="TextArena's Sokoban, 6x6 with 1 box",
+)
+
 SPECS = (
     EnvSpec(
         id="frozen-lake",
@@ -42,18 +68,7 @@ SPECS = (
         model="pocket",
         summary="TextArena's Frozen Lake, 3x3 with 2 holes: 19 boards in all, so nothing is held out",
     ),
-    EnvSpec(
-        id="frozen-lake-4x4",
-        entry_point=_LAKE,
-        kwargs={"size": 4, "num_holes": 4},
-        max_steps=10,
-        views=_GAME_VIEWS,
-        play_format="[{}]",
-        seeds=4000,
-        split_sizes={"test": 256, "confirm": 127, "select": 64, "extract": 60},
-        model="pocket",
-        summary="Frozen Lake, 4x4 with 4 holes: 757 boards, the smallest with enough to hold some out",
-    ),
+    _LAKE_4X4,
     EnvSpec(
         id="frozen-lake-paper",
         entry_point=_LAKE,
@@ -65,29 +80,13 @@ SPECS = (
         model="pocket",
         summary="frozen-lake with the seeds of the paper's released code: train and test boards overlap",
     ),
-    EnvSpec(
+    dataclasses.replace(
+        _LAKE_4X4,
         id="frozen-lake-4x4-swapped",
-        entry_point=_LAKE,
-        kwargs={"size": 4, "num_holes": 4, "hole": "G", "goal": "H", "swap": "vertical"},
-        max_steps=10,
-        views=_GAME_VIEWS,
-        play_format="[{}]",
-        seeds=4000,
-        split_sizes={"test": 256, "confirm": 127, "select": 64, "extract": 60},
-        model="pocket",
+        kwargs={**_LAKE_4X4.kwargs, "hole": "G", "goal": "H", "swap": "vertical"},
         summary="frozen-lake-4x4, G a hole, H the goal, up and down exchanged: " + _OBEDIENCE,
     ),
-    EnvSpec(
-        id="sokoban",
-        entry_point=_SOKOBAN,
-        kwargs={"dim_room": (6, 6), "num_boxes": 1},
-        max_steps=5,
-        views=_GAME_VIEWS,
-        play_format="[{}]",
-        seeds=2000,
-        model="pocket",
-        summary="TextArena's Sokoban, 6x6 with 1 box",
-    ),
+    _SOKOBAN_6X6,
     EnvSpec(
         id="sokoban-paper",
         entry_point=_SOKOBAN,
@@ -99,15 +98,10 @@ SPECS = (
         model="pocket",
         summary="sokoban with the seeds of the paper's released code: train and test boards overlap",
     ),
-    EnvSpec(
+    dataclasses.replace(
+        _SOKOBAN_6X6,
         id="sokoban-swapped",
-        entry_point=_SOKOBAN,
-        kwargs={"dim_room": (6, 6), "num_boxes": 1, "box": "O", "target": "X", "swap": "vertical"},
-        max_steps=5,
-        views=_GAME_VIEWS,
-        play_format="[{}]",
-        seeds=2000,
-        model="pocket",
+        kwargs={**_SOKOBAN_6X6.kwargs, "box": "O", "target": "X", "swap": "vertical"},
         summary="sokoban, O a box, X a goal, up and down exchanged: " + _OBEDIENCE,
     ),
     EnvSpec(

@@ -1,12 +1,14 @@
 """The training text of ``pocket``: a pure function of a seed and a number, so anybody gets the same.
 
-Everything the model is asked is rendered by the package's own code (chat, extraction prompt), so it is what a
-player is really asked; only the replies are written here.
+Games and extractions are rendered by the package's own code (chat, extraction prompt), so they are what a player is
+really asked; only the replies are written here. Exercises (``recall``, ``scan``, ``way``) train one part of a game.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import random
 from collections.abc import Sequence
 
@@ -26,7 +28,7 @@ THINK, END_THINK = "<think>", "</think>"
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """Prompts that share a beginning, each with the reply that is learned. One game is one sample."""
+    """Prompts with the replies that are learned: the turns of one game, or several small tasks of one kind."""
 
     kind: str
     context: Context
@@ -34,6 +36,8 @@ class Sample:
     episode: Episode | None = None
     told: int = 0
     """Facts of the hidden rules that the context settles: 4 are all of them."""
+    boards: tuple[str, ...] = ()
+    """Boards that are told of outside a game."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +52,11 @@ class Stage:
     """Share of contexts that tell everything in few words, so that reading them is learned early."""
 
 
-KINDS = ("lake", "room", "recall", "scan", "extract", "arithmetic", "instruct")
+KINDS = ("lake", "room", "recall", "scan", "way", "extract", "arithmetic", "instruct")
 STAGES = {
-    0.0: Stage((2, 3), (5,), (0.30, 0.10, 0.20, 0.26, 0.06, 0.03, 0.05), 0.8),
-    0.12: Stage((2, 3, 3, 4), (5, 5, 6), (0.34, 0.20, 0.10, 0.20, 0.08, 0.03, 0.05), 0.5),
-    0.25: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.38, 0.30, 0.05, 0.06, 0.12, 0.04, 0.05), 0.2),
+    0.0: Stage((2, 3), (5,), (0.28, 0.10, 0.20, 0.22, 0.06, 0.06, 0.03, 0.05), 0.8),
+    0.12: Stage((2, 3, 3, 4), (5, 5, 6), (0.30, 0.18, 0.10, 0.16, 0.10, 0.08, 0.03, 0.05), 0.5),
+    0.25: Stage((3, 4, 4, 4, 5), (5, 6, 6, 6, 7), (0.36, 0.26, 0.05, 0.05, 0.08, 0.11, 0.04, 0.05), 0.2),
 }
 LAST = STAGES[0.25]
 
@@ -76,11 +80,22 @@ def sample(seed: str, number: int, stage: Stage, held_out: frozenset[str] = froz
             return made
 
 
+def fingerprint(seed: str, count: int = 150) -> str:
+    """A hash of the first ``count`` samples of every stage: prompts, contexts and replies."""
+    total = hashlib.sha256()
+    for stage in STAGES.values():
+        for number in range(count):
+            made = sample(seed, number, stage)
+            row = [made.kind, made.context.text, made.context.placement, made.told, made.turns]
+            total.update(json.dumps(row, sort_keys=True).encode())
+    return total.hexdigest()[:32]
+
+
 def _first_states(made: Sample) -> set[str]:
     """What a task is told apart by: the first board of a game, the text of a question."""
     if made.episode is not None:
         return {chats.shown(made.episode.turns[0].parts, ["state"])}
-    return {messages[-1]["content"] for messages, _ in made.turns}
+    return {*made.boards, *(messages[-1]["content"] for messages, _ in made.turns)}
 
 
 # ---- games --------------------------------------------------------------------------------------
@@ -181,6 +196,7 @@ def _recall(rng: random.Random, stage: Stage) -> Sample:
 def _scan(rng: random.Random, stage: Stage) -> Sample:
     """Boards alone, and where on them the letters stand."""
     turns: list[tuple[list[Message], str]] = []
+    boards = []
     for _ in range(6):
         game = rng.choice(["lake", "lake", "lake", "room"])
         letters = _letters(rng, game)
@@ -191,7 +207,24 @@ def _scan(rng: random.Random, stage: Stage) -> Sample:
         text = f"{board}\n\nWhere are {asked[0]}, {asked[1]} and {asked[2]}?"
         reply = " ".join(" ".join([x, *places.get(x, [])]) for x in asked)
         turns.append(([Message(role="user", content=text)], reply))
-    return Sample("scan", EMPTY, turns)
+        boards.append(board)
+    return Sample("scan", EMPTY, turns, boards=tuple(boards))
+
+
+def _way(rng: random.Random, stage: Stage) -> Sample:
+    """Squares alone, as the thinking line has them, and the way between them."""
+    turns: list[tuple[list[Message], str]] = []
+    boards = []
+    for _ in range(12):
+        letters = _letters(rng, "lake")
+        rules = rng.choice(worlds.hypotheses(letters))
+        board = worlds.draw_lake(rng, stage.lakes, letters, rules)
+        think, _ = worlds.lake_plan(rng, board, rules, board.start)
+        squares, path = think.partition(" P ")[2].split(" path ")
+        text = f"P {squares}\n\n{board.size} by {board.size}. Which way?"
+        turns.append(([Message(role="user", content=text)], f"path {path}"))
+        boards.append(board.draw(board.start))
+    return Sample("way", EMPTY, turns, boards=tuple(boards))
 
 
 RECALL = {"lake": "What do you know of this lake?", "room": "What do you know of this room?"}
@@ -242,7 +275,7 @@ def _extract(rng: random.Random, stage: Stage) -> Sample:
     told = [wording.item(rng, game, fact, pressed) for fact in facts[: rng.choice([1, 2, 2])]]
     messages = extraction_messages(episode, kind="game", earlier=earlier)
     notes = " ".join(f"{s.move} {s.frm} {s.to or s.frm}" for s in played.steps if s.frm)
-    reply = f"{THINK}{notes} {_ending(game, played, world)}{END_THINK}"
+    reply = f"{THINK}{f'{notes} {_ending(game, played, world)}'.strip()}{END_THINK}"
     return Sample("extract", EMPTY, [(messages, reply + "\n".join(f"{MARKER} {line}" for line in told))], episode)
 
 
@@ -373,6 +406,7 @@ _MAKERS = {
     "room": lambda rng, stage: _game(rng, "room", stage),
     "recall": _recall,
     "scan": _scan,
+    "way": _way,
     "extract": _extract,
     "arithmetic": _arithmetic,
     "instruct": _instruct,

@@ -3,7 +3,7 @@
 The turns of a game have prompts that repeat the game so far. They are laid out as a trunk (the longest
 prompt with its reply) and branches (what another prompt adds after the part it shares, with its reply). A branch
 sees its part of the trunk and itself, at the positions it would have alone, so logits are those of
-separate sequences, at less than half the tokens.
+separate sequences, from fewer tokens.
 """
 
 from __future__ import annotations

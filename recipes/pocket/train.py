@@ -11,11 +11,13 @@ import hashlib
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agentopcd import envs
 from agentopcd.chat import Chat, framed
@@ -29,8 +31,12 @@ SIZES = {
 }
 SEED = "pocket-1"
 """Names the corpus; another name is another corpus."""
+EXAMINED = 320
+"""Samples, never trained on, that :func:`examine` reads."""
 ROWS, ROW_TOKENS = 8, 512
 """Sequences of a batch and their length; samples share a row without seeing each other."""
+# Each swapped world beside its plain one: so for every text held out the one with the letters exchanged is held out,
+# too, and no role becomes rarer than another.
 TESTED = ("frozen-lake-4x4", "frozen-lake-4x4-swapped", "sokoban", "sokoban-swapped", "instructions")
 
 
@@ -68,6 +74,7 @@ def make_model(size: str, tok: Tokenizer) -> LlamaForCausalLM:
         initializer_range=0.05, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, **SIZES[size],
     )  # fmt: skip
     model = LlamaForCausalLM(config)
+    model.set_attn_implementation("plain")
     related_start(model.get_input_embeddings().weight, tok)
     return model
 
@@ -96,6 +103,8 @@ class Batches:
     def __init__(self, tok: Tokenizer, seed: str, steps: int, forbidden: frozenset[str]) -> None:
         self.tok, self.chat, self.seed, self.steps, self.forbidden = tok, Chat(tok), seed, steps, forbidden
         self.number = 0
+        self.dropped = 0
+        """Samples of one turn that do not fit into a row."""
         self.digest = hashlib.sha256()
         self.left: list[tuple[str, packing.Packed]] = []
 
@@ -125,6 +134,8 @@ class Batches:
                 room -= len(made[1])
             elif len(made[1]) <= ROW_TOKENS:
                 self.left.append(made)
+            else:
+                self.dropped += 1
         self.left += waiting
         return row
 
@@ -135,8 +146,27 @@ class Batches:
             for messages, reply in made.turns
         ]
         while len(packed := packing.pack(turns)) > ROW_TOKENS and len(turns) > 1:
-            turns.pop(0)  # the first turns of a long game: others begin like them
+            turns.pop(0)  # of a long game the first ones: others begin like them
         return packed
+
+
+def plain_attention(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,
+    scaling: float, **_: object,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attention without a fused kernel; query, key and value [B, H, T, D], mask [B, 1, T, T], all of one dtype.
+
+    On two CPU cores, at rows of 512 tokens, it takes less time than PyTorch's (``docs/LOG.md``). Under autocast the
+    scores are bfloat16.
+    """
+    heads, width = query.shape[:2], query.shape[2]
+    query, key, value = (x.flatten(0, 1) for x in (query, key, value))
+    seen = mask.expand(*heads, width, width).flatten(0, 1)
+    weights = torch.baddbmm(seen, query, key.transpose(1, 2), alpha=scaling).softmax(-1)
+    return torch.bmm(weights, value).unflatten(0, heads).transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("plain", plain_attention)
 
 
 def losses(
@@ -176,10 +206,10 @@ def rate_at(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def examine(model: LlamaForCausalLM, batches: Batches, compute: torch.dtype) -> dict[str, float]:
-    """Share of right moves, given the right thinking, on samples that are never trained on."""
+    """Share of reply tokens that are likeliest, given the right ones before, on samples drawn with another seed."""
     right: dict[str, list[float]] = defaultdict(list)
-    for number in range(0, 320):
-        made = corpus.sample("examine", number, corpus.LAST)
+    for number in range(EXAMINED):
+        made = corpus.sample("examine", number, corpus.LAST, batches.forbidden)
         row = batches.packed(made)
         _, hit = losses(model, packing.collate([row], 0), compute)
         told = "told" if made.told == 4 else "part" if made.told else "blind"
@@ -188,15 +218,15 @@ def examine(model: LlamaForCausalLM, batches: Batches, compute: torch.dtype) -> 
     return {name: round(sum(values) / len(values), 4) for name, values in sorted(right.items())}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="pocket")
-    parser.add_argument("--steps", type=int, default=4600)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=Path("pocket-work"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stop", type=int, default=0, help="stop after this step, as a kill would")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     folder = args.out / args.size
     folder.mkdir(parents=True, exist_ok=True)
     tok = make_tokenizer()
@@ -204,15 +234,21 @@ def main() -> None:
     compute = pick_compute("auto", torch.device(args.device))
     optimizer = optimizers(model, args.rate)
     batches = Batches(tok, SEED, args.steps, held_out())
+    settings = {"steps": args.steps, "rate": args.rate}
     done, log = 0, folder / "log.jsonl"
     if (folder / "state.pt").is_file():
         state = torch.load(folder / "state.pt", weights_only=True)
+        if state["settings"] != settings:
+            parser.error(f"{folder} was begun with {state['settings']}, now {settings}; name another --out")
         model.load_state_dict(state["model"])
         for one, saved in zip(optimizer, state["optimizers"], strict=True):
             one.load_state_dict(saved)
         done = state["step"]
         for step in range(done):  # nothing is trained, only drawn, so that the hash covers everything
             batches.next(step)
+        if state["corpus"] != batches.digest.hexdigest():
+            parser.error(f"{folder} was begun on another corpus; name another --out")
+        log.touch()  # killed before the first line
         lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= done]
         log.write_text("".join(f"{line}\n" for line in lines))
     sums: dict[str, list[float]] = defaultdict(list)
@@ -220,7 +256,7 @@ def main() -> None:
     for step in range(done + 1, args.steps + 1):
         batch, kinds = batches.next(step - 1)
         counted += 1
-        tokens += int((batch["mask"].diagonal(dim1=2, dim2=3) == 0).sum())
+        tokens += batch["ids"].numel()  # padding is computed, too
         loss, _ = losses(model, batch, compute)
         loss.mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -237,7 +273,7 @@ def main() -> None:
         if step % 200 == 0 or step == args.steps:
             spent = time.perf_counter() - started
             record = {"step": step, "nats": {k: round(sum(v) / len(v), 4) for k, v in sorted(sums.items())},
-                      "places_per_s": round(tokens / spent), "samples": batches.number,
+                      "places_per_s": round(tokens / spent), "samples": batches.number, "dropped": batches.dropped,
                       "s_per_step": round(spent / counted, 3), "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
             if step % 1000 == 0 or step == args.steps:
                 record["right"] = examine(model, batches, compute)
@@ -247,7 +283,8 @@ def main() -> None:
             sums.clear()
             tokens, counted, started = 0, 0, time.perf_counter()
         if step % 250 == 0 or step in (args.stop, args.steps):
-            state = {"step": step, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizer]}
+            state = {"step": step, "settings": settings, "corpus": batches.digest.hexdigest(),
+                     "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizer]}  # fmt: skip
             torch.save(state, folder / "state.tmp")
             (folder / "state.tmp").rename(folder / "state.pt")
             save(model, tok, folder / "model")
@@ -267,7 +304,8 @@ def save(model: LlamaForCausalLM, tok: Tokenizer, folder: Path) -> None:
     copy.save_pretrained(folder)
     tok.save_pretrained(folder)
     note = "trained by this project for its own games, with hidden rules; it knows nothing else"
-    (folder / "agentopcd.json").write_text(json.dumps({"learning_rate": 3e-4, "note": note}, indent=1) + "\n")
+    facts = {"learning_rate": 3e-4, "note": note, "corpus": corpus.fingerprint(SEED)}
+    (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

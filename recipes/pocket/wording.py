@@ -87,6 +87,18 @@ _BOTH_AXES = {
         "Every move goes the opposite way.", "All moves are swapped.", "The moves do the opposite of their names.",
         "All four moves are reversed.",
     ],
+    (True, False): [
+        "Up and down are swapped, left and right are not.", "Only up and down are swapped.",
+        "Only the vertical moves are swapped.", "Left and right work as named, up and down are swapped.",
+        "[up] moves P down and [down] moves P up, [left] and [right] move P as named.",
+        "The vertical moves go the opposite way, the horizontal moves go where their names say.",
+    ],
+    (False, True): [
+        "Left and right are swapped, up and down are not.", "Only left and right are swapped.",
+        "Only the horizontal moves are swapped.", "Up and down work as named, left and right are swapped.",
+        "[left] moves P right and [right] moves P left, [up] and [down] move P as named.",
+        "The horizontal moves go the opposite way, the vertical moves go where their names say.",
+    ],
 }  # fmt: skip
 _ASIDES = [
     "Think before you move.", "Shorter ways are better.", "Two invalid moves in a row end the game.",
@@ -137,10 +149,8 @@ def say_all(rng: random.Random, game: str, facts: list[Fact]) -> list[str]:
         first, second = (letter(rng, str(left.pop(name))) for name in names)
         lines.append(_capital(rng.choice(_PAIRS[game]).format(A=first, B=second)))
     if "vertical" in left and "horizontal" in left and rng.random() < 0.5:
-        both = _BOTH_AXES.get((bool(left["vertical"]), bool(left["horizontal"])))
-        if both:
-            lines.append(rng.choice(both))
-            del left["vertical"], left["horizontal"]
+        axes = bool(left.pop("vertical")), bool(left.pop("horizontal"))
+        lines.append(rng.choice(_BOTH_AXES[axes]))
     lines += [say(rng, fact) for fact in left.items()]
     rng.shuffle(lines)
     return lines

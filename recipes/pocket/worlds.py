@@ -412,7 +412,7 @@ def draw_lake(rng: random.Random, sizes: Sequence[int], letters: tuple[str, str]
                 continue
         board = LakeBoard(size=size, start=start, cells=cells, goal_letter=world.first)
         goals, holes = board.under(world)
-        if goals and lake_path(rng, size, start, goals, holes) is not None:
+        if lake_path(rng, size, start, goals, holes) is not None:
             return board
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentopcd import envs
+from agentopcd import envs, models
 from agentopcd.chat import EXPERIENCE_FRAME, Chat, turn_messages
 from agentopcd.envs.puzzles import FORMS, KINDS, Conventions, Instructions
 from agentopcd.envs.rows import Row
@@ -35,8 +35,6 @@ REAL = ("frozen-lake", "frozen-lake-4x4", "frozen-lake-4x4-swapped", "sokoban", 
 
 PROMPT_FORMAT = "6d40d595eaaf4e4f791dcfd83637c6d8"
 """sha256 of every prompt that ``fixed_prompts`` renders: the format the weights were trained on."""
-CORPUS = "f1dada07f25b8ab2ab88652ba54ded8b"
-"""sha256 of the first samples of every stage: what the weights were trained on."""
 
 
 def only(kind: str, stage: corpus.Stage = corpus.LAST) -> corpus.Stage:
@@ -290,25 +288,16 @@ def test_the_prompt_format_is_the_one_the_weights_were_trained_on() -> None:
     )
 
 
-def digest(seed: str, count: int) -> str:
-    """A hash of the first samples of every stage, prompts, contexts and replies."""
-    total = hashlib.sha256()
-    for stage in corpus.STAGES.values():
-        for number in range(count):
-            made = corpus.sample(seed, number, stage)
-            row = [made.kind, made.context.text, made.context.placement, made.told, made.turns]
-            total.update(json.dumps(row, sort_keys=True).encode())
-    return total.hexdigest()[:32]
+@pytest.mark.parametrize("name", models.SHIPPED)
+def test_the_corpus_is_the_one_the_weights_were_trained_on(name: str) -> None:
+    from recipes.pocket import train
 
-
-def test_the_corpus_is_the_one_the_weights_were_trained_on(root: Path) -> None:
-    named = re.search(r'^SEED = "(.+)"$', (root / "recipes" / "pocket" / "train.py").read_text(), re.M)
-    assert named
-    found = digest(named[1], 150)
-    assert found == CORPUS, (
-        f"the corpus changed (hash {found}, trained on {CORPUS}): retraining would no longer give the shipped "
-        "weights. Undo the change in recipes/pocket or agentopcd/envs/puzzles.py, or train pocket and pocket-s "
-        "again (python -m recipes.pocket.train) and write the new hash here"
+    trained_on = json.loads((models.WEIGHTS / name / "agentopcd.json").read_text())["corpus"]
+    found = corpus.fingerprint(train.SEED)
+    assert found == trained_on, (
+        f"the corpus changed (hash {found}, {name} was trained on {trained_on}): retraining would no longer give the "
+        "shipped weights. Undo the change in recipes/pocket or agentopcd/envs/puzzles.py, or train pocket and "
+        "pocket-s again (python -m recipes.pocket.train), which writes the new hash beside the weights"
     )
 
 
@@ -521,6 +510,19 @@ def test_wordings_mean_what_they_are_filed_under() -> None:
     for listed, swapped in ((wording._BOTH_AXES[False, False], False), (wording._BOTH_AXES[True, True], True)):
         for text in listed:
             assert bool(re.search(r"opposite|reversed|are swapped", text)) == swapped, text
+    for vertical in (True, False):
+        axes = {("vertical", vertical), ("horizontal", not vertical)}
+        for text in wording._BOTH_AXES[vertical, not vertical]:
+            halves = text.replace("are not", "work as named").split(", ")
+            if text.startswith("Only"):  # and the other axis is not
+                assert axis_of(text) in axes and axis_of(text)[1], text
+            elif len(halves) == 2 and not text.startswith("["):
+                assert {axis_of(half) for half in halves} == axes, text
+            else:
+                moved = dict(re.findall(r"\[(\w+)\] moves P (\w+)", text))
+                (swapped,) = {"vertical" if name in ("up", "down") else "horizontal" for name in moved}
+                assert all(to == worlds.OPPOSITE[name] for name, to in moved.items()), text
+                assert (swapped == "vertical") == vertical and text.endswith("as named."), text
     for kind, listed in wording.ITEM.items():
         for text in listed.values() if isinstance(listed, dict) else listed:
             found = read(text.replace("{L}", "Z"))
@@ -594,6 +596,52 @@ def test_scanned_letters_stand_where_the_reply_says() -> None:
             said = {part[0]: cells_of(part[1:]) for part in re.findall(r"[A-Z](?: [a-h]\d)*", reply)}
             assert list(said) == asked
             assert all(sorted(said[letter]) == sorted(on.get(letter, [])) for letter in asked), (board, reply)
+
+
+def test_ways_are_shortest_and_reach_the_goal_past_the_holes() -> None:
+    for number in range(150):
+        for messages, reply in corpus.sample("way", number, only("way")).turns:
+            found = re.fullmatch(
+                r"P (\S+) [A-Z]((?: \S+)+) [A-Z]((?: \S+)*)\n\n(\d) by \4\. Which way\?", messages[0]["content"]
+            )
+            assert found, messages
+            (start,), goals, holes = (cells_of(found[n]) for n in (1, 2, 3))
+            told = re.fullmatch(r"path ((?:\S+ )+)go (\w+)", reply)
+            assert told, reply
+            path, size = cells_of(told[1]), range(int(found[4]))
+            steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise([start, *path])]
+            assert all(step in MOVES.values() for step in steps), (messages, reply)
+            assert steps[0] == MOVES[told[2]] and path[-1] in goals and not set(path) & set(holes)
+            assert len(path) == way(set(itertools.product(size, size)), start, set(goals), set(holes))
+
+
+def test_what_figures_are_made_on_is_held_out_under_both_roles_of_its_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recipes.pocket import train
+
+    assert {f"{name}-swapped" for name in ("frozen-lake-4x4", "sokoban")} < set(train.TESTED)
+    monkeypatch.setattr(train, "TESTED", ("frozen-lake-4x4", "frozen-lake-4x4-swapped"))
+    held_out = train.held_out()
+    assert len(held_out) == 2 * (256 + 127 + 64)
+    exchange = str.maketrans("GH", "HG")
+    assert {text.translate(exchange) for text in held_out} == held_out
+    lakes = dataclasses.replace(only("lake"), lakes=(4,))
+
+    def first_boards(forbidden: frozenset[str]) -> set[str]:
+        made = [corpus.sample("hold", number, lakes, forbidden) for number in range(400)]
+        return {text for one in made for text in corpus._first_states(one)}
+
+    assert first_boards(frozenset()) & held_out  # else the texts are not written as training writes them
+    assert not first_boards(held_out) & held_out
+
+
+@pytest.mark.parametrize("kind", ["scan", "way"])
+def test_held_out_boards_are_not_told_of_outside_a_game_either(kind: str) -> None:
+    shown = [board for number in range(300) for board in corpus.sample("out", number, only(kind)).boards]
+    assert len(shown) == 300 * {"scan": 6, "way": 12}[kind] and all(text.startswith("Current Board") for text in shown)
+    for number in range(20):
+        made = corpus.sample("out", number, only(kind))
+        held_out = frozenset(made.boards[:1])
+        assert not held_out & set(corpus.sample("out", number, only(kind), held_out).boards)
 
 
 def test_worlds_agree_with_what_their_context_tells_mostly(games: list[Drawn]) -> None:
@@ -774,7 +822,7 @@ def test_extraction_says_only_what_the_trace_shows() -> None:
             single += 1
             continue
         if "[w], [a], [s], [d]" in prompt:
-            assert reply == f"{corpus.THINK} open{corpus.END_THINK}"
+            assert reply == f"{corpus.THINK}open{corpus.END_THINK}"
             mumbled += 1
             continue
         shown, moves = told_by_trace(prompt)

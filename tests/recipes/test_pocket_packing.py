@@ -151,11 +151,14 @@ def as_packed(turns: Sequence[Turn]) -> list[Turn]:
     return sorted(turns, key=lambda turn: -len(turn[0]))
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "plain"])
 @pytest.mark.parametrize("number", range(len(ODD) + 3))
-def test_a_packed_game_has_the_logits_of_its_separate_sequences(number: int, model: Any) -> None:
+def test_a_packed_game_has_the_logits_of_its_separate_sequences(number: int, attention: str, model: Any) -> None:
     import torch
 
-    from recipes.pocket import packing
+    from recipes.pocket import packing, train
+
+    assert "plain" in train.ALL_ATTENTION_FUNCTIONS  # importing it registers the attention that pocket is trained with
 
     games = [*ODD, *(game(random.Random(n), 2 + 3 * n) for n in range(3))]
     turns = games[number]
@@ -165,7 +168,9 @@ def test_a_packed_game_has_the_logits_of_its_separate_sequences(number: int, mod
     with torch.no_grad():
         # beside a longer row and in the middle of a joined one: padding and neighbours must not be seen
         before, after, longer = packing.pack(games[0]), packing.pack(games[-2]), packing.pack(games[-1])
+        model.set_attn_implementation(attention)
         logits, batch = in_a_batch(model, [longer, packing.joined([before, packed, after]), packed])
+        model.set_attn_implementation("sdpa")
         expected = [*alone(model, as_packed(games[-1])), *alone(model, games[0]), *alone(model, as_packed(turns)),
                     *alone(model, as_packed(games[-2])), *alone(model, as_packed(turns))]  # fmt: skip
     assert torch.isfinite(logits).all()
