@@ -69,6 +69,11 @@ class Chat:
         check_same_header(student, teacher, self.header)
         return student, teacher
 
+    def prefix(self, context: Context) -> tuple[int, ...]:
+        """Token ids that prompts with ``context`` begin with, whatever they ask."""
+        one, other = (self.render([Message(role="user", content=text)], context) for text in ("0", "a"))
+        return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)]
+
     def reply_text(self, ids: Sequence[int]) -> str:
         """A response as text, end and other special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -31,7 +31,7 @@ from agentopcd.measures import StepMeter, rollout_measures
 from agentopcd.rollouts import Player
 from agentopcd.runs import Run, console_line
 from agentopcd.stats import Rate
-from agentopcd.teacher import FrozenTeacher, Sample, response_logits
+from agentopcd.teacher import FrozenTeacher, Sample, response_hidden
 from agentopcd.types import Context, Episode, Job, Task
 
 
@@ -85,6 +85,7 @@ def consolidate(
         raise ConfigError(f"{accelerator.num_processes} processes; consolidation runs in one process for now")
     student.model.requires_grad_(True).eval()  # eval: dropout off in both models' passes
     check_float32(student.model)
+    models.check_head(student.model)
     learning_rate = config.learning_rate or student.learning_rate
     optimizer = torch.optim.AdamW(
         student.model.parameters(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
@@ -119,17 +120,26 @@ def consolidate(
         meter = StepMeter(temperature, config.temperature)
         weights = losses.token_weights([s.num_tokens for s in samples], config.reduction)
         for chunk, chunk_weights in micro_batches(samples, weights, config.micro_batch_size):
-            teacher_NV = teacher.score(chunk)
+            teacher_NH = teacher.hidden(chunk)
             clock.lap("teacher")
+            meter.begin(chunk)
             with models.autocast(device, compute):
                 pairs = [(s.student_ids, s.response_ids) for s in chunk]
-                student_NV = response_logits(model, pairs, student.tokenizer.pad_token_id)
-            token = losses.divergence(
-                student_NV, teacher_NV, form=config.divergence, k=config.support, temperature=temperature
-            )
+                student_NH = response_hidden(model, pairs, student.tokenizer.pad_token_id)
+
+            def loss_of(
+                products_RV: torch.Tensor, where: slice, teacher_NH: torch.Tensor = teacher_NH, meter: StepMeter = meter
+            ) -> torch.Tensor:
+                student_RV, teacher_RV = models.scaled(model, products_RV), teacher.logits(teacher_NH[where])
+                token = losses.divergence(
+                    student_RV, teacher_RV, form=config.divergence, k=config.support, temperature=temperature
+                )
+                meter.add(where, student_RV, teacher_RV, token)
+                return token.loss_N
+
             # The weights hold for the whole step, so how it is split into micro-batches changes nothing.
-            accelerator.backward(losses.weighted_sum(token.loss_N, chunk_weights))
-            meter.add(chunk, student_NV, teacher_NV, token)
+            head = model.get_output_embeddings()
+            accelerator.backward(losses.in_chunks(loss_of, student_NH, chunk_weights, head))
             clock.lap("update")
         norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm) or 0.0)
         ok = math.isfinite(norm) and bool(samples)

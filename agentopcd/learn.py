@@ -119,7 +119,9 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     result = consolidate(
         config,
         student=student,
-        teacher=FrozenTeacher(teacher_model, student, compute=session.compute),
+        teacher=FrozenTeacher(
+            teacher_model, student, compute=session.compute, prefix_ids=session.player.chat.prefix(context)
+        ),
         context=context,
         player=session.player,
         train=train,

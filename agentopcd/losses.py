@@ -23,8 +23,8 @@ and the teacher is detached in here, so gradients reach the student only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +40,10 @@ Reduction = Literal["seq_mean", "token_mean"]
 LOG_FLOOR_NATS = -1e4
 """Lowest log-probability used, the same for both models. ``exp`` of it is exactly 0, so it changes no value a
 model can produce; it only keeps a logit of -inf and an empty remainder finite, forward and backward."""
+
+
+CHUNK_LOGITS = 1 << 23
+"""Logits of one model that are alive at once in :func:`in_chunks`: 32 MiB."""
 
 
 class TokenDivergence(NamedTuple):
@@ -287,6 +291,84 @@ def weighted_sum(loss_N: Float[Tensor, " N"], weights_N: Float[Tensor, " N"]) ->
             "give one weight per response token"
         )
     return (loss_N * weights_N.to(loss_N)).sum()
+
+
+def in_chunks(
+    loss_of: Callable[[Tensor, slice], Tensor],
+    hidden_NH: Float[Tensor, "N H"],
+    weights_N: Float[Tensor, " N"],
+    head: torch.nn.Linear,
+    *,
+    rows: int = 0,
+) -> Float[Tensor, ""]:
+    r"""Weighted sum of token losses over an output head, without logits of all tokens at once.
+
+    .. math:: L = \sum_n w_n D_n(z_n), \qquad z_n = W h_n + b
+
+    A chunk of rows at a time: logits, losses, their gradient :math:`G` with respect to the logits by autograd, then
+    :math:`\partial h = G W` and :math:`\partial W \mathrel{+}= G^\top h`, both kept. ``backward`` only scales them, so
+    nothing is computed twice and at most ``rows`` rows of logits are alive, however many tokens and however large
+    the vocabulary. Values and gradients are those of ``weighted_sum(loss_of(head(hidden)))`` up to rounding.
+
+    Args:
+        loss_of: takes float32 logits ``[R, V]`` of a chunk and its place among the ``N`` rows, and returns the token
+            losses ``[R]`` in nats.
+        hidden_NH: the last hidden states of the positions that predict response tokens; gradients flow into them.
+        weights_N: the weight of each token, see :func:`token_weights`; moved to the device of ``hidden_NH``.
+        head: the output head. Gradients flow into its parameters where they ask for any.
+        rows: rows of a chunk; 0: as many as have :data:`CHUNK_LOGITS` logits, a multiple of four.
+
+    Returns:
+        A scalar in nats, float32. With ``N = 0`` it is 0 and still has a graph.
+
+    Raises:
+        ConfigError: ``rows`` is negative, or there is not exactly one weight per token.
+    """
+    if rows < 0:
+        raise ConfigError(f"rows must be 0 or more, got {rows}")
+    if hidden_NH.shape[:1] != weights_N.shape:
+        raise ConfigError(
+            f"{tuple(weights_N.shape)} weights for hidden states {tuple(hidden_NH.shape)}; give one weight per token"
+        )
+    rows = rows or max(4, CHUNK_LOGITS // head.weight.shape[0] // 4 * 4)
+    return _InChunks.apply(loss_of, weights_N.to(hidden_NH.device), rows, hidden_NH, head.weight, head.bias)  # type: ignore
+
+
+class _InChunks(torch.autograd.Function):
+    """A sum whose gradients are computed with it."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, loss_of: Callable[[Tensor, slice], Tensor], weights_N: Tensor, rows: int,
+        hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
+        wanted = ctx.needs_input_grad[3:]
+        into = [torch.zeros_like(t) if t is not None and w else None
+                for t, w in zip((hidden_NH, weight_VH, bias_V), wanted, strict=True)]  # fmt: skip
+        weight32_VH = weight_VH.detach().float()
+        bias32_V = None if bias_V is None else bias_V.detach().float()
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            for start in range(0, len(hidden_NH), rows):
+                where = slice(start, start + rows)
+                h_RH = hidden_NH[where].detach().float()
+                logits_RV = torch.nn.functional.linear(h_RH, weight32_VH, bias32_V).requires_grad_()
+                with torch.enable_grad():
+                    loss = weighted_sum(loss_of(logits_RV, where), weights_N[where])
+                (grad_RV,) = torch.autograd.grad(loss, logits_RV)
+                total += loss.detach()
+                if into[0] is not None:
+                    into[0][where] = grad_RV @ weight32_VH
+                if into[1] is not None:
+                    into[1].addmm_(grad_RV.T.to(into[1].dtype), h_RH.to(into[1].dtype))
+                if into[2] is not None:
+                    into[2] += grad_RV.sum(0)
+        ctx.save_for_backward(*into)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return (None, None, None, *(None if g is None else g * grad for g in ctx.saved_tensors))
 
 
 def entropy_nats(

@@ -30,15 +30,18 @@ class StepMeter:
         self.columns: dict[str, list[Tensor]] = defaultdict(list)
         self.full: list[Tensor] = []
 
+    def begin(self, samples: Sequence[Sample]) -> None:
+        """Say whose rows come next, in the order of :func:`agentopcd.teacher.response_hidden`."""
+        self.ids = torch.tensor([i for s in samples for i in s.response_ids])
+        self.sampled = torch.tensor([lp for s in samples for lp in s.logprobs])
+        self.columns["position"].append(torch.cat([torch.arange(s.num_tokens) for s in samples]).float())
+        self.columns["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
+
     @torch.no_grad()
-    def add(
-        self, samples: Sequence[Sample], student_NV: Tensor, teacher_NV: Tensor, token: losses.TokenDivergence
-    ) -> None:
-        """Take in the rows of ``samples``, in the order of :func:`agentopcd.teacher.response_logits`."""
+    def add(self, where: slice, student_NV: Tensor, teacher_NV: Tensor, token: losses.TokenDivergence) -> None:
+        """Take in some of those rows, which start at a multiple of :data:`FULL_EVERY`."""
         student_NV = student_NV.detach()
-        ids_N = torch.tensor([i for s in samples for i in s.response_ids], device=student_NV.device)
-        sampled_N = torch.tensor([lp for s in samples for lp in s.logprobs], device=student_NV.device)
-        trainer_N = losses.token_logprobs(student_NV, ids_N, self.sampling_temperature)
+        trainer_N = losses.token_logprobs(student_NV, self.ids[where].to(student_NV.device), self.sampling_temperature)
         columns = {
             "value": token.value_N,
             "student_mass": token.student_mass_N,
@@ -46,9 +49,7 @@ class StepMeter:
             "student_entropy": losses.entropy_nats(student_NV, self.temperature),
             "teacher_entropy": losses.entropy_nats(teacher_NV, self.temperature),
             "overlap": losses.topk_overlap(student_NV, teacher_NV),
-            "gap": (trainer_N - sampled_N).abs(),
-            "position": torch.cat([torch.arange(s.num_tokens) for s in samples]),
-            "turn": torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]),
+            "gap": (trainer_N - self.sampled[where].to(trainer_N)).abs(),
         }
         for name, column in columns.items():
             self.columns[name].append(column.float().cpu())

@@ -46,7 +46,7 @@ class Fetched:
     licence: str
 
 
-SHIPPED = ("pocket",)
+SHIPPED = ("pocket", "pocket-s")
 """Models whose weights lie in this package, under ``weights/``; each folder has a model card."""
 
 FETCHED = {
@@ -385,6 +385,35 @@ def float32_head(model: Any) -> None:
     if type(head) is not torch.nn.Linear:
         raise ModelError(f"{type(model).__name__} has no plain linear output head; it cannot be trained here")
     head.__class__ = Float32Head
+
+
+def scaled(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    """What ``model`` does to the products of its output head: a scale, a divisor, a soft cap, or nothing."""
+    config = model.config.get_text_config()
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Make sure that hidden states, output head and :func:`scaled` give the logits of ``model``.
+
+    Raises:
+        ModelError: they do not, so a loss on hidden states would be another one than the model's.
+    """
+    ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    again = scaled(model, model.get_output_embeddings()(hidden)).float()
+    if again.shape != logits.shape or (again - logits).abs().max() > 1e-3 * logits.abs().max():
+        raise ModelError(
+            f"{type(model).__name__} does more to its logits than a scale and a soft cap; it cannot be trained here"
+        )
 
 
 def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:

@@ -128,14 +128,14 @@ def test_the_student_alone_moves(whole: Trained, model_dir: Path) -> None:
 def test_a_teacher_that_moved_during_the_run_stops_it(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    score = FrozenTeacher.score
+    hidden = FrozenTeacher.hidden
 
     def drifting(self: FrozenTeacher, samples: Sequence[Sample]) -> torch.Tensor:
         with torch.no_grad():
             next(iter(self.model.parameters())).mul_(1.001)
-        return score(self, samples)
+        return hidden(self, samples)
 
-    monkeypatch.setattr(FrozenTeacher, "score", drifting)
+    monkeypatch.setattr(FrozenTeacher, "hidden", drifting)
     with pytest.raises(AlignmentError, match="changed"):
         train(model_dir, tmp_path, steps=1)
 
@@ -170,7 +170,7 @@ def test_only_the_teacher_sees_the_context_and_both_score_the_same_tokens(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, scored = [], []
-    sample, logits = TransformersSampler.sample, loop.response_logits
+    sample, logits = TransformersSampler.sample, loop.response_hidden
 
     def spy_sample(self: TransformersSampler, requests: Sequence[Request], sampling: Sampling) -> Any:
         asked.extend(requests)
@@ -181,8 +181,8 @@ def test_only_the_teacher_sees_the_context_and_both_score_the_same_tokens(
         return logits(model, pairs, pad)
 
     monkeypatch.setattr(TransformersSampler, "sample", spy_sample)
-    monkeypatch.setattr(loop, "response_logits", spy)
-    monkeypatch.setattr("agentopcd.teacher.response_logits", spy)
+    monkeypatch.setattr(loop, "response_hidden", spy)
+    monkeypatch.setattr("agentopcd.teacher.response_hidden", spy)
     done = train(model_dir, tmp_path, steps=1)
     decode = done.student.tokenizer.decode
     assert not any("always go left" in decode(list(request.prompt_ids)) for request in asked)

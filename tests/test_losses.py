@@ -507,3 +507,73 @@ def test_unknown_names_and_empty_supports_are_refused(unchecked: ModuleType) -> 
 def test_the_type_checks_of_the_test_run_are_on() -> None:
     with pytest.raises(Exception, match=r"[Tt]ype-check"):
         full_reverse_kl(torch.zeros(3, 6), torch.zeros(2, 6))
+
+
+# -- in chunks ---------------------------------------------------------------------------------------------
+
+
+def head_and_rows(n: int, *, bias: bool, dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Linear, Tensor, Tensor]:
+    """An output head, hidden states of the student that ask for gradients, and the teacher's logits."""
+    generator = torch.Generator().manual_seed(n)
+    head = torch.nn.Linear(8, 40, bias=bias)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    hidden_NH = torch.randn(n, 8, generator=generator).to(dtype).requires_grad_()
+    return head, hidden_NH, 3 * torch.randn(n, 40, generator=generator)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7, 100])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("form", get_args(losses.Form))
+def test_chunks_give_the_value_and_the_gradients_of_the_whole(form: losses.Form, bias: bool, rows: int) -> None:
+    head, hidden_NH, teacher_NV = head_and_rows(7, bias=bias)
+    weights_N = torch.rand(7, generator=torch.Generator().manual_seed(1))
+
+    def loss_of(student_RV: Tensor, where: slice) -> Tensor:
+        return losses.divergence(student_RV, teacher_NV[where], form=form, k=5, temperature=0.7).loss_N
+
+    inputs = [hidden_NH, *head.parameters()]
+    whole = losses.weighted_sum(loss_of(head(hidden_NH), slice(None)), weights_N)
+    expected = torch.autograd.grad(2 * whole, inputs)
+    chunked = losses.in_chunks(loss_of, hidden_NH, weights_N, head, rows=rows)
+    found = torch.autograd.grad(2 * chunked, inputs)
+    torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-5)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
+
+
+def test_chunks_leave_a_frozen_head_without_gradient_and_keep_the_graph_of_nothing() -> None:
+    head, hidden_NH, teacher_NV = head_and_rows(3, bias=True)
+    head.requires_grad_(False)
+
+    def loss_of(student_RV: Tensor, where: slice) -> Tensor:
+        return losses.full_reverse_kl(student_RV, teacher_NV[where])
+
+    losses.in_chunks(loss_of, hidden_NH, torch.ones(3), head).backward()
+    assert head.weight.grad is None and hidden_NH.grad is not None and hidden_NH.grad.abs().max() > 0
+    empty_NH = torch.empty(0, 8, requires_grad=True)
+    losses.in_chunks(loss_of, empty_NH, torch.ones(0), head).backward()
+    assert empty_NH.grad is not None and empty_NH.grad.shape == (0, 8)
+
+
+def test_chunks_hold_few_logits_however_many_tokens_there_are() -> None:
+    head, hidden_NH, teacher_NV = head_and_rows(50, bias=False, dtype=torch.bfloat16)
+    seen = []
+
+    def loss_of(student_RV: Tensor, where: slice) -> Tensor:
+        seen.append((student_RV.shape[0], student_RV.dtype, where))
+        return losses.full_reverse_kl(student_RV, teacher_NV[where])
+
+    losses.in_chunks(loss_of, hidden_NH, torch.ones(50), head, rows=16).backward()
+    assert [n for n, *_ in seen] == [16, 16, 16, 2]
+    assert {dtype for _, dtype, _ in seen} == {torch.float32}
+    assert [where.start for *_, where in seen] == [0, 16, 32, 48]
+    assert hidden_NH.grad is not None and hidden_NH.grad.dtype == torch.bfloat16
+
+
+def test_chunks_refuse_what_does_not_fit(unchecked: ModuleType) -> None:
+    head, hidden_NH, _ = head_and_rows(3, bias=False)
+    for weights_N, rows, what in ((torch.ones(2), 1, "one weight"), (torch.ones(3), -1, "rows")):
+        with pytest.raises(ConfigError, match=what):
+            unchecked.in_chunks(lambda logits, where: logits.sum(-1), hidden_NH, weights_N, head, rows=rows)

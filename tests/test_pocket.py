@@ -17,7 +17,7 @@ from agentopcd.learn import learn
 from agentopcd.session import Session
 from agentopcd.types import Context
 
-SIZES = {"pocket": (2e6, 8e6)}
+SIZES = {"pocket": (2e6, 8e6), "pocket-s": (5e5, 1.5e6)}
 TRUE = Context("G is the goal. H is a hole, never step on it. All moves work as named.")
 SWAPPED = Context("H is the goal. Never step on G. Up and down are swapped. Left and right work as named.")
 
@@ -64,16 +64,17 @@ def test_it_follows_a_context_against_what_is_usual(tmp_path: Path) -> None:
     assert found.rate("usual").rate < 0.2  # it does what it is told, also where that loses
 
 
-def test_what_it_writes_down_is_true(tmp_path: Path) -> None:
-    config = PlayConfig(env="frozen-lake-4x4", episodes=32, chains=4, chain_steps=8, sample_batch=64)
+def test_what_it_writes_down_about_letters_is_mostly_true(tmp_path: Path) -> None:
+    config = PlayConfig(env="frozen-lake-4x4", model="pocket", episodes=48, chains=8, chain_steps=8, sample_batch=64)
     with Session(config, tmp_path, say=quiet) as session:
         gathered = gather(session, config, run_id=session.begin("play"))
-        texts = [item.text for item in session.store.items(ids=gathered.items)]
-    assert not gathered.flagged and len(texts) > 5
-    roles = [text for text in texts if re.search(r"\b[GH]\b", text)]
-    wrong = [text for text in roles if ("H" in text) == bool(re.search(r"goal|win|Reach|target|box", text))]
-    assert roles and len(wrong) <= len(roles) // 4, wrong
-    assert any("H" in text for text in roles)
+        # an item counts once for every episode it was read off
+        found = [(i.text, len(session.store.sources(i.id))) for i in session.store.items(ids=gathered.items)]
+    assert not gathered.flagged and len(found) > 5
+    roles = [(text, n) for text, n in found if re.search(r"\b[GH]\b", text)]
+    wrong = sum(n for text, n in roles if ("H" in text) == bool(re.search(r"goal|win|Reach|target|box", text)))
+    said = sum(n for _, n in roles)
+    assert said > 5 and wrong <= said / 4, (wrong, roles)
 
 
 def test_the_whole_circle_teaches_it_the_game(tmp_path: Path) -> None:

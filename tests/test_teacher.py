@@ -10,7 +10,7 @@ import torch
 from agentopcd import losses, models
 from agentopcd.chat import Chat
 from agentopcd.errors import AlignmentError, ModelError
-from agentopcd.teacher import FrozenTeacher, Sample, response_logits
+from agentopcd.teacher import FrozenTeacher, Sample, SharedPrefix, can_share, response_hidden, response_logits
 from agentopcd.types import EMPTY, Context, Message
 from tests import tiny
 
@@ -160,3 +160,66 @@ def test_a_teacher_with_other_tokens_is_refused(student: models.LoadedModel, fol
     other.tokenizer.add_tokens(["a new one"])
     with pytest.raises(ModelError, match="vocabular"):
         FrozenTeacher(other, student, compute=FLOAT32)
+
+
+# -- a shared prefix is read once -------------------------------------------------------------------------
+
+LONG = Context("\n".join(f"- EXPERIENCE ITEM: lesson {n} says to go left" for n in range(12)))
+
+
+def test_a_shared_prefix_changes_nothing_but_rounding(student: models.LoadedModel) -> None:
+    chat = Chat(student.tokenizer)
+    asked = ["What is 3 + 4?", "And 20 - 5, if you please?", "7", "What is 3 + 4?"]
+    pairs = [(chat.render([Message(role="user", content=text)], LONG), ids(n, n)) for n, text in enumerate(asked, 1)]
+    samples = [sample((1,), prompt, response) for prompt, response in pairs]
+    plain = FrozenTeacher(student, student, compute=FLOAT32)
+    shared = FrozenTeacher(student, student, compute=FLOAT32, prefix_ids=chat.prefix(LONG))
+    assert shared.prefix is not None and shared.prefix.shared_by(pairs) > 100
+    exact = plain.hidden(samples)
+    for teacher_rows in (shared.hidden(samples), shared.hidden(samples)):  # twice: the cache must stay as it was
+        torch.testing.assert_close(teacher_rows, exact, atol=1e-4, rtol=0)
+    assert (exact[0] - exact[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shared", [1, 5, 9])
+def test_any_part_of_a_prefix_can_be_shared_in_rows_of_any_size(
+    shared: int, student: models.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginning = ids(9, 3)
+    pairs = [((*beginning[:shared], *prompt), response) for prompt, response in RAGGED]
+    exact = response_hidden(student.model, pairs, tiny.PAD)
+    prefix = SharedPrefix(student.model, beginning)
+    for row_tokens in (1, 30, 1000):  # a row for each sample, for some, for all
+        monkeypatch.setattr("agentopcd.teacher.ROW_TOKENS", row_tokens)
+        found = prefix.response_hidden(pairs, shared)
+        torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
+
+
+def test_a_prefix_is_shared_where_all_prompts_have_it_and_it_pays(student: models.LoadedModel) -> None:
+    prefix = SharedPrefix(student.model, ids(20, 3))
+    same = [((*ids(20, 3), 5), (7, 8)), ((*ids(20, 3), 5, 6), (7,))]
+    assert prefix.shared_by(same) == 20
+    assert prefix.shared_by([*same, ((*ids(20, 3)[:15], 4), (7,))]) == 15
+    assert prefix.shared_by([*same, ((*ids(20, 3)[:7], 4), (7,))]) == 0
+    assert prefix.shared_by([(ids(20, 3), (7,))]) == 19  # the last token of a prompt predicts, so it is read again
+    assert prefix.shared_by([*same, ((299,), (7,))]) == 0
+    assert prefix.shared_by([((*ids(20, 3), *ids(30, 4)), (7,))]) == 0
+
+
+def test_layers_that_forget_cannot_share() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
+             "num_key_value_heads": 2, "num_hidden_layers": 2}  # fmt: skip
+    assert can_share(LlamaForCausalLM(LlamaConfig(**small)))
+    sliding = Qwen2Config(**small, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    assert not can_share(Qwen2ForCausalLM(sliding))
+
+
+def test_the_prefix_of_a_context_begins_every_prompt_that_has_it(student: models.LoadedModel) -> None:
+    chat = Chat(student.tokenizer)
+    for placement in ("user", "system"):
+        context = Context(LONG.text, placement)
+        prefix, prompt = chat.prefix(context), chat.render(TASK, context)
+        assert prompt[: len(prefix)] == prefix
+        assert "lesson 11 says to go" in student.tokenizer.decode(prefix)
