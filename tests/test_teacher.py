@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -209,7 +210,7 @@ def test_a_prefix_is_shared_where_all_prompts_have_it_and_it_pays(student: model
 def test_layers_that_forget_cannot_share() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    small = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
+    small: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
              "num_key_value_heads": 2, "num_hidden_layers": 2}  # fmt: skip
     assert can_share(LlamaForCausalLM(LlamaConfig(**small)))
     sliding = Qwen2Config(**small, use_sliding_window=True, sliding_window=4, max_window_layers=1)
