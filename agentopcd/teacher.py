@@ -66,6 +66,7 @@ class FrozenTeacher:
     ) -> None:
         if loaded is not student:
             models.check_pair(student, loaded)
+            models.check_head(loaded.model)
             self.kind = "other"
         self.model = copy.deepcopy(loaded.model) if loaded is student else loaded.model
         models.freeze(self.model, compute)

@@ -32,7 +32,7 @@ SIZES = {
 SEED = "pocket-1"
 """Names the corpus; another name is another corpus."""
 EXAMINED = 320
-"""Samples, never trained on, that :func:`examine` reads."""
+"""Samples that :func:`examine` reads."""
 ROWS, ROW_TOKENS = 8, 512
 """Sequences of a batch and their length; samples share a row without seeing each other."""
 # Each swapped world beside its plain one: so for every text held out the one with the letters exchanged is held out,
@@ -238,8 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done, log = 0, folder / "log.jsonl"
     if (folder / "state.pt").is_file():
         state = torch.load(folder / "state.pt", weights_only=True)
-        if state["settings"] != settings:
-            parser.error(f"{folder} was begun with {state['settings']}, now {settings}; name another --out")
+        if state.get("settings") != settings:  # a state of an older version names none
+            parser.error(f"{folder} was begun with {state.get('settings')}, now {settings}; name another --out")
         model.load_state_dict(state["model"])
         for one, saved in zip(optimizer, state["optimizers"], strict=True):
             one.load_state_dict(saved)
