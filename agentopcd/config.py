@@ -182,14 +182,20 @@ class TrainConfig(PlayerConfig):
     """Optimizer steps."""
     batch_size: int = 32
     """Episodes per optimizer step."""
-    micro_batch_size: int = 8
-    """Turns per forward pass; lower it when memory runs out. Does not change the result."""
+    tokens_per_batch: int = 4096
+    """Tokens per forward pass, padding included; lower it when memory runs out. Does not change the result."""
+    gradient_checkpointing: bool = False
+    """Keep less for the backward pass and compute it again: less memory, more time, the same result."""
     learning_rate: float = 0.0
-    """AdamW, constant; 0: what the model suggests in its agentopcd.json (pocket does), else 2e-5."""
+    """AdamW, constant; 0: what the model suggests in its agentopcd.json (pocket does), else 2e-5. LoRA: times 10."""
     weight_decay: float = 0.01
     """Decoupled, on every parameter."""
     clip_norm: float = 1.0
     """Gradient norm is clipped to this; a step with a norm that is not finite is skipped."""
+    lora_rank: int = 0
+    """Train a LoRA adapter of this rank, saved as PEFT does; the teacher is the model without it. 0: all weights."""
+    merge: bool = False
+    """Save the student with its adapter merged into the weights (needs --lora-rank)."""
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
     """Form of the reverse KL; raw is the paper's."""
     support: int = 256
@@ -213,7 +219,7 @@ class TrainConfig(PlayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("steps", "batch_size", "micro_batch_size", "clip_norm", "support")
+        self._positive("steps", "batch_size", "tokens_per_batch", "clip_norm", "support")
         self._positive("select_every", "select_tasks", "save_every")
         self._one_of("divergence", ("tail", "full", "renorm", "raw", "stopgrad"))
         self._one_of("reduction", ("seq_mean", "token_mean"))
@@ -223,11 +229,11 @@ class TrainConfig(PlayerConfig):
                 f"rollouts for the loss need temperature above 0, top_p 1 and top_k 0 (got {self.temperature}, "
                 f"{self.top_p}, {self.top_k}); otherwise the replies are not samples of the student"
             )
-        if not all(x >= 0 for x in (self.learning_rate, self.loss_temperature, self.weight_decay, self.test_tasks)):
-            raise ConfigError(
-                "learning_rate, loss_temperature, weight_decay and test_tasks must be 0 or more, got "
-                f"{self.learning_rate}, {self.loss_temperature}, {self.weight_decay} and {self.test_tasks}"
-            )
+        for name in ("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if self.merge and not self.lora_rank:
+            raise ConfigError("there is no adapter to merge; add --lora-rank, or leave out --merge")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

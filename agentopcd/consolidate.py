@@ -16,7 +16,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +83,20 @@ def consolidate(
     accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
         raise ConfigError(f"{accelerator.num_processes} processes; consolidation runs in one process for now")
-    student.model.requires_grad_(True).eval()  # eval: dropout off in both models' passes
-    check_float32(student.model)
-    models.check_head(student.model)
-    learning_rate = config.learning_rate or student.learning_rate
+    model = student.model.eval()  # dropout off in both models' passes
+    models.check_head(model)
+    if student.adapter is None:
+        model.requires_grad_(True)
+    if config.gradient_checkpointing:
+        models.checkpoint_gradients(model)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    check_float32(trained)
+    learning_rate = config.learning_rate or student.learning_rate * (10 if student.adapter else 1)
     optimizer = torch.optim.AdamW(
-        student.model.parameters(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay
+        trained.values(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
     )
-    model, optimizer = accelerator.prepare(student.model, optimizer)
 
-    state = run.load(student.model, optimizer)
+    state = run.load(trained, optimizer)
     if state is None:
         state = {"step": 0, "best_step": 0, "skipped": 0, "select": {}}
         state["select"]["0"] = success_on(player, select)
@@ -119,7 +123,7 @@ def consolidate(
         # 2. + 3. The teacher scores the same tokens with the context; the student learns from it.
         meter = StepMeter(temperature, config.temperature)
         weights = losses.token_weights([s.num_tokens for s in samples], config.reduction)
-        for chunk, chunk_weights in micro_batches(samples, weights, config.micro_batch_size):
+        for chunk, chunk_weights in micro_batches(samples, weights, config.tokens_per_batch, teacher.reads):
             teacher_NH = teacher.hidden(chunk)
             clock.lap("teacher")
             meter.begin(chunk)
@@ -141,7 +145,7 @@ def consolidate(
             head = model.get_output_embeddings()
             accelerator.backward(losses.in_chunks(loss_of, student_NH, chunk_weights, head))
             clock.lap("update")
-        norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm) or 0.0)
+        norm = float(accelerator.clip_grad_norm_(trained.values(), config.clip_norm) or 0.0)
         ok = math.isfinite(norm) and bool(samples)
         if ok:
             optimizer.step()
@@ -173,12 +177,14 @@ def consolidate(
         if str(step) in state["select"]:
             say(f"         select {rate_of(state, step)}, best at step {state['best_step']}")
         if step % config.save_every == 0 and step < config.steps:
-            run.save(student.model, optimizer, state)
+            run.save(trained, optimizer, state)
 
     teacher.assert_unchanged()
     folder = run.folder / "student"
     if (run.folder / "best").is_dir():  # absent when a kill came right after this line
         shutil.rmtree(folder, ignore_errors=True)
+        if config.merge:
+            models.merge(run.folder / "best")
         (run.folder / "best").rename(folder)
     return Consolidated(
         folder=folder,
@@ -216,14 +222,35 @@ def samples_of(episodes: Iterable[Episode], chat: Chat, context: Context, cut_re
 
 
 def micro_batches(
-    samples: Sequence[Sample], weights: Sequence[float], size: int
+    samples: Sequence[Sample], weights: Sequence[float], budget: int, reads: Callable[[Sample], int] = lambda _: 0
 ) -> Iterable[tuple[list[Sample], torch.Tensor]]:
-    """Samples of similar length together, each with the weights of its tokens ``[N]``."""
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].student_ids) + samples[i].num_tokens)
-    for start in range(0, len(order), size):
-        chunk = order[start : start + size]
-        tokens = [weights[i] for i in chunk for _ in samples[i].response_ids]
-        yield [samples[i] for i in chunk], torch.tensor(tokens)
+    """Samples of similar length together, each with the weights of its tokens ``[N]``.
+
+    A batch holds at most ``budget`` tokens, padding included, or a single sequence. Turns of a chat that only grows
+    are one sequence.
+
+    Args:
+        reads: tokens that the teacher reads for a sample.
+    """
+    chats: list[list[int]] = []
+    for i, sample in enumerate(samples):
+        if i and sample.continues(samples[i - 1]):
+            chats[-1].append(i)
+        else:
+            chats.append([i])
+
+    def length(chat: list[int]) -> int:
+        last = samples[chat[-1]]
+        return max(len(last.student_ids) + last.num_tokens, reads(last))
+
+    chats.sort(key=length)
+    while chats:
+        size = 1
+        while size < len(chats) and (size + 1) * length(chats[size]) <= budget:
+            size += 1
+        chosen, chats = [i for chat in chats[:size] for i in chat], chats[size:]
+        tokens = [weights[i] for i in chosen for _ in samples[i].response_ids]
+        yield [samples[i] for i in chosen], torch.tensor(tokens)
 
 
 def draw(train: Sequence[Task], step: int, config: ConsolidateConfig) -> list[Job]:
@@ -281,9 +308,9 @@ def loss_name(config: ConsolidateConfig) -> str:
     return "kl_full" if config.divergence == "full" else f"kl_topk{config.support}_{config.divergence}"
 
 
-def check_float32(model: Any) -> None:
+def check_float32(parameters: Mapping[str, torch.Tensor]) -> None:
     """At lr 1e-6 a bfloat16 parameter does not move, and nobody would be told."""
-    wrong = {name for name, p in model.named_parameters() if p.dtype != torch.float32}
+    wrong = {name for name, p in parameters.items() if p.dtype != torch.float32}
     if wrong:
         raise ConfigError(f"{len(wrong)} parameters are not float32 ({min(wrong)}); train float32 masters")
 

@@ -116,6 +116,8 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     train = session.tasks("train")
     session.manifest.guard_training(train)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
+    if config.lora_rank:
+        models.add_adapter(student, config.lora_rank, session.compute, config.seed)
     result = consolidate(
         config,
         student=student,

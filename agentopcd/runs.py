@@ -73,8 +73,8 @@ class Run:
         kept = [record for record in self.records() if record.get("step", 0) <= step]
         write_text(self.metrics_file, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
 
-    def save(self, model: Any, optimizer: Any, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint to resume from: parameters, optimizer moments, torch RNG, position. No pickle.
+    def save(self, trained: Mapping[str, Any], optimizer: Any, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint to resume from: trained parameters, optimizer moments, torch RNG, position. No pickle.
 
         The last complete checkpoint survives a kill at any moment.
         """
@@ -84,7 +84,7 @@ class Run:
         new, now, old = (self.folder / name for name in ("checkpoint.tmp", "checkpoint", "checkpoint.old"))
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
-        save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, new / "model.safetensors")
+        save_file({name: p.detach().contiguous() for name, p in trained.items()}, new / "model.safetensors")
         moments = {
             f"{index}.{name}": value.detach().contiguous()
             for index, entry in optimizer.state_dict()["state"].items()
@@ -98,7 +98,7 @@ class Run:
         new.rename(now)
         shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, model: Any, optimizer: Any) -> dict[str, Any] | None:
+    def load(self, trained: Mapping[str, Any], optimizer: Any) -> dict[str, Any] | None:
         """Restore the last checkpoint in place and return its ``state``, or None if there is none."""
         import torch
         from safetensors.torch import load_file
@@ -109,7 +109,7 @@ class Run:
             return None
         weights = load_file(folder / "model.safetensors")
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
+            for name, parameter in trained.items():
                 parameter.copy_(weights[name])
         moments = load_file(folder / "optimizer.safetensors")
         torch.set_rng_state(moments.pop("rng"))

@@ -6,9 +6,11 @@ a common beginning; a test compares the two, so a misalignment would have to com
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,12 +44,18 @@ class Sample:
     def num_tokens(self) -> int:
         return len(self.response_ids)
 
+    def continues(self, before: Sample) -> bool:
+        """Whether both prompts begin with all of ``before``, so that one pass reads both: see :func:`sequences`."""
+        sides = ((self.student_ids, before.student_ids), (self.teacher_ids, before.teacher_ids))
+        return all(_begins(mine, (*earlier, *before.response_ids)) for mine, earlier in sides)
+
 
 class FrozenTeacher:
-    """A model that never learns: a copy of the student as it was, or another one.
+    """A model that never learns: the student as it was, or another one.
 
     Args:
-        loaded: the model to score with. It is copied when it is the student itself.
+        loaded: the model to score with. Where it is the student itself, it is copied, or, if the student trains an
+            adapter, it is the student with the adapter off.
         student: refused when their tokens do not match.
         compute: dtype of matrix products.
         prefix_ids: what the prompts with the context have in common at their beginning. It is read once, and its keys
@@ -68,18 +76,23 @@ class FrozenTeacher:
             models.check_pair(student, loaded)
             models.check_head(loaded.model)
             self.kind = "other"
-        self.model = copy.deepcopy(loaded.model) if loaded is student else loaded.model
-        models.freeze(self.model, compute)
+        self.adapter = loaded.adapter
+        if self.adapter is not None:
+            self.kind, self.model = "lora_base", loaded.model
+        else:
+            self.model = copy.deepcopy(loaded.model) if loaded is student else loaded.model
+            models.freeze(self.model, compute)
         self.compute = compute
         self.pad_id = student.tokenizer.pad_token_id
-        self.hash = models.parameter_hash(self.model)
-        self.prefix = SharedPrefix(self.model, prefix_ids) if prefix_ids and can_share(self.model) else None
+        self.hash = models.parameter_hash(self.model, frozen=True)
+        self.prefix = SharedPrefix(self.model, prefix_ids) if prefix_ids and models.attends_to_all(self.model) else None
 
     @torch.no_grad()
     def hidden(self, samples: Sequence[Sample]) -> Tensor:
         """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, after the prompts with it."""
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
-        with models.autocast(next(self.model.parameters()).device, self.compute):
+        off = self.adapter.disable_adapter() if self.adapter else contextlib.nullcontext()
+        with off, models.autocast(next(self.model.parameters()).device, self.compute):
             if self.prefix is not None and (shared := self.prefix.shared_by(pairs)):
                 return self.prefix.response_hidden(pairs, shared)
             return response_hidden(self.model, pairs, self.pad_id)
@@ -89,22 +102,24 @@ class FrozenTeacher:
         """Logits ``[R, V]`` before softmax, float32, of some of those rows."""
         return models.scaled(self.model, self.model.get_output_embeddings()(hidden_RH)).float()
 
+    def reads(self, sample: Sample) -> int:
+        """Tokens that ``sample`` costs it, besides the shared prefix."""
+        return len(sample.teacher_ids) + sample.num_tokens - (len(self.prefix.ids) if self.prefix else 0)
+
     def score(self, samples: Sequence[Sample]) -> Tensor:
         """Logits ``[N, V]`` of all response tokens of ``samples`` at once."""
         return self.logits(self.hidden(samples))
 
     def assert_unchanged(self) -> None:
         """Raise if a parameter moved since the teacher was made."""
-        if models.parameter_hash(self.model) != self.hash:
+        if models.parameter_hash(self.model, frozen=True) != self.hash:
             raise AlignmentError("the frozen teacher's parameters changed during the run; its scores mean nothing")
 
 
 def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
     """Hidden states that predict each response token, all responses one after the other.
 
-    With prompt length X and response length Y, rows ``X-1 .. X+Y-2`` of the model's output predict
-    ``y_0 .. y_{Y-1}`` (``method.md`` §3). Sequences are padded on the left, so that responses end
-    together.
+    :func:`sequences` chooses what is read. Sequences are padded on the left, so that responses end together.
 
     Args:
         model: a causal language model.
@@ -117,17 +132,16 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
     Raises:
         AlignmentError: an empty prompt, which has no position to predict the first token from.
     """
-    if any(len(prompt) == 0 for prompt, _ in pairs):
-        raise AlignmentError("a prompt is empty, so nothing predicts its first response token")
-    width = max(len(prompt) + len(response) for prompt, response in pairs)
-    ids = torch.full((len(pairs), width), pad_id, dtype=torch.long)
+    rows = sequences(pairs)
+    width = max(len(tokens) for tokens, _ in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
     keep = torch.zeros(ids.shape, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(pairs):
-        tokens = [*prompt, *response]
-        ids[row, width - len(tokens) :] = torch.tensor(tokens)
-        mask[row, width - len(tokens) :] = 1
-        keep[row, width - len(response) - 1 : width - 1] = True  # the last position predicts nothing we have
+    for row, (tokens, predicting) in enumerate(rows):
+        left = width - len(tokens)
+        ids[row, left:] = torch.tensor(tokens)
+        mask[row, left:] = 1
+        keep[row, left + torch.tensor(predicting, dtype=torch.long)] = True
     device = next(model.parameters()).device
     position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
     out = model.get_decoder()(
@@ -137,6 +151,32 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
         use_cache=False,
     )
     return out.last_hidden_state[keep.to(device)]
+
+
+def sequences(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[int], list[int]]]:
+    """What has to be read to score the responses of ``pairs``, and the positions in it that predict their tokens.
+
+    With prompt length X and response length Y, positions ``X-1 .. X+Y-2`` predict ``y_0 .. y_{Y-1}``
+    (``method.md`` §3). A prompt that begins with all of the pair before it (the next turn of a growing chat) goes on
+    with that pair's sequence: what came before is read once.
+
+    Returns:
+        ``(token ids, positions)`` of each sequence; positions rise, and all of them together are in the order of
+        ``pairs``.
+
+    Raises:
+        AlignmentError: an empty prompt, which has no position to predict the first token from.
+    """
+    found: list[tuple[list[int], list[int]]] = []
+    for prompt, response in pairs:
+        if not prompt:
+            raise AlignmentError("a prompt is empty, so nothing predicts its first response token")
+        if not (found and _begins(prompt, found[-1][0])):
+            found.append(([], []))
+        tokens, predicting = found[-1]
+        tokens += [*prompt[len(tokens) :], *response]
+        predicting += range(len(prompt) - 1, len(prompt) - 1 + len(response))
+    return found
 
 
 def response_logits(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
@@ -152,7 +192,7 @@ class SharedPrefix:
     :func:`response_hidden` by rounding only.
 
     Args:
-        model: a causal language model that :func:`can_share`; it must not change afterwards.
+        model: a causal language model that :func:`agentopcd.models.attends_to_all`; it must not change afterwards.
         ids: the shared token ids.
     """
 
@@ -172,33 +212,31 @@ class SharedPrefix:
         A packed row costs attention between its samples, so what is shared must be longer than what is not.
         """
         shared = min(common_length(self.ids, prompt[:-1]) for prompt, _ in pairs)
-        rest = sum(len(prompt) + len(response) - shared for prompt, response in pairs)
-        return shared if shared * len(pairs) >= rest else 0
+        rows = sequences(pairs)
+        rest = sum(len(tokens) - shared for tokens, _ in rows)
+        return shared if shared * len(rows) >= rest else 0
 
     def response_hidden(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int) -> Tensor:
         """What :func:`response_hidden` returns, for prompts that begin with the first ``shared`` tokens."""
-        rows: list[list[tuple[Sequence[int], Sequence[int]]]] = [[]]
+        rows: list[list[tuple[list[int], list[int]]]] = [[]]
         room = max(shared, ROW_TOKENS)
-        for prompt, response in pairs:
-            size = len(prompt) - shared + len(response)
-            if rows[-1] and size > room:
+        for tokens, predicting in sequences([(prompt[shared:], response) for prompt, response in pairs]):
+            if rows[-1] and len(tokens) > room:
                 rows.append([])
                 room = max(shared, ROW_TOKENS)
-            rows[-1].append((prompt[shared:], response))
-            room -= size
+            rows[-1].append((tokens, predicting))
+            room -= len(tokens)
         return torch.cat([self._row(row, shared) for row in rows])
 
-    def _row(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int) -> Tensor:
+    def _row(self, parts: Sequence[tuple[list[int], list[int]]], shared: int) -> Tensor:
         device = next(self.model.parameters()).device
-        lengths = [len(rest) + len(response) for rest, response in pairs]
-        ids = torch.tensor([[t for rest, response in pairs for t in (*rest, *response)]], device=device)
+        lengths = [len(tokens) for tokens, _ in parts]
+        starts = itertools.accumulate(lengths, initial=0)
+        keep = [start + at for start, (_, predicting) in zip(starts, parts, strict=False) for at in predicting]
+        ids = torch.tensor([[token for tokens, _ in parts for token in tokens]], device=device)
         positions = torch.cat([torch.arange(shared, shared + n) for n in lengths])[None].to(device)
         own = torch.block_diag(*(torch.ones(n, n).tril() for n in lengths)).bool()
         seen = torch.cat([torch.ones(sum(lengths), shared, dtype=torch.bool), own], dim=1).to(device)
-        keep, start = [], 0
-        for n, (rest, response) in zip(lengths, pairs, strict=True):
-            keep += range(start + len(rest) - 1, start + len(rest) - 1 + len(response))
-            start += n
         known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in self.keys_and_values]
         mask = torch.zeros(seen.shape, dtype=known[0][0].dtype, device=device)
         out = self.model.get_decoder()(
@@ -211,13 +249,10 @@ class SharedPrefix:
         return out.last_hidden_state[0, keep]
 
 
-def can_share(model: Any) -> bool:
-    """Whether every layer of ``model`` attends to everything before it, so that a prefix can be cached and packed."""
-    from transformers.cache_utils import DynamicLayer
-
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
-
-
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
     """Length of the longest common beginning."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _begins(whole: Sequence[int], beginning: Sequence[int]) -> bool:
+    return len(whole) > len(beginning) and tuple(whole[: len(beginning)]) == tuple(beginning)

@@ -1,10 +1,15 @@
-"""One consolidation step beside the plain path: ``python -m benchmarks.consolidate --model smollm2-135m``.
+"""One consolidation step beside others': ``python -m benchmarks.consolidate --trl .venv-trl/bin/python``.
 
 ``ours`` is what the loop does: the teacher reads the shared beginning of its prompts once, and the loss is computed
-in chunks of rows. ``plain`` is the reference of the tests: every prompt read whole, all logits at once. Every figure
-comes from a process of its own (so that peak memory is its own); the two arms alternate, and medians are printed. CPU
-seconds vary less than wall time on a shared machine. The first step of a process, in which ours also reads the shared
-beginning, is timed apart.
+in chunks of rows; ``lora`` is the same with a rank-16 adapter. ``plain`` is the reference of the tests: every prompt
+read whole, all logits at once. ``trl`` is TRL's ``SDFTTrainer`` (see ``benchmarks/trl_sdft.py``), with the same
+weights, prompts, context, reply length, float32 masters and AdamW.
+
+Every figure comes from a process of its own (so that peak memory is its own); the arms alternate, and medians are
+printed: CPU seconds, which vary less than wall time on a shared machine, then wall seconds, and peak resident memory.
+``extra`` is peak memory above weights, gradients, optimizer state and a separate teacher. The first step of a
+process, in which ours also reads the shared beginning, is timed apart (``first``: its teacher). With ``--parity`` the
+token losses of one real batch are compared with TRL's instead.
 """
 
 from __future__ import annotations
@@ -15,39 +20,75 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
-ARMS = ("plain", "ours")
 PHASES = ("rollout", "teacher", "update")
+LESSON = "- EXPERIENCE ITEM: read the question twice, work the sum out, and write only the result.\n"
+RANK = 16
 
 
-def one(args: argparse.Namespace) -> dict[str, Any]:
-    """A warm-up step and ``args.steps`` timed ones of one arm, in this process."""
-    import torch
+def questions(batch: int) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": f"What is {n} * 7 + {n * n}? Explain."}] for n in range(11, 11 + batch)]
 
-    from agentopcd import losses, models
-    from agentopcd.chat import Chat
-    from agentopcd.sampling.transformers import TransformersSampler
-    from agentopcd.teacher import FrozenTeacher, Sample, response_hidden, response_logits
-    from agentopcd.types import Context, Message, Request, Sampling
 
-    torch.set_num_threads(args.threads)
-    compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.compute]
-    student = models.load_model(args.model)
-    student.end_ids = (len(student.tokenizer) - 1,)  # never sampled in practice: every reply has full length
-    chat = Chat(student.tokenizer)
-    lesson = "- EXPERIENCE ITEM: read the question twice, work the sum out, and write only the result.\n"
-    context = Context(lesson * max(1, args.context // chat.count_tokens(lesson)))
-    prefix = chat.prefix(context) if args.arm == "ours" else ()
-    teacher = FrozenTeacher(student, student, compute=compute, prefix_ids=prefix)
-    optimizer = torch.optim.AdamW(student.model.parameters(), lr=1e-6)
-    sampler = TransformersSampler(student, compute=compute)
-    sampling = Sampling(temperature=0.7, max_tokens=args.reply)
-    asked = [[Message(role="user", content=f"What is {n} * 7 + {n * n}? Explain.")] for n in range(11, 11 + args.batch)]
-    pad, device = student.tokenizer.pad_token_id, torch.device("cpu")
+def context_of(tokenizer: Any, tokens: int) -> str:
+    """About so many tokens of advice."""
+    return (LESSON * max(1, round(tokens / len(tokenizer(LESSON)["input_ids"])))).strip()
 
-    def step(number: int) -> dict[str, tuple[float, float]]:
+
+class Step:
+    """What one arm does in one step, and its phases in CPU and wall seconds."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+
+        from agentopcd import models
+        from agentopcd.chat import Chat
+        from agentopcd.sampling.transformers import TransformersSampler
+        from agentopcd.teacher import FrozenTeacher
+        from agentopcd.types import Context, Sampling
+
+        torch.set_num_threads(args.threads)
+        self.args, self.torch, self.models = args, torch, models
+        compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.compute]
+        self.compute = compute
+        self.student = models.load_model(args.model)
+        self.student.end_ids = (len(self.student.tokenizer) - 1,)  # never sampled in practice: replies have full length
+        self.chat = Chat(self.student.tokenizer)
+        self.context = Context(context_of(self.student.tokenizer, args.context))
+        if args.arm == "lora":
+            models.add_adapter(self.student, RANK, compute, 0)
+        prefix = () if args.arm == "plain" else self.chat.prefix(self.context)
+        self.teacher = FrozenTeacher(self.student, self.student, compute=compute, prefix_ids=prefix)
+        if args.arm != "lora":
+            self.student.model.requires_grad_(True)
+        self.trained = [p for p in self.student.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
+        self.sampler = TransformersSampler(self.student, compute=compute)
+        self.sampling = Sampling(temperature=0.7, max_tokens=args.reply)
+        self.number = 0
+
+    def rollout(self) -> list[Any]:
+        from agentopcd.teacher import Sample
+        from agentopcd.types import Request
+
+        views = [self.chat.views(messages, self.context) for messages in questions(self.args.batch)]
+        self.number += 1
+        requests = [Request(prompt_ids=one, seed=100 * self.number + i) for i, (one, _) in enumerate(views)]
+        replies = self.sampler.sample(requests, self.sampling)
+        return [
+            Sample(student_ids=one, teacher_ids=other, response_ids=r.token_ids, logprobs=r.logprobs, turn=0)
+            for (one, other), r in zip(views, replies, strict=True)
+        ]
+
+    def run(self) -> dict[str, tuple[float, float]]:
+        from agentopcd import losses
+        from agentopcd.teacher import response_hidden, response_logits
+
+        torch, models, model, teacher = self.torch, self.models, self.student.model, self.teacher
         spent, last = {}, (time.process_time(), time.perf_counter())
 
         def lap(phase: str) -> None:
@@ -56,84 +97,161 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
             spent[phase] = (now[0] - last[0], now[1] - last[1])
             last = now
 
-        views = [chat.views(messages, context) for messages in asked]
-        requests = [Request(prompt_ids=one, seed=100 * number + i) for i, (one, _) in enumerate(views)]
-        replies = sampler.sample(requests, sampling)
-        samples = [
-            Sample(student_ids=one, teacher_ids=other, response_ids=r.token_ids, logprobs=r.logprobs, turn=0)
-            for (one, other), r in zip(views, replies, strict=True)
-        ]
+        samples = self.rollout()
         weights = losses.token_weights([s.num_tokens for s in samples], "seq_mean")
         weights_N = torch.tensor([w for s, w in zip(samples, weights, strict=True) for _ in s.response_ids])
         pairs = [(s.student_ids, s.response_ids) for s in samples]
         lap("rollout")
-        scored = teacher.hidden(samples) if args.arm == "ours" else teacher.score(samples)
+        plain = self.args.arm == "plain"
+        scored = teacher.score(samples) if plain else teacher.hidden(samples)
         lap("teacher")
-        with models.autocast(device, compute):
-            find = response_hidden if args.arm == "ours" else response_logits
-            mine = find(student.model, pairs, pad)
-        if args.arm == "ours":
-            head = student.model.get_output_embeddings()
+        find = response_logits if plain else response_hidden
+        with models.autocast(torch.device("cpu"), self.compute):
+            mine = find(model, pairs, self.student.tokenizer.pad_token_id)
+        if plain:
+            loss = losses.weighted_sum(losses.divergence(mine, scored, temperature=0.7).loss_N, weights_N)
+        else:
 
             def loss_of(rows: Any, where: slice) -> Any:
-                return losses.divergence(models.scaled(student.model, rows), teacher.logits(scored[where])).loss_N
+                student_RV, teacher_RV = models.scaled(model, rows), teacher.logits(scored[where])
+                return losses.divergence(student_RV, teacher_RV, temperature=0.7).loss_N
 
-            loss = losses.in_chunks(loss_of, mine, weights_N, head)
-        else:
-            loss = losses.weighted_sum(losses.divergence(mine, scored).loss_N, weights_N)
+            loss = losses.in_chunks(loss_of, mine, weights_N, model.get_output_embeddings())
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         lap("update")
         return spent
 
-    first = step(0)
-    timed = [step(number) for number in range(1, args.steps + 1)]
+    def needed_mib(self) -> float:
+        """Weights, gradients and optimizer state of the student, and a teacher of its own."""
+        held = {id(p): p for m in (self.student.model, self.teacher.model) for p in m.parameters()}
+        total = sum(p.numel() * p.element_size() for p in held.values())
+        return (total + sum(3 * p.numel() * 4 for p in self.trained)) / 2**20
+
+
+def one(args: argparse.Namespace) -> dict[str, Any]:
+    """A warm-up step and ``args.steps`` timed ones of one arm of ours, in this process."""
+    step = Step(args)
+    first, timed = step.run(), [step.run() for _ in range(args.steps)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    tokens = chat.count_tokens(context.text)
-    return {"arm": args.arm, "context": tokens, "first": first, "steps": timed, "peak_mib": peak}
+    tokens = max(len(sample.teacher_ids) + sample.num_tokens for sample in step.rollout())
+    return {"first": first, "steps": timed, "peak_mib": peak, "teacher_tokens": tokens, "needed_mib": step.needed_mib()}
+
+
+def trl_job(args: argparse.Namespace) -> dict[str, Any]:
+    from agentopcd import models
+    from agentopcd.chat import framed
+    from agentopcd.types import Context
+
+    loaded = models.load_model(args.model)
+    return {
+        "model": str(loaded.folder), "asked": questions(args.batch), "reply": args.reply, "steps": args.steps,
+        "context": framed(Context(context_of(loaded.tokenizer, args.context))), "compute": args.compute,
+        "threads": args.threads,
+    }  # fmt: skip
+
+
+def call(command: list[str], job: dict[str, Any] | None = None) -> dict[str, Any]:
+    text = "" if job is None else json.dumps(job)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        how = "killed, out of memory?" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
+        return {"failed": f"{how} (exit {done.returncode})"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(args: argparse.Namespace, arm: str, context: int) -> dict[str, Any]:
+    """One process of one arm."""
+    if arm == "trl":
+        args.context = context
+        return call([args.trl, str(Path(__file__).with_name("trl_sdft.py"))], trl_job(args))
+    shared = ["--model", args.model, "--batch", args.batch, "--reply", args.reply, "--steps", args.steps,
+              "--compute", args.compute, "--threads", args.threads]  # fmt: skip
+    words = [*shared, "--arm", arm, "--context", context]
+    return call([sys.executable, "-m", "benchmarks.consolidate", *map(str, words)])
+
+
+def parity(args: argparse.Namespace) -> None:
+    """Our token losses and TRL's on the logits of one real batch."""
+    from safetensors.torch import save_file
+
+    from agentopcd import losses
+    from agentopcd.teacher import response_logits
+
+    args.arm, args.context = "plain", args.contexts[0]
+    step = Step(args)
+    samples = step.rollout()
+    pairs = [(s.student_ids, s.response_ids) for s in samples]
+    student = response_logits(step.student.model, pairs, step.student.tokenizer.pad_token_id).detach()
+    logits = {"student": student / 0.7, "teacher": step.teacher.score(samples) / 0.7}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "logits.safetensors"
+        save_file(logits, file)
+        theirs = call([args.trl, str(Path(__file__).with_name("trl_sdft.py"))], {"logits": str(file)})
+    for form, values in theirs.items():
+        ours = losses.divergence(logits["student"], logits["teacher"], form=form).loss_N
+        apart = (ours - step.torch.tensor(values)).abs().max().item()
+        print(f"{form}: {len(values)} tokens, mean {ours.mean():.4f} nats, largest difference from TRL {apart:.1e}")
+
+
+def report(context: int, found: dict[str, list[dict[str, Any]]]) -> None:
+    """Medians of one context, a line for each arm, and the ratios to ours."""
+    totals, teacher = {}, {}
+    needed = next(run["needed_mib"] for run in found["ours"])
+    for arm, runs in found.items():
+        if failed := [run["failed"] for run in runs if "failed" in run]:
+            print(f"{context:7}  {arm:6}  failed: {failed[0]}", flush=True)
+            continue
+        steps = [step for run in runs for step in run["steps"]]
+        cpu = {phase: statistics.median(step[phase][0] for step in steps) for phase in PHASES}
+        teacher[arm] = cpu["teacher"]
+        totals[arm] = statistics.median(sum(step[phase][0] for phase in PHASES) for step in steps)
+        wall = statistics.median(sum(step[phase][1] for phase in PHASES) for step in steps)
+        first = statistics.median(run["first"]["teacher"][0] for run in runs)
+        peak = statistics.median(run["peak_mib"] for run in runs)
+        extra = peak - runs[0].get("needed_mib", needed)
+        figures = "  ".join(f"{value:8.2f}" for value in (*cpu.values(), totals[arm]))
+        tokens = runs[0]["teacher_tokens"]
+        print(f"{tokens:7}  {arm:6}  {figures}  {wall:6.1f}  {first:6.2f}  {peak:8.0f}  {extra:6.0f}", flush=True)
+    ratios = [f"{arm} / ours: step {totals[arm] / totals['ours']:.2f}, teacher {teacher[arm] / teacher['ours']:.1f}"
+              for arm in totals if arm != "ours"]  # fmt: skip
+    print(f"{'':9}" + "; ".join(ratios), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--contexts", type=int, nargs="+", default=[192, 1024, 4096], help="tokens, about")
+    parser.add_argument("--arms", nargs="+", default=["plain", "ours"], choices=("plain", "ours", "lora"))
+    parser.add_argument("--trl", default="", help="python of an environment with TRL 1.16: adds the arm trl")
+    parser.add_argument("--parity", action="store_true", help="compare token losses with TRL's and stop")
     parser.add_argument("--batch", type=int, default=4, help="samples a step")
     parser.add_argument("--reply", type=int, default=64, help="tokens a reply")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a process")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each arm, alternating")
     parser.add_argument("--compute", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)  # set in the processes that measure
+    parser.add_argument("--arm", help=argparse.SUPPRESS)  # set in the processes that measure
     parser.add_argument("--context", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.arm:
         print(json.dumps(one(args)))
         return
-    shared = ["--model", args.model, "--batch", args.batch, "--reply", args.reply, "--steps", args.steps,
-              "--compute", args.compute, "--threads", args.threads]  # fmt: skip
-    print("context  arm     " + "  ".join(f"{phase:>8}" for phase in (*PHASES, "step")) + "  wall  first  peak MiB")
+    if args.parity:
+        return parity(args)
+    arms = [*args.arms, *(["trl"] if args.trl else [])]
+    print(f"{args.model}, batch {args.batch}, reply {args.reply}, {args.compute}, {args.threads} thread(s), "
+          f"n = {args.repeats} x {args.steps} steps")  # fmt: skip
+    columns = "  ".join(f"{phase:>8}" for phase in (*PHASES, "step"))
+    print(f" tokens  arm     {columns}    wall   first  peak MiB   extra")
     for context in args.contexts:
-        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+        found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for _ in range(args.repeats):
-            for arm in ARMS:
-                words = [*shared, "--arm", arm, "--context", context]
-                command = [sys.executable, "-m", "benchmarks.consolidate", *map(str, words)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    sys.exit(done.stderr)
-                found[arm].append(json.loads(done.stdout.splitlines()[-1]))
-        totals = {}
-        for arm, runs in found.items():
-            steps = [step for run in runs for step in run["steps"]]
-            cpu = {phase: statistics.median(step[phase][0] for step in steps) for phase in PHASES}
-            totals[arm] = statistics.median(sum(step[phase][0] for phase in PHASES) for step in steps)
-            wall = statistics.median(sum(step[phase][1] for phase in PHASES) for step in steps)
-            first = statistics.median(run["first"]["teacher"][0] for run in runs)
-            peak = statistics.median(run["peak_mib"] for run in runs)
-            figures = "  ".join(f"{value:8.2f}" for value in (*cpu.values(), totals[arm]))
-            print(f"{runs[0]['context']:7}  {arm:6}  {figures}  {wall:4.1f}  {first:5.2f}  {peak:8.0f}", flush=True)
-        print(f"{'':9}plain / ours: {totals['plain'] / totals['ours']:.2f} (CPU seconds of a step)", flush=True)
+            for arm in arms:
+                found[arm].append(measured(args, arm, context))
+        report(context, found)
 
 
 if __name__ == "__main__":

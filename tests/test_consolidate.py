@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from agentopcd import consolidate as loop
 from agentopcd import envs, losses, models, runs
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
-from agentopcd.errors import AlignmentError, ConfigError
+from agentopcd.errors import AlignmentError, ConfigError, ModelError
 from agentopcd.rollouts import Game, Player
 from agentopcd.runs import Run
 from agentopcd.sampling.transformers import TransformersSampler
@@ -29,7 +32,7 @@ LESSONS = Context("- EXPERIENCE ITEM: always go left\n- EXPERIENCE ITEM: the goa
 ENDS = (tiny.END, *range(20, 50))
 """A random model hardly ever stops; with this many end tokens replies have all lengths."""
 SMALL: dict[str, Any] = {
-    "env": "math", "steps": 4, "batch_size": 3, "micro_batch_size": 2, "max_tokens": 4, "temperature": 1.0,
+    "env": "math", "steps": 4, "batch_size": 3, "tokens_per_batch": 420, "max_tokens": 4, "temperature": 1.0,
     "learning_rate": 3e-4, "select_every": 2, "save_every": 2, "compute": "float32",
 }  # fmt: skip
 
@@ -77,6 +80,8 @@ def train(
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.compute]
     student = models.load_model(str(model_dir))
     student.end_ids = ends
+    if config.lora_rank:
+        models.add_adapter(student, config.lora_rank, dtype, config.seed)
     teacher = FrozenTeacher(student, student, compute=dtype)
     player = Player(
         game=Game(ref="math"), sampler=TransformersSampler(student, compute=dtype), chat=Chat(student.tokenizer),
@@ -160,7 +165,7 @@ def test_bfloat16_products_leave_float32_masters(model_dir: Path, tmp_path: Path
 
 def test_half_precision_masters_are_refused() -> None:
     with pytest.raises(ConfigError, match="float32"):
-        loop.check_float32(torch.nn.Linear(2, 2, dtype=torch.bfloat16))
+        loop.check_float32(dict(torch.nn.Linear(2, 2, dtype=torch.bfloat16).named_parameters()))
 
 
 # -- what is scored -------------------------------------------------------------------------------------
@@ -251,20 +256,77 @@ def test_broken_episodes_and_empty_or_cut_replies_are_left_out(model_dir: Path) 
     assert loop.samples_of(episodes, chat, LESSONS, "drop")[1] == cut
 
 
-@pytest.mark.parametrize("size", [2, 8])
-def test_micro_batches_change_nothing(
-    size: int, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("budget", [450, 4096])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_how_a_step_is_computed_changes_nothing(
+    budget: int, checkpointing: bool, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain gradient descent, for Adam's first step is a sign: it would blow a rounding error up to the rate."""
     monkeypatch.setattr(loop.torch.optim, "AdamW", lambda parameters, lr, **_: torch.optim.SGD(parameters, lr=lr))
     common: dict[str, Any] = {"steps": 1, "batch_size": 5, "learning_rate": 1.0, "max_tokens": 12}
-    one = train(model_dir, tmp_path, micro_batch_size=1, **common)
-    other = train(model_dir, tmp_path, micro_batch_size=size, **common)
+    passes = count_passes(monkeypatch)
+    one = train(model_dir, tmp_path, tokens_per_batch=1, **common)
+    other = train(model_dir, tmp_path, tokens_per_batch=budget, gradient_checkpointing=checkpointing, **common)
+    assert passes[0] == 5 and passes[-1] < 5
     base = models.load_model(str(model_dir)).model
     for a, b in zip(one.student.model.parameters(), other.student.model.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-6
     first, start = next(iter(one.student.model.parameters())), next(iter(base.parameters()))
     assert (first - start).abs().max() > 1e-2
+
+
+def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many batches each step was split into."""
+    found: list[int] = []
+    micro_batches = loop.micro_batches
+
+    def spy(*args: Any) -> Any:
+        batches = list(micro_batches(*args))
+        found.append(len(batches))
+        return batches
+
+    monkeypatch.setattr(loop, "micro_batches", spy)
+    return found
+
+
+def turn_sample(student_ids: Sequence[int], teacher_ids: Sequence[int], response_ids: Sequence[int]) -> Sample:
+    return Sample(
+        student_ids=tuple(student_ids), teacher_ids=tuple(teacher_ids), response_ids=tuple(response_ids),
+        logprobs=(0.0,) * len(response_ids), turn=0,
+    )  # fmt: skip
+
+
+def test_batches_keep_to_the_budget_and_hold_every_sample_once_with_its_weight() -> None:
+    lengths = [5, 40, 7, 90, 6, 41, 8]
+    samples = [turn_sample(range(n), range(n), [1] * (1 + i)) for i, n in enumerate(lengths)]
+    batches = list(loop.micro_batches(samples, [float(i) for i in range(7)], 100))
+    found = [samples.index(sample) for batch, _ in batches for sample in batch]
+    assert sorted(found) == list(range(7))
+    for batch, weights in batches:
+        padded = len(batch) * max(len(s.student_ids) + s.num_tokens for s in batch)
+        assert padded <= 100 or len(batch) == 1
+        assert weights.tolist() == [float(samples.index(s)) for s in batch for _ in s.response_ids]
+    assert len(batches) == 3
+
+
+def test_what_the_teacher_reads_counts_too() -> None:
+    samples = [turn_sample([1] * 5, [1] * 95, [1] * 5) for _ in range(4)]
+    reads = lambda sample: len(sample.teacher_ids) + sample.num_tokens  # noqa: E731
+    assert [len(batch) for batch, _ in loop.micro_batches(samples, [1.0] * 4, 200, reads)] == [2, 2]
+    assert [len(batch) for batch, _ in loop.micro_batches(samples, [1.0] * 4, 200)] == [4]
+
+
+def test_turns_of_a_growing_chat_stay_together_in_order() -> None:
+    def game(first: int) -> list[Sample]:
+        prompts = [[first, *range(9 * turn)] for turn in range(3)]
+        return [turn_sample(ids, [7, *ids], range(9 * t, 9 * t + 4)) for t, ids in enumerate(prompts)]
+
+    samples = [*game(50), *game(60), turn_sample([1], [7, 1], [2])]
+    batches = list(loop.micro_batches(samples, [1.0] * 7, 50))
+    assert [len(batch) for batch, _ in batches] == [4, 3]  # the single one is shortest and goes with the first game
+    for batch, _ in batches:
+        places = [samples.index(sample) for sample in batch]
+        assert places[-3:] == list(range(places[-3], places[-3] + 3))
 
 
 @pytest.mark.parametrize("reduction", ["seq_mean", "token_mean"])
@@ -274,7 +336,7 @@ def test_the_step_follows_the_reduction(
     seen: list[torch.Tensor] = []
     weighted_sum = losses.weighted_sum
     monkeypatch.setattr(loop.losses, "weighted_sum", lambda loss_N, w_N: seen.append(w_N) or weighted_sum(loss_N, w_N))
-    done = train(model_dir, tmp_path, steps=1, batch_size=5, max_tokens=12, reduction=reduction, micro_batch_size=5)
+    done = train(model_dir, tmp_path, steps=1, batch_size=5, max_tokens=12, reduction=reduction, tokens_per_batch=4096)
     tokens = done.steps[0]["turn/0/tokens"]
     per_token = {round(float(w) * tokens, 4) for w in seen[0]}
     assert (per_token == {1.0}) is (reduction == "token_mean")
@@ -371,7 +433,7 @@ def test_the_optimizer_remembers(model_dir: Path, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs").iterdir()
     run = Run(tmp_path, "consolidate", json.loads((folder / "config.json").read_text()))
     assert run.folder == folder
-    state = run.load(student.model, optimizer)
+    state = run.load(dict(student.model.named_parameters()), optimizer)
     assert state is not None and state["step"] == 2
     assert {float(entry["step"]) for entry in optimizer.state.values()} == {2.0}
     assert any(entry["exp_avg"].abs().max() > 0 for entry in optimizer.state.values())
@@ -387,6 +449,10 @@ def test_skipped_steps_are_counted_across_a_kill(
 
 
 # -- bad gradients --------------------------------------------------------------------------------------
+
+
+def weights_hash(trained: dict[str, torch.Tensor]) -> str:
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trained.values())).hexdigest()
 
 
 def poison(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
@@ -413,13 +479,13 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
     hashes: list[str] = []
     save = Run.save
 
-    def spy(self: Run, model: Any, *rest: Any) -> None:
-        hashes.append(models.parameter_hash(model))
-        save(self, model, *rest)
+    def spy(self: Run, trained: Any, *rest: Any) -> None:
+        hashes.append(weights_hash(trained))
+        save(self, trained, *rest)
 
     monkeypatch.setattr(Run, "save", spy)
     done = train(model_dir, tmp_path, steps=3, save_every=1)
-    hashes.append(models.parameter_hash(done.student.model))
+    hashes.append(weights_hash(dict(done.student.model.named_parameters())))
     assert [record["train/skipped"] for record in done.steps] == [False, True, False]
     assert [record["train/skipped_total"] for record in done.steps] == [0, 1, 1]
     assert hashes[0] == hashes[1] != hashes[2]
@@ -568,3 +634,87 @@ def test_selection_does_not_depend_on_the_step(whole: Trained, model_dir: Path, 
         train(model_dir, tmp_path, steps=2, select_every=1)
     select = [requests for requests in seen if requests == seen[0]]
     assert len(select) == 3
+
+
+# -- LoRA -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapted(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(model_dir, tmp_path_factory.mktemp("lora"), lora_rank=4, steps=12, learning_rate=3e-3, batch_size=5)
+
+
+def test_an_adapter_learns_and_the_base_stays(adapted: Trained, model_dir: Path) -> None:
+    kl = [record["loss/value_nats"] for record in adapted.steps]
+    assert min(kl[-3:]) < 0.6 * kl[0]
+    assert adapted.teacher.kind == "lora_base"
+    adapted.teacher.assert_unchanged()
+    trained = {name for name, p in adapted.student.model.named_parameters() if p.requires_grad}
+    assert trained and all("lora_" in name for name in trained)
+
+
+def test_the_teacher_of_an_adapter_is_the_base_bit_for_bit(adapted: Trained, model_dir: Path) -> None:
+    base = models.load_model(str(model_dir))
+    pairs = [turn_sample([5, 6, 7], [9, 5, 6, 7], [8, 30, 40]), turn_sample([5, 6], [9, 5, 6], [8])]
+    exact = FrozenTeacher(base, base, compute=torch.float32)
+    assert torch.equal(adapted.teacher.score(pairs), exact.score(pairs))
+    assert adapted.teacher.hash == exact.hash
+    ids = torch.tensor([[9, 5, 6, 7]])
+    assert not torch.equal(adapted.student.model(ids).logits, base.model(ids).logits)
+
+
+def test_an_adapter_is_saved_as_peft_does_and_loads_as_a_student(adapted: Trained, model_dir: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    folder = adapted.result.folder
+    assert not (folder / "model.safetensors").exists()
+    loaded = models.load_model(str(folder))
+    assert loaded.id == adapted.result.model_id
+    assert loaded.parent_id == models.fingerprint(model_dir)
+    ids = torch.tensor([[9, 5, 6, 7]])
+    with_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), folder)(ids).logits
+    torch.testing.assert_close(loaded.model(ids).logits, with_peft, atol=1e-4, rtol=0)
+    assert (loaded.model(ids).logits - models.load_model(str(model_dir)).model(ids).logits).abs().max() > 0.1
+
+
+def test_an_id_of_an_adapter_covers_its_base(adapted: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(adapted.result.folder, folder)
+    assert models.fingerprint(folder) == adapted.result.model_id
+    facts = json.loads((folder / models.ADAPTER).read_text())
+    other = tiny.build(tmp_path / "other", seed=1, tie=False)
+    (folder / models.ADAPTER).write_text(json.dumps(facts | {"base_model_name_or_path": str(other)}))
+    first = models.fingerprint(folder)
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    assert len({first, models.fingerprint(folder), adapted.result.model_id}) == 3
+
+
+def test_merged_it_is_a_whole_model_that_answers_the_same(adapted: Trained, model_dir: Path, tmp_path: Path) -> None:
+    merged = train(model_dir, tmp_path, lora_rank=4, steps=12, learning_rate=3e-3, batch_size=5, merge=True)
+    assert not (merged.result.folder / models.ADAPTER).exists()
+    one, other = (models.load_model(str(run.result.folder)) for run in (adapted, merged))
+    assert other.parent_id == models.fingerprint(model_dir)
+    for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_killed_run_of_an_adapter_ends_the_same(model_dir: Path, tmp_path: Path) -> None:
+    exact = train(model_dir, tmp_path / "a", lora_rank=4)
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path / "b", lora_rank=4, kill_at=5)
+    again = train(model_dir, tmp_path / "b", lora_rank=4)
+    assert again.lines[0] == "resumed after step 2"
+    file = "adapter_model.safetensors"
+    assert (again.result.folder / file).read_bytes() == (exact.result.folder / file).read_bytes()
+
+
+def test_merging_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="add --lora-rank"):
+        ConsolidateConfig(env="math", merge=True)
+
+
+def test_without_peft_one_line_says_what_to_install(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModelError, match=r"pip install 'agentopcd\[peft\]'"):
+        models.add_adapter(models.load_model(str(model_dir)), 4, torch.float32, 0)

@@ -82,7 +82,7 @@ def test_the_whole_circle_teaches_it_the_game(tmp_path: Path) -> None:
     config = LearnConfig(
         env="frozen-lake-4x4", model="pocket", episodes_per_round=32, chains=4, chain_steps=8, candidates=4,
         select_tasks=16, confirm_tasks=32, test_tasks=32, steps=6, batch_size=16, select_every=6, save_every=6,
-        micro_batch_size=32, learning_rate=3e-4, sample_batch=64,
+        tokens_per_batch=8192, learning_rate=3e-4, sample_batch=64,
     )  # fmt: skip
     (one,) = learn(config, tmp_path, say=quiet)
     assert one.confirmed and one.distilled is not None and one.distilled.evaluation is not None

@@ -86,24 +86,25 @@ def test_a_checkpoint_brings_back_weights_moments_noise_and_place(tmp_path: Path
     run = Run(tmp_path, "x", {})
     net, optimizer = net_and_optimizer(0)
     step(net, optimizer)
-    run.save(net, optimizer, {"step": 1})
+    run.save(dict(net.named_parameters()), optimizer, {"step": 1})
     step(net, optimizer)
     fresh, fresh_optimizer = net_and_optimizer(1)
-    assert run.load(fresh, fresh_optimizer) == {"step": 1}
+    assert run.load(dict(fresh.named_parameters()), fresh_optimizer) == {"step": 1}
     step(fresh, fresh_optimizer)
     for a, b in zip(net.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_there_may_be_nothing_to_load(tmp_path: Path) -> None:
-    assert Run(tmp_path, "x", {}).load(*net_and_optimizer(0)) is None
+    net, optimizer = net_and_optimizer(0)
+    assert Run(tmp_path, "x", {}).load(dict(net.named_parameters()), optimizer) is None
 
 
 def test_checkpoints_hold_no_pickle(tmp_path: Path) -> None:
     run = Run(tmp_path, "x", {})
     net, optimizer = net_and_optimizer(0)
     step(net, optimizer)
-    run.save(net, optimizer, {"step": 1})
+    run.save(dict(net.named_parameters()), optimizer, {"step": 1})
     assert {file.name for file in (run.folder / "checkpoint").iterdir()} == {
         "model.safetensors", "optimizer.safetensors", "state.json",
     }  # fmt: skip
@@ -114,7 +115,7 @@ def test_one_kill_after_another_still_leaves_a_checkpoint(tmp_path: Path, monkey
     run = Run(tmp_path, "x", {})
     net, optimizer = net_and_optimizer(0)
     step(net, optimizer)
-    run.save(net, optimizer, {"step": 1})
+    run.save(dict(net.named_parameters()), optimizer, {"step": 1})
     (run.folder / "checkpoint").rename(run.folder / "checkpoint.old")
     rename = Path.rename
 
@@ -125,10 +126,10 @@ def test_one_kill_after_another_still_leaves_a_checkpoint(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", dies)
-        run.save(net, optimizer, {"step": 2})
-    assert run.load(net, optimizer) == {"step": 1}
-    run.save(net, optimizer, {"step": 2})
-    assert run.load(net, optimizer) == {"step": 2}
+        run.save(dict(net.named_parameters()), optimizer, {"step": 2})
+    assert run.load(dict(net.named_parameters()), optimizer) == {"step": 1}
+    run.save(dict(net.named_parameters()), optimizer, {"step": 2})
+    assert run.load(dict(net.named_parameters()), optimizer) == {"step": 2}
     assert not (run.folder / "checkpoint.old").exists()
 
 

@@ -11,7 +11,7 @@ import torch
 from agentopcd import losses, models
 from agentopcd.chat import Chat
 from agentopcd.errors import AlignmentError, ModelError
-from agentopcd.teacher import FrozenTeacher, Sample, SharedPrefix, can_share, response_hidden, response_logits
+from agentopcd.teacher import FrozenTeacher, Sample, SharedPrefix, response_hidden, response_logits, sequences
 from agentopcd.types import EMPTY, Context, Message
 from tests import tiny
 
@@ -163,6 +163,39 @@ def test_a_teacher_with_other_tokens_is_refused(student: models.LoadedModel, fol
         FrozenTeacher(other, student, compute=FLOAT32)
 
 
+# -- turns of a growing chat are read once ------------------------------------------------------------------
+
+
+def growing(beginning: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    first = ((*beginning, *ids(4, 1)), ids(3, 2))
+    second = ((*first[0], *first[1], *ids(5, 3)), ids(2, 4))
+    third = ((*second[0], *second[1], 7), ids(6, 5))
+    return [first, second, third]
+
+
+def test_turns_of_a_growing_chat_are_one_sequence_and_give_the_same_rows(student: models.LoadedModel) -> None:
+    pairs = [RAGGED[0], *growing(()), RAGGED[1], *growing((9, 9))]
+    assert [len(predicting) for _, predicting in sequences(pairs)] == [9, 11, 1, 11]
+    together = response_hidden(student.model, pairs, tiny.PAD)
+    alone = torch.cat([response_hidden(student.model, [pair], tiny.PAD) for pair in pairs])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+
+
+def test_a_growing_chat_after_a_shared_prefix_gives_the_same_rows(student: models.LoadedModel) -> None:
+    beginning = ids(40, 8)
+    pairs = [*growing(beginning), ((*beginning, 5, 6), ids(3, 9)), *growing((*beginning, 11))]
+    found = SharedPrefix(student.model, beginning).response_hidden(pairs, 40)
+    torch.testing.assert_close(found, response_hidden(student.model, pairs, tiny.PAD), atol=1e-4, rtol=0)
+
+
+def test_a_chat_whose_past_is_shown_otherwise_is_read_turn_by_turn() -> None:
+    first, second, _ = growing(())
+    changed = ((*first[0], *first[1][:-1], 8, *second[0][7:]), second[1])
+    assert len(sequences([first, changed])) == 2
+    assert len(sequences([first, first])) == 2
+    assert len(sequences([first, ((*first[0], *first[1]), (5,))])) == 2  # nothing new was said
+
+
 # -- a shared prefix is read once -------------------------------------------------------------------------
 
 LONG = Context("\n".join(f"- EXPERIENCE ITEM: lesson {n} says to go left" for n in range(12)))
@@ -207,14 +240,14 @@ def test_a_prefix_is_shared_where_all_prompts_have_it_and_it_pays(student: model
     assert prefix.shared_by([((*ids(20, 3), *ids(30, 4)), (7,))]) == 0
 
 
-def test_layers_that_forget_cannot_share() -> None:
+def test_layers_that_forget_are_known() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     small: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
              "num_key_value_heads": 2, "num_hidden_layers": 2}  # fmt: skip
-    assert can_share(LlamaForCausalLM(LlamaConfig(**small)))
+    assert models.attends_to_all(LlamaForCausalLM(LlamaConfig(**small)))
     sliding = Qwen2Config(**small, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    assert not can_share(Qwen2ForCausalLM(sliding))
+    assert not models.attends_to_all(Qwen2ForCausalLM(sliding))
 
 
 def test_the_prefix_of_a_context_begins_every_prompt_that_has_it(student: models.LoadedModel) -> None:

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from agentopcd import models
 from agentopcd.errors import ConfigError
+from agentopcd.sampling import decoding
 from agentopcd.types import Completion, Request, Sampling
 
 
@@ -38,9 +39,10 @@ class TransformersSampler:
         self._check_room(requests, sampling)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         replies: dict[int, Completion] = {}
-        for start in range(0, len(order), self.batch_size):
-            chunk = order[start : start + self.batch_size]
-            replies.update(zip(chunk, self._batch([requests[i] for i in chunk], sampling), strict=True))
+        with decoding.packed_linears(self.loaded.model, self.compute):
+            for start in range(0, len(order), self.batch_size):
+                chunk = order[start : start + self.batch_size]
+                replies.update(zip(chunk, self._batch([requests[i] for i in chunk], sampling), strict=True))
         return [replies[i] for i in range(len(requests))]
 
     def _check_room(self, requests: Sequence[Request], sampling: Sampling) -> None:
@@ -68,11 +70,12 @@ class TransformersSampler:
         # generate() fills what our settings leave open from the model's own file; nothing of it may leak in.
         model.generation_config = GenerationConfig()
         try:
-            with models.autocast(device, self.compute):
+            with models.autocast(device, self.compute), decoding.grouped_attention(device):
                 out = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     generation_config=self._config(sampling),
+                    past_key_values=decoding.reserved_cache(model, width + sampling.max_tokens, self.compute),
                     logits_processor=LogitsProcessorList([chooser]),
                 )
         finally:

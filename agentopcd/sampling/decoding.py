@@ -1,0 +1,123 @@
+"""Cheaper ``generate``, token after token, with the same result up to rounding.
+
+Three things cost most of a decoding step on a CPU and need not: oneDNN lays weights out anew at every product, the
+cache is copied at every token, and keys are copied for every head that shares them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from agentopcd import models
+
+PACKED_ROWS = 32
+"""Rows that packed weights are laid out for: a batch of replies, one token each."""
+
+CAN_PACK = torch.backends.mkldnn.is_available() and all(
+    hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+)
+
+KNOWN = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "sliding_window"}
+"""Arguments of an attention call that change nothing for a single new token besides the mask."""
+
+
+@contextlib.contextmanager
+def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
+    """Inside this block all linear layers on a CPU use weights that are laid out once; elsewhere nothing is done.
+
+    Products are in ``compute``, those of the output head in float32. The weights must not change inside; they are
+    packed anew by the next block, because a fused optimizer leaves no trace of having changed them.
+    """
+    head = model.get_output_embeddings()
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.weight.device.type == "cpu"]
+    for linear in linears if CAN_PACK else ():
+        dtype = torch.float32 if linear is head else compute
+        weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), PACKED_ROWS)
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        linear.forward = functools.partial(_packed_linear, dtype, weight, bias)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.__dict__.pop("forward", None)
+
+
+def _packed_linear(dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> Any:
+    return torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "")
+
+
+@contextlib.contextmanager
+def grouped_attention(device: torch.device) -> Iterator[None]:
+    """On a CPU, attention of a single new token by :func:`_one_token` inside this block."""
+    if device.type != "cpu":
+        yield
+        return
+    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = functools.partial(_one_token, usual)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = usual
+
+
+def _one_token(usual: Any, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+    """The heads that share keys as queries of one another's, in float32: the same result without copying keys.
+
+    Args:
+        query: ``[B, H, 1, D]``; anything longer is left to ``usual``.
+        key: ``[B, G, T, D]``, and ``value`` alike; head ``h`` reads group ``h // (H / G)``.
+        attention_mask: ``[B, 1, 1, T]`` or None.
+    """
+    (batch, heads, new, width), groups = query.shape, key.shape[1]
+    if new != 1 or not kwargs.keys() <= KNOWN or (attention_mask is not None and attention_mask.shape[1] != 1):
+        return usual(module, query, key, value, attention_mask, **kwargs)
+    with torch.autocast(query.device.type, enabled=False):
+        out = scaled_dot_product_attention(
+            query.reshape(batch, groups, heads // groups, width).to(key.dtype), key, value,
+            attn_mask=attention_mask, scale=kwargs.get("scaling"),
+        )  # fmt: skip
+    return out.reshape(batch, 1, heads, width), None
+
+
+def reserved_cache(model: Any, room: int, compute: torch.dtype) -> DynamicCache | None:
+    """Room for the keys and values of ``room`` tokens; None where layers forget, and the model brings its own."""
+    if not models.attends_to_all(model):
+        return None
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_Reserved(room, torch.float32 if on_cpu else compute) for _ in cache.layers]
+    return cache
+
+
+class _Reserved(DynamicLayer):
+    """A layer's keys and values with their room taken once, in the dtype that attention reads.
+
+    Appending to a ``DynamicLayer`` copies all of it at every token, and under autocast converts it, too.
+    """
+
+    def __init__(self, room: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.room, self.dtype = room, dtype
+        self.all: list[torch.Tensor] = []
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+        """Keys and values so far ``[B, H, T, D]``, views of the room."""
+        if not self.all:
+            for new in (key_states, value_states):
+                self.all.append(new.new_empty((*new.shape[:2], self.room, new.shape[3]), dtype=self.dtype))
+            self.device, self.is_initialized = key_states.device, True
+        start = 0 if self.keys is None else self.get_seq_length()
+        end = start + key_states.shape[2]
+        for room, new in zip(self.all, (key_states, value_states), strict=True):
+            room[:, :, start:end] = new
+        self.keys, self.values = (room[:, :, :end] for room in self.all)
+        return self.keys, self.values
