@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from agentopcd import losses, models
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import AlignmentError, ConfigError
 from agentopcd.measures import StepMeter, rollout_measures
+from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Player
 from agentopcd.runs import Run, console_line
 from agentopcd.stats import Rate
@@ -63,7 +63,8 @@ def consolidate(
     """Distil ``context`` into ``student``, in place, and save the best checkpoint as ``run.folder/student``.
 
     A run that was killed goes on from its last checkpoint and ends bit-equal to an uninterrupted one
-    (transformers engine, same thread count): every random choice is a function of seed, step and task.
+    (transformers engine, same thread count): every random choice is a function of seed, step and task. Several
+    processes (see ``ranks.py``) share the episodes of a step; each holds the student and the teacher.
 
     Args:
         player: plays with the student's weights as they change, and never shows it the context.
@@ -79,10 +80,8 @@ def consolidate(
     if not train or not select:
         raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
     device = next(student.model.parameters()).device
-    # Both models run under our own autocast, so that they compute alike; accelerate adds none of its own.
-    accelerator = Accelerator(mixed_precision="no", cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise ConfigError(f"{accelerator.num_processes} processes; consolidation runs in one process for now")
+    ranks = Ranks()
+    say = say if ranks.main else lambda line: None
     model = student.model.eval()  # dropout off in both models' passes
     models.check_head(model)
     if student.adapter is None:
@@ -99,15 +98,18 @@ def consolidate(
     state = run.load(trained, optimizer)
     if state is None:
         state = {"step": 0, "best_step": 0, "skipped": 0, "select": {}}
-        state["select"]["0"] = success_on(player, select)
-        run.rewind(-1)
-        run.log(
-            {"step": 0, "loss/definition": definition(config, student, teacher, context, player)}
-            | select_record(state, 0)
-        )
+        state["select"]["0"] = success_on(player, select, ranks)
+        if ranks.main:
+            run.rewind(-1)
+            run.log(
+                {"step": 0, "loss/definition": definition(config, student, teacher, context, player)}
+                | select_record(state, 0)
+            )
         say(f"before training: {rate_of(state, 0)} on {len(select)} select tasks, without the context")
     else:
-        run.rewind(state["step"])
+        ranks.wait()  # all have read the log's place before it is cut
+        if ranks.main:
+            run.rewind(state["step"])
         say(f"resumed after step {state['step']}")
 
     temperature = config.loss_temperature or config.temperature
@@ -115,14 +117,16 @@ def consolidate(
         clock = Clock()
 
         # 1. The student plays without the context.
-        episodes = list(player.play(draw(train, step, config)))
+        episodes = list(player.play(ranks.mine(draw(train, step, config))))
         episodes.sort(key=lambda e: (e.task, e.rep))  # they finish in any order; the sum should not
         samples, dropped = samples_of(episodes, player.chat, context, config.cut_replies)
         clock.lap("rollout")
 
         # 2. + 3. The teacher scores the same tokens with the context; the student learns from it.
         meter = StepMeter(temperature, config.temperature)
-        weights = losses.token_weights([s.num_tokens for s in samples], config.reduction)
+        lengths = ranks.everyone([s.num_tokens for s in samples])
+        weights = losses.token_weights([n for one in lengths for n in one], config.reduction)
+        weights = weights[sum(map(len, lengths[: ranks.index])) :][: len(samples)]
         for chunk, chunk_weights in micro_batches(samples, weights, config.tokens_per_batch, teacher.reads):
             teacher_NH = teacher.hidden(chunk)
             clock.lap("teacher")
@@ -141,12 +145,12 @@ def consolidate(
                 meter.add(where, student_RV, teacher_RV, token)
                 return token.loss_N
 
-            # The weights hold for the whole step, so how it is split into micro-batches changes nothing.
-            head = model.get_output_embeddings()
-            accelerator.backward(losses.in_chunks(loss_of, student_NH, chunk_weights, head))
+            # The weights hold for the whole step, so how it is split into batches and processes changes nothing.
+            losses.in_chunks(loss_of, student_NH, chunk_weights, model.get_output_embeddings()).backward()
             clock.lap("update")
-        norm = float(accelerator.clip_grad_norm_(trained.values(), config.clip_norm) or 0.0)
-        ok = math.isfinite(norm) and bool(samples)
+        ranks.sum_gradients(trained.values())
+        norm = float(torch.nn.utils.clip_grad_norm_(trained.values(), config.clip_norm))
+        ok = math.isfinite(norm) and any(lengths)
         if ok:
             optimizer.step()
         else:
@@ -154,10 +158,13 @@ def consolidate(
         optimizer.zero_grad(set_to_none=True)
         clock.lap("update")
 
+        parts = ranks.everyone((episodes, samples, dropped))
+        played = rollout_measures(*(sum(same[1:], same[0]) for same in zip(*parts, strict=True)))
+        meter.gather(ranks.everyone(meter.rows))
         record: dict[str, Any] = {
             "step": step, "loss/name": loss_name(config),
-            **(meter.result() if samples else {"loss/value_nats": 0.0}),
-            **rollout_measures(episodes, samples, dropped), "engine/policy_step": step - 1,
+            **(meter.result() if any(lengths) else {"loss/value_nats": 0.0}),
+            **played, "engine/policy_step": step - 1,
             "train/grad_norm": norm if math.isfinite(norm) else None,
             "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
             "train/skipped_total": state["skipped"], "train/learning_rate": learning_rate,
@@ -165,27 +172,29 @@ def consolidate(
         }  # fmt: skip
         state["step"] = step
         if step % config.select_every == 0 or step == config.steps:
-            state["select"][str(step)] = success_on(player, select)
+            state["select"][str(step)] = success_on(player, select, ranks)
             if better(state, step):
                 state["best_step"] = step
-                models.save_model(
-                    student, run.folder / "best", parent_id=student.id, facts={"step": step, "context": context.id}
-                )
+                if ranks.main:
+                    facts = {"step": step, "context": context.id}
+                    models.save_model(student, run.folder / "best", parent_id=student.id, facts=facts)
             record |= select_record(state, step)
-        run.log(record)
+        if ranks.main:
+            run.log(record)
         say(console_line(record, config.steps, clock.total_s * (config.steps - step)))
         if str(step) in state["select"]:
             say(f"         select {rate_of(state, step)}, best at step {state['best_step']}")
-        if step % config.save_every == 0 and step < config.steps:
+        if ranks.main and step % config.save_every == 0 and step < config.steps:
             run.save(trained, optimizer, state)
 
     teacher.assert_unchanged()
     folder = run.folder / "student"
-    if (run.folder / "best").is_dir():  # absent when a kill came right after this line
+    if ranks.main and (run.folder / "best").is_dir():  # absent when a kill came right after this line
         shutil.rmtree(folder, ignore_errors=True)
         if config.merge:
             models.merge(run.folder / "best")
         (run.folder / "best").rename(folder)
+    ranks.wait()
     return Consolidated(
         folder=folder,
         model_id=models.fingerprint(folder),
@@ -267,10 +276,11 @@ def draw(train: Sequence[Task], step: int, config: ConsolidateConfig) -> list[Jo
     return picked
 
 
-def success_on(player: Player, tasks: Sequence[Task]) -> list[int]:
+def success_on(player: Player, tasks: Sequence[Task], ranks: Ranks) -> list[int]:
     """``[wins, n]`` of the student without the context; broken episodes do not count."""
-    scored = [e.success for e in player.play([Job(task) for task in tasks]) if e.stop_reason != "env_error"]
-    return [sum(scored), len(scored)]
+    jobs = [Job(task) for task in ranks.mine(tasks)]
+    scored = [e.success for e in player.play(jobs) if e.stop_reason != "env_error"]
+    return [sum(column) for column in zip(*ranks.everyone((sum(scored), len(scored))), strict=True)]
 
 
 def better(state: dict[str, Any], step: int) -> bool:

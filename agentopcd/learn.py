@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from agentopcd.config import (
     pick,
     player_flags,
 )
-from agentopcd.consolidate import consolidate
+from agentopcd.consolidate import Consolidated, consolidate
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
 from agentopcd.experience import choose, gather, pool
+from agentopcd.ranks import Ranks
 from agentopcd.runs import Run, write_json
-from agentopcd.session import Progress, Session, no_progress, run_config
+from agentopcd.session import Progress, Session, no_progress, player_of, run_config
 from agentopcd.teacher import FrozenTeacher
-from agentopcd.types import EMPTY, Context
+from agentopcd.types import EMPTY, Context, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +90,8 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
 
     A killed call is resumed by repeating it; a finished one is reported and not repeated.
     """
+    if Ranks().count > 1 and config.device != "auto":
+        raise ConfigError(f"device is {config.device!r} with {Ranks().count} processes; leave it out")
     session.resume_model("consolidate", context.id)
     student = session.loaded
     teacher_model = session.load(config.teacher) if config.teacher else student
@@ -116,22 +120,12 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     train = session.tasks("train")
     session.manifest.guard_training(train)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
-    if config.lora_rank:
-        models.add_adapter(student, config.lora_rank, session.compute, config.seed)
-    result = consolidate(
-        config,
-        student=student,
-        teacher=FrozenTeacher(
-            teacher_model, student, compute=session.compute, prefix_ids=session.player.chat.prefix(context)
-        ),
-        context=context,
-        player=session.player,
-        train=train,
-        select=session.tasks("select", config.select_tasks),
-        run=run,
-        compute=session.compute,
-        say=session.say,
-    )
+    training = Training(
+        config=config, student=str(student.folder), context=context, train=train,
+        select=session.tasks("select", config.select_tasks), work=session.work, identity=identity,
+    )  # fmt: skip
+    Ranks().from_main(training)
+    result = train_student(training, student, teacher_model, run, session.say)
     session.store.add_model(
         result.model_id, str(result.folder), str(result.folder), student.id, run_id, {context.id: 1.0}
     )
@@ -148,6 +142,57 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     # The weights in memory are the last step's, no longer the base's: whoever plays on loads the base again.
     session.forget_model()
     return out
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a process needs to know to take part in the training of a student."""
+
+    config: ConsolidateConfig
+    student: str
+    context: Context
+    train: Sequence[Task]
+    select: Sequence[Task]
+    work: Path
+    identity: dict[str, Any]
+
+
+def train_student(
+    training: Training, student: models.LoadedModel, teacher: models.LoadedModel, run: Run, say: Callable[[str], None]
+) -> Consolidated:
+    """The loop, in the first process and in those that follow it."""
+    config = training.config
+    compute = models.pick_compute(config.compute, next(student.model.parameters()).device)
+    if config.lora_rank:
+        models.add_adapter(student, config.lora_rank, compute, config.seed)
+    player = player_of(config, student, compute)
+    prefix = player.chat.prefix(training.context)
+    Ranks.training = True
+    result = consolidate(
+        config, student=student, teacher=FrozenTeacher(teacher, student, compute=compute, prefix_ids=prefix),
+        context=training.context, player=player, train=training.train, select=training.select, run=run,
+        compute=compute, say=say,
+    )  # fmt: skip
+    Ranks.training = False
+    return result
+
+
+def follow() -> None:
+    """What every process but the first one does: take part in trainings until the first one has no more."""
+    training: Training | None
+    while (training := Ranks().from_main(None)) is not None:
+        device = models.pick_device(training.config.device)
+        student = models.load_model(training.student, device=device)
+        name = training.config.teacher
+        teacher = models.load_model(name, device=device) if name else student
+        run = Run(training.work, "consolidate", training.identity)
+        train_student(training, student, teacher, run, lambda line: None)
+
+
+def dismiss() -> None:
+    """Let the processes that follow end. After an error within a training it is the launcher that ends them."""
+    if not Ranks.training:
+        Ranks().from_main(None)
 
 
 def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Context) -> list[Contestant]:

@@ -27,15 +27,15 @@ class StepMeter:
     def __init__(self, temperature: float, sampling_temperature: float) -> None:
         self.temperature = temperature
         self.sampling_temperature = sampling_temperature
-        self.columns: dict[str, list[Tensor]] = defaultdict(list)
-        self.full: list[Tensor] = []
+        self.rows: dict[str, list[Tensor]] = defaultdict(list)
+        """Parts of each column, a figure per token; ``full`` has one for every fourth."""
 
     def begin(self, samples: Sequence[Sample]) -> None:
         """Say whose rows come next, in the order of :func:`agentopcd.teacher.response_hidden`."""
         self.ids = torch.tensor([i for s in samples for i in s.response_ids])
         self.sampled = torch.tensor([lp for s in samples for lp in s.logprobs])
-        self.columns["position"].append(torch.cat([torch.arange(s.num_tokens) for s in samples]).float())
-        self.columns["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
+        self.rows["position"].append(torch.cat([torch.arange(s.num_tokens) for s in samples]).float())
+        self.rows["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
 
     @torch.no_grad()
     def add(self, where: slice, student_NV: Tensor, teacher_NV: Tensor, token: losses.TokenDivergence) -> None:
@@ -52,20 +52,22 @@ class StepMeter:
             "gap": (trainer_N - self.sampled[where].to(trainer_N)).abs(),
         }
         for name, column in columns.items():
-            self.columns[name].append(column.float().cpu())
-        self.full.append(
-            losses.full_reverse_kl(
-                student_NV[::FULL_EVERY], teacher_NV[::FULL_EVERY], temperature=self.temperature
-            ).cpu()
-        )
+            self.rows[name].append(column.float().cpu())
+        few = (student_NV[::FULL_EVERY], teacher_NV[::FULL_EVERY])
+        self.rows["full"].append(losses.full_reverse_kl(*few, temperature=self.temperature).cpu())
+
+    def gather(self, of_all: Sequence[dict[str, list[Tensor]]]) -> None:
+        """Take the rows of all processes for one's own."""
+        names = {name for rows in of_all for name in rows}
+        self.rows = {name: [part for rows in of_all for part in rows.get(name, [])] for name in names}
 
     def result(self) -> dict[str, float]:
         """All per-token figures of the step."""
-        column = {name: torch.cat(parts) for name, parts in self.columns.items()}
+        column = {name: torch.cat(parts) for name, parts in self.rows.items()}
         value, position = column["value"], column["position"]
         figures = {
             "loss/value_nats": value.mean(),
-            "loss/kl_full_sampled_nats": torch.cat(self.full).mean(),
+            "loss/kl_full_sampled_nats": column["full"].mean(),
             "loss/negative_share": (value < 0).float().mean(),
             "kl/student_mass_mean": column["student_mass"].mean(),
             "kl/student_mass_p05": column["student_mass"].quantile(0.05),

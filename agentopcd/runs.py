@@ -42,7 +42,9 @@ class Run:
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         self.folder = root / "runs" / "-".join(part for part in (verb, slug, digest) if part)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "config.json", identity)
+        file, text = self.folder / "config.json", json_text(identity)
+        if not file.is_file() or file.read_text() != text:
+            write_text(file, text)
         self.metrics_file = self.folder / "metrics.jsonl"
 
     @property
@@ -121,8 +123,12 @@ class Run:
         return json.loads((folder / "state.json").read_text())
 
 
+def json_text(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    write_text(path, json_text(value))
 
 
 def write_text(path: Path, text: str) -> None:

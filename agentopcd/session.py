@@ -31,6 +31,24 @@ def no_progress(label: str, items: Iterable[Episode], total: int) -> Iterable[Ep
     return items
 
 
+def game_of(config: PlayerConfig) -> Game:
+    """The environment of these settings, and how it is shown and cut off."""
+    return Game(
+        ref=config.env, kwargs=config.env_args, rules=config.rules, max_steps=config.max_steps, history=config.history
+    )
+
+
+def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: Any) -> Player:
+    """A player of the environment of these settings whose replies come from ``loaded``."""
+    return Player(
+        game=game_of(config),
+        sampler=TransformersSampler(loaded, compute=compute, batch_size=config.sample_batch),
+        chat=Chat(loaded.tokenizer, config.template_args),
+        sampling=config.sampling,
+        seed=config.seed,
+    )
+
+
 class Session:
     """One verb at work on one environment.
 
@@ -54,10 +72,7 @@ class Session:
         self.config, self.work, self.say, self.progress = config, work, say, progress
         self.notes: set[str] = set()
         self.resumed_model = ""
-        self.game = Game(
-            ref=config.env, kwargs=config.env_args, rules=config.rules,
-            max_steps=config.max_steps, history=config.history,
-        )  # fmt: skip
+        self.game = game_of(config)
         self.env = self.game.label
         self.store = Store.open(work / "store.db")
         self.env_errors: list[str] = []
@@ -130,13 +145,7 @@ class Session:
 
     def player_for(self, loaded: models.LoadedModel) -> Player:
         """A player of this environment whose replies come from ``loaded``."""
-        return Player(
-            game=self.game,
-            sampler=TransformersSampler(loaded, compute=self.compute, batch_size=self.config.sample_batch),
-            chat=Chat(loaded.tokenizer, self.config.template_args),
-            sampling=self.config.sampling,
-            seed=self.config.seed,
-        )
+        return player_of(self.config, loaded, self.compute)
 
     def setup(self, player: Player | None = None) -> str:
         """Hash of all that changes play besides model, context and task."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from agentopcd import consolidate as loop
 from agentopcd import envs, losses, models, runs
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import AlignmentError, ConfigError, ModelError
+from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Game, Player
 from agentopcd.runs import Run
 from agentopcd.sampling.transformers import TransformersSampler
@@ -145,15 +145,6 @@ def test_a_teacher_that_moved_during_the_run_stops_it(
         train(model_dir, tmp_path, steps=1)
 
 
-@pytest.fixture
-def fresh_accelerator() -> Iterator[None]:
-    """Accelerate keeps its precision for the whole process."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
-
-
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_bfloat16_products_leave_float32_masters(model_dir: Path, tmp_path: Path) -> None:
     done = train(model_dir, tmp_path, steps=1, compute="bfloat16")
     assert {p.dtype for p in done.student.model.parameters()} == {torch.float32}
@@ -506,7 +497,7 @@ def test_a_step_without_a_sample_changes_nothing_and_goes_on(model_dir: Path, tm
 
 def scripted(scores: Sequence[tuple[int, int]]) -> Callable[..., list[int]]:
     left: Iterator[tuple[int, int]] = iter(scores)
-    return lambda player, tasks: list(next(left))
+    return lambda player, tasks, ranks: list(next(left))
 
 
 def test_the_best_checkpoint_follows_the_select_scores(
@@ -617,7 +608,7 @@ def test_select_success_leaves_broken_episodes_out(model_dir: Path) -> None:
         def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
             return iter(mixed)
 
-    assert loop.success_on(Fixed(), TRAIN[:3]) == [1, 2]  # type: ignore[arg-type]
+    assert loop.success_on(Fixed(), TRAIN[:3], Ranks()) == [1, 2]  # type: ignore[arg-type]
 
 
 def test_selection_does_not_depend_on_the_step(whole: Trained, model_dir: Path, tmp_path: Path) -> None:

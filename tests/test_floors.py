@@ -14,7 +14,7 @@ FLOORS = {
     "errors": 0,
     "types": 0,
     "config": 1,
-    "chat": 1,
+    "chat": 1, "ranks": 1,
     "losses": 1,
     "stats": 1,
     "runs": 1,

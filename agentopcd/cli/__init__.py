@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 if __name__ != "agentopcd.cli":
@@ -47,7 +48,7 @@ def root(
 def main() -> None:
     """Entry point: what this package or the parser refuses is one line on stderr and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        sys.exit(_run() or 0)
     except AgentOpcdError as error:
         _refuse(str(error))
     except typer.TyperException as error:
@@ -59,6 +60,21 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+def _run() -> Any:
+    """The command. Where a launcher started several processes, the first one runs it and the others help it train."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return app(standalone_mode=False)
+    from agentopcd.learn import dismiss, follow
+    from agentopcd.ranks import Ranks
+
+    if not Ranks().main:
+        return follow()
+    try:
+        return app(standalone_mode=False)
+    finally:
+        dismiss()
 
 
 def _refuse(message: str) -> None:

@@ -43,7 +43,7 @@ def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
         dtype = torch.float32 if linear is head else compute
         weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), PACKED_ROWS)
         bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        linear.forward = functools.partial(_packed_linear, dtype, weight, bias)
+        linear.__dict__["forward"] = functools.partial(_packed_linear, dtype, weight, bias)
     try:
         yield
     finally:
@@ -94,7 +94,7 @@ def reserved_cache(model: Any, room: int, compute: torch.dtype) -> DynamicCache 
         return None
     on_cpu = next(model.parameters()).device.type == "cpu"
     cache = DynamicCache(config=model.config)
-    cache.layers = [_Reserved(room, torch.float32 if on_cpu else compute) for _ in cache.layers]
+    cache.layers[:] = [_Reserved(room, torch.float32 if on_cpu else compute) for _ in cache.layers]
     return cache
 
 

@@ -1,0 +1,77 @@
+"""Several processes that train one student: who plays what, and the few things they tell each other.
+
+Started by ``accelerate launch`` or ``torchrun``; alone, every call is trivial. Gradients are summed once a step, and
+the weights of the loss are those of the whole step, so N processes do what one does, up to rounding.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+T = TypeVar("T")
+
+PATIENCE = datetime.timedelta(days=1)
+"""The others wait while the first process plays, scores and evaluates."""
+
+
+def launched() -> int:
+    """Number of processes this one was started with."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+class Ranks:
+    """The processes of this run. They talk through gloo on a CPU and through NCCL on GPUs, one process a GPU."""
+
+    training: ClassVar[bool] = False
+    """Whether this process is within a training, where the others must follow."""
+
+    def __init__(self) -> None:
+        self.count, self.index = 1, 0
+        if launched() > 1:
+            self.state = PartialState(cpu=torch.accelerator.current_accelerator() is None, timeout=PATIENCE)
+            self.count, self.index = self.state.num_processes, self.state.process_index
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.index == 0
+
+    def mine(self, items: Sequence[T]) -> list[T]:
+        """This process's share of ``items``; every item is somebody's."""
+        return list(items[self.index :: self.count])
+
+    def everyone(self, value: T) -> list[T]:
+        """The ``value`` of each process, in order."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found
+
+    def from_main(self, value: T) -> T:
+        """The ``value`` of the main process; what the others give is ignored."""
+        if self.count == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace each gradient by its sum over all processes; a missing one counts as zero."""
+        if self.count > 1:
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+
+    def wait(self) -> None:
+        """Go on when all processes are here."""
+        if self.count > 1:
+            self.state.wait_for_everyone()

@@ -1,0 +1,110 @@
+"""Two real processes over gloo do what one does, and a run goes on with another number of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentopcd.ranks import Ranks
+from tests import tiny
+
+TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+STOPPED = """
+import sys
+from agentopcd import consolidate
+from agentopcd.cli import main
+line = consolidate.console_line
+def dies(record, *rest):
+    if record["step"] == 3:
+        raise KeyboardInterrupt
+    return line(record, *rest)
+consolidate.console_line = dies
+sys.argv = ["agentopcd", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A consolidation whose batches do not divide evenly between two processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    model = tiny.build(folder / "model", tie=False, hearing=4.0)
+    settings = json.loads((model / "generation_config.json").read_text())
+    settings["eos_token_id"] = [tiny.END, *range(20, 50)]  # so that replies have all lengths
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    context = folder / "context.txt"
+    context.write_text("- EXPERIENCE ITEM: always go left\n")
+    words = f"""consolidate --env math --model {model} --context {context} --steps 4 --batch-size 5 --max-tokens 12
+        --learning-rate 1e-3 --select-every 2 --save-every 2 --select-tasks 3 --test-tasks 0 --temperature 1
+        --compute float32 --tokens-per-batch 450"""
+    return words.split()
+
+
+def run(*words: Any, rc: int = 0) -> str:
+    here, environment = Path(__file__).parents[1], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment, cwd=here
+    )
+    assert done.returncode == rc, done.stdout + done.stderr
+    return done.stdout
+
+
+def trained(work: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    from safetensors.torch import load_file
+
+    (folder,) = (work / "runs").iterdir()
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return records, load_file(folder / "student" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    work = tmp_path_factory.mktemp("alone")
+    run("-m", "agentopcd", *flags, "--work", work)
+    return work
+
+
+def same(one: Path, other: Path) -> None:
+    """Up to rounding, which Adam keeps within a small part of its step of 1e-3."""
+    (records, weights), (again, found) = trained(one), trained(other)
+    assert [r["step"] for r in records] == [r["step"] for r in again] == [0, 1, 2, 3, 4]
+    for a, b in zip(records, again, strict=True):
+        # Which tokens are every fourth one depends on their order.
+        compared = [n for n in a if not n.startswith("time/") and n != "loss/kl_full_sampled_nats"]
+        for name in compared:
+            rounded = pytest.approx(a[name], rel=1e-3, abs=1e-5) if isinstance(a[name], float) else a[name]
+            assert b[name] == rounded, name
+    for name, tensor in weights.items():
+        assert (tensor - found[name]).abs().max() < 1e-4, name
+
+
+def test_two_processes_do_what_one_does(flags: list[str], alone: Path, tmp_path: Path) -> None:
+    said = run(*TWO, "-m", "agentopcd", *flags, "--work", tmp_path)
+    assert said.count("step 004/004") == 1  # one of them speaks
+    same(alone, tmp_path)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(flags: list[str], alone: Path, tmp_path: Path) -> None:
+    run("-c", STOPPED, *flags, "--work", tmp_path, rc=130)
+    assert "resumed after step 2" in run(*TWO, "-m", "agentopcd", *flags, "--work", tmp_path)
+    same(alone, tmp_path)
+
+
+def test_what_is_refused_ends_all_processes(flags: list[str], tmp_path: Path) -> None:
+    run(*TWO, "-m", "agentopcd", *flags, "--device", "cpu", "--work", tmp_path, rc=1)  # the launcher's own code
+
+
+def test_alone_every_call_is_trivial() -> None:
+    ranks = Ranks()
+    assert (ranks.count, ranks.main) == (1, True)
+    assert ranks.mine([1, 2, 3]) == [1, 2, 3]
+    assert ranks.everyone("x") == ["x"]
+    assert ranks.from_main("x") == "x"
+    ranks.wait()
