@@ -106,7 +106,8 @@ def test_layers_with_a_window_keep_their_own_cache() -> None:
 
     small: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4,
              "num_key_value_heads": 2, "num_hidden_layers": 2}  # fmt: skip
-    sliding: Any = Qwen2ForCausalLM(Qwen2Config(**small, use_sliding_window=True, sliding_window=4, max_window_layers=1))
+    windows = Qwen2Config(**small, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    sliding: Any = Qwen2ForCausalLM(windows)
     assert decoding.reserved_cache(sliding, 10, torch.float32) is None
     ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
     exact = sliding.eval().generate(ids, max_new_tokens=8, do_sample=False)
