@@ -192,6 +192,13 @@ def find_model(name: str) -> Path:
     return _from_hub(name)
 
 
+def find_base(name: str) -> Path:
+    """The local folder of ``name``; of an adapter, that of the model it belongs to."""
+    folder = find_model(name)
+    base = _base_of_adapter(folder)
+    return folder if base is None else find_base(base)
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 

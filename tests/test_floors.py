@@ -24,6 +24,7 @@ FLOORS = {
     "sampling": 2,
     "teacher": 3,
     "rollouts": 3,
+    "estimate": 3,
     "measures": 3.5,
     "session": 3.5,
     "experience": 4,

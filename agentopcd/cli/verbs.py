@@ -121,6 +121,7 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
                 f"{config.steps} steps of {config.batch_size} episodes",
                 f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
                 f"test: {len(session.tasks('test', config.test_tasks))} tasks, three arms",
+                f"memory: {_memory(session, config)}",
             ]
             return _plan(session, call, plan)
         from agentopcd.learn import distil, find_context
@@ -193,6 +194,12 @@ def _plan(session: Any, call: Call, steps: list[str]) -> None:
     for step in steps:
         call.say(f"plan: {step}")
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
+
+
+def _memory(session: Any, config: ConsolidateConfig) -> str:
+    from agentopcd.estimate import memory
+
+    return f"about {memory(session.model_name()[0], config, session.compute)}"
 
 
 def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Any) -> None:

@@ -1,0 +1,83 @@
+"""What a consolidation needs in memory, from the model's config alone: nothing is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentopcd import models
+from agentopcd.config import TrainConfig
+from agentopcd.losses import CHUNK_LOGITS
+
+GIB = 2**30
+COPIES = 12
+"""Copies of a chunk of logits alive at once in the loss, about: see ``benchmarks/loss_memory.py``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes in each process; all but the first three are rough."""
+
+    student: int
+    """Weights, gradients and AdamW's moments."""
+    teacher: int
+    """A frozen copy, or 0 where it is the student without its adapter."""
+    context: int
+    """Keys and values of each 1,000 tokens that the teacher's prompts share."""
+    batch: int
+    """Activations of one forward pass of ``tokens_per_batch`` tokens, kept for the backward pass."""
+    loss: int
+    """Logits of one chunk of rows, in the loss."""
+
+    @property
+    def total(self) -> int:
+        """With a context of 1,000 tokens."""
+        return self.student + self.teacher + self.context + self.batch + self.loss
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{f.name} {getattr(self, f.name) / GIB:.2f}" for f in dataclasses.fields(self))
+        return f"{self.total / GIB:.1f} GiB in each process: {parts} (context: each 1,000 tokens)"
+
+
+def memory(name: str, config: TrainConfig, compute: torch.dtype) -> Memory:
+    """Estimate for training model ``name``, with a teacher of the same size.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    model = skeleton(name)
+    settings, head = model.config.get_text_config(), model.get_output_embeddings()
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    body = sum(m.weight.numel() for m in linears)
+    total = sum(p.numel() for p in model.parameters())
+    frozen = body * compute.itemsize + (total - body) * 4
+    adapter = sum(config.lora_rank * (m.in_features + m.out_features) for m in linears)
+    layers, hidden = settings.num_hidden_layers, settings.hidden_size
+    kept = 36 * hidden + 10 * settings.intermediate_size  # bytes a token and layer, as autograd keeps them
+    tokens = config.tokens_per_batch
+    width = getattr(settings, "head_dim", None) or hidden // settings.num_attention_heads
+    groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
+    return Memory(
+        student=frozen + 16 * adapter if adapter else 16 * total,
+        teacher=0 if adapter else frozen,
+        context=1000 * layers * 2 * groups * width * 4,
+        batch=tokens * (4 * hidden * layers + kept if config.gradient_checkpointing else kept * layers),
+        loss=COPIES * CHUNK_LOGITS * 4,
+    )
+
+
+def skeleton(name: str) -> Any:
+    """The model's shape without its weights. Of a hub id only the config is fetched."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    models.quiet()
+    local = name in models.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
+    try:
+        settings = AutoConfig.from_pretrained(models.find_base(name) if local else name, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise models.ModelError(f"cannot read the config of {name!r}: {error}") from error

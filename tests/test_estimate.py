@@ -1,0 +1,70 @@
+"""Memory estimates: what can be counted is counted right, and settings move what they should."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentopcd import models
+from agentopcd.config import ConsolidateConfig
+from agentopcd.errors import ModelError
+from agentopcd.estimate import Memory, memory
+from agentopcd.teacher import FrozenTeacher
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("estimate") / "model", tie=True)
+
+
+def of(folder: Path, compute: torch.dtype = torch.bfloat16, **settings: Any) -> Memory:
+    return memory(str(folder), ConsolidateConfig(env="math", **settings), compute)
+
+
+def size(model: Any) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_student_and_teacher_are_counted_to_the_byte(folder: Path, compute: torch.dtype) -> None:
+    loaded = models.load_model(str(folder))
+    found = of(folder, compute)
+    assert found.student == 4 * size(loaded.model)
+    assert found.teacher == size(FrozenTeacher(loaded, loaded, compute=compute).model)
+
+
+def test_an_adapter_is_counted_to_the_byte(folder: Path) -> None:
+    loaded = models.load_model(str(folder))
+    models.add_adapter(loaded, 4, torch.bfloat16, 0)
+    trained = sum(p.numel() for p in loaded.model.parameters() if p.requires_grad)
+    found = of(folder, lora_rank=4)
+    assert found.student == size(loaded.model) + 12 * trained
+    assert found.teacher == 0
+
+
+def test_the_cache_of_a_context_is_counted_at_four_bytes_a_number(folder: Path) -> None:
+    from agentopcd.teacher import SharedPrefix
+
+    loaded = models.load_model(str(folder))
+    with torch.no_grad():
+        pairs = SharedPrefix(loaded.model, [5] * 1000).keys_and_values
+    assert of(folder).context == 4 * sum(t.numel() for pair in pairs for t in pair)
+
+
+def test_settings_move_what_they_should(folder: Path) -> None:
+    usual = of(folder)
+    half = of(folder, tokens_per_batch=2048)
+    assert 2 * half.batch == usual.batch and dataclasses.replace(half, batch=usual.batch) == usual
+    assert of(folder, gradient_checkpointing=True).batch < usual.batch
+    assert usual.total == usual.student + usual.teacher + usual.context + usual.batch + usual.loss
+    assert f"{usual.total / 2**30:.1f} GiB" in str(usual)
+
+
+def test_an_unknown_model_is_one_line() -> None:
+    with pytest.raises(ModelError, match="no model 'pokcet'"):
+        memory("pokcet", ConsolidateConfig(env="math"), torch.float32)
