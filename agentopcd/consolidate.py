@@ -113,6 +113,7 @@ def consolidate(
         say(f"resumed after step {state['step']}")
 
     temperature = config.loss_temperature or config.temperature
+    said: set[str] = set()
     for step in range(state["step"] + 1, config.steps + 1):
         clock = Clock()
 
@@ -120,6 +121,11 @@ def consolidate(
         episodes = list(player.play(ranks.mine(draw(train, step, config))))
         episodes.sort(key=lambda e: (e.task, e.rep))  # they finish in any order; the sum should not
         samples, dropped = samples_of(episodes, player.chat, context, config.cut_replies)
+        apart = read_apart(samples) if player.game.form == "chat" else 0
+        if apart and "read_apart" not in said:
+            said.add("read_apart")
+            why = "the template, or how earlier replies are shown, changes them"
+            say(f"note: {apart} later turns are not read in one pass with those before: {why}")
         clock.lap("rollout")
 
         # 2. + 3. The teacher scores the same tokens with the context; the student learns from it.
@@ -159,6 +165,7 @@ def consolidate(
         clock.lap("update")
 
         parts = ranks.everyone((episodes, samples, dropped))
+        apart = sum(ranks.everyone(apart))
         played = rollout_measures(*(sum(same[1:], same[0]) for same in zip(*parts, strict=True)))
         meter.gather(ranks.everyone(meter.rows))
         record: dict[str, Any] = {
@@ -168,6 +175,7 @@ def consolidate(
             "train/grad_norm": norm if math.isfinite(norm) else None,
             "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
             "train/skipped_total": state["skipped"], "train/learning_rate": learning_rate,
+            "train/turns_read_apart": apart,
             "teacher/context_tokens": player.chat.count_tokens(context.text), **clock.times(),
         }  # fmt: skip
         state["step"] = step
@@ -260,6 +268,11 @@ def micro_batches(
         chosen, chats = [i for chat in chats[:size] for i in chat], chats[size:]
         tokens = [weights[i] for i in chosen for _ in samples[i].response_ids]
         yield [samples[i] for i in chosen], torch.tensor(tokens)
+
+
+def read_apart(samples: Sequence[Sample]) -> int:
+    """Later turns of a growing chat that do not continue the one before, so that their whole prompt is read again."""
+    return sum(s.turn > 0 and not (i and s.continues(samples[i - 1])) for i, s in enumerate(samples))
 
 
 def draw(train: Sequence[Task], step: int, config: ConsolidateConfig) -> list[Job]:

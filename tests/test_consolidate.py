@@ -307,6 +307,15 @@ def test_what_the_teacher_reads_counts_too() -> None:
     assert [len(batch) for batch, _ in loop.micro_batches(samples, [1.0] * 4, 200)] == [4]
 
 
+def test_turns_that_one_pass_cannot_read_are_counted() -> None:
+    grows = [turn_sample([5, *range(9 * t)], [7, 5, *range(9 * t)], range(9 * t, 9 * t + 4)) for t in range(3)]
+    turns = [dataclasses.replace(sample, turn=t) for t, sample in enumerate(grows)]
+    assert loop.read_apart(turns) == 0
+    changed = dataclasses.replace(turns[2], teacher_ids=(8, *turns[2].teacher_ids[1:]))
+    assert loop.read_apart([*turns[:2], changed]) == 1
+    assert loop.read_apart([turns[0], turns[2], turns[1]]) == 1  # the third begins with the first, too
+
+
 def test_turns_of_a_growing_chat_stay_together_in_order() -> None:
     def game(first: int) -> list[Sample]:
         prompts = [[first, *range(9 * turn)] for turn in range(3)]
