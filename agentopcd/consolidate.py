@@ -83,7 +83,8 @@ def consolidate(
     ranks = Ranks()
     say = say if ranks.main else lambda line: None
     model = student.model.eval()  # dropout off in both models' passes
-    models.check_head(model)
+    with models.autocast(device, compute):
+        models.check_head(model)
     if student.adapter is None:
         model.requires_grad_(True)
     if config.gradient_checkpointing:
@@ -192,7 +193,8 @@ def consolidate(
         say(console_line(record, config.steps, clock.total_s * (config.steps - step)))
         if str(step) in state["select"]:
             say(f"         select {rate_of(state, step)}, best at step {state['best_step']}")
-        if ranks.main and step % config.save_every == 0 and step < config.steps:
+        # After an evaluation, too: the best checkpoint and the step it is said to be of must not part in a kill.
+        if ranks.main and (step % config.save_every == 0 or str(step) in state["select"]):
             run.save(trained, optimizer, state)
 
     teacher.assert_unchanged()

@@ -24,7 +24,7 @@ class Memory:
     student: int
     """Weights, gradients and AdamW's moments."""
     teacher: int
-    """A frozen copy, or 0 where it is the student without its adapter."""
+    """A frozen model of the same size, or 0 where it is the student without its adapter."""
     context: int
     """Keys and values of each 1,000 tokens that the teacher's prompts share."""
     batch: int
@@ -43,7 +43,7 @@ class Memory:
 
 
 def memory(name: str, config: TrainConfig, compute: torch.dtype) -> Memory:
-    """Estimate for training model ``name``, with a teacher of the same size.
+    """Estimate for training model ``name``. A built-in model that is not here yet is fetched.
 
     Raises:
         ModelError: there is no such model.
@@ -56,13 +56,14 @@ def memory(name: str, config: TrainConfig, compute: torch.dtype) -> Memory:
     frozen = body * compute.itemsize + (total - body) * 4
     adapter = sum(config.lora_rank * (m.in_features + m.out_features) for m in linears)
     layers, hidden = settings.num_hidden_layers, settings.hidden_size
-    kept = 36 * hidden + 10 * settings.intermediate_size  # bytes a token and layer, as autograd keeps them
+    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
+    kept = 36 * hidden + 10 * inner  # bytes a token and layer, as autograd keeps them
     tokens = config.tokens_per_batch
     width = getattr(settings, "head_dim", None) or hidden // settings.num_attention_heads
     groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
     return Memory(
-        student=frozen + 16 * adapter if adapter else 16 * total,
-        teacher=0 if adapter else frozen,
+        student=frozen + 16 * adapter if config.lora_rank else 16 * total,
+        teacher=0 if config.lora_rank and not getattr(config, "teacher", "") else frozen,
         context=1000 * layers * 2 * groups * width * 4,
         batch=tokens * (4 * hidden * layers + kept if config.gradient_checkpointing else kept * layers),
         loss=COPIES * CHUNK_LOGITS * 4,

@@ -124,8 +124,10 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
         config=config, student=str(student.folder), context=context, train=train,
         select=session.tasks("select", config.select_tasks), work=session.work, identity=identity,
     )  # fmt: skip
+    Ranks.training = True
     Ranks().from_main(training)
     result = train_student(training, student, teacher_model, run, session.say)
+    Ranks.training = False
     session.store.add_model(
         result.model_id, str(result.folder), str(result.folder), student.id, run_id, {context.id: 1.0}
     )
@@ -167,14 +169,11 @@ def train_student(
         models.add_adapter(student, config.lora_rank, compute, config.seed)
     player = player_of(config, student, compute)
     prefix = player.chat.prefix(training.context)
-    Ranks.training = True
-    result = consolidate(
+    return consolidate(
         config, student=student, teacher=FrozenTeacher(teacher, student, compute=compute, prefix_ids=prefix),
         context=training.context, player=player, train=training.train, select=training.select, run=run,
         compute=compute, say=say,
     )  # fmt: skip
-    Ranks.training = False
-    return result
 
 
 def follow() -> None:

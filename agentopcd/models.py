@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -280,7 +281,14 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
     """
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    (loaded.adapter or loaded.model).save_pretrained(scratch)
+    if loaded.adapter is None:
+        loaded.model.save_pretrained(scratch)
+    else:
+        facts = facts | {"base": loaded.name if loaded.name in BUILT_IN else ""}
+        loaded.adapter.save_pretrained(scratch)
+        settings = json.loads((scratch / ADAPTER).read_text())  # PEFT leaves sets in an order of the moment
+        ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
+        (scratch / ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
     loaded.tokenizer.save_pretrained(scratch)
     _write_sidecar(scratch, parent_id=parent_id, note=loaded.note, learning_rate=loaded.learning_rate, **facts)
     shutil.rmtree(folder, ignore_errors=True)
@@ -293,7 +301,10 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         describes = file.name == "agentopcd.json" or file.suffix == ".md"
-        if file.is_file() and not describes and not file.name.startswith("."):
+        if file.name == ADAPTER:  # where the base lies is not what it is
+            settings = json.loads(file.read_text()) | {"base_model_name_or_path": ""}
+            digest.update(json.dumps(settings, sort_keys=True).encode())
+        elif file.is_file() and not describes and not file.name.startswith("."):
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     if (base := _base_of_adapter(folder)) is not None:
         digest.update(fingerprint(find_model(base)).encode())
@@ -325,20 +336,30 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
 def merge(folder: Path) -> str:
     """Replace the adapter in ``folder`` by the whole model, merged in float32, and return its id."""
     loaded, facts = load_model(str(folder)), _sidecar(folder)
-    own = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate")}
+    own = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
     return save_model(loaded, folder, parent_id=facts["parent_id"], facts=own)
 
 
 def _base_of_adapter(folder: Path) -> str | None:
+    """What an adapter in ``folder`` belongs to: a built-in model by name, so that it is found wherever it is."""
     file = folder / ADAPTER
-    return json.loads(file.read_text())["base_model_name_or_path"] if file.is_file() else None
+    if not file.is_file():
+        return None
+    base = _sidecar(folder).get("base") or json.loads(file.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
+    return base
 
 
 def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
     """``base`` with the adapter of ``folder`` merged into it."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; other formats are not read")
     try:
-        model = _peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT would leave them out
+            model = _peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {_first_line(error)}") from error
     facts = _sidecar(folder)
     return dataclasses.replace(
@@ -364,7 +385,10 @@ def checkpoint_gradients(model: Any) -> None:
                 setattr(module, name, 0.0)
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"{type(model).__name__} has no gradient checkpointing; leave it out") from error
     model.train()
 
 
@@ -402,7 +426,7 @@ def pick_device(device: str = "auto") -> torch.device:
         ModelError: torch cannot use the device.
     """
     if device == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from agentopcd.errors import ConfigError
+
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=1)
@@ -35,8 +37,11 @@ class Ranks:
     def __init__(self) -> None:
         self.count, self.index = 1, 0
         if launched() > 1:
-            self.state = PartialState(cpu=torch.accelerator.current_accelerator() is None, timeout=PATIENCE)
+            on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
+            self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
             self.count, self.index = self.state.num_processes, self.state.process_index
+            if self.count != launched():
+                raise ConfigError(f"{launched()} processes were launched, {self.count} found; launch with torchrun")
 
     @property
     def main(self) -> bool:

@@ -92,10 +92,15 @@ class FrozenTeacher:
         """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, after the prompts with it."""
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
         off = self.adapter.disable_adapter() if self.adapter else contextlib.nullcontext()
-        with off, models.autocast(next(self.model.parameters()).device, self.compute):
-            if self.prefix is not None and (shared := self.prefix.shared_by(pairs)):
-                return self.prefix.response_hidden(pairs, shared)
-            return response_hidden(self.model, pairs, self.pad_id)
+        training = self.model.training  # of a student that checkpoints gradients, which keeps no cache
+        self.model.eval()
+        try:
+            with off, models.autocast(next(self.model.parameters()).device, self.compute):
+                if self.prefix is not None and (shared := self.prefix.shared_by(pairs)):
+                    return self.prefix.response_hidden(pairs, shared)
+                return response_hidden(self.model, pairs, self.pad_id)
+        finally:
+            self.model.train(training)
 
     @torch.no_grad()
     def logits(self, hidden_RH: Tensor) -> Tensor:

@@ -199,7 +199,7 @@ def parity(args: argparse.Namespace) -> None:
 def report(context: int, found: dict[str, list[dict[str, Any]]]) -> None:
     """Medians of one context, a line for each arm, and the ratios to ours."""
     totals, teacher = {}, {}
-    needed = next(run["needed_mib"] for run in found["ours"])
+    needed = next((run["needed_mib"] for runs in found.values() for run in runs if "needed_mib" in run), 0.0)
     for arm, runs in found.items():
         if failed := [run["failed"] for run in runs if "failed" in run]:
             print(f"{context:7}  {arm:6}  failed: {failed[0]}", flush=True)
@@ -215,6 +215,8 @@ def report(context: int, found: dict[str, list[dict[str, Any]]]) -> None:
         figures = "  ".join(f"{value:8.2f}" for value in (*cpu.values(), totals[arm]))
         tokens = runs[0]["teacher_tokens"]
         print(f"{tokens:7}  {arm:6}  {figures}  {wall:6.1f}  {first:6.2f}  {peak:8.0f}  {extra:6.0f}", flush=True)
+    if "ours" not in totals:
+        return
     ratios = [f"{arm} / ours: step {totals[arm] / totals['ours']:.2f}, teacher {teacher[arm] / teacher['ours']:.1f}"
               for arm in totals if arm != "ours"]  # fmt: skip
     print(f"{'':9}" + "; ".join(ratios), flush=True)

@@ -45,7 +45,7 @@ def main() -> None:
         size = sum(w.numel() * w.element_size() for w in weights) / 1e9
         spent = seconds(lambda ws=weights, x=x: [torch.nn.functional.linear(x, w) for w in ws], args.repeats)
         line = f"{dtype}: [4, 576] x [576, {columns}]: {size / spent:.1f} GB/s of weights read"
-        if decoding.CAN_PACK:
+        if decoding.can_pack(dtype):
             packed = [torch.ops.mkldnn._reorder_linear_weight(w, decoding.PACKED_ROWS) for w in weights]
             spent = seconds(lambda ws=packed, x=x: [packed_product(x.dtype, w, None, x) for w in ws], args.repeats)
             line += f", packed {size / spent:.1f}"

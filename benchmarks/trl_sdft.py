@@ -100,18 +100,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             model_init_kwargs={"dtype": "float32"},
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(job["model"])
-        peft_config = None
-        if job.get("lora_rank"):
-            from peft import LoraConfig
-
-            rank = job["lora_rank"]
-            peft_config = LoraConfig(
-                r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-            )
         trainer = Timed(
-            model=job["model"], args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer,
-            peft_config=peft_config,
-        )  # fmt: skip
+            model=job["model"], args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
         trainer.spent = {}
         steps = Steps(trainer)
         trainer.add_callback(steps)

@@ -73,7 +73,7 @@ class Trained:
 
 def train(
     model_dir: Path, work: Path, *, context: Context = LESSONS, kill_at: int = 0, ends: tuple[int, ...] = ENDS,
-    **changes: Any,
+    share: bool = False, **changes: Any,
 ) -> Trained:  # fmt: skip
     """One run of the loop; with ``kill_at`` it dies while it says its so-many-th line."""
     config = ConsolidateConfig(**SMALL | changes)
@@ -82,7 +82,8 @@ def train(
     student.end_ids = ends
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, dtype, config.seed)
-    teacher = FrozenTeacher(student, student, compute=dtype)
+    prefix = Chat(student.tokenizer).prefix(context) if share else ()
+    teacher = FrozenTeacher(student, student, compute=dtype, prefix_ids=prefix)
     player = Player(
         game=Game(ref="math"), sampler=TransformersSampler(student, compute=dtype), chat=Chat(student.tokenizer),
         sampling=config.sampling, seed=config.seed,
@@ -420,7 +421,7 @@ def test_a_run_that_had_ended_but_was_not_closed_ends_the_same_again(
 ) -> None:
     train(model_dir, tmp_path)
     again = train(model_dir, tmp_path)
-    assert again.lines[0] == "resumed after step 2"
+    assert again.lines[0] == "resumed after step 4"
     assert again.weights == whole.weights
 
 
@@ -707,6 +708,61 @@ def test_a_killed_run_of_an_adapter_ends_the_same(model_dir: Path, tmp_path: Pat
     assert again.lines[0] == "resumed after step 2"
     file = "adapter_model.safetensors"
     assert (again.result.folder / file).read_bytes() == (exact.result.folder / file).read_bytes()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_learns_in_bfloat16_after_a_shared_prefix(
+    checkpointing: bool, model_dir: Path, tmp_path: Path
+) -> None:
+    done = train(
+        model_dir, tmp_path, lora_rank=4, compute="bfloat16", gradient_checkpointing=checkpointing, share=True,
+        learning_rate=3e-3, steps=6, batch_size=5,
+    )  # fmt: skip
+    assert done.teacher.prefix is not None and "keys_and_values" in vars(done.teacher.prefix)
+    kl = [record["loss/value_nats"] for record in done.steps]
+    assert min(kl[-3:]) < kl[0]
+    done.teacher.assert_unchanged()
+
+
+def test_an_id_does_not_follow_the_order_or_the_place_of_things(adapted: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(adapted.result.folder, folder)
+    settings = json.loads((folder / models.ADAPTER).read_text())
+    assert settings["target_modules"] == sorted(settings["target_modules"])
+    moved = shutil.copytree(settings["base_model_name_or_path"], tmp_path / "moved")
+    (folder / models.ADAPTER).write_text(json.dumps(settings | {"base_model_name_or_path": str(moved)}))
+    assert models.fingerprint(folder) == adapted.result.model_id
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "other formats are not read"),
+        (lambda folder: drop_key(folder / models.ADAPTER, "base_model_name_or_path"), "which model"),
+        (lambda folder: halve(folder / "adapter_model.safetensors"), "missing adapter keys"),
+    ],
+)
+def test_a_damaged_adapter_is_refused_in_one_line(
+    damage: Callable[[Path], Any], message: str, adapted: Trained, tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(adapted.result.folder, folder)
+    damage(folder)
+    with pytest.raises(ModelError, match=message):
+        models.load_model(str(folder))
+
+
+def drop_key(file: Path, name: str) -> None:
+    facts = json.loads(file.read_text())
+    del facts[name]
+    file.write_text(json.dumps(facts))
+
+
+def halve(file: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(file)
+    save_file({name: tensors[name] for name in sorted(tensors)[::2]}, file)
 
 
 def test_merging_nothing_is_refused() -> None:

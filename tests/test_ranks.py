@@ -53,7 +53,7 @@ def run(*words: Any, rc: int = 0) -> str:
         [sys.executable, *map(str, words)], capture_output=True, text=True, env=environment, cwd=here
     )
     assert done.returncode == rc, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def trained(work: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
@@ -98,7 +98,8 @@ def test_a_run_goes_on_with_another_number_of_processes(flags: list[str], alone:
 
 
 def test_what_is_refused_ends_all_processes(flags: list[str], tmp_path: Path) -> None:
-    run(*TWO, "-m", "agentopcd", *flags, "--device", "cpu", "--work", tmp_path, rc=1)  # the launcher's own code
+    said = run(*TWO, "-m", "agentopcd", *flags, "--device", "cpu", "--work", tmp_path, rc=1)  # the launcher's own code
+    assert "error: device is 'cpu' with 2 processes; leave it out" in said
 
 
 def test_alone_every_call_is_trivial() -> None:

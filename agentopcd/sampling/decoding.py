@@ -22,9 +22,8 @@ from agentopcd import models
 PACKED_ROWS = 32
 """Rows that packed weights are laid out for: a batch of replies, one token each."""
 
-CAN_PACK = torch.backends.mkldnn.is_available() and all(
-    hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-)
+PLAIN = (torch.nn.Linear, models.Float32Head)
+"""Layers that are packed: others that inherit from them (the routers of some mixtures) do more than a product."""
 
 KNOWN = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "sliding_window"}
 """Arguments of an attention call that change nothing for a single new token besides the mask."""
@@ -38,8 +37,8 @@ def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
     packed anew by the next block, because a fused optimizer leaves no trace of having changed them.
     """
     head = model.get_output_embeddings()
-    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.weight.device.type == "cpu"]
-    for linear in linears if CAN_PACK else ():
+    linears = [m for m in model.modules() if type(m) in PLAIN and m.weight.device.type == "cpu"]
+    for linear in linears if can_pack(compute) else ():
         dtype = torch.float32 if linear is head else compute
         weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), PACKED_ROWS)
         bias = None if linear.bias is None else linear.bias.detach().to(dtype)
@@ -49,6 +48,14 @@ def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
     finally:
         for linear in linears:
             linear.__dict__.pop("forward", None)
+
+
+def can_pack(compute: torch.dtype) -> bool:
+    """Whether this torch packs weights, and this CPU multiplies packed ones in ``compute``."""
+    ops = torch.ops.mkldnn
+    if not (torch.backends.mkldnn.is_available() and hasattr(ops, "_reorder_linear_weight")):
+        return False
+    return compute == torch.float32 or bool(ops._is_mkldnn_bf16_supported())
 
 
 def _packed_linear(dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> Any:
@@ -85,7 +92,7 @@ def _one_token(usual: Any, module: Any, query: Any, key: Any, value: Any, attent
             query.reshape(batch, groups, heads // groups, width).to(key.dtype), key, value,
             attn_mask=attention_mask, scale=kwargs.get("scaling"),
         )  # fmt: skip
-    return out.reshape(batch, 1, heads, width), None
+    return out.reshape(batch, 1, heads, value.shape[3]), None
 
 
 def reserved_cache(model: Any, room: int, compute: torch.dtype) -> DynamicCache | None:

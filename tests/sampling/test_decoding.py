@@ -53,12 +53,30 @@ def test_the_model_is_left_as_it_was_also_after_an_error(loaded: models.LoadedMo
     usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
     packed = decoding.packed_linears(loaded.model, torch.float32)
     with pytest.raises(KeyboardInterrupt), packed, decoding.grouped_attention(torch.device("cpu")):
-        if decoding.CAN_PACK:
+        if decoding.can_pack(torch.float32):
             assert sum("forward" in vars(module) for module in loaded.model.modules()) == 2 * 7 + 1  # layers and head
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not usual
         raise KeyboardInterrupt
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
     assert not any("forward" in vars(module) for module in loaded.model.modules())
+
+
+def test_a_layer_that_does_more_than_a_product_is_left_alone() -> None:
+    class Router(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> Any:
+            return super().forward(input).topk(2)
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = Router(8, 4)
+
+        def get_output_embeddings(self) -> None:
+            return None
+
+    net = Net()
+    with decoding.packed_linears(net, torch.float32):
+        assert len(net.one(torch.randn(3, 8))) == 2
 
 
 def test_biases_are_added() -> None:
@@ -92,7 +110,7 @@ def test_what_one_token_attention_does_not_know_goes_the_usual_way(extra: dict[s
 
 
 def test_one_token_attention_is_attention_with_repeated_keys() -> None:
-    query, key, value = torch.randn(2, 6, 1, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 8)
+    query, key, value = torch.randn(2, 6, 1, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 4)
     mask = torch.tensor([[True] * 5, [False, True, True, False, True]])[:, None, None]
     found, _ = decoding._one_token(None, None, query, key, value, mask, scaling=0.3)
     exact = torch.nn.functional.scaled_dot_product_attention(
