@@ -165,14 +165,14 @@ def consolidate(
         optimizer.zero_grad(set_to_none=True)
         clock.lap("update")
 
-        parts = ranks.everyone((episodes, samples, dropped))
-        apart = sum(ranks.everyone(apart))
-        played = rollout_measures(*(sum(same[1:], same[0]) for same in zip(*parts, strict=True)))
+        dropped, apart = sum(ranks.everyone(dropped)), sum(ranks.everyone(apart))
+        all_episodes = [episode for one in ranks.everyone(episodes) for episode in one]
+        all_samples = [sample for one in ranks.everyone(samples) for sample in one]
         meter.gather(ranks.everyone(meter.rows))
         record: dict[str, Any] = {
             "step": step, "loss/name": loss_name(config),
             **(meter.result() if any(lengths) else {"loss/value_nats": 0.0}),
-            **played, "engine/policy_step": step - 1,
+            **rollout_measures(all_episodes, all_samples, dropped), "engine/policy_step": step - 1,
             "train/grad_norm": norm if math.isfinite(norm) else None,
             "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
             "train/skipped_total": state["skipped"], "train/learning_rate": learning_rate,
