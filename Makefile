@@ -21,7 +21,7 @@ STAMP := .venv/.installed
 .PHONY: demo demo-real test lint docs clean
 
 demo: $(STAMP)
-	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --rounds 2 --steps 12 --select-every 4 --work demo-work
+	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --rounds 2 --steps 8 --select-every 4 --work demo-work
 
 demo-real: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo-real.sh
