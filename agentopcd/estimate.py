@@ -43,10 +43,10 @@ class Memory:
 
 
 def memory(name: str, config: TrainConfig, compute: torch.dtype) -> Memory:
-    """Estimate for training model ``name``. A built-in model that is not here yet is fetched.
+    """Estimate for training model ``name``.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: there is no such model, or it has not been fetched yet.
     """
     model = skeleton(name)
     settings, head = model.config.get_text_config(), model.get_output_embeddings()
@@ -75,6 +75,8 @@ def skeleton(name: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     models.quiet()
+    if name in models.FETCHED and not (models.cache_dir() / name / "config.json").is_file():
+        raise models.ModelError(f"{name} has not been fetched yet")
     local = name in models.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
     try:
         settings = AutoConfig.from_pretrained(models.find_base(name) if local else name, trust_remote_code=False)

@@ -197,9 +197,13 @@ def _plan(session: Any, call: Call, steps: list[str]) -> None:
 
 
 def _memory(session: Any, config: ConsolidateConfig) -> str:
+    from agentopcd.errors import ModelError
     from agentopcd.estimate import memory
 
-    return f"about {memory(session.model_name()[0], config, session.compute)}"
+    try:
+        return f"about {memory(session.model_name()[0], config, session.compute)}"
+    except ModelError as error:  # a plan needs no model
+        return f"not estimated: {error}"
 
 
 def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Any) -> None:
