@@ -114,7 +114,7 @@ def consolidate(
         say(f"resumed after step {state['step']}")
 
     temperature = config.loss_temperature or config.temperature
-    said: set[str] = set()
+    noted = False
     for step in range(state["step"] + 1, config.steps + 1):
         clock = Clock()
 
@@ -123,8 +123,8 @@ def consolidate(
         episodes.sort(key=lambda e: (e.task, e.rep))  # they finish in any order; the sum should not
         samples, dropped = samples_of(episodes, player.chat, context, config.cut_replies)
         apart = read_apart(samples) if player.game.form == "chat" else 0
-        if apart and "read_apart" not in said:
-            said.add("read_apart")
+        if apart and not noted:
+            noted = True
             why = "the template, or how earlier replies are shown, changes them"
             say(f"note: {apart} later turns are not read in one pass with those before: {why}")
         clock.lap("rollout")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from agentopcd import models
-from agentopcd.config import TrainConfig
+from agentopcd.config import ConsolidateConfig
 from agentopcd.losses import CHUNK_LOGITS
 
 GIB = 2**30
@@ -42,7 +42,7 @@ class Memory:
         return f"{self.total / GIB:.1f} GiB in each process: {parts} (context: each 1,000 tokens)"
 
 
-def memory(name: str, config: TrainConfig, compute: torch.dtype) -> Memory:
+def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory:
     """Estimate for training model ``name``.
 
     Raises:
@@ -63,7 +63,7 @@ def memory(name: str, config: TrainConfig, compute: torch.dtype) -> Memory:
     groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
     return Memory(
         student=frozen + 16 * adapter if config.lora_rank else 16 * total,
-        teacher=0 if config.lora_rank and not getattr(config, "teacher", "") else frozen,
+        teacher=0 if config.lora_rank and not config.teacher else frozen,
         context=1000 * layers * 2 * groups * width * 4,
         batch=tokens * (4 * hidden * layers + kept if config.gradient_checkpointing else kept * layers),
         loss=COPIES * CHUNK_LOGITS * 4,

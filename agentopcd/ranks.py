@@ -1,6 +1,6 @@
 """Several processes that train one student: who plays what, and the few things they tell each other.
 
-Started by ``accelerate launch`` or ``torchrun``; alone, every call is trivial. Gradients are summed once a step, and
+Started by ``torchrun``; alone, every call is trivial. Gradients are summed once a step, and
 the weights of the loss are those of the whole step, so N processes do what one does, up to rounding.
 """
 
