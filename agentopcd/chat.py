@@ -72,7 +72,7 @@ class Chat:
     def prefix(self, context: Context) -> tuple[int, ...]:
         """Token ids that prompts with ``context`` begin with, whatever they ask."""
         one, other = (self.render([Message(role="user", content=text)], context) for text in ("0", "a"))
-        return one[: next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)]
+        return one[: common_length(one, other)]
 
     def reply_text(self, ids: Sequence[int]) -> str:
         """A response as text, end and other special tokens left out."""
@@ -138,6 +138,11 @@ class Chat:
         if not full.startswith(bare):
             return ()
         return tuple(self.tokenizer(full[len(bare) :], add_special_tokens=False)["input_ids"])
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Sequence[int]) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from agentopcd import models
+from agentopcd.chat import common_length
 from agentopcd.errors import AlignmentError
 
 ROW_TOKENS = 512
@@ -252,11 +253,6 @@ class SharedPrefix:
             use_cache=True,
         )
         return out.last_hidden_state[0, keep]
-
-
-def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _begins(whole: Sequence[int], beginning: Sequence[int]) -> bool:
