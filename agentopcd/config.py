@@ -196,6 +196,8 @@ class TrainConfig(PlayerConfig):
     """Train a LoRA adapter of this rank, saved as PEFT does; the teacher is the model without it. 0: all weights."""
     merge: bool = False
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
+    shard: bool = False
+    """Spread student and teacher over all processes (FSDP2); each also holds a whole student, to play with."""
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
     """Form of the reverse KL; raw is the paper's."""
     support: int = 256

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from agentopcd import losses, models
+from agentopcd import losses, models, sharding
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import AlignmentError, ConfigError
@@ -64,7 +64,8 @@ def consolidate(
 
     A run that was killed goes on from its last checkpoint and ends bit-equal to an uninterrupted one
     (transformers engine, same thread count): every random choice is a function of seed, step and task. Several
-    processes (see ``ranks.py``) share the episodes of a step; each holds the student and the teacher.
+    processes (see ``ranks.py``) share the episodes of a step; each holds the student and the teacher, or, with
+    ``config.shard``, a part of them (see ``sharding.py``).
 
     Args:
         player: plays with the student's weights as they change, and never shows it the context.
@@ -81,10 +82,11 @@ def consolidate(
         raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
     device = next(student.model.parameters()).device
     ranks = Ranks()
+    whole = student.whole or student  # what plays and is saved
     say = say if ranks.main else lambda line: None
     model = student.model.eval()  # dropout off in both models' passes
     with models.autocast(device, compute):
-        models.check_head(model)
+        models.check_head(whole.model)
     if student.adapter is None:
         model.requires_grad_(True)
     if config.gradient_checkpointing:
@@ -108,6 +110,7 @@ def consolidate(
             )
         say(f"before training: {rate_of(state, 0)} on {len(select)} select tasks, without the context")
     else:
+        sharding.update_whole(student)
         ranks.wait()  # all have read the log's place before it is cut
         if ranks.main:
             run.rewind(state["step"])
@@ -119,9 +122,12 @@ def consolidate(
         clock = Clock()
 
         # 1. The student plays without the context.
-        episodes = list(player.play(ranks.mine(draw(train, step, config))))
-        episodes.sort(key=lambda e: (e.task, e.rep))  # they finish in any order; the sum should not
-        samples, dropped = samples_of(episodes, player.chat, context, config.cut_replies)
+        played = []
+        for episode in player.play(ranks.mine(draw(train, step, config))):
+            played.append((episode, *samples_of([episode], player.chat, context, config.cut_replies)))
+        played = [one for share in ranks.everyone(played) for one in share]
+        played.sort(key=lambda one: (one[0].task, one[0].rep))  # they finish in any order; the sum should not
+        samples = [sample for _, own, _ in played for sample in own]
         apart = read_apart(samples) if player.game.form == "chat" else 0
         if apart and not noted:
             noted = True
@@ -131,48 +137,48 @@ def consolidate(
 
         # 2. + 3. The teacher scores the same tokens with the context; the student learns from it.
         meter = StepMeter(temperature, config.temperature)
-        lengths = ranks.everyone([s.num_tokens for s in samples])
-        weights = losses.token_weights([n for one in lengths for n in one], config.reduction)
-        weights = weights[sum(map(len, lengths[: ranks.index])) :][: len(samples)]
-        for chunk, chunk_weights in micro_batches(samples, weights, config.tokens_per_batch, teacher.reads):
-            teacher_NH = teacher.hidden(chunk)
+        weights = losses.token_weights([s.num_tokens for s in samples], config.reduction)
+        batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads))
+        for (chunk, chunk_weights), counts, round_ in ranks.deal(batches, even=config.shard):
+            most = max(teacher.passes(other) for other, _ in round_) if config.shard else 0
+            teacher_NH = teacher.hidden(chunk, passes=most)
             clock.lap("teacher")
-            meter.begin(chunk)
+            into = meter if counts else StepMeter(temperature, config.temperature)
+            into.begin(chunk)
             with models.autocast(device, compute):
                 pairs = [(s.student_ids, s.response_ids) for s in chunk]
                 student_NH = response_hidden(model, pairs, student.tokenizer.pad_token_id)
 
             def loss_of(
-                products_RV: torch.Tensor, where: slice, teacher_NH: torch.Tensor = teacher_NH, meter: StepMeter = meter
+                products_RV: torch.Tensor, where: slice, teacher_NH: torch.Tensor = teacher_NH, into: StepMeter = into
             ) -> torch.Tensor:
                 student_RV, teacher_RV = models.scaled(model, products_RV), teacher.logits(teacher_NH[where])
                 token = losses.divergence(
                     student_RV, teacher_RV, form=config.divergence, k=config.support, temperature=temperature
                 )
-                meter.add(where, student_RV, teacher_RV, token)
+                into.add(where, student_RV, teacher_RV, token)
                 return token.loss_N
 
             # The weights hold for the whole step, so how it is split into batches and processes changes nothing.
-            losses.in_chunks(loss_of, student_NH, chunk_weights, model.get_output_embeddings()).backward()
+            losses.in_chunks(loss_of, student_NH, chunk_weights * counts, model.get_output_embeddings()).backward()
             clock.lap("update")
         ranks.sum_gradients(trained.values())
-        norm = float(torch.nn.utils.clip_grad_norm_(trained.values(), config.clip_norm))
-        ok = math.isfinite(norm) and any(lengths)
+        norm = sharding.clip_gradients(trained.values(), config.clip_norm)
+        ok = math.isfinite(norm) and bool(samples)
         if ok:
             optimizer.step()
+            sharding.update_whole(student)
         else:
             state["skipped"] += 1
         optimizer.zero_grad(set_to_none=True)
         clock.lap("update")
 
-        dropped, apart = sum(ranks.everyone(dropped)), sum(ranks.everyone(apart))
-        all_episodes = [episode for one in ranks.everyone(episodes) for episode in one]
-        all_samples = [sample for one in ranks.everyone(samples) for sample in one]
         meter.gather(ranks.everyone(meter.rows))
+        measures = rollout_measures([e for e, _, _ in played], samples, sum(dropped for _, _, dropped in played))
         record: dict[str, Any] = {
             "step": step, "loss/name": loss_name(config),
-            **(meter.result() if any(lengths) else {"loss/value_nats": 0.0}),
-            **rollout_measures(all_episodes, all_samples, dropped), "engine/policy_step": step - 1,
+            **(meter.result() if samples else {"loss/value_nats": 0.0}),
+            **measures, "engine/policy_step": step - 1,
             "train/grad_norm": norm if math.isfinite(norm) else None,
             "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
             "train/skipped_total": state["skipped"], "train/learning_rate": learning_rate,
@@ -186,7 +192,7 @@ def consolidate(
                 state["best_step"] = step
                 if ranks.main:
                     facts = {"step": step, "context": context.id}
-                    models.save_model(student, run.folder / "best", parent_id=student.id, facts=facts)
+                    models.save_model(whole, run.folder / "best", parent_id=student.id, facts=facts)
             record |= select_record(state, step)
         if ranks.main:
             run.log(record)
@@ -194,7 +200,7 @@ def consolidate(
         if str(step) in state["select"]:
             say(f"         select {rate_of(state, step)}, best at step {state['best_step']}")
         # After an evaluation, too: the best checkpoint and the step it is said to be of must not part in a kill.
-        if ranks.main and (step % config.save_every == 0 or str(step) in state["select"]):
+        if (ranks.main or config.shard) and (step % config.save_every == 0 or str(step) in state["select"]):
             run.save(trained, optimizer, state)
 
     teacher.assert_unchanged()

@@ -11,6 +11,7 @@ import torch
 from agentopcd import models
 from agentopcd.config import ConsolidateConfig
 from agentopcd.losses import CHUNK_LOGITS
+from agentopcd.ranks import launched
 
 GIB = 2**30
 COPIES = 12
@@ -22,7 +23,7 @@ class Memory:
     """Bytes in each process; all but the first three are rough."""
 
     student: int
-    """Weights, gradients and AdamW's moments."""
+    """Weights, gradients and AdamW's moments; with ``shard`` this process's part, and the whole copy that plays."""
     teacher: int
     """A frozen model of the same size, or 0 where it is the student without its adapter."""
     context: int
@@ -53,7 +54,8 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
     body = sum(m.weight.numel() for m in linears)
     total = sum(p.numel() for p in model.parameters())
-    frozen = body * compute.itemsize + (total - body) * 4
+    rest = total - body  # embeddings and output head, above all
+    frozen = body * compute.itemsize + rest * 4
     adapter = sum(config.lora_rank * (m.in_features + m.out_features) for m in linears)
     layers, hidden = settings.num_hidden_layers, settings.hidden_size
     inner = getattr(settings, "intermediate_size", None) or 4 * hidden
@@ -61,9 +63,15 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     tokens = config.tokens_per_batch
     width = getattr(settings, "head_dim", None) or hidden // settings.num_attention_heads
     groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
+    student = frozen + 16 * adapter if config.lora_rank else 16 * total
+    teacher = 0 if config.lora_rank and not config.teacher else frozen
+    if config.shard:  # the rest is gathered while a batch is computed, with its gradient where it has one
+        whole = frozen + 4 * adapter if config.lora_rank else 4 * total
+        student = student // launched() + whole + rest * (4 if config.lora_rank else 8)
+        teacher = teacher and teacher // launched() + 4 * rest
     return Memory(
-        student=frozen + 16 * adapter if config.lora_rank else 16 * total,
-        teacher=0 if config.lora_rank and not config.teacher else frozen,
+        student=student,
+        teacher=teacher,
         context=1000 * layers * 2 * groups * width * 4,
         batch=tokens * (4 * hidden * layers + kept if config.gradient_checkpointing else kept * layers),
         loss=COPIES * CHUNK_LOGITS * 4,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd import models
+from agentopcd import models, sharding
 from agentopcd.config import (
     ConsolidateConfig,
     EvaluateConfig,
@@ -92,6 +92,8 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     """
     if Ranks().count > 1 and config.device != "auto":
         raise ConfigError(f"device is {config.device!r} with {Ranks().count} processes; leave it out")
+    if config.shard and Ranks().count == 1:
+        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
     session.resume_model("consolidate", context.id)
     student = session.loaded
     teacher_model = session.load(config.teacher) if config.teacher else student
@@ -168,11 +170,13 @@ def train_student(
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
     player = player_of(config, student, compute)
+    if config.shard:
+        student = sharding.sharded_copy(student)
     prefix = player.chat.prefix(training.context)
+    frozen = FrozenTeacher(teacher, student, compute=compute, prefix_ids=prefix, shard=config.shard)
     return consolidate(
-        config, student=student, teacher=FrozenTeacher(teacher, student, compute=compute, prefix_ids=prefix),
-        context=training.context, player=player, train=training.train, select=training.select, run=run,
-        compute=compute, say=say,
+        config, student=student, teacher=frozen, context=training.context, player=player,
+        train=training.train, select=training.select, run=run, compute=compute, say=say,
     )  # fmt: skip
 
 

@@ -26,6 +26,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from agentopcd.errors import ModelError, did_you_mean
 
@@ -87,6 +89,8 @@ class LoadedModel:
     """For consolidation, where the user names none."""
     adapter: Any = None
     """The ``PeftModel`` around ``model`` while a LoRA adapter of it is trained: see :func:`add_adapter`."""
+    whole: LoadedModel | None = None
+    """Of a sharded student, the copy that plays and is saved: see :mod:`agentopcd.sharding`."""
 
 
 def cache_dir() -> Path:
@@ -470,13 +474,17 @@ def freeze(model: Any, compute: torch.dtype) -> None:
 def parameter_hash(model: Any, *, frozen: bool = False) -> str:
     """sha256 over all parameters in order: a frozen teacher has the same one before and after.
 
-    With ``frozen`` only those that are not trained count, under the names they have without an adapter.
+    With ``frozen`` only those that are not trained count, under the names they have without an adapter. Of sharded ones
+    each process hashes its part.
     """
     digest = hashlib.sha256()
+    if hasattr(model, "reshard"):  # a sharded model, whose weights may be gathered just now
+        model.reshard()
     for name, parameter in model.named_parameters():
         if not (frozen and parameter.requires_grad):
             digest.update(name.replace(".base_layer.", ".").encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            own: Any = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            digest.update(own.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -528,6 +536,11 @@ def check_head(model: Any) -> None:
         raise ModelError(
             f"{type(model).__name__} does more to its logits than a scale and a soft cap; it cannot be trained here"
         )
+
+
+def decoder(model: Any) -> Any:
+    """What to call for the last hidden states. A sharded model is called itself, so that its weights are gathered."""
+    return model if isinstance(model, FSDPModule) else model.get_decoder()
 
 
 def attends_to_all(model: Any) -> bool:

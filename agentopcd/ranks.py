@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.tensor import DTensor
 
 from agentopcd.errors import ConfigError
 
@@ -52,6 +53,21 @@ class Ranks:
         """This process's share of ``items``; every item is somebody's."""
         return list(items[self.index :: self.count])
 
+    def deal(self, batches: Sequence[T], *, even: bool) -> Iterator[tuple[T, bool, Sequence[T]]]:
+        """This process's share of ``batches``, which all processes know.
+
+        Args:
+            even: everybody gets equally many. The last round is filled up with batches that do not count.
+
+        Yields:
+            The batch, whether it counts, and the batches of this round, one for each process or fewer.
+        """
+        for start in range(0, len(batches), self.count):
+            round_ = batches[start : start + self.count]
+            counts = self.index < len(round_)
+            if counts or even:
+                yield round_[self.index if counts else 0], counts, round_
+
     def everyone(self, value: T) -> list[T]:
         """The ``value`` of each process, in order."""
         if self.count == 1:
@@ -69,9 +85,14 @@ class Ranks:
         return box[0]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes; a missing one counts as zero."""
+        """Replace each gradient by its sum over all processes; a missing one counts as zero.
+
+        Those of sharded parameters were summed as they were made.
+        """
         if self.count > 1:
             for parameter in parameters:
+                if isinstance(parameter, DTensor):
+                    continue
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)

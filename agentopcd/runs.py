@@ -16,6 +16,9 @@ from typing import Any
 
 from agentopcd.errors import ConfigError
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's, shaped as their parameter."""
+
 
 def workspace(folder: str | Path | None = None) -> Path:
     """The workspace: ``folder``, else ``$AGENTOPCD_WORK``, else ``./agentopcd-work``. Made when missing."""
@@ -78,22 +81,34 @@ class Run:
     def save(self, trained: Mapping[str, Any], optimizer: Any, state: Mapping[str, Any]) -> None:
         """Write a checkpoint to resume from: trained parameters, optimizer moments, torch RNG, position. No pickle.
 
-        The last complete checkpoint survives a kill at any moment.
+        The last complete checkpoint survives a kill at any moment. Where parameters are sharded, every process calls
+        this and writes its part; it is read again by any number of processes.
         """
         import torch
         from safetensors.torch import save_file
 
-        new, now, old = (self.folder / name for name in ("checkpoint.tmp", "checkpoint", "checkpoint.old"))
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-        save_file({name: p.detach().contiguous() for name, p in trained.items()}, new / "model.safetensors")
         moments = {
-            f"{index}.{name}": value.detach().contiguous()
+            f"optimizer.{index}.{name}": value.detach()
             for index, entry in optimizer.state_dict()["state"].items()
             for name, value in entry.items()
         }
-        save_file(moments | {"rng": torch.get_rng_state()}, new / "optimizer.safetensors")
-        write_json(new / "state.json", state)
+        tensors = {f"model.{name}": p.detach() for name, p in trained.items()} | moments
+        sharded, main = _place_in(trained)
+        new, now, old = (self.folder / name for name in ("checkpoint.tmp", "checkpoint", "checkpoint.old"))
+        if main:
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+        if sharded:
+            from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+            from torch.distributed.checkpoint.state_dict_saver import save
+
+            torch.distributed.barrier()
+            save(tensors, storage_writer=HuggingFaceStorageWriter(str(new), save_distributed=True))
+        else:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / "tensors.safetensors")
+        if not main:
+            return
+        write_json(new / "state.json", dict(state) | {"rng": torch.get_rng_state().numpy().tobytes().hex()})
         if now.exists():
             shutil.rmtree(old, ignore_errors=True)
             now.rename(old)
@@ -109,18 +124,41 @@ class Run:
         folder = next((path for path in found if (path / "state.json").is_file()), None)
         if folder is None:
             return None
-        weights = load_file(folder / "model.safetensors")
+        tensors: dict[str, Any]
+        if _place_in(trained)[0]:
+            from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+            from torch.distributed.checkpoint.state_dict_loader import load
+
+            reader = HuggingFaceStorageReader(str(folder))
+            tensors = {f"model.{name}": parameter.detach() for name, parameter in trained.items()}
+            for index, parameter in enumerate(trained.values()):
+                tensors |= {f"optimizer.{index}.{name}": torch.zeros_like(parameter) for name in MOMENTS}
+                tensors[f"optimizer.{index}.step"] = torch.zeros(())
+            written = reader.read_metadata().state_dict_metadata
+            tensors = {name: tensor for name, tensor in tensors.items() if name in written}
+            load(tensors, storage_reader=reader)
+        else:
+            tensors = load_file(folder / "tensors.safetensors")
         with torch.no_grad():
             for name, parameter in trained.items():
-                parameter.copy_(weights[name])
-        moments = load_file(folder / "optimizer.safetensors")
-        torch.set_rng_state(moments.pop("rng"))
+                parameter.copy_(tensors.pop(f"model.{name}"))
         entries: dict[int, dict[str, Any]] = {}
-        for key, value in moments.items():
-            index, name = key.split(".", 1)
+        for key, value in tensors.items():
+            _, index, name = key.split(".")
             entries.setdefault(int(index), {})[name] = value
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-        return json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / "state.json").read_text())
+        torch.set_rng_state(torch.tensor(list(bytes.fromhex(state.pop("rng"))), dtype=torch.uint8))
+        return state
+
+
+def _place_in(trained: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether the parameters are sharded, and whether this process is the one that writes what is not."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import DTensor
+
+    sharded = any(isinstance(parameter, DTensor) for parameter in trained.values())
+    return sharded, not sharded or dist.get_rank() == 0
 
 
 def json_text(value: Any) -> str:

@@ -11,14 +11,15 @@ import copy
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import DynamicCache
 
-from agentopcd import models
+from agentopcd import models, sharding
 from agentopcd.chat import common_length
 from agentopcd.errors import AlignmentError
 
@@ -61,6 +62,8 @@ class FrozenTeacher:
         compute: dtype of matrix products.
         prefix_ids: what the prompts with the context have in common at their beginning. It is read once, and its keys
             and values serve every sample of the run; empty: each prompt is read whole.
+        shard: spread its weights over the processes, unless it is the student without its adapter: the whole copy of
+            that is here anyway. All processes must then make equally many :meth:`passes`.
     """
 
     kind = "frozen"
@@ -72,8 +75,10 @@ class FrozenTeacher:
         *,
         compute: torch.dtype,
         prefix_ids: Sequence[int] = (),
+        shard: bool = False,
     ) -> None:
-        if loaded is not student:
+        itself = loaded is student or loaded is student.whole
+        if not itself:
             models.check_pair(student, loaded)
             models.check_head(loaded.model)
             self.kind = "other"
@@ -81,25 +86,48 @@ class FrozenTeacher:
         if self.adapter is not None:
             self.kind, self.model = "lora_base", loaded.model
         else:
-            self.model = copy.deepcopy(loaded.model) if loaded is student else loaded.model
+            self.model = copy.deepcopy(loaded.model) if itself else loaded.model
             models.freeze(self.model, compute)
+        self.hash = models.parameter_hash(self.model, frozen=True)
+        if shard and self.adapter is None:
+            sharding.shard(self.model)
         self.compute = compute
         self.pad_id = student.tokenizer.pad_token_id
-        self.hash = models.parameter_hash(self.model, frozen=True)
+        self.own_hash = models.parameter_hash(self.model, frozen=True)
         self.prefix = SharedPrefix(self.model, prefix_ids) if prefix_ids and models.attends_to_all(self.model) else None
+        if self.prefix is not None and isinstance(self.model, FSDPModule):
+            with self._scoring():
+                _ = self.prefix.keys_and_values  # now, by all processes; each of them may need it at another time
 
-    @torch.no_grad()
-    def hidden(self, samples: Sequence[Sample]) -> Tensor:
-        """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, after the prompts with it."""
+    def hidden(self, samples: Sequence[Sample], passes: int = 0) -> Tensor:
+        """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, after the prompts with it.
+
+        Args:
+            passes: forward passes to make at least; those that are too many read something again.
+        """
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
+        shared = self.prefix.shared_by(pairs) if self.prefix else 0
+        with self._scoring():
+            for _ in range(passes - self.passes(samples)):
+                response_hidden(self.model, pairs[:1], self.pad_id)
+            if self.prefix is not None and shared:
+                return self.prefix.response_hidden(pairs, shared)
+            return response_hidden(self.model, pairs, self.pad_id)
+
+    def passes(self, samples: Sequence[Sample]) -> int:
+        """Forward passes that scoring ``samples`` takes."""
+        pairs = [(s.teacher_ids, s.response_ids) for s in samples]
+        shared = self.prefix.shared_by(pairs) if self.prefix else 0
+        return len(self.prefix.rows(pairs, shared)) if self.prefix and shared else 1
+
+    @contextlib.contextmanager
+    def _scoring(self) -> Iterator[None]:
         off = self.adapter.disable_adapter() if self.adapter else contextlib.nullcontext()
         training = self.model.training  # of a student that checkpoints gradients, which keeps no cache
         self.model.eval()
         try:
-            with off, models.autocast(next(self.model.parameters()).device, self.compute):
-                if self.prefix is not None and (shared := self.prefix.shared_by(pairs)):
-                    return self.prefix.response_hidden(pairs, shared)
-                return response_hidden(self.model, pairs, self.pad_id)
+            with torch.no_grad(), off, models.autocast(next(self.model.parameters()).device, self.compute):
+                yield
         finally:
             self.model.train(training)
 
@@ -118,7 +146,7 @@ class FrozenTeacher:
 
     def assert_unchanged(self) -> None:
         """Raise if a parameter moved since the teacher was made."""
-        if models.parameter_hash(self.model, frozen=True) != self.hash:
+        if models.parameter_hash(self.model, frozen=True) != self.own_hash:
             raise AlignmentError("the frozen teacher's parameters changed during the run; its scores mean nothing")
 
 
@@ -150,7 +178,7 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
         keep[row, left + torch.tensor(predicting, dtype=torch.long)] = True
     device = next(model.parameters()).device
     position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
-    out = model.get_decoder()(
+    out = models.decoder(model)(
         input_ids=ids.to(device),
         attention_mask=mask.to(device),
         position_ids=position_ids.to(device),
@@ -209,7 +237,7 @@ class SharedPrefix:
     def keys_and_values(self) -> list[tuple[Tensor, Tensor]]:
         """For each layer, keys and values ``[1, H, C, D]`` of the shared tokens."""
         ids = torch.tensor([self.ids], device=next(self.model.parameters()).device)
-        cache = self.model.get_decoder()(input_ids=ids, use_cache=True).past_key_values
+        cache = models.decoder(self.model)(input_ids=ids, use_cache=True).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def shared_by(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int:
@@ -224,6 +252,12 @@ class SharedPrefix:
 
     def response_hidden(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int) -> Tensor:
         """What :func:`response_hidden` returns, for prompts that begin with the first ``shared`` tokens."""
+        return torch.cat([self._row(row, shared) for row in self.rows(pairs, shared)])
+
+    def rows(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int
+    ) -> list[list[tuple[list[int], list[int]]]]:
+        """The :func:`sequences` that follow the shared tokens, packed into rows: a forward pass each."""
         rows: list[list[tuple[list[int], list[int]]]] = [[]]
         room = max(shared, ROW_TOKENS)
         for tokens, predicting in sequences([(prompt[shared:], response) for prompt, response in pairs]):
@@ -232,7 +266,7 @@ class SharedPrefix:
                 room = max(shared, ROW_TOKENS)
             rows[-1].append((tokens, predicting))
             room -= len(tokens)
-        return torch.cat([self._row(row, shared) for row in rows])
+        return rows
 
     def _row(self, parts: Sequence[tuple[list[int], list[int]]], shared: int) -> Tensor:
         device = next(self.model.parameters()).device
@@ -245,7 +279,7 @@ class SharedPrefix:
         seen = torch.cat([torch.ones(sum(lengths), shared, dtype=torch.bool), own], dim=1).to(device)
         known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in self.keys_and_values]
         mask = torch.zeros(seen.shape, dtype=known[0][0].dtype, device=device)
-        out = self.model.get_decoder()(
+        out = models.decoder(self.model)(
             input_ids=ids,
             position_ids=positions,
             attention_mask=mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[None, None],

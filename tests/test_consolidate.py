@@ -136,10 +136,10 @@ def test_a_teacher_that_moved_during_the_run_stops_it(
 ) -> None:
     hidden = FrozenTeacher.hidden
 
-    def drifting(self: FrozenTeacher, samples: Sequence[Sample]) -> torch.Tensor:
+    def drifting(self: FrozenTeacher, samples: Sequence[Sample], passes: int) -> torch.Tensor:
         with torch.no_grad():
             next(iter(self.model.parameters())).mul_(1.001)
-        return hidden(self, samples)
+        return hidden(self, samples, passes)
 
     monkeypatch.setattr(FrozenTeacher, "hidden", drifting)
     with pytest.raises(AlignmentError, match="changed"):

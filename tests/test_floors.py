@@ -22,6 +22,7 @@ FLOORS = {
     "envs": 2,
     "knowledge": 2,
     "sampling": 2,
+    "sharding": 2,
     "teacher": 3,
     "rollouts": 3,
     "estimate": 3,

@@ -16,6 +16,7 @@ from agentopcd.ranks import Ranks
 from tests import tiny
 
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
+THREE = ("-m", "torch.distributed.run", "--nproc_per_node", "3", "--standalone")
 STOPPED = """
 import sys
 from agentopcd import consolidate
@@ -28,6 +29,18 @@ def dies(record, *rest):
 consolidate.console_line = dies
 sys.argv = ["agentopcd", *sys.argv[1:]]
 main()
+"""
+SHARDED = """
+import torch
+from torch.distributed.tensor import DTensor, Shard
+from agentopcd import consolidate
+check = consolidate.check_float32
+def all_sharded(trained):
+    check(trained)
+    for name, p in trained.items():
+        assert isinstance(p, DTensor) and p.placements == (Shard(0),) and p.device_mesh.size() > 1, name
+    print("sharded:", len(trained), flush=True)
+consolidate.check_float32 = all_sharded
 """
 
 
@@ -61,7 +74,8 @@ def trained(work: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
 
     (folder,) = (work / "runs").iterdir()
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return records, load_file(folder / "student" / "model.safetensors")
+    (weights,) = (folder / "student").glob("*model.safetensors")
+    return records, load_file(weights)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +85,10 @@ def alone(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def same(one: Path, other: Path) -> None:
+def same(one: Path, other: Path, last: int = 4) -> None:
     """Up to rounding, which Adam keeps within a small part of its step of 1e-3."""
     (records, weights), (again, found) = trained(one), trained(other)
-    assert [r["step"] for r in records] == [r["step"] for r in again] == [0, 1, 2, 3, 4]
+    assert [r["step"] for r in records] == [r["step"] for r in again] == list(range(last + 1))
     for a, b in zip(records, again, strict=True):
         # Which tokens are every fourth one depends on their order.
         compared = [n for n in a if not n.startswith("time/") and n != "loss/kl_full_sampled_nats"]
@@ -95,6 +109,30 @@ def test_a_run_goes_on_with_another_number_of_processes(flags: list[str], alone:
     run("-c", STOPPED, *flags, "--work", tmp_path, rc=130)
     assert "resumed after step 2" in run(*TWO, "-m", "agentopcd", *flags, "--work", tmp_path)
     same(alone, tmp_path)
+
+
+def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
+    flags: list[str], alone: Path, tmp_path: Path
+) -> None:
+    words = [*flags, "--shard", "--work", tmp_path]
+    (tmp_path / "stopped.py").write_text(SHARDED + STOPPED)
+    said = run(*TWO, tmp_path / "stopped.py", *words, rc=1)
+    assert said.count("sharded: ") == 2
+    assert "resumed after step 2" in run(*THREE, "-m", "agentopcd", *words)
+    same(alone, tmp_path)
+
+
+def test_a_sharded_adapter_is_trained_as_a_whole_one(flags: list[str], tmp_path: Path) -> None:
+    words = [*flags, "--lora-rank", "4", "--gradient-checkpointing", "--steps", "2"]
+    run("-m", "agentopcd", *words, "--work", tmp_path / "alone")
+    (tmp_path / "sharded.py").write_text(SHARDED + "from agentopcd.cli import main; main()")
+    assert run(*TWO, tmp_path / "sharded.py", *words, "--shard", "--work", tmp_path / "two").count("sharded: ") == 2
+    same(tmp_path / "alone", tmp_path / "two", last=2)
+
+
+def test_one_process_has_nothing_to_shard_over(flags: list[str], tmp_path: Path) -> None:
+    said = run("-m", "agentopcd", *flags, "--shard", "--work", tmp_path, rc=2)
+    assert "error: there is one process to shard over" in said
 
 
 def test_what_is_refused_ends_all_processes(flags: list[str], tmp_path: Path) -> None:

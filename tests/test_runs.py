@@ -106,7 +106,7 @@ def test_checkpoints_hold_no_pickle(tmp_path: Path) -> None:
     step(net, optimizer)
     run.save(dict(net.named_parameters()), optimizer, {"step": 1})
     assert {file.name for file in (run.folder / "checkpoint").iterdir()} == {
-        "model.safetensors", "optimizer.safetensors", "state.json",
+        "tensors.safetensors", "state.json",
     }  # fmt: skip
 
 

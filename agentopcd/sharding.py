@@ -1,0 +1,69 @@
+"""Weights spread over the processes by PyTorch's FSDP2, and the whole copy of the student that plays.
+
+A layer's weights are gathered when it runs and let go after it, so every process must run it equally often. Sampling
+would gather them for each token; a whole copy plays instead. It takes over the weights after each step and is what is
+saved.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from agentopcd.errors import ModelError
+from agentopcd.models import LoadedModel
+
+
+def sharded_copy(whole: LoadedModel) -> LoadedModel:
+    """A copy of ``whole`` to train, its weights spread over all processes; it remembers ``whole``."""
+    adapter = copy.deepcopy(whole.adapter)
+    model = adapter.get_base_model() if adapter is not None else copy.deepcopy(whole.model)
+    shard(model)
+    return dataclasses.replace(whole, model=model, adapter=adapter, whole=whole)
+
+
+def shard(model: Any) -> None:
+    """Spread the parameters of ``model`` over all processes, in place.
+
+    Called, it gives what its decoder gives. Embeddings, last norm and output head stay gathered from a forward pass
+    to the end of the backward pass, for the loss. Gradients are summed, not averaged.
+
+    Raises:
+        ModelError: its class does not say what its layers are.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ModelError(f"{type(model).__name__} does not say what its layers are; leave out --shard")
+    decoder = model.get_decoder()
+    mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
+    for part in (*layers, model):
+        fully_shard(part, mesh=mesh, reshard_after_forward=part is not model)
+    for part in (*layers, model):
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
+    model.forward = lambda **inputs: decoder(**inputs)
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float) -> float:
+    """Scale gradients to a norm of at most ``limit``, of all processes where they are sharded; returns what it was."""
+    norm: Any = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+@torch.no_grad()
+def update_whole(student: LoadedModel) -> None:
+    """Bring the copy that plays up to date with a sharded ``student``."""
+    if student.whole is not None:
+        playing = dict(student.whole.model.named_parameters())
+        for name, parameter in student.model.named_parameters():
+            if parameter.requires_grad:
+                playing[name].copy_(parameter.full_tensor())
