@@ -236,6 +236,8 @@ class TrainConfig(PlayerConfig):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.merge and not self.lora_rank:
             raise ConfigError("there is no adapter to merge; add --lora-rank, or leave out --merge")
+        if self.shard and self.lora_rank:
+            raise ConfigError("every process plays with the whole model anyway; leave out --shard or --lora-rank")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -65,10 +65,9 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
     student = frozen + 16 * adapter if config.lora_rank else 16 * total
     teacher = 0 if config.lora_rank and not config.teacher else frozen
-    if config.shard:  # the rest is gathered while a batch is computed, with its gradient where it has one
-        whole = frozen + 4 * adapter if config.lora_rank else 4 * total
-        student = student // launched() + whole + rest * (4 if config.lora_rank else 8)
-        teacher = teacher and teacher // launched() + 4 * rest
+    if config.shard:  # the rest is gathered while a batch is computed, and so is its gradient
+        student = student // launched() + 4 * total + 8 * rest
+        teacher = teacher // launched() + 4 * rest
     return Memory(
         student=student,
         teacher=teacher,

@@ -24,10 +24,9 @@ from agentopcd.models import LoadedModel
 
 def sharded_copy(whole: LoadedModel) -> LoadedModel:
     """A copy of ``whole`` to train, its weights spread over all processes; it remembers ``whole``."""
-    adapter = copy.deepcopy(whole.adapter)
-    model = adapter.get_base_model() if adapter is not None else copy.deepcopy(whole.model)
+    model = copy.deepcopy(whole.model)
     shard(model)
-    return dataclasses.replace(whole, model=model, adapter=adapter, whole=whole)
+    return dataclasses.replace(whole, model=model, whole=whole)
 
 
 def shard(model: Any) -> None:
@@ -65,5 +64,4 @@ def update_whole(student: LoadedModel) -> None:
     if student.whole is not None:
         playing = dict(student.whole.model.named_parameters())
         for name, parameter in student.model.named_parameters():
-            if parameter.requires_grad:
-                playing[name].copy_(parameter.full_tensor())
+            playing[name].copy_(parameter.full_tensor())

@@ -62,8 +62,7 @@ class FrozenTeacher:
         compute: dtype of matrix products.
         prefix_ids: what the prompts with the context have in common at their beginning. It is read once, and its keys
             and values serve every sample of the run; empty: each prompt is read whole.
-        shard: spread its weights over the processes, unless it is the student without its adapter: the whole copy of
-            that is here anyway. All processes must then make equally many :meth:`passes`.
+        shard: spread its weights over the processes. All of them must then make equally many :meth:`passes`.
     """
 
     kind = "frozen"
@@ -89,7 +88,7 @@ class FrozenTeacher:
             self.model = copy.deepcopy(loaded.model) if itself else loaded.model
             models.freeze(self.model, compute)
         self.hash = models.parameter_hash(self.model, frozen=True)
-        if shard and self.adapter is None:
+        if shard:
             sharding.shard(self.model)
         self.compute = compute
         self.pad_id = student.tokenizer.pad_token_id

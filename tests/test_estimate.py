@@ -65,6 +65,16 @@ def test_settings_move_what_they_should(folder: Path) -> None:
     assert f"{usual.total / 2**30:.1f} GiB" in str(usual)
 
 
+def test_sharding_divides_what_is_trained_and_adds_a_whole_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, whole = of(folder), size(models.load_model(str(folder)).model)
+    students = []
+    for processes in ("2", "4"):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        students.append(of(folder, shard=True).student)
+    assert students[0] - students[1] == usual.student // 4
+    assert students[1] > usual.student // 4 + whole
+
+
 def test_an_unknown_model_is_one_line() -> None:
     with pytest.raises(ModelError, match="no model 'pokcet'"):
         memory("pokcet", ConsolidateConfig(env="math"), torch.float32)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from agentopcd.config import ConsolidateConfig
+from agentopcd.errors import ConfigError
 from agentopcd.ranks import Ranks
 from tests import tiny
 
@@ -33,7 +35,8 @@ main()
 SHARDED = """
 import torch
 from torch.distributed.tensor import DTensor, Shard
-from agentopcd import consolidate
+from agentopcd import consolidate, teacher
+teacher.ROW_TOKENS = 8  # so that batches of different sizes take the teacher different numbers of passes
 check = consolidate.check_float32
 def all_sharded(trained):
     check(trained)
@@ -53,7 +56,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     settings["eos_token_id"] = [tiny.END, *range(20, 50)]  # so that replies have all lengths
     (model / "generation_config.json").write_text(json.dumps(settings))
     context = folder / "context.txt"
-    context.write_text("- EXPERIENCE ITEM: always go left\n")
+    context.write_text("- EXPERIENCE ITEM: always go left\n" * 4)
     words = f"""consolidate --env math --model {model} --context {context} --steps 4 --batch-size 5 --max-tokens 12
         --learning-rate 1e-3 --select-every 2 --save-every 2 --select-tasks 3 --test-tasks 0 --temperature 1
         --compute float32 --tokens-per-batch 450"""
@@ -74,8 +77,7 @@ def trained(work: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
 
     (folder,) = (work / "runs").iterdir()
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    (weights,) = (folder / "student").glob("*model.safetensors")
-    return records, load_file(weights)
+    return records, load_file(folder / "student" / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +87,10 @@ def alone(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def same(one: Path, other: Path, last: int = 4) -> None:
+def same(one: Path, other: Path) -> None:
     """Up to rounding, which Adam keeps within a small part of its step of 1e-3."""
     (records, weights), (again, found) = trained(one), trained(other)
-    assert [r["step"] for r in records] == [r["step"] for r in again] == list(range(last + 1))
+    assert [r["step"] for r in records] == [r["step"] for r in again] == [0, 1, 2, 3, 4]
     for a, b in zip(records, again, strict=True):
         # Which tokens are every fourth one depends on their order.
         compared = [n for n in a if not n.startswith("time/") and n != "loss/kl_full_sampled_nats"]
@@ -114,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_processes(flags: list[str], alone:
 def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     flags: list[str], alone: Path, tmp_path: Path
 ) -> None:
-    words = [*flags, "--shard", "--work", tmp_path]
+    words = [*flags, "--shard", "--gradient-checkpointing", "--work", tmp_path]
     (tmp_path / "stopped.py").write_text(SHARDED + STOPPED)
     said = run(*TWO, tmp_path / "stopped.py", *words, rc=1)
     assert said.count("sharded: ") == 2
@@ -122,17 +124,11 @@ def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     same(alone, tmp_path)
 
 
-def test_a_sharded_adapter_is_trained_as_a_whole_one(flags: list[str], tmp_path: Path) -> None:
-    words = [*flags, "--lora-rank", "4", "--gradient-checkpointing", "--steps", "2"]
-    run("-m", "agentopcd", *words, "--work", tmp_path / "alone")
-    (tmp_path / "sharded.py").write_text(SHARDED + "from agentopcd.cli import main; main()")
-    assert run(*TWO, tmp_path / "sharded.py", *words, "--shard", "--work", tmp_path / "two").count("sharded: ") == 2
-    same(tmp_path / "alone", tmp_path / "two", last=2)
-
-
 def test_one_process_has_nothing_to_shard_over(flags: list[str], tmp_path: Path) -> None:
     said = run("-m", "agentopcd", *flags, "--shard", "--work", tmp_path, rc=2)
     assert "error: there is one process to shard over" in said
+    with pytest.raises(ConfigError, match="--shard or --lora-rank"):
+        ConsolidateConfig(env="math", shard=True, lora_rank=4)
 
 
 def test_what_is_refused_ends_all_processes(flags: list[str], tmp_path: Path) -> None:
