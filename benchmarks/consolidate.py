@@ -1,7 +1,7 @@
 """One consolidation step beside others': ``python -m benchmarks.consolidate --trl .venv-trl/bin/python``.
 
 ``ours`` is what the loop does: the teacher reads the shared beginning of its prompts once, and the loss is computed
-in chunks of rows; ``lora`` is the same with a rank-16 adapter. ``plain`` is the reference of the tests: every prompt
+in chunks of rows; ``lora`` is the same with a rank-16 adapter, ``lora-less`` that with gradient checkpointing. ``plain`` is the reference of the tests: every prompt
 read whole, all logits at once. ``trl`` is TRL's ``SDFTTrainer`` (see ``benchmarks/trl_sdft.py``), with the same
 weights, prompts, context, reply length, float32 masters and AdamW.
 
@@ -28,6 +28,7 @@ from typing import Any
 PHASES = ("rollout", "teacher", "update")
 LESSON = "- EXPERIENCE ITEM: read the question twice, work the sum out, and write only the result.\n"
 RANK = 16
+ARMS = ("plain", "ours", "lora", "lora-less")
 
 
 def questions(batch: int) -> list[list[dict[str, str]]]:
@@ -59,11 +60,13 @@ class Step:
         self.student.end_ids = (len(self.student.tokenizer) - 1,)  # never sampled in practice: replies have full length
         self.chat = Chat(self.student.tokenizer)
         self.context = Context(context_of(self.student.tokenizer, args.context))
-        if args.arm == "lora":
+        if args.arm.startswith("lora"):
             models.add_adapter(self.student, RANK, compute, 0)
+        if args.arm == "lora-less":
+            models.checkpoint_gradients(self.student.model)
         prefix = () if args.arm == "plain" else self.chat.prefix(self.context)
         self.teacher = FrozenTeacher(self.student, self.student, compute=compute, prefix_ids=prefix)
-        if args.arm != "lora":
+        if not args.arm.startswith("lora"):
             self.student.model.requires_grad_(True)
         self.trained = [p for p in self.student.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
@@ -202,7 +205,7 @@ def report(context: int, found: dict[str, list[dict[str, Any]]]) -> None:
     needed = next((run["needed_mib"] for runs in found.values() for run in runs if "needed_mib" in run), 0.0)
     for arm, runs in found.items():
         if failed := [run["failed"] for run in runs if "failed" in run]:
-            print(f"{context:7}  {arm:6}  failed: {failed[0]}", flush=True)
+            print(f"{context:7}  {arm:9}  failed: {failed[0]}", flush=True)
             continue
         steps = [step for run in runs for step in run["steps"]]
         cpu = {phase: statistics.median(step[phase][0] for step in steps) for phase in PHASES}
@@ -214,7 +217,7 @@ def report(context: int, found: dict[str, list[dict[str, Any]]]) -> None:
         extra = peak - runs[0].get("needed_mib", needed)
         figures = "  ".join(f"{value:8.2f}" for value in (*cpu.values(), totals[arm]))
         tokens = runs[0]["teacher_tokens"]
-        print(f"{tokens:7}  {arm:6}  {figures}  {wall:6.1f}  {first:6.2f}  {peak:8.0f}  {extra:6.0f}", flush=True)
+        print(f"{tokens:7}  {arm:9}  {figures}  {wall:6.1f}  {first:6.2f}  {peak:8.0f}  {extra:6.0f}", flush=True)
     if "ours" not in totals:
         return
     ratios = [f"{arm} / ours: step {totals[arm] / totals['ours']:.2f}, teacher {teacher[arm] / teacher['ours']:.1f}"
@@ -226,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--contexts", type=int, nargs="+", default=[192, 1024, 4096], help="tokens, about")
-    parser.add_argument("--arms", nargs="+", default=["plain", "ours"], choices=("plain", "ours", "lora"))
+    parser.add_argument("--arms", nargs="+", default=["plain", "ours"], choices=ARMS)
     parser.add_argument("--trl", default="", help="python of an environment with TRL 1.16: adds the arm trl")
     parser.add_argument("--parity", action="store_true", help="compare token losses with TRL's and stop")
     parser.add_argument("--batch", type=int, default=4, help="samples a step")
@@ -247,7 +250,7 @@ def main() -> None:
     print(f"{args.model}, batch {args.batch}, reply {args.reply}, {args.compute}, {args.threads} thread(s), "
           f"n = {args.repeats} x {args.steps} steps")  # fmt: skip
     columns = "  ".join(f"{phase:>8}" for phase in (*PHASES, "step"))
-    print(f" tokens  arm     {columns}    wall   first  peak MiB   extra")
+    print(f" tokens  arm        {columns}    wall   first  peak MiB   extra")
     for context in args.contexts:
         found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
         for _ in range(args.repeats):

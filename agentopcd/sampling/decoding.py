@@ -34,20 +34,35 @@ def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
     """Inside this block all linear layers on a CPU use weights that are laid out once; elsewhere nothing is done.
 
     Products are in ``compute``, those of the output head in float32. The weights must not change inside; they are
-    packed anew by the next block, because a fused optimizer leaves no trace of having changed them.
+    packed anew by the next block, because a fused optimizer leaves no trace of having changed them. A LoRA adapter stays
+    a product of its own: added to bfloat16 weights, what it has learned so far could be lost in rounding.
     """
     head = model.get_output_embeddings()
-    linears = [m for m in model.modules() if type(m) in PLAIN and m.weight.device.type == "cpu"]
-    for linear in linears if can_pack(compute) else ():
-        dtype = torch.float32 if linear is head else compute
-        weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), PACKED_ROWS)
-        bias = None if linear.bias is None else linear.bias.detach().to(dtype)
-        linear.__dict__["forward"] = functools.partial(_packed_linear, dtype, weight, bias)
+    adapted = [m for m in model.modules() if hasattr(m, "lora_A") and type(m.base_layer) in PLAIN]
+    within = {id(part) for m in adapted for part in m.modules()}
+    layers = [*adapted, *(m for m in model.modules() if type(m) in PLAIN and id(m) not in within)]
+    layers = [layer for layer in layers if layer.weight.device.type == "cpu"] if can_pack(compute) else []
+    for layer in layers:
+        dtype = torch.float32 if layer is head else compute
+        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), PACKED_ROWS)
+        bias = None if layer.bias is None else layer.bias.detach().to(dtype)
+        forward = functools.partial(_packed_linear, dtype, weight, bias)
+        layer.__dict__["forward"] = _with_adapter(layer, dtype, forward) if hasattr(layer, "lora_A") else forward
     try:
         yield
     finally:
-        for linear in linears:
-            linear.__dict__.pop("forward", None)
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _with_adapter(layer: Any, dtype: torch.dtype, forward: Any) -> Any:
+    """``forward`` plus the product of the adapter of ``layer``, unless that is switched off."""
+    if layer.disable_adapters:
+        return forward
+    (name,) = layer.active_adapters
+    down = layer.lora_A[name].weight.detach().T.to(dtype)
+    up = layer.lora_B[name].weight.detach().mul(layer.scaling[name]).T.to(dtype)
+    return lambda x: forward(x) + (x.to(dtype) @ down) @ up
 
 
 def can_pack(compute: torch.dtype) -> bool:

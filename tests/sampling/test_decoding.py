@@ -131,3 +131,24 @@ def test_layers_with_a_window_keep_their_own_cache() -> None:
     exact = sliding.eval().generate(ids, max_new_tokens=8, do_sample=False)
     with decoding.packed_linears(sliding, torch.float32), decoding.grouped_attention(torch.device("cpu")):
         assert torch.equal(sliding.generate(ids, max_new_tokens=8, do_sample=False), exact)
+
+
+def test_an_adapter_plays_as_it_trains(loaded: models.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    models.add_adapter(loaded, 4, torch.float32, seed=0)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    sampler = TransformersSampler(loaded, compute=torch.float32)
+    cheap = sampler.sample(ASKED, HOT)
+    with loaded.adapter.disable_adapter():
+        base = sampler.sample(ASKED, HOT)
+    if decoding.can_pack(torch.float32):
+        with decoding.packed_linears(loaded.model, torch.float32):
+            assert sum("forward" in vars(module) for module in loaded.model.modules()) == 2 * 7 + 1
+    assert not any("forward" in vars(module) for module in loaded.model.modules())
+    monkeypatch.setattr(decoding, "can_pack", lambda compute: False)
+    usual = sampler.sample(ASKED, HOT)
+    assert [r.token_ids for r in cheap] == [r.token_ids for r in usual] != [r.token_ids for r in base]
+    for one, other in zip(cheap, usual, strict=True):
+        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
