@@ -33,6 +33,7 @@ from agentopcd.errors import ModelError, did_you_mean
 
 Compute = Literal["auto", "float32", "bfloat16"]
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 WEIGHTS = Path(__file__).parent / "weights"
 LEARNING_RATE = 2e-5
 """For models that suggest none; small ones want more than the paper's 1e-6 to 5e-6."""
@@ -114,6 +115,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
 
     quiet()
     keep_freed_memory()
+    fit_threads()
     folder = find_model(name)
     if (base := _base_of_adapter(folder)) is not None:
         return _with_adapter(load_model(base, device=device), name, folder)
@@ -173,6 +175,20 @@ def keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_threshold = -1, -3
     mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc takes
     mallopt(m_trim_threshold, 512 << 20)
+
+
+def fit_threads() -> None:
+    """Take no more threads than a container has CPUs: torch counts those of the host, and threads that wait spin.
+
+    ``OMP_NUM_THREADS`` wins. Quotas are read from Linux control groups of version 2. The number follows from the
+    machine and not from a timing, because it moves the last digits of results.
+    """
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return
+    if quota != "max" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), int(quota) // int(period))))
 
 
 def find_model(name: str) -> Path:

@@ -1,9 +1,9 @@
 """One consolidation step beside others': ``python -m benchmarks.consolidate --trl .venv-trl/bin/python``.
 
 ``ours`` is what the loop does: the teacher reads the shared beginning of its prompts once, and the loss is computed
-in chunks of rows; ``lora`` is the same with a rank-16 adapter, ``lora-less`` that with gradient checkpointing. ``plain`` is the reference of the tests: every prompt
-read whole, all logits at once. ``trl`` is TRL's ``SDFTTrainer`` (see ``benchmarks/trl_sdft.py``), with the same
-weights, prompts, context, reply length, float32 masters and AdamW.
+in chunks of rows; ``lora`` is the same with a rank-16 adapter, ``lora-less`` that with gradient checkpointing.
+``plain`` is the reference of the tests: every prompt read whole, all logits at once. ``trl`` is TRL's ``SDFTTrainer``
+(see ``benchmarks/trl_sdft.py``), with the same weights, prompts, context, reply length, float32 masters and AdamW.
 
 Every figure comes from a process of its own (so that peak memory is its own); the arms alternate, and medians are
 printed: CPU seconds, which vary less than wall time on a shared machine, then wall seconds, and peak resident memory.

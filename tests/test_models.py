@@ -290,3 +290,23 @@ def test_the_note_of_a_dequantised_parent_is_kept(own: Path, tmp_path: Path) -> 
     loaded = models.load_model(str(own))
     models.save_model(loaded, tmp_path / "out", parent_id=loaded.id, facts={})
     assert models.load_model(str(tmp_path / "out")).note == "from 4-bit weights"
+
+
+@pytest.mark.parametrize(
+    ("quota", "variable", "threads"),
+    [("150000 100000", "", 1), ("400000 100000", "", 4), ("50000 100000", "", 1), ("max 100000", "", 6),
+     ("100000 100000", "6", 6), ("nonsense", "", 6)],
+)  # fmt: skip
+def test_threads_fit_the_quota_of_a_container(
+    quota: str, variable: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(models, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setenv("OMP_NUM_THREADS", variable) if variable else monkeypatch.delenv("OMP_NUM_THREADS", False)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(6)
+        models.fit_threads()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -34,8 +34,8 @@ def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
     """Inside this block all linear layers on a CPU use weights that are laid out once; elsewhere nothing is done.
 
     Products are in ``compute``, those of the output head in float32. The weights must not change inside; they are
-    packed anew by the next block, because a fused optimizer leaves no trace of having changed them. A LoRA adapter stays
-    a product of its own: added to bfloat16 weights, what it has learned so far could be lost in rounding.
+    packed anew by the next block, because a fused optimizer leaves no trace of having changed them. A LoRA adapter
+    stays a product of its own: added to bfloat16 weights, what it has learned so far could be lost in rounding.
     """
     head = model.get_output_embeddings()
     adapted = [m for m in model.modules() if hasattr(m, "lora_A") and type(m.base_layer) in PLAIN]
