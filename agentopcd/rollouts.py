@@ -1,7 +1,8 @@
 """Play episodes: many at once, each at its own turn.
 
-Every round takes one reply for each episode that waits for one, in one call of the sampler, and steps
-the environments inline. An episode that ends makes room for the next one.
+An episode steps its environment, inline, as soon as its reply is there, and asks for the next one: nobody waits for a
+slow one. (The transformers engine answers all that was asked in one go, so there they do advance together.) An
+episode that ends makes room for the next one.
 """
 
 from __future__ import annotations
@@ -115,25 +116,26 @@ def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
         EnvError: the environment cannot be built, or a task's content is not what its key says.
     """
     waiting = deque((job, 0) for job in jobs)
-    live: list[_Live] = []
-    while waiting or live:
-        while waiting and len(live) < player.concurrency:
-            job, attempt = waiting.popleft()
-            started = _Live(player, job, attempt)
-            if not started.guarded(started.start):
-                yield from _retry(started, waiting)
-            else:
-                live.append(started)
-        replies = player.sampler.sample([one.request() for one in live], player.sampling) if live else []
-        going = []
-        for one, reply in zip(live, replies, strict=True):
-            if not one.guarded(lambda one=one, reply=reply: one.step(reply)):
-                yield from _retry(one, waiting)
-            elif one.episode is not None:
-                yield one.episode
-            else:
-                going.append(one)
-        live = going
+    live: dict[int, _Live] = {}
+    try:
+        while waiting or live:
+            while waiting and len(live) < player.concurrency:
+                job, attempt = waiting.popleft()
+                one = _Live(player, job, attempt)
+                if not one.guarded(one.start):
+                    yield from _retry(one, waiting)
+                else:
+                    live[player.sampler.submit(one.request(), player.sampling)] = one
+            for ticket, reply in player.sampler.collect() if live else ():
+                one = live.pop(ticket)
+                if not one.guarded(lambda one=one, reply=reply: one.step(reply)):
+                    yield from _retry(one, waiting)
+                elif one.episode is not None:
+                    yield one.episode
+                else:
+                    live[player.sampler.submit(one.request(), player.sampling)] = one
+    finally:
+        player.sampler.drop(live)
 
 
 def _retry(broken: _Live, waiting: deque[tuple[Job, int]]) -> Iterator[Episode]:

@@ -16,7 +16,9 @@ from agentopcd.config import PlayerConfig
 from agentopcd.envs.splits import Manifest, build_splits
 from agentopcd.errors import ConfigError, StoreError
 from agentopcd.knowledge import TEMPLATE_VERSION, Store, check_leaks, setup_id
+from agentopcd.ranks import launched
 from agentopcd.rollouts import Game, Player
+from agentopcd.sampling import vllm
 from agentopcd.sampling.transformers import TransformersSampler
 from agentopcd.types import SPLITS, Context, Episode, Job, Placement, Task
 
@@ -38,11 +40,32 @@ def game_of(config: PlayerConfig) -> Game:
     )
 
 
+def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, str]:
+    """The engine that samples from ``loaded``, and why it was taken.
+
+    Raises:
+        ConfigError: vLLM is wanted in several processes; it would set up its own group of them.
+    """
+    several = launched() > 1
+    if config.engine == "vllm" and several:
+        raise ConfigError(f"--engine vllm with {launched()} processes is not supported; take --engine transformers")
+    if config.engine != "auto":
+        return config.engine, "as given"
+    device = next(loaded.model.parameters()).device.type
+    if device != "cuda":
+        return "transformers", "no GPU"
+    if several or not vllm.installed():
+        return "transformers", "several processes" if several else "vLLM is not installed"
+    kind = type(loaded.model).__name__
+    return ("vllm", "installed") if vllm.supports(kind) else ("transformers", f"vLLM does not know {kind}")
+
+
 def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: Any) -> Player:
     """A player of the environment of these settings whose replies come from ``loaded``."""
+    make = vllm.sampler_of if engine_of(config, loaded)[0] == "vllm" else TransformersSampler
     return Player(
         game=game_of(config),
-        sampler=TransformersSampler(loaded, compute=compute, batch_size=config.sample_batch),
+        sampler=make(loaded, compute=compute, batch_size=config.sample_batch),
         chat=Chat(loaded.tokenizer, config.template_args),
         sampling=config.sampling,
         seed=config.seed,
@@ -125,7 +148,11 @@ class Session:
     def loaded(self) -> models.LoadedModel:
         name, why = self.model_name()
         self.say(f"model: {name} ({why})")
-        return self.load(name)
+        found = self.load(name)
+        engine, why = engine_of(self.config, found)
+        if self.config.engine != "auto" or engine != "transformers":
+            self.say(f"engine: {engine} ({why})")
+        return found
 
     def load(self, name: str) -> models.LoadedModel:
         """Load a model and register it in the store."""

@@ -15,6 +15,7 @@ from agentopcd.chat import Chat
 from agentopcd.envs import TextEnv
 from agentopcd.errors import EnvError
 from agentopcd.rollouts import MAX_REPLY_IN_LOG, Game, Player, play
+from agentopcd.sampling import InBatches
 from agentopcd.types import Completion, Context, Episode, Job, Request, Sampling, Task
 from tests import tiny
 
@@ -22,7 +23,7 @@ WINNING = ["[right]", "[right]", "[down]", "[down]"]
 """Wins the frozen lake of seed 0."""
 
 
-class Scripted:
+class Scripted(InBatches):
     """A sampler that answers with ``reply(prompt text)``."""
 
     engine = "scripted"

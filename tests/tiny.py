@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from agentopcd.sampling import InBatches
+
 TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -18,13 +20,14 @@ LOGIT_STD = 4.0
 """A random model is nearly flat; at this spread its top-k sets hold as much mass as a real model's."""
 
 
-def build(folder: Path, *, seed: int = 0, tie: bool = True, hearing: float = 1.0) -> Path:
+def build(folder: Path, *, seed: int = 0, tie: bool = True, hearing: float = 1.0, head_dim: int = 8) -> Path:
     """Write model and tokenizer into ``folder``, as ``from_pretrained`` reads them.
 
     Args:
         folder: made if it is missing.
         seed: of the weights; two seeds give two models with one tokenizer.
         tie: whether the LM head is the embedding matrix.
+        head_dim: width of an attention head; vLLM has nothing for 8 on a CPU.
         hearing: multiplies what attention adds, so that earlier tokens (a context, say) weigh more.
 
     Returns:
@@ -66,6 +69,7 @@ def build(folder: Path, *, seed: int = 0, tie: bool = True, hearing: float = 1.0
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,
+                head_dim=head_dim,
                 max_position_embeddings=2048,
                 tie_word_embeddings=tie,
                 bos_token_id=None,
@@ -89,7 +93,7 @@ CLUE = "say seven"
 """What :class:`Clued` must find in its prompt to answer right."""
 
 
-class Clued:
+class Clued(InBatches):
     """A sampler without a model: right where the prompt holds :data:`CLUE`, and it extracts that clue.
 
     Its questions come from :func:`questions`, whose answer is always 7.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from agentopcd.errors import ConfigError
 from agentopcd.types import Completion, Request, Sampling
 
 
@@ -13,8 +15,7 @@ class Sampler(Protocol):
     """Answers prompts. Token ids go in and come out, so nothing is ever tokenised twice.
 
     The reply to a request depends on its prompt, its seed and the weights, not on its neighbours in
-    the batch (up to rounding, which follows the shape of the batch). An engine with its own copy of
-    the weights brings its own update call; the caller that trains is the one that calls it.
+    the batch (up to rounding, which follows the shape of the batch).
     """
 
     engine: str
@@ -23,6 +24,65 @@ class Sampler(Protocol):
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order."""
         ...
+
+    def submit(self, request: Request, sampling: Sampling) -> int:
+        """Ask for a completion; the ticket comes back with it."""
+        ...
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """Completions that are ready, with their tickets; waits for one. Something must have been submitted."""
+        ...
+
+    def drop(self, tickets: Iterable[int]) -> None:
+        """Forget requests whose completions nobody will collect."""
+        ...
+
+    def update(self) -> float | None:
+        """The weights changed. An engine with its own copy takes them over and says how far it was off afterwards.
+
+        Returns:
+            Mean absolute difference of log-probabilities to the model's own, in nats; None without a copy.
+        """
+        ...
+
+
+class InBatches:
+    """The part of a sampler that plays in lock step: everything submitted is answered by one call of ``sample``."""
+
+    def submit(self, request: Request, sampling: Sampling) -> int:
+        """See :class:`Sampler`."""
+        asked = self.__dict__.setdefault("_asked", {})
+        ticket = next(self.__dict__.setdefault("_tickets", itertools.count()))
+        asked[ticket] = (request, sampling)
+        return ticket
+
+    def collect(self: Sampler) -> list[tuple[int, Completion]]:
+        """See :class:`Sampler`."""
+        asked = self.__dict__.pop("_asked")
+        sampling = next(iter(asked.values()))[1]
+        return list(zip(asked, self.sample([request for request, _ in asked.values()], sampling), strict=True))
+
+    def drop(self, tickets: Iterable[int]) -> None:
+        """See :class:`Sampler`."""
+        for ticket in tickets:
+            self.__dict__.get("_asked", {}).pop(ticket, None)
+
+    def update(self) -> None:
+        """Nothing to do: the weights that play are those that train."""
+
+
+def check_room(requests: Sequence[Request], sampling: Sampling, room: int, name: str) -> None:
+    """Refuse prompts that leave no room for the longest reply in the ``room`` positions of model ``name``.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    longest = max((len(r.prompt_ids) for r in requests), default=0)
+    if room and longest + sampling.max_tokens > room:
+        raise ConfigError(
+            f"a prompt of {longest} tokens and a reply of {sampling.max_tokens} do not fit into the {room} "
+            f"positions of {name}; prompts are never cut, so lower max_tokens or shorten the context"
+        )
 
 
 def request_seed(*parts: object) -> int:

@@ -10,12 +10,12 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from agentopcd import models
-from agentopcd.errors import ConfigError
 from agentopcd.sampling import decoding
+from agentopcd.sampling.protocol import InBatches, check_room
 from agentopcd.types import Completion, Request, Sampling
 
 
-class TransformersSampler:
+class TransformersSampler(InBatches):
     """Samples from the very model object it is given, so the weights that play are those that train.
 
     Args:
@@ -36,7 +36,8 @@ class TransformersSampler:
         Raises:
             ConfigError: a prompt and its longest reply do not fit into the model's positions.
         """
-        self._check_room(requests, sampling)
+        room = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        check_room(requests, sampling, room, self.loaded.name)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         replies: dict[int, Completion] = {}
         with decoding.packed_linears(self.loaded.model, self.compute):
@@ -44,15 +45,6 @@ class TransformersSampler:
                 chunk = order[start : start + self.batch_size]
                 replies.update(zip(chunk, self._batch([requests[i] for i in chunk], sampling), strict=True))
         return [replies[i] for i in range(len(requests))]
-
-    def _check_room(self, requests: Sequence[Request], sampling: Sampling) -> None:
-        room = getattr(self.loaded.model.config, "max_position_embeddings", None)
-        longest = max((len(r.prompt_ids) for r in requests), default=0)
-        if room and longest + sampling.max_tokens > room:
-            raise ConfigError(
-                f"a prompt of {longest} tokens and a reply of {sampling.max_tokens} do not fit into the {room} "
-                f"positions of {self.loaded.name}; prompts are never cut, so lower max_tokens or shorten the context"
-            )
 
     @torch.no_grad()
     def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:

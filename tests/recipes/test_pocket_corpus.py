@@ -27,6 +27,7 @@ from agentopcd.envs.solvers import MOVES, Cell, Warehouse, shortest
 from agentopcd.knowledge.extract import extraction_messages
 from agentopcd.knowledge.items import flags, parse
 from agentopcd.rollouts import Game, Player
+from agentopcd.sampling import InBatches
 from agentopcd.types import MARKER, Completion, Context, Episode, Job, Request, Sampling, Task
 from recipes.pocket import corpus, wording, worlds
 from recipes.pocket.worlds import Played, Rules
@@ -130,7 +131,7 @@ class Characters:
         return "".join(map(chr, ids))
 
 
-class Script:
+class Script(InBatches):
     """A sampler that gives fixed replies, one after the other."""
 
     engine = "script"

@@ -30,14 +30,20 @@ def transformers_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler
     return TransformersSampler(loaded, compute=torch.float32, **options)
 
 
-BACK_ENDS: dict[str, Make] = {"transformers": transformers_back_end}
-ENDS = (tiny.END, *range(20, 35))
+def vllm_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
+    from agentopcd.sampling.vllm import VllmSampler
+
+    return VllmSampler(loaded, compute=torch.float32, **options)
+
+
+BACK_ENDS: dict[str, Make] = {"transformers": transformers_back_end, "vllm": vllm_back_end}
+ENDS = (tiny.END, *range(5, 40))
 """A random model hardly ever stops; with this many end tokens replies have all lengths."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False, hearing=4.0)
+    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False, hearing=4.0, head_dim=32)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def loaded(folder: Path) -> models.LoadedModel:
     return found
 
 
-@pytest.fixture(params=BACK_ENDS, scope="module")
+@pytest.fixture(params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)], scope="module")
 def make(request: pytest.FixtureRequest) -> Make:
     return BACK_ENDS[request.param]
 
@@ -146,8 +152,8 @@ def test_replies_end_with_an_end_token_or_at_the_limit(sampler: Sampler) -> None
 
 
 def test_an_end_token_at_the_limit_is_a_stop(sampler: Sampler) -> None:
-    requests = [Request(prompt_ids=prompt(4), seed=seed) for seed in range(40)]
-    replies = sampler.sample(requests, Sampling(temperature=1.0, max_tokens=1))
+    requests = [Request(prompt_ids=prompt(4), seed=seed) for seed in range(99)]
+    replies = sampler.sample(requests, Sampling(temperature=1.5, max_tokens=1))
     assert {(r.finish_reason == "stop") == (r.token_ids[0] in ENDS) for r in replies} == {True}
     assert {r.finish_reason for r in replies} == {"stop", "length"}
 
@@ -244,6 +250,7 @@ def test_the_sampler_follows_the_weights(make: Make, folder: Path) -> None:
     before = sampler.sample(REQUESTS, COLD)
     with torch.no_grad():
         loaded.model.lm_head.weight.neg_()
+    sampler.update()
     after = sampler.sample(REQUESTS, COLD)
     assert all(a.token_ids[0] != b.token_ids[0] for a, b in zip(before, after, strict=True))
 

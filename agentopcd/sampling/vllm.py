@@ -1,0 +1,339 @@
+"""The vLLM back end, in this process: prefix caching, and each request answered as soon as it is done.
+
+The engine starts with random weights and gets the model's own through the same call that updates them after a step;
+every time its log-probabilities are compared with the model's. So a tensor that the update leaves out shows at once, by
+nats, and not after a few small steps, within the noise of bfloat16.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import importlib.util
+import itertools
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from agentopcd import models
+from agentopcd.errors import AlignmentError, DependencyError, ModelError
+from agentopcd.sampling.protocol import check_room
+from agentopcd.types import Completion, Request, Sampling
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" keeps a core for itself
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""Set before vLLM is imported, where the user has not."""
+LONGEST = 32_768
+"""Positions at most: vLLM wants memory for one sequence of full length."""
+GPU_SHARE = 0.3
+"""Of a GPU's memory, beside the model that trains."""
+DRIFT_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Mean difference of log-probabilities that equal weights do not have; in bfloat16 they have 0.04 to 0.08."""
+PROBES = ("Count from one to twenty.", "What do you see, and where do you go?")
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM makes room for."""
+
+
+def installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
+
+
+def supports(architecture: str) -> bool:
+    """Whether vLLM has a model of this class name of transformers."""
+    _prepare(1)
+    with _quiet():
+        from vllm import ModelRegistry
+
+        return architecture in ModelRegistry.get_supported_archs()
+
+
+def sampler_of(loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 64) -> VllmSampler:
+    """The sampler whose engine holds ``loaded`` already, if it is the one alive, else a new one."""
+    alive = VllmSampler.alive
+    if alive and alive.loaded is loaded and alive.kind == (compute, batch_size, loaded.adapter is not None):
+        return alive
+    return VllmSampler(loaded, compute=compute, batch_size=batch_size)
+
+
+class VllmSampler:
+    """Samples with vLLM. The engine starts at the first request, and only one is alive in a process.
+
+    Args:
+        loaded: the model. Its weights in memory are what plays, after :meth:`update` and at the start.
+        compute: dtype of the engine's weights and products.
+        batch_size: sequences that the engine runs at once.
+
+    Raises:
+        DependencyError: vLLM is not installed.
+    """
+
+    alive: ClassVar[VllmSampler | None] = None
+
+    def __init__(self, loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 64) -> None:
+        if not installed():
+            raise DependencyError(
+                "vLLM is not installed; install it with: pip install 'agentopcd[vllm]' (on a CPU: docs/engines.md), or "
+                "take --engine transformers"
+            )
+        self.loaded, self.compute, self.batch_size = loaded, compute, batch_size
+        self.engine = f"vllm-{str(compute).removeprefix('torch.')}"
+        self.kind = (compute, batch_size, loaded.adapter is not None)
+        self._llm: Any = None
+        self._tickets = itertools.count()
+        self._ready: dict[int, Completion] = {}
+        self._adapter: Any = None
+        self._versions = itertools.count(1)
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order.
+
+        Raises:
+            ConfigError: a prompt and its longest reply do not fit into the model's positions.
+        """
+        check_room(requests, sampling, self._positions(), self.loaded.name)
+        tickets = [self.submit(request, sampling) for request in requests]
+        while not all(ticket in self._ready for ticket in tickets):
+            self._step()
+        return [self._ready.pop(ticket) for ticket in tickets]
+
+    def submit(self, request: Request, sampling: Sampling) -> int:
+        """See :class:`agentopcd.sampling.Sampler`."""
+        check_room([request], sampling, self._positions(), self.loaded.name)
+        self._start()
+        ticket = next(self._tickets)
+        self._ask(str(ticket), request, sampling)
+        return ticket
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """See :class:`agentopcd.sampling.Sampler`."""
+        while not self._ready:
+            self._step()
+        ready, self._ready = list(self._ready.items()), {}
+        return ready
+
+    def drop(self, tickets: Iterable[int]) -> None:
+        """See :class:`agentopcd.sampling.Sampler`."""
+        for ticket in tickets:
+            if self._ready.pop(ticket, None) is None and self._llm is not None:
+                self._llm.llm_engine.abort_request([str(ticket)])
+
+    def update(self) -> float | None:
+        """Take over the model's weights and compare log-probabilities; see :class:`agentopcd.sampling.Sampler`.
+
+        Returns:
+            The difference in nats; None when the engine has not started, which takes them over when it does.
+
+        Raises:
+            AlignmentError: the engine does not play with the weights of the model.
+        """
+        return None if self._llm is None else self._take_over()
+
+    def close(self) -> None:
+        """Stop the engine and free its memory; the next request starts it again."""
+        if self._llm is None:
+            return
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = self._adapter = VllmSampler.alive = None
+        self._ready.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cleanup_dist_env_and_memory()
+        gc.collect()
+
+    # -- the engine ---------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self._llm is not None:
+            return
+        if VllmSampler.alive is not None:
+            VllmSampler.alive.close()
+        else:
+            atexit.register(_close_alive)
+        config, adapter = self.loaded.model.config, self.loaded.adapter
+        positions = self._positions()
+        _prepare(_cache_gib(config, positions))
+        lora: dict[str, Any] = {}
+        if adapter is not None:
+            rank = adapter.peft_config["default"].r
+            lora = {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank), "max_loras": 1}
+        threads, state = torch.get_num_threads(), torch.get_rng_state()
+        try:
+            with _quiet():
+                from vllm import LLM
+
+                self._llm = LLM(
+                    str(models.find_base(str(self.loaded.folder))),
+                    dtype=str(self.compute).removeprefix("torch."),  # type: ignore[arg-type]
+                    load_format="auto" if lora else "dummy", skip_tokenizer_init=True, generation_config="vllm",
+                    max_model_len=positions, max_num_seqs=self.batch_size, enforce_eager=True, seed=0,
+                    enable_prefix_caching=True, logprobs_mode="processed_logprobs",
+                    gpu_memory_utilization=GPU_SHARE, disable_log_stats=False, **lora,
+                )  # fmt: skip
+        except (ValueError, RuntimeError, ImportError, AssertionError, NotImplementedError) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise ModelError(f"vLLM cannot run {self.loaded.name!r}: {line}; take --engine transformers") from error
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_rng_state(state)
+        VllmSampler.alive = self
+        self._take_over()
+
+    def _positions(self) -> int:
+        return min(getattr(self.loaded.model.config, "max_position_embeddings", None) or LONGEST, LONGEST)
+
+    def _ask(self, name: str, request: Request, sampling: Sampling) -> None:
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens, seed=request.seed, logprobs=0, detokenize=False,
+            ignore_eos=True, stop_token_ids=list(self.loaded.end_ids),
+        )  # fmt: skip
+        self._llm.llm_engine.add_request(
+            name, {"prompt_token_ids": list(request.prompt_ids)}, params, lora_request=self._adapter
+        )
+
+    def _step(self) -> None:
+        """Advance all requests by a token and keep the replies that are done."""
+        with torch.random.fork_rng(devices=[]):  # it draws for rows that bring their own noise, too
+            outputs = self._llm.llm_engine.step()
+        for output in outputs:
+            if output.finished:
+                self._ready[int(output.request_id)] = self._completion(output.outputs[0])
+
+    def _completion(self, output: Any) -> Completion:
+        ids = tuple(output.token_ids)
+        return Completion(
+            token_ids=ids,
+            logprobs=tuple(at[token].logprob for at, token in zip(output.logprobs, ids, strict=True)),
+            finish_reason="stop" if ids[-1] in self.loaded.end_ids else "length",
+        )
+
+    # -- weights ------------------------------------------------------------------------------------
+
+    def _take_over(self) -> float:
+        if self.loaded.adapter is None:
+            self._push(self._weights())
+        else:
+            self._push_adapter()
+        drift = self._drift()
+        if not drift <= DRIFT_NATS[self.compute]:  # a NaN is too much, too
+            raise AlignmentError(
+                f"after the update vLLM is off by {drift:.3g} nats a token (more than {DRIFT_NATS[self.compute]}): "
+                f"{self._blame()}; its replies would not be the student's, so take --engine transformers"
+            )
+        return drift
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """All parameters by name, the output head also where it is tied: the engine keeps a packed copy of its own."""
+        model = self.loaded.model
+        found = {name: p.detach() for name, p in model.named_parameters()}
+        return found | {"lm_head.weight": model.get_output_embeddings().weight.detach()}
+
+    def _push(self, weights: dict[str, torch.Tensor]) -> None:
+        with _quiet():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
+        self._llm.reset_prefix_cache()
+
+    def _push_adapter(self) -> None:
+        """From disk, the only way in; under a new name, because the engine keeps what it has read."""
+        from vllm.lora.request import LoRARequest
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.loaded.adapter.save_pretrained(folder)
+            number = next(self._versions)
+            before, self._adapter = self._adapter, LoRARequest(f"student-{number}", number, folder)
+            if before is not None:
+                self._llm.llm_engine.remove_lora(before.lora_int_id)
+            self._llm.llm_engine.add_lora(self._adapter)
+        self._llm.reset_prefix_cache()
+
+    @torch.no_grad()
+    def _drift(self) -> float:
+        """Mean absolute difference to the model's own log-probabilities, on short replies to fixed prompts."""
+        model, gaps = self.loaded.model, []
+        device, was_training = next(model.parameters()).device, model.training
+        probes = [
+            self.loaded.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+            )
+            for text in PROBES
+        ]
+        requests = [Request(prompt_ids=tuple(ids), seed=i) for i, ids in enumerate(probes)]
+        replies = self.sample(requests, Sampling(temperature=1.0, max_tokens=16))
+        model.eval()
+        try:
+            for request, reply in zip(requests, replies, strict=True):
+                ids = torch.tensor([[*request.prompt_ids, *reply.token_ids]], device=device)
+                with models.autocast(device, self.compute):
+                    logits = model(input_ids=ids, use_cache=False).logits[0, len(request.prompt_ids) - 1 : -1]
+                own = logits.float().log_softmax(-1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
+                gaps.append((own.cpu() - torch.tensor(reply.logprobs)).abs())
+        finally:
+            model.train(was_training)
+        return float(torch.cat(gaps).mean())
+
+    def _blame(self) -> str:
+        """The group of parameters that alone makes the difference."""
+        if self.loaded.adapter is not None:
+            return "the adapter, or the weights below it"
+        model = self.loaded.model
+        every = {name: p.detach() for name, p in model.named_parameters()}
+        head = model.get_output_embeddings().weight.detach()
+        embedding = model.get_input_embeddings().weight
+        groups = {
+            "output head": {"lm_head.weight": head},
+            "embeddings": {name: p for name, p in model.named_parameters() if p is embedding},
+            "layers": {name: p for name, p in every.items() if ".layers." in name},
+        }
+        for label, weights in groups.items():
+            self._push(weights)
+            if self._drift() <= DRIFT_NATS[self.compute]:
+                return f"the group '{label}' had not been updated"
+        return "no single group of parameters explains it"
+
+    def cache_hits(self) -> tuple[int, int]:
+        """Prompt tokens found in the prefix cache, and all prompt tokens, since the engine started."""
+        found = {metric.name: getattr(metric, "value", 0) for metric in self._llm.get_metrics()}
+        return int(found["vllm:prefix_cache_hits"]), int(found["vllm:prefix_cache_queries"])
+
+
+def _prepare(cache_gib: int) -> None:
+    for name, value in {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(cache_gib)}.items():
+        os.environ.setdefault(name, value)
+
+
+def _close_alive() -> None:
+    if VllmSampler.alive is not None:
+        VllmSampler.alive.close()
+
+
+def _cache_gib(config: Any, positions: int) -> int:
+    """GiB of keys and values on a CPU: room for two sequences of full length, at least one."""
+    text = config.get_text_config()
+    groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return max(1, math.ceil(2 * positions * text.num_hidden_layers * 2 * groups * width * 4 / 2**30))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """vLLM's bars and warnings go nowhere; its errors are raised."""
+    with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+            yield
