@@ -37,6 +37,8 @@ ENVIRONMENT = {
 """Set before vLLM is imported, where the user has not."""
 LONGEST = 32_768
 """Positions at most: vLLM wants memory for one sequence of full length."""
+BATCHED_TOKENS = 8192
+"""Prompt tokens read in one pass, or one prompt of full length."""
 GPU_SHARE = 0.3
 """Of a GPU's memory, beside the model that trains."""
 DRIFT_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
@@ -180,6 +182,8 @@ class VllmSampler:
                     dtype=str(self.compute).removeprefix("torch."),  # type: ignore[arg-type]
                     load_format="auto" if lora else "dummy", skip_tokenizer_init=True, generation_config="vllm",
                     max_model_len=positions, max_num_seqs=self.batch_size, enforce_eager=True, seed=0,
+                    # A prompt read in pieces would need seeded generators to step back; those of a CPU cannot.
+                    enable_chunked_prefill=False, max_num_batched_tokens=max(positions, BATCHED_TOKENS),
                     enable_prefix_caching=True, logprobs_mode="processed_logprobs",
                     gpu_memory_utilization=GPU_SHARE, disable_log_stats=False, **lora,
                 )  # fmt: skip
