@@ -1,7 +1,8 @@
 """One consolidation step beside others': ``python -m benchmarks.consolidate --trl .venv-trl/bin/python``.
 
 ``ours`` is what the loop does: the teacher reads the shared beginning of its prompts once, and the loss is computed
-in chunks of rows; ``lora`` is the same with a rank-16 adapter, ``lora-less`` that with gradient checkpointing.
+in chunks of rows; ``lora`` is the same with a rank-16 adapter, ``lora-less`` that with gradient checkpointing,
+``vllm`` is ours with vLLM's rollouts (docs/engines.md), its weight update counted with them.
 ``plain`` is the reference of the tests: every prompt read whole, all logits at once. ``trl`` is TRL's ``SDFTTrainer``
 (see ``benchmarks/trl_sdft.py``), with the same weights, prompts, context, reply length, float32 masters and AdamW.
 
@@ -28,7 +29,7 @@ from typing import Any
 PHASES = ("rollout", "teacher", "update")
 LESSON = "- EXPERIENCE ITEM: read the question twice, work the sum out, and write only the result.\n"
 RANK = 16
-ARMS = ("plain", "ours", "lora", "lora-less")
+ARMS = ("plain", "ours", "lora", "lora-less", "vllm")
 
 
 def questions(batch: int) -> list[list[dict[str, str]]]:
@@ -70,7 +71,11 @@ class Step:
             self.student.model.requires_grad_(True)
         self.trained = [p for p in self.student.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
-        self.sampler = TransformersSampler(self.student, compute=compute)
+        self.sampler: Any = TransformersSampler(self.student, compute=compute)
+        if args.arm == "vllm":
+            from agentopcd.sampling.vllm import VllmSampler
+
+            self.sampler = VllmSampler(self.student, compute=compute)
         self.sampling = Sampling(temperature=0.7, max_tokens=args.reply)
         self.number = 0
 
@@ -125,6 +130,11 @@ class Step:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         lap("update")
+        if self.args.arm == "vllm":
+            self.sampler.update()
+            lap("sync")
+            cpu, wall = spent.pop("sync")
+            spent["rollout"] = (spent["rollout"][0] + cpu, spent["rollout"][1] + wall)
         return spent
 
     def needed_mib(self) -> float:

@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import math
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -337,7 +338,18 @@ def _cache_gib(config: Any, positions: int) -> int:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """vLLM's bars and warnings go nowhere; its errors are raised."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]  # its C++ writes past Python
     with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
+        for number, _ in kept:
+            os.dup2(nowhere.fileno(), number)
+        try:
             yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in kept:
+                os.dup2(copy, number)
+                os.close(copy)
