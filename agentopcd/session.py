@@ -148,11 +148,7 @@ class Session:
     def loaded(self) -> models.LoadedModel:
         name, why = self.model_name()
         self.say(f"model: {name} ({why})")
-        found = self.load(name)
-        engine, why = engine_of(self.config, found)
-        if self.config.engine != "auto" or engine != "transformers":
-            self.say(f"engine: {engine} ({why})")
-        return found
+        return self.load(name)
 
     def load(self, name: str) -> models.LoadedModel:
         """Load a model and register it in the store."""
@@ -172,6 +168,11 @@ class Session:
 
     def player_for(self, loaded: models.LoadedModel) -> Player:
         """A player of this environment whose replies come from ``loaded``."""
+        engine, why = engine_of(self.config, loaded)
+        line = f"engine: {engine} ({why})"
+        if line not in self.notes and (self.config.engine != "auto" or engine != "transformers"):
+            self.notes.add(line)
+            self.say(line)
         return player_of(self.config, loaded, self.compute)
 
     def setup(self, player: Player | None = None) -> str:

@@ -348,3 +348,52 @@ def test_a_setup_names_all_that_changes_play(tokenizer: Any) -> None:
     setups = [base.setup(), *(player.setup() for player in changed)]
     assert all(a != b for i, a in enumerate(setups) for b in setups[:i])
     assert dataclasses.replace(base, concurrency=1).setup() == base.setup()
+
+
+# -- an engine that answers one by one ------------------------------------------------------------------
+
+
+class OneByOne(Scripted):
+    """Answers the newest request first, so that the oldest episode waits for all others."""
+
+    def __init__(self, tokenizer: Any, reply: Callable[[str], str]) -> None:
+        super().__init__(tokenizer, reply)
+        self.waiting: dict[int, Request] = {}
+        self.most = self.count = 0
+
+    def submit(self, request: Request, sampling: Sampling) -> int:
+        self.count += 1
+        self.waiting[self.count] = request
+        self.most = max(self.most, len(self.waiting))
+        return self.count
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        ticket, request = self.waiting.popitem()
+        return [(ticket, self._answer(request))]
+
+    def drop(self, tickets: Any) -> None:
+        for ticket in tickets:
+            del self.waiting[ticket]
+
+
+def test_no_episode_waits_for_another_and_all_get_what_they_get_in_batches(tokenizer: Any) -> None:
+    in_batches = player_of(tokenizer, by_turn(["1", "2", "3"]))
+    one_by_one = dataclasses.replace(
+        in_batches, sampler=OneByOne(tokenizer, by_turn(["1", "2", "3"])), concurrency=3
+    )
+    usual, free = list(play(in_batches, walks(*range(6)))), list(play(one_by_one, walks(*range(6))))
+    assert [e.task.seed for e in free] != [e.task.seed for e in usual] == list(range(6))
+    assert free[0].task.seed == 2 and free[-1].task.seed == 0  # the newest of three first; the first one waits
+    assert sorted(free, key=lambda e: e.task.seed) == usual
+    assert one_by_one.sampler.most == 3  # type: ignore[attr-defined]
+    assert not one_by_one.sampler.waiting  # type: ignore[attr-defined]
+
+
+def test_whoever_stops_early_leaves_no_request_behind(tokenizer: Any) -> None:
+    player = player_of(tokenizer, by_turn(["1", "2", "3"]))
+    player = dataclasses.replace(player, sampler=OneByOne(tokenizer, by_turn(["1", "2", "3"])))
+    episodes = play(player, walks(*range(6)))
+    next(episodes)
+    assert len(player.sampler.waiting) == 5  # type: ignore[attr-defined]
+    episodes.close()  # type: ignore[attr-defined]
+    assert not player.sampler.waiting  # type: ignore[attr-defined]
