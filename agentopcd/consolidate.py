@@ -111,6 +111,7 @@ def consolidate(
         say(f"before training: {rate_of(state, 0)} on {len(select)} select tasks, without the context")
     else:
         sharding.update_whole(student)
+        player.sampler.update()
         ranks.wait()  # all have read the log's place before it is cut
         if ranks.main:
             run.rewind(state["step"])

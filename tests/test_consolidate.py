@@ -700,6 +700,26 @@ def test_merged_it_is_a_whole_model_that_answers_the_same(adapted: Trained, mode
         assert torch.equal(a, b)
 
 
+def test_a_sampler_with_weights_of_its_own_hears_of_every_change(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def update(self: TransformersSampler) -> float:
+        heard.append(models.parameter_hash(self.loaded.model))
+        return 0.5
+
+    monkeypatch.setattr(TransformersSampler, "update", update)
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path, kill_at=5, steps=4, save_every=2, select_every=2)
+    before = list(heard)
+    again = train(model_dir, tmp_path, steps=4, save_every=2, select_every=2)
+    assert again.lines[0] == "resumed after step 2"
+    assert heard[len(before)] == before[1]  # the restored weights, before anything is played with them
+    assert len(heard) == len(before) + 3  # and after steps 3 and 4
+    assert [step["engine/drift_nats"] for step in again.steps] == [0.5] * 4
+
+
 def test_a_killed_run_of_an_adapter_ends_the_same(model_dir: Path, tmp_path: Path) -> None:
     exact = train(model_dir, tmp_path / "a", lora_rank=4)
     with pytest.raises(Killed):
