@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from agentopcd.cli import main
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import ConfigError
 from agentopcd.ranks import Ranks
@@ -101,15 +102,13 @@ def same(one: Path, other: Path) -> None:
         assert (tensor - found[name]).abs().max() < 1e-4, name
 
 
-def test_two_processes_do_what_one_does(flags: list[str], alone: Path, tmp_path: Path) -> None:
-    said = run(*TWO, "-m", "agentopcd", *flags, "--work", tmp_path)
-    assert said.count("step 004/004") == 1  # one of them speaks
-    same(alone, tmp_path)
-
-
-def test_a_run_goes_on_with_another_number_of_processes(flags: list[str], alone: Path, tmp_path: Path) -> None:
+def test_two_processes_go_on_where_one_stopped_and_do_what_it_does(
+    flags: list[str], alone: Path, tmp_path: Path
+) -> None:
     run("-c", STOPPED, *flags, "--work", tmp_path, rc=130)
-    assert "resumed after step 2" in run(*TWO, "-m", "agentopcd", *flags, "--work", tmp_path)
+    said = run(*TWO, "-m", "agentopcd", *flags, "--work", tmp_path)
+    assert "resumed after step 2" in said
+    assert said.count("step 004/004") == 1  # one of them speaks
     same(alone, tmp_path)
 
 
@@ -124,9 +123,13 @@ def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     same(alone, tmp_path)
 
 
-def test_one_process_has_nothing_to_shard_over(flags: list[str], tmp_path: Path) -> None:
-    said = run("-m", "agentopcd", *flags, "--shard", "--work", tmp_path, rc=2)
-    assert "error: there is one process to shard over" in said
+def test_one_process_has_nothing_to_shard_over(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["agentopcd", *flags, "--shard", "--work", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: there is one process to shard over" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--shard or --lora-rank"):
         ConsolidateConfig(env="math", shard=True, lora_rank=4)
 
