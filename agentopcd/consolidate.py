@@ -147,7 +147,7 @@ def consolidate(
             clock.lap("teacher")
             into = meter if counts else StepMeter(temperature, config.temperature)
             into.begin(chunk)
-            with models.autocast(device, compute):
+            with models.autocast(device, compute, keep=not config.shard):
                 pairs = [(s.student_ids, s.response_ids) for s in chunk]
                 student_NH = response_hidden(model, pairs, student.tokenizer.pad_token_id)
 

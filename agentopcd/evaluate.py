@@ -13,7 +13,7 @@ from agentopcd.envs.floors import Floors, floors
 from agentopcd.errors import ConfigError
 from agentopcd.knowledge import Arm, Place, play_missing
 from agentopcd.models import LoadedModel
-from agentopcd.session import Session
+from agentopcd.session import Session, engine_of
 from agentopcd.stats import Comparison, Rate
 from agentopcd.types import EMPTY, Context, Job, Task
 
@@ -95,6 +95,8 @@ def evaluate(
     """
     if not tasks:
         raise ConfigError(f"no {split} tasks of {session.env} to evaluate on")
+    if len(engines := {engine_of(session.config, one.model)[0] for one in contestants}) > 1:
+        raise ConfigError(f"these models would be played by {sorted(engines)}; name one of them with --engine")
     setups = set()
     for one in contestants:
         player = session.player_for(one.model)

@@ -466,11 +466,16 @@ def _cpu_has_bfloat16() -> bool:
     return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
 
 
-def autocast(device: torch.device, compute: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """Matrix products in ``compute``; nothing to do for float32."""
+def autocast(
+    device: torch.device, compute: torch.dtype, *, keep: bool = True
+) -> contextlib.AbstractContextManager[Any]:
+    """Matrix products in ``compute``; nothing to do for float32.
+
+    With ``keep`` a weight is cast once in a block; the casts of all of them are held until its end.
+    """
     if compute == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=compute)
+    return torch.autocast(device.type, dtype=compute, cache_enabled=keep)
 
 
 def freeze(model: Any, compute: torch.dtype) -> None:

@@ -82,7 +82,7 @@ class Run:
         """Write a checkpoint to resume from: trained parameters, optimizer moments, torch RNG, position. No pickle.
 
         The last complete checkpoint survives a kill at any moment. Where parameters are sharded, every process calls
-        this and writes its part; it is read again by any number of processes.
+        this and writes its part; it is read again by another number of them.
         """
         import torch
         from safetensors.torch import save_file

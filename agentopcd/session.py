@@ -57,7 +57,10 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
     if several or not vllm.installed():
         return "transformers", "several processes" if several else "vLLM is not installed"
     kind = type(loaded.model).__name__
-    return ("vllm", "installed") if vllm.supports(kind) else ("transformers", f"vLLM does not know {kind}")
+    try:
+        return ("vllm", "installed") if vllm.supports(kind) else ("transformers", f"vLLM does not know {kind}")
+    except (ImportError, OSError) as error:
+        return "transformers", f"vLLM cannot be imported: {error}"
 
 
 def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: Any) -> Player:

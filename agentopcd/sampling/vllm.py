@@ -2,7 +2,7 @@
 
 The engine starts with random weights and gets the model's own through the same call that updates them after a step;
 every time its log-probabilities are compared with the model's. So a tensor that the update leaves out shows at once, by
-nats, and not after a few small steps, within the noise of bfloat16.
+nats, and not after a few small steps, within the noise of bfloat16. An adapter and its base are read from disk.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
 """Set before vLLM is imported, where the user has not."""
+USERS_CACHE = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
+"""GiB of keys and values on a CPU, as the user set them; else each engine gets what its model needs."""
 LONGEST = 32_768
 """Positions at most: vLLM wants memory for one sequence of full length."""
 BATCHED_TOKENS = 8192
@@ -167,12 +169,20 @@ class VllmSampler:
         else:
             atexit.register(_close_alive)
         config, adapter = self.loaded.model.config, self.loaded.adapter
+        if adapter is not None and (self.loaded.folder / models.ADAPTER).is_file():
+            raise ModelError(
+                f"{self.loaded.name!r} is an adapter itself, and vLLM would play without it: train it with --merge, or "
+                "take --engine transformers"
+            )
         positions = self._positions()
         _prepare(_cache_gib(config, positions))
         lora: dict[str, Any] = {}
         if adapter is not None:
             rank = adapter.peft_config["default"].r
-            lora = {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= rank), "max_loras": 1}
+            room = next((r for r in LORA_RANKS if r >= rank), None)
+            if room is None:
+                raise ModelError(f"--lora-rank {rank} is more than vLLM takes ({LORA_RANKS[-1]})")
+            lora = {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
         threads, state = torch.get_num_threads(), torch.get_rng_state()
         try:
             with _quiet():
@@ -188,14 +198,18 @@ class VllmSampler:
                     enable_prefix_caching=True, logprobs_mode="processed_logprobs",
                     gpu_memory_utilization=GPU_SHARE, disable_log_stats=False, **lora,
                 )  # fmt: skip
-        except (ValueError, RuntimeError, ImportError, AssertionError, NotImplementedError) as error:
+            VllmSampler.alive = self
+            self._take_over()
+        except AlignmentError:
+            self.close()
+            raise
+        except (ValueError, KeyError, RuntimeError, ImportError, AssertionError, NotImplementedError) as error:
+            self.close()
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise ModelError(f"vLLM cannot run {self.loaded.name!r}: {line}; take --engine transformers") from error
         finally:
             torch.set_num_threads(threads)
             torch.set_rng_state(state)
-        VllmSampler.alive = self
-        self._take_over()
 
     def _positions(self) -> int:
         return min(getattr(self.loaded.model.config, "max_position_embeddings", None) or LONGEST, LONGEST)
@@ -252,7 +266,7 @@ class VllmSampler:
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
         with _quiet():
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
-        self._llm.reset_prefix_cache()
+        self._forget_prefixes()
 
     def _push_adapter(self) -> None:
         """From disk, the only way in; under a new name, because the engine keeps what it has read."""
@@ -265,7 +279,12 @@ class VllmSampler:
             if before is not None:
                 self._llm.llm_engine.remove_lora(before.lora_int_id)
             self._llm.llm_engine.add_lora(self._adapter)
-        self._llm.reset_prefix_cache()
+        self._forget_prefixes()
+
+    def _forget_prefixes(self) -> None:
+        """Keys and values of the old weights; vLLM keeps them while a request holds any."""
+        if not self._llm.reset_prefix_cache():
+            raise AlignmentError("the weights changed while vLLM was still answering; collect or drop its requests")
 
     @torch.no_grad()
     def _drift(self) -> float:
@@ -318,8 +337,10 @@ class VllmSampler:
 
 
 def _prepare(cache_gib: int) -> None:
-    for name, value in {**ENVIRONMENT, "VLLM_CPU_KVCACHE_SPACE": str(cache_gib)}.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if not USERS_CACHE:
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(cache_gib)
 
 
 def _close_alive() -> None:
