@@ -118,7 +118,7 @@ def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     words = [*flags, "--shard", "--gradient-checkpointing", "--work", tmp_path]
     (tmp_path / "stopped.py").write_text(SHARDED + STOPPED)
     said = run(*TWO, tmp_path / "stopped.py", *words, rc=1)
-    assert said.count("sharded: ") == 2, said
+    assert said.count("sharded:") == 2, said  # unbuffered, two processes mix their lines
     assert "resumed after step 2" in run(*THREE, "-m", "agentopcd", *words)
     same(alone, tmp_path)
 
