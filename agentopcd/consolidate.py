@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from agentopcd import losses, models, sharding
+from agentopcd import losses, models, sharding, sources
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import AlignmentError, ConfigError
@@ -216,7 +216,7 @@ def consolidate(
     ranks.wait()
     return Consolidated(
         folder=folder,
-        model_id=models.fingerprint(folder),
+        model_id=sources.fingerprint(folder),
         best_step=state["best_step"],
         select={int(at): Rate(*rate) for at, rate in state["select"].items()},
     )

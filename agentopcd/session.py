@@ -173,7 +173,7 @@ class Session:
         """A player of this environment whose replies come from ``loaded``."""
         engine, why = engine_of(self.config, loaded)
         line = f"engine: {engine} ({why})"
-        if line not in self.notes and (self.config.engine != "auto" or engine != "transformers"):
+        if line not in self.notes:
             self.notes.add(line)
             self.say(line)
         return player_of(self.config, loaded, self.compute)

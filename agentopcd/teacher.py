@@ -105,19 +105,20 @@ class FrozenTeacher:
             passes: forward passes to make at least; those that are too many read something again.
         """
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
-        shared = self.prefix.shared_by(pairs) if self.prefix else 0
+        spare = passes - self.passes(samples) if passes else 0
         with self._scoring():
-            for _ in range(passes - self.passes(samples)):
+            for _ in range(spare):
                 response_hidden(self.model, pairs[:1], self.pad_id)
-            if self.prefix is not None and shared:
+            if self.prefix is not None and (shared := self.prefix.shared_by(pairs)):
                 return self.prefix.response_hidden(pairs, shared)
             return response_hidden(self.model, pairs, self.pad_id)
 
     def passes(self, samples: Sequence[Sample]) -> int:
         """Forward passes that scoring ``samples`` takes."""
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
-        shared = self.prefix.shared_by(pairs) if self.prefix else 0
-        return len(self.prefix.rows(pairs, shared)) if self.prefix and shared else 1
+        if self.prefix is not None and (shared := self.prefix.shared_by(pairs)):
+            return len(self.prefix.rows(pairs, shared))
+        return 1
 
     @contextlib.contextmanager
     def _scoring(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from agentopcd import consolidate as loop
-from agentopcd import envs, losses, models, runs
+from agentopcd import envs, losses, models, runs, sources
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import AlignmentError, ConfigError, ModelError
@@ -532,9 +532,9 @@ def test_the_result_is_an_ordinary_model_folder(whole: Trained, model_dir: Path)
     tokenizer = AutoTokenizer.from_pretrained(whole.result.folder)
     assert tokenizer.chat_template
     facts = json.loads((whole.result.folder / "agentopcd.json").read_text())
-    assert facts["parent_id"] == models.fingerprint(model_dir)
+    assert facts["parent_id"] == sources.fingerprint(model_dir)
     assert facts["context"] == LESSONS.id
-    assert whole.result.model_id == models.fingerprint(whole.result.folder)
+    assert whole.result.model_id == sources.fingerprint(whole.result.folder)
     ids = torch.tensor([[1, 40, 50]])
     assert not torch.equal(model(ids).logits, models.load_model(str(model_dir)).model(ids).logits)
 
@@ -672,7 +672,7 @@ def test_an_adapter_is_saved_as_peft_does_and_loads_as_a_student(adapted: Traine
     assert not (folder / "model.safetensors").exists()
     loaded = models.load_model(str(folder))
     assert loaded.id == adapted.result.model_id
-    assert loaded.parent_id == models.fingerprint(model_dir)
+    assert loaded.parent_id == sources.fingerprint(model_dir)
     ids = torch.tensor([[9, 5, 6, 7]])
     with_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), folder)(ids).logits
     torch.testing.assert_close(loaded.model(ids).logits, with_peft, atol=1e-4, rtol=0)
@@ -682,20 +682,20 @@ def test_an_adapter_is_saved_as_peft_does_and_loads_as_a_student(adapted: Traine
 def test_an_id_of_an_adapter_covers_its_base(adapted: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(adapted.result.folder, folder)
-    assert models.fingerprint(folder) == adapted.result.model_id
-    facts = json.loads((folder / models.ADAPTER).read_text())
+    assert sources.fingerprint(folder) == adapted.result.model_id
+    facts = json.loads((folder / sources.ADAPTER).read_text())
     other = tiny.build(tmp_path / "other", seed=1, tie=False)
-    (folder / models.ADAPTER).write_text(json.dumps(facts | {"base_model_name_or_path": str(other)}))
-    first = models.fingerprint(folder)
+    (folder / sources.ADAPTER).write_text(json.dumps(facts | {"base_model_name_or_path": str(other)}))
+    first = sources.fingerprint(folder)
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
-    assert len({first, models.fingerprint(folder), adapted.result.model_id}) == 3
+    assert len({first, sources.fingerprint(folder), adapted.result.model_id}) == 3
 
 
 def test_merged_it_is_a_whole_model_that_answers_the_same(adapted: Trained, model_dir: Path, tmp_path: Path) -> None:
     merged = train(model_dir, tmp_path, lora_rank=4, steps=12, learning_rate=3e-3, batch_size=5, merge=True)
-    assert not (merged.result.folder / models.ADAPTER).exists()
+    assert not (merged.result.folder / sources.ADAPTER).exists()
     one, other = (models.load_model(str(run.result.folder)) for run in (adapted, merged))
-    assert other.parent_id == models.fingerprint(model_dir)
+    assert other.parent_id == sources.fingerprint(model_dir)
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -747,18 +747,18 @@ def test_an_adapter_learns_in_bfloat16_after_a_shared_prefix(
 def test_an_id_does_not_follow_the_order_or_the_place_of_things(adapted: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(adapted.result.folder, folder)
-    settings = json.loads((folder / models.ADAPTER).read_text())
+    settings = json.loads((folder / sources.ADAPTER).read_text())
     assert settings["target_modules"] == sorted(settings["target_modules"])
     moved = shutil.copytree(settings["base_model_name_or_path"], tmp_path / "moved")
-    (folder / models.ADAPTER).write_text(json.dumps(settings | {"base_model_name_or_path": str(moved)}))
-    assert models.fingerprint(folder) == adapted.result.model_id
+    (folder / sources.ADAPTER).write_text(json.dumps(settings | {"base_model_name_or_path": str(moved)}))
+    assert sources.fingerprint(folder) == adapted.result.model_id
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "other formats are not read"),
-        (lambda folder: drop_key(folder / models.ADAPTER, "base_model_name_or_path"), "which model"),
+        (lambda folder: drop_key(folder / sources.ADAPTER, "base_model_name_or_path"), "which model"),
         (lambda folder: halve(folder / "adapter_model.safetensors"), "missing adapter keys"),
     ],
 )

@@ -61,7 +61,10 @@ def test_settings_move_what_they_should(folder: Path) -> None:
     half = of(folder, tokens_per_batch=2048)
     assert 2 * half.batch == usual.batch and dataclasses.replace(half, batch=usual.batch) == usual
     assert of(folder, gradient_checkpointing=True).batch < usual.batch
-    assert usual.total == usual.student + usual.teacher + usual.context + usual.batch + usual.loss
+    assert usual.total == sum(dataclasses.asdict(usual).values())
+    assert of(folder, torch.float32).casts == of(folder, lora_rank=4).casts == 0 < usual.casts
+    assert of(folder, shard=True).casts == usual.casts
+    assert of(folder, shard=True, gradient_checkpointing=True).casts == 0
     assert f"{usual.total / 2**30:.1f} GiB" in str(usual)
 
 

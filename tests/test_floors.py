@@ -18,6 +18,7 @@ FLOORS = {
     "losses": 1,
     "stats": 1,
     "runs": 1,
+    "sources": 0.5,
     "models": 1,
     "envs": 2,
     "knowledge": 2,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from agentopcd import models
+from agentopcd import models, sources
 from agentopcd.errors import ModelError
 from tests import tiny
 
@@ -54,7 +54,7 @@ def test_a_folder_is_loaded_in_float32_and_ready_to_play(loaded: models.LoadedMo
     assert not loaded.model.training
     assert loaded.end_ids == (tiny.END,)
     assert loaded.folder == folder.resolve()
-    assert loaded.id == models.fingerprint(folder)
+    assert loaded.id == sources.fingerprint(folder)
 
 
 def test_weights_saved_in_bfloat16_become_float32(folder: Path, tmp_path: Path) -> None:
@@ -212,15 +212,15 @@ def test_compute_is_what_was_asked_for() -> None:
 
 
 def test_the_id_follows_everything_that_changes_replies(own: Path) -> None:
-    first = models.fingerprint(own)
+    first = sources.fingerprint(own)
     (own / "agentopcd.json").write_text("{}")
-    assert models.fingerprint(own) == first
+    assert sources.fingerprint(own) == first
     (own / "chat_template.jinja").write_text("{{ messages }}")
-    second = models.fingerprint(own)
+    second = sources.fingerprint(own)
     weights = bytearray((own / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (own / "model.safetensors").write_bytes(weights)
-    assert len({first, second, models.fingerprint(own)}) == 3
+    assert len({first, second, sources.fingerprint(own)}) == 3
 
 
 def test_the_parameter_hash_sees_one_changed_bit(loaded: models.LoadedModel) -> None:
@@ -281,7 +281,7 @@ def test_a_save_that_dies_leaves_the_folder_before(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(models, "_write_sidecar", lambda *args, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
         models.save_model(loaded, tmp_path / "out", parent_id="p", facts={})
-    assert models.fingerprint(tmp_path / "out") == first
+    assert sources.fingerprint(tmp_path / "out") == first
     assert models.save_model(loaded, tmp_path / "out", parent_id="p", facts={}) == first
 
 

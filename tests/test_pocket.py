@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agentopcd import models
+from agentopcd import models, sources
 from agentopcd.config import EvaluateConfig, LearnConfig, PlayConfig
 from agentopcd.evaluate import Contestant, Evaluation, evaluate
 from agentopcd.experience import gather
@@ -48,7 +48,7 @@ def test_it_ships_small_and_loads_like_any_model(name: str) -> None:
 
 def test_the_two_sizes_share_their_tokenizer() -> None:
     for file in ("tokenizer.json", "chat_template.jinja"):
-        assert len({(models.WEIGHTS / name / file).read_bytes() for name in SIZES}) == 1, file
+        assert len({(sources.WEIGHTS / name / file).read_bytes() for name in SIZES}) == 1, file
 
 
 def test_it_wins_only_when_it_is_told_the_rules(tmp_path: Path) -> None:

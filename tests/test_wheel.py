@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.models import SHIPPED
+from agentopcd.sources import SHIPPED
 
 
 def run(*command: str | Path, cwd: Path) -> str:

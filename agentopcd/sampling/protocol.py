@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from agentopcd.errors import ConfigError
@@ -49,23 +50,35 @@ class Sampler(Protocol):
 class InBatches:
     """The part of a sampler that plays in lock step: everything submitted is answered by one call of ``sample``."""
 
+    @functools.cached_property
+    def _asked(self) -> dict[int, tuple[Request, Sampling]]:
+        return {}
+
+    @functools.cached_property
+    def _tickets(self) -> Iterator[int]:
+        return itertools.count()
+
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`Sampler`."""
-        asked = self.__dict__.setdefault("_asked", {})
-        ticket = next(self.__dict__.setdefault("_tickets", itertools.count()))
-        asked[ticket] = (request, sampling)
+        ticket = next(self._tickets)
+        self._asked[ticket] = (request, sampling)
         return ticket
 
-    def collect(self: Sampler) -> list[tuple[int, Completion]]:
+    def collect(self) -> list[tuple[int, Completion]]:
         """See :class:`Sampler`."""
-        asked = self.__dict__.pop("_asked")
-        sampling = next(iter(asked.values()))[1]
+        asked = dict(self._asked)
+        self._asked.clear()
+        (sampling,) = {how for _, how in asked.values()}  # one player at a time
         return list(zip(asked, self.sample([request for request, _ in asked.values()], sampling), strict=True))
 
     def drop(self, tickets: Iterable[int]) -> None:
         """See :class:`Sampler`."""
         for ticket in tickets:
-            self.__dict__.get("_asked", {}).pop(ticket, None)
+            self._asked.pop(ticket, None)
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """See :class:`Sampler`."""
+        raise NotImplementedError
 
     def update(self) -> None:
         """Nothing to do: the weights that play are those that train."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentopcd import envs, models
+from agentopcd import envs, sources
 from agentopcd.chat import EXPERIENCE_FRAME, Chat, turn_messages
 from agentopcd.envs.puzzles import FORMS, KINDS, Conventions, Instructions
 from agentopcd.envs.rows import Row
@@ -289,11 +289,11 @@ def test_the_prompt_format_is_the_one_the_weights_were_trained_on() -> None:
     )
 
 
-@pytest.mark.parametrize("name", models.SHIPPED)
+@pytest.mark.parametrize("name", sources.SHIPPED)
 def test_the_corpus_is_the_one_the_weights_were_trained_on(name: str) -> None:
     from recipes.pocket import train
 
-    trained_on = json.loads((models.WEIGHTS / name / "agentopcd.json").read_text())["corpus"]
+    trained_on = json.loads((sources.WEIGHTS / name / "agentopcd.json").read_text())["corpus"]
     found = corpus.fingerprint(train.SEED)
     assert found == trained_on, (
         f"the corpus changed (hash {found}, {name} was trained on {trained_on}): retraining would no longer give the "
