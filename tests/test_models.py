@@ -279,7 +279,7 @@ def test_a_save_that_dies_leaves_the_folder_before(
 ) -> None:
     first = models.save_model(loaded, tmp_path / "out", parent_id="p", facts={})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(models, "_write_sidecar", lambda *args, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(sources, "write_sidecar", lambda *args, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
         models.save_model(loaded, tmp_path / "out", parent_id="p", facts={})
     assert sources.fingerprint(tmp_path / "out") == first
     assert models.save_model(loaded, tmp_path / "out", parent_id="p", facts={}) == first
