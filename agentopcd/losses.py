@@ -42,8 +42,8 @@ LOG_FLOOR_NATS = -1e4
 model can produce; it only keeps a logit of -inf and an empty remainder finite, forward and backward."""
 
 
-CHUNK_LOGITS = 1 << 23
-"""Logits of one model that are alive at once in :func:`in_chunks`: 32 MiB."""
+CHUNK_LOGITS = 1 << 22
+"""Logits of one model that are alive at once in :func:`in_chunks`: 16 MiB."""
 
 
 class TokenDivergence(NamedTuple):
@@ -344,7 +344,8 @@ class _InChunks(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
         wanted = ctx.needs_input_grad[3:]
-        into = [torch.zeros_like(t) if t is not None and w else None
+        make = torch.empty_like if len(hidden_NH) else torch.zeros_like
+        into = [make(t) if t is not None and w else None
                 for t, w in zip((hidden_NH, weight_VH, bias_V), wanted, strict=True)]  # fmt: skip
         weight32_VH = weight_VH.detach().float()
         bias32_V = None if bias_V is None else bias_V.detach().float()
@@ -359,16 +360,20 @@ class _InChunks(torch.autograd.Function):
                 total += loss.detach()
                 if into[0] is not None:
                     into[0][where] = grad_RV @ weight32_VH
-                if into[1] is not None:
-                    into[1].addmm_(grad_RV.T.to(into[1].dtype), h_RH.to(into[1].dtype))
+                if into[1] is not None:  # the first chunk only writes: reading zeros costs as much as the product
+                    into[1].addmm_(grad_RV.T.to(into[1].dtype), h_RH.to(into[1].dtype), beta=int(start > 0))
                 if into[2] is not None:
-                    into[2] += grad_RV.sum(0)
-        ctx.save_for_backward(*into)
+                    into[2].copy_(grad_RV.sum(0)) if start == 0 else into[2].add_(grad_RV.sum(0))
+        ctx.into = into
         return total
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return (None, None, None, *(None if g is None else g * grad for g in ctx.saved_tensors))
+        into, ctx.into = ctx.into, None  # scaled in place and given away: a second gradient of a large head costs
+        if into is None:
+            raise RuntimeError("the gradients of in_chunks were handed out; it can go backward once")
+        return (None, None, None, *(None if g is None else g.mul_(grad) for g in into))
 
 
 def entropy_nats(

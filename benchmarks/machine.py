@@ -1,7 +1,7 @@
 """What this machine can do at most: ``python -m benchmarks.machine``.
 
-Matrix products in each dtype, and reading weights from memory (a product with four rows, which is what a decoding
-step of four replies is). Rates are in CPU seconds of one thread unless ``--threads`` says otherwise.
+Matrix products in each dtype, reading weights from memory (a product with four rows, which is what a decoding step of
+four replies is), and attention forward and backward. In CPU seconds of one thread unless ``--threads`` says otherwise.
 """
 
 from __future__ import annotations
@@ -50,6 +50,15 @@ def main() -> None:
             spent = seconds(lambda ws=packed, x=x: [packed_product(x.dtype, w, None, x) for w in ws], args.repeats)
             line += f", packed {size / spent:.1f}"
         print(line, flush=True)
+    for tokens in (110, 500, 1000):
+        for dtype in (torch.float32, torch.bfloat16):
+            qkv = [torch.randn(4, 9, tokens, 64).to(dtype).requires_grad_() for _ in range(3)]
+
+            def attend(qkv: list[torch.Tensor] = qkv) -> None:
+                torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True).sum().backward()
+
+            spent = seconds(attend, args.repeats)
+            print(f"{dtype}: attention [4, 9, {tokens}, 64] with its gradients: {spent * 1e3:.1f} ms", flush=True)
 
 
 if __name__ == "__main__":

@@ -553,8 +553,20 @@ def test_chunks_leave_a_frozen_head_without_gradient_and_keep_the_graph_of_nothi
     losses.in_chunks(loss_of, hidden_NH, torch.ones(3), head).backward()
     assert head.weight.grad is None and hidden_NH.grad is not None and hidden_NH.grad.abs().max() > 0
     empty_NH = torch.empty(0, 8, requires_grad=True)
+    head.requires_grad_(True)
     losses.in_chunks(loss_of, empty_NH, torch.ones(0), head).backward()
     assert empty_NH.grad is not None and empty_NH.grad.shape == (0, 8)
+    assert head.weight.grad is not None and head.weight.grad.abs().max() == 0
+
+
+def test_chunks_go_backward_once_for_their_gradients_are_given_away() -> None:
+    head, hidden_NH, teacher_NV = head_and_rows(3, bias=False)
+    loss = losses.in_chunks(
+        lambda z, where: losses.full_reverse_kl(z, teacher_NV[where]), hidden_NH, torch.ones(3), head
+    )
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward once"):
+        loss.backward()
 
 
 def test_chunks_hold_few_logits_however_many_tokens_there_are() -> None:

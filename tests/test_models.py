@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agentopcd import models, sources
 from agentopcd.errors import ModelError
@@ -310,3 +311,18 @@ def test_threads_fit_the_quota_of_a_container(
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_attention_on_a_cpu_is_float32_under_autocast_and_once_wrapped_stays_so() -> None:
+    models.float32_attention()
+    models.float32_attention()
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert not hasattr(attend.func, "func") and attend.args[0].__name__ == "sdpa_attention_forward"
+    query, key, value = torch.randn(3, 1, 2, 5, 4).bfloat16()
+    mask = torch.zeros(1, 1, 5, 5, dtype=torch.bfloat16)
+    expected = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask.float())
+    with models.autocast(torch.device("cpu"), torch.bfloat16):
+        found, _ = attend(torch.nn.Module(), query, key, value, mask)
+    torch.testing.assert_close(found, expected.transpose(1, 2), atol=1e-6, rtol=1e-6)
+    bare, _ = attend(torch.nn.Module(), query, key, value, mask)
+    assert bare.dtype == torch.bfloat16
