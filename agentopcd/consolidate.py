@@ -89,6 +89,7 @@ def consolidate(
         models.check_head(whole.model)
     if student.adapter is None:
         model.requires_grad_(True)
+    models.attend_without_padding(student, compute)
     if config.gradient_checkpointing:
         models.checkpoint_gradients(model)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -419,6 +419,25 @@ def attends_to_all(model: Any) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
+def attend_without_padding(loaded: LoadedModel, compute: torch.dtype) -> None:
+    """Give a model on a GPU the attention of flash-attn, where that is installed and the model can: no padding.
+
+    Not to one that trains an adapter, for it is its own teacher, and the shared prefix wants a mask. Not run on a GPU
+    yet.
+    """
+    from transformers.utils import is_flash_attn_2_available
+
+    model = loaded.model
+    fits = next(model.parameters()).device.type == "cuda" and compute == torch.bfloat16 and loaded.adapter is None
+    if fits and is_flash_attn_2_available() and getattr(model, "_supports_flash_attn", False):
+        model.set_attn_implementation("flash_attention_2")
+
+
+def attends_without_padding(model: Any) -> bool:
+    """Whether sequences one after the other in a row cost ``model`` no attention between them."""
+    return "flash" in (model.config._attn_implementation or "")
+
+
 def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
     found: list[int] = []
     for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id):

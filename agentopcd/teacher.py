@@ -153,7 +153,8 @@ class FrozenTeacher:
 def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
     """Hidden states that predict each response token, all responses one after the other.
 
-    :func:`sequences` chooses what is read. Sequences are padded on the left, so that responses end together.
+    :func:`sequences` chooses what is read. Sequences are padded on the left, so that responses end together, or, where
+    the model's attention takes sequences of any length (:func:`agentopcd.models.attend_without_padding`), packed.
 
     Args:
         model: a causal language model.
@@ -167,6 +168,8 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
         AlignmentError: an empty prompt, which has no position to predict the first token from.
     """
     rows = sequences(pairs)
+    if models.attends_without_padding(model):
+        return packed_hidden(model, rows)
     width = max(len(tokens) for tokens, _ in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -185,6 +188,23 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
         use_cache=False,
     )
     return out.last_hidden_state[keep.to(device)]
+
+
+def packed_hidden(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+    """What :func:`response_hidden` returns for these :func:`sequences`, all of them in one row ``[1, T]``.
+
+    Without a mask and a cache, transformers takes a position that does not go on from the one before as the beginning
+    of a sequence that sees nothing of the others.
+    """
+    device = next(model.parameters()).device
+    starts = itertools.accumulate((len(tokens) for tokens, _ in rows), initial=0)
+    keep = [start + at for start, (_, predicting) in zip(starts, rows, strict=False) for at in predicting]
+    out = models.decoder(model)(
+        input_ids=torch.tensor([[token for tokens, _ in rows for token in tokens]], device=device),
+        position_ids=torch.cat([torch.arange(len(tokens)) for tokens, _ in rows])[None].to(device),
+        use_cache=False,
+    )
+    return out.last_hidden_state[0, keep]
 
 
 def sequences(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[int], list[int]]]:

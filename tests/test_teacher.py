@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from agentopcd import losses, models
 from agentopcd.chat import Chat
@@ -194,6 +195,41 @@ def test_a_chat_whose_past_is_shown_otherwise_is_read_turn_by_turn() -> None:
     assert len(sequences([first, changed])) == 2
     assert len(sequences([first, first])) == 2
     assert len(sequences([first, ((*first[0], *first[1]), (5,))])) == 2  # nothing new was said
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral"])
+def test_rows_that_are_packed_and_rows_that_are_padded_agree_in_values_and_gradients(
+    kind: str, student: models.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 297, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+                             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    torch.manual_seed(0)
+    model: Any = {
+        "llama": lambda: student.model,
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=8)).eval(),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**sizes, sliding_window=6)).eval(),
+    }[kind]()
+    pairs = [*RAGGED, *growing(()), *growing((9, 9))]
+    found = {}
+    for packed in (False, True):
+        monkeypatch.setattr(models, "attends_without_padding", lambda _, packed=packed: packed)
+        rows_NH = response_hidden(model, pairs, tiny.PAD)
+        weights = torch.randn(rows_NH.shape, generator=torch.Generator().manual_seed(1))
+        trained = list(model.get_decoder().parameters())
+        found[packed] = (rows_NH, *torch.autograd.grad((rows_NH * weights).sum(), trained))
+    for one, other in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5 * one.abs().max().item(), rtol=1e-4)
+
+
+def test_padding_is_left_out_on_a_gpu_with_flash_attention_only(
+    student: models.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    models.attend_without_padding(student, torch.bfloat16)
+    assert not models.attends_without_padding(student.model)  # a CPU
+    student.model.config._attn_implementation = "flash_attention_2"
+    assert models.attends_without_padding(student.model)
+    student.model.config._attn_implementation = "sdpa"
 
 
 # -- a shared prefix is read once -------------------------------------------------------------------------
