@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
 
 from agentopcd.errors import ConfigError, did_you_mean
 from agentopcd.types import Placement, Sampling
@@ -110,10 +111,12 @@ class PlayerConfig(Config):
     """Matrix products; auto takes bfloat16 where the machine has instructions for it. Weights stay float32."""
     device: str = "auto"
     """auto, cpu, cuda, ...: where the model lives."""
-    engine: Literal["auto", "transformers", "vllm"] = "auto"
-    """What samples; auto takes vLLM on a GPU where it is installed and knows the model, else transformers."""
+    engine: Literal["auto", "transformers", "vllm", "server"] = "auto"
+    """What samples; auto: servers if --server names any, vLLM on a GPU if it knows the model, else transformers."""
+    server: str = ""
+    """Address of a running vLLM server, such as http://localhost:8000; several with commas (docs/engines.md)."""
     sample_batch: int = 32
-    """Sequences per generate call, or that vLLM runs at once."""
+    """Sequences per generate call, that vLLM runs at once, or under way at each server."""
     splits: str = ""
     """A manifest written by `agentopcd envs splits -o FILE`; empty: made once and kept in the workspace."""
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -124,7 +127,14 @@ class PlayerConfig(Config):
             raise ConfigError("no environment given; add --env NAME (see `agentopcd envs list`)")
         self._positive("max_tokens", "sample_batch")
         self._one_of("compute", ("auto", "float32", "bfloat16"))
-        self._one_of("engine", ("auto", "transformers", "vllm"))
+        self._one_of("engine", ("auto", "transformers", "vllm", "server"))
+        if self.engine == "server" and not self.servers:
+            raise ConfigError("--engine server needs an address; add --server URL")
+        if self.server and self.engine in ("transformers", "vllm"):
+            raise ConfigError(f"--server {self.server} is of no use to --engine {self.engine}; leave one of them out")
+        for url in self.servers:
+            if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
+                raise ConfigError(f"{url!r} is no address of a server; wanted one like http://localhost:8000")
         self._one_of("history", ("", "transcript", "chat"))
         if self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
@@ -132,6 +142,10 @@ class PlayerConfig(Config):
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0 or self.max_steps < 0 or self.seed < 0:
             raise ConfigError("top_k, max_steps and seed must be 0 or more")
+
+    @property
+    def servers(self) -> list[str]:
+        return [url.strip() for url in self.server.split(",") if url.strip()]
 
     @property
     def sampling(self) -> Sampling:

@@ -102,6 +102,7 @@ def consolidate(
     state = run.load(trained, optimizer)
     if state is None:
         state = {"step": 0, "best_step": 0, "skipped": 0, "select": {}}
+        player.sampler.update()  # an engine that cannot take weights says so now, not after the first step
         state["select"]["0"] = success_on(player, select, ranks)
         if ranks.main:
             run.rewind(-1)

@@ -6,6 +6,7 @@
     ├── ConfigError (ValueError)      a setting, flag, file or reference that cannot be right
     │   ├── EnvError                  an environment that cannot be found or built, or breaks the contract
     │   ├── ModelError                a model that cannot be found, loaded or paired
+    │   ├── EngineError               a server that cannot be reached, or refuses
     │   └── StoreError                a store that cannot be opened, or an unknown or ambiguous reference
     ├── TaskLeak (ValueError)         a task of one split was about to be used in another
     ├── AlignmentError (ValueError)   teacher and student would not score the same tokens
@@ -35,6 +36,10 @@ class EnvError(ConfigError):
 
 class ModelError(ConfigError):
     """A model that cannot be found, loaded or paired with another."""
+
+
+class EngineError(ConfigError):
+    """A server that samples and cannot be reached, does not fit, or refuses a request."""
 
 
 class StoreError(ConfigError):

@@ -425,7 +425,7 @@ def attend_without_padding(loaded: LoadedModel, compute: torch.dtype) -> None:
     Not to one that trains an adapter, for it is its own teacher, and the shared prefix wants a mask. Not run on a GPU
     yet.
     """
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils.import_utils import is_flash_attn_2_available
 
     model = loaded.model
     fits = next(model.parameters()).device.type == "cuda" and compute == torch.bfloat16 and loaded.adapter is None

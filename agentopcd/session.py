@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,13 +45,15 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
     """The engine that samples from ``loaded``, and why it was taken.
 
     Raises:
-        ConfigError: vLLM is wanted in several processes; it would set up its own group of them.
+        ConfigError: vLLM or servers are wanted in several processes: the one would set up its own group of them, the
+            others would get weights from each of them.
     """
     several = launched() > 1
-    if config.engine == "vllm" and several:
-        raise ConfigError(f"--engine vllm with {launched()} processes is not supported; take --engine transformers")
-    if config.engine != "auto":
-        return config.engine, "as given"
+    engine = "server" if config.server else config.engine
+    if engine in ("vllm", "server") and several:
+        raise ConfigError(f"--engine {engine} with {launched()} processes is not supported; take --engine transformers")
+    if engine != "auto":
+        return engine, config.server if config.server else "as given"
     device = next(loaded.model.parameters()).device.type
     if device != "cuda":
         return "transformers", "no GPU"
@@ -65,7 +68,12 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
 
 def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: Any) -> Player:
     """A player of the environment of these settings whose replies come from ``loaded``."""
-    make = vllm.sampler_of if engine_of(config, loaded)[0] == "vllm" else TransformersSampler
+    engine = engine_of(config, loaded)[0]
+    make: Any = vllm.sampler_of if engine == "vllm" else TransformersSampler
+    if engine == "server":
+        from agentopcd.sampling import server
+
+        make = functools.partial(server.sampler_of, urls=config.servers)
     return Player(
         game=game_of(config),
         sampler=make(loaded, compute=compute, batch_size=config.sample_batch),
@@ -335,5 +343,9 @@ class Session:
 
 
 def run_config(config: PlayerConfig) -> dict[str, Any]:
-    """Settings as JSON, with the environment's own name kept apart from the label that replaces it."""
-    return json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
+    """Settings as JSON, with the environment's own name kept apart from the label that replaces it.
+
+    Without the address of a server: a run goes on at another one.
+    """
+    settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
+    return {name: value for name, value in settings.items() if name != "server"}

@@ -224,7 +224,7 @@ def test_rows_that_are_packed_and_rows_that_are_padded_agree_in_values_and_gradi
 def test_padding_is_left_out_on_a_gpu_with_flash_attention_only(
     student: models.LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("transformers.utils.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
     models.attend_without_padding(student, torch.bfloat16)
     assert not models.attends_without_padding(student.model)  # a CPU
     student.model.config._attn_implementation = "flash_attention_2"

@@ -25,6 +25,7 @@ import torch
 
 from agentopcd import models, sources
 from agentopcd.errors import AlignmentError, DependencyError, ModelError
+from agentopcd.sampling.drift import DRIFT_NATS, drift_nats, named_weights
 from agentopcd.sampling.protocol import check_room
 from agentopcd.types import Completion, Request, Sampling
 
@@ -44,9 +45,6 @@ BATCHED_TOKENS = 8192
 """Prompt tokens read in one pass, or one prompt of full length."""
 GPU_SHARE = 0.3
 """Of a GPU's memory, beside the model that trains."""
-DRIFT_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""Mean difference of log-probabilities that equal weights do not have; a test allows them 0.1 in bfloat16."""
-PROBES = ("Count from one to twenty.", "What do you see, and where do you go?")
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM makes room for."""
 
@@ -243,7 +241,7 @@ class VllmSampler:
 
     def _take_over(self) -> float:
         if self.loaded.adapter is None:
-            self._push(self._weights())
+            self._push(named_weights(self.loaded))
         else:
             self._push_adapter()
         drift = self._drift()
@@ -253,12 +251,6 @@ class VllmSampler:
                 f"{self._blame()}; its replies would not be the student's, so take --engine transformers"
             )
         return drift
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """All parameters by name, the output head also where it is tied: the engine keeps a packed copy of its own."""
-        model = self.loaded.model
-        found = {name: p.detach() for name, p in model.named_parameters()}
-        return found | {"lm_head.weight": model.get_output_embeddings().weight.detach()}
 
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
         with _quiet():
@@ -283,30 +275,8 @@ class VllmSampler:
         if not self._llm.reset_prefix_cache():
             raise AlignmentError("the weights changed while vLLM was still answering; collect or drop its requests")
 
-    @torch.no_grad()
     def _drift(self) -> float:
-        """Mean absolute difference to the model's own log-probabilities, on short replies to fixed prompts."""
-        model, gaps = self.loaded.model, []
-        device, was_training = next(model.parameters()).device, model.training
-        probes = [
-            self.loaded.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-            )
-            for text in PROBES
-        ]
-        requests = [Request(prompt_ids=tuple(ids), seed=i) for i, ids in enumerate(probes)]
-        replies = self.sample(requests, Sampling(temperature=1.0, max_tokens=16))
-        model.eval()
-        try:
-            for request, reply in zip(requests, replies, strict=True):
-                ids = torch.tensor([[*request.prompt_ids, *reply.token_ids]], device=device)
-                with models.autocast(device, self.compute):
-                    logits = model(input_ids=ids, use_cache=False).logits[0, len(request.prompt_ids) - 1 : -1]
-                own = logits.float().log_softmax(-1).gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
-                gaps.append((own.cpu() - torch.tensor(reply.logprobs)).abs())
-        finally:
-            model.train(was_training)
-        return float(torch.cat(gaps).mean())
+        return drift_nats(self.loaded, self.compute, self.sample)
 
     def _blame(self) -> str:
         """The group of parameters that alone makes the difference."""

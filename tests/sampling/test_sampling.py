@@ -5,10 +5,11 @@ All of it in float32: batches of another shape round differently, which must not
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from agentopcd.errors import ConfigError
 from agentopcd.sampling import Sampler, request_seed
 from agentopcd.types import Completion, Request, Sampling
 from tests import tiny
+from tests.sampling.vllm_server import VllmServer
 
 Make = Callable[..., Sampler]
 
@@ -36,7 +38,17 @@ def vllm_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
     return VllmSampler(loaded, compute=torch.float32, **options)
 
 
-BACK_ENDS: dict[str, Make] = {"transformers": transformers_back_end, "vllm": vllm_back_end}
+def server_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
+    from agentopcd.sampling.server import ServerSampler
+
+    return ServerSampler(loaded, compute=torch.float32, urls=[VLLM[0].url], **options)
+
+
+VLLM: list[VllmServer] = []
+"""The server that runs while its contract is tested."""
+BACK_ENDS: dict[str, Make] = {
+    "transformers": transformers_back_end, "vllm": vllm_back_end, "server": server_back_end
+}  # fmt: skip
 ENDS = (tiny.END, *range(5, 40))
 """A random model hardly ever stops; with this many end tokens replies have all lengths."""
 
@@ -53,9 +65,18 @@ def loaded(folder: Path) -> models.LoadedModel:
     return found
 
 
-@pytest.fixture(params=["transformers", pytest.param("vllm", marks=pytest.mark.vllm)], scope="module")
-def make(request: pytest.FixtureRequest) -> Make:
-    return BACK_ENDS[request.param]
+@pytest.fixture(
+    params=["transformers", *(pytest.param(name, marks=pytest.mark.vllm) for name in ("vllm", "server"))],
+    scope="module",
+)
+def make(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Make]:
+    with contextlib.ExitStack() as stack:
+        if request.param == "server":
+            log = tmp_path_factory.mktemp("vllm") / "log"
+            VLLM[:] = [stack.enter_context(VllmServer(folder, "tiny", log))]
+        yield BACK_ENDS[request.param]
 
 
 @pytest.fixture(scope="module")

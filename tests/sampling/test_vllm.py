@@ -15,6 +15,7 @@ import torch
 
 from agentopcd import models
 from agentopcd.errors import AlignmentError
+from agentopcd.sampling import vllm
 from agentopcd.sampling.transformers import TransformersSampler
 from agentopcd.sampling.vllm import VllmSampler, sampler_of
 from agentopcd.types import Request, Sampling
@@ -103,10 +104,8 @@ def test_what_an_update_leaves_out_stops_the_run_and_is_named(
     tie: bool, left_out: str, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = models.load_model(str(tiny.build(tmp_path / "model", tie=tie, hearing=4.0, head_dim=32)))
-    every = VllmSampler._weights
-    monkeypatch.setattr(
-        VllmSampler, "_weights", lambda self: {n: p for n, p in every(self).items() if left_out not in n}
-    )
+    every = vllm.named_weights
+    monkeypatch.setattr(vllm, "named_weights", lambda of: {n: p for n, p in every(of).items() if left_out not in n})
     with pytest.raises(AlignmentError, match=f"'{label}' had not been updated"):
         VllmSampler(loaded, compute=torch.float32).sample(asked(loaded), COLD)
 

