@@ -715,7 +715,7 @@ def test_a_sampler_with_weights_of_its_own_hears_of_every_change(
     before = list(heard)
     again = train(model_dir, tmp_path, steps=4, save_every=2, select_every=2)
     assert again.lines[0] == "resumed after step 2"
-    assert heard[len(before)] == before[1]  # the restored weights, before anything is played with them
+    assert heard[len(before)] == before[2]  # the restored weights, before anything is played with them
     assert len(heard) == len(before) + 3  # and after steps 3 and 4
     assert [step["engine/drift_nats"] for step in again.steps] == [0.5] * 4
 
