@@ -2,4 +2,5 @@
 
 from agentopcd.cli import main
 
-main()
+if __name__ == "__main__":  # worker processes of slow environments import this, too
+    main()

@@ -221,6 +221,8 @@ class TrainConfig(PlayerConfig):
     """Tokens of the student's top-k support."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the loss; 0: the rollout temperature."""
+    importance_cap: float = 0.0
+    """Weigh each token by how much likelier it is to the trainer than to the engine, at most by this; 0: do not."""
     reduction: Literal["seq_mean", "token_mean"] = "seq_mean"
     """seq_mean: every reply votes once (the paper); token_mean: every token does."""
     cut_replies: Literal["keep", "drop"] = "keep"
@@ -248,7 +250,7 @@ class TrainConfig(PlayerConfig):
                 f"rollouts for the loss need temperature above 0, top_p 1 and top_k 0 (got {self.temperature}, "
                 f"{self.top_p}, {self.top_k}); otherwise the replies are not samples of the student"
             )
-        for name in ("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank"):
+        for name in ("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank", "importance_cap"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if self.merge and not self.lora_rank:

@@ -137,6 +137,7 @@ def consolidate(
             noted = True
             why = "the template, or how earlier replies are shown, changes them"
             say(f"note: {apart} later turns are not read in one pass with those before: {why}")
+        player.sampler.rest()
         clock.lap("rollout")
 
         # 2. + 3. The teacher scores the same tokens with the context; the student learns from it.
@@ -161,7 +162,7 @@ def consolidate(
                     student_RV, teacher_RV, form=config.divergence, k=config.support, temperature=temperature
                 )
                 into.add(where, student_RV, teacher_RV, token)
-                return token.loss_N
+                return token.loss_N * into.importance(where, student_RV, config.importance_cap)
 
             # The weights hold for the whole step, so how it is split into batches and processes changes nothing.
             losses.in_chunks(loss_of, student_NH, chunk_weights * counts, model.get_output_embeddings()).backward()
@@ -334,7 +335,8 @@ def definition(
         "student": student.id,
         "direction": "reverse", "name": loss_name(config), "support": f"student top-{config.support}",
         "rollout_temperature": config.temperature, "loss_temperature": config.loss_temperature or config.temperature,
-        "reduction": config.reduction, "cut_replies": config.cut_replies, "teacher": teacher.kind,
+        "reduction": config.reduction, "cut_replies": config.cut_replies,
+        "importance_cap": config.importance_cap, "teacher": teacher.kind,
         "teacher_hash": teacher.hash, "context": context.id, "placement": context.placement,
         "context_tokens": player.chat.count_tokens(context.text), "setup": player.setup(),
     }  # fmt: skip

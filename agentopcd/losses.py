@@ -422,6 +422,40 @@ def token_logprobs(
     return z_NV.gather(-1, ids_N.long()[:, None])[:, 0] - z_NV.logsumexp(-1)
 
 
+def importance_weights(
+    logits_NV: Float[Tensor, "N V"],
+    ids_N: Int[Tensor, " N"],
+    sampled_N: Float[Tensor, " N"],
+    *,
+    cap: float,
+    temperature: float = 1.0,
+) -> Float[Tensor, " N"]:
+    r"""Truncated importance weight of each sampled token (Ionides, 2008).
+
+    .. math:: w_n = \min\left(c, \frac{p_n(y_n)}{p^{\mathrm{engine}}_n(y_n)}\right)
+
+    Where an engine with other numerics drew the token, its loss times this weight is, up to the cap, that of tokens
+    which the model in training would have drawn. No gradient flows through it.
+
+    Args:
+        logits_NV: the trained model's scores before softmax.
+        ids_N: the tokens that were sampled.
+        sampled_N: their log-probabilities as sampled, in nats.
+        cap: largest weight; bounds the variance.
+        temperature: the one they were sampled with.
+
+    Returns:
+        A weight per token, float32, between 0 and ``cap``.
+
+    Raises:
+        ConfigError: ``cap`` or ``temperature`` is not positive, or there is not exactly one token per row.
+    """
+    if not cap > 0:
+        raise ConfigError(f"the cap of importance weights must be above 0, got {cap}")
+    own_N = token_logprobs(logits_NV.detach(), ids_N, temperature)
+    return (own_N - sampled_N.to(own_N)).exp().clamp(max=cap)
+
+
 def topk_overlap(
     student_logits_NV: Float[Tensor, "N V"],
     teacher_logits_NV: Float[Tensor, "N V"],

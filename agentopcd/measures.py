@@ -56,6 +56,17 @@ class StepMeter:
         few = (student_NV[::FULL_EVERY], teacher_NV[::FULL_EVERY])
         self.rows["full"].append(losses.full_reverse_kl(*few, temperature=self.temperature).cpu())
 
+    def importance(self, where: slice, student_NV: Tensor, cap: float) -> Tensor | float:
+        """Weights of those rows, see :func:`agentopcd.losses.importance_weights`; 1 without a cap."""
+        if not cap:
+            return 1.0
+        ids, sampled = (column[where].to(student_NV.device) for column in (self.ids, self.sampled))
+        weights_N = losses.importance_weights(
+            student_NV, ids, sampled, cap=cap, temperature=self.sampling_temperature
+        )
+        self.rows["importance"].append(weights_N.cpu())
+        return weights_N
+
     def gather(self, of_all: Sequence[dict[str, list[Tensor]]]) -> None:
         """Take the rows of all processes for one's own."""
         names = {name for rows in of_all for name in rows}
@@ -81,6 +92,9 @@ class StepMeter:
             "engine/logprob_gap_max_nats": column["gap"].max(),
             "engine/logprob_gap_above_1_share": (column["gap"] > 1).float().mean(),
         }
+        if "importance" in column:
+            figures["loss/importance_mean"] = column["importance"].mean()
+            figures["loss/importance_max"] = column["importance"].max()
         places = {"token0": position == 0, "tokens1_7": (position >= 1) & (position <= 7), "rest": position >= 8}
         for name, where in places.items():
             if where.any():

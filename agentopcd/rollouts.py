@@ -1,18 +1,22 @@
 """Play episodes: many at once, each at its own turn.
 
-An episode steps its environment, inline, as soon as its reply is there, and asks for the next one: nobody waits for a
-slow one. (The transformers engine answers all that was asked in one go, so there they do advance together.) An
-episode that ends makes room for the next one.
+An episode steps its environment as soon as its reply is there, and asks for the next one: nobody waits for a slow one.
+(The transformers engine answers all that was asked in one go, so there they do advance together.) An episode that
+ends makes room for the next one. Environments are stepped inline, those that say they are slow each in a process of
+its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,9 @@ class Game:
         return self.max_steps or self.spec.step_limit
 
     def make(self) -> Any:
+        """The environment; a slow one in a process of its own."""
+        if self.spec.slow:
+            return envs.RemoteEnv(self.ref, self.step_limit, self.kwargs)
         return envs.make(self.ref, max_steps=self.step_limit, **self.kwargs)
 
     def describe(self) -> dict[str, Any]:
@@ -117,25 +124,79 @@ def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
     """
     waiting = deque((job, 0) for job in jobs)
     live: dict[int, _Live] = {}
+    steps = _InProcesses(player.concurrency) if player.game.spec.slow else _Inline()
+
+    def settle(*, wait: bool = False) -> Iterator[Episode]:
+        for one, well in steps.done(wait=wait):
+            if not well:
+                yield from _retry(one, waiting)
+            elif one.episode is not None:
+                yield one.episode
+            else:
+                live[player.sampler.submit(one.request(), player.sampling)] = one
+
     try:
-        while waiting or live:
-            while waiting and len(live) < player.concurrency:
-                job, attempt = waiting.popleft()
-                one = _Live(player, job, attempt)
-                if not one.guarded(one.start):
-                    yield from _retry(one, waiting)
-                else:
-                    live[player.sampler.submit(one.request(), player.sampling)] = one
+        while waiting or live or steps.under_way:
+            while waiting and len(live) + steps.under_way < player.concurrency:
+                one = _Live(player, *waiting.popleft())
+                steps.take(one, one.start)
+                yield from settle()
             for ticket, reply in player.sampler.collect() if live else ():
                 one = live.pop(ticket)
-                if not one.guarded(lambda one=one, reply=reply: one.step(reply)):
-                    yield from _retry(one, waiting)
-                elif one.episode is not None:
-                    yield one.episode
-                else:
-                    live[player.sampler.submit(one.request(), player.sampling)] = one
+                steps.take(one, functools.partial(one.step, reply))
+                yield from settle()
+            yield from settle(wait=not live)
     finally:
         player.sampler.drop(live)
+        steps.close()
+
+
+class _Inline:
+    """Steps of environments, done at once."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[_Live, bool]] = []
+
+    @property
+    def under_way(self) -> int:
+        return len(self._done)
+
+    def take(self, one: _Live, act: Callable[[], None]) -> None:
+        self._done.append((one, one.guarded(act)))
+
+    def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
+        """Episodes whose step is over, and whether it went well."""
+        done, self._done = self._done, []
+        return done
+
+    def close(self) -> None:
+        pass
+
+
+class _InProcesses:
+    """Steps of environments that are slow: a thread waits for each, the work is done in the environment's process."""
+
+    def __init__(self, most: int) -> None:
+        self._threads = ThreadPoolExecutor(most)
+        self._running: dict[Future[bool], _Live] = {}
+
+    @property
+    def under_way(self) -> int:
+        return len(self._running)
+
+    def take(self, one: _Live, act: Callable[[], None]) -> None:
+        self._running[self._threads.submit(one.guarded, act)] = one
+
+    def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
+        """See :class:`_Inline`; with ``wait`` there is at least one, where any is under way."""
+        over, _ = wait_for(self._running, timeout=None if wait else 0, return_when=FIRST_COMPLETED)
+        return [(self._running.pop(future), future.result()) for future in over]
+
+    def close(self) -> None:
+        """Without waiting for a step that nobody wants any more."""
+        for one in self._running.values():
+            one.close()
+        self._threads.shutdown(cancel_futures=True)
 
 
 def _retry(broken: _Live, waiting: deque[tuple[Job, int]]) -> Iterator[Episode]:
@@ -165,11 +226,11 @@ class _Live:
         try:
             act()
         except AgentOpcdError:
-            self._close()
+            self.close()
             raise
         except Exception:
             self.error = traceback.format_exc(limit=-8)
-            self._close()
+            self.close()
             return False
         return True
 
@@ -214,7 +275,7 @@ class _Live:
             self.episode = self.finish(stop, success=won)
 
     def finish(self, stop: StopReason, *, success: bool) -> Episode:
-        self._close()
+        self.close()
         return Episode(
             env=self.player.game.label, task=self.job.task, rep=self.job.rep, context_id=self.job.context.id,
             turns=self.turns, outcome=self.parts, success=success, reward=sum(t.reward for t in self.turns),
@@ -224,7 +285,7 @@ class _Live:
     def _seen(self, obs: str, info: Mapping[str, Any]) -> list[Part]:
         return envs.apply_view(envs.parts_of(obs, info), self.player.game.view)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         if self.env is not None:
             try:
                 self.env.close()

@@ -589,3 +589,24 @@ def test_chunks_refuse_what_does_not_fit(unchecked: ModuleType) -> None:
     for weights_N, rows, what in ((torch.ones(2), 1, "one weight"), (torch.ones(3), -1, "rows")):
         with pytest.raises(ConfigError, match=what):
             unchecked.in_chunks(lambda logits, where: logits.sum(-1), hidden_NH, weights_N, head, rows=rows)
+
+
+def test_importance_weights_are_ratios_up_to_the_cap() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.9, 0.05, 0.05], [0.2, 0.4, 0.4]]))
+    ids = torch.tensor([0, 0, 0])
+    sampled = torch.log(torch.tensor([0.25, 0.1, 0.4]))
+    found = losses.importance_weights(logits.requires_grad_(), ids, sampled, cap=3.0)
+    torch.testing.assert_close(found, torch.tensor([2.0, 3.0, 0.5]))
+    assert not found.requires_grad
+    tempered = losses.importance_weights(logits, ids, sampled, cap=100.0, temperature=0.5)
+    torch.testing.assert_close(tempered[0], torch.tensor(0.25 / 0.375 / 0.25))
+    with pytest.raises(ConfigError, match="cap of importance weights must be above 0"):
+        losses.importance_weights(logits, ids, sampled, cap=0.0)
+
+
+def test_importance_weights_make_another_policys_tokens_count_as_ones_own() -> None:
+    own = torch.tensor([0.7, 0.2, 0.1])
+    engine = torch.tensor([0.5, 0.3, 0.2])
+    score = torch.tensor([1.0, -2.0, 5.0])
+    weights = losses.importance_weights(own.log().expand(3, 3), torch.arange(3), engine.log(), cap=10.0)
+    assert float((engine * weights * score).sum()) == pytest.approx(float((own * score).sum()), abs=1e-5)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agentopcd.envs.gym_bridge import FromGym
     from agentopcd.envs.questions import DatasetEnv
     from agentopcd.envs.registry import EnvSpec, get_spec, list_envs, make, parse_env_args, register
+    from agentopcd.envs.remote import RemoteEnv
     from agentopcd.envs.splits import Manifest, build_splits
     from agentopcd.envs.textarena_games import TextArenaEnv
     from agentopcd.envs.views import View, apply_view, join_parts, parts_of, succeeded, task_key
@@ -31,6 +32,7 @@ _HOMES = {
     "gym_bridge": ("FromGym",),
     "questions": ("DatasetEnv",),
     "registry": ("EnvSpec", "get_spec", "list_envs", "make", "parse_env_args", "register"),
+    "remote": ("RemoteEnv",),
     "splits": ("Manifest", "build_splits"),
     "textarena_games": ("TextArenaEnv",),
     "views": ("View", "apply_view", "join_parts", "parts_of", "succeeded", "task_key"),
@@ -44,6 +46,7 @@ __all__ = [
     "EnvSpec",
     "FromGym",
     "Manifest",
+    "RemoteEnv",
     "TextArenaEnv",
     "TextEnv",
     "View",

@@ -67,7 +67,7 @@ class EnvSpec:
     history: str = "transcript"
     """``transcript``: one user message with the full log; ``chat``: one message per turn."""
     slow: bool = False
-    """Stepping takes long enough that the loop should do it in a worker process."""
+    """Stepping takes long: each episode has its environment in a process of its own (``info`` must be picklable)."""
     seeds: int = 4000
     """How many reset seeds are looked at for splits, unless told otherwise."""
     split_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -132,6 +132,11 @@ def _specs() -> dict[str, EnvSpec]:
         for spec in SPECS:
             _add(spec)
     return _SPECS
+
+
+def registered() -> Mapping[str, EnvSpec]:
+    """The specs that this process knows by name."""
+    return _specs()
 
 
 def list_envs() -> list[EnvSpec]:

@@ -38,6 +38,10 @@ class Sampler(Protocol):
         """Forget requests whose completions nobody will collect."""
         ...
 
+    def rest(self) -> None:
+        """Nothing will be asked until the weights have changed: an engine may give memory back until then."""
+        ...
+
     def update(self) -> float | None:
         """The weights changed. An engine with its own copy takes them over and says how far it was off afterwards.
 
@@ -79,6 +83,9 @@ class InBatches:
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """See :class:`Sampler`."""
         raise NotImplementedError
+
+    def rest(self) -> None:
+        """Nothing to give back."""
 
     def update(self) -> None:
         """Nothing to do: the weights that play are those that train."""

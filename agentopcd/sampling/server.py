@@ -225,6 +225,9 @@ class ServerSampler:
                 future.cancel()
                 del self._running[future], self._asked[ticket]
 
+    def rest(self) -> None:
+        """Servers keep their memory: others may be using them."""
+
     def update(self) -> float | None:
         """Give all servers the model's weights and compare log-probabilities; see :class:`agentopcd.sampling.Sampler`.
 

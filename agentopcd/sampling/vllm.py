@@ -97,6 +97,7 @@ class VllmSampler:
         self._tickets = itertools.count()
         self._ready: dict[int, Completion] = {}
         self._adapter: Any = None
+        self._asleep = False
         self._versions = itertools.count(1)
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -141,7 +142,16 @@ class VllmSampler:
         Raises:
             AlignmentError: the engine does not play with the weights of the model.
         """
-        return None if self._llm is None else self._take_over()
+        if self._llm is None:
+            return None
+        self._wake()
+        return self._take_over()
+
+    def rest(self) -> None:
+        """On a GPU give back keys and values, and weights (not below an adapter: those are moved to the host)."""
+        if self._llm is not None and self._sleeps:
+            self._llm.sleep(level=2 if self.loaded.adapter is None else 1)
+            self._asleep = True
 
     def close(self) -> None:
         """Stop the engine and free its memory; the next request starts it again."""
@@ -152,6 +162,7 @@ class VllmSampler:
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = self._adapter = VllmSampler.alive = None
         self._ready.clear()
+        self._asleep = False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             cleanup_dist_env_and_memory()
@@ -161,6 +172,9 @@ class VllmSampler:
 
     def _start(self) -> None:
         if self._llm is not None:
+            if self._asleep:
+                self._wake()
+                self._take_over()
             return
         _close_alive()
         config, adapter = self.loaded.model.config, self.loaded.adapter
@@ -191,7 +205,7 @@ class VllmSampler:
                     # A prompt read in pieces would need seeded generators to step back; those of a CPU cannot.
                     enable_chunked_prefill=False, max_num_batched_tokens=max(positions, BATCHED_TOKENS),
                     enable_prefix_caching=True, logprobs_mode="processed_logprobs",
-                    gpu_memory_utilization=GPU_SHARE, disable_log_stats=False, **lora,
+                    gpu_memory_utilization=GPU_SHARE, enable_sleep_mode=self._sleeps, disable_log_stats=False, **lora,
                 )  # fmt: skip
             VllmSampler.alive = self
             self._take_over()
@@ -205,6 +219,17 @@ class VllmSampler:
         finally:
             torch.set_num_threads(threads)
             torch.set_rng_state(state)
+
+    @property
+    def _sleeps(self) -> bool:
+        """Whether this platform has it; it was not run yet."""
+        return next(self.loaded.model.parameters()).device.type == "cuda"
+
+    def _wake(self) -> None:
+        """Room for weights and cache again. What is in it means nothing until the weights are pushed."""
+        if self._asleep:
+            self._llm.wake_up()
+            self._asleep = False
 
     def _positions(self) -> int:
         return min(getattr(self.loaded.model.config, "max_position_embeddings", None) or LONGEST, LONGEST)

@@ -1,0 +1,84 @@
+"""An environment in a process of its own, for those that take long to step (``EnvSpec.slow``)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+from agentopcd.envs.registry import EnvSpec, make, registered
+from agentopcd.errors import AgentOpcdError, EnvError
+
+
+class RemoteEnv:
+    """``reset``, ``step`` and ``close`` of an environment that lives in another process; each call waits for it.
+
+    Args:
+        ref: a reference, resolved in that process; the spec itself is sent where only this process knows it.
+        max_steps: replies per episode.
+        kwargs: arguments of the environment.
+    """
+
+    def __init__(self, ref: str, max_steps: int, kwargs: Mapping[str, Any]) -> None:
+        ways = multiprocessing.get_all_start_methods()
+        # Not fork: it would copy torch and its threads.
+        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+        context.set_forkserver_preload(["agentopcd.envs"])
+        self._pipe, theirs = context.Pipe()
+        target = registered().get(ref, ref)
+        self._process = context.Process(target=_serve, args=(theirs, target, max_steps, dict(kwargs)), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def reset(self, *, seed: int) -> tuple[str, dict[str, Any]]:
+        return self._call("reset", seed)
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return self._call("step", action)
+
+    def close(self) -> None:
+        """End the process; one that is still stepping is killed."""
+        if self._process.is_alive():
+            self._process.terminate()
+        self._process.join()
+        self._pipe.close()
+
+    def _call(self, name: str, argument: Any) -> Any:
+        """The result of a method over there.
+
+        Raises:
+            EnvError: it raised one.
+            RuntimeError: it raised something else (with the traceback), or its process died.
+        """
+        try:
+            self._pipe.send((name, argument))
+            how, found = self._pipe.recv()
+        except (EOFError, OSError) as error:
+            self._process.join(1)
+            raise RuntimeError(f"the environment's process died (exit code {self._process.exitcode})") from error
+        if how == "refused":
+            raise EnvError(found)
+        if how == "broke":
+            raise RuntimeError(f"in the environment's process:\n{found}")
+        return found
+
+
+def _serve(pipe: multiprocessing.connection.Connection, ref: str | EnvSpec, max_steps: int, kwargs: Any) -> None:
+    """Answer calls until the pipe closes."""
+    env: Any = None
+    while True:
+        try:
+            name, argument = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if env is None:
+                env = make(ref, max_steps=max_steps, **kwargs)
+            answer = ("done", env.reset(seed=argument) if name == "reset" else env.step(argument))
+        except AgentOpcdError as error:
+            answer = ("refused", str(error))
+        except Exception:
+            answer = ("broke", traceback.format_exc(limit=-8))
+        pipe.send(answer)
