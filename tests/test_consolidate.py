@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -698,6 +699,25 @@ def test_merged_it_is_a_whole_model_that_answers_the_same(adapted: Trained, mode
     assert other.parent_id == sources.fingerprint(model_dir)
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_importance_weights_are_one_for_ones_own_tokens_and_weigh_those_of_another_engine(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = train(model_dir, tmp_path / "plain", steps=1)
+    own = train(model_dir, tmp_path / "own", steps=1, importance_cap=2.0)
+    assert own.steps[0]["loss/importance_mean"] == pytest.approx(1, abs=1e-3)
+    assert own.steps[0]["train/grad_norm"] == pytest.approx(plain.steps[0]["train/grad_norm"], rel=1e-3)
+    assert "loss/importance_mean" not in plain.steps[0]
+    exact = TransformersSampler._completion
+
+    def drawn_by_another(self: TransformersSampler, ids: list[int], logprobs: list[float]) -> Any:
+        return exact(self, ids, [logprob + math.log(2) for logprob in logprobs])  # twice as likely there
+
+    monkeypatch.setattr(TransformersSampler, "_completion", drawn_by_another)
+    other = train(model_dir, tmp_path / "other", steps=1, importance_cap=2.0)
+    assert other.steps[0]["loss/importance_max"] == pytest.approx(0.5, abs=1e-3)
+    assert other.steps[0]["train/grad_norm"] == pytest.approx(plain.steps[0]["train/grad_norm"] / 2, rel=1e-3)
 
 
 def test_a_sampler_with_weights_of_its_own_hears_of_every_change(
