@@ -78,6 +78,17 @@ class Chat:
         """A response as text, end and other special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
+    def choices(self, replies: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of these replies, end token included.
+
+        Raises:
+            ConfigError: the tokenizer names no end token.
+        """
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise ConfigError("the tokenizer has no end token, which a listed reply must have; leave --constrain out")
+        return tuple((*self.tokenizer(text, add_special_tokens=False)["input_ids"], end) for text in replies)
+
     def neutral(self, text: str) -> str:
         """``text`` with the tokenizer's special strings broken, so that no text can open a chat role."""
         for token in self.special:

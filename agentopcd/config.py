@@ -95,6 +95,8 @@ class PlayerConfig(Config):
     """Earlier turns: transcript (a fresh user message with the log) or chat; empty: the environment's default."""
     max_steps: int = 0
     """Replies per episode, invalid ones included; 0: the environment's own limit."""
+    constrain: bool = False
+    """Hold replies to the legal actions that the environment lists; teacher and student are scored alike."""
     model: str = ""
     """Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else a built-in one."""
     temperature: float = 0.7

@@ -157,7 +157,9 @@ def consolidate(
             def loss_of(
                 products_RV: torch.Tensor, where: slice, teacher_NH: torch.Tensor = teacher_NH, into: StepMeter = into
             ) -> torch.Tensor:
-                student_RV, teacher_RV = models.scaled(model, products_RV), teacher.logits(teacher_NH[where])
+                # What the engine could not say, neither model is scored on.
+                student_RV = into.keep(where, models.scaled(model, products_RV))
+                teacher_RV = into.keep(where, teacher.logits(teacher_NH[where]))
                 token = losses.divergence(
                     student_RV, teacher_RV, form=config.divergence, k=config.support, temperature=temperature
                 )
@@ -246,7 +248,7 @@ def samples_of(episodes: Iterable[Episode], chat: Chat, context: Context, cut_re
             samples.append(
                 Sample(
                     student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
-                    logprobs=turn.logprobs, turn=index,
+                    logprobs=turn.logprobs, turn=index, choices=turn.choices,
                 )
             )  # fmt: skip
     return samples, dropped

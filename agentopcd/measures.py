@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from agentopcd import losses
+from agentopcd.sampling import choices
 from agentopcd.teacher import Sample
 from agentopcd.types import Episode
 
@@ -34,8 +35,13 @@ class StepMeter:
         """Say whose rows come next, in the order of :func:`agentopcd.teacher.response_hidden`."""
         self.ids = torch.tensor([i for s in samples for i in s.response_ids])
         self.sampled = torch.tensor([lp for s in samples for lp in s.logprobs])
+        self.allowed = [ids for s in samples for ids in choices.allowed_in(s.choices, s.response_ids)]
         self.rows["position"].append(torch.cat([torch.arange(s.num_tokens) for s in samples]).float())
         self.rows["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
+
+    def keep(self, where: slice, logits_NV: Tensor) -> Tensor:
+        """Logits of those rows without what was not allowed there."""
+        return choices.keep(logits_NV, self.allowed[where])
 
     @torch.no_grad()
     def add(self, where: slice, student_NV: Tensor, teacher_NV: Tensor, token: losses.TokenDivergence) -> None:

@@ -39,6 +39,8 @@ class Game:
     rules: str = ""
     max_steps: int = 0
     history: str = ""
+    constrain: bool = False
+    """Whether replies are held to the actions that the environment lists."""
 
     def __post_init__(self) -> None:
         envs.get_spec(self.ref).view(self.rules or None)  # a wrong name fails before a model is loaded
@@ -74,7 +76,8 @@ class Game:
 
     def describe(self) -> dict[str, Any]:
         """What of it belongs into a setup hash. ``kwargs`` define the tasks, the rest how they are shown."""
-        return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view),
+        own = {"constrain": True} if self.constrain else {}
+        return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view), **own,
                 "max_steps": self.step_limit, "history": self.form, "source": self.source}  # fmt: skip
 
     @property
@@ -213,6 +216,7 @@ class _Live:
         self.player, self.job, self.attempt = player, job, attempt
         self.env: Any = None
         self.parts: list[Part] = []
+        self.choices: tuple[tuple[int, ...], ...] = ()
         self.past: list[tuple[list[Part], str]] = []
         self.turns: list[Turn] = []
         self.metrics: dict[str, float] = {}
@@ -246,11 +250,14 @@ class _Live:
         self.parts = self._seen(obs, info)
 
     def request(self) -> Request:
+        game = self.player.game
+        if game.constrain and not self.choices:
+            raise EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
         self._messages = chats.turn_messages(self.player.game.form, self.past, self.parts)
         self._prompt_ids = self.player.chat.render(self._messages, self.job.context)
         task, rep = self.job.task, self.job.rep
         return Request(
-            prompt_ids=self._prompt_ids,
+            prompt_ids=self._prompt_ids, choices=self.choices,
             seed=request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns)),
         )
 
@@ -259,7 +266,7 @@ class _Live:
         obs, reward, terminated, truncated, info = self.env.step(text)
         self.turns.append(
             Turn(
-                parts=self.parts, messages=self._messages, prompt_ids=self._prompt_ids,
+                parts=self.parts, messages=self._messages, prompt_ids=self._prompt_ids, choices=self.choices,
                 response_ids=reply.token_ids, logprobs=reply.logprobs, reply=text,
                 finish_reason=reply.finish_reason, reward=float(reward), invalid=bool(info.get("invalid", False)),
             )
@@ -283,6 +290,9 @@ class _Live:
         )  # fmt: skip
 
     def _seen(self, obs: str, info: Mapping[str, Any]) -> list[Part]:
+        game = self.player.game
+        if game.constrain:
+            self.choices = self.player.chat.choices(info.get("choices", game.spec.choices))
         return envs.apply_view(envs.parts_of(obs, info), self.player.game.view)
 
     def close(self) -> None:

@@ -37,7 +37,8 @@ def no_progress(label: str, items: Iterable[Episode], total: int) -> Iterable[Ep
 def game_of(config: PlayerConfig) -> Game:
     """The environment of these settings, and how it is shown and cut off."""
     return Game(
-        ref=config.env, kwargs=config.env_args, rules=config.rules, max_steps=config.max_steps, history=config.history
+        ref=config.env, kwargs=config.env_args, rules=config.rules, max_steps=config.max_steps, history=config.history,
+        constrain=config.constrain,
     )
 
 

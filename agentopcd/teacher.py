@@ -41,6 +41,8 @@ class Sample:
     """Of the response, as sampled."""
     turn: int
     """Index of the turn in its episode."""
+    choices: tuple[tuple[int, ...], ...] = ()
+    """The replies that were allowed; none: all were."""
 
     @property
     def num_tokens(self) -> int:

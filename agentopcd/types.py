@@ -60,6 +60,8 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     seed: int
+    choices: tuple[tuple[int, ...], ...] = ()
+    """Token ids of the replies that are allowed, end token included; none: all are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +92,8 @@ class Turn:
     finish_reason: FinishReason
     reward: float
     invalid: bool
+    choices: tuple[tuple[int, ...], ...] = ()
+    """The replies that were allowed, as in the request."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

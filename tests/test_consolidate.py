@@ -19,6 +19,7 @@ from agentopcd import consolidate as loop
 from agentopcd import envs, losses, models, runs, sources
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
+from agentopcd.envs import registry
 from agentopcd.errors import AlignmentError, ConfigError, ModelError
 from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Game, Player
@@ -74,7 +75,7 @@ class Trained:
 
 def train(
     model_dir: Path, work: Path, *, context: Context = LESSONS, kill_at: int = 0, ends: tuple[int, ...] = ENDS,
-    share: bool = False, **changes: Any,
+    share: bool = False, game: dict[str, Any] | None = None, **changes: Any,
 ) -> Trained:  # fmt: skip
     """One run of the loop; with ``kill_at`` it dies while it says its so-many-th line."""
     config = ConsolidateConfig(**SMALL | changes)
@@ -86,8 +87,8 @@ def train(
     prefix = Chat(student.tokenizer).prefix(context) if share else ()
     teacher = FrozenTeacher(student, student, compute=dtype, prefix_ids=prefix)
     player = Player(
-        game=Game(ref="math"), sampler=TransformersSampler(student, compute=dtype), chat=Chat(student.tokenizer),
-        sampling=config.sampling, seed=config.seed,
+        game=Game(ref="math", **(game or {})), sampler=TransformersSampler(student, compute=dtype),
+        chat=Chat(student.tokenizer), sampling=config.sampling, seed=config.seed,
     )  # fmt: skip
     run = Run(work, "consolidate", {"env": "math", "settings": config.to_dict()})
     lines: list[str] = []
@@ -718,6 +719,22 @@ def test_importance_weights_are_one_for_ones_own_tokens_and_weigh_those_of_anoth
     other = train(model_dir, tmp_path / "other", steps=1, importance_cap=2.0)
     assert other.steps[0]["loss/importance_max"] == pytest.approx(0.5, abs=1e-3)
     assert other.steps[0]["train/grad_norm"] == pytest.approx(plain.steps[0]["train/grad_norm"] / 2, rel=1e-3)
+
+
+def test_replies_that_were_held_to_a_list_are_scored_on_the_list_by_both_models(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = tuple(f"[{n}]" for n in range(12))
+    spec = dataclasses.replace(envs.get_spec("math"), choices=words)
+    monkeypatch.setitem(registry._SPECS, "math", spec)
+    held = train(model_dir, tmp_path, steps=2, max_tokens=8, game={"constrain": True})
+    for step in held.steps:
+        assert step["kl/student_mass_mean"] == pytest.approx(1, abs=1e-5)  # of eleven tokens at most, not of all
+        assert step["kl/teacher_mass_p05"] == pytest.approx(1, abs=1e-5)
+        assert step["engine/logprob_gap_max_nats"] < 1e-3
+        assert step["loss/value_nats"] == pytest.approx(step["loss/kl_full_sampled_nats"], abs=0.3)
+        assert step["loss/value_nats"] > 0
+        assert step["rollout/clipped_share"] == 0
 
 
 def test_a_sampler_with_weights_of_its_own_hears_of_every_change(

@@ -401,6 +401,44 @@ def test_whoever_stops_early_leaves_no_request_behind(tokenizer: Any) -> None:
     assert not player.sampler.waiting  # type: ignore[attr-defined]
 
 
+# -- replies held to a list -----------------------------------------------------------------------------------
+
+
+def test_legal_actions_go_with_the_request_and_stay_with_the_turn(tokenizer: Any) -> None:
+    player = player_of(tokenizer, by_turn(WINNING), "frozen-lake")
+    held = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=True))
+    episode = one(held, lake_job())
+    wanted = {(*tokenizer(f"[{move}]", add_special_tokens=False)["input_ids"], tiny.END)
+              for move in ("up", "down", "left", "right")}  # fmt: skip
+    (first,), *_ = held.sampler.asked  # type: ignore[attr-defined]
+    assert set(first.choices) == wanted == set(episode.turns[-1].choices)
+    assert all(turn.response_ids in wanted for turn in episode.turns)
+    assert held.setup() != player.setup()
+    assert not one(player, lake_job()).turns[0].choices
+
+
+def test_an_environment_that_lists_no_actions_cannot_hold_replies_to_them(tokenizer: Any) -> None:
+    player = player_of(tokenizer, lambda prompt: "go")
+    player = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=True))
+    with pytest.raises(EnvError, match=r"lists no legal actions .* leave --constrain out"):
+        list(play(player, walks(1)))
+
+
+def test_a_state_can_list_its_own_actions(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Walk.reset
+
+    def reset(self: Walk, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = usual(self, seed=seed)
+        return obs, info | {"choices": ["go", "stay"]}
+
+    monkeypatch.setattr(Walk, "reset", reset)
+    monkeypatch.setattr(Walk, "step", lambda self, action: self.turn(success=True))
+    player = player_of(tokenizer, lambda prompt: "go")
+    player = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=True))
+    (turn,) = one(player, walks(1)[0]).turns
+    assert turn.choices == player.chat.choices(["go", "stay"])
+
+
 # -- slow environments, each in a process of its own --------------------------------------------------------
 
 NAP = '''

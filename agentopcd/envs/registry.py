@@ -66,6 +66,8 @@ class EnvSpec:
     """How a line typed by a person becomes a reply."""
     history: str = "transcript"
     """``transcript``: one user message with the full log; ``chat``: one message per turn."""
+    choices: tuple[str, ...] = ()
+    """All legal replies, for ``--constrain``; ``info["choices"]`` names those of one state instead."""
     slow: bool = False
     """Stepping takes long: each episode has its environment in a process of its own (``info`` must be picklable)."""
     seeds: int = 4000

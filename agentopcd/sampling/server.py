@@ -193,6 +193,8 @@ class ServerSampler:
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`agentopcd.sampling.Sampler`."""
+        if request.choices:
+            raise EngineError("a server cannot hold replies to a list; leave out --constrain or --server")
         self._begin()
         check_room([request], sampling, self._room(), self.loaded.name)
         ticket = next(self._tickets)

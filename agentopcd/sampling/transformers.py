@@ -11,6 +11,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from agentopcd import models
 from agentopcd.sampling import decoding
+from agentopcd.sampling.choices import allowed_ids, keep
 from agentopcd.sampling.protocol import InBatches, check_room
 from agentopcd.types import Completion, Request, Sampling
 
@@ -56,7 +57,7 @@ class TransformersSampler(InBatches):
         for row, request in enumerate(requests):
             ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
             mask[row, width - len(request.prompt_ids) :] = 1
-        chooser = _SeededChoice([r.seed for r in requests], sampling)
+        chooser = _SeededChoice(requests, sampling, width)
         was_training, vendor = model.training, model.generation_config
         model.eval()
         # generate() fills what our settings leave open from the model's own file; nothing of it may leak in.
@@ -109,13 +110,17 @@ class _SeededChoice(LogitsProcessor):
     leaves the chosen token as the only finite score and keeps its log-probability.
     """
 
-    def __init__(self, seeds: Sequence[int], sampling: Sampling) -> None:
-        self.seeds = list(seeds)
-        self.sampling = sampling
+    def __init__(self, requests: Sequence[Request], sampling: Sampling, width: int) -> None:
+        self.seeds = [r.seed for r in requests]
+        self.choices = [r.choices for r in requests]
+        self.sampling, self.width = sampling, width
         self.logprobs: list[torch.Tensor] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         logits_BV = scores.float()
+        if any(self.choices):
+            said = input_ids[:, self.width :].tolist()
+            logits_BV = keep(logits_BV, [allowed_ids(c, tuple(s)) for c, s in zip(self.choices, said, strict=True)])
         if self.sampling.temperature == 0:
             logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
             chosen_B = logits_BV.argmax(dim=-1)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from agentopcd import models, sources
-from agentopcd.errors import AlignmentError, DependencyError, ModelError
+from agentopcd.errors import AlignmentError, ConfigError, DependencyError, ModelError
 from agentopcd.sampling.drift import DRIFT_NATS, drift_nats, named_weights
 from agentopcd.sampling.protocol import check_room
 from agentopcd.types import Completion, Request, Sampling
@@ -205,7 +205,8 @@ class VllmSampler:
                     # A prompt read in pieces would need seeded generators to step back; those of a CPU cannot.
                     enable_chunked_prefill=False, max_num_batched_tokens=max(positions, BATCHED_TOKENS),
                     enable_prefix_caching=True, logprobs_mode="processed_logprobs",
-                    gpu_memory_utilization=GPU_SHARE, enable_sleep_mode=self._sleeps, disable_log_stats=False, **lora,
+                    gpu_memory_utilization=GPU_SHARE, enable_sleep_mode=self._sleeps, disable_log_stats=False,
+                    logits_processors=["agentopcd.sampling.vllm_choices:Constrain"], **lora,
                 )  # fmt: skip
             VllmSampler.alive = self
             self._take_over()
@@ -237,11 +238,15 @@ class VllmSampler:
     def _ask(self, name: str, request: Request, sampling: Sampling) -> None:
         from vllm import SamplingParams
 
-        params = SamplingParams(
-            temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens, seed=request.seed, logprobs=0, detokenize=False,
-            ignore_eos=True, stop_token_ids=list(self.loaded.end_ids),
-        )  # fmt: skip
+        try:
+            params = SamplingParams(
+                temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+                max_tokens=sampling.max_tokens, seed=request.seed, logprobs=0, detokenize=False,
+                ignore_eos=True, stop_token_ids=list(self.loaded.end_ids),
+                extra_args={"agentopcd_choices": request.choices} if request.choices else None,
+            )  # fmt: skip
+        except ValueError as error:  # a temperature above 2, say
+            raise ConfigError(f"vLLM refuses these settings: {str(error).splitlines()[0]}") from error
         self._llm.llm_engine.add_request(
             name, {"prompt_token_ids": list(request.prompt_ids)}, params, lora_request=self._adapter
         )

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.errors import ConfigError
+from agentopcd.errors import ConfigError, EngineError
 from agentopcd.sampling import Sampler, request_seed
 from agentopcd.types import Completion, Request, Sampling
 from tests import tiny
@@ -274,6 +274,34 @@ def test_the_sampler_follows_the_weights(make: Make, folder: Path) -> None:
     sampler.update()
     after = sampler.sample(REQUESTS, COLD)
     assert all(a.token_ids[0] != b.token_ids[0] for a, b in zip(before, after, strict=True))
+
+
+CHOICES = ((50, 60, 70, tiny.END), (50, 61, tiny.END), (50, tiny.END), (80, 81, tiny.END))
+
+
+def test_replies_that_are_held_to_a_list_are_on_it_and_their_probabilities_are_of_the_rest(
+    make: Make, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    loaded, hot = models.load_model(str(folder)), Sampling(temperature=2.0, max_tokens=12)
+    sampler = make(loaded)
+    held = [Request(prompt_ids=prompt(6), seed=seed, choices=CHOICES) for seed in range(24)]
+    if "server" in request.node.name:
+        with pytest.raises(EngineError, match="leave out --constrain"):
+            sampler.sample(held, hot)
+        return
+    both = [held[0], *REQUESTS, *held[1:]]
+    replies = sampler.sample(both, hot)
+    free, found = replies[1 : 1 + len(REQUESTS)], [replies[0], *replies[1 + len(REQUESTS) :]]
+    assert all(close(a, b) for a, b in zip(free, make(loaded).sample(REQUESTS, hot), strict=True))
+    assert {reply.token_ids for reply in found} <= set(CHOICES)
+    assert len({reply.token_ids for reply in found}) > 1
+    assert {reply.finish_reason for reply in found} == {"stop"}
+    for reply in found:
+        for at, (token, logprob) in enumerate(zip(reply.token_ids, reply.logprobs, strict=True)):
+            may = [c[at] for c in CHOICES if len(c) > at and c[:at] == reply.token_ids[:at]]
+            logits = {t: float(scores(loaded, prompt(6) + reply.token_ids[:at])[t]) / 2 for t in may}
+            wanted = torch.tensor([logits[token]]) - torch.tensor(sorted({*logits.values()})).logsumexp(0)
+            assert logprob == pytest.approx(float(wanted), abs=1e-4)
 
 
 def test_the_engine_name_says_what_could_change_replies(make: Make, loaded: models.LoadedModel) -> None:

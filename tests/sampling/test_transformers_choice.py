@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agentopcd.sampling import transformers
-from agentopcd.types import Sampling
+from agentopcd.types import Request, Sampling
 
 LOGITS = torch.tensor([[-9.0, 0.0, 2.0, 1.0, -9.0]])
 
@@ -22,5 +22,5 @@ def test_no_draw_hits_a_token_without_probability(noise: float, token: int, monk
             return noise
 
     monkeypatch.setattr(transformers.random, "Random", Fixed)
-    choice = transformers._SeededChoice([0], Sampling(temperature=1.0, top_k=3))
+    choice = transformers._SeededChoice([Request(prompt_ids=(5,), seed=0)], Sampling(temperature=1.0, top_k=3), 1)
     assert int(choice(None, LOGITS).argmax()) == token

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.errors import AlignmentError
+from agentopcd.errors import AlignmentError, ConfigError
 from agentopcd.sampling import vllm
 from agentopcd.sampling.transformers import TransformersSampler
 from agentopcd.sampling.vllm import VllmSampler, sampler_of
@@ -128,6 +128,12 @@ def test_an_adapter_plays_as_it_trains(tmp_path: Path) -> None:
         usual = TransformersSampler(loaded, compute=torch.float32).sample(asked(loaded), COLD)
         replies = [r.token_ids for r in sampler.sample(asked(loaded), COLD)]
         assert replies == [r.token_ids for r in usual] != [r.token_ids for r in plain]
+
+
+def test_settings_that_vllm_refuses_are_one_line() -> None:
+    loaded = models.load_model("pocket")
+    with pytest.raises(ConfigError, match="vLLM refuses these settings: temperature must be in"):
+        VllmSampler(loaded, compute=torch.float32).sample(asked(loaded), Sampling(temperature=3.0, max_tokens=2))
 
 
 def test_tickets_come_back_with_their_replies_and_dropped_ones_do_not() -> None:
