@@ -237,6 +237,7 @@ class VllmSampler:
 
     def _ask(self, name: str, request: Request, sampling: Sampling) -> None:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
 
         try:
             params = SamplingParams(
@@ -245,11 +246,11 @@ class VllmSampler:
                 ignore_eos=True, stop_token_ids=list(self.loaded.end_ids),
                 extra_args={"agentopcd_choices": request.choices} if request.choices else None,
             )  # fmt: skip
-        except ValueError as error:  # a temperature above 2, say
+            self._llm.llm_engine.add_request(
+                name, {"prompt_token_ids": list(request.prompt_ids)}, params, lora_request=self._adapter
+            )
+        except VLLMValidationError as error:  # a temperature above 2, say
             raise ConfigError(f"vLLM refuses these settings: {str(error).splitlines()[0]}") from error
-        self._llm.llm_engine.add_request(
-            name, {"prompt_token_ids": list(request.prompt_ids)}, params, lora_request=self._adapter
-        )
 
     def _step(self) -> None:
         """Advance all requests by a token and keep the replies that are done."""
