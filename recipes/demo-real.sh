@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole circle on real weights, in two arms; `make demo-real` runs it. Under fifteen minutes on two cores.
+# The whole circle on real weights, in two arms; `make demo-real` runs it. About seven minutes on two cores.
 #   (a) experience: the model plays, writes down items, the best context is confirmed, and only then distilled
 #   (b) a person's context of one line, distilled
 # Everything lands in demo-real-work/; the same command goes on where it was stopped.

