@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,8 @@ class FakeServer:
         self.token_ids = True
         self.failing = 0
         """Requests that are answered by an error 503 from now on."""
+        self.aborting = 0
+        """Replies that break off after a token from now on, as when somebody pauses the server."""
         self.refusing = ""
         self.raw_logprobs = False
         self.forgets_label_after = -1
@@ -59,9 +62,15 @@ class FakeServer:
         self.answered.append(body["seed"])
         if len(self.answered) == self.forgets_label_after:
             self.restart()
+        if self.aborting:
+            self.aborting -= 1
+            reply = dataclasses.replace(reply, token_ids=reply.token_ids[:1], logprobs=reply.logprobs[:1])
+            why = "abort"
+        else:
+            why = reply.finish_reason
         own = [-1.0] * len(reply.logprobs) if self.raw_logprobs else list(reply.logprobs)
         choice: dict[str, Any] = {
-            "index": 0, "text": "", "finish_reason": reply.finish_reason,
+            "index": 0, "text": "", "finish_reason": why,
             "logprobs": {"token_logprobs": own, "tokens": [], "text_offset": [], "top_logprobs": []},
         }  # fmt: skip
         if self.token_ids:

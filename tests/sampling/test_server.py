@@ -121,6 +121,16 @@ def test_a_server_that_came_back_gets_the_weights_again_and_no_reply_of_the_old_
     assert fake.label == sampler.label
 
 
+def test_replies_that_somebody_broke_off_are_asked_for_again(loaded: models.LoadedModel, fake: FakeServer) -> None:
+    sampler = sampler_of(loaded, fake)
+    replies(sampler)
+    fake.aborting = 2
+    assert replies(sampler) == own(loaded)
+    fake.aborting = 1
+    with pytest.raises(EngineError, match="is paused by somebody"):
+        sampler.update()
+
+
 def test_errors_that_pass_are_waited_for(loaded: models.LoadedModel, fake: FakeServer) -> None:
     sampler = sampler_of(loaded, fake)
     replies(sampler)
@@ -303,9 +313,8 @@ def episodes(work: Path, verb: str) -> list[tuple[Any, ...]]:
     if not (work / "store.db").is_file():
         return []
     with sqlite3.connect(f"file:{work / 'store.db'}?mode=ro", uri=True) as db:
-        return db.execute(
-            "SELECT task_key, seed, rep, context_id FROM episode JOIN run ON run.id = run_id WHERE verb = ?", (verb,)
-        ).fetchall()
+        told = "SELECT task_key, episode.seed, rep, context_id FROM episode JOIN run ON run.id = run_id WHERE verb = ?"
+        return db.execute(told, (verb,)).fetchall()
 
 
 @pytest.mark.vllm
@@ -362,3 +371,7 @@ def test_an_adapter_and_a_tied_head_reach_vllms_server(tmp_path: Path) -> None:
                     parameter.normal_(std=0.3)
         assert (sampler.update() or 0.0) < 1e-3
         assert replies(sampler, COLD) == own(loaded, COLD) != before
+        sampler.servers[0].name_weights("somebody else's")
+        assert replies(sampler, COLD) == own(loaded, COLD)
+        sampler.servers[0].unload_adapter(sampler.label)
+        assert replies(sampler, COLD) == own(loaded, COLD)
