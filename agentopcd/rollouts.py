@@ -152,6 +152,8 @@ def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
     finally:
         player.sampler.drop(live)
         steps.close()
+        for one in live.values():
+            one.close()
 
 
 class _Inline:
@@ -200,6 +202,8 @@ class _InProcesses:
         for one in self._running.values():
             one.close()
         self._threads.shutdown(cancel_futures=True)
+        for one in self._running.values():  # what was only being built the first time
+            one.close()
 
 
 def _retry(broken: _Live, waiting: deque[tuple[Job, int]]) -> Iterator[Episode]:

@@ -83,7 +83,8 @@ def chains_of(store: Store, run: Mapping[str, Any]) -> list[list[str]]:
 def play_round(work: Path, number: int, run: Mapping[str, Any], n: int) -> list[Step]:
     """Play what a round lacks, with the settings that its run was played with, and count."""
     settings, names = run["config"], {field.name for field in dataclasses.fields(PlayConfig)}
-    own = {name: settings[name] for name in names} | {"env": settings["env_ref"], "model": run["path"]}
+    own = {name: settings[name] for name in names if name in settings}
+    own |= {"env": settings["env_ref"], "model": run["path"]}
     with Session(PlayConfig(**own), work, progress=progress) as session:
         store, env, setup = session.store, session.env, session.setup()
         tasks, model = session.tasks("select", n), session.loaded.id

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agentopcd import models, sources
@@ -313,11 +314,14 @@ def test_threads_fit_the_quota_of_a_container(
         torch.set_num_threads(before)
 
 
-def test_attention_on_a_cpu_is_float32_under_autocast_and_once_wrapped_stays_so() -> None:
+def test_attention_on_a_cpu_is_float32_under_autocast_and_once_wrapped_stays_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", sdpa_attention_forward)
     models.float32_attention()
     models.float32_attention()
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    assert not hasattr(attend.func, "func") and attend.args[0].__name__ == "sdpa_attention_forward"
+    assert attend.args == (sdpa_attention_forward,)
     query, key, value = torch.randn(3, 1, 2, 5, 4).bfloat16()
     mask = torch.zeros(1, 1, 5, 5, dtype=torch.bfloat16)
     expected = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask.float())

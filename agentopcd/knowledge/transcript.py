@@ -30,6 +30,7 @@ def _turn(data: dict[str, Any]) -> Turn:
             "prompt_ids": tuple(data["prompt_ids"]),
             "response_ids": tuple(data["response_ids"]),
             "logprobs": tuple(data["logprobs"]),
+            "choices": tuple(tuple(choice) for choice in data.get("choices", ())),
         }
     )
 
