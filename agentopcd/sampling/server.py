@@ -393,9 +393,7 @@ def start_line(sampler: ServerSampler, server: Server) -> str:
     if on_cpu:
         words += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
     adapts = loaded.adapter is not None
-    if not adapts:  # random weights: whatever an update left out would show at once
-        words += ["--load-format", "dummy"]
-    else:
+    if adapts:
         words += ["--enable-lora", "--max-lora-rank", str(max(8, loaded.adapter.peft_config["default"].r))]
     settings = "VLLM_SERVER_DEV_MODE=1 " + "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 " * adapts
     return f"start one with: {settings}{shlex.join(words)}"

@@ -75,7 +75,7 @@ def make(
     with contextlib.ExitStack() as stack:
         if request.param == "server":
             log = tmp_path_factory.mktemp("vllm") / "log"
-            VLLM[:] = [stack.enter_context(VllmServer(folder, "tiny", log, "--load-format", "dummy"))]
+            VLLM[:] = [stack.enter_context(VllmServer(folder, "tiny", log))]
         yield BACK_ENDS[request.param]
 
 

@@ -335,7 +335,7 @@ def episodes(work: Path, verb: str) -> list[tuple[Any, ...]]:
 @pytest.mark.timeout(900)
 def test_learning_goes_on_when_the_server_is_killed_in_play_and_in_consolidation(tmp_path: Path) -> None:
     work, log = tmp_path / "work", tmp_path / "log"
-    server = VllmServer(sources.find_model("pocket"), "pocket", log, "--load-format", "dummy")
+    server = VllmServer(sources.find_model("pocket"), "pocket", log)
 
     def metrics() -> list[dict[str, Any]]:
         return [json.loads(line) for file in work.glob("runs/consolidate-*/metrics.jsonl")
@@ -375,7 +375,14 @@ def test_an_adapter_and_a_tied_head_reach_vllms_server(tmp_path: Path) -> None:
     loaded = models.load_model(str(folder))
     with VllmServer(folder, "tiny", tmp_path / "log", "--enable-lora", "--max-lora-rank", "8") as server:
         plain = ServerSampler(loaded, compute=torch.float32, urls=[server.url])
-        assert replies(plain, COLD) == own(loaded, COLD)
+        start = own(loaded, COLD)
+        move(loaded)
+        assert replies(plain, COLD) == own(loaded, COLD) != start  # the tied head, too
+        with torch.no_grad():  # back to what the server reads below an adapter
+            loaded.model.load_state_dict(models.load_model(str(folder)).model.state_dict())
+        assert replies(plain, COLD) != start
+        plain.update()
+        assert replies(plain, COLD) == start
         models.add_adapter(loaded, 4, torch.float32, seed=0)
         sampler = ServerSampler(loaded, compute=torch.float32, urls=[server.url])
         before = replies(sampler, COLD)
