@@ -58,6 +58,8 @@ class Server:
         self.busy, self.failures, self.rests_until = 0, 0, 0.0
         self.takeovers = 0
         """Times that it got weights from us; a reply that was asked for before the last one does not count."""
+        self.keeps: Any = None
+        """The folder of its adapter, which must stay while it is in use."""
         self.doubtful = False
         """Whether it failed since it was last looked at."""
 
@@ -141,7 +143,7 @@ class Server:
             self._post("/resume")
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        self.unload_adapter(name)  # vLLM's own way to replace one in place ends its engine (0.32, on a CPU)
+        self.unload_adapter(name)
         self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
 
     def unload_adapter(self, name: str) -> None:
@@ -361,14 +363,16 @@ class ServerSampler:
         return drift
 
     def _push(self, server: Server) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            if self.loaded.adapter is not None:
-                self.loaded.adapter.save_pretrained(folder)
-                server.load_adapter(self.label, Path(folder))
-            else:
-                weights = {name: p.cpu().contiguous().clone() for name, p in named_weights(self.loaded).items()}
-                save_file(weights, Path(folder) / "model.safetensors")
-                server.load(Path(folder))
+        folder = tempfile.TemporaryDirectory()
+        if self.loaded.adapter is not None:
+            self.loaded.adapter.save_pretrained(folder.name)
+            server.load_adapter(self.label, Path(folder.name))
+            server.keeps = folder  # vLLM reads an adapter again when it was put aside, and dies where it is gone
+            return
+        with folder:
+            weights = {name: p.cpu().contiguous().clone() for name, p in named_weights(self.loaded).items()}
+            save_file(weights, Path(folder.name) / "model.safetensors")
+            server.load(Path(folder.name))
 
     def _sample_at(self, server: Server, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         async def every() -> list[Completion]:
