@@ -6,11 +6,12 @@ The response is not rendered at all: its sampled ids are appended to either prom
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from agentopcd.errors import AlignmentError, ConfigError
-from agentopcd.types import EMPTY, Context, Message, Part
+from agentopcd.types import EMPTY, Completion, Context, Message, Part, Request
 
 TEMPLATE_VERSION = "1"
 """Part of every setup hash: figures from different wordings are never pooled."""
@@ -51,6 +52,22 @@ class Chat:
         """The prompt as text, as :meth:`render` tokenises it."""
         clean = [Message(role=m["role"], content=self.neutral(m["content"])) for m in messages]
         return self._apply(self._place(clean, context))
+
+    def request(
+        self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
+        choices: tuple[tuple[int, ...], ...] = (),
+    ) -> Request:  # fmt: skip
+        """What a sampler is asked; see :meth:`render`."""
+        return Request(prompt_ids=self.render(messages, context), seed=seed, choices=choices)
+
+    def reply(self, reply: Completion) -> str:
+        """What was said, end and other special tokens left out."""
+        return self.reply_text(reply.token_ids)
+
+    def opened(self, request: Request, opening: str) -> Request | None:
+        """The same request with the first words of the reply given, where that can be done."""
+        ids = tuple(self.tokenizer(opening, add_special_tokens=False)["input_ids"])
+        return dataclasses.replace(request, prompt_ids=request.prompt_ids + ids)
 
     def views(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Prompt ids of the student (no context) and of the teacher (with it).
@@ -149,6 +166,36 @@ class Chat:
         if not full.startswith(bare):
             return ()
         return tuple(self.tokenizer(full[len(bare) :], add_special_tokens=False)["input_ids"])
+
+
+class ApiChat(Chat):
+    """Messages as they are, for a model behind an API: its template and its tokenizer are not known here."""
+
+    special = ()
+    default_system = ""
+    header = ()
+
+    def __init__(self, template_args: dict[str, Any] | None = None) -> None:
+        self.template_args = dict(template_args or {})
+
+    def request(
+        self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
+        choices: tuple[tuple[int, ...], ...] = (),
+    ) -> Request:  # fmt: skip
+        return Request(prompt_ids=(), seed=seed, messages=tuple(self._place(list(messages), context)))
+
+    def reply(self, reply: Completion) -> str:
+        return reply.text
+
+    def opened(self, request: Request, opening: str) -> Request | None:
+        return None
+
+    def choices(self, replies: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        raise ConfigError("an API cannot hold replies to a list; leave out --constrain")
+
+    def count_tokens(self, text: str) -> int:
+        """A guess: three bytes a token, which real tokenizers seldom exceed in English."""
+        return -(-len(text.encode(errors="replace")) // 3)
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -113,10 +113,12 @@ class PlayerConfig(Config):
     """Matrix products; auto takes bfloat16 where the machine has instructions for it. Weights stay float32."""
     device: str = "auto"
     """auto, cpu, cuda, ...: where the model lives."""
-    engine: Literal["auto", "transformers", "vllm", "server"] = "auto"
-    """What samples; auto: servers if --server names any, vLLM on a GPU if it knows the model, else transformers."""
+    engine: Literal["auto", "transformers", "vllm", "server", "api"] = "auto"
+    """What samples; auto: servers if --server names any, vLLM on a GPU if it knows the model, else transformers. api: a
+    chat endpoint at --server that runs --model; it plays, scores and writes experience down, and cannot learn."""
     server: str = ""
-    """Address of a running vLLM server, such as http://localhost:8000; several with commas (docs/engines.md)."""
+    """Address of a running vLLM server, such as http://localhost:8000, or of an API; several with commas
+    (docs/engines.md)."""
     sample_batch: int = 32
     """Sequences per generate call, that vLLM runs at once, or under way at each server."""
     splits: str = ""
@@ -129,9 +131,13 @@ class PlayerConfig(Config):
             raise ConfigError("no environment given; add --env NAME (see `agentopcd envs list`)")
         self._positive("max_tokens", "sample_batch")
         self._one_of("compute", ("auto", "float32", "bfloat16"))
-        self._one_of("engine", ("auto", "transformers", "vllm", "server"))
-        if self.engine == "server" and not self.servers:
-            raise ConfigError("--engine server needs an address; add --server URL")
+        self._one_of("engine", ("auto", "transformers", "vllm", "server", "api"))
+        if self.engine in ("server", "api") and not self.servers:
+            raise ConfigError(f"--engine {self.engine} needs an address; add --server URL")
+        if self.engine == "api" and not self.model:
+            raise ConfigError("--engine api needs the name that the API knows its model by; add --model NAME")
+        if self.engine == "api" and self.constrain:
+            raise ConfigError("an API cannot hold replies to a list; leave out --constrain")
         if self.server and self.engine in ("transformers", "vllm"):
             raise ConfigError(f"--server {self.server} is of no use to --engine {self.engine}; leave one of them out")
         for url in self.servers:
@@ -144,6 +150,13 @@ class PlayerConfig(Config):
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0 or self.max_steps < 0 or self.seed < 0:
             raise ConfigError("top_k, max_steps and seed must be 0 or more")
+
+    def _needs_weights(self, what_for: str) -> None:
+        if self.engine == "api":
+            raise ConfigError(
+                f"{self.model!r} behind an API has no weights here {what_for}: it can play, score and write experience "
+                "down, but not be the student; leave out --engine api and name a model whose weights you have"
+            )
 
     @property
     def servers(self) -> list[str]:
@@ -242,6 +255,7 @@ class TrainConfig(PlayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._needs_weights("to train")
         self._positive("steps", "batch_size", "tokens_per_batch", "clip_norm", "support")
         self._positive("select_every", "select_tasks", "save_every")
         self._one_of("divergence", ("tail", "full", "renorm", "raw", "stopgrad"))
@@ -345,6 +359,7 @@ class EvaluateConfig(PlayerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._needs_weights("to compare with a student")
         self._positive("test_tasks")
         self._one_of("placement", ("system", "user"))
 

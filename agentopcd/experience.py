@@ -30,7 +30,7 @@ from agentopcd.knowledge import (
 from agentopcd.sampling import request_seed
 from agentopcd.session import Session
 from agentopcd.stats import Rate
-from agentopcd.types import EMPTY, MARKER, Context, Job, Request, Sampling, Task
+from agentopcd.types import EMPTY, MARKER, Context, Job, Sampling, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,8 +168,8 @@ def _ask(
     for c, s in places:
         episode = session.store.transcript(readings[c][s])
         earlier = chains[c] if config.show_earlier else None
-        prompt = player.chat.render(extraction_messages(episode, kind=kind, earlier=earlier))
-        requests.append(Request(prompt_ids=prompt, seed=request_seed(config.seed, "extract", c, s)))
+        messages = extraction_messages(episode, kind=kind, earlier=earlier)
+        requests.append(player.chat.request(messages, seed=request_seed(config.seed, "extract", c, s)))
     sampling = Sampling(
         temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
     )
@@ -177,19 +177,17 @@ def _ask(
     # A model too small to keep to the format gets a second try, with the marker as its first words; where the
     # first reply of no chain keeps to it, the others are asked that way at once. Saying nothing keeps to it.
     first = len(readings)
-    replies = [player.chat.reply_text(r.token_ids) for r in player.sampler.sample(requests[:first], sampling)]
-    if any(_in_format(reply) for reply in replies):
-        others = player.sampler.sample(requests[first:], sampling)
-        replies += [player.chat.reply_text(r.token_ids) for r in others]
+    opened = [player.chat.opened(request, MARKER) for request in requests]
+    replies = [player.chat.reply(r) for r in player.sampler.sample(requests[:first], sampling)]
+    if any(_in_format(reply) for reply in replies) or opened[0] is None:
+        replies += [player.chat.reply(r) for r in player.sampler.sample(requests[first:], sampling)]
     else:
         replies += ["?"] * (len(requests) - first)
-    silent = [i for i, reply in enumerate(replies) if not _in_format(reply)]
-    opening = tuple(player.chat.tokenizer(MARKER, add_special_tokens=False)["input_ids"])
-    again = [dataclasses.replace(requests[i], prompt_ids=requests[i].prompt_ids + opening) for i in silent]
-    for i, reply in zip(silent, player.sampler.sample(again, sampling), strict=True):
-        replies[i] = MARKER + player.chat.reply_text(reply.token_ids)
-    if silent:
-        session.say(f"{len(silent)} of {len(requests)} replies asked for with {MARKER!r} as their opening")
+    again = {i: o for i, o in enumerate(opened) if o is not None and not _in_format(replies[i])}
+    for i, reply in zip(again, player.sampler.sample(list(again.values()), sampling), strict=True):
+        replies[i] = MARKER + player.chat.reply(reply)
+    if again:
+        session.say(f"{len(again)} of {len(requests)} replies asked for with {MARKER!r} as their opening")
     return dict(zip(places, replies, strict=True))
 
 

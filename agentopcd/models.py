@@ -60,6 +60,12 @@ class LoadedModel:
     """Of a sharded student, the copy that plays and is saved: see :mod:`agentopcd.sharding`."""
 
 
+def behind_api(name: str) -> LoadedModel:
+    """A model that others run and nobody sees the weights of; it goes by its name alone."""
+    id_ = hashlib.sha256(f"api\0{name}".encode()).hexdigest()
+    return LoadedModel(name=name, id=id_, folder=Path(), model=None, tokenizer=None, end_ids=())
+
+
 def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     """Load ``name`` with float32 parameters.
 
@@ -447,5 +453,3 @@ def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
     if not found:
         raise ModelError(f"model {name!r} names no end-of-sequence token; its replies would never end")
     return tuple(found)
-
-

@@ -227,7 +227,7 @@ class _Live:
         self.error: str | None = None
         self.episode: Episode | None = None
         self._messages: list[Message] = []
-        self._prompt_ids: tuple[int, ...] = ()
+        self._asked = Request(prompt_ids=(), seed=0)
 
     def guarded(self, act: Any) -> bool:
         """Run ``act``; what the environment raises is kept as this episode's error."""
@@ -258,21 +258,22 @@ class _Live:
         if game.constrain and not self.choices:
             raise EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
         self._messages = chats.turn_messages(self.player.game.form, self.past, self.parts)
-        self._prompt_ids = self.player.chat.render(self._messages, self.job.context)
         task, rep = self.job.task, self.job.rep
-        return Request(
-            prompt_ids=self._prompt_ids, choices=self.choices,
-            seed=request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns)),
-        )
+        seed = request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns))
+        self._asked = self.player.chat.request(self._messages, self.job.context, seed=seed, choices=self.choices)
+        return self._asked
 
     def step(self, reply: Completion) -> None:
-        text = self.player.chat.reply_text(reply.token_ids)
+        if reply.error:
+            raise RuntimeError(reply.error)  # costs this episode, not the run
+        text = self.player.chat.reply(reply)
         obs, reward, terminated, truncated, info = self.env.step(text)
         self.turns.append(
             Turn(
-                parts=self.parts, messages=self._messages, prompt_ids=self._prompt_ids, choices=self.choices,
+                parts=self.parts, messages=self._messages, prompt_ids=self._asked.prompt_ids, choices=self.choices,
                 response_ids=reply.token_ids, logprobs=reply.logprobs, reply=text,
                 finish_reason=reply.finish_reason, reward=float(reward), invalid=bool(info.get("invalid", False)),
+                usage=reply.usage,
             )
         )  # fmt: skip
         self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd import models
-from agentopcd.chat import Chat
+from agentopcd.chat import ApiChat, Chat
 from agentopcd.config import PlayerConfig
 from agentopcd.envs.splits import Manifest, build_splits
 from agentopcd.errors import ConfigError, StoreError
@@ -37,7 +37,11 @@ def no_progress(label: str, items: Iterable[Episode], total: int) -> Iterable[Ep
 def game_of(config: PlayerConfig) -> Game:
     """The environment of these settings, and how it is shown and cut off."""
     return Game(
-        ref=config.env, kwargs=config.env_args, rules=config.rules, max_steps=config.max_steps, history=config.history,
+        ref=config.env,
+        kwargs=config.env_args,
+        rules=config.rules,
+        max_steps=config.max_steps,
+        history=config.history,
         constrain=config.constrain,
     )
 
@@ -50,8 +54,8 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
             others would get weights from each of them.
     """
     several = launched() > 1
-    engine = "server" if config.server else config.engine
-    if engine in ("vllm", "server") and several:
+    engine = "server" if config.server and config.engine == "auto" else config.engine
+    if engine in ("vllm", "server", "api") and several:
         raise ConfigError(f"--engine {engine} with {launched()} processes is not supported; take --engine transformers")
     if engine != "auto":
         return engine, config.server if config.server else "as given"
@@ -70,15 +74,20 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
 def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: Any) -> Player:
     """A player of the environment of these settings whose replies come from ``loaded``."""
     engine = engine_of(config, loaded)[0]
+    chat = ApiChat(config.template_args) if engine == "api" else Chat(loaded.tokenizer, config.template_args)
     make: Any = vllm.sampler_of if engine == "vllm" else TransformersSampler
     if engine == "server":
         from agentopcd.sampling import server
 
         make = functools.partial(server.sampler_of, urls=config.servers)
+    elif engine == "api":
+        from agentopcd.sampling import api
+
+        make = functools.partial(api.ApiSampler, urls=config.servers, template_args=config.template_args)
     return Player(
         game=game_of(config),
         sampler=make(loaded, compute=compute, batch_size=config.sample_batch),
-        chat=Chat(loaded.tokenizer, config.template_args),
+        chat=chat,
         sampling=config.sampling,
         seed=config.seed,
     )
@@ -164,6 +173,10 @@ class Session:
 
     def load(self, name: str) -> models.LoadedModel:
         """Load a model and register it in the store."""
+        if self.config.engine == "api":
+            loaded = models.behind_api(name)
+            self.store.add_model(loaded.id, name)
+            return loaded
         loaded = models.load_model(name, device=self.device)
         if loaded.note and loaded.note not in self.notes:
             self.notes.add(loaded.note)
@@ -202,7 +215,7 @@ class Session:
                 yield episode
             if broken := self.env_errors[before:]:
                 last = broken[0].strip().splitlines()[-1]
-                self.say(f"warning: the environment broke {len(broken)} of {len(jobs)} episodes ({last}); not counted")
+                self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted")
 
         return play
 

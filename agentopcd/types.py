@@ -62,6 +62,8 @@ class Request:
     seed: int
     choices: tuple[tuple[int, ...], ...] = ()
     """Token ids of the replies that are allowed, end token included; none: all are."""
+    messages: tuple[Message, ...] = ()
+    """The same prompt as messages, context included, for an API that takes nothing else; then there are no ids."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +75,12 @@ class Completion:
     """Natural log, under the sampling distribution (after temperature and truncation)."""
     finish_reason: FinishReason
     """``stop``: an end token was sampled; ``length``: ``max_tokens`` was reached."""
+    text: str = ""
+    """What an API said, which gives no ids."""
+    usage: tuple[int, int] = (0, 0)
+    """Tokens of prompt and reply by an API's own count."""
+    error: str = ""
+    """Why there is no reply: the API kept it back. That is nobody's move."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +102,16 @@ class Turn:
     invalid: bool
     choices: tuple[tuple[int, ...], ...] = ()
     """The replies that were allowed, as in the request."""
+    usage: tuple[int, int] = (0, 0)
+    """Tokens of prompt and reply by an API's own count, where there are no ids."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt_ids) or self.usage[0]
+
+    @property
+    def output_tokens(self) -> int:
+        return len(self.response_ids) or self.usage[1]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,11 +136,11 @@ class Episode:
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(len(turn.prompt_ids) for turn in self.turns)
+        return sum(turn.prompt_tokens for turn in self.turns)
 
     @property
     def output_tokens(self) -> int:
-        return sum(len(turn.response_ids) for turn in self.turns)
+        return sum(turn.output_tokens for turn in self.turns)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def _turn(data: dict[str, Any]) -> Turn:
             "response_ids": tuple(data["response_ids"]),
             "logprobs": tuple(data["logprobs"]),
             "choices": tuple(tuple(choice) for choice in data.get("choices", ())),
+            "usage": tuple(data.get("usage", (0, 0))),
         }
     )
 

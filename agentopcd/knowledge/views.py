@@ -208,7 +208,7 @@ def episode_view(store: Store, episode_id: int) -> Row:
     turns = [
         {"saw": [list(part) for part in turn.parts], "prompt": list(turn.messages), "reply": turn.reply,
          "reward": turn.reward, "invalid": turn.invalid, "finish_reason": turn.finish_reason,
-         "prompt_tokens": len(turn.prompt_ids), "output_tokens": len(turn.response_ids)}
+         "prompt_tokens": turn.prompt_tokens, "output_tokens": turn.output_tokens}
         for turn in episode.turns
     ]  # fmt: skip
     return {

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
@@ -35,6 +35,7 @@ from agentopcd.sampling.drift import DRIFT_NATS, drift_nats, named_weights
 from agentopcd.sampling.protocol import check_room
 from agentopcd.types import Completion, Request, Sampling
 
+S = TypeVar("S", bound="Server")
 T = TypeVar("T")
 
 KEY = "AGENTOPCD_API_KEY"
@@ -105,7 +106,7 @@ class Server:
         if ids is None or choice.logprobs is None or len(choice.logprobs.token_logprobs or ()) != len(ids):
             raise EngineError(
                 f"{self.url} answers without token ids and their log-probabilities; replies are never tokenised again "
-                "here, so take a server that has them, such as vLLM's"
+                "here, so take a server that has them, such as vLLM's, or only play with it (--engine api)"
             )
         return Completion(
             token_ids=tuple(ids), logprobs=tuple(choice.logprobs.token_logprobs),
@@ -295,33 +296,23 @@ class ServerSampler:
         return min((room for room in (own, *(server.room for server in self.servers)) if room), default=0)
 
     def _send(self, ticket: int) -> None:
-        self._running[_in_background(self._ask(*self._asked[ticket]))] = ticket
+        self._running[in_background(self._ask(*self._asked[ticket]))] = ticket
 
     async def _ask(self, request: Request, sampling: Sampling) -> tuple[Server, int, Completion | None]:
         """A reply, who gave it, and how many takeovers that server had seen; no reply where it has lost the adapter."""
+
+        async def ask(server: Server) -> tuple[Server, int, Completion | None]:
+            takeovers = server.takeovers
+            try:
+                reply = await server.complete(self._model(server), request, sampling, self.loaded.end_ids)
+            except openai.NotFoundError:
+                if self.loaded.adapter is None:
+                    raise
+                reply = None
+            return server, takeovers, reply
+
         async with self._seats:
-            for attempt in range(RETRIES):
-                now = time.monotonic()
-                server = min(self.servers, key=lambda s: (s.rests_until > now, s.busy))
-                takeovers = server.takeovers
-                try:
-                    reply = await server.complete(self._model(server), request, sampling, self.loaded.end_ids)
-                except RETRIED as error:
-                    wait = server.failed()
-                    if attempt == RETRIES - 1:
-                        raise EngineError(f"{server.url} does not answer: {first_line(error)}") from error
-                    if all(s.rests_until > time.monotonic() for s in self.servers):
-                        await asyncio.sleep(wait)
-                except openai.NotFoundError as error:
-                    if self.loaded.adapter is None:
-                        raise refused(server, error) from error
-                    return server, takeovers, None
-                except openai.APIStatusError as error:
-                    raise refused(server, error) from error
-                else:
-                    server.failures = 0
-                    return server, takeovers, reply
-        raise AssertionError  # the loop returns or raises
+            return await at_one_of(self.servers, ask)
 
     def _model(self, server: Server) -> str:
         return server.serves if self.loaded.adapter is None else self.label
@@ -342,7 +333,7 @@ class ServerSampler:
         """
         server.takeovers += 1
         with one_line(server, self):
-            frozen = _patiently(server.label) is None
+            frozen = patiently(server.label) is None
             if not frozen:
                 self._push(server)
             elif must or self.loaded.adapter is not None:
@@ -382,7 +373,32 @@ class ServerSampler:
                 raise EngineError(f"{server.url} is paused by somebody while its weights are checked; let it alone")
             return [reply for reply in found if reply is not None]
 
-        return _patiently(lambda: _in_background(every()).result())
+        return patiently(lambda: in_background(every()).result())
+
+
+async def at_one_of(servers: Sequence[S], ask: Callable[[S], Awaitable[T]]) -> T:
+    """What ``ask`` gets from the server that has least to do, or from another one where that fails.
+
+    Raises:
+        EngineError: none answers, in spite of retries, or one refuses.
+    """
+    for attempt in range(RETRIES):
+        now = time.monotonic()
+        server = min(servers, key=lambda s: (s.rests_until > now, s.busy))
+        try:
+            found = await ask(server)
+        except RETRIED as error:
+            wait = server.failed()
+            if attempt == RETRIES - 1:
+                raise EngineError(f"{server.url} does not answer: {first_line(error)}") from error
+            if all(s.rests_until > time.monotonic() for s in servers):
+                await asyncio.sleep(wait)
+        except openai.APIStatusError as error:
+            raise refused(server, error) from error
+        else:
+            server.failures = 0
+            return found
+    raise AssertionError  # the loop returns or raises
 
 
 def start_line(sampler: ServerSampler, server: Server) -> str:
@@ -429,7 +445,7 @@ def first_line(error: openai.APIError) -> str:
     return (str(body.get("message") or error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def _patiently(act: Callable[[], T]) -> T:
+def patiently(act: Callable[[], T]) -> T:
     """``act``, again while its server is away."""
     for attempt in range(RETRIES):
         try:
@@ -441,7 +457,7 @@ def _patiently(act: Callable[[], T]) -> T:
     raise AssertionError  # the loop returns or raises
 
 
-def _in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+def in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
     return asyncio.run_coroutine_threadsafe(work, _loop())
 
 

@@ -30,6 +30,11 @@ class FakeServer:
         self.aborting = 0
         """Replies that break off after a token from now on, as when somebody pauses the server."""
         self.refusing = ""
+        self.withholding = 0
+        """Chat replies that are kept back from now on, as a filter does."""
+        self.limit = "max_tokens"
+        self.chats: list[dict[str, Any]] = []
+        """Bodies of the chat requests that were answered."""
         self.raw_logprobs = False
         self.forgets_label_after = -1
         """Requests after which it behaves as if it had been started anew; -1: never."""
@@ -76,6 +81,27 @@ class FakeServer:
         if self.token_ids:
             choice["token_ids"] = list(reply.token_ids)
         return {"id": "1", "object": "text_completion", "created": 1, "model": "tiny", "choices": [choice]}
+
+    def chat(self, body: dict[str, Any]) -> dict[str, Any]:
+        """As an API does it: messages in, text out, no ids."""
+        tokenizer = self.loaded.tokenizer
+        prompt = tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
+        ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        sampling = Sampling(temperature=body["temperature"], top_p=body["top_p"], max_tokens=body[self.limit])
+        (reply,) = TransformersSampler(self.loaded, compute=torch.float32).sample(
+            [Request(prompt_ids=ids, seed=body["seed"])], sampling
+        )
+        self.chats.append(body)
+        why = reply.finish_reason
+        if self.withholding:
+            self.withholding -= 1
+            why = "content_filter"
+        text = tokenizer.decode(reply.token_ids, skip_special_tokens=True)
+        return {
+            "id": "1", "object": "chat.completion", "created": 1, "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": why, "message": {"role": "assistant", "content": text}}],
+            "usage": {"prompt_tokens": len(ids), "completion_tokens": len(reply.token_ids), "total_tokens": 0},
+        }  # fmt: skip
 
     def control(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         if path == "/collective_rpc":
@@ -126,6 +152,13 @@ class FakeServer:
                     return 401, {"error": {"message": "no"}}
                 if self.path == "/v1/models":
                     return 200, {"data": [{"id": name, "max_model_len": 2048} for name in fake.names]}
+                if self.path == "/v1/chat/completions" and self.model_is_known(body):
+                    if fake.failing:
+                        fake.failing -= 1
+                        return 503, {"error": {"message": "busy"}}
+                    if fake.limit not in body:
+                        return 400, {"error": {"message": f"Unsupported parameter. Use '{fake.limit}' instead."}}
+                    return 200, fake.chat(body)
                 if self.path == "/v1/completions":
                     if fake.failing:
                         fake.failing -= 1
@@ -138,5 +171,8 @@ class FakeServer:
                 if fake.dev and (told := fake.control(self.path, body)) is not None:
                     return 200, told
                 return 404, {"error": {"message": "not found"}}
+
+            def model_is_known(self, body: dict[str, Any]) -> bool:
+                return body["model"] in fake.names
 
         return Handler
