@@ -230,10 +230,22 @@ class TrainConfig(PlayerConfig):
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
     shard: bool = False
     """Spread student and teacher over all processes (FSDP2); each also holds a whole student, to play with."""
+    method: Literal["opcd", "context-distillation", "seqkd"] = "opcd"
+    """opcd learns from the student's own answers. The baselines learn from the teacher's, given with the context:
+    context-distillation by forward KL on its top-k, seqkd by cross-entropy."""
+    answers: Literal["once", "fresh"] = "once"
+    """Baselines: the teacher answers each train task once, or anew in every epoch."""
+    teacher_kind: Literal["frozen", "periodic", "ema", "live"] = "frozen"
+    """The teacher is the student before training (frozen), as of the last copy (periodic), averaged (ema), or as it is
+    now (live, the paper's self-distillation)."""
+    teacher_every: int = 8
+    """Steps between the copies of a periodic teacher."""
+    teacher_keeps: float = 0.95
+    """Share of its own weights that an ema teacher keeps at each step; 1 is frozen, 0 is live."""
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
-    """Form of the reverse KL; raw is the paper's."""
+    """Form of the KL; raw is the paper's."""
     support: int = 256
-    """Tokens of the student's top-k support."""
+    """Tokens of the top-k support: the student's, or with the baselines the teacher's."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the loss; 0: the rollout temperature."""
     importance_cap: float = 0.0
@@ -260,6 +272,28 @@ class TrainConfig(PlayerConfig):
         self._positive("select_every", "select_tasks", "save_every")
         self._one_of("divergence", ("tail", "full", "renorm", "raw", "stopgrad"))
         self._one_of("reduction", ("seq_mean", "token_mean"))
+        self._one_of("method", ("opcd", "context-distillation", "seqkd"))
+        self._one_of("answers", ("once", "fresh"))
+        self._one_of("teacher_kind", ("frozen", "periodic", "ema", "live"))
+        self._positive("teacher_every")
+        if not 0 <= self.teacher_keeps <= 1:
+            raise ConfigError(f"teacher_keeps is {self.teacher_keeps}; it is a share, from 0 to 1")
+        if self.teacher_kind != "frozen":
+            still = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.method != "opcd"}
+            for flag in (flag for flag, on in still.items() if on):
+                raise ConfigError(f"{flag} wants a teacher that stands still; leave it or --teacher-kind out")
+        for name, on, wanted in (
+            ("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic"),
+            ("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema"),
+            ("answers", self.method != "opcd", "--method context-distillation or seqkd"),
+        ):
+            if not on and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(f"--{name.replace('_', '-')} is for {wanted}; leave it out, or add that")
+        if self.method != "opcd" and (self.divergence == "stopgrad" or self.importance_cap):
+            raise ConfigError(
+                f"--divergence stopgrad and --importance-cap are about the student's own answers; {self.method} "
+                "learns from the teacher's"
+            )
         self._one_of("cut_replies", ("keep", "drop"))
         if self.top_p != 1 or self.top_k != 0 or self.temperature == 0:
             raise ConfigError(
@@ -340,6 +374,10 @@ class ConsolidateConfig(TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._one_of("placement", ("system", "user"))
+        if self.teacher and self.teacher_kind != "frozen":
+            raise ConfigError(
+                f"a {self.teacher_kind} teacher is the student itself; leave out --teacher {self.teacher}"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

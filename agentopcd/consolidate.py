@@ -3,10 +3,11 @@
 Each step:
 
 1. the student plays ``batch_size`` train tasks **without** the context;
-2. the frozen teacher, **with** the context in its prompt, scores the very token ids the student sampled;
+2. the teacher, **with** the context in its prompt, scores the very token ids the student sampled;
 3. the student minimises the reverse KL to it on those tokens, and takes one optimizer step.
 
-``losses.py`` holds the formulas, ``teacher.py`` the positions, ``chat.py`` the prompts, ``rollouts.py`` the games.
+``methods.py`` holds this method and those it is compared with, ``losses.py`` the formulas, ``teacher.py`` the
+positions, ``chat.py`` the prompts, ``rollouts.py`` the games.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from agentopcd import losses, models, sharding, sources
+from agentopcd import losses, methods, models, sharding, sources
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import AlignmentError, ConfigError
@@ -58,6 +59,7 @@ def consolidate(
     select: Sequence[Task],
     run: Run,
     compute: torch.dtype,
+    method: methods.Opcd | None = None,
     say: Callable[[str], None] = print,
 ) -> Consolidated:
     """Distil ``context`` into ``student``, in place, and save the best checkpoint as ``run.folder/student``.
@@ -71,6 +73,7 @@ def consolidate(
         player: plays with the student's weights as they change, and never shows it the context.
         train: tasks to roll out on.
         select: tasks the checkpoint is chosen on; disjoint from ``train``.
+        method: whose answers are learned from, and how; None: the student's own, by reverse KL.
 
     Raises:
         ConfigError: an empty context, or no tasks.
@@ -81,6 +84,7 @@ def consolidate(
     if not train or not select:
         raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
     device = next(student.model.parameters()).device
+    method = method or methods.Opcd(config, player)
     ranks = Ranks()
     whole = student.whole or student  # what plays and is saved
     say = say if ranks.main else lambda line: None
@@ -99,7 +103,7 @@ def consolidate(
         trained.values(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
     )
 
-    state = run.load(trained, optimizer)
+    state = run.load(trained, optimizer, teacher.weights)
     if state is None:
         state = {"step": 0, "best_step": 0, "skipped": 0, "select": {}}
         player.sampler.update()  # an engine that cannot take weights says so now, not after the first step
@@ -107,7 +111,7 @@ def consolidate(
         if ranks.main:
             run.rewind(-1)
             run.log(
-                {"step": 0, "loss/definition": definition(config, student, teacher, context, player)}
+                {"step": 0, "loss/definition": definition(config, student, teacher, context, method)}
                 | select_record(state, 0)
             )
         say(f"before training: {rate_of(state, 0)} on {len(select)} select tasks, without the context")
@@ -124,11 +128,12 @@ def consolidate(
     for step in range(state["step"] + 1, config.steps + 1):
         clock = Clock()
 
-        # 1. The student plays without the context.
+        # 1. The student plays without the context (or, with a baseline, the teacher has played with it).
         drift = None
         played = []
-        for episode in player.play(ranks.mine(draw(train, step, config))):
-            played.append((episode, *samples_of([episode], player.chat, context, config.cut_replies)))
+        for episode in method.play(ranks.mine(draw(train, step, config))):
+            own = samples_of([episode], player.chat, context, config.cut_replies, by_teacher=method.by_teacher)
+            played.append((episode, *own))
         played = [one for share in ranks.everyone(played) for one in share]
         played.sort(key=lambda one: (one[0].task, one[0].rep))  # they finish in any order; the sum should not
         samples = [sample for _, own, _ in played for sample in own]
@@ -160,9 +165,7 @@ def consolidate(
                 # What the engine could not say, neither model is scored on.
                 student_RV = into.keep(where, models.scaled(model, products_RV))
                 teacher_RV = into.keep(where, teacher.logits(teacher_NH[where]))
-                token = losses.divergence(
-                    student_RV, teacher_RV, form=config.divergence, k=config.support, temperature=temperature
-                )
+                token = method.divergence(student_RV, teacher_RV, into.ids[where])
                 into.add(where, student_RV, teacher_RV, token)
                 return token.loss_N * into.importance(where, student_RV, config.importance_cap)
 
@@ -175,6 +178,7 @@ def consolidate(
         if ok:
             optimizer.step()
             sharding.update_whole(student)
+            teacher.follow(model, step)
             drift = player.sampler.update()
         else:
             state["skipped"] += 1
@@ -184,7 +188,7 @@ def consolidate(
         meter.gather(ranks.everyone(meter.rows))
         measures = rollout_measures([e for e, _, _ in played], samples, sum(dropped for _, _, dropped in played))
         record: dict[str, Any] = {
-            "step": step, "loss/name": loss_name(config),
+            "step": step, "loss/name": method.name,
             **(meter.result() if samples else {"loss/value_nats": 0.0}),
             **measures, "engine/policy_step": step - 1, **({} if drift is None else {"engine/drift_nats": drift}),
             "train/grad_norm": norm if math.isfinite(norm) else None,
@@ -209,7 +213,7 @@ def consolidate(
             say(f"         select {rate_of(state, step)}, best at step {state['best_step']}")
         # After an evaluation, too: the best checkpoint and the step it is said to be of must not part in a kill.
         if (ranks.main or config.shard) and (step % config.save_every == 0 or str(step) in state["select"]):
-            run.save(trained, optimizer, state)
+            run.save(trained, optimizer, state, teacher.weights)
 
     teacher.assert_unchanged()
     folder = run.folder / "student"
@@ -227,11 +231,16 @@ def consolidate(
     )
 
 
-def samples_of(episodes: Iterable[Episode], chat: Chat, context: Context, cut_replies: str) -> tuple[list[Sample], int]:
+def samples_of(
+    episodes: Iterable[Episode], chat: Chat, context: Context, cut_replies: str, *, by_teacher: bool = False
+) -> tuple[list[Sample], int]:
     """One sample per turn, and how many were left out: empty responses and, on request, cut ones.
 
+    Args:
+        by_teacher: the teacher answered, with the context, and not the student.
+
     Raises:
-        AlignmentError: the student's prompt is not the one that was really answered.
+        AlignmentError: the prompt that was really answered is not the one that is scored.
     """
     samples, dropped = [], 0
     for episode in episodes:
@@ -240,15 +249,16 @@ def samples_of(episodes: Iterable[Episode], chat: Chat, context: Context, cut_re
                 dropped += 1
                 continue
             student_ids, teacher_ids = chat.views(turn.messages, context)
-            if student_ids != turn.prompt_ids:
+            asked = teacher_ids if by_teacher else student_ids
+            if asked != turn.prompt_ids:
                 raise AlignmentError(
                     f"turn {index} of task {episode.task.key} was answered to another prompt "
-                    f"({len(turn.prompt_ids)} tokens, rendered again {len(student_ids)})"
+                    f"({len(turn.prompt_ids)} tokens, rendered again {len(asked)})"
                 )
             samples.append(
                 Sample(
                     student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
-                    logprobs=turn.logprobs, turn=index, choices=turn.choices,
+                    logprobs=() if by_teacher else turn.logprobs, turn=index, choices=turn.choices,
                 )
             )  # fmt: skip
     return samples, dropped
@@ -330,22 +340,20 @@ def select_record(state: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def definition(
-    config: ConsolidateConfig, student: models.LoadedModel, teacher: FrozenTeacher, context: Context, player: Player
-) -> dict[str, Any]:
+    config: ConsolidateConfig, student: models.LoadedModel, teacher: FrozenTeacher, context: Context,
+    method: methods.Opcd,
+) -> dict[str, Any]:  # fmt: skip
     """What the loss is, once per run. A model's id covers its weights, tokenizer and chat template."""
     return {
         "student": student.id,
-        "direction": "reverse", "name": loss_name(config), "support": f"student top-{config.support}",
+        "method": config.method, "answers": config.answers if method.by_teacher else "the student's own",
+        "direction": method.direction, "name": method.name, "support": f"{method.support_of} top-{config.support}",
         "rollout_temperature": config.temperature, "loss_temperature": config.loss_temperature or config.temperature,
         "reduction": config.reduction, "cut_replies": config.cut_replies,
         "importance_cap": config.importance_cap, "teacher": teacher.kind,
         "teacher_hash": teacher.hash, "context": context.id, "placement": context.placement,
-        "context_tokens": player.chat.count_tokens(context.text), "setup": player.setup(),
+        "context_tokens": method.player.chat.count_tokens(context.text), "setup": method.player.setup(),
     }  # fmt: skip
-
-
-def loss_name(config: ConsolidateConfig) -> str:
-    return "kl_full" if config.divergence == "full" else f"kl_topk{config.support}_{config.divergence}"
 
 
 def check_float32(parameters: Mapping[str, torch.Tensor]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd import models, sharding
+from agentopcd import methods, models, sharding
 from agentopcd.config import (
     ConsolidateConfig,
     EvaluateConfig,
@@ -18,15 +18,15 @@ from agentopcd.config import (
     pick,
     player_flags,
 )
-from agentopcd.consolidate import Consolidated, consolidate
+from agentopcd.consolidate import Consolidated, consolidate, draw
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
 from agentopcd.experience import choose, gather, pool
 from agentopcd.ranks import Ranks
 from agentopcd.runs import Run, write_json
 from agentopcd.session import Progress, Session, no_progress, player_of, run_config
-from agentopcd.teacher import FrozenTeacher
-from agentopcd.types import EMPTY, Context, Task
+from agentopcd.teacher import teacher_of
+from agentopcd.types import EMPTY, Context, Episode, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,18 +165,24 @@ def train_student(
     training: Training, student: models.LoadedModel, teacher: models.LoadedModel, run: Run, say: Callable[[str], None]
 ) -> Consolidated:
     """The loop, in the first process and in those that follow it."""
-    config = training.config
+    config, context = training.config, training.context
     compute = models.pick_compute(config.compute, next(student.model.parameters()).device)
+    answers: list[Episode] = []
+    if config.method != "opcd":
+        say("the teacher answers, with the context")
+        jobs = [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)]
+        answers = methods.answers(config, player_of(config, teacher, compute), context, jobs, run.folder, Ranks())
+        say(f"it won {sum(e.success for e in answers)} of {len(answers)} train episodes")
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
     player = player_of(config, student, compute)
     if config.shard:
         student = sharding.sharded_copy(student)
-    prefix = player.chat.prefix(training.context)
-    frozen = FrozenTeacher(teacher, student, compute=compute, prefix_ids=prefix, shard=config.shard)
+    scorer = teacher_of(config, teacher, student, compute=compute, prefix_ids=player.chat.prefix(context))
     return consolidate(
-        config, student=student, teacher=frozen, context=training.context, player=player,
+        config, student=student, teacher=scorer, context=context, player=player,
         train=training.train, select=training.select, run=run, compute=compute, say=say,
+        method=methods.make(config, player, answers),
     )  # fmt: skip
 
 

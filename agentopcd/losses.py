@@ -238,6 +238,36 @@ def divergence(
     return TokenDivergence(loss_N, loss_N.detach(), ones_N, ones_N)
 
 
+def forward_divergence(
+    student_logits_NV: Float[Tensor, "N V"],
+    teacher_logits_NV: Float[Tensor, "N V"],
+    *,
+    form: Literal["full", "tail", "renorm", "raw"] = "tail",
+    k: int = 256,
+    temperature: float = 1.0,
+) -> TokenDivergence:
+    """The forward KL by the name of its form: :func:`full_forward_kl` or :func:`topk_forward_kl`.
+
+    Args:
+        student_logits_NV: scores before softmax, one row per response token the teacher sampled.
+        teacher_logits_NV: the same rows, scored with the context in the prompt.
+        form: ``full``, ``tail``, ``renorm`` or ``raw``.
+        k: tokens of the teacher's top-k; ``full`` has none and ignores it.
+        temperature: divides both logits; use the one the teacher sampled with.
+
+    Returns:
+        Loss, value and masses per token, in nats, float32; both masses are 1 for ``full``.
+
+    Raises:
+        ConfigError: ``form`` is unknown, ``k`` or ``temperature`` is not positive, or the shapes differ.
+    """
+    if form != "full":
+        return topk_forward_kl(student_logits_NV, teacher_logits_NV, k=k, form=form, temperature=temperature)
+    loss_N = full_forward_kl(student_logits_NV, teacher_logits_NV, temperature=temperature)
+    ones_N = torch.ones_like(loss_N, requires_grad=False)
+    return TokenDivergence(loss_N, loss_N.detach(), ones_N, ones_N)
+
+
 def token_weights(lengths: Sequence[int], reduction: Reduction) -> list[float]:
     r"""The weight of each token of response ``i`` in the loss of one optimizer step.
 

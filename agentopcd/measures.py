@@ -55,8 +55,9 @@ class StepMeter:
             "student_entropy": losses.entropy_nats(student_NV, self.temperature),
             "teacher_entropy": losses.entropy_nats(teacher_NV, self.temperature),
             "overlap": losses.topk_overlap(student_NV, teacher_NV),
-            "gap": (trainer_N - self.sampled[where].to(trainer_N)).abs(),
         }
+        if len(self.sampled):  # else it was not the student who answered
+            columns["gap"] = (trainer_N - self.sampled[where].to(trainer_N)).abs()
         for name, column in columns.items():
             self.rows[name].append(column.float().cpu())
         few = (student_NV[::FULL_EVERY], teacher_NV[::FULL_EVERY])
@@ -94,10 +95,11 @@ class StepMeter:
             "kl/top16_overlap": column["overlap"].mean(),
             "kl/student_entropy_nats": column["student_entropy"].mean(),
             "kl/teacher_entropy_nats": column["teacher_entropy"].mean(),
-            "engine/logprob_gap_mean_nats": column["gap"].mean(),
-            "engine/logprob_gap_max_nats": column["gap"].max(),
-            "engine/logprob_gap_above_1_share": (column["gap"] > 1).float().mean(),
         }
+        if "gap" in column:
+            figures["engine/logprob_gap_mean_nats"] = column["gap"].mean()
+            figures["engine/logprob_gap_max_nats"] = column["gap"].max()
+            figures["engine/logprob_gap_above_1_share"] = (column["gap"] > 1).float().mean()
         if "importance" in column:
             figures["loss/importance_mean"] = column["importance"].mean()
             figures["loss/importance_max"] = column["importance"].max()

@@ -78,11 +78,17 @@ class Run:
         kept = [record for record in self.records() if record.get("step", 0) <= step]
         write_text(self.metrics_file, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
 
-    def save(self, trained: Mapping[str, Any], optimizer: Any, state: Mapping[str, Any]) -> None:
+    def save(
+        self, trained: Mapping[str, Any], optimizer: Any, state: Mapping[str, Any],
+        teacher: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Write a checkpoint to resume from: trained parameters, optimizer moments, torch RNG, position. No pickle.
 
         The last complete checkpoint survives a kill at any moment. Where parameters are sharded, every process calls
         this and writes its part; it is read again by another number of them.
+
+        Args:
+            teacher: parameters of a teacher that moves.
         """
         import torch
         from safetensors.torch import save_file
@@ -93,6 +99,7 @@ class Run:
             for name, value in entry.items()
         }
         tensors = {f"model.{name}": p.detach() for name, p in trained.items()} | moments
+        tensors |= {f"teacher.{name}": p.detach() for name, p in (teacher or {}).items()}
         sharded, main = _place_in(trained)
         new, now, old = (self.folder / name for name in ("checkpoint.tmp", "checkpoint", "checkpoint.old"))
         if main:
@@ -115,7 +122,9 @@ class Run:
         new.rename(now)
         shutil.rmtree(old, ignore_errors=True)
 
-    def load(self, trained: Mapping[str, Any], optimizer: Any) -> dict[str, Any] | None:
+    def load(
+        self, trained: Mapping[str, Any], optimizer: Any, teacher: Mapping[str, Any] | None = None
+    ) -> dict[str, Any] | None:
         """Restore the last checkpoint in place and return its ``state``, or None if there is none."""
         import torch
         from safetensors.torch import load_file
@@ -142,6 +151,8 @@ class Run:
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(tensors.pop(f"model.{name}"))
+            for name, parameter in (teacher or {}).items():
+                parameter.copy_(tensors.pop(f"teacher.{name}"))
         entries: dict[int, dict[str, Any]] = {}
         for key, value in tensors.items():
             _, index, name = key.split(".")

@@ -21,6 +21,7 @@ from transformers import DynamicCache
 
 from agentopcd import models, sharding
 from agentopcd.chat import common_length
+from agentopcd.config import TrainConfig
 from agentopcd.errors import AlignmentError
 
 ROW_TOKENS = 512
@@ -68,6 +69,8 @@ class FrozenTeacher:
     """
 
     kind = "frozen"
+    kept_in: torch.dtype | None = None
+    """Dtype of its linear weights; None: that of the products."""
 
     def __init__(
         self,
@@ -88,7 +91,7 @@ class FrozenTeacher:
             self.kind, self.model = "lora_base", loaded.model
         else:
             self.model = copy.deepcopy(loaded.model) if itself else loaded.model
-            models.freeze(self.model, compute)
+            models.freeze(self.model, self.kept_in or compute)
         self.hash = models.parameter_hash(self.model, frozen=True)
         if shard:
             sharding.shard(self.model)
@@ -146,10 +149,74 @@ class FrozenTeacher:
         """Logits ``[N, V]`` of all response tokens of ``samples`` at once."""
         return self.logits(self.hidden(samples))
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of it: nothing, since it is made again."""
+        return {}
+
+    def follow(self, student: Any, step: int) -> None:
+        """Hear that ``student``, a model, has taken this optimizer step: nothing to do."""
+
     def assert_unchanged(self) -> None:
         """Raise if a parameter moved since the teacher was made."""
         if models.parameter_hash(self.model, frozen=True) != self.own_hash:
             raise AlignmentError("the frozen teacher's parameters changed during the run; its scores mean nothing")
+
+
+class MovingTeacher(FrozenTeacher):
+    """The student of some time ago; see :class:`FrozenTeacher`.
+
+    Args:
+        kind: ``live``: as it is now; ``periodic``: as it was at the last step that ``every`` divides; ``ema``: of its
+            own weights it keeps the share ``keeps`` at each step and takes the rest from the student.
+    """
+
+    kept_in = torch.float32
+    """An average of many small steps would not move in bfloat16."""
+
+    def __init__(
+        self, student: models.LoadedModel, *, kind: str, every: int = 1, keeps: float = 0.0, compute: torch.dtype,
+        prefix_ids: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        super().__init__(student, student, compute=compute, prefix_ids=prefix_ids)
+        self.kind, self.every, self.keeps = kind, every, keeps
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All of its own: what a checkpoint must hold."""
+        return dict(self.model.named_parameters())
+
+    @torch.no_grad()
+    def follow(self, student: Any, step: int) -> None:
+        """Take over from ``student``, a model, what this kind takes after this optimizer step."""
+        if self.kind == "periodic" and step % self.every:
+            return
+        now = dict(student.named_parameters())
+        for name, own in self.weights.items():
+            if self.kind == "ema":
+                own.mul_(self.keeps).add_(now[name], alpha=1 - self.keeps)
+            else:
+                own.copy_(now[name])
+        if self.prefix is not None:
+            self.prefix.__dict__.pop("keys_and_values", None)  # of weights that are no more
+
+    def assert_unchanged(self) -> None:
+        """Raise if a gradient has reached it."""
+        if any(p.requires_grad or p.grad is not None for p in self.weights.values()):
+            raise AlignmentError("a gradient reached the teacher; it follows the student and never learns")
+
+
+def teacher_of(
+    config: TrainConfig, teacher: models.LoadedModel, student: models.LoadedModel, *, compute: torch.dtype,
+    prefix_ids: Sequence[int] = (),
+) -> FrozenTeacher:  # fmt: skip
+    """The teacher of these settings."""
+    if config.teacher_kind == "frozen":
+        return FrozenTeacher(teacher, student, compute=compute, prefix_ids=prefix_ids, shard=config.shard)
+    return MovingTeacher(
+        student, kind=config.teacher_kind, every=config.teacher_every, keeps=config.teacher_keeps, compute=compute,
+        prefix_ids=prefix_ids,
+    )  # fmt: skip
 
 
 def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:

@@ -208,9 +208,9 @@ def test_the_loss_has_one_row_per_sampled_token_and_none_for_prompts(
         weights.extend(weights_N.tolist())
         return weighted_sum(loss_N, weights_N)
 
-    def spy_samples(episodes: Any, *args: Any) -> Any:
+    def spy_samples(episodes: Any, *args: Any, **how: Any) -> Any:
         replies.extend(len(turn.response_ids) for episode in episodes for turn in episode.turns)
-        return samples_of(episodes, *args)
+        return samples_of(episodes, *args, **how)
 
     monkeypatch.setattr(loop.losses, "divergence", spy_rows)
     monkeypatch.setattr(loop.losses, "weighted_sum", spy_weights)

@@ -29,6 +29,7 @@ FLOORS = {
     "estimate": 3,
     "measures": 3.5,
     "session": 3.5,
+    "methods": 4,
     "experience": 4,
     "evaluate": 4,
     "consolidate": 5,

@@ -1,0 +1,310 @@
+"""Baselines and teachers: who answers, who scores, by which divergence, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentopcd import consolidate as loop
+from agentopcd import losses, methods, models
+from agentopcd.chat import Chat
+from agentopcd.config import ConsolidateConfig
+from agentopcd.errors import ConfigError
+from agentopcd.ranks import Ranks
+from agentopcd.rollouts import Game, Player
+from agentopcd.runs import Run
+from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.teacher import MovingTeacher, Sample, teacher_of
+from agentopcd.types import Context, Episode, Job
+from tests import tiny
+from tests.test_consolidate import ENDS, LESSONS, SELECT, SMALL, TRAIN, Killed
+
+F32 = torch.float32
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("methods") / "model", tie=False, hearing=4.0)
+
+
+def settings(**changes: Any) -> ConsolidateConfig:
+    return ConsolidateConfig(**SMALL | changes)
+
+
+@dataclasses.dataclass
+class Trained:
+    result: loop.Consolidated
+    run: Run
+    student: models.LoadedModel
+    teacher: Any
+    answers: list[Episode]
+
+    @property
+    def steps(self) -> list[dict[str, Any]]:
+        return [record for record in self.run.records() if record["step"] > 0]
+
+    @property
+    def weights(self) -> str:
+        """Hash of the last step's, which are not always those of the best one."""
+        return models.parameter_hash(self.student.model)
+
+
+def train(model_dir: Path, work: Path, *, kill_at: int = 0, share: bool = False, **changes: Any) -> Trained:
+    """What ``learn.train_student`` does, on few tasks; with ``kill_at`` it dies at its so-many-th line."""
+    config = settings(**changes)
+    student = models.load_model(str(model_dir))
+    student.end_ids = ENDS
+    chat = Chat(student.tokenizer)
+    player = Player(
+        game=Game(ref="math"), sampler=TransformersSampler(student, compute=F32), chat=chat,
+        sampling=config.sampling, seed=config.seed,
+    )  # fmt: skip
+    run = Run(work, "consolidate", {"env": "math", "settings": config.to_dict()})
+    episodes: list[Episode] = []
+    if config.method != "opcd":
+        jobs = [job for step in range(1, config.steps + 1) for job in loop.draw(TRAIN, step, config)]
+        episodes = methods.answers(config, player, LESSONS, jobs, run.folder, Ranks())
+    teacher = teacher_of(config, student, student, compute=F32, prefix_ids=chat.prefix(LESSONS) if share else ())
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == kill_at:
+            raise Killed
+
+    result = loop.consolidate(
+        config, student=student, teacher=teacher, context=LESSONS, player=player, train=TRAIN, select=SELECT, run=run,
+        compute=F32, say=say, method=methods.make(config, player, episodes),
+    )  # fmt: skip
+    return Trained(result, run, student, teacher, episodes)
+
+
+# -- baselines ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["context-distillation", "seqkd"])
+def test_a_baseline_learns_the_teachers_answers(method: str, model_dir: Path, tmp_path: Path) -> None:
+    done = train(model_dir, tmp_path, method=method, steps=30, batch_size=5, learning_rate=2e-3)
+    first, last = done.steps[0], done.steps[-1]
+    assert last["loss/value_nats"] < first["loss/value_nats"] - 0.05
+    assert first["loss/name"] == {"context-distillation": "forward_kl_topk256_tail", "seqkd": "cross_entropy"}[method]
+    assert not any(name.startswith("engine/logprob_gap") for name in first)  # the student did not answer
+    said = done.run.records()[0]["loss/definition"]
+    assert (said["method"], said["answers"], said["support"]) == (method, "once", "teacher top-256")
+
+
+def test_the_teacher_answers_each_task_once_with_the_context(model_dir: Path, tmp_path: Path) -> None:
+    done = train(model_dir, tmp_path, method="context-distillation", steps=4)  # 12 places, 5 tasks
+    assert sorted(e.task for e in done.answers) == sorted(TRAIN)
+    assert {e.context_id for e in done.answers} == {LESSONS.id}
+    chat = Chat(done.student.tokenizer)
+    for episode in done.answers:
+        assert episode.turns[0].prompt_ids == chat.render(episode.turns[0].messages, LESSONS)
+
+
+def test_fresh_answers_are_others_in_every_epoch(model_dir: Path, tmp_path: Path) -> None:
+    done = train(model_dir, tmp_path, method="seqkd", answers="fresh", steps=4)
+    assert len(done.answers) == 12
+    by_task = {task: {e.turns[0].response_ids for e in done.answers if e.task == task} for task in TRAIN}
+    assert all(len(replies) >= 2 for replies in by_task.values())
+
+
+def test_only_the_student_prompt_lacks_the_context(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Sample] = []
+    samples_of = loop.samples_of
+
+    def spy(episodes: Sequence[Episode], *args: Any, **how: Any) -> Any:
+        found = samples_of(episodes, *args, **how)
+        seen.extend(found[0])
+        return found
+
+    monkeypatch.setattr(loop, "samples_of", spy)
+    done = train(model_dir, tmp_path, method="context-distillation", steps=2)
+    text = done.student.tokenizer.decode
+    assert seen
+    for sample in seen:
+        assert "always go left" in text(sample.teacher_ids) and "always go left" not in text(sample.student_ids)
+        assert any(sample.response_ids == e.turns[0].response_ids for e in done.answers)
+
+
+@pytest.mark.parametrize("form", ["tail", "full", "raw", "renorm"])
+def test_the_loss_of_a_baseline_is_the_forward_kl(form: Any, model_dir: Path) -> None:
+    torch.manual_seed(0)
+    student_NV, teacher_NV = torch.randn(4, 30, requires_grad=True), torch.randn(4, 30)
+    config = settings(**{"method": "context-distillation", "divergence": form, "support": 8})
+    player: Any = None
+    token = methods.make(config, player).divergence(student_NV, teacher_NV, torch.arange(4))
+    if form == "full":
+        wanted = losses.full_forward_kl(student_NV, teacher_NV)
+    else:
+        wanted = losses.topk_forward_kl(student_NV, teacher_NV, k=8, form=form).loss_N
+    assert torch.equal(token.loss_N, wanted)
+
+
+def test_the_loss_of_seqkd_is_the_cross_entropy_of_the_tokens() -> None:
+    torch.manual_seed(0)
+    student_NV, teacher_NV, ids_N = torch.randn(4, 30, requires_grad=True), torch.randn(4, 30), torch.arange(4)
+    config = settings(**{"method": "seqkd", "temperature": 0.5})
+    player: Any = None
+    token = methods.make(config, player).divergence(student_NV, teacher_NV, ids_N)
+    wanted = torch.nn.functional.cross_entropy(student_NV / 0.5, ids_N, reduction="none")
+    torch.testing.assert_close(token.loss_N, wanted)
+    assert token.loss_N.requires_grad and not token.value_N.requires_grad
+
+
+@pytest.mark.parametrize("method", ["context-distillation", "seqkd"])
+def test_a_killed_baseline_ends_bit_equal(method: str, model_dir: Path, tmp_path: Path) -> None:
+    whole = train(model_dir, tmp_path / "whole", method=method)
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path / "killed", method=method, kill_at=4)
+    assert train(model_dir, tmp_path / "killed", method=method).weights == whole.weights
+
+
+def test_answers_that_are_there_are_not_asked_for_again(model_dir: Path, tmp_path: Path) -> None:
+    config = settings(**{"method": "seqkd"})
+    student = models.load_model(str(model_dir))
+    asked: list[Job] = []
+
+    class Counting(Player):
+        def play(self, jobs: Sequence[Job]) -> Any:
+            asked.extend(jobs)
+            return super().play(jobs)
+
+    player = Counting(
+        game=Game(ref="math"), sampler=TransformersSampler(student, compute=F32), chat=Chat(student.tokenizer),
+        sampling=config.sampling,
+    )  # fmt: skip
+    jobs = [Job(task) for task in TRAIN]
+    whole = methods.answers(config, player, LESSONS, jobs, tmp_path, Ranks())
+    file = tmp_path / "answers-0.jsonl"
+    text = file.read_text()
+    assert [json.loads(line)["context_id"] for line in text.splitlines()] == [LESSONS.id] * len(TRAIN)
+    file.write_text(text[:-5])  # a kill cut the last line
+    asked.clear()
+    again = methods.answers(config, player, LESSONS, jobs, tmp_path, Ranks())
+    assert len(asked) == 1
+    replies = [{(e.task, e.rep, e.turns[0].response_ids) for e in some} for some in (again, whole)]
+    assert replies[0] == replies[1]
+    assert file.read_text().count("\n") == len(TRAIN)
+
+
+# -- teachers -------------------------------------------------------------------------------------------
+
+
+def first_weight(model: Any) -> torch.Tensor:
+    return next(iter(model.parameters())).detach().clone()
+
+
+@pytest.fixture
+def student(model_dir: Path) -> models.LoadedModel:
+    return models.load_model(str(model_dir))
+
+
+@torch.no_grad()
+def move(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.add_(1.0)
+
+
+def test_a_periodic_teacher_is_copied_every_so_many_steps(student: models.LoadedModel) -> None:
+    teacher = MovingTeacher(student, kind="periodic", every=3, compute=F32)
+    start = first_weight(teacher.model)
+    for step in range(1, 7):
+        move(student.model)
+        teacher.follow(student.model, step)
+        torch.testing.assert_close(first_weight(teacher.model), start + step // 3 * 3)
+
+
+def test_an_ema_teacher_keeps_the_share_it_is_told(student: models.LoadedModel) -> None:
+    teacher = MovingTeacher(student, kind="ema", keeps=0.75, compute=F32)
+    start = first_weight(teacher.model)
+    move(student.model)
+    teacher.follow(student.model, 1)
+    torch.testing.assert_close(first_weight(teacher.model), start + 0.25)
+
+
+@pytest.mark.parametrize(("keeps", "same_as"), [(1.0, "frozen"), (0.0, "live")])
+def test_the_ends_of_ema_are_frozen_and_live(keeps: float, same_as: str, model_dir: Path, tmp_path: Path) -> None:
+    ema = train(model_dir, tmp_path / "ema", teacher_kind="ema", teacher_keeps=keeps)
+    other = train(model_dir, tmp_path / "other", teacher_kind=same_as)
+    assert ema.weights == other.weights
+    values = [[step["loss/value_nats"] for step in done.steps] for done in (ema, other)]
+    assert values[0] == values[1]
+
+
+def test_teachers_differ_in_what_the_student_learns(model_dir: Path, tmp_path: Path) -> None:
+    kinds: dict[str, dict[str, Any]] = {
+        "frozen": {}, "live": {}, "ema": {"teacher_keeps": 0.5}, "periodic": {"teacher_every": 2}
+    }  # fmt: skip
+    found = {
+        kind: train(model_dir, tmp_path / kind, teacher_kind=kind, learning_rate=3e-3, **more).weights
+        for kind, more in kinds.items()
+    }
+    assert len(set(found.values())) == len(kinds)
+
+
+@pytest.mark.parametrize("kind", ["ema", "periodic", "live"])
+def test_a_killed_run_with_a_teacher_that_moves_ends_bit_equal(kind: str, model_dir: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"teacher_kind": kind} | ({"teacher_every": 3} if kind == "periodic" else {})
+    whole = train(model_dir, tmp_path / "whole", steps=6, **how)
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path / "killed", steps=6, kill_at=8, **how)
+    assert train(model_dir, tmp_path / "killed", steps=6, **how).weights == whole.weights
+
+
+def test_keys_and_values_of_a_teacher_that_moved_are_read_anew(student: models.LoadedModel) -> None:
+    chat = Chat(student.tokenizer)
+    context = Context("go left, " * 20)
+    teacher = MovingTeacher(student, kind="live", compute=F32, prefix_ids=chat.prefix(context))
+    messages: Any = [{"role": "user", "content": "which way?"}]
+    student_ids, teacher_ids = chat.views(messages, context)
+    samples = [
+        Sample(student_ids=student_ids, teacher_ids=teacher_ids, response_ids=(5, 6, 7), logprobs=(), turn=0)
+    ] * 2
+    before = teacher.score(samples)
+    assert teacher.prefix is not None and "keys_and_values" in teacher.prefix.__dict__
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    teacher.follow(student.model, 1)
+    after = teacher.score(samples)
+    plain = MovingTeacher(student, kind="live", compute=F32).score(samples)
+    torch.testing.assert_close(after, plain, atol=2e-4, rtol=0)
+    assert (after - before).abs().max() > 0.1
+
+
+def test_no_gradient_reaches_a_teacher_that_moves(model_dir: Path, tmp_path: Path) -> None:
+    done = train(model_dir, tmp_path, teacher_kind="ema")
+    done.teacher.assert_unchanged()
+    next(done.teacher.model.parameters()).requires_grad_(True)
+    with pytest.raises(Exception, match="never learns"):
+        done.teacher.assert_unchanged()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"teacher_kind": "ema", "lora_rank": 4}, "--lora-rank wants a teacher that stands still"),
+        ({"teacher_kind": "live", "shard": True}, "--shard wants"),
+        ({"teacher_kind": "live", "method": "seqkd"}, "--method wants"),
+        ({"teacher_kind": "live", "teacher": "pocket"}, "leave out --teacher pocket"),
+        ({"teacher_keeps": 0.5}, "--teacher-keeps is for --teacher-kind ema"),
+        ({"teacher_every": 2, "teacher_kind": "ema"}, "--teacher-every is for"),
+        ({"teacher_kind": "ema", "teacher_keeps": 1.5}, "it is a share"),
+        ({"answers": "fresh"}, "--answers is for"),
+        ({"method": "seqkd", "divergence": "stopgrad"}, "the student's own answers"),
+        ({"method": "seqkd", "importance_cap": 2.0}, "the student's own answers"),
+        ({"method": "opdc"}, "did you mean 'opcd'"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        ConsolidateConfig(env="math", **changes)
