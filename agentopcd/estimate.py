@@ -67,6 +67,8 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
     student = frozen + 16 * adapter if config.lora_rank else 16 * total
     teacher = 0 if config.lora_rank and not config.teacher else frozen
+    if config.teacher_kind != "frozen":
+        teacher = 4 * total  # an average would not move in fewer bits
     if config.shard:  # the rest is gathered while a batch is computed, and so is its gradient
         student = student // launched() + 4 * total + 8 * rest
         teacher = teacher // launched() + 4 * rest

@@ -34,6 +34,7 @@ FLOORS = {
     "evaluate": 4,
     "consolidate": 5,
     "learn": 6,
+    "reproduce": 6.5,
     "report": 6,
     "cli": 7,
     "__main__": 8,

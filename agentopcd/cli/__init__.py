@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentopcd.cli import envs, knowledge, verbs
+from agentopcd.cli import envs, knowledge, reproduce, verbs
 from agentopcd.errors import AgentOpcdError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     epilog="Example: agentopcd learn --env frozen-lake-4x4",
 )
 verbs.add_to(app, knowledge.app)
+app.command("reproduce")(reproduce.reproduce)
 app.add_typer(envs.app, name="envs")
 app.add_typer(knowledge.app, name="knowledge")
 

@@ -1,0 +1,52 @@
+"""reproduce: an experiment of the paper, in one command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from agentopcd.cli.options import DRY_RUN, JSON, WORK, Call, progress
+
+
+def reproduce(
+    recipe: Annotated[str, typer.Argument(help="A recipe of recipes/paper, such as table2, or a .toml file.")],
+    size: Annotated[str, typer.Option(help="mini: small models on two cores; full: the paper's, on GPUs.")] = "mini",
+    row: Annotated[str, typer.Option(help="Only rows whose name contains this.")] = "",
+    work: WORK = None,
+    as_json: JSON = False,
+    dry_run: DRY_RUN = False,
+) -> None:
+    """Run a recipe: train every arm, play all on the same test tasks, print them beside the published figures.
+
+    Example: agentopcd reproduce table2 --size mini
+    """
+    from agentopcd.errors import ConfigError
+    from agentopcd.reproduce import find_recipe, lines, read, run, say_plan
+    from agentopcd.runs import workspace, write_json
+
+    call = Call(work, as_json, dry_run)
+    file = find_recipe(recipe)
+    title, plans = read(file, size)
+    chosen = [plan for plan in plans if row.lower() in plan.name.lower()]
+    if not chosen:
+        names = ", ".join(plan.name for plan in plans) or "none"
+        raise ConfigError(f"no row of {file.stem} at size {size} is called like {row!r}; it has: {names}")
+    folder = workspace(work)
+    call.say(title)
+    if dry_run:
+        for plan in chosen:
+            say_plan(plan, folder, call.say)
+        call.say("dry run: nothing was played or trained; leave out --dry-run to start")
+        return
+    found: list[dict[str, Any]] = []
+    for plan in chosen:
+        result = run(plan, folder, say=call.say, progress=progress)
+        found.append(result.to_dict())
+        out = folder / "reproduce" / f"{file.stem}-{size}-{plan.slug}.json"
+        out.parent.mkdir(exist_ok=True)
+        write_json(out, {"title": title, "size": size} | found[-1])
+        for line in lines(result):
+            call.say(line)
+        call.say(f"written: {out}")
+    call.show(found)

@@ -1,0 +1,272 @@
+"""The experiments of the paper as recipes: every arm of a row is trained, played on test tasks, and compared in pairs.
+
+A recipe is a TOML file of ``recipes/paper``. All it does goes through the store of a workspace and through run
+folders, so a killed call goes on when it is given again, and arms that two recipes share are trained once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from agentopcd.config import ConsolidateConfig, EvaluateConfig, pick
+from agentopcd.errors import ConfigError, did_you_mean
+from agentopcd.evaluate import Contestant, evaluate, floor_text
+from agentopcd.learn import distil, find_context
+from agentopcd.session import Progress, Session, no_progress
+from agentopcd.stats import Comparison, Rate, compare
+from agentopcd.types import Task
+
+Size = Literal["mini", "full"]
+SIZES = ("mini", "full")
+UNTRAINED = ("base", "in-context")
+Outcomes = dict[tuple[int, str, int, int], bool]
+"""Success by training seed, task key, task seed and repetition."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One row of a table, at one size."""
+
+    name: str
+    settings: Mapping[str, Any]
+    """Of :class:`agentopcd.config.ConsolidateConfig`; the same for all arms."""
+    arms: Mapping[str, Mapping[str, Any]]
+    """What each trained arm changes in them."""
+    seeds: Sequence[int]
+    claims: Sequence[tuple[str, str]]
+    """Pairs of arms; the paper has the first one ahead."""
+    paper: Mapping[str, Any]
+    """Published success in percent by arm, and ``what``: model and task."""
+    probe: Mapping[str, Any]
+    """Settings of a task that nothing was distilled for; none: it is not measured."""
+    note: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The name, fit for a file's."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    def config(self, arm: str, seed: int) -> ConsolidateConfig:
+        """The settings of one arm; those without training have the first arm's."""
+        own = {} if arm in UNTRAINED else dict(self.arms[arm])
+        return ConsolidateConfig.load(None, **dict(self.settings) | own | {"seed": seed})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One claim of the paper, and what was seen of it."""
+
+    better: str
+    worse: str
+    comparison: Comparison
+
+    @property
+    def verdict(self) -> str:
+        """By the paired interval over tasks."""
+        seen = self.comparison.difference
+        return "reproduced" if seen.low > 0 else "refuted" if seen.high < 0 else "undecided at this size"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """A row with what was measured."""
+
+    plan: Plan
+    rates: Mapping[str, Rate]
+    tasks: int
+    findings: Sequence[Finding]
+    probe: Mapping[str, Rate]
+    probe_findings: Sequence[Finding]
+    floors: str
+    reply_tokens: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        def rate(found: Rate) -> dict[str, Any]:
+            return {"success": found.rate, "low": found.low, "high": found.high, "n": found.n}
+
+        def finding(found: Finding) -> dict[str, Any]:
+            seen = found.comparison
+            return {"claim": f"{found.better} > {found.worse}", "verdict": found.verdict,
+                    "difference": seen.difference.diff, "low": seen.difference.low, "high": seen.difference.high,
+                    "n": seen.n, "tasks": seen.tasks, "p": seen.p}  # fmt: skip
+
+        return {
+            "row": self.plan.name, "paper": dict(self.plan.paper), "seeds": list(self.plan.seeds), "tasks": self.tasks,
+            "rates": {arm: rate(found) for arm, found in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
+            "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
+            "probe": {arm: rate(found) for arm, found in self.probe.items()},
+            "probe_env": self.plan.probe.get("env", ""),
+            "probe_findings": [finding(one) for one in self.probe_findings],
+        }  # fmt: skip
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one in ``recipes/paper``, here or beside the package.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if Path(name).suffix == ".toml" and Path(name).is_file():
+        return Path(name)
+    folders = [Path("recipes/paper"), Path(__file__).resolve().parent.parent / "recipes" / "paper"]
+    for folder in folders:
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
+    raise ConfigError(
+        f"no recipe {name!r}{did_you_mean(name, known)}; recipes lie in recipes/paper of the source, or name a .toml"
+    )
+
+
+def read(file: Path, size: str) -> tuple[str, list[Plan]]:
+    """Title and rows of a recipe.
+
+    Raises:
+        ConfigError: it cannot be read, or says what no setting is called.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"size is {size!r}{did_you_mean(size, SIZES)}")
+    try:
+        data = tomllib.loads(file.read_text())
+        return data["title"], [_plan(row, size, file.parent) for row in data["row"] if size in row]
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"cannot read the recipe {str(file)!r}: {error!r}") from error
+
+
+def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
+    own = row[size]
+    settings = dict(own["settings"])
+    if context := settings.get("context"):  # beside the recipe, wherever one stands
+        settings["context"] = str(folder / context) if (folder / context).is_file() else context
+    plan = Plan(
+        name=row["name"], settings=settings, arms=own["arms"], seeds=own.get("seeds", [0]),
+        claims=[(better, worse) for better, worse in row.get("claims", [])], paper=row.get("paper", {}),
+        probe=own.get("probe", {}), note=own.get("note", ""),
+    )  # fmt: skip
+    for arm in plan.arms:
+        plan.config(arm, 0)  # a wrong setting says so here
+    known = (*UNTRAINED, *plan.arms)
+    for arm in (arm for claim in plan.claims for arm in claim):
+        if arm not in known:
+            raise ConfigError(f"a claim of {plan.name!r} is about {arm!r}{did_you_mean(arm, known)}")
+    return plan
+
+
+def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress: Progress = no_progress) -> Result:
+    """Train every arm with every seed, play all on the same test tasks, and look at the claims."""
+    outcomes: dict[str, Outcomes] = {arm: {} for arm in (*UNTRAINED, *plan.arms)}
+    probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
+    tokens: dict[str, list[float]] = {arm: [] for arm in outcomes}
+    floors, tasks = "", 0
+    for seed in plan.seeds:
+        students = {}
+        for arm in plan.arms:
+            config = plan.config(arm, seed)
+            say(f"{plan.name}: {arm}, seed {seed}")
+            with Session(config, work, say=say, progress=progress) as session:
+                students[arm] = distil(session, config, find_context(session, config)).folder
+        config = plan.config("base", seed)
+        with Session(config, work, say=say, progress=progress) as session:
+            context, test = find_context(session, config), session.tasks("test", config.test_tasks)
+            base = session.load(config.model)
+            everyone = [Contestant(label="base", model=base)]
+            everyone.append(Contestant(label="in-context", model=base, context=context))
+            everyone += [Contestant(label=arm, model=session.load(folder)) for arm, folder in students.items()]
+            table = _play(session, everyone, test, seed, outcomes, name=plan.name)
+            floors, tasks = floor_text(table.floors) if table.floors else "none", len(test)
+            for row in table.rows:
+                tokens[row.label].append(row.reply_tokens)
+        if plan.probe:
+            probe = pick(config, EvaluateConfig, **plan.probe)
+            with Session(probe, work, say=say, progress=progress) as session:
+                everyone = [Contestant(label="base", model=session.load(config.model))]
+                everyone += [Contestant(label=arm, model=session.load(folder)) for arm, folder in students.items()]
+                _play(session, everyone, session.tasks("test", probe.test_tasks), seed, probed, name=plan.name)
+    trained = [claim for claim in plan.claims if not set(claim) & set(UNTRAINED)]
+    return Result(
+        plan=plan, tasks=tasks, floors=floors,
+        rates={arm: _rate(found) for arm, found in outcomes.items()},
+        findings=[_finding(claim, outcomes) for claim in plan.claims],
+        probe={arm: _rate(found) for arm, found in probed.items()},
+        probe_findings=[_finding(claim, probed) for claim in trained] if plan.probe else [],
+        reply_tokens={arm: sum(found) / len(found) for arm, found in tokens.items()},
+    )  # fmt: skip
+
+
+def _play(
+    session: Session, everyone: Sequence[Contestant], tasks: Sequence[Task], seed: int, into: dict[str, Outcomes], *,
+    name: str,
+) -> Any:  # fmt: skip
+    run_id = session.begin("evaluate", recipe=name, models=[one.model.id for one in everyone])
+    table = evaluate(session, everyone, tasks, run_id=run_id)
+    session.finish(run_id, table.to_dict())
+    setup, places = session.setup(session.player_for(everyone[0].model)), [(t.key, t.seed, 0) for t in tasks]
+    for one in everyone:
+        found = session.store.outcomes(one.arm, env=session.env, setup=setup, split="test", places=places)
+        into[one.label] |= {(seed, *place): won for place, won in found.items()}
+    return table
+
+
+def _rate(outcomes: Outcomes) -> Rate:
+    return Rate(sum(outcomes.values()), len(outcomes))
+
+
+def _finding(claim: tuple[str, str], outcomes: Mapping[str, Outcomes]) -> Finding:
+    better, worse = claim
+    a, b = outcomes[better], outcomes[worse]
+    return Finding(better=better, worse=worse, comparison=compare(a, b, {place: place[1] for place in (*a, *b)}))
+
+
+def lines(result: Result) -> list[str]:
+    """The row as text: what was measured beside what was published."""
+    plan, published = result.plan, result.plan.paper
+    seeds = f"{len(plan.seeds)} training seed{'s' * (len(plan.seeds) > 1)}"
+    out = [f"{plan.name}: {plan.settings['env']}, {plan.settings.get('model', 'default model')}, {seeds}"]
+    if published:
+        out.append(f"paper: {published.get('what', '')}")
+    probe = f"  {plan.probe['env']}" if plan.probe else ""
+    out.append(f"{'':22s} {'success':>7s}  {'95 % interval':>16s} {'n':>5s} {'paper':>6s} {'tokens':>7s}{probe}")
+    for arm, rate in result.rates.items():
+        paper = f"{published[arm] / 100:6.3f}" if arm in published else f"{'-':>6s}"
+        beside = f"  {result.probe[arm].rate:.3f}" if arm in result.probe else ""
+        interval = f"[{rate.low:.3f}, {rate.high:.3f}]"
+        out.append(
+            f"{arm:22s} {rate.rate:7.3f}  {interval:>16s} {rate.n:5d} {paper} {result.reply_tokens[arm]:7.1f}{beside}"
+        )
+    for found in result.findings:
+        out.append(f"{found.better} > {found.worse}: {_seen(found)}")
+    for found in result.probe_findings:
+        out.append(f"on {plan.probe['env']}, {found.better} > {found.worse}: {_seen(found)}")
+    return [*out, f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
+
+
+def _seen(found: Finding) -> str:
+    seen = found.comparison
+    return f"{found.verdict}; {seen.difference}, {seen.wins} won / {seen.losses} lost on {seen.tasks} tasks"
+
+
+def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
+    """What :func:`run` would do, without a model: steps, tasks, tokens and memory of each arm."""
+    from agentopcd.errors import ModelError
+    from agentopcd.estimate import memory
+
+    unknown: dict[str, str] = {}  # models whose config cannot be had, asked for once
+    for arm in plan.arms:
+        config = plan.config(arm, plan.seeds[0])
+        with Session(config, work, say=lambda line: None) as session:
+            replies = config.steps * config.batch_size * session.game.step_limit
+            test = len(session.tasks("test", config.test_tasks))
+            name = session.model_name()[0]
+            try:
+                needs = unknown.get(name) or f"about {memory(name, config, session.compute)}"
+            except ModelError as error:
+                needs = unknown[name] = f"memory not estimated: {str(error).splitlines()[0]}"
+        say(
+            f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes, at "
+            f"most {replies:,} replies and {replies * config.max_tokens:,} tokens a seed; {test} test tasks; {needs}"
+        )

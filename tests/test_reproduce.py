@@ -1,0 +1,126 @@
+"""Recipes of the paper: all of them can be read, and a small one runs, is resumed, and says what it saw."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopcd import reproduce
+from agentopcd.cli.reproduce import reproduce as command
+from agentopcd.errors import ConfigError
+from agentopcd.stats import compare
+from tests import tiny
+
+RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes" / "paper").glob("*.toml"))
+
+SMALL = """
+title = "small"
+[[row]]
+name = "Sums (tiny)"
+claims = [["opcd", "context-distillation"], ["in-context", "base"]]
+[row.paper]
+what = "nothing"
+opcd = 12.5
+[row.mini]
+seeds = [0, 1]
+[row.mini.settings]
+env = "math"
+model = "MODEL"
+context = "hint.txt"
+steps = 1
+batch_size = 2
+max_tokens = 2
+select_tasks = 2
+test_tasks = 6
+compute = "float32"
+[row.mini.arms.opcd]
+[row.mini.arms.context-distillation]
+method = "context-distillation"
+[row.mini.probe]
+env = "math"
+test_tasks = 3
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    folder = tiny.build(tmp_path / "model", tie=False, hearing=4.0)
+    (tmp_path / "hint.txt").write_text("Say seven.")
+    (tmp_path / "small.toml").write_text(SMALL.replace("MODEL", str(folder)))
+    return tmp_path / "small.toml"
+
+
+@pytest.mark.parametrize("size", ["mini", "full"])
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_every_recipe_can_be_read(file: Path, size: str) -> None:
+    title, plans = reproduce.read(file, size)
+    assert title and plans
+    for plan in plans:
+        assert plan.claims and plan.arms and len(plan.seeds) >= 2
+        assert set(plan.paper) - {"what"} <= {*plan.arms, "base", "in-context"}
+        for arm in plan.arms:
+            config = plan.config(arm, 1)
+            assert config.seed == 1 and config.test_tasks >= 256
+            assert not config.context or Path(config.context).is_file()
+
+
+def test_a_recipe_runs_and_a_second_call_repeats_nothing(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(str(small), work=tmp_path / "work")
+    said = capsys.readouterr().out
+    assert "opcd" in said and " 0.125 " in said and "opcd > context-distillation: " in said
+    (file,) = (tmp_path / "work" / "reproduce").glob("*.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert file.name == "small-mini-sums-tiny.json"
+    assert {arm: rate["n"] for arm, rate in found["rates"].items()} == dict.fromkeys(
+        ("base", "in-context", "opcd", "context-distillation"), 12
+    )
+    assert {arm: rate["n"] for arm, rate in found["probe"].items()} == dict.fromkeys(
+        ("base", "opcd", "context-distillation"), 6
+    )
+    assert [one["claim"] for one in found["findings"]] == ["opcd > context-distillation", "in-context > base"]
+    assert all(one["tasks"] == 6 and one["n"] == 12 for one in found["findings"])
+    command(str(small), work=tmp_path / "work")
+    again = capsys.readouterr().out
+    assert again.count("already done") == 4  # two arms, two seeds
+    assert json.loads(file.read_text()) == found
+
+
+def test_a_plan_is_printed_and_nothing_is_run(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(str(small), work=tmp_path / "work", dry_run=True)
+    said = capsys.readouterr().out
+    assert "2 seeds of 1 steps of 2 episodes, at most 2 replies and 4 tokens a seed; 6 test tasks; about " in said
+    assert not (tmp_path / "work" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "verdict"), [(40, 5, "reproduced"), (5, 40, "refuted"), (11, 10, "undecided at this size")]
+)
+def test_the_verdict_follows_the_paired_interval(wins: int, losses: int, verdict: str) -> None:
+    places = range(200)
+    a = {place: place < wins for place in places}
+    b = {place: wins <= place < wins + losses for place in places}
+    seen = compare(a, b, {place: str(place) for place in places})
+    assert reproduce.Finding(better="a", worse="b", comparison=seen).verdict == verdict
+
+
+def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'table2'"):
+        reproduce.find_recipe("tabel2")
+    with pytest.raises(ConfigError, match="'mini'"):
+        reproduce.read(small, "mimi")
+    with pytest.raises(ConfigError, match="no row of small at size mini"):
+        command(str(small), row="chess", work=tmp_path)
+    text = small.read_text()
+    for old, new, says in (
+        ("steps = 1", "stepz = 1", "did you mean 'steps'"),
+        ('["opcd", "context-distillation"]', '["opcp", "base"]', "did you mean 'opcd'"),
+        ('title = "small"', "", "title"),
+    ):
+        small.write_text(text.replace(old, new, 1))
+        with pytest.raises(ConfigError, match=says):
+            reproduce.read(small, "mini")
