@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from agentopcd.envs.base import TextEnv
+from agentopcd.envs.checks import grade_checks, known_checks
 from agentopcd.envs.grading import Grade, GraderName, check_grader, grade_choice, grade_math
 from agentopcd.envs.rows import Row, load_rows, rows_from
 from agentopcd.envs.views import hash_prompt
@@ -41,12 +42,14 @@ class QuestionEnv(TextEnv):
         """Return the verdict on a reply."""
         if row.kind == "choice":
             return grade_choice(reply, row.gold)
+        if row.kind == "checks":
+            return grade_checks(reply, dict(row.checks))
         return grade_math(reply, row.gold, self._grader)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         row = self._row = self.draw(int(self.np_random.integers(2**31)) if seed is None else seed)
-        asks_already = any(mark in row.prompt for mark in _FORMAT_MARKS)
+        asks_already = row.kind == "checks" or any(mark in row.prompt for mark in _FORMAT_MARKS)
         obs, info = self.first(
             key=hash_prompt(row.prompt), state=row.prompt, actions="" if asks_already else row.actions
         )
@@ -172,6 +175,8 @@ class DatasetEnv(QuestionEnv):
         prompt_key: the column with the question, dotted for nested ones.
         answer_key: the column with the right answer.
         grader: ``plain``, ``symbolic`` or ``last-number``.
+        checks: what replies to all rows have to pass, in place of a right answer, such as ``{"max_words": 10}``; a
+            row's own ``checks`` come on top. See :mod:`agentopcd.envs.checks`.
 
     Raises:
         EnvError: a file that cannot be read, rows without a known question or answer, or a right answer
@@ -187,12 +192,15 @@ class DatasetEnv(QuestionEnv):
         prompt_key: str | None = None,
         answer_key: str | None = None,
         grader: str = "plain",
+        checks: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(grader)
+        self._checks = {} if checks is None else known_checks(checks)
+        free = checks is not None
         if isinstance(rows, str):
-            self.rows = load_rows(rows, prompt_key, answer_key)
+            self.rows = load_rows(rows, prompt_key, answer_key, free=free)
         else:
-            self.rows = rows_from(list(rows), prompt_key, answer_key)
+            self.rows = rows_from(list(rows), prompt_key, answer_key, free=free)
         self._grade = grade
         self._actions = actions
 
@@ -203,6 +211,8 @@ class DatasetEnv(QuestionEnv):
 
     def draw(self, seed: int) -> Row:
         row = self.rows[seed % len(self.rows)]
+        if row.kind == "checks":
+            row = dataclasses.replace(row, checks=tuple((self._checks | dict(row.checks)).items()))
         if self._actions is not None:
             return dataclasses.replace(row, actions=self._actions)
         return row if row.actions else dataclasses.replace(row, actions=HOW_TO_ANSWER)

@@ -12,6 +12,7 @@ ETHOS                     ``comment``                            ``isHate``, a s
 TweetEval (yes or no)     ``text``                               ``label``: 0 or 1
 your own                  first of ``prompt, problem,            first of ``reward_model.ground_truth,
                           question, input``                      answer, solution, target, label``
+free text                 the same                               none: ``checks``, see :mod:`agentopcd.envs.checks`
 ========================  =====================================  ==========================================
 """
 
@@ -26,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from agentopcd.envs.checks import known_checks
 from agentopcd.envs.grading import find_answer, same
 from agentopcd.envs.views import hash_prompt
 from agentopcd.errors import DependencyError, EnvError, TaskLeak
@@ -46,15 +48,22 @@ class Row:
 
     prompt: str
     gold: str
-    kind: Literal["math", "choice"] = "math"
+    kind: Literal["math", "choice", "checks"] = "math"
     actions: str = ""
     """How to answer."""
     split: str = ""
     """The split the file puts it in; empty where it does not say."""
+    checks: tuple[tuple[str, Any], ...] = ()
+    """Of kind ``checks``: what a reply has to pass, by name; see :mod:`agentopcd.envs.checks`."""
 
 
-def load_rows(path: str, prompt_key: str | None = None, answer_key: str | None = None) -> list[Row]:
+def load_rows(
+    path: str, prompt_key: str | None = None, answer_key: str | None = None, *, free: bool = False
+) -> list[Row]:
     """Read a question file once per change of the file.
+
+    Args:
+        free: rows need no right answer; whoever asks has checks for all of them.
 
     Raises:
         EnvError: a missing, empty or malformed file, or rows that cannot be understood.
@@ -65,17 +74,17 @@ def load_rows(path: str, prompt_key: str | None = None, answer_key: str | None =
         stamp = file.stat().st_mtime_ns
     except OSError:
         raise EnvError(f"no file {path!r} with questions") from None
-    return _load(str(file), stamp, prompt_key, answer_key)
+    return _load(str(file), stamp, prompt_key, answer_key, free)
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, _stamp: int, prompt_key: str | None, answer_key: str | None) -> list[Row]:
+def _load(path: str, _stamp: int, prompt_key: str | None, answer_key: str | None, free: bool) -> list[Row]:
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(Path(path).suffix)
     if reader is None:
         raise EnvError(f"{path!r} must end in {', '.join(readers)}")
     try:
-        return rows_from(reader(Path(path)), prompt_key, answer_key)
+        return rows_from(reader(Path(path)), prompt_key, answer_key, free=free)
     except EnvError as error:
         raise EnvError(f"{path}: {error}") from None
 
@@ -115,8 +124,10 @@ def _read_parquet(path: Path) -> list[Raw]:
         raise EnvError(f"cannot be read as parquet: {error}") from error
 
 
-def rows_from(raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str | None = None) -> list[Row]:
-    """Turn raw rows into questions, each question once.
+def rows_from(
+    raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str | None = None, *, free: bool = False
+) -> list[Row]:
+    """Turn raw rows into questions, each question once; see :func:`load_rows`.
 
     Raises:
         EnvError: no rows, no known question or answer column, or a right answer that is empty or that the
@@ -125,7 +136,8 @@ def rows_from(raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str
     """
     if not raw:
         raise EnvError("there are no rows")
-    read = _own_layout(prompt_key, answer_key) if prompt_key or answer_key else _layout(raw)
+    own = free or prompt_key or answer_key or any("checks" in entry for entry in raw)
+    read = _own_layout(prompt_key, answer_key, free=free) if own else _layout(raw)
     rows: dict[str, Row] = {}
     repeated = conflicting = 0
     for number, entry in enumerate(raw):
@@ -146,7 +158,7 @@ def rows_from(raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str
 def _checked(number: int, row: Row, raw: Raw) -> Row:
     if not row.prompt.strip():
         raise EnvError(f"row {number} has an empty question")
-    if not row.gold.strip():
+    if row.kind != "checks" and not row.gold.strip():
         raise EnvError(f"row {number} has an empty answer")
     if row.kind == "math":
         answer = find_answer(f"Answer: {row.gold}")
@@ -170,7 +182,7 @@ def _layout(raw: Sequence[Raw]) -> Callable[[Raw], Row]:
         return lambda row: _yes_no(row, "comment", float(row["isHate"]) >= 0.5, "hateful")
     if {"text", "label"} <= keys and {str(row.get("label")) for row in raw} <= {"0", "1"}:
         return lambda row: _yes_no(row, "text", str(row["label"]) == "1", "offensive")
-    return _own_layout(None, None)
+    return _own_layout(None, None, free=False)
 
 
 def _choice_offset(raw: Sequence[Raw]) -> int:
@@ -196,12 +208,15 @@ def _yes_no(row: Raw, key: str, yes: bool, word: str) -> Row:
     return Row(prompt=str(row[key]), gold="yes" if yes else "no", kind="choice", actions=actions)
 
 
-def _own_layout(prompt_key: str | None, answer_key: str | None) -> Callable[[Raw], Row]:
+def _own_layout(prompt_key: str | None, answer_key: str | None, *, free: bool) -> Callable[[Raw], Row]:
     prompts = (prompt_key,) if prompt_key else PROMPT_KEYS
     answers = (answer_key,) if answer_key else ANSWER_KEYS
 
     def read(row: Raw) -> Row:
         prompt = _first(row, prompts, "question", "prompt_key")
+        if free or "checks" in row:
+            checks = known_checks(row["checks"]) if "checks" in row else {}
+            return Row(prompt=_as_prompt(prompt), gold="", kind="checks", checks=tuple(checks.items()))
         gold = _first(row, answers, "answer", "answer_key")
         return Row(prompt=_as_prompt(prompt), gold=_as_gold(gold))
 
