@@ -13,6 +13,7 @@ from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.errors import ConfigError
 from agentopcd.stats import compare
 from tests import tiny
+from tests.conftest import load_file
 
 RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes" / "paper").glob("*.toml"))
 
@@ -64,7 +65,7 @@ def test_every_recipe_can_be_read(file: Path, size: str) -> None:
         for arm in plan.arms:
             config = plan.config(arm, 1)
             assert config.seed == 1 and config.test_tasks >= 256
-            assert not config.context or Path(config.context).is_file()
+            assert size == "full" or Path(config.context).is_file()
 
 
 def test_a_recipe_runs_and_a_second_call_repeats_nothing(
@@ -124,3 +125,20 @@ def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
         small.write_text(text.replace(old, new, 1))
         with pytest.raises(ConfigError, match=says):
             reproduce.read(small, "mini")
+
+
+def test_the_results_page_says_what_was_found(root: Path) -> None:
+    script = load_file(root / "recipes" / "paper" / "results.py")
+    assert script.PAGE.read_text() == script.page(script.found())
+    row = {
+        "title": "T", "row": "R", "env": "e", "model": "m", "tasks": 9, "seeds": [0, 1], "paper": {"opcd": 12.5},
+        "rates": {"opcd": {"success": 0.5, "low": 0.4, "high": 0.6, "n": 18}}, "reply_tokens": {"opcd": 3.0},
+        "probe": {"opcd": {"success": 0.25, "low": 0.1, "high": 0.4, "n": 18}}, "probe_env": "math", "floors": "none",
+        "probe_findings": [], "note": "small",
+        "findings": [{"claim": "a > b", "verdict": "refuted", "difference": -0.1, "low": -0.2, "high": -0.05,
+                      "n": 18, "tasks": 9, "p": 1.0}],
+    }  # fmt: skip
+    text = script.page([row, row])
+    assert text.count("## T\n") == 1 and text.count("### R\n") == 2
+    assert "| opcd | 0.500 | [0.400, 0.600] | 18 | 0.125 | 3.0 | 0.250 |" in text
+    assert "a > b: **refuted**, -0.100 [-0.200, -0.050] (n = 18 pairs on 9 tasks)" in text
