@@ -340,10 +340,14 @@ class ScoreConfig(ScoringConfig):
     """uniform: whole contexts on the same select tasks; subsets: a value for every item, from random halves."""
     confirm: bool = True
     """Confirm the winner (uniform only); without, only the ranking is made."""
+    traces: int = 0
+    """Also rank the newest episodes as they are, up to this many tokens (uniform only): what extraction is worth."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._one_of("method", ("uniform", "subsets"))
+        if self.traces < 0 or (self.traces and self.method == "subsets"):
+            raise ConfigError(f"traces is {self.traces}; wanted a number of tokens, and --method uniform")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,10 +27,11 @@ from agentopcd.knowledge import (
     score,
     subsets,
 )
+from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.sampling import request_seed
 from agentopcd.session import Session
 from agentopcd.stats import Rate
-from agentopcd.types import EMPTY, MARKER, Context, Job, Sampling, Task
+from agentopcd.types import EMPTY, MARKER, Context, Job, Placement, Sampling, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,19 +229,60 @@ def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[
 
 
 def choose(
-    session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int, gate: bool = True
-) -> tuple[Ranking, Confirmation | None]:
-    """Rank candidates on select tasks; confirm the winner once, against the empty context, on fresh tasks."""
+    session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int, gate: bool = True,
+    traces: int = 0,
+) -> tuple[Ranking, Confirmation | None]:  # fmt: skip
+    """Rank candidates on select tasks; confirm the winner once, against the empty context, on fresh tasks.
+
+    Args:
+        traces: tokens of the :func:`raw_traces` that are ranked beside them and never win; 0: none.
+    """
     store, model_id, setup = session.store, session.loaded.id, session.setup()
+    ranked = list(candidates[: config.candidates])
+    raw = raw_traces(session, traces, ranked[0].placement if ranked else "user") if traces else EMPTY
     ranking = score(
-        store, candidates[: config.candidates], session.tasks("select", config.select_tasks),
+        store, [*ranked, raw], session.tasks("select", config.select_tasks),
         session.plays("select"), model_id=model_id, setup=setup, env=session.env, run_id=run_id,
     )  # fmt: skip
     session.say(str(ranking))
+    if raw.text:
+        session.say(f"{raw.id[:12]} is the raw traces: a baseline, which is not confirmed")
+        ranking = dataclasses.replace(ranking, rows=[row for row in ranking.rows if row.context_id != raw.id])
+        if not ranking.rows:
+            raise ConfigError("nothing to score besides the raw traces; play and extract first")
     if not gate:
         return ranking, None
     best = store.get_context(ranking.best.context_id)
     return ranking, confirm_one(session, best, config.confirm_tasks, run_id=run_id)
+
+
+def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
+    """What extraction would have read, as a context: the newest episodes of extract tasks that fit (paper, Table 6).
+
+    Args:
+        budget: most tokens.
+
+    Raises:
+        ConfigError: no such episode was played, or not even the newest fits.
+    """
+    split = "extract" if session.manifest.protocol == "disjoint" else "shared"
+    rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id)
+    if not rows:
+        raise ConfigError(f"no episode of {session.env} on extract tasks, so there are no raw traces; play first")
+    trace = single_trace if session.game.step_limit == 1 else game_trace
+    text, shown = "", 0
+    for row in reversed(rows):
+        longer = "\n\n".join(part for part in (trace(session.store.transcript(row["id"])), text) if part)
+        if session.player.chat.count_tokens(longer) > budget:
+            break
+        text, shown = longer, shown + 1
+    if not text:
+        raise ConfigError(f"the newest episode alone has more than {budget} tokens; raise --traces")
+    tokens = session.player.chat.count_tokens(text)
+    session.say(f"raw traces: the newest {shown} of {len(rows)} episodes, {tokens} tokens")
+    context = Context(text, placement)
+    session.store.add_context(context, {"order": "traces", "budget": budget})
+    return context
 
 
 def confirm_one(session: Session, context: Context, n: int, *, run_id: int) -> Confirmation:

@@ -266,3 +266,28 @@ def test_the_empty_context_is_no_candidate(lab: Lab) -> None:
 
     with pytest.raises(ConfigError, match="nothing to score"):
         choose(lab, [EMPTY])
+
+
+def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
+    lab.play()
+    config = pick(lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20)
+    noise = Context("say nothing")
+    with lab.open(config) as session:
+        run_id = session.begin("score", traces=True)
+        ranking, _ = experience.choose(session, config, [noise], run_id=run_id, gate=False, traces=400)
+        assert [row.context_id for row in ranking.rows] == [noise.id]
+        raw = experience.raw_traces(session, 400, "user")
+        assert raw.text.count("Your answer: Answer: 1") >= 2 and "What is" in raw.text
+        assert session.player.chat.count_tokens(raw.text) <= 400
+        played = session.store.episodes(context_id=raw.id)
+        assert len(played) == 10 and {row["split"] for row in played} == {"select"}
+        with pytest.raises(Exception, match="raise --traces"):
+            experience.raw_traces(session, 3, "user")
+    assert any("is the raw traces: a baseline" in line for line in lab.lines)
+    with pytest.raises(Exception, match="wanted a number of tokens"):
+        ScoreConfig(env="math", method="subsets", traces=5)
+
+
+def test_without_an_episode_there_are_no_raw_traces(lab: Lab) -> None:
+    with lab.open() as session, pytest.raises(Exception, match="play first"):
+        experience.raw_traces(session, 400, "user")

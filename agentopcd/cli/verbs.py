@@ -81,7 +81,9 @@ def score(config: ScoreConfig, call: Call) -> None:
                 call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
             call.say(f"next: agentopcd knowledge list items{_work(call)}")
             return
-        ranking, outcome = experience.choose(session, config, candidates, run_id=run_id, gate=config.confirm)
+        ranking, outcome = experience.choose(
+            session, config, candidates, run_id=run_id, gate=config.confirm, traces=config.traces
+        )
         result = {"best": ranking.best.context_id, "competed": ranking.competed,
                   "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
         session.finish(run_id, result)
