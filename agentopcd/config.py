@@ -434,9 +434,13 @@ def player_flags(config: PlayerConfig) -> str:
 
 
 def pick(config: Config, wanted: type[C], **changes: Any) -> C:
-    """The settings of another verb, taken from ``config`` where the names are the same."""
-    names = {field.name for field in dataclasses.fields(wanted)}
-    shared = {name: value for name, value in config.to_dict().items() if name in names}
+    """The settings of another verb, taken from ``config`` where names and types are the same.
+
+    Two verbs may use one word for two things: the ``method`` of a training is not that of a scoring.
+    """
+    own = {field.name: field.type for field in dataclasses.fields(config)}
+    values = config.to_dict()
+    shared = {f.name: values[f.name] for f in dataclasses.fields(wanted) if own.get(f.name) == f.type}
     return wanted(**shared | changes)
 
 

@@ -324,8 +324,7 @@ def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Pro
             say("no item could be read from the extractor's replies, so there is nothing to score")
             return Round(number=number, model=model, played=gathered.to_dict(), confirmed=False, distilled=None)
         run_id = _stage(session, "score", number)
-        scoring = pick(config, ScoreConfig, method="uniform")  # ours is that of the training
-        ranking, outcome = choose(session, scoring, gathered.candidates, run_id=run_id)
+        ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)
         assert outcome is not None
         session.finish(run_id, {"confirmed": outcome.passed, "text": str(outcome)})
         distilled = None
