@@ -194,7 +194,7 @@ class ApiChat(Chat):
         raise ConfigError("an API cannot hold replies to a list; leave out --constrain")
 
     def count_tokens(self, text: str) -> int:
-        """A guess: three bytes a token, which real tokenizers seldom exceed in English."""
+        """A guess, three bytes a token: the API's tokenizer is not known."""
         return -(-len(text.encode(errors="replace")) // 3)
 
 

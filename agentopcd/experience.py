@@ -179,9 +179,10 @@ def _ask(
     # first reply of no chain keeps to it, the others are asked that way at once. Saying nothing keeps to it.
     first = len(readings)
     opened = [player.chat.opened(request, MARKER) for request in requests]
-    replies = [player.chat.reply(r) for r in player.sampler.sample(requests[:first], sampling)]
+    # What an API kept back is a reply without an item, and not one that had nothing to say.
+    replies = [player.chat.reply(r) or r.error for r in player.sampler.sample(requests[:first], sampling)]
     if any(_in_format(reply) for reply in replies) or opened[0] is None:
-        replies += [player.chat.reply(r) for r in player.sampler.sample(requests[first:], sampling)]
+        replies += [player.chat.reply(r) or r.error for r in player.sampler.sample(requests[first:], sampling)]
     else:
         replies += ["?"] * (len(requests) - first)
     again = {i: o for i, o in enumerate(opened) if o is not None and not _in_format(replies[i])}

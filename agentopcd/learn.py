@@ -168,7 +168,7 @@ def train_student(
     config, context = training.config, training.context
     compute = models.pick_compute(config.compute, next(student.model.parameters()).device)
     answers: list[Episode] = []
-    if config.method != "opcd":
+    if config.method != "opcd" and training.train:  # without tasks the loop says so
         say("the teacher answers, with the context")
         jobs = [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)]
         answers = methods.answers(config, player_of(config, teacher, compute), context, jobs, run.folder, Ranks())

@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agentopcd.config import ConsolidateConfig, EvaluateConfig, pick
 from agentopcd.errors import ConfigError, did_you_mean
@@ -21,7 +21,6 @@ from agentopcd.session import Progress, Session, no_progress
 from agentopcd.stats import Comparison, Rate, compare
 from agentopcd.types import Task
 
-Size = Literal["mini", "full"]
 SIZES = ("mini", "full")
 UNTRAINED = ("base", "in-context")
 Outcomes = dict[tuple[int, str, int, int], bool]
@@ -52,7 +51,7 @@ class Plan:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     def config(self, arm: str, seed: int) -> ConsolidateConfig:
-        """The settings of one arm; those without training have the first arm's."""
+        """The settings of one arm; base and in-context have those that all arms share."""
         own = {} if arm in UNTRAINED else dict(self.arms[arm])
         return ConsolidateConfig.load(None, **dict(self.settings) | own | {"seed": seed})
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from agentopcd.sampling import server as served
 from agentopcd.sampling.api import ApiSampler
 from agentopcd.sampling.server import KEY
 from agentopcd.sampling.transformers import TransformersSampler
-from agentopcd.types import Context, Message, Sampling
+from agentopcd.types import MARKER, Context, Message, Sampling
 from tests.sampling.fake_server import FakeServer
 from tests.sampling.vllm_server import VllmServer
 
@@ -116,6 +118,27 @@ def test_a_reply_that_is_kept_back_is_no_lost_game(fake: FakeServer, tmp_path: P
     assert "3 of 3 episodes broke off" in said and "kept a reply: content_filter" in said, said
     with Store.open(tmp_path / "work" / "store.db") as store:
         assert not store.query("SELECT id FROM episode")
+
+
+def test_a_lesson_that_is_kept_back_is_not_taken_for_having_none(
+    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = fake.chat
+
+    def only_lessons_are_kept(body: dict[str, Any]) -> dict[str, Any]:
+        found = chat(body)
+        if MARKER in str(body["messages"]):
+            found["choices"][0] |= {"finish_reason": "content_filter", "message": {"role": "assistant"}}
+        return found
+
+    monkeypatch.setattr(fake, "chat", only_lessons_are_kept)
+    words = ["--episodes", "2", "--chains", "1", "--chain-steps", "2", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentopcd", "play", *words, *flags(fake.url, tmp_path / "work")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert (found["items"], found["replies_without_item"]) == ([], 2)
 
 
 def test_an_api_wants_an_address_and_a_name(tmp_path: Path) -> None:
