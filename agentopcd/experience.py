@@ -31,7 +31,7 @@ from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.sampling import request_seed
 from agentopcd.session import Session
 from agentopcd.stats import Rate
-from agentopcd.types import EMPTY, MARKER, Context, Job, Placement, Sampling, Task
+from agentopcd.types import EMPTY, MARKER, Completion, Context, Job, Placement, Sampling, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -179,10 +179,9 @@ def _ask(
     # first reply of no chain keeps to it, the others are asked that way at once. Saying nothing keeps to it.
     first = len(readings)
     opened = [player.chat.opened(request, MARKER) for request in requests]
-    # What an API kept back is a reply without an item, and not one that had nothing to say.
-    replies = [player.chat.reply(r) or r.error for r in player.sampler.sample(requests[:first], sampling)]
+    replies = _said(session, player.sampler.sample(requests[:first], sampling))
     if any(_in_format(reply) for reply in replies) or opened[0] is None:
-        replies += [player.chat.reply(r) or r.error for r in player.sampler.sample(requests[first:], sampling)]
+        replies += _said(session, player.sampler.sample(requests[first:], sampling))
     else:
         replies += ["?"] * (len(requests) - first)
     again = {i: o for i, o in enumerate(opened) if o is not None and not _in_format(replies[i])}
@@ -191,6 +190,13 @@ def _ask(
     if again:
         session.say(f"{len(again)} of {len(requests)} replies asked for with {MARKER!r} as their opening")
     return dict(zip(places, replies, strict=True))
+
+
+def _said(session: Session, replies: Sequence[Completion]) -> list[str]:
+    """The replies as text. What an API kept back is told, and not taken for having nothing to say."""
+    if kept := [reply.error for reply in replies if reply.error]:
+        session.say(f"warning: {len(kept)} of {len(replies)} lessons are missing ({kept[0]})")
+    return [session.player.chat.reply(reply) or reply.error for reply in replies]
 
 
 def _in_format(reply: str) -> bool:

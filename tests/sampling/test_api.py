@@ -139,6 +139,7 @@ def test_a_lesson_that_is_kept_back_is_not_taken_for_having_none(
     )  # fmt: skip
     found = json.loads(done.stdout)
     assert (found["items"], found["replies_without_item"]) == ([], 2)
+    assert "of 1 lessons are missing" in done.stderr and "content_filter" in done.stderr
 
 
 def test_an_api_wants_an_address_and_a_name(tmp_path: Path) -> None:
