@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import random
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from agentopcd.chat import after_thinking
@@ -18,6 +20,7 @@ from agentopcd.errors import ConfigError
 from agentopcd.knowledge import (
     Confirmation,
     Ranking,
+    Store,
     add_to_pool,
     assemble,
     confirm,
@@ -233,6 +236,26 @@ def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[
     layers = itertools.zip_longest(*(reversed(ids) for ids in newest_first))
     ordered = dict.fromkeys(id_ for layer in layers for id_ in layer if id_ is not None)
     return [store.get_context(id_) for id_ in ordered]
+
+
+def chains_of(store: Store, run: Mapping[str, Any]) -> list[list[str]]:
+    """The context id of every step, 0 included, of every chain of a finished play run; ``config`` is read already.
+
+    A step without a ref keeps the context before it: a chain has none until its first item.
+    """
+    config, played = run["config"], json.loads(run["result"])["episodes"]
+    reached: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    for name in store.refs(f"{config['env']}/pool/"):
+        chain, _, step = name.rpartition("/")
+        for move in store.log(name):
+            if move["run_id"] == run["id"] and move["actor"] == "extract":
+                reached[chain][int(step)] = move["context_id"]
+    depth, silent = min(config["chain_steps"], played), [{}] * (config["chains"] - len(reached))
+    chains = []
+    for found in [*reached.values(), *silent]:
+        found = {0: EMPTY.id} | found
+        chains.append([found[max(known for known in found if known <= step)] for step in range(depth + 1)])
+    return chains
 
 
 def choose(

@@ -315,7 +315,7 @@ def learn(config: LearnConfig, work: Path, *, say: Any = print, progress: Progre
 def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Progress) -> Round:
     play = pick(config, PlayConfig, episodes=config.episodes_per_round)
     with Session(play, work, say=say, progress=progress) as session:
-        run_id = _stage(session, "play", number)
+        run_id = stage(session, "play", round=number)
         gathered = gather(session, play, run_id=run_id)
         session.finish(run_id, gathered.to_dict())
         say(f"played {gathered.rate}; {len(gathered.items)} items, {len(gathered.candidates)} candidate contexts")
@@ -323,7 +323,7 @@ def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Pro
         if not gathered.candidates:
             say("no item could be read from the extractor's replies, so there is nothing to score")
             return Round(number=number, model=model, played=gathered.to_dict(), confirmed=False, distilled=None)
-        run_id = _stage(session, "score", number)
+        run_id = stage(session, "score", round=number)
         ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)
         assert outcome is not None
         session.finish(run_id, {"confirmed": outcome.passed, "text": str(outcome)})
@@ -339,8 +339,7 @@ def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Pro
         )
 
 
-def _stage(session: Session, verb: str, number: int) -> int:
-    """The run row of one stage of a round: an unfinished or finished one of the same settings, else a new one."""
-    facts = {"round": number}
+def stage(session: Session, verb: str, **facts: Any) -> int:
+    """The run row of one stage of a longer job: an unfinished or finished one of the same settings, else a new one."""
     done = session.finished(verb, **facts)
     return session.begin(verb, **facts) if done is None else done

@@ -7,22 +7,27 @@ folders, so a killed call goes on when it is given again, and arms that two reci
 from __future__ import annotations
 
 import dataclasses
+import json
+import random
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd.config import ConsolidateConfig, EvaluateConfig, pick
+from agentopcd.config import ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.errors import ConfigError, did_you_mean
 from agentopcd.evaluate import Contestant, evaluate, floor_text
-from agentopcd.learn import distil, find_context
+from agentopcd.experience import chains_of, choose, gather, raw_traces
+from agentopcd.learn import distil, find_context, stage
 from agentopcd.session import Progress, Session, no_progress
 from agentopcd.stats import Comparison, Rate, compare
-from agentopcd.types import Task
+from agentopcd.types import EMPTY, Context, Task
 
 SIZES = ("mini", "full")
-UNTRAINED = ("base", "in-context")
+KINDS = ("best", "random", "traces")
+"""Contexts that a row's experience leaves: the one that did best on select (the paper's "filtered"), one drawn without
+looking at scores ("test-time"), the episodes as they are. ``step N`` is what a chain had after N episodes."""
 Outcomes = dict[tuple[int, str, int, int], bool]
 """Success by training seed, task key, task seed and repetition."""
 
@@ -42,8 +47,18 @@ class Plan:
     paper: Mapping[str, Any]
     """Published success in percent by arm, and ``what``: model and task."""
     probe: Mapping[str, Any]
-    """Settings of a task that nothing was distilled for; none: it is not measured."""
+    """Settings of a task that nothing was distilled for, with a context that all are shown or without; none: it is not
+    measured."""
+    shown: Mapping[str, str]
+    """What the base is shown in the arms that nothing is trained for: a file, or one of :data:`KINDS`."""
+    experience: Mapping[str, Any] | None
+    """Settings of `agentopcd learn` by which the row's contexts are gathered; none: a context is a file, or is in the
+    workspace already."""
     note: str = ""
+
+    @property
+    def untrained(self) -> list[str]:
+        return ["base", *self.shown]
 
     @property
     def slug(self) -> str:
@@ -51,9 +66,17 @@ class Plan:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     def config(self, arm: str, seed: int) -> ConsolidateConfig:
-        """The settings of one arm; base and in-context have those that all arms share."""
-        own = {} if arm in UNTRAINED else dict(self.arms[arm])
+        """The settings of one arm; those without training have what all arms share, and the context they show."""
+        own = dict(self.arms[arm]) if arm in self.arms else {}
+        if arm in self.shown:
+            own = {"context": self.shown[arm]}
         return ConsolidateConfig.load(None, **dict(self.settings) | own | {"seed": seed})
+
+    def gathering(self) -> LearnConfig:
+        """How the row's experience is gathered and scored."""
+        names = {field.name for field in dataclasses.fields(LearnConfig)}
+        shared = {name: value for name, value in self.settings.items() if name in names}
+        return LearnConfig.load(None, **shared | dict(self.experience or {}))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,17 +165,29 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
 def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
     own = row[size]
     settings = dict(own["settings"])
-    for name in ("context", "env"):  # files lie beside the recipe, wherever one stands
-        if (file := folder / settings.get(name, "")).is_file():
-            settings[name] = str(file)
+
+
+    def located(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Files lie beside the recipe, wherever one stands."""
+        files = {name: folder / values[name] for name in ("context", "env") if values.get(name)}
+        return dict(values) | {name: str(file) for name, file in files.items() if file.is_file()}
+
+    settings = located(own["settings"])
+    shown = own.get("shown", {"in-context": settings.get("context", "")})
     plan = Plan(
-        name=row["name"], settings=settings, arms=own["arms"], seeds=own.get("seeds", [0]),
-        claims=[(better, worse) for better, worse in row.get("claims", [])], paper=row.get("paper", {}),
-        probe=own.get("probe", {}), note=own.get("note", ""),
+        name=row["name"], settings=settings, arms={arm: located(values) for arm, values in own["arms"].items()},
+        seeds=own.get("seeds", [0]), claims=[(better, worse) for better, worse in row.get("claims", [])],
+        paper=row.get("paper", {}), probe=located(own.get("probe", {})),
+        shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
+        experience=own.get("experience"), note=own.get("note", ""),
     )  # fmt: skip
-    for arm in plan.arms:
-        plan.config(arm, 0)  # a wrong setting says so here
-    known = (*UNTRAINED, *plan.arms)
+    for arm in (*plan.shown, *plan.arms):
+        config = plan.config(arm, 0)  # a wrong setting says so here
+        if of_experience(config.context) and plan.experience is None:
+            raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
+    if plan.experience is not None:
+        plan.gathering()
+    known = (*plan.untrained, *plan.arms)
     for arm in (arm for claim in plan.claims for arm in claim):
         if arm not in known:
             raise ConfigError(f"a claim of {plan.name!r} is about {arm!r}{did_you_mean(arm, known)}")
@@ -161,35 +196,48 @@ def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
 
 def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress: Progress = no_progress) -> Result:
     """Train every arm with every seed, play all on the same test tasks, and look at the claims."""
-    outcomes: dict[str, Outcomes] = {arm: {} for arm in (*UNTRAINED, *plan.arms)}
+    outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
     probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
     tokens: dict[str, list[float]] = {arm: [] for arm in outcomes}
     floors, tasks = "", 0
+    found = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
+
+    def config_of(arm: str, seed: int) -> ConsolidateConfig:
+        config = plan.config(arm, seed)
+        if found is None or not of_experience(config.context):
+            return config
+        return dataclasses.replace(config, context=found.context(config.context, seed), force=True)
+
     for seed in plan.seeds:
         students = {}
         for arm in plan.arms:
-            config = plan.config(arm, seed)
+            config = config_of(arm, seed)
             say(f"{plan.name}: {arm}, seed {seed}")
             with Session(config, work, say=say, progress=progress) as session:
                 students[arm] = distil(session, config, find_context(session, config)).folder
         config = plan.config("base", seed)
         with Session(config, work, say=say, progress=progress) as session:
-            context, test = find_context(session, config), session.tasks("test", config.test_tasks)
-            base = session.load(config.model)
+            test, base = session.tasks("test", config.test_tasks), session.load(config.model)
             everyone = [Contestant(label="base", model=base)]
-            everyone.append(Contestant(label="in-context", model=base, context=context))
+            for arm in plan.shown:
+                context = shown_context(session, config_of(arm, seed))
+                everyone.append(Contestant(label=arm, model=base, context=context))
             everyone += [Contestant(label=arm, model=session.load(folder)) for arm, folder in students.items()]
             table = _play(session, everyone, test, seed, outcomes, name=plan.name)
             floors, tasks = floor_text(table.floors) if table.floors else "none", len(test)
             for row in table.rows:
                 tokens[row.label].append(row.reply_tokens)
         if plan.probe:
-            probe = pick(config, EvaluateConfig, **plan.probe)
+            probe = pick(config, EvaluateConfig, **{"context": "", "placement": "user"} | dict(plan.probe))
             with Session(probe, work, say=say, progress=progress) as session:
-                everyone = [Contestant(label="base", model=session.load(config.model))]
-                everyone += [Contestant(label=arm, model=session.load(folder)) for arm, folder in students.items()]
+                context = session.context(probe.context, probe.placement)[0] if probe.context else EMPTY
+                everyone = [Contestant(label="base", model=session.load(config.model), context=context)]
+                everyone += [
+                    Contestant(label=arm, model=session.load(folder), context=context)
+                    for arm, folder in students.items()
+                ]
                 _play(session, everyone, session.tasks("test", probe.test_tasks), seed, probed, name=plan.name)
-    trained = [claim for claim in plan.claims if not set(claim) & set(UNTRAINED)]
+    trained = [claim for claim in plan.claims if set(claim) <= set(plan.arms)]
     return Result(
         plan=plan, tasks=tasks, floors=floors,
         rates={arm: _rate(found) for arm, found in outcomes.items()},
@@ -198,6 +246,62 @@ def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress:
         probe_findings=[_finding(claim, probed) for claim in trained] if plan.probe else [],
         reply_tokens={arm: sum(found) / len(found) for arm, found in tokens.items()},
     )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experience:
+    """Ids of the contexts that a row's experience leaves."""
+
+    best: str
+    traces: str
+    chains: Sequence[Sequence[str]]
+    """By chain and step; in an order drawn without looking at scores."""
+
+    def context(self, kind: str, seed: int) -> str:
+        """One of :data:`KINDS` for a training seed: another seed takes another chain."""
+        if kind in ("best", "traces"):
+            return self.best if kind == "best" else self.traces
+        chain = self.chains[seed % len(self.chains)]
+        return chain[-1] if kind == "random" else chain[min(int(kind.removeprefix("step ")), len(chain) - 1)]
+
+
+def of_experience(context: str) -> bool:
+    """Whether a context is named by its kind."""
+    return context in KINDS or re.fullmatch(r"step \d+", context) is not None
+
+
+def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Progress) -> Experience:
+    """Play, extract and score as the row says.
+
+    Raises:
+        ConfigError: nothing could be extracted.
+    """
+    config = plan.gathering()
+    play = pick(config, PlayConfig, episodes=config.episodes_per_round)
+    with Session(play, work, say=say, progress=progress) as session:
+        run_id = stage(session, "play", recipe=plan.name)
+        done = gather(session, play, run_id=run_id)
+        session.finish(run_id, done.to_dict())
+        say(f"{plan.name}: played {done.rate}; {len(done.items)} items, {len(done.candidates)} candidate contexts")
+        if not done.candidates:
+            raise ConfigError("no item could be read from the extractor's replies; gather more episodes or chains")
+        scoring = stage(session, "score", recipe=plan.name)
+        ranking, _ = choose(session, pick(config, ScoreConfig), done.candidates, run_id=scoring, gate=False)
+        session.finish(scoring, {"text": str(ranking)})
+        row = session.store.run(run_id)
+        chains = chains_of(session.store, row | {"config": json.loads(row["config"])})
+        return Experience(
+            best=ranking.best.context_id,
+            traces=raw_traces(session, config.budget_tokens, config.placement).id,
+            chains=random.Random(config.seed).sample(chains, len(chains)),
+        )
+
+
+def shown_context(session: Session, config: ConsolidateConfig) -> Context:
+    """What an arm shows; unlike what is distilled it may be empty, as a chain is that has found nothing."""
+    if config.context and not Path(config.context).is_file():
+        return session.store.get_context(session.store.resolve(config.context))
+    return find_context(session, config)
 
 
 def _play(
@@ -257,6 +361,14 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
     from agentopcd.errors import ModelError
     from agentopcd.estimate import memory
 
+    test = f"{plan.config('base', 0).test_tasks} test tasks at most"
+    if plan.experience is not None:
+        own = plan.gathering()
+        say(
+            f"{plan.name}, experience: {own.episodes_per_round} episodes, {own.chains} chains of {own.chain_steps} "
+            f"extractions, {own.candidates} candidates at most on {own.select_tasks} select tasks"
+        )
+    say(f"{plan.name}, without training: {', '.join(plan.untrained)}; {len(plan.seeds)} seeds of {test}")
     unknown: dict[str, str] = {}  # models whose config cannot be had, asked for once
     for arm in plan.arms:
         config = plan.config(arm, plan.seeds[0])

@@ -25,11 +25,12 @@ from rich.table import Table
 from agentopcd.cli.options import progress
 from agentopcd.config import PlayConfig
 from agentopcd.errors import AgentOpcdError, ConfigError, did_you_mean
+from agentopcd.experience import chains_of
 from agentopcd.knowledge import Arm, Place, Store, play_missing
 from agentopcd.runs import write_json
 from agentopcd.session import Session
 from agentopcd.stats import wilson
-from agentopcd.types import EMPTY, Job
+from agentopcd.types import Job
 
 Outcomes = Mapping[str, Mapping[Place, bool]]
 
@@ -58,26 +59,6 @@ def play_runs(store: Store, env: str) -> list[dict[str, Any]]:
         raise ConfigError(f"no finished play run of {env!r} in {store.path}{did_you_mean(env, known)}; learn first")
     paths = {row["id"]: row["path"] for row in store.models()}
     return [run | {"path": paths[run["config"]["model_id"]]} for run in runs]
-
-
-def chains_of(store: Store, run: Mapping[str, Any]) -> list[list[str]]:
-    """The context id of every step, 0 included, of every chain of a run.
-
-    A step without a ref keeps the context before it: a chain has none until its first item.
-    """
-    config, played = run["config"], json.loads(run["result"])["episodes"]
-    reached: defaultdict[str, dict[int, str]] = defaultdict(dict)
-    for name in store.refs(f"{config['env']}/pool/"):
-        chain, _, step = name.rpartition("/")
-        for move in store.log(name):
-            if move["run_id"] == run["id"] and move["actor"] == "extract":
-                reached[chain][int(step)] = move["context_id"]
-    depth, silent = min(config["chain_steps"], played), [{}] * (config["chains"] - len(reached))
-    chains = []
-    for found in [*reached.values(), *silent]:
-        found = {0: EMPTY.id} | found
-        chains.append([found[max(known for known in found if known <= step)] for step in range(depth + 1)])
-    return chains
 
 
 def play_round(work: Path, number: int, run: Mapping[str, Any], n: int) -> list[Step]:
