@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from agentopcd.config import (
     player_flags,
 )
 from agentopcd.consolidate import Consolidated, consolidate, draw
+from agentopcd.drift import Drift, drift_dict, drifts
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
 from agentopcd.experience import choose, gather, pool
@@ -225,11 +226,14 @@ def _table(session: Session, config: ConsolidateConfig, context: Context, found:
     return tabulate(session, arms, session.tasks("test", config.test_tasks), setup=session.setup())
 
 
-def evaluate_student(session: Session, config: EvaluateConfig) -> Evaluation:
+def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluation, Mapping[str, Drift]]:
     """`agentopcd evaluate`: the base, the base with the context, and the student, on test tasks.
 
     The base is ``--model``, or what the student was trained from; the context is ``--context``, or what
     the student was distilled from, or ENV/best. Arms that do not exist are left out and named.
+
+    Returns:
+        The table, and how each arm's replies differ from the base's.
     """
     store = session.store
     student_name = config.student or session.newest_student()
@@ -252,9 +256,11 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> Evaluation:
         contestants.append(Contestant(label="student", model=student))
     else:
         session.say("no student: none was consolidated for this environment, and none was given")
-    result = evaluate(session, contestants, session.tasks("test", config.test_tasks), run_id=run_id)
-    session.finish(run_id, result.to_dict())
-    return result
+    tasks = session.tasks("test", config.test_tasks)
+    result = evaluate(session, contestants, tasks, run_id=run_id)
+    moved = drifts(session, contestants, tasks, setup=session.setup(session.player_for(base)))
+    session.finish(run_id, result.to_dict() | drift_dict(moved))
+    return result, moved
 
 
 def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedModel | None) -> models.LoadedModel:

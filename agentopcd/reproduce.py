@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.config import ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.drift import Drift, drift_dict, drift_lines, drifts
 from agentopcd.errors import ConfigError, did_you_mean
 from agentopcd.evaluate import Contestant, evaluate, floor_text
 from agentopcd.experience import chains_of, choose, gather, raw_traces
@@ -106,6 +107,8 @@ class Result:
     probe_findings: Sequence[Finding]
     floors: str
     reply_tokens: Mapping[str, float]
+    drift: Mapping[str, Drift]
+    """Of the first training seed."""
 
     def to_dict(self) -> dict[str, Any]:
         def rate(found: Rate) -> dict[str, Any]:
@@ -123,6 +126,7 @@ class Result:
             "seeds": list(self.plan.seeds), "tasks": self.tasks,
             "rates": {arm: rate(found) for arm, found in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
             "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
+            **drift_dict(self.drift),
             "probe": {arm: rate(found) for arm, found in self.probe.items()},
             "probe_env": self.plan.probe.get("env", ""),
             "probe_findings": [finding(one) for one in self.probe_findings],
@@ -199,7 +203,7 @@ def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress:
     outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
     probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
     tokens: dict[str, list[float]] = {arm: [] for arm in outcomes}
-    floors, tasks = "", 0
+    floors, tasks, moved = "", 0, {}
     found = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
 
     def config_of(arm: str, seed: int) -> ConsolidateConfig:
@@ -227,6 +231,7 @@ def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress:
             floors, tasks = floor_text(table.floors) if table.floors else "none", len(test)
             for row in table.rows:
                 tokens[row.label].append(row.reply_tokens)
+            moved = moved or drifts(session, everyone, test, setup=session.setup(session.player_for(base)))
         if plan.probe:
             probe = pick(config, EvaluateConfig, **{"context": "", "placement": "user"} | dict(plan.probe))
             with Session(probe, work, say=say, progress=progress) as session:
@@ -245,6 +250,7 @@ def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress:
         probe={arm: _rate(found) for arm, found in probed.items()},
         probe_findings=[_finding(claim, probed) for claim in trained] if plan.probe else [],
         reply_tokens={arm: sum(found) / len(found) for arm, found in tokens.items()},
+        drift=moved,
     )  # fmt: skip
 
 
@@ -348,6 +354,7 @@ def lines(result: Result) -> list[str]:
         out.append(f"{found.better} > {found.worse}: {_seen(found)}")
     for found in result.probe_findings:
         out.append(f"on {plan.probe['env']}, {found.better} > {found.worse}: {_seen(found)}")
+    out += drift_lines(result.drift)
     return [*out, f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
 
 

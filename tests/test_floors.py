@@ -32,6 +32,7 @@ FLOORS = {
     "methods": 4,
     "experience": 4,
     "evaluate": 4,
+    "drift": 4.5,
     "consolidate": 5,
     "learn": 6,
     "reproduce": 6.5,

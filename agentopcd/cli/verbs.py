@@ -143,12 +143,13 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
         if call.dry_run:
             n = len(session.tasks("test", config.test_tasks))
             return _plan(session, call, [f"up to three arms on {n} test tasks"])
+        from agentopcd.drift import drift_dict, drift_lines
         from agentopcd.evaluate import lines
         from agentopcd.learn import evaluate_student
 
-        result = evaluate_student(session, config)
-        call.show(result.to_dict())
-        for line in lines(result):
+        result, moved = evaluate_student(session, config)
+        call.show(result.to_dict() | drift_dict(moved))
+        for line in (*lines(result), *drift_lines(moved)):
             call.say(line)
         call.say(f"next: agentopcd learn {player_flags(config)}{_work(call)}")
 
