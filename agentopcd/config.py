@@ -230,9 +230,10 @@ class TrainConfig(PlayerConfig):
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
     shard: bool = False
     """Spread student and teacher over all processes (FSDP2); each also holds a whole student, to play with."""
-    method: Literal["opcd", "context-distillation", "seqkd"] = "opcd"
-    """opcd learns from the student's own answers. The baselines learn from the teacher's, given with the context:
-    context-distillation by forward KL on its top-k, seqkd by cross-entropy."""
+    method: Literal["opcd", "prefix-replay", "context-distillation", "seqkd"] = "opcd"
+    """opcd learns from games of the student, prefix-replay from its replies to stored turns of train tasks. The
+    baselines learn from the teacher's games, played with the context: context-distillation by forward KL on its
+    top-k, seqkd by cross-entropy."""
     answers: Literal["once", "fresh"] = "once"
     """Baselines: the teacher answers each train task once, or anew in every epoch."""
     teacher_kind: Literal["frozen", "periodic", "ema", "live"] = "frozen"
@@ -260,6 +261,8 @@ class TrainConfig(PlayerConfig):
     """Select tasks per evaluation."""
     save_every: int = 8
     """Steps between checkpoints to resume from."""
+    keep_checkpoints: bool = False
+    """Keep the model of every evaluation on select tasks, in RUN/checkpoints, and not only the best one."""
     test_tasks: int = 256
     """Test tasks of the evaluation before and after, at most what the split holds; 0: none."""
     force: bool = False
@@ -272,24 +275,24 @@ class TrainConfig(PlayerConfig):
         self._positive("select_every", "select_tasks", "save_every")
         self._one_of("divergence", ("tail", "full", "renorm", "raw", "stopgrad"))
         self._one_of("reduction", ("seq_mean", "token_mean"))
-        self._one_of("method", ("opcd", "context-distillation", "seqkd"))
+        self._one_of("method", ("opcd", "prefix-replay", "context-distillation", "seqkd"))
         self._one_of("answers", ("once", "fresh"))
         self._one_of("teacher_kind", ("frozen", "periodic", "ema", "live"))
         self._positive("teacher_every")
         if not 0 <= self.teacher_keeps <= 1:
             raise ConfigError(f"teacher_keeps is {self.teacher_keeps}; it is a share, from 0 to 1")
         if self.teacher_kind != "frozen":
-            still = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.method != "opcd"}
+            still = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.by_teacher}
             for flag in (flag for flag, on in still.items() if on):
                 raise ConfigError(f"{flag} wants a teacher that stands still; leave it or --teacher-kind out")
         for name, on, wanted in (
             ("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic"),
             ("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema"),
-            ("answers", self.method != "opcd", "--method context-distillation or seqkd"),
+            ("answers", self.by_teacher, "--method context-distillation or seqkd"),
         ):
             if not on and getattr(self, name) != getattr(type(self), name):
                 raise ConfigError(f"--{name.replace('_', '-')} is for {wanted}; leave it out, or add that")
-        if self.method != "opcd" and (self.divergence == "stopgrad" or self.importance_cap):
+        if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
             raise ConfigError(
                 f"--divergence stopgrad and --importance-cap are about the student's own answers; {self.method} "
                 "learns from the teacher's"
@@ -307,6 +310,12 @@ class TrainConfig(PlayerConfig):
             raise ConfigError("there is no adapter to merge; add --lora-rank, or leave out --merge")
         if self.shard and self.lora_rank:
             raise ConfigError("every process plays with the whole model anyway; leave out --shard or --lora-rank")
+
+
+    @property
+    def by_teacher(self) -> bool:
+        """Whether the method learns from the teacher's answers."""
+        return self.method in ("context-distillation", "seqkd")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -372,11 +381,16 @@ class ConsolidateConfig(TrainConfig):
     """Ref or id in the store, or a text file; empty: ENV/best, the confirmed context."""
     placement: Placement = "user"
     """Where a context from a file is put: in the user message, or in the system message."""
+    mix: int = 0
+    """Distil so many contexts at once, those that did best on select tasks: each episode draws one, weighted by its
+    success there. 0: one context."""
     teacher: str = ""
     """Model that scores with the context; empty: a frozen copy of the student."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.mix < 0 or (self.mix and self.context):
+            raise ConfigError(f"mix is {self.mix}; wanted a number of contexts of the store, and no --context with it")
         self._one_of("placement", ("system", "user"))
         if self.teacher and self.teacher_kind != "frozen":
             raise ConfigError(

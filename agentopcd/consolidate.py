@@ -30,10 +30,10 @@ from agentopcd.errors import AlignmentError, ConfigError
 from agentopcd.measures import StepMeter, rollout_measures
 from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Player
-from agentopcd.runs import Run, console_line
+from agentopcd.runs import CHECKPOINTS, Run, console_line
 from agentopcd.stats import Rate
 from agentopcd.teacher import FrozenTeacher, Sample, response_hidden
-from agentopcd.types import Context, Episode, Job, Task
+from agentopcd.types import Context, Episode, Job, Mixture, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def consolidate(
     *,
     student: models.LoadedModel,
     teacher: FrozenTeacher,
-    context: Context,
+    context: Context | Mixture,
     player: Player,
     train: Sequence[Task],
     select: Sequence[Task],
@@ -186,7 +186,8 @@ def consolidate(
         clock.lap("update")
 
         meter.gather(ranks.everyone(meter.rows))
-        measures = rollout_measures([e for e, _, _ in played], samples, sum(dropped for _, _, dropped in played))
+        dropped = sum(dropped for _, _, dropped in played)
+        measures = method.measured(rollout_measures([e for e, _, _ in played], samples, dropped))
         record: dict[str, Any] = {
             "step": step, "loss/name": method.name,
             **(meter.result() if samples else {"loss/value_nats": 0.0}),
@@ -195,16 +196,18 @@ def consolidate(
             "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
             "train/skipped_total": state["skipped"], "train/learning_rate": learning_rate,
             "train/turns_read_apart": apart,
-            "teacher/context_tokens": player.chat.count_tokens(context.text), **clock.times(),
+            "teacher/context_tokens": longest(player.chat, context), **clock.times(),
         }  # fmt: skip
         state["step"] = step
         if step % config.select_every == 0 or step == config.steps:
             state["select"][str(step)] = success_on(player, select, ranks)
+            facts = {"step": step, "context": context.id}
+            names = [f"{CHECKPOINTS}/{step:06d}"] * config.keep_checkpoints
             if better(state, step):
                 state["best_step"] = step
-                if ranks.main:
-                    facts = {"step": step, "context": context.id}
-                    models.save_model(whole, run.folder / "best", parent_id=student.id, facts=facts)
+                names.append("best")
+            for name in names if ranks.main else ():
+                models.save_model(whole, run.folder / name, parent_id=student.id, facts=facts)
             record |= select_record(state, step)
         if ranks.main:
             run.log(record)
@@ -232,7 +235,7 @@ def consolidate(
 
 
 def samples_of(
-    episodes: Iterable[Episode], chat: Chat, context: Context, cut_replies: str, *, by_teacher: bool = False
+    episodes: Iterable[Episode], chat: Chat, context: Context | Mixture, cut_replies: str, *, by_teacher: bool = False
 ) -> tuple[list[Sample], int]:
     """One sample per turn, and how many were left out: empty responses and, on request, cut ones.
 
@@ -244,11 +247,12 @@ def samples_of(
     """
     samples, dropped = [], 0
     for episode in episodes:
+        shown = context.drawn(episode.task, episode.rep)
         for index, turn in enumerate(episode.turns if episode.stop_reason != "env_error" else ()):
             if not turn.response_ids or (cut_replies == "drop" and turn.finish_reason == "length"):
                 dropped += 1
                 continue
-            student_ids, teacher_ids = chat.views(turn.messages, context)
+            student_ids, teacher_ids = chat.views(turn.messages, shown)
             asked = teacher_ids if by_teacher else student_ids
             if asked != turn.prompt_ids:
                 raise AlignmentError(
@@ -259,6 +263,7 @@ def samples_of(
                 Sample(
                     student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
                     logprobs=() if by_teacher else turn.logprobs, turn=index, choices=turn.choices,
+                    context=shown.id,
                 )
             )  # fmt: skip
     return samples, dropped
@@ -269,8 +274,8 @@ def micro_batches(
 ) -> Iterable[tuple[list[Sample], torch.Tensor]]:
     """Samples of similar length together, each with the weights of its tokens ``[N]``.
 
-    A batch holds at most ``budget`` tokens, padding included, or a single sequence. Turns of a chat that only grows
-    are one sequence.
+    A batch holds at most ``budget`` tokens, padding included, or a single sequence; all of it was scored with one
+    context. Turns of a chat that only grows are one sequence.
 
     Args:
         reads: tokens that the teacher reads for a sample.
@@ -286,10 +291,13 @@ def micro_batches(
         last = samples[chat[-1]]
         return max(len(last.student_ids) + last.num_tokens, reads(last))
 
-    chats.sort(key=length)
+    def shown(chat: list[int]) -> str:
+        return samples[chat[0]].context
+
+    chats.sort(key=lambda chat: (shown(chat), length(chat)))
     while chats:
-        size = 1
-        while size < len(chats) and (size + 1) * length(chats[size]) <= budget:
+        size, alike = 1, [chat for chat in chats if shown(chat) == shown(chats[0])]
+        while size < len(alike) and (size + 1) * length(alike[size]) <= budget:
             size += 1
         chosen, chats = [i for chat in chats[:size] for i in chat], chats[size:]
         tokens = [weights[i] for i in chosen for _ in samples[i].response_ids]
@@ -340,8 +348,8 @@ def select_record(state: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def definition(
-    config: ConsolidateConfig, student: models.LoadedModel, teacher: FrozenTeacher, context: Context,
-    method: methods.Opcd,
+    config: ConsolidateConfig, student: models.LoadedModel, teacher: FrozenTeacher,
+    context: Context | Mixture, method: methods.Opcd,
 ) -> dict[str, Any]:  # fmt: skip
     """What the loss is, once per run. A model's id covers its weights, tokenizer and chat template."""
     return {
@@ -352,8 +360,13 @@ def definition(
         "reduction": config.reduction, "cut_replies": config.cut_replies,
         "importance_cap": config.importance_cap, "teacher": teacher.kind,
         "teacher_hash": teacher.hash, "context": context.id, "placement": context.placement,
-        "context_tokens": method.player.chat.count_tokens(context.text), "setup": method.player.setup(),
+        "context_tokens": longest(method.player.chat, context), "setup": method.player.setup(),
     }  # fmt: skip
+
+
+def longest(chat: Chat, context: Context | Mixture) -> int:
+    """Tokens of the context, of the longest one of a mixture."""
+    return max(chat.count_tokens(part.text) for part in context.parts)
 
 
 def check_float32(parameters: Mapping[str, torch.Tensor]) -> None:

@@ -22,12 +22,13 @@ from agentopcd.consolidate import Consolidated, consolidate, draw
 from agentopcd.drift import Drift, drift_dict, drifts
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
-from agentopcd.experience import choose, gather, pool
+from agentopcd.experience import choose, gather
+from agentopcd.handover import shares
 from agentopcd.ranks import Ranks
 from agentopcd.runs import Run, write_json
 from agentopcd.session import Progress, Session, no_progress, player_of, run_config
 from agentopcd.teacher import teacher_of
-from agentopcd.types import EMPTY, Context, Episode, Task
+from agentopcd.types import EMPTY, Context, Episode, Mixture, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,39 +55,7 @@ class Distilled:
         }  # fmt: skip
 
 
-def find_context(session: Session, config: ConsolidateConfig) -> Context:
-    """The context to distil. A file is a person's word; a context of the store must have been confirmed.
-
-    Raises:
-        ConfigError: nothing was confirmed and ``force`` is not set, or there is no context at all.
-    """
-    flags = player_flags(config)
-    if config.context:
-        context, by_person = session.context(config.context, config.placement)
-        if by_person:
-            return context
-    else:
-        best = session.store.refs(f"{session.env}/best").get(f"{session.env}/best")
-        if best is None and not config.force:
-            raise ConfigError(
-                f"no context of {session.env} was confirmed; run `agentopcd knowledge score {flags}`, "
-                "name one with --context, or distil the best guess with --force"
-            )
-        candidates = [session.store.get_context(best)] if best else pool(session)
-        if not candidates:
-            raise ConfigError(f"no context of {session.env} in the store; run `agentopcd play {flags}`")
-        context = candidates[0]
-    session.resume_model("consolidate", context.id)
-    if not (config.force or session.confirmed(context)):
-        raise ConfigError(
-            f"context {context.id[:12]} never passed the confirm gate; run `agentopcd knowledge confirm "
-            f"--context {context.id[:12]} {flags}`, or insist with --force"
-        )
-    session.check_handover(context)
-    return context
-
-
-def distil(session: Session, config: ConsolidateConfig, context: Context) -> Distilled:
+def distil(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> Distilled:
     """Evaluate, train, evaluate again, and register the student with what it carries.
 
     A killed call is resumed by repeating it; a finished one is reported and not repeated.
@@ -113,6 +82,9 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
         )  # fmt: skip
         table = _table(session, config, context, found) if config.test_tasks else None
         return dataclasses.replace(found, evaluation=table)
+    train = session.tasks("train")
+    session.manifest.guard_training(train)
+    stored = replayed(session, run.folder, train, config) if config.method == "prefix-replay" else []
     run_id = session.begin("consolidate", context_id=context.id, folder=str(run.folder))
     arms = _arms(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
@@ -120,11 +92,10 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
         before = evaluate(session, arms, test, run_id=run_id)
         for line in lines(before)[1 : 2 + len(arms)]:
             session.say(line)
-    train = session.tasks("train")
-    session.manifest.guard_training(train)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
     training = Training(
-        config=config, student=str(student.folder), context=context, train=train,
+        config=config, student=str(student.folder), context=context, stored=stored,
+        train=list(dict.fromkeys(episode.task for episode in stored)) or train,
         select=session.tasks("select", config.select_tasks), work=session.work, identity=identity,
     )  # fmt: skip
     Ranks.training = True
@@ -132,7 +103,7 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     result = train_student(training, student, teacher_model, run, session.say)
     Ranks.training = False
     session.store.add_model(
-        result.model_id, str(result.folder), str(result.folder), student.id, run_id, {context.id: 1.0}
+        result.model_id, str(result.folder), str(result.folder), student.id, run_id, shares(context)
     )
     out = Distilled(
         folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
@@ -149,14 +120,38 @@ def distil(session: Session, config: ConsolidateConfig, context: Context) -> Dis
     return out
 
 
+def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
+    """The stored episodes of train tasks whose turns are answered anew; the same ones when a killed run goes on.
+
+    Raises:
+        ConfigError: none was played with these settings.
+    """
+    file = folder / "replayed.json"
+    if not file.is_file():
+        tasks = set(train)
+        rows = session.store.episodes(env=session.env, setup=session.setup(), split="train")
+        ids = [row["id"] for row in rows if Task(row["seed"], row["task_key"]) in tasks]
+        if not ids:
+            raise ConfigError(
+                f"no stored episode of {session.env} on train tasks with these settings to replay; run `agentopcd play "
+                f"--split train --no-extract {player_flags(config)}`"
+            )
+        write_json(file, ids)
+    episodes = [session.store.transcript(id_) for id_ in json.loads(file.read_text())]
+    session.say(f"replaying the turns of {len(episodes)} stored episodes; the environment is not asked again")
+    return episodes
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """What a process needs to know to take part in the training of a student."""
 
     config: ConsolidateConfig
     student: str
-    context: Context
+    context: Context | Mixture
     train: Sequence[Task]
+    stored: Sequence[Episode]
+    """What prefix replay goes on from."""
     select: Sequence[Task]
     work: Path
     identity: dict[str, Any]
@@ -168,8 +163,8 @@ def train_student(
     """The loop, in the first process and in those that follow it."""
     config, context = training.config, training.context
     compute = models.pick_compute(config.compute, next(student.model.parameters()).device)
-    answers: list[Episode] = []
-    if config.method != "opcd" and training.train:  # without tasks the loop says so
+    answers = training.stored
+    if config.by_teacher and training.train:  # without tasks the loop says so
         say("the teacher answers, with the context")
         jobs = [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)]
         answers = methods.answers(config, player_of(config, teacher, compute), context, jobs, run.folder, Ranks())
@@ -179,7 +174,8 @@ def train_student(
     player = player_of(config, student, compute)
     if config.shard:
         student = sharding.sharded_copy(student)
-    scorer = teacher_of(config, teacher, student, compute=compute, prefix_ids=player.chat.prefix(context))
+    prefixes = [player.chat.prefix(part) for part in context.parts]
+    scorer = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)
     return consolidate(
         config, student=student, teacher=scorer, context=context, player=player,
         train=training.train, select=training.select, run=run, compute=compute, say=say,
@@ -205,16 +201,24 @@ def dismiss() -> None:
         Ranks().from_main(None)
 
 
-def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Context) -> list[Contestant]:
-    """Who the student to be is compared with: itself without and with the context, and another teacher, if any."""
+def _arms(
+    student: models.LoadedModel, teacher: models.LoadedModel, context: Context | Mixture
+) -> list[Contestant]:
+    """Who the student to be is compared with: itself without and with the context, and another teacher, if any.
+
+    Of a mixture the best context is shown.
+    """
     arms = [
         Contestant(label="base", model=student),
-        Contestant(label="in-context", model=student, context=context),
+        Contestant(label="in-context", model=student, context=context.parts[0]),
     ]
-    return arms if teacher.id == student.id else [*arms, Contestant(label="teacher", model=teacher, context=context)]
+    if teacher.id == student.id:
+        return arms
+    return [*arms, Contestant(label="teacher", model=teacher, context=context.parts[0])]
 
 
-def _table(session: Session, config: ConsolidateConfig, context: Context, found: Distilled) -> Evaluation:
+def _table(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, found: Distilled) -> Evaluation:
     """The evaluation of a run, read back from the stored episodes; plays nothing."""
     known = session.loaded
 

@@ -6,7 +6,9 @@ tasks, teacher, masks, temperature, reduction, steps.
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +20,8 @@ from agentopcd.errors import ConfigError
 from agentopcd.knowledge import transcript
 from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Player
-from agentopcd.types import Context, Episode, Job
+from agentopcd.sampling import request_seed
+from agentopcd.types import EMPTY, Context, Episode, Job, Mixture, Task, Turn
 
 
 class Opcd:
@@ -52,6 +55,55 @@ class Opcd:
         return losses.divergence(
             student_NV, teacher_NV, form=self.config.divergence, k=self.config.support, temperature=self.temperature
         )
+
+
+    def measured(self, figures: dict[str, float | int]) -> dict[str, float | int]:
+        """What of the figures of a step's episodes means anything."""
+        return figures
+
+
+class PrefixReplay(Opcd):
+    """The student's own reply to a turn of a stored episode, one for each job; the environment is not asked again.
+
+    As OEL trains: whoever played gathers the prompts, and training needs no environment.
+
+    Args:
+        episodes: stored ones, of the train tasks that jobs name.
+    """
+
+    def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode]) -> None:
+        super().__init__(config, player)
+        self.turns: dict[Task, list[Turn]] = {}
+        for episode in episodes:
+            self.turns.setdefault(episode.task, []).extend(episode.turns)
+
+    def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
+        player = self.player
+        places = [(job.task.key, job.task.seed, job.rep) for job in jobs]
+        turns = [
+            random.Random(f"{self.config.seed}:{place}").choice(self.turns[job.task])
+            for job, place in zip(jobs, places, strict=True)
+        ]
+        seeds = [request_seed(self.config.seed, "replay", *place) for place in places]
+        asked = [
+            player.chat.request(turn.messages, seed=seed, choices=turn.choices)
+            for turn, seed in zip(turns, seeds, strict=True)
+        ]
+        replies = player.sampler.sample(asked, player.sampling)
+        for job, turn, request, reply in zip(jobs, turns, asked, replies, strict=True):
+            answered = dataclasses.replace(
+                turn, prompt_ids=request.prompt_ids, response_ids=reply.token_ids, logprobs=reply.logprobs,
+                reply=player.chat.reply(reply), finish_reason=reply.finish_reason, reward=0.0, invalid=False,
+            )  # fmt: skip
+            yield Episode(
+                env=player.game.label, task=job.task, rep=job.rep, context_id=EMPTY.id, turns=[answered], outcome=[],
+                success=False, reward=0.0, stop_reason="max_steps",
+            )  # fmt: skip
+
+    def measured(self, figures: dict[str, float | int]) -> dict[str, float | int]:
+        """No environment has judged the replies."""
+        judged = ("rollout/success", "rollout/invalid_share")
+        return {name: value for name, value in figures.items() if name not in judged}
 
 
 class ContextDistillation(Opcd):
@@ -97,14 +149,15 @@ def answered_as(job: Job, config: TrainConfig) -> int:
 
 
 def make(config: TrainConfig, player: Player, episodes: Sequence[Episode] = ()) -> Opcd:
-    """The method of these settings; ``episodes`` are the teacher's, for those that learn from them."""
+    """The method of these settings; ``episodes`` are the teacher's, or stored ones, for those that learn from them."""
     if config.method == "opcd":
         return Opcd(config, player)
-    return {"context-distillation": ContextDistillation, "seqkd": SeqKd}[config.method](config, player, episodes)
+    known = {"prefix-replay": PrefixReplay, "context-distillation": ContextDistillation, "seqkd": SeqKd}
+    return known[config.method](config, player, episodes)
 
 
 def answers(
-    config: TrainConfig, teacher: Player, context: Context, jobs: Sequence[Job], folder: Path, ranks: Ranks
+    config: TrainConfig, teacher: Player, context: Context | Mixture, jobs: Sequence[Job], folder: Path, ranks: Ranks
 ) -> list[Episode]:
     """The teacher's episodes with the context, for all ``jobs`` of a run, each played once and written to ``folder``.
 
@@ -113,7 +166,8 @@ def answers(
     Raises:
         ConfigError: the environment broke every one of them.
     """
-    wanted = list(dict.fromkeys(Job(job.task, context, answered_as(job, config)) for job in jobs))
+    asked = dict.fromkeys((job.task, answered_as(job, config)) for job in jobs)
+    wanted = [Job(task, context.drawn(task, rep), rep) for task, rep in asked]
     found = [episode for file in sorted(folder.glob("answers-*.jsonl")) for episode in _read(file)]
     have = {(e.task, e.rep) for e in found}
     ranks.wait()  # everybody has read before anybody writes

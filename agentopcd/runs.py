@@ -16,6 +16,9 @@ from typing import Any
 
 from agentopcd.errors import ConfigError
 
+CHECKPOINTS = "checkpoints"
+"""Folder of a run with the model of every evaluation, named by step, where they are kept."""
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's, shaped as their parameter."""
 
@@ -190,10 +193,11 @@ def write_text(path: Path, text: str) -> None:
 def console_line(record: Mapping[str, Any], steps: int, eta_s: float) -> str:
     """One line per step for people; ``record`` is the step's line of metrics.jsonl."""
     step, norm = record["step"], record["train/grad_norm"]
+    won = f"success {record['rollout/success']:.2f} " if "rollout/success" in record else ""
     return (
         f"step {step:03d}/{steps:03d} | {record['loss/name']} {record['loss/value_nats']:.4f} nats/tok"
         f" | response {record['rollout/response_tokens_mean']:.0f} tok"
-        f" | success {record['rollout/success']:.2f} ({record['rollout/episodes']} ep)"
+        f" | {won}({record['rollout/episodes']} ep)"
         f" | grad {'not finite' if norm is None else f'{norm:.2f}'} | {record['time/step_s']:.1f} s"
         f" (roll {record['time/rollout_s']:.1f} score {record['time/teacher_s']:.1f}"
         f" train {record['time/update_s']:.1f}) | eta {eta_s / 60:.1f} min"

@@ -26,6 +26,9 @@ from agentopcd.types import SPLITS, Context, Episode, Job, Placement, Task
 DEFAULT_MODEL = "smollm2-135m"
 """For environments that name no model of their own."""
 
+YOUNGER = ("keep_checkpoints", "mix")
+"""Settings that came after the first workspaces; each is false or 0 where it is not used."""
+
 Progress = Callable[[str, Iterable[Episode], int], Iterable[Episode]]
 """Shows how far an iteration is: (label, items, how many there will be) → the same items."""
 
@@ -327,12 +330,13 @@ class Session:
         broken = {"env_errors": len(self.env_errors), "env_error_samples": self.env_errors[:3]}
         self.store.finish(run_id, result | broken)
 
-    def started_from(self, verb: str, context_id: str) -> str | None:
-        """The model that a run of these very settings on this context started from, finished or not.
+    def started_from(self, verb: str, context_id: str | None) -> str | None:
+        """The model that a run of these very settings on this context (None: on any) started from, finished or not.
 
         Without ``--model`` a repeated command would else take the student that its first call has made.
         """
-        wanted = run_config(self.config) | {"env": self.env, "context_id": context_id}
+        wanted = run_config(self.config) | {"env": self.env}
+        wanted |= {} if context_id is None else {"context_id": context_id}
         rows = self.store.query("SELECT config FROM run WHERE verb = ? ORDER BY id", (verb,))
         for config in (json.loads(row["config"]) for row in rows):
             if all(config.get(name) == value for name, value in wanted.items()):
@@ -340,7 +344,7 @@ class Session:
                 return model["path"] if model else None
         return None
 
-    def resume_model(self, verb: str, context_id: str) -> None:
+    def resume_model(self, verb: str, context_id: str | None = None) -> None:
         """Take the model that this command started from when it was given first, if it was."""
         if not self.config.model and "loaded" not in self.__dict__:
             self.resumed_model = self.started_from(verb, context_id) or ""
@@ -359,7 +363,8 @@ class Session:
 def run_config(config: PlayerConfig) -> dict[str, Any]:
     """Settings as JSON, with the environment's own name kept apart from the label that replaces it.
 
-    Without the address of a server: a run goes on at another one.
+    Without the address of a server, since a run goes on at another one, and without :data:`YOUNGER` settings that are
+    not used, so that runs of an older version go on.
     """
     settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
-    return {name: value for name, value in settings.items() if name != "server"}
+    return {name: value for name, value in settings.items() if name != "server" and (value or name not in YOUNGER)}

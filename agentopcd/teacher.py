@@ -44,6 +44,8 @@ class Sample:
     """Index of the turn in its episode."""
     choices: tuple[tuple[int, ...], ...] = ()
     """The replies that were allowed; none: all were."""
+    context: str = ""
+    """Id of the context in the teacher's prompt; samples of one context are scored together."""
 
     @property
     def num_tokens(self) -> int:
@@ -63,8 +65,8 @@ class FrozenTeacher:
             adapter, it is the student with the adapter off.
         student: refused when their tokens do not match.
         compute: dtype of matrix products.
-        prefix_ids: what the prompts with the context have in common at their beginning. It is read once, and its keys
-            and values serve every sample of the run; empty: each prompt is read whole.
+        prefixes: for each context, what the prompts with it have in common at their beginning. It is read once, and its
+            keys and values serve every sample of the run; none: each prompt is read whole.
         shard: spread its weights over the processes. All of them must then make equally many :meth:`passes`.
     """
 
@@ -78,7 +80,7 @@ class FrozenTeacher:
         student: models.LoadedModel,
         *,
         compute: torch.dtype,
-        prefix_ids: Sequence[int] = (),
+        prefixes: Sequence[Sequence[int]] = (),
         shard: bool = False,
     ) -> None:
         itself = loaded is student or loaded is student.whole
@@ -98,10 +100,12 @@ class FrozenTeacher:
         self.compute = compute
         self.pad_id = student.tokenizer.pad_token_id
         self.own_hash = models.parameter_hash(self.model, frozen=True)
-        self.prefix = SharedPrefix(self.model, prefix_ids) if prefix_ids and models.attends_to_all(self.model) else None
-        if self.prefix is not None and isinstance(self.model, FSDPModule):
+        shareable = [ids for ids in prefixes if ids] if models.attends_to_all(self.model) else []
+        self.prefixes = [SharedPrefix(self.model, ids) for ids in shareable]
+        if isinstance(self.model, FSDPModule):
             with self._scoring():
-                _ = self.prefix.keys_and_values  # now, by all processes; each of them may need it at another time
+                for prefix in self.prefixes:
+                    _ = prefix.keys_and_values  # now, by all processes; each of them may need it at another time
 
     def hidden(self, samples: Sequence[Sample], passes: int = 0) -> Tensor:
         """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, after the prompts with it.
@@ -114,16 +118,23 @@ class FrozenTeacher:
         with self._scoring():
             for _ in range(spare):
                 response_hidden(self.model, pairs[:1], self.pad_id)
-            if self.prefix is not None and (shared := self.prefix.shared_by(pairs)):
-                return self.prefix.response_hidden(pairs, shared)
+            if (found := self._shared(pairs)) is not None:
+                prefix, shared = found
+                return prefix.response_hidden(pairs, shared)
             return response_hidden(self.model, pairs, self.pad_id)
 
     def passes(self, samples: Sequence[Sample]) -> int:
         """Forward passes that scoring ``samples`` takes."""
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
-        if self.prefix is not None and (shared := self.prefix.shared_by(pairs)):
-            return len(self.prefix.rows(pairs, shared))
+        if (found := self._shared(pairs)) is not None:
+            prefix, shared = found
+            return len(prefix.rows(pairs, shared))
         return 1
+
+    def _shared(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[SharedPrefix, int] | None:
+        """The prefix that these prompts share most of, and how many of its tokens, where that pays."""
+        found = [(prefix, prefix.shared_by(pairs)) for prefix in self.prefixes]
+        return max((one for one in found if one[1]), key=lambda one: one[1], default=None)
 
     @contextlib.contextmanager
     def _scoring(self) -> Iterator[None]:
@@ -142,8 +153,9 @@ class FrozenTeacher:
         return models.scaled(self.model, self.model.get_output_embeddings()(hidden_RH)).float()
 
     def reads(self, sample: Sample) -> int:
-        """Tokens that ``sample`` costs it, besides the shared prefix."""
-        return len(sample.teacher_ids) + sample.num_tokens - (len(self.prefix.ids) if self.prefix else 0)
+        """Tokens that ``sample`` costs it, besides its shared prefix."""
+        shared = max((common_length(prefix.ids, sample.teacher_ids) for prefix in self.prefixes), default=0)
+        return len(sample.teacher_ids) + sample.num_tokens - shared
 
     def score(self, samples: Sequence[Sample]) -> Tensor:
         """Logits ``[N, V]`` of all response tokens of ``samples`` at once."""
@@ -176,9 +188,9 @@ class MovingTeacher(FrozenTeacher):
 
     def __init__(
         self, student: models.LoadedModel, *, kind: str, every: int = 1, keeps: float = 0.0, compute: torch.dtype,
-        prefix_ids: Sequence[int] = (),
+        prefixes: Sequence[Sequence[int]] = (),
     ) -> None:  # fmt: skip
-        super().__init__(student, student, compute=compute, prefix_ids=prefix_ids)
+        super().__init__(student, student, compute=compute, prefixes=prefixes)
         self.kind, self.every, self.keeps = kind, every, keeps
 
     @property
@@ -197,8 +209,8 @@ class MovingTeacher(FrozenTeacher):
                 own.mul_(self.keeps).add_(now[name], alpha=1 - self.keeps)
             else:
                 own.copy_(now[name])
-        if self.prefix is not None:
-            self.prefix.__dict__.pop("keys_and_values", None)  # of weights that are no more
+        for prefix in self.prefixes:
+            prefix.__dict__.pop("keys_and_values", None)  # of weights that are no more
 
     def assert_unchanged(self) -> None:
         """Raise if a gradient has reached it."""
@@ -208,14 +220,14 @@ class MovingTeacher(FrozenTeacher):
 
 def teacher_of(
     config: TrainConfig, teacher: models.LoadedModel, student: models.LoadedModel, *, compute: torch.dtype,
-    prefix_ids: Sequence[int] = (),
+    prefixes: Sequence[Sequence[int]] = (),
 ) -> FrozenTeacher:  # fmt: skip
     """The teacher of these settings."""
     if config.teacher_kind == "frozen":
-        return FrozenTeacher(teacher, student, compute=compute, prefix_ids=prefix_ids, shard=config.shard)
+        return FrozenTeacher(teacher, student, compute=compute, prefixes=prefixes, shard=config.shard)
     return MovingTeacher(
         student, kind=config.teacher_kind, every=config.teacher_every, keeps=config.teacher_keeps, compute=compute,
-        prefix_ids=prefix_ids,
+        prefixes=prefixes,
     )  # fmt: skip
 
 

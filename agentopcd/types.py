@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import random
 from typing import Literal, NamedTuple, TypedDict
 
 PART_KINDS = ("rules", "feedback", "state", "actions", "outcome")
@@ -164,6 +165,44 @@ class Context:
     def lines(self) -> list[str]:
         """The experience items in it, marker removed; empty for free text."""
         return [line[len(MARKER) :].strip() for line in self.text.splitlines() if line.startswith(MARKER)]
+
+
+    @property
+    def parts(self) -> tuple[Context, ...]:
+        """What a :class:`Mixture` has several of."""
+        return (self,)
+
+    def drawn(self, task: Task, rep: int) -> Context:
+        """The context of one episode."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mixture:
+    """Several contexts to distil at once: the teacher sees one of them in each episode."""
+
+    parts: tuple[Context, ...]
+    """The best first; none is empty, all are placed alike."""
+    weights: tuple[float, ...]
+    """How often each is drawn, in relation to the others; above 0."""
+
+    @property
+    def id(self) -> str:
+        """sha256 over the ids of the contexts and their weights."""
+        payload = [(part.id, weight) for part, weight in zip(self.parts, self.weights, strict=True)]
+        return hashlib.sha256(repr(payload).encode()).hexdigest()
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(context.text for context in self.parts)
+
+    @property
+    def placement(self) -> Placement:
+        return self.parts[0].placement
+
+    def drawn(self, task: Task, rep: int) -> Context:
+        """The context of one episode; which one is a function of the task, its repetition and the mixture."""
+        return random.Random(f"{self.id}:{task.key}:{task.seed}:{rep}").choices(self.parts, self.weights)[0]
 
 
 EMPTY = Context()

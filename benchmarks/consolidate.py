@@ -65,8 +65,8 @@ class Step:
             models.add_adapter(self.student, RANK, compute, 0)
         if args.arm == "lora-less":
             models.checkpoint_gradients(self.student.model)
-        prefix = () if args.arm == "plain" else self.chat.prefix(self.context)
-        self.teacher = FrozenTeacher(self.student, self.student, compute=compute, prefix_ids=prefix)
+        prefixes = [] if args.arm == "plain" else [self.chat.prefix(self.context)]
+        self.teacher = FrozenTeacher(self.student, self.student, compute=compute, prefixes=prefixes)
         if not args.arm.startswith("lora"):
             self.student.model.requires_grad_(True)
         self.trained = [p for p in self.student.model.parameters() if p.requires_grad]

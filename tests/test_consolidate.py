@@ -27,7 +27,7 @@ from agentopcd.runs import Run
 from agentopcd.sampling.transformers import TransformersSampler
 from agentopcd.stats import Rate
 from agentopcd.teacher import FrozenTeacher, Sample
-from agentopcd.types import EMPTY, Context, Episode, Job, Request, Sampling, Task
+from agentopcd.types import EMPTY, Context, Episode, Job, Mixture, Request, Sampling, Task
 from tests import tiny
 
 LESSONS = Context("- EXPERIENCE ITEM: always go left\n- EXPERIENCE ITEM: the goal is down")
@@ -74,7 +74,8 @@ class Trained:
 
 
 def train(
-    model_dir: Path, work: Path, *, context: Context = LESSONS, kill_at: int = 0, ends: tuple[int, ...] = ENDS,
+    model_dir: Path, work: Path, *, context: Context | Mixture = LESSONS, kill_at: int = 0,
+    ends: tuple[int, ...] = ENDS,
     share: bool = False, game: dict[str, Any] | None = None, **changes: Any,
 ) -> Trained:  # fmt: skip
     """One run of the loop; with ``kill_at`` it dies while it says its so-many-th line."""
@@ -84,8 +85,8 @@ def train(
     student.end_ids = ends
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, dtype, config.seed)
-    prefix = Chat(student.tokenizer).prefix(context) if share else ()
-    teacher = FrozenTeacher(student, student, compute=dtype, prefix_ids=prefix)
+    prefixes = [Chat(student.tokenizer).prefix(part) for part in context.parts] if share else []
+    teacher = FrozenTeacher(student, student, compute=dtype, prefixes=prefixes)
     player = Player(
         game=Game(ref="math", **(game or {})), sampler=TransformersSampler(student, compute=dtype),
         chat=Chat(student.tokenizer), sampling=config.sampling, seed=config.seed,
@@ -775,7 +776,7 @@ def test_an_adapter_learns_in_bfloat16_after_a_shared_prefix(
         model_dir, tmp_path, lora_rank=4, compute="bfloat16", gradient_checkpointing=checkpointing, share=True,
         learning_rate=3e-3, steps=6, batch_size=5,
     )  # fmt: skip
-    assert done.teacher.prefix is not None and "keys_and_values" in vars(done.teacher.prefix)
+    assert "keys_and_values" in vars(done.teacher.prefixes[0])
     kl = [record["loss/value_nats"] for record in done.steps]
     assert min(kl[-3:]) < kl[0]
     done.teacher.assert_unchanged()

@@ -23,10 +23,10 @@ CLUE = Context(tiny.CLUE)
 @pytest.mark.parametrize("constrain", [False, True])
 def test_drift_is_the_mean_over_the_tokens_of_ones_own_replies(tmp_path: Path, constrain: bool) -> None:
     folders = [str(tiny.build(tmp_path / f"m{seed}", seed=seed, tie=False, hearing=4.0)) for seed in (0, 1)]
-    env = {"env": "frozen-lake-4x4", "max_steps": 2} if constrain else {"env": tiny.questions(tmp_path / "rows.jsonl")}
     config = EvaluateConfig(
-        **env, model=folders[0], compute="float32", max_tokens=6, temperature=5.0, constrain=constrain
-    )
+        env="frozen-lake-4x4" if constrain else tiny.questions(tmp_path / "rows.jsonl"), model=folders[0], max_steps=2,
+        compute="float32", max_tokens=6, temperature=5.0, constrain=constrain,
+    )  # fmt: skip
     with Session(config, tmp_path / "w", say=lambda line: None) as session:
         base, other = session.loaded, session.load(folders[1])
         everyone = [

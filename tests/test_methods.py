@@ -70,7 +70,7 @@ def train(model_dir: Path, work: Path, *, kill_at: int = 0, share: bool = False,
     if config.method != "opcd":
         jobs = [job for step in range(1, config.steps + 1) for job in loop.draw(TRAIN, step, config)]
         episodes = methods.answers(config, player, LESSONS, jobs, run.folder, Ranks())
-    teacher = teacher_of(config, student, student, compute=F32, prefix_ids=chat.prefix(LESSONS) if share else ())
+    teacher = teacher_of(config, student, student, compute=F32, prefixes=[chat.prefix(LESSONS)] if share else [])
     said: list[str] = []
 
     def say(line: str) -> None:
@@ -263,14 +263,14 @@ def test_a_killed_run_with_a_teacher_that_moves_ends_bit_equal(kind: str, model_
 def test_keys_and_values_of_a_teacher_that_moved_are_read_anew(student: models.LoadedModel) -> None:
     chat = Chat(student.tokenizer)
     context = Context("go left, " * 20)
-    teacher = MovingTeacher(student, kind="live", compute=F32, prefix_ids=chat.prefix(context))
+    teacher = MovingTeacher(student, kind="live", compute=F32, prefixes=[chat.prefix(context)])
     messages: Any = [{"role": "user", "content": "which way?"}]
     student_ids, teacher_ids = chat.views(messages, context)
     samples = [
         Sample(student_ids=student_ids, teacher_ids=teacher_ids, response_ids=(5, 6, 7), logprobs=(), turn=0)
     ] * 2
     before = teacher.score(samples)
-    assert teacher.prefix is not None and "keys_and_values" in teacher.prefix.__dict__
+    assert "keys_and_values" in teacher.prefixes[0].__dict__
     with torch.no_grad():
         for parameter in student.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agentopcd import reproduce
+from agentopcd import recipes, reproduce
 from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.errors import ConfigError
 from agentopcd.stats import compare
@@ -57,7 +57,7 @@ def small(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("size", ["mini", "full"])
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_recipe_can_be_read(file: Path, size: str) -> None:
-    title, plans = reproduce.read(file, size)
+    title, plans = recipes.read(file, size)
     assert title and plans
     for plan in plans:
         assert plan.claims and (plan.arms or len(plan.shown) > 1) and len(plan.seeds) >= 2
@@ -65,7 +65,7 @@ def test_every_recipe_can_be_read(file: Path, size: str) -> None:
         for arm in (*plan.shown, *plan.arms):
             config = plan.config(arm, 1)
             assert config.seed == 1 and config.test_tasks >= 256
-            assert size == "full" or reproduce.of_experience(config.context) or Path(config.context).is_file()
+            assert size == "full" or recipes.of_experience(config.context) or Path(config.context).is_file()
 
 
 def test_a_recipe_runs_and_a_second_call_repeats_nothing(
@@ -111,9 +111,9 @@ def test_the_verdict_follows_the_paired_interval(wins: int, losses: int, verdict
 
 def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'table2'"):
-        reproduce.find_recipe("tabel2")
+        recipes.find_recipe("tabel2")
     with pytest.raises(ConfigError, match="'mini'"):
-        reproduce.read(small, "mimi")
+        recipes.read(small, "mimi")
     with pytest.raises(ConfigError, match="no row of small at size mini"):
         command(str(small), row="chess", work=tmp_path)
     text = small.read_text()
@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
     ):
         small.write_text(text.replace(old, new, 1))
         with pytest.raises(ConfigError, match=says):
-            reproduce.read(small, "mini")
+            recipes.read(small, "mini")
 
 
 def test_the_results_page_says_what_was_found(root: Path) -> None:

@@ -136,7 +136,7 @@ def train_session(rows: str, tmp_path: Path, tiny_model_dir: Path) -> Session:
 
 
 def test_what_was_not_confirmed_is_not_distilled_unless_forced(train_session: Session) -> None:
-    from agentopcd.learn import find_context
+    from agentopcd.handover import find_context
 
     session, store = train_session, train_session.store
     config = session.config

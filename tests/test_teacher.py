@@ -243,8 +243,8 @@ def test_a_shared_prefix_changes_nothing_but_rounding(student: models.LoadedMode
     pairs = [(chat.render([Message(role="user", content=text)], LONG), ids(n, n)) for n, text in enumerate(asked, 1)]
     samples = [sample((1,), prompt, response) for prompt, response in pairs]
     plain = FrozenTeacher(student, student, compute=FLOAT32)
-    shared = FrozenTeacher(student, student, compute=FLOAT32, prefix_ids=chat.prefix(LONG))
-    assert shared.prefix is not None and shared.prefix.shared_by(pairs) > 100
+    shared = FrozenTeacher(student, student, compute=FLOAT32, prefixes=[chat.prefix(LONG)])
+    assert shared.prefixes[0].shared_by(pairs) > 100
     exact = plain.hidden(samples)
     for teacher_rows in (shared.hidden(samples), shared.hidden(samples)):  # twice: the cache must stay as it was
         torch.testing.assert_close(teacher_rows, exact, atol=1e-4, rtol=0)

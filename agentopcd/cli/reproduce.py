@@ -22,7 +22,8 @@ def reproduce(
     Example: agentopcd reproduce table2 --size mini
     """
     from agentopcd.errors import ConfigError
-    from agentopcd.reproduce import find_recipe, lines, read, run, say_plan
+    from agentopcd.recipes import find_recipe, read
+    from agentopcd.reproduce import lines, run, say_plan
     from agentopcd.runs import workspace, write_json
 
     call = Call(work, as_json, dry_run)

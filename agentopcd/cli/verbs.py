@@ -126,7 +126,8 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
                 f"memory: {_memory(session, config)}",
             ]
             return _plan(session, call, plan)
-        from agentopcd.learn import distil, find_context
+        from agentopcd.handover import find_context
+        from agentopcd.learn import distil
 
         result = distil(session, config, find_context(session, config))
         call.show(result.to_dict())

@@ -1,0 +1,134 @@
+"""Recipes: the rows of a table of the paper, each with its arms, seeds and claims. See ``recipes/paper``."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentopcd.config import ConsolidateConfig, LearnConfig
+from agentopcd.errors import ConfigError, did_you_mean
+
+SIZES = ("mini", "full")
+KINDS = ("best", "random", "traces")
+"""Contexts that a row's experience leaves: the one that did best on select (the paper's "filtered"), one drawn without
+looking at scores ("test-time"), the episodes as they are. ``step N`` is what a chain had after N episodes."""
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One row of a table, at one size."""
+
+    name: str
+    settings: Mapping[str, Any]
+    """Of :class:`agentopcd.config.ConsolidateConfig`; the same for all arms."""
+    arms: Mapping[str, Mapping[str, Any]]
+    """What each trained arm changes in them."""
+    seeds: Sequence[int]
+    claims: Sequence[tuple[str, str]]
+    """Pairs of arms; the paper has the first one ahead."""
+    paper: Mapping[str, Any]
+    """Published success in percent by arm, and ``what``: model and task."""
+    probe: Mapping[str, Any]
+    """Settings of a task that nothing was distilled for, with a context that all are shown or without; none: it is not
+    measured."""
+    shown: Mapping[str, str]
+    """What the base is shown in the arms that nothing is trained for: a file, or one of :data:`KINDS`."""
+    experience: Mapping[str, Any] | None
+    """Settings of `agentopcd learn` by which the row's contexts are gathered; none: a context is a file, or is in the
+    workspace already."""
+    note: str = ""
+
+    @property
+    def untrained(self) -> list[str]:
+        return ["base", *self.shown]
+
+    @property
+    def slug(self) -> str:
+        """The name, fit for a file's."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    def config(self, arm: str, seed: int) -> ConsolidateConfig:
+        """The settings of one arm; those without training have what all arms share, and the context they show."""
+        own = dict(self.arms[arm]) if arm in self.arms else {}
+        if arm in self.shown:
+            own = {"context": self.shown[arm]}
+        return ConsolidateConfig.load(None, **dict(self.settings) | own | {"seed": seed})
+
+    def gathering(self) -> LearnConfig:
+        """How the row's experience is gathered and scored."""
+        names = {field.name for field in dataclasses.fields(LearnConfig)}
+        shared = {name: value for name, value in self.settings.items() if name in names}
+        return LearnConfig.load(None, **shared | dict(self.experience or {}))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one in ``recipes/paper``, here or beside the package.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if Path(name).suffix == ".toml" and Path(name).is_file():
+        return Path(name)
+    folders = [Path("recipes/paper"), Path(__file__).resolve().parent.parent / "recipes" / "paper"]
+    for folder in folders:
+        if (folder / f"{name}.toml").is_file():
+            return folder / f"{name}.toml"
+    known = sorted({file.stem for folder in folders for file in folder.glob("*.toml")})
+    raise ConfigError(
+        f"no recipe {name!r}{did_you_mean(name, known)}; recipes lie in recipes/paper of the source, or name a .toml"
+    )
+
+
+def read(file: Path, size: str) -> tuple[str, list[Plan]]:
+    """Title and rows of a recipe.
+
+    Raises:
+        ConfigError: it cannot be read, or says what no setting is called.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"size is {size!r}{did_you_mean(size, SIZES)}")
+    try:
+        data = tomllib.loads(file.read_text())
+        return data["title"], [_plan(row, size, file.parent) for row in data["row"] if size in row]
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(f"cannot read the recipe {str(file)!r}: {error!r}") from error
+
+
+def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
+    own = row[size]
+    settings = dict(own["settings"])
+
+
+    def located(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Files lie beside the recipe, wherever one stands."""
+        files = {name: folder / values[name] for name in ("context", "env") if values.get(name)}
+        return dict(values) | {name: str(file) for name, file in files.items() if file.is_file()}
+
+    settings = located(own["settings"])
+    shown = own.get("shown", {"in-context": settings.get("context", "")})
+    plan = Plan(
+        name=row["name"], settings=settings, arms={arm: located(values) for arm, values in own["arms"].items()},
+        seeds=own.get("seeds", [0]), claims=[(better, worse) for better, worse in row.get("claims", [])],
+        paper=row.get("paper", {}), probe=located(own.get("probe", {})),
+        shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
+        experience=own.get("experience"), note=own.get("note", ""),
+    )  # fmt: skip
+    for arm in (*plan.shown, *plan.arms):
+        config = plan.config(arm, 0)  # a wrong setting says so here
+        if of_experience(config.context) and plan.experience is None:
+            raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
+    if plan.experience is not None:
+        plan.gathering()
+    known = (*plan.untrained, *plan.arms)
+    for arm in (arm for claim in plan.claims for arm in claim):
+        if arm not in known:
+            raise ConfigError(f"a claim of {plan.name!r} is about {arm!r}{did_you_mean(arm, known)}")
+    return plan
+
+
+def of_experience(context: str) -> bool:
+    """Whether a context is named by its kind."""
+    return context in KINDS or re.fullmatch(r"step \d+", context) is not None

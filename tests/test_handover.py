@@ -1,0 +1,230 @@
+"""Several contexts at once, the turns of stored episodes instead of games, and every checkpoint kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopcd import consolidate as loop
+from agentopcd import methods
+from agentopcd.chat import Chat
+from agentopcd.config import ConsolidateConfig, PlayConfig
+from agentopcd.errors import ConfigError
+from agentopcd.experience import gather
+from agentopcd.handover import find_context, shares
+from agentopcd.knowledge import play_missing
+from agentopcd.learn import Distilled, distil
+from agentopcd.rollouts import Player
+from agentopcd.runs import CHECKPOINTS
+from agentopcd.session import Session
+from agentopcd.teacher import Sample
+from agentopcd.types import Context, Episode, Job, Mixture, Task
+from tests import tiny
+from tests.test_consolidate import LESSONS, Killed, train
+
+OTHERS = Context("- EXPERIENCE ITEM: numbers that end in five are never right, whatever the question was about")
+BOTH = Mixture((LESSONS, OTHERS), (0.75, 0.25))
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("handover") / "model", tie=False, hearing=4.0)
+
+
+# -- mixture --------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_draws_by_its_weights_and_always_the_same() -> None:
+    places = [(Task(seed, str(seed)), rep) for seed in range(500) for rep in range(2)]
+    drawn = [BOTH.drawn(*place) for place in places]
+    assert drawn == [BOTH.drawn(*place) for place in places]
+    assert 0.70 < Counter(drawn)[LESSONS] / len(drawn) < 0.80
+    assert {BOTH.drawn(Task(1, "1"), rep) for rep in range(20)} == {LESSONS, OTHERS}  # not one context for each task
+    assert BOTH.id != Mixture((LESSONS, OTHERS), (0.5, 0.5)).id
+    assert shares(BOTH) == {LESSONS.id: 0.75, OTHERS.id: 0.25} and shares(LESSONS) == {LESSONS.id: 1.0}
+
+
+def test_a_mixture_of_one_is_that_context(model_dir: Path, tmp_path: Path) -> None:
+    one = train(model_dir, tmp_path / "one", context=Mixture((LESSONS,), (2.0,)), share=True)
+    assert one.weights == train(model_dir, tmp_path / "two", share=True).weights
+
+
+def test_each_episode_is_scored_with_the_context_it_drew(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Episode, Sample]] = []
+    batches: list[list[Sample]] = []
+    samples_of, micro_batches = loop.samples_of, loop.micro_batches
+
+    def spy(episodes: Sequence[Episode], *args: Any, **how: Any) -> Any:
+        found = samples_of(episodes, *args, **how)
+        seen.extend((episodes[0], sample) for sample in found[0])
+        return found
+
+    def batched(*args: Any) -> Any:
+        found = list(micro_batches(*args))
+        batches.extend(samples for samples, _ in found)
+        return found
+
+    monkeypatch.setattr(loop, "samples_of", spy)
+    monkeypatch.setattr(loop, "micro_batches", batched)
+    # The budget takes a step's samples at once, so only their contexts part them.
+    plain = train(model_dir, tmp_path / "plain", context=BOTH, batch_size=6, tokens_per_batch=4000)
+    text = Chat(plain.student.tokenizer).tokenizer.decode
+    assert {sample.context for _, sample in seen} == {LESSONS.id, OTHERS.id}
+    for episode, sample in seen:
+        for part in BOTH.parts:
+            wanted = part == BOTH.drawn(episode.task, episode.rep)
+            assert (part.lines[0] in text(sample.teacher_ids)) == wanted == (sample.context == part.id)
+            assert part.lines[0] not in text(sample.student_ids)
+    assert all(len({sample.context for sample in samples}) == 1 for samples in batches)
+    assert sum(map(len, batches)) == len(seen)
+    shared = train(model_dir, tmp_path / "shared", context=BOTH, batch_size=6, tokens_per_batch=4000, share=True)
+    used = [prefix for prefix in shared.teacher.prefixes if "keys_and_values" in vars(prefix)]
+    assert len(used) == 2  # each context was read once, and both were of use
+    for one, other in zip(plain.steps, shared.steps, strict=True):
+        assert one["loss/value_nats"] == pytest.approx(other["loss/value_nats"], rel=1e-3, abs=1e-6)
+
+
+def test_a_killed_run_with_a_mixture_ends_bit_equal(model_dir: Path, tmp_path: Path) -> None:
+    whole = train(model_dir, tmp_path / "whole", context=BOTH)
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path / "killed", context=BOTH, kill_at=4)
+    assert train(model_dir, tmp_path / "killed", context=BOTH).weights == whole.weights
+
+
+def test_baselines_answer_with_the_context_that_is_drawn(model_dir: Path, tmp_path: Path) -> None:
+    config = ConsolidateConfig(env="math", method="seqkd")
+    jobs = [Job(Task(seed, str(seed))) for seed in range(40)]
+
+    class Deaf:
+        def play(self, jobs: Sequence[Job]) -> Any:
+            for job in jobs:
+                yield Episode(
+                    env="math", task=job.task, rep=job.rep, context_id=job.context.id, turns=[], outcome=[],
+                    success=True, reward=1.0, stop_reason="solved",
+                )  # fmt: skip
+
+    player: Any = Deaf()
+    found = methods.answers(config, player, BOTH, jobs, tmp_path, loop.Ranks())
+    assert {e.context_id for e in found} == {LESSONS.id, OTHERS.id}
+    assert all(e.context_id == BOTH.drawn(e.task, e.rep).id for e in found)
+
+
+@pytest.fixture
+def session(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    """Questions that a player answers right where its prompt holds the clue."""
+
+    def player_for(session: Session, loaded: Any) -> Player:
+        chat = Chat(loaded.tokenizer)
+        return Player(
+            game=session.game, sampler=tiny.Clued(loaded.tokenizer), chat=chat, sampling=session.config.sampling
+        )
+
+    monkeypatch.setattr(Session, "player_for", player_for)
+    rows = tiny.questions(tmp_path / "rows.jsonl")
+    config = ConsolidateConfig(env=rows, model=str(tiny_model_dir), steps=1, test_tasks=0, mix=2)
+    return Session(config, tmp_path / "w", say=lambda line: None)
+
+
+def test_the_store_weighs_what_is_mixed(session: Session) -> None:
+    store, config = session.store, session.config
+    assert isinstance(config, ConsolidateConfig)
+    tasks = session.tasks("select", 8)
+    good, better, useless = Context(f"a: {tiny.CLUE}"), Context(f"b: {tiny.CLUE}"), Context("c: say nothing")
+    run_id = session.begin("score")
+    for step, context in enumerate((good, better, useless)):
+        store.add_context(context)
+        store.move(f"{session.env}/pool/00/{step:02d}", context.id, "extract")
+        jobs = [Job(task, context) for task in tasks]
+        play_missing(store, jobs, session.plays("select"), session.loaded.id, session.setup(), session.env, run_id)
+    with pytest.raises(ConfigError, match="confirm gate"):
+        find_context(session, config)
+    found = find_context(session, dataclasses.replace(config, force=True))
+    assert isinstance(found, Mixture) and set(found.parts) == {good, better} and found.weights == (1.0, 1.0)
+    store.move(f"{session.env}/best", better.id, "confirm")
+    assert find_context(session, config) == found
+    with pytest.raises(ConfigError, match=r"--mix 3 wants .* got 2; run `agentopcd knowledge score --candidates 3"):
+        find_context(session, dataclasses.replace(config, mix=3))
+
+
+def test_a_mixture_and_a_named_context_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="--context"):
+        ConsolidateConfig(env="math", mix=2, context="best")
+    with pytest.raises(ConfigError, match="mix is -1"):
+        ConsolidateConfig(env="math", mix=-1)
+
+
+# -- prefix replay, and checkpoints -----------------------------------------------------------------------
+
+
+def trained(folder: Path, model: Path, **changes: Any) -> Distilled:
+    context = folder / "context.txt"
+    context.write_text(LESSONS.text)
+    config = ConsolidateConfig(
+        env="frozen-lake-4x4", model=str(model), context=str(context), method="prefix-replay", steps=2, batch_size=6,
+        max_tokens=3, select_tasks=2, test_tasks=2, compute="float32", max_steps=3, select_every=1, **changes,
+    )  # fmt: skip
+    session = Session(config, folder / "w", say=lambda line: None)
+    with session:
+        return distil(session, config, find_context(session, config))
+
+
+def test_replay_answers_stored_turns_of_train_tasks_and_plays_no_game(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="agentopcd play --split train --no-extract --env frozen-lake-4x4"):
+        trained(tmp_path, model_dir)
+    play = PlayConfig(
+        env="frozen-lake-4x4", model=str(model_dir), split="train", extract=False, episodes=4, max_tokens=3,
+        compute="float32", max_steps=3,
+    )  # fmt: skip
+    with Session(play, tmp_path / "w", say=lambda line: None) as session:
+        run_id = session.begin("play")
+        gather(session, play, run_id=run_id)
+        rows = session.store.episodes(run_id=run_id)
+        stored = {row["id"]: session.store.transcript(row["id"]) for row in rows}
+    asked: list[Episode] = []
+    replay = methods.PrefixReplay.play
+
+    def spy(self: Any, jobs: Sequence[Job]) -> Any:
+        for episode in replay(self, jobs):
+            asked.append(episode)
+            yield episode
+
+    monkeypatch.setattr(methods.PrefixReplay, "play", spy)
+    done = trained(tmp_path, model_dir, keep_checkpoints=True)
+    assert len(asked) == 12 and all(len(e.turns) == 1 for e in asked)
+    prompts = {e.task: [turn.prompt_ids for turn in e.turns] for e in stored.values()}
+    assert all(e.turns[0].prompt_ids in prompts[e.task] for e in asked)
+    assert len({len(e.turns[0].messages[-1]["content"]) for e in asked}) > 1  # not only first turns
+    replies = {(e.task, turn.prompt_ids): turn.response_ids for e in stored.values() for turn in e.turns}
+    assert any(e.turns[0].response_ids != replies[e.task, e.turns[0].prompt_ids] for e in asked)  # fresh ones
+    run = Path(done.folder).parent
+    _, first, _ = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
+    assert "rollout/success" not in first and first["rollout/response_tokens_mean"] > 0
+    # A second call trains nothing; the student that was kept at the best step is the one that came out.
+    kept = sorted(folder.name for folder in (run / CHECKPOINTS).iterdir())
+    assert kept == ["000001", "000002"]
+    best = run / CHECKPOINTS / f"{done.best_step:06d}" / "model.safetensors"
+    assert best.read_bytes() == (Path(done.folder) / "model.safetensors").read_bytes()
+
+
+def test_replayed_replies_are_the_students_own(model_dir: Path, tmp_path: Path) -> None:
+    play = PlayConfig(
+        env="frozen-lake-4x4", model=str(model_dir), split="train", extract=False, episodes=3, max_tokens=3,
+        compute="float32", max_steps=3,
+    )  # fmt: skip
+    with Session(play, tmp_path / "w", say=lambda line: None) as session:
+        gather(session, play, run_id=session.begin("play"))
+    run = Path(trained(tmp_path, model_dir, learning_rate=1e-2).folder).parent
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
+    # The trainer's log-probabilities are the sampler's, after an update, too.
+    assert [one["step"] for one in steps] == [1, 2]
+    assert all(one["engine/logprob_gap_max_nats"] < 1e-3 for one in steps)
