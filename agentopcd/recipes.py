@@ -13,6 +13,7 @@ from agentopcd.config import ConsolidateConfig, LearnConfig
 from agentopcd.errors import ConfigError, did_you_mean
 
 SIZES = ("mini", "full")
+REPORTS = ("select", "paper")
 KINDS = ("best", "random", "traces")
 """Contexts that a row's experience leaves: the one that did best on select (the paper's "filtered"), one drawn without
 looking at scores ("test-time"), the episodes as they are. ``step N`` is what a chain had after N episodes."""

@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from agentopcd.config import ConsolidateConfig, EvaluateConfig, PlayConfig, ScoreConfig, pick
@@ -21,6 +22,7 @@ from agentopcd.experience import chains_of, choose, gather, raw_traces
 from agentopcd.handover import find_context
 from agentopcd.learn import distil, stage
 from agentopcd.recipes import Plan, of_experience
+from agentopcd.runs import CHECKPOINTS
 from agentopcd.session import Progress, Session, no_progress
 from agentopcd.stats import Comparison, Rate, compare
 from agentopcd.types import EMPTY, Context, Task
@@ -45,6 +47,17 @@ class Finding:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Success of an arm whose checkpoints are chosen on the very test tasks, as the paper does: biased upward."""
+
+    best: float
+    best_three: float
+    """Mean of the best three, or of all where there are fewer."""
+    checkpoints: int
+    """Of one training seed; the figures are means over seeds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """A row with what was measured."""
 
@@ -58,6 +71,8 @@ class Result:
     reply_tokens: Mapping[str, float]
     drift: Mapping[str, Drift]
     """Of the first training seed."""
+    chosen_on_test: Mapping[str, Chosen]
+    """Beside the rates, on request: the paper's report."""
 
     def to_dict(self) -> dict[str, Any]:
         def rate(found: Rate) -> dict[str, Any]:
@@ -76,22 +91,32 @@ class Result:
             "rates": {arm: rate(found) for arm, found in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
             "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
             **drift_dict(self.drift),
+            "chosen_on_test": {arm: dataclasses.asdict(one) for arm, one in self.chosen_on_test.items()},
             "probe": {arm: rate(found) for arm, found in self.probe.items()},
             "probe_env": self.plan.probe.get("env", ""),
             "probe_findings": [finding(one) for one in self.probe_findings],
         }  # fmt: skip
 
 
-def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress: Progress = no_progress) -> Result:
-    """Train every arm with every seed, play all on the same test tasks, and look at the claims."""
+def run(
+    plan: Plan, work: Path, *, report: str = "select", say: Callable[[str], None] = print,
+    progress: Progress = no_progress,
+) -> Result:  # fmt: skip
+    """Train every arm with every seed, play all on the same test tasks, and look at the claims.
+
+    Args:
+        report: ``select``: each student is the checkpoint that did best on select tasks; ``paper``: beside that, every
+            checkpoint plays the test tasks, and the best of them are reported, too.
+    """
     outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
     probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
     tokens: dict[str, list[float]] = {arm: [] for arm in outcomes}
     floors, tasks, moved = "", 0, {}
+    rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
     found = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
 
     def config_of(arm: str, seed: int) -> ConsolidateConfig:
-        config = plan.config(arm, seed)
+        config = dataclasses.replace(plan.config(arm, seed), keep_checkpoints=report == "paper")
         if found is None or not of_experience(config.context):
             return config
         return dataclasses.replace(config, context=found.context(config.context, seed), force=True)
@@ -116,6 +141,14 @@ def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress:
             for row in table.rows:
                 tokens[row.label].append(row.reply_tokens)
             moved = moved or drifts(session, everyone, test, setup=session.setup(session.player_for(base)))
+            for arm, folder in students.items() if report == "paper" else ():
+                played: dict[str, Outcomes] = {}
+                for one in sorted(Path(folder).parent.joinpath(CHECKPOINTS).iterdir()):  # one in memory at a time
+                    label = f"{arm}, step {int(one.name)}"
+                    played[label] = {}
+                    checkpoint = Contestant(label=label, model=session.load(str(one)))
+                    _play(session, [checkpoint], test, seed, played, name=plan.name)
+                rates[arm].append([_rate(one).rate for one in played.values()])
         if plan.probe:
             probe = pick(config, EvaluateConfig, **{"context": "", "placement": "user"} | dict(plan.probe))
             with Session(probe, work, say=say, progress=progress) as session:
@@ -134,7 +167,7 @@ def run(plan: Plan, work: Path, *, say: Callable[[str], None] = print, progress:
         probe={arm: _rate(found) for arm, found in probed.items()},
         probe_findings=[_finding(claim, probed) for claim in trained] if plan.probe else [],
         reply_tokens={arm: sum(found) / len(found) for arm, found in tokens.items()},
-        drift=moved,
+        drift=moved, chosen_on_test={arm: _chosen(of_seeds) for arm, of_seeds in rates.items() if of_seeds},
     )  # fmt: skip
 
 
@@ -203,6 +236,14 @@ def _play(
     return table
 
 
+def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:
+    """From the test success of every checkpoint of every seed."""
+    tops = [sorted(of_seed, reverse=True)[:3] for of_seed in rates]
+    return Chosen(
+        best=fmean(top[0] for top in tops), best_three=fmean(fmean(top) for top in tops), checkpoints=len(rates[0])
+    )
+
+
 def _rate(outcomes: Outcomes) -> Rate:
     return Rate(sum(outcomes.values()), len(outcomes))
 
@@ -234,6 +275,12 @@ def lines(result: Result) -> list[str]:
     for found in result.probe_findings:
         out.append(f"on {plan.probe['env']}, {found.better} > {found.worse}: {_seen(found)}")
     out += drift_lines(result.drift)
+    for arm, one in result.chosen_on_test.items():
+        honest = f"chosen on select {result.rates[arm].rate:.3f}"
+        out.append(
+            f"the paper's report, checkpoints chosen on these test tasks (biased upward): {arm}: best {one.best:.3f}, "
+            f"mean of the best three {one.best_three:.3f}, of {one.checkpoints}; {honest}"
+        )
     return [*out, f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
 
 

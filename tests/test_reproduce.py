@@ -91,6 +91,29 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(
     assert json.loads(file.read_text()) == found
 
 
+def test_the_papers_report_is_marked_and_never_below_the_honest_one(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = small.read_text().replace("steps = 1\n", "steps = 4\nselect_every = 1\nlearning_rate = 1e-2\n")
+    small.write_text(text[: text.index("[row.mini.probe]")])
+    command(str(small), report="paper", work=tmp_path / "work")
+    said = capsys.readouterr().out
+    assert "the paper's report, checkpoints chosen on these test tasks (biased upward): opcd: best " in said
+    (file,) = (tmp_path / "work" / "reproduce").glob("*.json")
+    found = json.loads(file.read_text())
+    for arm, one in found["chosen_on_test"].items():
+        assert one["checkpoints"] == 4
+        assert one["best"] >= found["rates"][arm]["success"] - 1e-9 and one["best"] >= one["best_three"]
+    with pytest.raises(ConfigError, match="did you mean 'paper'"):
+        command(str(small), report="papr", work=tmp_path)
+
+
+def test_the_best_three_are_a_mean_over_seeds() -> None:
+    found = reproduce._chosen([[0.1, 0.5, 0.4, 0.3], [0.9, 0.2]])
+    assert (found.best, found.checkpoints) == (0.7, 4)
+    assert found.best_three == pytest.approx((0.4 + 0.55) / 2)
+
+
 def test_a_plan_is_printed_and_nothing_is_run(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command(str(small), work=tmp_path / "work", dry_run=True)
     said = capsys.readouterr().out

@@ -12,6 +12,10 @@ from agentopcd.cli.options import DRY_RUN, JSON, WORK, Call, progress
 def reproduce(
     recipe: Annotated[str, typer.Argument(help="A recipe of recipes/paper, such as table2, or a .toml file.")],
     size: Annotated[str, typer.Option(help="mini: small models on two cores; full: the paper's, on GPUs.")] = "mini",
+    report: Annotated[
+        str,
+        typer.Option(help="select: checkpoints are chosen on select tasks; paper: the best on test is told, too."),
+    ] = "select",
     row: Annotated[str, typer.Option(help="Only rows whose name contains this.")] = "",
     work: WORK = None,
     as_json: JSON = False,
@@ -21,12 +25,14 @@ def reproduce(
 
     Example: agentopcd reproduce table2 --size mini
     """
-    from agentopcd.errors import ConfigError
-    from agentopcd.recipes import find_recipe, read
+    from agentopcd.errors import ConfigError, did_you_mean
+    from agentopcd.recipes import REPORTS, find_recipe, read
     from agentopcd.reproduce import lines, run, say_plan
     from agentopcd.runs import workspace, write_json
 
     call = Call(work, as_json, dry_run)
+    if report not in REPORTS:
+        raise ConfigError(f"report is {report!r}{did_you_mean(report, REPORTS)}")
     file = find_recipe(recipe)
     title, plans = read(file, size)
     chosen = [plan for plan in plans if row.lower() in plan.name.lower()]
@@ -42,7 +48,7 @@ def reproduce(
         return
     found: list[dict[str, Any]] = []
     for plan in chosen:
-        result = run(plan, folder, say=call.say, progress=progress)
+        result = run(plan, folder, report=report, say=call.say, progress=progress)
         found.append(result.to_dict())
         out = folder / "reproduce" / f"{file.stem}-{size}-{plan.slug}.json"
         out.parent.mkdir(exist_ok=True)
