@@ -138,6 +138,14 @@ SPECS = (
         summary="sums under a convention that only a context tells; --env-arg form=, modulus=, order=",
     ),
     EnvSpec(
+        id="ifeval",
+        entry_point="agentopcd.envs.ifeval:IfEval",
+        max_steps=1,
+        history="chat",
+        seeds=541,
+        summary="IF-Eval: what a training costs elsewhere; --env-arg file=PROMPTS.jsonl; needs agentopcd[ifeval]",
+    ),
+    EnvSpec(
         id="gym-frozen-lake",
         entry_point="agentopcd.envs.gym_bridge:GymFrozenLake",
         max_steps=20,

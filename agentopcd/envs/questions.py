@@ -49,7 +49,7 @@ class QuestionEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         row = self._row = self.draw(int(self.np_random.integers(2**31)) if seed is None else seed)
-        asks_already = row.kind == "checks" or any(mark in row.prompt for mark in _FORMAT_MARKS)
+        asks_already = row.kind in ("checks", "instructions") or any(mark in row.prompt for mark in _FORMAT_MARKS)
         obs, info = self.first(
             key=hash_prompt(row.prompt), state=row.prompt, actions="" if asks_already else row.actions
         )
@@ -201,6 +201,8 @@ class DatasetEnv(QuestionEnv):
             self.rows = load_rows(rows, prompt_key, answer_key, free=free)
         else:
             self.rows = rows_from(list(rows), prompt_key, answer_key, free=free)
+        if any(row.kind == "instructions" for row in self.rows):
+            raise EnvError("these are prompts of IF-Eval; play them with --env ifeval --env-arg file=PROMPTS.jsonl")
         self._grade = grade
         self._actions = actions
 

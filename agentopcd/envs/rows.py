@@ -10,6 +10,7 @@ MedMCQA                   ``question``, ``opa`` … ``opd``        ``cop``, coun
 HateCheck                 ``test_case``                          ``label_gold``: hateful, non-hateful
 ETHOS                     ``comment``                            ``isHate``, a share, cut at 0.5
 TweetEval (yes or no)     ``text``                               ``label``: 0 or 1
+IF-Eval                   ``prompt``                             none: ``instruction_id_list``, ``kwargs``
 your own                  first of ``prompt, problem,            first of ``reward_model.ground_truth,
                           question, input``                      answer, solution, target, label``
 free text                 the same                               none: ``checks``, see :mod:`agentopcd.envs.checks`
@@ -36,6 +37,9 @@ from agentopcd.types import SPLITS
 PROMPT_KEYS = ("prompt", "problem", "question", "input")
 ANSWER_KEYS = ("reward_model.ground_truth", "answer", "solution", "target", "label")
 
+COLUMNS = ("prompt", "instruction_id_list", "kwargs")
+"""Of IF-Eval's published file."""
+
 _LETTER = "Reply with the letter of the right choice like this: <answer>A</answer>."
 _YES_NO = "Reply with <answer>yes</answer> or <answer>no</answer>."
 
@@ -48,13 +52,14 @@ class Row:
 
     prompt: str
     gold: str
-    kind: Literal["math", "choice", "checks"] = "math"
+    kind: Literal["math", "choice", "checks", "instructions"] = "math"
     actions: str = ""
     """How to answer."""
     split: str = ""
     """The split the file puts it in; empty where it does not say."""
     checks: tuple[tuple[str, Any], ...] = ()
-    """Of kind ``checks``: what a reply has to pass, by name; see :mod:`agentopcd.envs.checks`."""
+    """Of kind ``checks`` or ``instructions``: what a reply has to pass, by name; see :mod:`agentopcd.envs.checks` and
+    :mod:`agentopcd.envs.ifeval`."""
 
 
 def load_rows(
@@ -158,13 +163,13 @@ def rows_from(
 def _checked(number: int, row: Row, raw: Raw) -> Row:
     if not row.prompt.strip():
         raise EnvError(f"row {number} has an empty question")
-    if row.kind != "checks" and not row.gold.strip():
+    if row.kind in ("math", "choice") and not row.gold.strip():
         raise EnvError(f"row {number} has an empty answer")
     if row.kind == "math":
         answer = find_answer(f"Answer: {row.gold}")
         if answer is None or not same(answer, row.gold):
             raise EnvError(f"row {number}: the grader would not accept its own answer {row.gold!r}")
-    split = str(raw.get("split") or "")
+    split = str(raw.get("split") or row.split)
     if split and split not in SPLITS:
         raise EnvError(f"row {number} is in split {split!r}; splits are {', '.join(SPLITS)}")
     return dataclasses.replace(row, split=split)
@@ -173,6 +178,8 @@ def _checked(number: int, row: Row, raw: Raw) -> Row:
 def _layout(raw: Sequence[Raw]) -> Callable[[Raw], Row]:
     """Choose the reader by the columns of the first row."""
     keys = set(raw[0])
+    if set(COLUMNS) <= keys:
+        return _ifeval
     if {"opa", "opb", "opc", "opd", "cop"} <= keys:
         offset = _choice_offset(raw)
         return lambda row: _medmcqa(row, offset)
@@ -195,6 +202,15 @@ def _choice_offset(raw: Sequence[Raw]) -> int:
     if found <= {1, 2, 3, 4} and 4 in found:
         return 1
     raise EnvError(f"cop holds {sorted(found)}: cannot tell whether it counts from 0 or from 1")
+
+
+def _ifeval(row: Raw) -> Row:
+    """Nothing of it is ever trained on."""
+    ids, settings = row["instruction_id_list"], row["kwargs"]
+    if not isinstance(ids, list) or not isinstance(settings, list) or len(ids) != len(settings):
+        raise EnvError(f"instruction_id_list and kwargs must be lists of one length, got {ids!r:.50}, {settings!r:.50}")
+    checks = tuple(zip(ids, settings, strict=True))
+    return Row(prompt=str(row["prompt"]), gold="", kind="instructions", split="test", checks=checks)
 
 
 def _medmcqa(row: Raw, offset: int) -> Row:
