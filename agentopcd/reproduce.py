@@ -31,6 +31,16 @@ Outcomes = dict[tuple[int, str, int, int], bool]
 """Success by training seed, task key, task seed and repetition."""
 
 
+CURVES = {
+    "success": "rollout/success",
+    "kl_nats": "loss/kl_full_sampled_nats",
+    "entropy_nats": "kl/student_entropy_nats",
+    "mass_outside_topk": "kl/student_mass_outside_topk",
+}
+"""What is told of every step of an arm's training, and what its log calls it: of the tokens that were learned from,
+with KL and entropy over the whole vocabulary."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
     """One claim of the paper, and what was seen of it."""
@@ -71,6 +81,8 @@ class Result:
     reply_tokens: Mapping[str, float]
     drift: Mapping[str, Drift]
     """Of the first training seed."""
+    curves: Mapping[str, Mapping[str, list[float]]]
+    """By arm and name: the mean over training seeds at each step; see :data:`CURVES`."""
     chosen_on_test: Mapping[str, Chosen]
     """Beside the rates, on request: the paper's report."""
 
@@ -91,6 +103,7 @@ class Result:
             "rates": {arm: rate(found) for arm, found in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
             "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
             **drift_dict(self.drift),
+            "curves": {arm: dict(found) for arm, found in self.curves.items()},
             "chosen_on_test": {arm: dataclasses.asdict(one) for arm, one in self.chosen_on_test.items()},
             "probe": {arm: rate(found) for arm, found in self.probe.items()},
             "probe_env": self.plan.probe.get("env", ""),
@@ -113,6 +126,7 @@ def run(
     tokens: dict[str, list[float]] = {arm: [] for arm in outcomes}
     floors, tasks, moved = "", 0, {}
     rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
+    logs: dict[str, list[Path]] = {arm: [] for arm in plan.arms}
     found = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
 
     def config_of(arm: str, seed: int) -> ConsolidateConfig:
@@ -128,6 +142,7 @@ def run(
             say(f"{plan.name}: {arm}, seed {seed}")
             with Session(config, work, say=say, progress=progress) as session:
                 students[arm] = distil(session, config, find_context(session, config)).folder
+            logs[arm].append(Path(students[arm]).with_name("metrics.jsonl"))
         config = plan.config("base", seed)
         with Session(config, work, say=say, progress=progress) as session:
             test, base = session.tasks("test", config.test_tasks), session.load(config.model)
@@ -167,7 +182,8 @@ def run(
         probe={arm: _rate(found) for arm, found in probed.items()},
         probe_findings=[_finding(claim, probed) for claim in trained] if plan.probe else [],
         reply_tokens={arm: sum(found) / len(found) for arm, found in tokens.items()},
-        drift=moved, chosen_on_test={arm: _chosen(of_seeds) for arm, of_seeds in rates.items() if of_seeds},
+        drift=moved, curves={arm: _curves(files) for arm, files in logs.items()},
+        chosen_on_test={arm: _chosen(of_seeds) for arm, of_seeds in rates.items() if of_seeds},
     )  # fmt: skip
 
 
@@ -234,6 +250,15 @@ def _play(
         found = session.store.outcomes(one.arm, env=session.env, setup=setup, split="test", places=places)
         into[one.label] |= {(seed, *place): won for place, won in found.items()}
     return table
+
+
+def _curves(logs: Sequence[Path]) -> dict[str, list[float]]:
+    seeds = [[json.loads(line) for line in file.read_text().splitlines()][1:] for file in logs]  # the first is step 0
+    return {
+        name: [round(fmean(record[key] for record in step), 5) for step in zip(*seeds, strict=True)]
+        for name, key in CURVES.items()
+        if all(key in record for records in seeds for record in records)
+    }
 
 
 def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:

@@ -84,6 +84,9 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(
         ("base", "opcd", "context-distillation"), 6
     )
     assert [one["claim"] for one in found["findings"]] == ["opcd > context-distillation", "in-context > base"]
+    for curves in found["curves"].values():
+        assert set(curves) == set(reproduce.CURVES) and all(len(steps) == 1 for steps in curves.values())
+    assert set(found["drift"]) == set(found["rates"]) and found["drift"]["base"]["kl_nats"] == 0
     assert all(one["tasks"] == 6 and one["n"] == 12 for one in found["findings"])
     command(str(small), work=tmp_path / "work")
     again = capsys.readouterr().out
@@ -157,11 +160,15 @@ def test_the_results_page_says_what_was_found(root: Path) -> None:
         "title": "T", "row": "R", "env": "e", "model": "m", "tasks": 9, "seeds": [0, 1], "paper": {"opcd": 12.5},
         "rates": {"opcd": {"success": 0.5, "low": 0.4, "high": 0.6, "n": 18}}, "reply_tokens": {"opcd": 3.0},
         "probe": {"opcd": {"success": 0.25, "low": 0.1, "high": 0.4, "n": 18}}, "probe_env": "math", "floors": "none",
-        "probe_findings": [], "note": "small",
+        "probe_findings": [], "note": "small", "drift": {"opcd": {"entropy_nats": 0.5, "kl_nats": 1.25}},
+        "curves": {"opcd": {"success": [0.1, 0.2]}},
+        "chosen_on_test": {"opcd": {"best": 0.75, "best_three": 0.625, "checkpoints": 4}},
         "findings": [{"claim": "a > b", "verdict": "refuted", "difference": -0.1, "low": -0.2, "high": -0.05,
                       "n": 18, "tasks": 9, "p": 1.0}],
     }  # fmt: skip
     text = script.page([row, row])
     assert text.count("## T\n") == 1 and text.count("### R\n") == 2
-    assert "| opcd | 0.500 | [0.400, 0.600] | 18 | 0.125 | 3.0 | 0.250 |" in text
+    assert "| opcd | 0.500 | [0.400, 0.600] | 18 | 0.125 | 3.0 | 0.500 | 1.250 | 0.250 |" in text
+    assert "| T, R | a > b | refuted | -0.100 [-0.200, -0.050] | 18 |" in text
+    assert "best 0.750, mean of the best three 0.625, of 4" in text
     assert "a > b: **refuted**, -0.100 [-0.200, -0.050] (n = 18 pairs on 9 tasks)" in text

@@ -1,4 +1,4 @@
-"""Writes docs/RESULTS.md from what `agentopcd reproduce` has left in docs/results: one JSON file for each row.
+"""Writes docs/RESULTS.md and its plots from what `agentopcd reproduce` has left in docs/results: a file for each row.
 
 ``python recipes/paper/results.py [FOLDER ...]`` first takes over the files of these folders (WORK/reproduce).
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -15,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOUND = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "RESULTS.md"
+PLOTS = ROOT / "docs" / "figures"
 HEAD = """# Results
 
 Written by `recipes/paper/results.py` from `docs/results/*.json`, which `make paper-mini` makes: each row by
@@ -23,12 +25,16 @@ published for its own models, and what we saw with small ones. Success is on tes
 `in-context`, all training seeds together, with Wilson's 95 % interval; the checkpoint was chosen on `select`. A
 verdict follows the 95 % interval of the paired difference over test tasks: above 0 "reproduced", below 0 "refuted",
 else undecided at this size. Our models, contexts and sizes are not the paper's: a refuted claim is refuted here.
+
+Entropy and KL are of the arm's own replies to the first 64 test tasks (first training seed), in nats a token; the KL is
+the reverse one to the base, which is shown no context.
 """
 
 
 def page(rows: Iterable[Mapping[str, Any]]) -> str:
     """The whole page."""
-    parts, title = [HEAD], ""
+    rows = list(rows)
+    parts, title = [HEAD, summary(rows)], ""
     for row in rows:
         if row["title"] != title:
             title = row["title"]
@@ -37,38 +43,89 @@ def page(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(parts)
 
 
+def summary(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Every claim with its verdict, one a line."""
+    lines = ["\n## All claims\n", "| row | claim | verdict | difference | pairs |", "|---|---|---|---|---|"]
+    for row in rows:
+        probes = [("on " + row["probe_env"] + ", not taught: ", one) for one in row["probe_findings"]]
+        for place, one in [("", one) for one in row["findings"]] + probes:
+            lines.append(
+                f"| {row['title'].partition(':')[0]}, {row['row']} | {place}{one['claim']} | {one['verdict']} | "
+                f"{interval(one)} | {one['n']} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
 def section(row: Mapping[str, Any]) -> str:
-    """One row: a table, the claims, the floors."""
+    """One row: a table, the claims, the floors, and how the training went."""
     seeds = f"{len(row['seeds'])} training seed" + "s" * (len(row["seeds"]) > 1)
     probe = f" on {row['probe_env']} |" if row["probe"] else ""
     published = row["paper"].get("what", "-")
     lines = [
         f"\n### {row['row']}\n",
         f"`{row['env']}`, `{row['model']}`, {row['tasks']} test tasks, {seeds}. Paper: {published}.\n",
-        f"| | success | 95 % interval | n | paper | reply tokens |{probe}",
-        "|---|---|---|---|---|---|" + "---|" * bool(probe),
+        f"| | success | 95 % interval | n | paper | reply tokens | entropy | KL to base |{probe}",
+        "|---|---|---|---|---|---|---|---|" + "---|" * bool(probe),
     ]
     for arm, rate in row["rates"].items():
         paper = f"{row['paper'][arm] / 100:.3f}" if arm in row["paper"] else ""
         beside = f" {row['probe'][arm]['success']:.3f} |" if arm in row["probe"] else " |" * bool(probe)
+        drift = row["drift"].get(arm)
+        moved = f"{drift['entropy_nats']:.3f} | {drift['kl_nats']:.3f}" if drift else "|"
         lines.append(
             f"| {arm} | {rate['success']:.3f} | [{rate['low']:.3f}, {rate['high']:.3f}] | {rate['n']} | {paper} | "
-            f"{row['reply_tokens'][arm]:.1f} |{beside}"
+            f"{row['reply_tokens'][arm]:.1f} | {moved} |{beside}"
         )
     lines.append("")
     lines += [f"- {claim(one)}" for one in row["findings"]]
     lines += [f"- on {row['probe_env']}, which nobody taught: {claim(one)}" for one in row["probe_findings"]]
     lines.append(f"- floors: {row['floors']}")
-    return "\n".join([*lines, *([f"- note: {row['note']}"] if row["note"] else [])]) + "\n"
+    lines += [f"- note: {row['note']}"] if row["note"] else []
+    for arm, one in row["chosen_on_test"].items():
+        lines.append(
+            f"- the paper's report, checkpoints chosen on these test tasks (biased upward): {arm}: best "
+            f"{one['best']:.3f}, mean of the best three {one['best_three']:.3f}, of {one['checkpoints']}"
+        )
+    if row["curves"]:
+        lines.append(f"\n[How the training went](figures/{plot_name(row)})")
+    return "\n".join(lines) + "\n"
+
+
+def plot_name(row: Mapping[str, Any]) -> str:
+    words = f"{row['title'].partition(':')[0]} {row['row']}".lower()
+    return "results-" + "-".join(re.findall("[a-z0-9]+", words)) + ".png"
+
+
+def plot(row: Mapping[str, Any]) -> None:
+    """Draw a row's curves: one panel for each figure, one line for each arm."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for found in row["curves"].values() for name in found))
+    figure = Figure(figsize=(3.4 * len(names), 3.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for number, (arm, found) in enumerate(row["curves"].items()):
+            if name in found:
+                axes.plot(range(1, len(found[name]) + 1), found[name], color=f"C{number}", lw=1.2, label=arm)
+        axes.set(title=name.replace("_", " "), xlabel="step")
+        if name != "success":
+            axes.set_yscale("symlog", linthresh=1e-4)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    figure.savefig(PLOTS / plot_name(row), dpi=110)
 
 
 def claim(one: Mapping[str, Any]) -> str:
-    interval = f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
-    return f"{one['claim']}: **{one['verdict']}**, {interval} (n = {one['n']} pairs on {one['tasks']} tasks)"
+    return f"{one['claim']}: **{one['verdict']}**, {interval(one)} (n = {one['n']} pairs on {one['tasks']} tasks)"
+
+
+def interval(one: Mapping[str, Any]) -> str:
+    return f"{one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}]"
 
 
 def found() -> list[dict[str, Any]]:
-    return [json.loads(file.read_text()) for file in sorted(FOUND.glob("*.json"))]
+    """Rows that were run before all of it was measured lack some."""
+    lacking: dict[str, Any] = {"drift": {}, "curves": {}, "chosen_on_test": {}}
+    return [lacking | json.loads(file.read_text()) for file in sorted(FOUND.glob("*.json"))]
 
 
 if __name__ == "__main__":
@@ -77,4 +134,7 @@ if __name__ == "__main__":
         for file in sorted(Path(folder).glob("*.json")):
             shutil.copy(file, FOUND / file.name)
     PAGE.write_text(page(found()))
-    print(f"wrote {PAGE} from {len(found())} rows")
+    for row in found():
+        if row["curves"]:
+            plot(row)
+    print(f"wrote {PAGE} and its plots from {len(found())} rows")
