@@ -84,6 +84,19 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     )
 
 
+def train_flop(name: str, tokens: int) -> float:
+    """Operations to draw, score and learn from ``tokens`` of replies: 2 a weight for each reading, 6 for learning.
+
+    Prompts come on top, and drawing is bound by memory and not by these; so it is the least that a training takes.
+
+    Raises:
+        ModelError: there is no such model, or it has not been fetched yet.
+    """
+    model = skeleton(name)
+    embedding = 0 if model.config.get_text_config().tie_word_embeddings else model.get_input_embeddings().weight.numel()
+    return (2 + 2 + 6) * tokens * (sum(p.numel() for p in model.parameters()) - embedding)
+
+
 def skeleton(name: str) -> Any:
     """The model's shape without its weights. Of a hub id only the config is fetched."""
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -41,6 +41,10 @@ CURVES = {
 with KL and entropy over the whole vocabulary."""
 
 
+SUSTAINED = 3e14
+"""Operations a second in the plans' hours: about a third of an H100's peak in bfloat16; assumed, not measured."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
     """One claim of the paper, and what was seen of it."""
@@ -106,7 +110,7 @@ class Result:
             "curves": {arm: dict(found) for arm, found in self.curves.items()},
             "chosen_on_test": {arm: dataclasses.asdict(one) for arm, one in self.chosen_on_test.items()},
             "probe": {arm: rate(found) for arm, found in self.probe.items()},
-            "probe_env": self.plan.probe.get("env", ""),
+            "probe_env": Path(self.plan.probe.get("env", "")).name,
             "probe_findings": [finding(one) for one in self.probe_findings],
         }  # fmt: skip
 
@@ -286,19 +290,19 @@ def lines(result: Result) -> list[str]:
     out = [f"{plan.name}: {Path(plan.settings['env']).name}, {plan.settings.get('model', 'default model')}, {seeds}"]
     if published:
         out.append(f"paper: {published.get('what', '')}")
-    probe = f"  {plan.probe['env']}" if plan.probe else ""
+    probe = f"  {Path(plan.probe['env']).name}" if plan.probe else ""
     out.append(f"{'':22s} {'success':>7s}  {'95 % interval':>16s} {'n':>5s} {'paper':>6s} {'tokens':>7s}{probe}")
     for arm, rate in result.rates.items():
         paper = f"{published[arm] / 100:6.3f}" if arm in published else f"{'-':>6s}"
-        beside = f"  {result.probe[arm].rate:.3f}" if arm in result.probe else ""
+        probed = f"  {result.probe[arm].rate:.3f}" if arm in result.probe else ""
         interval = f"[{rate.low:.3f}, {rate.high:.3f}]"
         out.append(
-            f"{arm:22s} {rate.rate:7.3f}  {interval:>16s} {rate.n:5d} {paper} {result.reply_tokens[arm]:7.1f}{beside}"
+            f"{arm:22s} {rate.rate:7.3f}  {interval:>16s} {rate.n:5d} {paper} {result.reply_tokens[arm]:7.1f}{probed}"
         )
     for found in result.findings:
         out.append(f"{found.better} > {found.worse}: {_seen(found)}")
     for found in result.probe_findings:
-        out.append(f"on {plan.probe['env']}, {found.better} > {found.worse}: {_seen(found)}")
+        out.append(f"on {probe.strip()}, {found.better} > {found.worse}: {_seen(found)}")
     out += drift_lines(result.drift)
     for arm, one in result.chosen_on_test.items():
         honest = f"chosen on select {result.rates[arm].rate:.3f}"
@@ -317,9 +321,10 @@ def _seen(found: Finding) -> str:
 def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
     """What :func:`run` would do, without a model: steps, tasks, tokens and memory of each arm."""
     from agentopcd.errors import ModelError
-    from agentopcd.estimate import memory
+    from agentopcd.estimate import memory, train_flop
 
-    test = f"{plan.config('base', 0).test_tasks} test tasks at most"
+    base = plan.config("base", 0)
+    test = f"{base.test_tasks} test tasks at most"
     if plan.experience is not None:
         own = plan.gathering()
         say(
@@ -328,17 +333,20 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
         )
     say(f"{plan.name}, without training: {', '.join(plan.untrained)}; {len(plan.seeds)} seeds of {test}")
     unknown: dict[str, str] = {}  # models whose config cannot be had, asked for once
-    for arm in plan.arms:
-        config = plan.config(arm, plan.seeds[0])
-        with Session(config, work, say=lambda line: None) as session:
+    with Session(base, work, say=lambda line: None) as session:
+        tests = len(session.tasks("test", base.test_tasks))
+        for arm in plan.arms:
+            config = plan.config(arm, plan.seeds[0])
+            name = config.model or session.model_name()[0]
             replies = config.steps * config.batch_size * session.game.step_limit
-            test = len(session.tasks("test", config.test_tasks))
-            name = session.model_name()[0]
+            tokens = replies * config.max_tokens
             try:
-                needs = unknown.get(name) or f"about {memory(name, config, session.compute)}"
+                hours = train_flop(name, tokens) / SUSTAINED / 3600
+                needs = unknown.get(name) or f"{memory(name, config, session.compute)}; at least {hours:.2g} h a seed"
             except ModelError as error:
-                needs = unknown[name] = f"memory not estimated: {str(error).splitlines()[0]}"
-        say(
-            f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes, at "
-            f"most {replies:,} replies and {replies * config.max_tokens:,} tokens a seed; {test} test tasks; {needs}"
-        )
+                needs = unknown[name] = f"memory and time not estimated: {str(error).splitlines()[0]}"
+            say(
+                f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes, "
+                f"at most {replies:,} replies and {tokens:,} tokens a seed; {tests} test tasks; {needs}"
+            )
+    say("hours: on one GPU, the replies alone, without their prompts")

@@ -12,7 +12,7 @@ import torch
 from agentopcd import models
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import ModelError
-from agentopcd.estimate import Memory, memory
+from agentopcd.estimate import Memory, memory, train_flop
 from agentopcd.teacher import FrozenTeacher
 from tests import tiny
 
@@ -81,3 +81,12 @@ def test_sharding_divides_what_is_trained_and_adds_a_whole_copy(folder: Path, mo
 def test_an_unknown_model_is_one_line() -> None:
     with pytest.raises(ModelError, match="no model 'pokcet'"):
         memory("pokcet", ConsolidateConfig(env="math"), torch.float32)
+
+
+def test_operations_are_ten_a_weight_and_token_without_a_separate_embedding(tmp_path: Path) -> None:
+    for tie in (True, False):
+        folder = tiny.build(tmp_path / str(tie), tie=tie)
+        model = models.load_model(str(folder)).model
+        embedding = 0 if tie else model.get_input_embeddings().weight.numel()
+        weights = sum(p.numel() for p in model.parameters()) - embedding
+        assert train_flop(str(folder), 7) == 10 * 7 * weights

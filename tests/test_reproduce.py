@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from agentopcd import recipes, reproduce
 from agentopcd.cli.reproduce import reproduce as command
@@ -68,6 +69,45 @@ def test_every_recipe_can_be_read(file: Path, size: str) -> None:
             assert size == "full" or recipes.of_experience(config.context) or Path(config.context).is_file()
 
 
+def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hub ids are answered with small configs of their architecture; the data rows are in the published columns."""
+
+    def config_of(name: str, **_: Any) -> Any:
+        kind = Qwen3Config if "Qwen3" in name else Qwen2Config if "Qwen2" in name else LlamaConfig
+        return kind(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            vocab_size=512,
+        )  # fmt: skip
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
+    medical = {f"op{letter}": letter for letter in "abcd"}
+    rows = {
+        "medmcqa": [{"question": f"Which of {i}?", "cop": i % 4} | medical for i in range(1100)],
+        "safety": [{"text": f"text {i}", "label": str(i % 2)} for i in range(1100)],
+        "dapo": [
+            {"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "reward_model": {"ground_truth": str(i + 1)}}
+            for i in range(1100)
+        ],
+    }
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="rows cannot run yet"):
+        command("system-prompts", size="full", dry_run=True, work=tmp_path / "before")
+    assert "no file 'data/medmcqa.jsonl' with questions" in capsys.readouterr().out
+    (tmp_path / "data").mkdir()
+    for name, found in rows.items():
+        (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)) + "\n")
+    for name in ("medical", "safety"):
+        (tmp_path / "data" / f"{name}.txt").write_text("Answer as you should.\n")
+    for file in RECIPES:
+        command(file.stem, size="full", dry_run=True, work=tmp_path / "after")
+        said = capsys.readouterr().out
+        arms = sum(len(plan.arms) for plan in recipes.read(file, "full")[1])
+        assert said.count(" GiB in each process") == said.count(" h a seed") == arms
+        assert said.count("without training: base, ") == len(recipes.read(file, "full")[1])
+
+
 def test_a_recipe_runs_and_a_second_call_repeats_nothing(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +160,8 @@ def test_the_best_three_are_a_mean_over_seeds() -> None:
 def test_a_plan_is_printed_and_nothing_is_run(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command(str(small), work=tmp_path / "work", dry_run=True)
     said = capsys.readouterr().out
-    assert "2 seeds of 1 steps of 2 episodes, at most 2 replies and 4 tokens a seed; 6 test tasks; about " in said
+    assert "2 seeds of 1 steps of 2 episodes, at most 2 replies and 4 tokens a seed; 6 test tasks; " in said
+    assert " GiB in each process" in said
     assert not (tmp_path / "work" / "runs").exists()
 
 

@@ -25,7 +25,7 @@ def reproduce(
 
     Example: agentopcd reproduce table2 --size mini
     """
-    from agentopcd.errors import ConfigError, did_you_mean
+    from agentopcd.errors import AgentOpcdError, ConfigError, did_you_mean
     from agentopcd.recipes import REPORTS, find_recipe, read
     from agentopcd.reproduce import lines, run, say_plan
     from agentopcd.runs import workspace, write_json
@@ -42,8 +42,15 @@ def reproduce(
     folder = workspace(work)
     call.say(title)
     if dry_run:
+        lacking = []
         for plan in chosen:
-            say_plan(plan, folder, call.say)
+            try:
+                say_plan(plan, folder, call.say)
+            except AgentOpcdError as error:  # the other rows may be ready
+                call.say(f"{plan.name}: cannot run yet: {error}")
+                lacking.append(plan.name)
+        if lacking:
+            raise ConfigError(f"{len(lacking)} of {len(chosen)} rows cannot run yet ({', '.join(lacking)}); see above")
         call.say("dry run: nothing was played or trained; leave out --dry-run to start")
         return
     found: list[dict[str, Any]] = []
