@@ -32,13 +32,14 @@ Outcomes = dict[tuple[int, str, int, int], bool]
 
 
 CURVES = {
+    "select": "select/success",
     "success": "rollout/success",
     "kl_nats": "loss/kl_full_sampled_nats",
     "entropy_nats": "kl/student_entropy_nats",
     "mass_outside_topk": "kl/student_mass_outside_topk",
 }
 """What is told of every step of an arm's training, and what its log calls it: of the tokens that were learned from,
-with KL and entropy over the whole vocabulary."""
+with KL and entropy over the whole vocabulary; ``select`` is success on select tasks, at the steps that measured it."""
 
 
 SUSTAINED = 3e14
@@ -85,7 +86,7 @@ class Result:
     reply_tokens: Mapping[str, float]
     drift: Mapping[str, Drift]
     """Of the first training seed."""
-    curves: Mapping[str, Mapping[str, list[float]]]
+    curves: Mapping[str, Mapping[str, list[float | None]]]
     """By arm and name: the mean over training seeds at each step; see :data:`CURVES`."""
     chosen_on_test: Mapping[str, Chosen]
     """Beside the rates, on request: the paper's report."""
@@ -256,13 +257,14 @@ def _play(
     return table
 
 
-def _curves(logs: Sequence[Path]) -> dict[str, list[float]]:
+def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
     seeds = [[json.loads(line) for line in file.read_text().splitlines()][1:] for file in logs]  # the first is step 0
-    return {
-        name: [round(fmean(record[key] for record in step), 5) for step in zip(*seeds, strict=True)]
-        for name, key in CURVES.items()
-        if all(key in record for records in seeds for record in records)
-    }
+    found: dict[str, list[float | None]] = {}
+    for name, key in CURVES.items():
+        steps = [[record[key] for record in step if key in record] for step in zip(*seeds, strict=True)]
+        if any(steps):
+            found[name] = [round(fmean(step), 5) if step else None for step in steps]
+    return found
 
 
 def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:

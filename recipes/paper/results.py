@@ -86,6 +86,10 @@ def section(row: Mapping[str, Any]) -> str:
             f"- the paper's report, checkpoints chosen on these test tasks (biased upward): {arm}: best "
             f"{one['best']:.3f}, mean of the best three {one['best_three']:.3f}, of {one['checkpoints']}"
         )
+    last = {arm: found["select"][-1] for arm, found in row["curves"].items() if found.get("select")}
+    if last:
+        ends = ", ".join(f"{arm} {value:.3f}" for arm, value in last.items())
+        lines.append(f"- the last step, whether it was chosen or not, on select tasks: {ends}")
     if row["curves"]:
         lines.append(f"\n[How the training went](figures/{plot_name(row)})")
     return "\n".join(lines) + "\n"
@@ -105,9 +109,10 @@ def plot(row: Mapping[str, Any]) -> None:
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for number, (arm, found) in enumerate(row["curves"].items()):
             if name in found:
-                axes.plot(range(1, len(found[name]) + 1), found[name], color=f"C{number}", lw=1.2, label=arm)
+                points = [(step, value) for step, value in enumerate(found[name], start=1) if value is not None]
+                axes.plot(*zip(*points, strict=True), color=f"C{number}", lw=1.2, label=arm)
         axes.set(title=name.replace("_", " "), xlabel="step")
-        if name != "success":
+        if name not in ("select", "success"):
             axes.set_yscale("symlog", linthresh=1e-4)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
