@@ -12,7 +12,10 @@ from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 from agentopcd import recipes, reproduce
 from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.errors import ConfigError
+from agentopcd.knowledge import Store
+from agentopcd.session import no_progress
 from agentopcd.stats import compare
+from agentopcd.types import EMPTY
 from tests import tiny
 from tests.conftest import load_file
 
@@ -213,3 +216,65 @@ def test_the_results_page_says_what_was_found(root: Path) -> None:
     assert "| T, R | a > b | refuted | -0.100 [-0.200, -0.050] | 18 |" in text
     assert "best 0.750, mean of the best three 0.625, of 4" in text
     assert "a > b: **refuted**, -0.100 [-0.200, -0.050] (n = 18 pairs on 9 tasks)" in text
+
+
+OWN = """
+title = "own"
+[[row]]
+name = "Notes"
+claims = [["filtered", "base"], ["opcd", "filtered"]]
+[row.mini]
+seeds = [0, 1]
+[row.mini.settings]
+env = "sokoban"
+model = "pocket"
+context = "random"
+steps = 1
+batch_size = 1
+max_tokens = 40
+select_tasks = 1
+test_tasks = 1
+[row.mini.experience]
+episodes_per_round = 2
+chains = 2
+chain_steps = 2
+candidates = 1
+extract_tokens = 64
+[row.mini.shown]
+filtered = "best"
+test-time = "random"
+"raw traces" = "traces"
+"1 episode" = "step 1"
+[row.mini.arms.opcd]
+"""
+
+
+def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(OWN)
+    command(str(file), work=tmp_path / "work")
+    capsys.readouterr()
+    (plan,) = recipes.read(file, "mini")[1]
+    found = reproduce.gathered(plan, tmp_path / "work", say=print, progress=no_progress)
+    assert len(found.chains) == 2 and all(len(chain) == 3 for chain in found.chains)
+    assert found.context("random", 0) == found.chains[0][-1] and found.context("random", 1) == found.chains[1][-1]
+    assert found.context("random", 2) == found.context("random", 0)
+    assert found.context("step 1", 1) == found.chains[1][1]
+    assert found.best in {step for chain in found.chains for step in chain}
+    with Store.open(tmp_path / "work" / "store.db") as store:
+        played = {seed: set() for seed in plan.seeds}
+        for row in store.episodes(env="sokoban", split="test"):
+            seed = json.loads(store.run(row["run_id"])["config"])["seed"]
+            played[seed].add(row["context_id"])
+        distilled = [next(iter(store.model_contexts(row["id"]))) for row in store.models(trained=True)]
+        assert found.traces not in store.refs().values() and "[" in store.get_context(found.traces).text
+        runs = len(store.table("run", "id"))
+    for seed, contexts in played.items():
+        wanted = {EMPTY.id, found.traces, *(found.context(kind, seed) for kind in ("best", "random", "step 1"))}
+        assert contexts == wanted
+    assert set(distilled) == {found.context("random", 0), found.context("random", 1)}
+    with Store.open(tmp_path / "work" / "store.db") as store:
+        assert len(store.table("run", "id")) == runs  # it was read back
+    file.write_text(OWN.replace("[row.mini.experience]", "[row.mini.unused]"))
+    with pytest.raises(ConfigError, match="gathers no experience"):
+        recipes.read(file, "mini")
