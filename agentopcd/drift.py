@@ -12,13 +12,15 @@ from agentopcd import losses, models
 from agentopcd.evaluate import Contestant
 from agentopcd.sampling import choices
 from agentopcd.session import Session
-from agentopcd.teacher import response_logits
+from agentopcd.teacher import response_hidden
 from agentopcd.types import Task, Turn
 
 EPISODES = 64
 """Episodes of each contestant that are looked at: hundreds of replies, thousands of tokens."""
 BATCH_TOKENS = 4096
 """Tokens of prompts and replies in one forward pass."""
+ROWS = 256
+"""Reply tokens whose logits are in memory at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,32 +38,42 @@ class Drift:
 def drifts(
     session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, setup: str
 ) -> Mapping[str, Drift]:
-    """The drift of each contestant from the first one, on the replies that the store has of the first of ``tasks``."""
+    """The drift of each contestant from the first one."""
     base, *_ = contestants
-    return {one.label: _drift(session, one, base, tasks[:EPISODES], setup) for one in contestants}
+    return {one.label: drift(session, one, base, tasks, setup=setup) for one in contestants}
 
 
-def _drift(session: Session, one: Contestant, base: Contestant, tasks: Sequence[Task], setup: str) -> Drift:
-    arm, wanted = one.arm, {(task.key, task.seed, 0) for task in tasks}
+def drift(session: Session, one: Contestant, base: Contestant, tasks: Sequence[Task], *, setup: str) -> Drift:
+    """The drift of a contestant from ``base``, on the replies that the store has of the first of ``tasks``."""
+    arm, wanted = one.arm, {(task.key, task.seed, 0) for task in tasks[:EPISODES]}
     rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
     ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]
     turns = [turn for id_ in ids for turn in session.store.transcript(id_).turns if turn.response_ids]
     temperature = session.config.temperature or 1.0  # the likeliest token is drawn from the untempered distribution
     chat, pad_id = session.player_for(base.model).chat, base.model.tokenizer.pad_token_id
-    entropy = kl = tokens = 0.0
+    entropy = kl = 0.0
     for batch in _batches(turns):
         asked = [(turn.prompt_ids, turn.response_ids) for turn in batch]
         plain = [(chat.render(turn.messages), turn.response_ids) for turn in batch]
         allowed = [ids for turn in batch for ids in choices.allowed_in(turn.choices, turn.response_ids)]
         with torch.inference_mode(), models.autocast(session.device, session.compute):
-            own_NV = choices.keep(response_logits(one.model.model, asked, pad_id), allowed)
-            entropy += float(losses.entropy_nats(own_NV, temperature).sum())
-            if one.model is not base.model or asked != plain:
-                base_NV = choices.keep(response_logits(base.model.model, plain, pad_id), allowed)
-                kl += float(losses.full_reverse_kl(own_NV, base_NV, temperature=temperature).sum())
-        tokens += len(own_NV)
-    count = max(tokens, 1.0)
-    return Drift(entropy_nats=entropy / count, kl_nats=kl / count, tokens=int(tokens), episodes=len(ids))
+            own_NH = response_hidden(one.model.model, asked, pad_id)
+            same = one.model is base.model and asked == plain
+            base_NH = own_NH if same else response_hidden(base.model.model, plain, pad_id)
+            for start in range(0, len(own_NH), ROWS):
+                where = slice(start, start + ROWS)
+                own_RV = choices.keep(_logits(one.model.model, own_NH[where]), allowed[where])
+                base_RV = own_RV if same else choices.keep(_logits(base.model.model, base_NH[where]), allowed[where])
+                entropy += float(losses.entropy_nats(own_RV, temperature).sum())
+                kl += float(losses.full_reverse_kl(own_RV, base_RV, temperature=temperature).sum())
+    tokens = sum(len(turn.response_ids) for turn in turns)
+    return Drift(
+        entropy_nats=entropy / max(tokens, 1), kl_nats=kl / max(tokens, 1), tokens=tokens, episodes=len(ids)
+    )
+
+
+def _logits(model: Any, hidden_RH: torch.Tensor) -> torch.Tensor:
+    return models.scaled(model, model.get_output_embeddings()(hidden_RH)).float()
 
 
 def _batches(turns: Sequence[Turn]) -> list[list[Turn]]:

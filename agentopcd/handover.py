@@ -47,10 +47,10 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
 def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
     """The ``config.mix`` contexts of the pool that did best on select tasks with this model, weighted by their success.
 
-    What was confirmed is the best one of them, or, with ``force``, nothing need be.
+    One of them must have been confirmed, unless ``force`` is set.
 
     Raises:
-        ConfigError: too few have won a select task, or the best was not confirmed.
+        ConfigError: too few have won a select task, or none of them was confirmed.
     """
     session.resume_model("consolidate")
     candidates, setup, model_id = pool(session), session.setup(), session.loaded.id

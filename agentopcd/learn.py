@@ -218,7 +218,8 @@ def _arms(
 
 
 def _table(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, found: Distilled) -> Evaluation:
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, found: Distilled
+) -> Evaluation:
     """The evaluation of a run, read back from the stored episodes; plays nothing."""
     known = session.loaded
 

@@ -7,17 +7,18 @@ folders, so a killed call goes on when it is given again, and arms that two reci
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from agentopcd.config import ConsolidateConfig, EvaluateConfig, PlayConfig, ScoreConfig, pick
-from agentopcd.drift import Drift, drift_dict, drift_lines, drifts
+from agentopcd.drift import Drift, drift, drift_dict, drift_lines
 from agentopcd.errors import ConfigError
-from agentopcd.evaluate import Contestant, evaluate, floor_text
+from agentopcd.evaluate import Contestant, Evaluation, evaluate, floor_text
 from agentopcd.experience import chains_of, choose, gather, raw_traces
 from agentopcd.handover import find_context
 from agentopcd.learn import distil, stage
@@ -129,7 +130,8 @@ def run(
     outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
     probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
     tokens: dict[str, list[float]] = {arm: [] for arm in outcomes}
-    floors, tasks, moved = "", 0, {}
+    moved: dict[str, Drift] = {}
+    floors, tasks = "", 0
     rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
     logs: dict[str, list[Path]] = {arm: [] for arm in plan.arms}
     found = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
@@ -150,35 +152,31 @@ def run(
             logs[arm].append(Path(students[arm]).with_name("metrics.jsonl"))
         config = plan.config("base", seed)
         with Session(config, work, say=say, progress=progress) as session:
-            test, base = session.tasks("test", config.test_tasks), session.load(config.model)
-            everyone = [Contestant(label="base", model=base)]
-            for arm in plan.shown:
-                context = shown_context(session, config_of(arm, seed))
-                everyone.append(Contestant(label=arm, model=base, context=context))
-            everyone += [Contestant(label=arm, model=session.load(folder)) for arm, folder in students.items()]
-            table = _play(session, everyone, test, seed, outcomes, name=plan.name)
-            floors, tasks = floor_text(table.floors) if table.floors else "none", len(test)
-            for row in table.rows:
-                tokens[row.label].append(row.reply_tokens)
-            moved = moved or drifts(session, everyone, test, setup=session.setup(session.player_for(base)))
+            test = session.tasks("test", config.test_tasks)
+            base = Contestant(label="base", model=session.load(config.model))
+            contexts = {arm: shown_context(session, config_of(arm, seed)) for arm in plan.shown}
+            shown = [dataclasses.replace(base, label=arm, context=context) for arm, context in contexts.items()]
+            for one in itertools.chain([base, *shown], _loaded(session, students)):
+                table = _play(session, one, test, seed, outcomes[one.label], name=plan.name)
+                floors, tasks = floor_text(table.floors) if table.floors else "none", len(test)
+                tokens[one.label].append(table.rows[0].reply_tokens)
+                if seed == plan.seeds[0]:
+                    setup = session.setup(session.player_for(base.model))
+                    moved[one.label] = drift(session, one, base, test, setup=setup)
             for arm, folder in students.items() if report == "paper" else ():
-                played: dict[str, Outcomes] = {}
-                for one in sorted(Path(folder).parent.joinpath(CHECKPOINTS).iterdir()):  # one in memory at a time
-                    label = f"{arm}, step {int(one.name)}"
-                    played[label] = {}
-                    checkpoint = Contestant(label=label, model=session.load(str(one)))
-                    _play(session, [checkpoint], test, seed, played, name=plan.name)
-                rates[arm].append([_rate(one).rate for one in played.values()])
+                kept = sorted(Path(folder).with_name(CHECKPOINTS).iterdir())
+                played: list[Outcomes] = []
+                for one in _loaded(session, {f"{arm}, step {int(step.name)}": str(step) for step in kept}):
+                    played.append({})
+                    _play(session, one, test, seed, played[-1], name=plan.name)
+                rates[arm].append([_rate(one).rate for one in played])
         if plan.probe:
             probe = pick(config, EvaluateConfig, **{"context": "", "placement": "user"} | dict(plan.probe))
             with Session(probe, work, say=say, progress=progress) as session:
                 context = session.context(probe.context, probe.placement)[0] if probe.context else EMPTY
-                everyone = [Contestant(label="base", model=session.load(config.model), context=context)]
-                everyone += [
-                    Contestant(label=arm, model=session.load(folder), context=context)
-                    for arm, folder in students.items()
-                ]
-                _play(session, everyone, session.tasks("test", probe.test_tasks), seed, probed, name=plan.name)
+                for one in _loaded(session, {"base": config.model} | students, context):
+                    tasks_of_probe = session.tasks("test", probe.test_tasks)
+                    _play(session, one, tasks_of_probe, seed, probed[one.label], name=plan.name)
     trained = [claim for claim in plan.claims if set(claim) <= set(plan.arms)]
     return Result(
         plan=plan, tasks=tasks, floors=floors,
@@ -243,17 +241,21 @@ def shown_context(session: Session, config: ConsolidateConfig) -> Context:
     return find_context(session, config).parts[0]
 
 
+def _loaded(session: Session, names: Mapping[str, str], context: Context = EMPTY) -> Iterator[Contestant]:
+    """Models by label, one in memory at a time."""
+    for label, name in names.items():
+        yield Contestant(label=label, model=session.load(name), context=context)
+
+
 def _play(
-    session: Session, everyone: Sequence[Contestant], tasks: Sequence[Task], seed: int, into: dict[str, Outcomes], *,
-    name: str,
-) -> Any:  # fmt: skip
-    run_id = session.begin("evaluate", recipe=name, models=[one.model.id for one in everyone])
-    table = evaluate(session, everyone, tasks, run_id=run_id)
+    session: Session, one: Contestant, tasks: Sequence[Task], seed: int, into: Outcomes, *, name: str
+) -> Evaluation:  # fmt: skip
+    run_id = session.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
+    table = evaluate(session, [one], tasks, run_id=run_id)
     session.finish(run_id, table.to_dict())
-    setup, places = session.setup(session.player_for(everyone[0].model)), [(t.key, t.seed, 0) for t in tasks]
-    for one in everyone:
-        found = session.store.outcomes(one.arm, env=session.env, setup=setup, split="test", places=places)
-        into[one.label] |= {(seed, *place): won for place, won in found.items()}
+    setup, places = session.setup(session.player_for(one.model)), [(t.key, t.seed, 0) for t in tasks]
+    found = session.store.outcomes(one.arm, env=session.env, setup=setup, split="test", places=places)
+    into |= {(seed, *place): won for place, won in found.items()}
     return table
 
 
