@@ -249,6 +249,7 @@ test-time = "random"
 """
 
 
+@pytest.mark.slow  # pocket plays: pytest -m slow tests/test_reproduce.py
 def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "own.toml"
     file.write_text(OWN)
