@@ -12,7 +12,7 @@ from agentopcd import losses, models
 from agentopcd.evaluate import Contestant
 from agentopcd.sampling import choices
 from agentopcd.session import Session
-from agentopcd.teacher import response_hidden
+from agentopcd.teacher import logits_of, response_hidden
 from agentopcd.types import Task, Turn
 
 EPISODES = 64
@@ -62,18 +62,14 @@ def drift(session: Session, one: Contestant, base: Contestant, tasks: Sequence[T
             base_NH = own_NH if same else response_hidden(base.model.model, plain, pad_id)
             for start in range(0, len(own_NH), ROWS):
                 where = slice(start, start + ROWS)
-                own_RV = choices.keep(_logits(one.model.model, own_NH[where]), allowed[where])
-                base_RV = own_RV if same else choices.keep(_logits(base.model.model, base_NH[where]), allowed[where])
+                own_RV = choices.keep(logits_of(one.model.model, own_NH[where]), allowed[where])
+                base_RV = own_RV if same else choices.keep(logits_of(base.model.model, base_NH[where]), allowed[where])
                 entropy += float(losses.entropy_nats(own_RV, temperature).sum())
                 kl += float(losses.full_reverse_kl(own_RV, base_RV, temperature=temperature).sum())
     tokens = sum(len(turn.response_ids) for turn in turns)
     return Drift(
         entropy_nats=entropy / max(tokens, 1), kl_nats=kl / max(tokens, 1), tokens=tokens, episodes=len(ids)
     )
-
-
-def _logits(model: Any, hidden_RH: torch.Tensor) -> torch.Tensor:
-    return models.scaled(model, model.get_output_embeddings()(hidden_RH)).float()
 
 
 def _batches(turns: Sequence[Turn]) -> list[list[Turn]]:

@@ -18,6 +18,7 @@ KINDS = ("best", "random", "traces")
 """Contexts that a row's experience leaves: the one that did best on select (the paper's "filtered"), one drawn without
 looking at scores ("test-time"), the episodes as they are. ``step N`` is what a chain had after N episodes."""
 
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """One row of a table, at one size."""
@@ -100,8 +101,6 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
 
 def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
     own = row[size]
-    settings = dict(own["settings"])
-
 
     def located(values: Mapping[str, Any]) -> dict[str, Any]:
         """Files lie beside the recipe, wherever one stands."""
@@ -122,12 +121,25 @@ def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
         if of_experience(config.context) and plan.experience is None:
             raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
     if plan.experience is not None:
-        plan.gathering()
+        _check_chains(plan)
     known = (*plan.untrained, *plan.arms)
     for arm in (arm for claim in plan.claims for arm in claim):
         if arm not in known:
             raise ConfigError(f"a claim of {plan.name!r} is about {arm!r}{did_you_mean(arm, known)}")
     return plan
+
+
+def _check_chains(plan: Plan) -> None:
+    """No context stands in for another: each seed has a chain of its own, and chains are as long as is asked for."""
+    own = plan.gathering()
+    named = {plan.config(arm, 0).context for arm in (*plan.shown, *plan.arms)}
+    depth = min(own.chain_steps, own.episodes_per_round)
+    for steps in (int(name.removeprefix("step ")) for name in named if name.startswith("step ")):
+        if steps > depth:
+            raise ConfigError(f"{plan.name!r} wants step {steps} of chains that have {depth}; raise chain_steps")
+    drawn = {name for name in named if of_experience(name)} - {"best", "traces"}
+    if drawn and len(plan.seeds) > own.chains:
+        raise ConfigError(f"{plan.name!r} has {len(plan.seeds)} seeds and {own.chains} chains, and each wants its own")
 
 
 def of_experience(context: str) -> bool:

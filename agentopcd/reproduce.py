@@ -204,7 +204,7 @@ class Experience:
         if kind in ("best", "traces"):
             return self.best if kind == "best" else self.traces
         chain = self.chains[seed % len(self.chains)]
-        return chain[-1] if kind == "random" else chain[min(int(kind.removeprefix("step ")), len(chain) - 1)]
+        return chain[-1] if kind == "random" else chain[int(kind.removeprefix("step "))]
 
 
 def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Progress) -> Experience:

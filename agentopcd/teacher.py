@@ -150,7 +150,7 @@ class FrozenTeacher:
     @torch.no_grad()
     def logits(self, hidden_RH: Tensor) -> Tensor:
         """Logits ``[R, V]`` before softmax, float32, of some of those rows."""
-        return models.scaled(self.model, self.model.get_output_embeddings()(hidden_RH)).float()
+        return logits_of(self.model, hidden_RH)
 
     def reads(self, sample: Sample) -> int:
         """Tokens that ``sample`` costs it, besides its shared prefix."""
@@ -316,7 +316,12 @@ def sequences(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tupl
 
 def response_logits(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
     """Scores ``[N, V]`` before softmax, float32, that predict each response token: see :func:`response_hidden`."""
-    return models.scaled(model, model.get_output_embeddings()(response_hidden(model, pairs, pad_id))).float()
+    return logits_of(model, response_hidden(model, pairs, pad_id))
+
+
+def logits_of(model: Any, hidden_RH: Tensor) -> Tensor:
+    """Logits ``[R, V]`` before softmax, float32, of rows of last hidden states."""
+    return models.scaled(model, model.get_output_embeddings()(hidden_RH)).float()
 
 
 class SharedPrefix:

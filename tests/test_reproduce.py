@@ -197,6 +197,18 @@ def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
             recipes.read(small, "mini")
 
 
+def test_no_context_stands_in_for_another(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(OWN.replace('"step 1"', '"step 3"'))
+    with pytest.raises(ConfigError, match="wants step 3 of chains that have 2; raise chain_steps"):
+        recipes.read(file, "mini")
+    file.write_text(OWN.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"))
+    with pytest.raises(ConfigError, match="3 seeds and 2 chains"):
+        recipes.read(file, "mini")
+    file.write_text(OWN)
+    assert len(recipes.read(file, "mini")[1]) == 1
+
+
 def test_the_results_page_says_what_was_found(root: Path) -> None:
     script = load_file(root / "recipes" / "paper" / "results.py")
     assert script.PAGE.read_text() == script.page(script.found())

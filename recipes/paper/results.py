@@ -24,7 +24,7 @@ Written by `recipes/paper/results.py` from `docs/results/*.json`, which `make pa
 published for its own models, and what we saw with small ones. Success is on test tasks, without the context except for
 `in-context`, all training seeds together, with Wilson's 95 % interval; the checkpoint was chosen on `select`. A
 verdict follows the 95 % interval of the paired difference over test tasks: above 0 "reproduced", below 0 "refuted",
-else undecided at this size; it is for these training seeds and contexts, of which there are two or three. Our models,
+else undecided at this size; it is for these training seeds and contexts, of which there are one to four. Our models,
 contexts and sizes are not the paper's: a refuted claim is refuted here.
 
 Entropy and KL are of the arm's own replies to the first 64 test tasks (first training seed), in nats a token; the KL is
