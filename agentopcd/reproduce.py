@@ -127,6 +127,8 @@ def run(
         report: ``select``: each student is the checkpoint that did best on select tasks; ``paper``: beside that, every
             checkpoint plays the test tasks, and the best of them are reported, too.
     """
+    if plan.probe:
+        _probe_tasks(plan, work)  # what the probe lacks is said before hours of training, not after them
     outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
     probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
     tokens: dict[str, list[float]] = {arm: [] for arm in outcomes}
@@ -171,7 +173,7 @@ def run(
                     _play(session, one, test, seed, played[-1], name=plan.name)
                 rates[arm].append([_rate(one).rate for one in played])
         if plan.probe:
-            probe = pick(config, EvaluateConfig, **{"context": "", "placement": "user"} | dict(plan.probe))
+            probe = _probe_config(plan, seed)
             with Session(probe, work, say=say, progress=progress) as session:
                 context = session.context(probe.context, probe.placement)[0] if probe.context else EMPTY
                 for one in _loaded(session, {"base": config.model} | students, context):
@@ -232,6 +234,20 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
             traces=raw_traces(session, config.budget_tokens, config.placement).id,
             chains=random.Random(config.seed).sample(chains, len(chains)),
         )
+
+
+def _probe_config(plan: Plan, seed: int) -> EvaluateConfig:
+    own = {"env_args": {}, "splits": "", "context": "", "placement": "user"}  # not of the row's environment
+    return pick(plan.config("base", seed), EvaluateConfig, **own | dict(plan.probe))
+
+
+def _probe_tasks(plan: Plan, work: Path) -> int:
+    """How many tasks the probe plays; its data and its context are read."""
+    config = _probe_config(plan, plan.seeds[0])
+    with Session(config, work, say=lambda line: None) as session:
+        if config.context:
+            session.context(config.context, config.placement)
+        return len(session.tasks("test", config.test_tasks))
 
 
 def shown_context(session: Session, config: ConsolidateConfig) -> Context:
@@ -353,4 +369,6 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
                 f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes, "
                 f"at most {replies:,} replies and {tokens:,} tokens a seed; {tests} test tasks; {needs}"
             )
+    if plan.probe:
+        say(f"{plan.name}, probe: {plan.probe['env']}, {_probe_tasks(plan, work)} test tasks, base and every student")
     say("hours: on one GPU, the replies alone, without their prompts")

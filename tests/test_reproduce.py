@@ -11,7 +11,7 @@ from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from agentopcd import recipes, reproduce
 from agentopcd.cli.reproduce import reproduce as command
-from agentopcd.errors import ConfigError
+from agentopcd.errors import AgentOpcdError, ConfigError
 from agentopcd.knowledge import Store
 from agentopcd.session import no_progress
 from agentopcd.stats import compare
@@ -93,6 +93,7 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
             {"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "reward_model": {"ground_truth": str(i + 1)}}
             for i in range(1100)
         ],
+        "ifeval": [{"key": 1, "prompt": "No comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}],
     }
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="rows cannot run yet"):
@@ -165,7 +166,22 @@ def test_a_plan_is_printed_and_nothing_is_run(small: Path, tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "2 seeds of 1 steps of 2 episodes, at most 2 replies and 4 tokens a seed; 6 test tasks; " in said
     assert " GiB in each process" in said
+    assert "Sums (tiny), probe: math, 3 test tasks" in said
     assert not (tmp_path / "work" / "runs").exists()
+
+
+def test_what_the_probe_lacks_is_said_before_anything_is_trained(small: Path, tmp_path: Path) -> None:
+    text = small.read_text()
+    row, probe = text[: (start := text.index("[row.mini.probe]"))], text[start:]
+    small.write_text(row + probe.replace('"math"', '"absent.jsonl"'))
+    for dry_run in (True, False):
+        with pytest.raises(AgentOpcdError, match=r"absent.jsonl|cannot run yet"):
+            command(str(small), work=tmp_path / "work", dry_run=dry_run)
+    assert not (tmp_path / "work" / "runs").exists()
+    # the row's own settings of its environment are not the probe's
+    small.write_text(row.replace('env = "math"', 'env = "math"\nenv_args = { level = 2 }') + probe)
+    (plan,) = recipes.read(small, "mini")[1]
+    assert plan.config("base", 0).env_args == {"level": 2} and reproduce._probe_config(plan, 0).env_args == {}
 
 
 @pytest.mark.parametrize(
