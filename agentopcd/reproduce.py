@@ -281,7 +281,7 @@ def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
     for name, key in CURVES.items():
         steps = [[record[key] for record in step if key in record] for step in zip(*seeds, strict=True)]
         if any(steps):
-            found[name] = [round(fmean(step), 5) if step else None for step in steps]
+            found[name] = [float(f"{fmean(step):.4g}") if step else None for step in steps]
     return found
 
 

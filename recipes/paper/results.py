@@ -11,12 +11,14 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOUND = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "RESULTS.md"
 PLOTS = ROOT / "docs" / "figures"
+SHOWN = {"kl_nats": "KL to the teacher", "entropy_nats": "entropy", "mass_outside_topk": "mass outside the top k"}
 HEAD = """# Results
 
 Written by `recipes/paper/results.py` from `docs/results/*.json`, which `make paper-mini` makes: each row by
@@ -92,8 +94,27 @@ def section(row: Mapping[str, Any]) -> str:
         ends = ", ".join(f"{arm} {value:.3f}" for arm, value in last.items())
         lines.append(f"- the last step, whether it was chosen or not, on select tasks: {ends}")
     if row["curves"]:
+        lines += training(row)
         lines.append(f"\n[How the training went](figures/{plot_name(row)})")
     return "\n".join(lines) + "\n"
+
+
+def training(row: Mapping[str, Any]) -> list[str]:
+    """A table: where each arm's training began and where it ended, by what is told of the tokens learned from."""
+    lines = [
+        "\nMeans over the first and the last quarter of the steps, of the tokens learned from:\n",
+        "| | " + " | ".join(SHOWN.values()) + " |",
+        "|---|" + "---|" * len(SHOWN),
+    ]
+    for arm, found in row["curves"].items():
+        cells = []
+        for name in SHOWN:
+            values = [value for value in found.get(name, []) if value is not None]
+            quarter = max(1, len(values) // 4)
+            ends = [fmean(values[:quarter]), fmean(values[-quarter:])] if values else []
+            cells.append(" → ".join(f"{value:.2g}" for value in ends))
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def plot_name(row: Mapping[str, Any]) -> str:
