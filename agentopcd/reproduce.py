@@ -149,6 +149,8 @@ def run(
         for arm in plan.arms:
             config = config_of(arm, seed)
             say(f"{plan.name}: {arm}, seed {seed}")
+            if found is not None and config.method == "prefix-replay":
+                play_train(plan, config, work, say=say, progress=progress)
             with Session(config, work, say=say, progress=progress) as session:
                 students[arm] = distil(session, config, find_context(session, config)).folder
             logs[arm].append(Path(students[arm]).with_name("metrics.jsonl"))
@@ -234,6 +236,17 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
             traces=raw_traces(session, config.budget_tokens, config.placement).id,
             chains=random.Random(config.seed).sample(chains, len(chains)),
         )
+
+
+def play_train(
+    plan: Plan, config: ConsolidateConfig, work: Path, *, say: Callable[[str], None], progress: Progress
+) -> None:
+    """Games on train tasks, without a context, for prefix replay: as many as the row's experience has."""
+    episodes = plan.gathering().episodes_per_round
+    play = pick(config, PlayConfig, context="", split="train", extract=False, episodes=episodes)
+    with Session(play, work, say=say, progress=progress) as session:
+        run_id = stage(session, "play", recipe=plan.name)
+        session.finish(run_id, gather(session, play, run_id=run_id).to_dict())
 
 
 def _probe_config(plan: Plan, seed: int) -> EvaluateConfig:

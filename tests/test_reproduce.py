@@ -275,6 +275,8 @@ test-time = "random"
 "raw traces" = "traces"
 "1 episode" = "step 1"
 [row.mini.arms.opcd]
+[row.mini.arms.replay]
+method = "prefix-replay"
 """
 
 
@@ -298,6 +300,8 @@ def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.Ca
             played[seed].add(row["context_id"])
         distilled = [next(iter(store.model_contexts(row["id"]))) for row in store.models(trained=True)]
         assert found.traces not in store.refs().values() and "[" in store.get_context(found.traces).text
+        replayed = store.episodes(env="sokoban", split="train")
+        assert len(replayed) == 4 and {row["context_id"] for row in replayed} == {EMPTY.id}  # two for each seed
         runs = len(store.table("run", "id"))
     for seed, contexts in played.items():
         wanted = {EMPTY.id, found.traces, *(found.context(kind, seed) for kind in ("best", "random", "step 1"))}
