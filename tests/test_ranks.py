@@ -123,6 +123,15 @@ def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     same(alone, tmp_path)
 
 
+@pytest.mark.parametrize("words", [("--method", "context-distillation"), ("--teacher-kind", "ema")])
+def test_two_processes_do_what_one_does_with_other_answers_and_a_teacher_that_moves(
+    flags: list[str], words: tuple[str, str], tmp_path: Path
+) -> None:
+    run("-m", "agentopcd", *flags, *words, "--work", tmp_path / "one")
+    run(*TWO, "-m", "agentopcd", *flags, *words, "--work", tmp_path / "two")
+    same(tmp_path / "one", tmp_path / "two")
+
+
 def test_one_process_has_nothing_to_shard_over(
     flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
