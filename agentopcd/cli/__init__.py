@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 if __name__ != "agentopcd.cli":
     raise ImportError("import this package as agentopcd.cli; the link at the root is only for readers")
@@ -48,6 +49,7 @@ def root(
 
 def main() -> None:
     """Entry point: what this package or the parser refuses is one line on stderr and exit code 2."""
+    warnings.showwarning = _warn
     try:
         sys.exit(_run() or 0)
     except AgentOpcdError as error:
@@ -76,6 +78,11 @@ def _run() -> Any:
         return app(standalone_mode=False)
     finally:
         dismiss()
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """One line, without the place in the code that Python adds."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _refuse(message: str) -> None:

@@ -4,6 +4,8 @@ import builtins
 import json
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +237,12 @@ def test_reasoning_gym_questions() -> None:
     env = make("rg:prime_factorization")
     env.reset(seed=0)
     assert env.step("Answer: no numbers at all")[4]["success"] is False
+
+
+def test_a_warning_is_one_line_on_the_command_line(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": "1 + 1?", "answer": answer}) + "\n" for answer in ("2", "3")))
+    words = [sys.executable, "-m", "agentopcd", "envs", "splits", str(rows)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == "warning: 1 repeated questions have another answer; the first counts\n"
