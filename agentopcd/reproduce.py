@@ -151,8 +151,13 @@ def run(
             say(f"{plan.name}: {arm}, seed {seed}")
             if found is not None and config.method == "prefix-replay":
                 play_train(plan, config, work, say=say, progress=progress)
+            mixed = None
+            if config.mix:  # its contexts were scored with the seed of the row's experience
+                scored = dataclasses.replace(config, seed=plan.gathering().seed)
+                with Session(scored, work, say=say, progress=progress) as session:
+                    mixed = find_context(session, scored)
             with Session(config, work, say=say, progress=progress) as session:
-                students[arm] = distil(session, config, find_context(session, config)).folder
+                students[arm] = distil(session, config, mixed or find_context(session, config)).folder
             logs[arm].append(Path(students[arm]).with_name("metrics.jsonl"))
         config = plan.config("base", seed)
         with Session(config, work, say=say, progress=progress) as session:

@@ -261,13 +261,13 @@ context = "random"
 steps = 1
 batch_size = 1
 max_tokens = 40
-select_tasks = 1
+select_tasks = 8
 test_tasks = 1
 [row.mini.experience]
 episodes_per_round = 2
 chains = 2
 chain_steps = 2
-candidates = 1
+candidates = 4
 extract_tokens = 64
 [row.mini.shown]
 filtered = "best"
@@ -277,6 +277,10 @@ test-time = "random"
 [row.mini.arms.opcd]
 [row.mini.arms.replay]
 method = "prefix-replay"
+[row.mini.arms.mixture]
+context = ""
+mix = 1
+force = true
 """
 
 
@@ -306,7 +310,7 @@ def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.Ca
     for seed, contexts in played.items():
         wanted = {EMPTY.id, found.traces, *(found.context(kind, seed) for kind in ("best", "random", "step 1"))}
         assert contexts == wanted
-    assert set(distilled) == {found.context("random", 0), found.context("random", 1)}
+    assert set(distilled) == {found.context("random", 0), found.context("random", 1), found.best}  # best: the mixture
     with Store.open(tmp_path / "work" / "store.db") as store:
         assert len(store.table("run", "id")) == runs  # it was read back
     file.write_text(OWN.replace("[row.mini.experience]", "[row.mini.unused]"))
