@@ -138,8 +138,10 @@ def _check_chains(plan: Plan) -> None:
         if steps > depth:
             raise ConfigError(f"{plan.name!r} wants step {steps} of chains that have {depth}; raise chain_steps")
     drawn = {name for name in named if of_experience(name)} - {"best", "traces"}
-    if drawn and len(plan.seeds) > own.chains:
-        raise ConfigError(f"{plan.name!r} has {len(plan.seeds)} seeds and {own.chains} chains, and each wants its own")
+    if drawn and len({seed % own.chains for seed in plan.seeds}) < len(plan.seeds):
+        raise ConfigError(
+            f"{plan.name!r} has the seeds {list(plan.seeds)} and {own.chains} chains, and seed % chains must differ"
+        )
 
 
 def of_experience(context: str) -> bool:

@@ -35,12 +35,14 @@ Outcomes = dict[tuple[int, str, int, int], bool]
 CURVES = {
     "select": "select/success",
     "success": "rollout/success",
+    "loss_nats": "loss/value_nats",
     "kl_nats": "loss/kl_full_sampled_nats",
     "entropy_nats": "kl/student_entropy_nats",
     "mass_outside_topk": "kl/student_mass_outside_topk",
 }
 """What is told of every step of an arm's training, and what its log calls it: of the tokens that were learned from,
-with KL and entropy over the whole vocabulary; ``select`` is success on select tasks, at the steps that measured it."""
+the loss in its own form, with KL and entropy over the whole vocabulary; ``select`` is success on select tasks, at the
+steps that measured it."""
 
 
 SUSTAINED = 3e14

@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 FOUND = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "RESULTS.md"
 PLOTS = ROOT / "docs" / "figures"
-SHOWN = {"kl_nats": "KL to the teacher", "entropy_nats": "entropy", "mass_outside_topk": "mass outside the top k"}
+SHOWN = {
+    "loss_nats": "the loss itself", "kl_nats": "KL to the teacher", "entropy_nats": "entropy",
+    "mass_outside_topk": "mass outside the top k",
+}  # fmt: skip
 HEAD = """# Results
 
 Written by `recipes/paper/results.py` from `docs/results/*.json`, which `make paper-mini` makes: each row by
@@ -101,14 +104,15 @@ def section(row: Mapping[str, Any]) -> str:
 
 def training(row: Mapping[str, Any]) -> list[str]:
     """A table: where each arm's training began and where it ended, by what is told of the tokens learned from."""
+    shown = [name for name in SHOWN if any(name in found for found in row["curves"].values())]
     lines = [
         "\nMeans over the first and the last quarter of the steps, of the tokens learned from:\n",
-        "| | " + " | ".join(SHOWN.values()) + " |",
-        "|---|" + "---|" * len(SHOWN),
+        "| | " + " | ".join(SHOWN[name] for name in shown) + " |",
+        "|---|" + "---|" * len(shown),
     ]
     for arm, found in row["curves"].items():
         cells = []
-        for name in SHOWN:
+        for name in shown:
             values = [value for value in found.get(name, []) if value is not None]
             quarter = max(1, len(values) // 4)
             ends = [fmean(values[:quarter]), fmean(values[-quarter:])] if values else []
