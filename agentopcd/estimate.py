@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +100,32 @@ def train_flop(name: str, tokens: int) -> float:
 
 def skeleton(name: str) -> Any:
     """The model's shape without its weights. Of a hub id only the config is fetched."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     models.quiet()
     if name in sources.FETCHED and not (sources.cache_dir() / name / "config.json").is_file():
         raise models.ModelError(f"{name} has not been fetched yet")
     local = name in sources.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
     try:
-        settings = AutoConfig.from_pretrained(sources.find_base(name) if local else name, trust_remote_code=False)
+        settings = _config(str(sources.find_base(name))) if local else _from_hub(name)
+        if isinstance(settings, Exception):
+            raise settings
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise models.ModelError(f"cannot read the config of {name!r}: {error}") from error
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(name, trust_remote_code=False)
+
+
+@functools.cache
+def _from_hub(name: str) -> Any:
+    """A hub's config, or why it cannot be had: asked for once, because offline an answer takes half a minute."""
+    try:
+        return _config(name)
+    except (OSError, ValueError, KeyError) as error:
+        return error

@@ -122,11 +122,13 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
 
 
 def quiet() -> None:
-    """No bars and warnings of transformers between our own lines; its errors still come."""
+    """No bars and warnings of transformers and its hub between our own lines; their errors still come."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
 
 
 def keep_freed_memory() -> None:

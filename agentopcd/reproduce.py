@@ -372,7 +372,6 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
             f"extractions, {own.candidates} candidates at most on {own.select_tasks} select tasks"
         )
     say(f"{plan.name}, without training: {', '.join(plan.untrained)}; {len(plan.seeds)} seeds of {test}")
-    unknown: dict[str, str] = {}  # models whose config cannot be had, asked for once
     with Session(base, work, say=lambda line: None) as session:
         tests = len(session.tasks("test", base.test_tasks))
         for arm in plan.arms:
@@ -382,9 +381,9 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
             tokens = replies * config.max_tokens
             try:
                 hours = train_flop(name, tokens) / SUSTAINED / 3600
-                needs = unknown.get(name) or f"{memory(name, config, session.compute)}; at least {hours:.2g} h a seed"
+                needs = f"{memory(name, config, session.compute)}; at least {hours:.2g} h a seed"
             except ModelError as error:
-                needs = unknown[name] = f"memory and time not estimated: {str(error).splitlines()[0]}"
+                needs = f"memory and time not estimated: {str(error).splitlines()[0]}"
             say(
                 f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes, "
                 f"at most {replies:,} replies and {tokens:,} tokens a seed; {tests} test tasks; {needs}"

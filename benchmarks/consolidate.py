@@ -94,6 +94,7 @@ class Step:
 
     def run(self) -> dict[str, tuple[float, float]]:
         from agentopcd import losses
+        from agentopcd.consolidate import micro_batches
         from agentopcd.teacher import response_hidden, response_logits
 
         torch, models, model, teacher = self.torch, self.models, self.student.model, self.teacher
@@ -102,30 +103,32 @@ class Step:
         def lap(phase: str) -> None:
             nonlocal last
             now = (time.process_time(), time.perf_counter())
-            spent[phase] = (now[0] - last[0], now[1] - last[1])
+            cpu, wall = spent.get(phase, (0.0, 0.0))
+            spent[phase] = (cpu + now[0] - last[0], wall + now[1] - last[1])
             last = now
 
         samples = self.rollout()
         weights = losses.token_weights([s.num_tokens for s in samples], "seq_mean")
-        weights_N = torch.tensor([w for s, w in zip(samples, weights, strict=True) for _ in s.response_ids])
-        pairs = [(s.student_ids, s.response_ids) for s in samples]
         lap("rollout")
         plain = self.args.arm == "plain"
-        scored = teacher.score(samples) if plain else teacher.hidden(samples)
-        lap("teacher")
-        find = response_logits if plain else response_hidden
-        with models.autocast(torch.device("cpu"), self.compute):
-            mine = find(model, pairs, self.student.tokenizer.pad_token_id)
-        if plain:
-            loss = losses.weighted_sum(losses.divergence(mine, scored, temperature=0.7).loss_N, weights_N)
-        else:
+        for chunk, weights_N in micro_batches(samples, weights, self.args.tokens_per_batch, teacher.reads):
+            pairs = [(s.student_ids, s.response_ids) for s in chunk]
+            scored = teacher.score(chunk) if plain else teacher.hidden(chunk)
+            lap("teacher")
+            find = response_logits if plain else response_hidden
+            with models.autocast(torch.device("cpu"), self.compute):
+                mine = find(model, pairs, self.student.tokenizer.pad_token_id)
+            if plain:
+                loss = losses.weighted_sum(losses.divergence(mine, scored, temperature=0.7).loss_N, weights_N)
+            else:
 
-            def loss_of(rows: Any, where: slice) -> Any:
-                student_RV, teacher_RV = models.scaled(model, rows), teacher.logits(scored[where])
-                return losses.divergence(student_RV, teacher_RV, temperature=0.7).loss_N
+                def loss_of(rows: Any, where: slice, scored: Any = scored) -> Any:
+                    student_RV, teacher_RV = models.scaled(model, rows), teacher.logits(scored[where])
+                    return losses.divergence(student_RV, teacher_RV, temperature=0.7).loss_N
 
-            loss = losses.in_chunks(loss_of, mine, weights_N, model.get_output_embeddings())
-        loss.backward()
+                loss = losses.in_chunks(loss_of, mine, weights_N, model.get_output_embeddings())
+            loss.backward()
+            lap("update")
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -181,7 +184,8 @@ def measured(args: argparse.Namespace, arm: str, context: int) -> dict[str, Any]
         args.context = context
         return call([args.trl, str(Path(__file__).with_name("trl_sdft.py"))], trl_job(args))
     shared = ["--model", args.model, "--batch", args.batch, "--reply", args.reply, "--steps", args.steps,
-              "--compute", args.compute, "--threads", args.threads]  # fmt: skip
+              "--compute", args.compute, "--threads", args.threads,
+              "--tokens-per-batch", args.tokens_per_batch]  # fmt: skip
     words = [*shared, "--arm", arm, "--context", context]
     return call([sys.executable, "-m", "benchmarks.consolidate", *map(str, words)])
 
@@ -245,6 +249,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="samples a step")
     parser.add_argument("--reply", type=int, default=64, help="tokens a reply")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a process")
+    parser.add_argument("--tokens-per-batch", type=int, default=1 << 20, help="of ours; the default is one batch")
     parser.add_argument("--repeats", type=int, default=3, help="processes of each arm, alternating")
     parser.add_argument("--compute", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from agentopcd import recipes, reproduce
+from agentopcd import estimate, recipes, reproduce
 from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.errors import AgentOpcdError, ConfigError
 from agentopcd.knowledge import Store
@@ -112,6 +112,27 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
         arms = sum(len(plan.arms) for plan in recipes.read(file, "full")[1])
         assert said.count(" GiB in each process") == said.count(" h a seed") == arms
         assert said.count("without training: base, ") == len(recipes.read(file, "full")[1])
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_for_each_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def config_of(name: str, **_: Any) -> Any:
+        asked.append(name)
+        raise OSError("no connection\nand more")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
+    estimate._from_hub.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match="3 of 3 rows cannot run yet"):
+            command("person", size="full", dry_run=True, work=tmp_path)
+    finally:
+        estimate._from_hub.cache_clear()
+    assert asked == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B-Instruct-2507"]
+    said = capsys.readouterr().out
+    assert said.count("not estimated: cannot read the config of 'Qwen/Qwen3-1.7B': no connection\n") == 4
 
 
 def test_a_recipe_runs_and_a_second_call_repeats_nothing(
