@@ -46,6 +46,13 @@ def all_sharded(trained):
     print("sharded:", len(trained), flush=True)
 consolidate.check_float32 = all_sharded
 """
+MIXED = """
+from agentopcd.cli import main, verbs
+from agentopcd.types import Context, Mixture
+parts = Context("- EXPERIENCE ITEM: always go left"), Context("- EXPERIENCE ITEM: answers that end in five are wrong")
+verbs.find_context = lambda session, config: Mixture(parts, (0.6, 0.4))
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,23 @@ def test_two_processes_do_what_one_does_with_other_answers_and_a_teacher_that_mo
 ) -> None:
     run("-m", "agentopcd", *flags, *words, "--work", tmp_path / "one")
     run(*TWO, "-m", "agentopcd", *flags, *words, "--work", tmp_path / "two")
+    same(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_processes_answer_stored_turns_as_one_does(flags: list[str], tmp_path: Path) -> None:
+    played = "--env math --split train --episodes 6 --no-extract --max-tokens 12 --temperature 1 --compute float32"
+    for work, launcher in ((tmp_path / "one", ()), (tmp_path / "two", TWO)):
+        model = flags[flags.index("--model") + 1]
+        run("-m", "agentopcd", "play", *played.split(), "--model", model, "--work", work)
+        said = run(*launcher, "-m", "agentopcd", *flags, "--method", "prefix-replay", "--work", work)
+        assert "replaying the turns of 6 stored episodes" in said
+    same(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_processes_score_with_the_contexts_that_one_draws(flags: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mixed.py").write_text(MIXED)
+    run(tmp_path / "mixed.py", *flags, "--work", tmp_path / "one")
+    run(*TWO, tmp_path / "mixed.py", *flags, "--work", tmp_path / "two")
     same(tmp_path / "one", tmp_path / "two")
 
 
