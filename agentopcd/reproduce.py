@@ -384,9 +384,11 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
                 needs = f"{memory(name, config, session.compute)}; at least {hours:.2g} h a seed"
             except ModelError as error:
                 needs = f"memory and time not estimated: {str(error).splitlines()[0]}"
+            replayed = config.method == "prefix-replay" and plan.experience is not None
+            games = f" after {plan.gathering().episodes_per_round} games on train tasks" if replayed else ""
             say(
-                f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes, "
-                f"at most {replies:,} replies and {tokens:,} tokens a seed; {tests} test tasks; {needs}"
+                f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes"
+                f"{games}, at most {replies:,} replies and {tokens:,} tokens a seed; {tests} test tasks; {needs}"
             )
     if plan.probe:
         say(f"{plan.name}, probe: {plan.probe['env']}, {_probe_tasks(plan, work)} test tasks, base and every student")

@@ -112,6 +112,7 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
         arms = sum(len(plan.arms) for plan in recipes.read(file, "full")[1])
         assert said.count(" GiB in each process") == said.count(" h a seed") == arms
         assert said.count("without training: base, ") == len(recipes.read(file, "full")[1])
+        assert said.count("after 300 games on train tasks") == (2 if file.stem == "oel" else 0)
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_for_each_model(
