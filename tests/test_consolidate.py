@@ -782,6 +782,29 @@ def test_an_adapter_learns_in_bfloat16_after_a_shared_prefix(
     done.teacher.assert_unchanged()
 
 
+def test_an_adapter_learns_on_layers_that_are_no_linears(tmp_path: Path) -> None:
+    """GPT-2 keeps its weights transposed, in a layer of its own."""
+    from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+    folder = tiny.build(tmp_path / "model")
+    size = len(AutoTokenizer.from_pretrained(folder))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = GPT2Config(vocab_size=size, n_positions=512, n_embd=32, n_layer=2, n_head=2, initializer_range=0.5)
+        made = GPT2LMHeadModel(shape)
+    made.generation_config = GenerationConfig(eos_token_id=tiny.END, pad_token_id=tiny.PAD)
+    made.save_pretrained(folder)
+    done = train(folder, tmp_path / "work", lora_rank=4, steps=6, learning_rate=1e-2, batch_size=5)
+    kl = [record["loss/value_nats"] for record in done.steps]
+    assert min(kl[-3:]) < 0.8 * kl[0]
+    base = models.load_model(str(folder))
+    samples = [turn_sample([5, 6, 7], [9, 5, 6, 7], [8, 30, 40])]
+    exact = FrozenTeacher(base, base, compute=torch.float32)
+    assert torch.equal(done.teacher.score(samples), exact.score(samples))
+    ids, saved = torch.tensor([[9, 5, 6, 7]]), models.load_model(str(done.result.folder))
+    assert (saved.model(ids).logits - models.load_model(str(folder)).model(ids).logits).abs().max() > 0.1
+
+
 def test_an_id_does_not_follow_the_order_or_the_place_of_things(adapted: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(adapted.result.folder, folder)
