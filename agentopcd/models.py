@@ -220,7 +220,8 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
     settings = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of GPT-2's layers PEFT sets it right by itself
         torch.manual_seed(seed)
         loaded.adapter = peft.get_peft_model(loaded.model, settings)
     hub = not Path(loaded.name).exists() and loaded.name not in sources.BUILT_IN
