@@ -16,6 +16,7 @@ from agentopcd.cli import main
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import ConfigError
 from agentopcd.ranks import Ranks
+from agentopcd.types import Context, Mixture
 from tests import tiny
 
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
@@ -46,11 +47,18 @@ def all_sharded(trained):
     print("sharded:", len(trained), flush=True)
 consolidate.check_float32 = all_sharded
 """
-MIXED = """
-from agentopcd.cli import main, verbs
+PARTS = Context("- EXPERIENCE ITEM: always go left"), Context("- EXPERIENCE ITEM: answers that end in five are wrong")
+MIXED = Mixture(PARTS, (0.6, 0.4))
+MIXES = f"""
+from agentopcd import handover
+from agentopcd.cli import main
 from agentopcd.types import Context, Mixture
-parts = Context("- EXPERIENCE ITEM: always go left"), Context("- EXPERIENCE ITEM: answers that end in five are wrong")
-verbs.find_context = lambda session, config: Mixture(parts, (0.6, 0.4))
+mixed = {MIXED!r}
+def find_context(session, config):
+    for part in mixed.parts:
+        session.store.add_context(part)
+    return mixed
+handover.find_context = find_context
 main()
 """
 
@@ -150,9 +158,10 @@ def test_two_processes_answer_stored_turns_as_one_does(flags: list[str], tmp_pat
 
 
 def test_two_processes_score_with_the_contexts_that_one_draws(flags: list[str], tmp_path: Path) -> None:
-    (tmp_path / "mixed.py").write_text(MIXED)
-    run(tmp_path / "mixed.py", *flags, "--work", tmp_path / "one")
-    run(*TWO, tmp_path / "mixed.py", *flags, "--work", tmp_path / "two")
+    (tmp_path / "mixes.py").write_text(MIXES)
+    for work, launcher in ((tmp_path / "one", ()), (tmp_path / "two", TWO)):
+        said = run(*launcher, tmp_path / "mixes.py", *flags, "--work", work)
+        assert f"consolidating context {MIXED.id[:12]}" in said
     same(tmp_path / "one", tmp_path / "two")
 
 

@@ -32,9 +32,8 @@ verdict follows the 95 % interval of the paired difference over test tasks: abov
 else undecided at this size; it is for these training seeds and contexts, of which there are one to four. Our models,
 contexts and sizes are not the paper's: a refuted claim is refuted here.
 
-The intervals know of tasks, and hardly of training: two seeds say little about a third. Table 2 was run twice, with one
-and with two threads, which round differently. The lake's own notes came out the same to every digit; in arithmetic
-OPCD - context distillation was +0.029 [-0.017, +0.075], shown below, and then +0.072 [+0.024, +0.120].
+The intervals know of tasks, and hardly of training: two seeds say little about a third, and another number of threads,
+which only changes the rounding, can move a verdict on SmolLM2 (`docs/LOG.md`, "The same run twice").
 
 Entropy and KL are of the arm's own replies to the first 64 test tasks (first training seed), in nats a token; the KL is
 the reverse one to the base, which is shown no context.
