@@ -311,7 +311,6 @@ class TrainConfig(PlayerConfig):
         if self.shard and self.lora_rank:
             raise ConfigError("every process plays with the whole model anyway; leave out --shard or --lora-rank")
 
-
     @property
     def by_teacher(self) -> bool:
         """Whether the method learns from the teacher's answers."""

@@ -67,9 +67,7 @@ def drift(session: Session, one: Contestant, base: Contestant, tasks: Sequence[T
                 entropy += float(losses.entropy_nats(own_RV, temperature).sum())
                 kl += float(losses.full_reverse_kl(own_RV, base_RV, temperature=temperature).sum())
     tokens = sum(len(turn.response_ids) for turn in turns)
-    return Drift(
-        entropy_nats=entropy / max(tokens, 1), kl_nats=kl / max(tokens, 1), tokens=tokens, episodes=len(ids)
-    )
+    return Drift(entropy_nats=entropy / max(tokens, 1), kl_nats=kl / max(tokens, 1), tokens=tokens, episodes=len(ids))
 
 
 def _batches(turns: Sequence[Turn]) -> list[list[Turn]]:

@@ -201,9 +201,7 @@ def dismiss() -> None:
         Ranks().from_main(None)
 
 
-def _arms(
-    student: models.LoadedModel, teacher: models.LoadedModel, context: Context | Mixture
-) -> list[Contestant]:
+def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Context | Mixture) -> list[Contestant]:
     """Who the student to be is compared with: itself without and with the context, and another teacher, if any.
 
     Of a mixture the best context is shown.
@@ -217,9 +215,7 @@ def _arms(
     return [*arms, Contestant(label="teacher", model=teacher, context=context.parts[0])]
 
 
-def _table(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, found: Distilled
-) -> Evaluation:
+def _table(session: Session, config: ConsolidateConfig, context: Context | Mixture, found: Distilled) -> Evaluation:
     """The evaluation of a run, read back from the stored episodes; plays nothing."""
     known = session.loaded
 

@@ -68,9 +68,7 @@ class StepMeter:
         if not cap:
             return 1.0
         ids, sampled = (column[where].to(student_NV.device) for column in (self.ids, self.sampled))
-        weights_N = losses.importance_weights(
-            student_NV, ids, sampled, cap=cap, temperature=self.sampling_temperature
-        )
+        weights_N = losses.importance_weights(student_NV, ids, sampled, cap=cap, temperature=self.sampling_temperature)
         self.rows["importance"].append(weights_N.cpu())
         return weights_N
 

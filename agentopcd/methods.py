@@ -56,7 +56,6 @@ class Opcd:
             student_NV, teacher_NV, form=self.config.divergence, k=self.config.support, temperature=self.temperature
         )
 
-
     def measured(self, figures: dict[str, float | int]) -> dict[str, float | int]:
         """What of the figures of a step's episodes means anything."""
         return figures

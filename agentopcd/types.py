@@ -166,7 +166,6 @@ class Context:
         """The experience items in it, marker removed; empty for free text."""
         return [line[len(MARKER) :].strip() for line in self.text.splitlines() if line.startswith(MARKER)]
 
-
     @property
     def parts(self) -> tuple[Context, ...]:
         """What a :class:`Mixture` has several of."""

@@ -18,6 +18,4 @@ def test_every_command_has_help_with_an_example(cli_generator: ModuleType) -> No
         text = cli_generator.plain_help(words, command)
         assert text.startswith(f"Usage: {' '.join(words)} ")
         if not getattr(command, "commands", None):
-            assert f"agentopcd {words[1]}" in text.partition("\n")[2], (
-                f"no example in: {' '.join(words)} --help"
-            )
+            assert f"agentopcd {words[1]}" in text.partition("\n")[2], f"no example in: {' '.join(words)} --help"

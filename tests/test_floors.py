@@ -14,7 +14,8 @@ FLOORS = {
     "errors": 0,
     "types": 0,
     "config": 1,
-    "chat": 1, "ranks": 1,
+    "chat": 1,
+    "ranks": 1,
     "losses": 1,
     "stats": 1,
     "runs": 1,
@@ -134,9 +135,7 @@ def test_every_module_has_a_floor_and_imports_only_from_below(path: Path) -> Non
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_third_party_imports_stay_where_they_belong(path: Path) -> None:
-    outside = {
-        (line, name.partition(".")[0]) for line, name in imports(path) if not name.startswith("agentopcd")
-    }
+    outside = {(line, name.partition(".")[0]) for line, name in imports(path) if not name.startswith("agentopcd")}
     outside = {(line, head) for line, head in outside if head not in sys.stdlib_module_names}
     here = unit(path)
     if here in MAY_IMPORT:

@@ -62,9 +62,7 @@ def test_root_links_refuse_to_be_imported(root: Path) -> None:
 
 
 def test_no_drawers_for_everything(root: Path) -> None:
-    found = [
-        path for name in ("utils.py", "common.py", "helpers.py") for path in (root / "agentopcd").rglob(name)
-    ]
+    found = [path for name in ("utils.py", "common.py", "helpers.py") for path in (root / "agentopcd").rglob(name)]
     assert found == []
 
 

@@ -44,14 +44,10 @@ def row(values: list[float], *, grad: bool = False) -> Tensor:
 
 def near(got: Tensor, wanted: list[float] | float) -> None:
     """Equal to the six decimals the hand values are written with."""
-    assert got.flatten().tolist() == pytest.approx(
-        wanted if isinstance(wanted, list) else [wanted], abs=1.5e-6
-    )
+    assert got.flatten().tolist() == pytest.approx(wanted if isinstance(wanted, list) else [wanted], abs=1.5e-6)
 
 
-def grad_of(
-    form: Form, student: list[float], teacher: list[float], k: int, temperature: float = 1.0
-) -> Tensor:
+def grad_of(form: Form, student: list[float], teacher: list[float], k: int, temperature: float = 1.0) -> Tensor:
     z = row(student, grad=True)
     divergence(z, row(teacher), form=form, k=k, temperature=temperature).loss_N.sum().backward()
     assert z.grad is not None
@@ -121,9 +117,7 @@ def test_forward_support_is_the_teachers() -> None:
     near(renorm.teacher_mass_N, (math.exp(2) + 1) / (math.exp(2) + 1 + math.exp(-1)))
 
 
-@pytest.mark.parametrize(
-    ("k", "temperature", "P", "Q"), [(2, 1.0, 0.866813, 0.809006), (3, 1.0, 0.952574, 0.889047)]
-)
+@pytest.mark.parametrize(("k", "temperature", "P", "Q"), [(2, 1.0, 0.866813, 0.809006), (3, 1.0, 0.952574, 0.889047)])
 def test_masses(k: int, temperature: float, P: float, Q: float) -> None:
     got = topk_reverse_kl(row(STUDENT), row(TEACHER), k=k, temperature=temperature)
     near(got.student_mass_N, P)
@@ -200,9 +194,7 @@ def test_divergences_are_not_negative_and_tail_is_below_full(
     rows: tuple[list[float], list[float]], k: int, temperature: float
 ) -> None:
     student, teacher = row(rows[0]), row(rows[1])
-    value = {
-        form: divergence(student, teacher, form=form, k=k, temperature=temperature).value_N for form in FORMS
-    }
+    value = {form: divergence(student, teacher, form=form, k=k, temperature=temperature).value_N for form in FORMS}
     for form in ("full", "tail", "renorm"):
         assert value[form].item() >= -1e-12, form
     assert value["tail"].item() <= value["full"].item() + 1e-12
@@ -224,9 +216,7 @@ def test_raw_and_tail_decompose(rows: tuple[list[float], list[float]], k: int) -
         assert tail == pytest.approx(raw + (1 - P) * math.log((1 - P) / (1 - Q)), abs=1e-7)
 
 
-@given(
-    values=st.lists(st.floats(-8, 8), min_size=2, max_size=9), shift=st.floats(-20, 20), k=st.integers(1, 10)
-)
+@given(values=st.lists(st.floats(-8, 8), min_size=2, max_size=9), shift=st.floats(-20, 20), k=st.integers(1, 10))
 def test_zero_at_the_teacher_and_logits_may_be_shifted(values: list[float], shift: float, k: int) -> None:
     student, teacher = row(values), row([v + shift for v in values])
     for form in FORMS:
@@ -255,9 +245,7 @@ def test_k_of_the_whole_vocabulary_is_the_full_divergence(form: Form, dtype: tor
     for k in (6, 256):
         got = divergence(student, teacher, form=form, k=k)
         torch.testing.assert_close(got.value_N, wanted.detach())
-        torch.testing.assert_close(
-            torch.autograd.grad(got.loss_N.sum(), student)[0], wanted_grad, atol=1e-6, rtol=1e-5
-        )
+        torch.testing.assert_close(torch.autograd.grad(got.loss_N.sum(), student)[0], wanted_grad, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(got.student_mass_N, torch.ones(1, dtype=dtype))
         torch.testing.assert_close(got.teacher_mass_N, torch.ones(1, dtype=dtype))
 
@@ -290,9 +278,7 @@ def test_tail_does_not_cancel_when_almost_nothing_is_outside() -> None:
     got = topk_reverse_kl(student, teacher, k=1, form="tail").value_N
     assert got.item() == pytest.approx(full_reverse_kl(student.double(), teacher.double()).item(), rel=1e-6)
     student.requires_grad_()
-    (gradient,) = torch.autograd.grad(
-        topk_reverse_kl(student, teacher, k=1, form="tail").loss_N.sum(), student
-    )
+    (gradient,) = torch.autograd.grad(topk_reverse_kl(student, teacher, k=1, form="tail").loss_N.sum(), student)
     student64 = student.detach().double().requires_grad_()
     (wanted,) = torch.autograd.grad(
         topk_reverse_kl(student64, teacher.double(), k=1, form="tail").loss_N.sum(), student64
@@ -311,10 +297,7 @@ def test_splitting_a_step_into_micro_batches_changes_nothing(form: Form) -> None
 
         def total(pieces: list[slice], weights_N: Tensor = weights_N) -> tuple[Tensor, Tensor]:
             z = student.clone().requires_grad_()
-            losses_ = [
-                weighted_sum(divergence(z[s], teacher[s], form=form, k=5).loss_N, weights_N[s])
-                for s in pieces
-            ]
+            losses_ = [weighted_sum(divergence(z[s], teacher[s], form=form, k=5).loss_N, weights_N[s]) for s in pieces]
             for loss in losses_:
                 loss.backward()
             assert z.grad is not None
@@ -402,9 +385,7 @@ def test_half_precision_logits_are_computed_in_float32(form: Form, dtype: torch.
         torch.testing.assert_close(got.value_N.double(), wanted.value_N, rtol=2e-5, atol=1e-6)
     assert wanted.value_N.dtype == torch.float64
     assert (
-        entropy_nats(student).dtype
-        == token_logprobs(student, torch.zeros(5, dtype=torch.long)).dtype
-        == torch.float32
+        entropy_nats(student).dtype == token_logprobs(student, torch.zeros(5, dtype=torch.long)).dtype == torch.float32
     )
 
 

@@ -129,9 +129,7 @@ def test_thinking_is_stripped_from_what_later_turns_and_the_extractor_see(
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("history", ["transcript", "chat"])
-def test_no_token_is_lost_or_doubled_on_the_way_to_the_loss(
-    tokenizer: Any, mode: dict[str, Any], history: str
-) -> None:
+def test_no_token_is_lost_or_doubled_on_the_way_to_the_loss(tokenizer: Any, mode: dict[str, Any], history: str) -> None:
     episode, chat = played(tokenizer, mode, history)
     samples, dropped = samples_of([episode], chat, LESSONS, "keep")
     assert not dropped and [s.response_ids for s in samples] == [turn.response_ids for turn in episode.turns]

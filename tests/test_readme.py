@@ -70,9 +70,7 @@ def test_it_is_short(readme: str) -> None:
 
 def test_relative_links_exist(root: Path, readme: str) -> None:
     prose = FENCE.sub("", readme)
-    links = re.findall(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)", prose) + re.findall(
-        r"(?:src|href)=\"([^\"]+)\"", prose
-    )
+    links = re.findall(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)", prose) + re.findall(r"(?:src|href)=\"([^\"]+)\"", prose)
     local = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
     missing = [link for link in local if not (root / link).exists()]
     assert missing == []

@@ -380,9 +380,7 @@ class OneByOne(Scripted):
 
 def test_no_episode_waits_for_another_and_all_get_what_they_get_in_batches(tokenizer: Any) -> None:
     in_batches = player_of(tokenizer, by_turn(["1", "2", "3"]))
-    one_by_one = dataclasses.replace(
-        in_batches, sampler=OneByOne(tokenizer, by_turn(["1", "2", "3"])), concurrency=3
-    )
+    one_by_one = dataclasses.replace(in_batches, sampler=OneByOne(tokenizer, by_turn(["1", "2", "3"])), concurrency=3)
     usual, free = list(play(in_batches, walks(*range(6)))), list(play(one_by_one, walks(*range(6))))
     assert [e.task.seed for e in free] != [e.task.seed for e in usual] == list(range(6))
     assert free[0].task.seed == 2 and free[-1].task.seed == 0  # the newest of three first; the first one waits

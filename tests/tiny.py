@@ -46,9 +46,7 @@ def build(folder: Path, *, seed: int = 0, tie: bool = True, hearing: float = 1.0
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator(
-        ["the player moves up, down, left, right", "move the box to the goal"] * 20, trainer
-    )
+    raw.train_from_iterator(["the player moves up, down, left, right", "move the box to the goal"] * 20, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         eos_token="<|im_end|>",

@@ -25,9 +25,7 @@ from agentopcd.knowledge import Store
 from agentopcd.types import EMPTY, Turn
 from recipes.pocket.worlds import ROWS, Rules, places
 
-LINE = re.compile(
-    r"<think>goal (\w) hole (\w) up>(\w+) right>(\w+) P (\S+) (.*?) path (.*?) go (\w+)</think>\[(\w+)\]"
-)
+LINE = re.compile(r"<think>goal (\w) hole (\w) up>(\w+) right>(\w+) P (\S+) (.*?) path (.*?) go (\w+)</think>\[(\w+)\]")
 REASONS = ("form", "roles", "directions", "squares", "path", "move", "other")
 
 

@@ -82,7 +82,6 @@ class LakeBoard:
         return "Current Board:\n\n" + "\n".join(lines)
 
 
-
 @dataclasses.dataclass(frozen=True)
 class RoomBoard:
     """A Sokoban room without its rules."""
@@ -255,9 +254,7 @@ class RoomSearch:
 
     def __init__(self, board: RoomBoard, target: Cell) -> None:
         inside = {(r, c) for r in range(board.height) for c in range(board.width)} - board.walls
-        self.model = Warehouse(
-            floor=frozenset(inside), goals=frozenset({target}), player=(-1, -1), boxes=frozenset()
-        )
+        self.model = Warehouse(floor=frozenset(inside), goals=frozenset({target}), player=(-1, -1), boxes=frozenset())
         self.target = target
 
     def plan(

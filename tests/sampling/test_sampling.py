@@ -69,9 +69,7 @@ def loaded(folder: Path) -> models.LoadedModel:
     params=["transformers", *(pytest.param(name, marks=pytest.mark.vllm) for name in ("vllm", "server"))],
     scope="module",
 )
-def make(
-    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Make]:
+def make(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
     with contextlib.ExitStack() as stack:
         if request.param == "server":
             log = tmp_path_factory.mktemp("vllm") / "log"

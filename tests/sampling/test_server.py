@@ -290,7 +290,10 @@ print("done")
     ("words", "told"),
     [
         ("--server http://127.0.0.1:9", "no server answers at http://127.0.0.1:9; start one with: "),
-        ("--server localhost:8000", "'localhost:8000' is no address of a server; wanted one like http://localhost:8000"),
+        (
+            "--server localhost:8000",
+            "'localhost:8000' is no address of a server; wanted one like http://localhost:8000",
+        ),
         ("--engine server", "--engine server needs an address; add --server URL"),
         ("--engine vllm --server http://there", "is of no use to --engine vllm; leave one of them out"),
     ],
