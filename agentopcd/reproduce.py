@@ -16,15 +16,15 @@ from statistics import fmean
 from typing import Any
 
 from agentopcd.config import ConsolidateConfig, EvaluateConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.distil import distil
 from agentopcd.drift import Drift, drift, drift_dict, drift_lines
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, floor_text
 from agentopcd.experience import chains_of, choose, gather, raw_traces
 from agentopcd.handover import find_context
-from agentopcd.learn import distil, stage
 from agentopcd.recipes import Plan, of_experience
 from agentopcd.runs import CHECKPOINTS
-from agentopcd.session import Progress, Session, no_progress
+from agentopcd.session import Progress, Session, no_progress, stage
 from agentopcd.stats import Comparison, Rate, compare
 from agentopcd.types import EMPTY, Context, Task
 

@@ -360,6 +360,12 @@ class Session:
         return run_config(self.config) | own | facts
 
 
+def stage(session: Session, verb: str, **facts: Any) -> int:
+    """The run row of one stage of a longer job: an unfinished or finished one of the same settings, else a new one."""
+    done = session.finished(verb, **facts)
+    return session.begin(verb, **facts) if done is None else done
+
+
 def run_config(config: PlayerConfig) -> dict[str, Any]:
     """Settings as JSON, with the environment's own name kept apart from the label that replaces it.
 

@@ -36,6 +36,8 @@ FLOORS = {
     "drift": 4.5,
     "consolidate": 5,
     "handover": 5,
+    "distil": 5.5,
+    "student": 5,
     "learn": 6,
     "recipes": 1.5,
     "reproduce": 6.5,

@@ -15,11 +15,11 @@ from agentopcd import consolidate as loop
 from agentopcd import methods
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig, PlayConfig
+from agentopcd.distil import Distilled, distil
 from agentopcd.errors import ConfigError
 from agentopcd.experience import gather
 from agentopcd.handover import find_context, shares
 from agentopcd.knowledge import play_missing
-from agentopcd.learn import Distilled, distil
 from agentopcd.rollouts import Player
 from agentopcd.runs import CHECKPOINTS
 from agentopcd.session import Session

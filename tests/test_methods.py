@@ -56,7 +56,7 @@ class Trained:
 
 
 def train(model_dir: Path, work: Path, *, kill_at: int = 0, share: bool = False, **changes: Any) -> Trained:
-    """What ``learn.train_student`` does, on few tasks; with ``kill_at`` it dies at its so-many-th line."""
+    """What ``distil.train_student`` does, on few tasks; with ``kill_at`` it dies at its so-many-th line."""
     config = settings(**changes)
     student = models.load_model(str(model_dir))
     student.end_ids = ENDS

@@ -159,7 +159,7 @@ def test_what_was_not_confirmed_is_not_distilled_unless_forced(train_session: Se
 
 
 def test_training_on_a_held_out_task_is_a_leak(train_session: Session) -> None:
-    from agentopcd.learn import distil
+    from agentopcd.distil import distil
 
     manifest = train_session.manifest
     for split in ("select", "confirm", "test"):

@@ -69,7 +69,7 @@ def _run() -> Any:
     """The command. Where a launcher started several processes, the first one runs it and the others help it train."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return app(standalone_mode=False)
-    from agentopcd.learn import dismiss, follow
+    from agentopcd.distil import dismiss, follow
     from agentopcd.ranks import Ranks
 
     if not Ranks().main:

@@ -126,8 +126,8 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
                 f"memory: {_memory(session, config)}",
             ]
             return _plan(session, call, plan)
+        from agentopcd.distil import distil
         from agentopcd.handover import find_context
-        from agentopcd.learn import distil
 
         result = distil(session, config, find_context(session, config))
         call.show(result.to_dict())
@@ -146,7 +146,7 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
             return _plan(session, call, [f"up to three arms on {n} test tasks"])
         from agentopcd.drift import drift_dict, drift_lines
         from agentopcd.evaluate import lines
-        from agentopcd.learn import evaluate_student
+        from agentopcd.student import evaluate_student
 
         result, moved = evaluate_student(session, config)
         call.show(result.to_dict() | drift_dict(moved))

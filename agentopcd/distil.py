@@ -1,0 +1,217 @@
+"""What ``agentopcd consolidate`` does: evaluate, train, evaluate again, and register the student."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentopcd import methods, models, sharding
+from agentopcd.config import ConsolidateConfig, player_flags
+from agentopcd.consolidate import Consolidated, consolidate, draw
+from agentopcd.errors import ConfigError
+from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
+from agentopcd.handover import shares
+from agentopcd.ranks import Ranks
+from agentopcd.runs import Run, write_json
+from agentopcd.session import Session, player_of, run_config
+from agentopcd.teacher import teacher_of
+from agentopcd.types import Context, Episode, Mixture, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distilled:
+    """What a consolidation came to."""
+
+    folder: str
+    """The student, an ordinary Hugging Face folder."""
+    model_id: str
+    parent_id: str
+    teacher_id: str
+    context_id: str
+    best_step: int
+    evaluation: Evaluation | None
+    repeated: bool = False
+    """The run had finished before; nothing was trained."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "folder": self.folder, "model": self.model_id, "parent": self.parent_id,
+            "teacher": self.teacher_id, "context": self.context_id,
+            "best_step": self.best_step, "repeated": self.repeated,
+            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+        }  # fmt: skip
+
+
+def distil(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> Distilled:
+    """Evaluate, train, evaluate again, and register the student with what it carries.
+
+    A killed call is resumed by repeating it; a finished one is reported and not repeated.
+    """
+    if Ranks().count > 1 and config.device != "auto":
+        raise ConfigError(f"device is {config.device!r} with {Ranks().count} processes; leave it out")
+    if config.shard and Ranks().count == 1:
+        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
+    session.resume_model("consolidate", context.id)
+    student = session.loaded
+    teacher_model = session.load(config.teacher) if config.teacher else student
+    identity = run_config(config) | {
+        "env": session.env, "student": student.id, "teacher_id": teacher_model.id, "context_id": context.id,
+        "setup": session.setup(), "splits": {name: len(tasks) for name, tasks in session.manifest.splits.items()},
+    }  # fmt: skip
+    run = Run(session.work, "consolidate", identity)
+    if (done := run.result) is not None:
+        session.say(f"already done: {run.folder}")
+        if (open_run := session.unfinished("consolidate", context_id=context.id, folder=str(run.folder))) is not None:
+            session.store.finish(open_run, done)  # killed between the two records of the end
+        found = Distilled(
+            folder=done["folder"], model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
+            context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
+        )  # fmt: skip
+        table = _table(session, config, context, found) if config.test_tasks else None
+        return dataclasses.replace(found, evaluation=table)
+    train = session.tasks("train")
+    session.manifest.guard_training(train)
+    stored = replayed(session, run.folder, train, config) if config.method == "prefix-replay" else []
+    run_id = session.begin("consolidate", context_id=context.id, folder=str(run.folder))
+    arms = _arms(student, teacher_model, context)
+    test = session.tasks("test", config.test_tasks) if config.test_tasks else []
+    if test:
+        before = evaluate(session, arms, test, run_id=run_id)
+        for line in lines(before)[1 : 2 + len(arms)]:
+            session.say(line)
+    session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
+    training = Training(
+        config=config, student=str(student.folder), context=context, stored=stored,
+        train=list(dict.fromkeys(episode.task for episode in stored)) or train,
+        select=session.tasks("select", config.select_tasks), work=session.work, identity=identity,
+    )  # fmt: skip
+    Ranks.training = True
+    Ranks().from_main(training)
+    result = train_student(training, student, teacher_model, run, session.say)
+    Ranks.training = False
+    session.store.add_model(
+        result.model_id, str(result.folder), str(result.folder), student.id, run_id, shares(context)
+    )
+    out = Distilled(
+        folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
+        context_id=context.id, best_step=result.best_step, evaluation=None,
+    )  # fmt: skip
+    if test:
+        # The weights in memory have moved, so only the saved student plays; the others are read back.
+        evaluate(session, [Contestant(label="student", model=session.load(out.folder))], test, run_id=run_id)
+        out = dataclasses.replace(out, evaluation=_table(session, config, context, out))
+    session.finish(run_id, out.to_dict())
+    run.finish(out.to_dict())
+    # The weights in memory are the last step's, no longer the base's: whoever plays on loads the base again.
+    session.forget_model()
+    return out
+
+
+def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
+    """The stored episodes of train tasks whose turns are answered anew; the same ones when a killed run goes on.
+
+    Raises:
+        ConfigError: none was played with these settings.
+    """
+    file = folder / "replayed.json"
+    if not file.is_file():
+        tasks = set(train)
+        rows = session.store.episodes(env=session.env, setup=session.setup(), split="train")
+        ids = [row["id"] for row in rows if Task(row["seed"], row["task_key"]) in tasks]
+        if not ids:
+            raise ConfigError(
+                f"no stored episode of {session.env} on train tasks with these settings to replay; run `agentopcd play "
+                f"--split train --no-extract {player_flags(config)}`"
+            )
+        write_json(file, ids)
+    episodes = [session.store.transcript(id_) for id_ in json.loads(file.read_text())]
+    session.say(f"replaying the turns of {len(episodes)} stored episodes; the environment is not asked again")
+    return episodes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What a process needs to know to take part in the training of a student."""
+
+    config: ConsolidateConfig
+    student: str
+    context: Context | Mixture
+    train: Sequence[Task]
+    stored: Sequence[Episode]
+    """What prefix replay goes on from."""
+    select: Sequence[Task]
+    work: Path
+    identity: dict[str, Any]
+
+
+def train_student(
+    training: Training, student: models.LoadedModel, teacher: models.LoadedModel, run: Run, say: Callable[[str], None]
+) -> Consolidated:
+    """The loop, in the first process and in those that follow it."""
+    config, context = training.config, training.context
+    compute = models.pick_compute(config.compute, next(student.model.parameters()).device)
+    answers = training.stored
+    if config.by_teacher and training.train:  # without tasks the loop says so
+        say("the teacher answers, with the context")
+        jobs = [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)]
+        answers = methods.answers(config, player_of(config, teacher, compute), context, jobs, run.folder, Ranks())
+        say(f"it won {sum(e.success for e in answers)} of {len(answers)} train episodes")
+    if config.lora_rank:
+        models.add_adapter(student, config.lora_rank, compute, config.seed)
+    player = player_of(config, student, compute)
+    if config.shard:
+        student = sharding.sharded_copy(student)
+    prefixes = [player.chat.prefix(part) for part in context.parts]
+    scorer = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)
+    return consolidate(
+        config, student=student, teacher=scorer, context=context, player=player,
+        train=training.train, select=training.select, run=run, compute=compute, say=say,
+        method=methods.make(config, player, answers),
+    )  # fmt: skip
+
+
+def follow() -> None:
+    """What every process but the first one does: take part in trainings until the first one has no more."""
+    training: Training | None
+    while (training := Ranks().from_main(None)) is not None:
+        device = models.pick_device(training.config.device)
+        student = models.load_model(training.student, device=device)
+        name = training.config.teacher
+        teacher = models.load_model(name, device=device) if name else student
+        run = Run(training.work, "consolidate", training.identity)
+        train_student(training, student, teacher, run, lambda line: None)
+
+
+def dismiss() -> None:
+    """Let the processes that follow end. After an error within a training it is the launcher that ends them."""
+    if not Ranks.training:
+        Ranks().from_main(None)
+
+
+def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Context | Mixture) -> list[Contestant]:
+    """Who the student to be is compared with: itself without and with the context, and another teacher, if any.
+
+    Of a mixture the best context is shown.
+    """
+    arms = [
+        Contestant(label="base", model=student),
+        Contestant(label="in-context", model=student, context=context.parts[0]),
+    ]
+    if teacher.id == student.id:
+        return arms
+    return [*arms, Contestant(label="teacher", model=teacher, context=context.parts[0])]
+
+
+def _table(session: Session, config: ConsolidateConfig, context: Context | Mixture, found: Distilled) -> Evaluation:
+    """The evaluation of a run, read back from the stored episodes; plays nothing."""
+    known = session.loaded
+
+    def named(model_id: str) -> models.LoadedModel:
+        return dataclasses.replace(known, id=model_id)
+
+    arms = _arms(named(found.parent_id), named(found.teacher_id), context)
+    arms.append(Contestant(label="student", model=named(found.model_id)))
+    return tabulate(session, arms, session.tasks("test", config.test_tasks), setup=session.setup())
