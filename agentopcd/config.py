@@ -316,6 +316,11 @@ class TrainConfig(PlayerConfig):
         """Whether the method learns from the teacher's answers."""
         return self.method in ("context-distillation", "seqkd")
 
+    @property
+    def replays(self) -> bool:
+        """Whether the method learns from stored episodes of train tasks."""
+        return self.method == "prefix-replay"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayConfig(GatherConfig):

@@ -6,34 +6,68 @@ Each step:
 2. the teacher, **with** the context in its prompt, scores the very token ids the student sampled;
 3. the student minimises the reverse KL to it on those tokens, and takes one optimizer step.
 
-``methods.py`` holds this method and those it is compared with, ``losses.py`` the formulas, ``teacher.py`` the
-positions, ``chat.py`` the prompts, ``rollouts.py`` the games.
+``methods.py`` holds this method and those it is compared with, ``losses.py`` the formulas, ``positions.py`` the rows
+that are scored, ``chat.py`` the prompts, ``rollouts.py`` the games.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import random
 import shutil
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from agentopcd import losses, methods, models, sharding, sources
-from agentopcd.chat import Chat
+from agentopcd import checkpoint, losses, models, sharding, sources
+from agentopcd.checkpoint import Progress
+from agentopcd.chunks import in_chunks
 from agentopcd.config import ConsolidateConfig
-from agentopcd.errors import AlignmentError, ConfigError
-from agentopcd.measures import StepMeter, rollout_measures
+from agentopcd.errors import ConfigError
+from agentopcd.learner import Learner
+from agentopcd.methods import Method
+from agentopcd.metrics import (
+    Clock,
+    StepMeter,
+    console_line,
+    context_tokens,
+    definition,
+    rollout_record,
+    select_record,
+    update_record,
+)
+from agentopcd.models import LoadedModel
+from agentopcd.played import draw, play_step, say_read_apart, success_on
 from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Player
-from agentopcd.runs import CHECKPOINTS, Run, console_line
+from agentopcd.runs import CHECKPOINTS, Run
+from agentopcd.samples import Batch, Sample, micro_batches
 from agentopcd.stats import Rate
-from agentopcd.teacher import FrozenTeacher, Sample, response_hidden
-from agentopcd.types import Context, Episode, Job, Mixture, Task
+from agentopcd.teacher import FrozenTeacher
+from agentopcd.types import Context, Mixture, Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is taught, and on which tasks: gathered once, the same in every process.
+
+    Raises:
+        ConfigError: an empty context, or no tasks.
+    """
+
+    config: ConsolidateConfig
+    context: Context | Mixture
+    train: Sequence[Task]
+    """Tasks to roll out on."""
+    select: Sequence[Task]
+    """Tasks the checkpoint is chosen on; disjoint from ``train``."""
+
+    def __post_init__(self) -> None:
+        if not self.context.text:
+            raise ConfigError("the context is empty, so the teacher has nothing to teach; name one with --context")
+        if not self.train or not self.select:
+            raise ConfigError(f"{len(self.train)} train and {len(self.select)} select tasks; consolidation needs both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,20 +83,15 @@ class Consolidated:
 
 
 def consolidate(
-    config: ConsolidateConfig,
+    training: Training,
     *,
-    student: models.LoadedModel,
+    student: LoadedModel,
     teacher: FrozenTeacher,
-    context: Context | Mixture,
-    player: Player,
-    train: Sequence[Task],
-    select: Sequence[Task],
+    method: Method,
     run: Run,
-    compute: torch.dtype,
-    method: methods.Opcd | None = None,
     say: Callable[[str], None] = print,
 ) -> Consolidated:
-    """Distil ``context`` into ``student``, in place, and save the best checkpoint as ``run.folder/student``.
+    """Distil the context into ``student``, in place, and save the best checkpoint as ``run.folder/student``.
 
     A run that was killed goes on from its last checkpoint and ends bit-equal to an uninterrupted one
     (transformers engine, same thread count): every random choice is a function of seed, step and task. Several
@@ -70,329 +99,175 @@ def consolidate(
     ``config.shard``, a part of them (see ``sharding.py``).
 
     Args:
-        player: plays with the student's weights as they change, and never shows it the context.
-        train: tasks to roll out on.
-        select: tasks the checkpoint is chosen on; disjoint from ``train``.
-        method: whose answers are learned from, and how; None: the student's own, by reverse KL.
+        method: whose answers are learned from, and by which divergence. Its player plays with the student's weights
+            as they change, and never shows it the context.
 
     Raises:
-        ConfigError: an empty context, or no tasks.
         AlignmentError: the two prompts of a turn differ in more than the context.
     """
-    if not context.text:
-        raise ConfigError("the context is empty, so the teacher has nothing to teach; name one with --context")
-    if not train or not select:
-        raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
-    device = next(student.model.parameters()).device
-    method = method or methods.Opcd(config, player)
-    ranks = Ranks()
-    whole = student.whole or student  # what plays and is saved
+    config, player, ranks = training.config, method.player, Ranks.current()
     say = say if ranks.main else lambda line: None
-    model = student.model.eval()  # dropout off in both models' passes
-    with models.autocast(device, compute):
-        models.check_head(whole.model)
-    if student.adapter is None:
-        model.requires_grad_(True)
-    models.attend_without_padding(student, compute)
-    if config.gradient_checkpointing:
-        models.checkpoint_gradients(model)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    check_float32(trained)
-    learning_rate = config.learning_rate or student.learning_rate * (10 if student.adapter else 1)
-    optimizer = torch.optim.AdamW(
-        trained.values(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
-    )
-
-    state = run.load(trained, optimizer, teacher.weights)
-    if state is None:
-        state = {"step": 0, "best_step": 0, "skipped": 0, "select": {}}
-        player.sampler.update()  # an engine that cannot take weights says so now, not after the first step
-        state["select"]["0"] = success_on(player, select, ranks)
-        if ranks.main:
-            run.rewind(-1)
-            run.log(
-                {"step": 0, "loss/definition": definition(config, student, teacher, context, method)}
-                | select_record(state, 0)
-            )
-        say(f"before training: {rate_of(state, 0)} on {len(select)} select tasks, without the context")
-    else:
-        sharding.update_whole(student)
-        player.sampler.update()
-        ranks.wait()  # all have read the log's place before it is cut
-        if ranks.main:
-            run.rewind(state["step"])
-        say(f"resumed after step {state['step']}")
-
-    temperature = config.loss_temperature or config.temperature
+    learner = Learner(student, config, teacher.compute)
+    progress = resume(learner, teacher, player, run, say) or begin(training, learner, teacher, method, run, say)
     noted = False
-    for step in range(state["step"] + 1, config.steps + 1):
+    for step in range(progress.step + 1, config.steps + 1):
         clock = Clock()
 
         # 1. The student plays without the context (or, with a baseline, the teacher has played with it).
-        drift = None
-        played = []
-        for episode in method.play(ranks.mine(draw(train, step, config))):
-            own = samples_of([episode], player.chat, context, config.cut_replies, by_teacher=method.by_teacher)
-            played.append((episode, *own))
-        played = [one for share in ranks.everyone(played) for one in share]
-        played.sort(key=lambda one: (one[0].task, one[0].rep))  # they finish in any order; the sum should not
-        samples = [sample for _, own, _ in played for sample in own]
-        apart = read_apart(samples) if player.game.form == "chat" else 0
-        if apart and not noted:
-            noted = True
-            why = "the template, or how earlier replies are shown, changes them"
-            say(f"note: {apart} later turns are not read in one pass with those before: {why}")
+        played = play_step(method, draw(training.train, step, config), training.context, ranks)
+        noted = noted or say_read_apart(played, say)
         player.sampler.rest()
         clock.lap("rollout")
 
-        # 2. + 3. The teacher scores the same tokens with the context; the student learns from it.
-        meter = StepMeter(temperature, config.temperature)
-        weights = losses.token_weights([s.num_tokens for s in samples], config.reduction)
-        batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads))
-        for (chunk, chunk_weights), counts, round_ in ranks.deal(batches, even=config.shard):
-            most = max(teacher.passes(other) for other, _ in round_) if config.shard else 0
-            teacher_NH = teacher.hidden(chunk, passes=most)
-            clock.lap("teacher")
-            into = meter if counts else StepMeter(temperature, config.temperature)
-            into.begin(chunk)
-            with models.autocast(device, compute, keep=not config.shard):
-                pairs = [(s.student_ids, s.response_ids) for s in chunk]
-                student_NH = response_hidden(model, pairs, student.tokenizer.pad_token_id)
+        # 2. The teacher, with the context, scores the same tokens. 3. The student learns from it.
+        meter = StepMeter(method.temperature, config.temperature, config.importance_cap)
+        for batch in deal(played.samples, config, teacher, ranks):
+            learn_from(batch, learner, teacher, method, meter, clock)
+        norm, moved = learner.step(ranks, learned=bool(played.samples))
 
-            def loss_of(
-                products_RV: torch.Tensor, where: slice, teacher_NH: torch.Tensor = teacher_NH, into: StepMeter = into
-            ) -> torch.Tensor:
-                # What the engine could not say, neither model is scored on.
-                student_RV = into.keep(where, models.scaled(model, products_RV))
-                teacher_RV = into.keep(where, teacher.logits(teacher_NH[where]))
-                token = method.divergence(student_RV, teacher_RV, into.ids[where])
-                into.add(where, student_RV, teacher_RV, token)
-                return token.loss_N * into.importance(where, student_RV, config.importance_cap)
-
-            # The weights hold for the whole step, so how it is split into batches and processes changes nothing.
-            losses.in_chunks(loss_of, student_NH, chunk_weights * counts, model.get_output_embeddings()).backward()
-            clock.lap("update")
-        ranks.sum_gradients(trained.values())
-        norm = sharding.clip_gradients(trained.values(), config.clip_norm)
-        ok = math.isfinite(norm) and bool(samples)
-        if ok:
-            optimizer.step()
-            sharding.update_whole(student)
-            teacher.follow(model, step)
-            drift = player.sampler.update()
-        else:
-            state["skipped"] += 1
-        optimizer.zero_grad(set_to_none=True)
+        # The weights have changed: a teacher that moves and an engine with a copy of its own hear of it.
+        gap_nats = None
+        if moved:
+            teacher.follow(learner.model, step)
+            gap_nats = player.sampler.update()
+        progress.step, progress.skipped = step, progress.skipped + (not moved)
         clock.lap("update")
 
+        # What the step did, and, every so often, how the student does on select tasks.
         meter.gather(ranks.everyone(meter.rows))
-        dropped = sum(dropped for _, _, dropped in played)
-        measures = method.measured(rollout_measures([e for e, _, _ in played], samples, dropped))
-        record: dict[str, Any] = {
-            "step": step, "loss/name": method.name,
-            **(meter.result() if samples else {"loss/value_nats": 0.0}),
-            **measures, "engine/policy_step": step - 1, **({} if drift is None else {"engine/drift_nats": drift}),
-            "train/grad_norm": norm if math.isfinite(norm) else None,
-            "train/clipped": norm > config.clip_norm, "train/skipped": not ok,
-            "train/skipped_total": state["skipped"], "train/learning_rate": learning_rate,
-            "train/turns_read_apart": apart,
-            "teacher/context_tokens": longest(player.chat, context), **clock.times(),
-        }  # fmt: skip
-        state["step"] = step
-        if step % config.select_every == 0 or step == config.steps:
-            state["select"][str(step)] = success_on(player, select, ranks)
-            facts = {"step": step, "context": context.id}
-            names = [f"{CHECKPOINTS}/{step:06d}"] * config.keep_checkpoints
-            if better(state, step):
-                state["best_step"] = step
-                names.append("best")
-            for name in names if ranks.main else ():
-                models.save_model(whole, run.folder / name, parent_id=student.id, facts=facts)
-            record |= select_record(state, step)
+        record = meter.result() if played.samples else {"loss/value_nats": 0.0}
+        record |= method.measured(rollout_record(played.episodes, played.samples, played.dropped))
+        record |= update_record(progress, learner, norm, moved, gap_nats) | clock.times()
+        record |= {"loss/name": method.name, "train/turns_read_apart": played.apart}
+        record |= {"teacher/context_tokens": context_tokens(player.chat, training.context)}
+        evaluated = step % config.select_every == 0 or step == config.steps
+        if evaluated:
+            record |= choose_checkpoint(progress, learner, player, training, run)
         if ranks.main:
             run.log(record)
         say(console_line(record, config.steps, clock.total_s * (config.steps - step)))
-        if str(step) in state["select"]:
-            say(f"         select {rate_of(state, step)}, best at step {state['best_step']}")
+        if evaluated:
+            say(f"         select {progress.select[step]}, best at step {progress.best_step}")
         # After an evaluation, too: the best checkpoint and the step it is said to be of must not part in a kill.
-        if (ranks.main or config.shard) and (step % config.save_every == 0 or str(step) in state["select"]):
-            run.save(trained, optimizer, state, teacher.weights)
-
+        if (ranks.main or config.shard) and (step % config.save_every == 0 or evaluated):
+            checkpoint.save(run.folder, learner.trained, learner.optimizer, progress.to_dict(), teacher.weights)
     teacher.assert_unchanged()
-    folder = run.folder / "student"
-    if ranks.main and (run.folder / "best").is_dir():  # absent when a kill came right after this line
+    return finish(progress, config, run)
+
+
+# -- begin or resume ------------------------------------------------------------------------------------
+
+
+def resume(
+    learner: Learner, teacher: FrozenTeacher, player: Player, run: Run, say: Callable[[str], None]
+) -> Progress | None:
+    """Go on after the last checkpoint of the run, if there is one."""
+    state = checkpoint.load(run.folder, learner.trained, learner.optimizer, teacher.weights)
+    if state is None:
+        return None
+    progress, ranks = Progress.from_dict(state), Ranks.current()
+    sharding.update_whole(learner.student)
+    player.sampler.update()
+    ranks.wait()  # all have read the log's place before it is cut
+    if ranks.main:
+        run.rewind(progress.step)  # the steps after the checkpoint are run again
+    say(f"resumed after step {progress.step}")
+    return progress
+
+
+def begin(
+    training: Training,
+    learner: Learner,
+    teacher: FrozenTeacher,
+    method: Method,
+    run: Run,
+    say: Callable[[str], None],
+) -> Progress:
+    """Write down what the loss is, and how the student does before training."""
+    progress, ranks = Progress(), Ranks.current()
+    method.player.sampler.update()  # an engine that cannot take weights says so now, not after the first step
+    progress.select[0] = Rate(*success_on(method.player, training.select, ranks))
+    if ranks.main:
+        run.rewind(-1)
+        said = {"step": 0, "loss/definition": definition(learner.student, teacher, training.context, method)}
+        run.log(said | select_record(progress, 0))
+    say(f"before training: {progress.select[0]} on {len(training.select)} select tasks, without the context")
+    return progress
+
+
+# -- 2. score, 3. learn ---------------------------------------------------------------------------------
+
+
+def deal(samples: Sequence[Sample], config: ConsolidateConfig, teacher: FrozenTeacher, ranks: Ranks) -> Iterator[Batch]:
+    """This process's batches of a step.
+
+    The weights of tokens are those of the whole step, so how it is split into batches and processes changes nothing.
+    """
+    weights = losses.token_weights([sample.num_tokens for sample in samples], config.reduction)
+    batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads))
+    for (chunk, weights_N), counts, round_ in ranks.deal(batches, even=config.shard):
+        # Where weights are sharded, all processes must run a model equally often.
+        passes = max(teacher.passes(other) for other, _ in round_) if config.shard else 0
+        yield Batch(samples=chunk, weights_N=weights_N, counts=counts, passes=passes)
+
+
+def learn_from(
+    batch: Batch, learner: Learner, teacher: FrozenTeacher, method: Method, meter: StepMeter, clock: Clock
+) -> None:
+    """Let the teacher score a batch, and add the gradient of the student's loss on it to that of the step.
+
+    Nothing but hidden states is kept of either model: logits are made, compared and dropped a chunk of rows at a time.
+    """
+    teacher_NH = teacher.hidden(batch.samples, passes=batch.passes)
+    clock.lap("teacher")
+    figures = meter if batch.counts else meter.aside()
+    figures.begin(batch.samples)
+    student_NH = learner.hidden(batch.samples)
+
+    def loss_of(products_RV: torch.Tensor, rows: slice) -> torch.Tensor:
+        # Neither model is scored on what the engine was not allowed to say.
+        student_RV = figures.keep(rows, models.scaled(learner.model, products_RV))
+        teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows]))
+        token = method.divergence(student_RV, teacher_RV, figures.ids[rows])
+        figures.add(rows, student_RV, teacher_RV, token)
+        return token.loss_N * figures.importance(rows, student_RV)
+
+    weights_N = batch.weights_N * batch.counts
+    in_chunks(loss_of, student_NH, weights_N, learner.model.get_output_embeddings()).backward()
+    clock.lap("update")
+
+
+# -- choose, finish -------------------------------------------------------------------------------------
+
+
+def choose_checkpoint(
+    progress: Progress, learner: Learner, player: Player, training: Training, run: Run
+) -> dict[str, Any]:
+    """Evaluate the student on select tasks and save it if it is the best so far; what the step's record says of it."""
+    step, config, ranks = progress.step, training.config, Ranks.current()
+    progress.select[step] = Rate(*success_on(player, training.select, ranks))
+    names = [f"{CHECKPOINTS}/{step:06d}"] * config.keep_checkpoints
+    if progress.better(step):
+        progress.best_step = step
+        names.append("best")
+    facts = {"step": step, "context": training.context.id}
+    for name in names if ranks.main else ():
+        models.save_model(learner.whole, run.folder / name, parent_id=learner.student.id, facts=facts)
+    return select_record(progress, step)
+
+
+def finish(progress: Progress, config: ConsolidateConfig, run: Run) -> Consolidated:
+    """Make the best checkpoint the student."""
+    folder, best, ranks = run.folder / "student", run.folder / "best", Ranks.current()
+    if ranks.main and best.is_dir():  # absent when a kill came right after this block
         shutil.rmtree(folder, ignore_errors=True)
         if config.merge:
-            models.merge(run.folder / "best")
-        (run.folder / "best").rename(folder)
+            models.merge(best)
+        best.rename(folder)
     ranks.wait()
     return Consolidated(
         folder=folder,
         model_id=sources.fingerprint(folder),
-        best_step=state["best_step"],
-        select={int(at): Rate(*rate) for at, rate in state["select"].items()},
+        best_step=progress.best_step,
+        select=dict(progress.select),
     )
-
-
-def samples_of(
-    episodes: Iterable[Episode], chat: Chat, context: Context | Mixture, cut_replies: str, *, by_teacher: bool = False
-) -> tuple[list[Sample], int]:
-    """One sample per turn, and how many were left out: empty responses and, on request, cut ones.
-
-    Args:
-        by_teacher: the teacher answered, with the context, and not the student.
-
-    Raises:
-        AlignmentError: the prompt that was really answered is not the one that is scored.
-    """
-    samples, dropped = [], 0
-    for episode in episodes:
-        shown = context.drawn(episode.task, episode.rep)
-        for index, turn in enumerate(episode.turns if episode.stop_reason != "env_error" else ()):
-            if not turn.response_ids or (cut_replies == "drop" and turn.finish_reason == "length"):
-                dropped += 1
-                continue
-            student_ids, teacher_ids = chat.views(turn.messages, shown)
-            asked = teacher_ids if by_teacher else student_ids
-            if asked != turn.prompt_ids:
-                raise AlignmentError(
-                    f"turn {index} of task {episode.task.key} was answered to another prompt "
-                    f"({len(turn.prompt_ids)} tokens, rendered again {len(asked)})"
-                )
-            samples.append(
-                Sample(
-                    student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
-                    logprobs=() if by_teacher else turn.logprobs, turn=index, choices=turn.choices,
-                    context=shown.id,
-                )
-            )  # fmt: skip
-    return samples, dropped
-
-
-def micro_batches(
-    samples: Sequence[Sample], weights: Sequence[float], budget: int, reads: Callable[[Sample], int] = lambda _: 0
-) -> Iterable[tuple[list[Sample], torch.Tensor]]:
-    """Samples of similar length together, each with the weights of its tokens ``[N]``.
-
-    A batch holds at most ``budget`` tokens, padding included, or a single sequence; all of it was scored with one
-    context. Turns of a chat that only grows are one sequence.
-
-    Args:
-        reads: tokens that the teacher reads for a sample.
-    """
-    chats: list[list[int]] = []
-    for i, sample in enumerate(samples):
-        if i and sample.continues(samples[i - 1]):
-            chats[-1].append(i)
-        else:
-            chats.append([i])
-
-    def length(chat: list[int]) -> int:
-        last = samples[chat[-1]]
-        return max(len(last.student_ids) + last.num_tokens, reads(last))
-
-    def shown(chat: list[int]) -> str:
-        return samples[chat[0]].context
-
-    chats.sort(key=lambda chat: (shown(chat), length(chat)))
-    while chats:
-        size, alike = 1, [chat for chat in chats if shown(chat) == shown(chats[0])]
-        while size < len(alike) and (size + 1) * length(alike[size]) <= budget:
-            size += 1
-        chosen, chats = [i for chat in chats[:size] for i in chat], chats[size:]
-        tokens = [weights[i] for i in chosen for _ in samples[i].response_ids]
-        yield [samples[i] for i in chosen], torch.tensor(tokens)
-
-
-def read_apart(samples: Sequence[Sample]) -> int:
-    """Later turns of a growing chat that do not continue the one before, so that their whole prompt is read again."""
-    return sum(s.turn > 0 and not (i and s.continues(samples[i - 1])) for i, s in enumerate(samples))
-
-
-def draw(train: Sequence[Task], step: int, config: ConsolidateConfig) -> list[Job]:
-    """The jobs of one step: every task once per epoch, in an order seeded by epoch.
-
-    The epoch is the repetition, so a task that comes twice in one step gets other noise.
-    """
-    picked = []
-    for place in range((step - 1) * config.batch_size, step * config.batch_size):
-        epoch, index = divmod(place, len(train))
-        order = list(range(len(train)))
-        random.Random(f"{config.seed}:{epoch}").shuffle(order)
-        picked.append(Job(train[order[index]], rep=epoch))
-    return picked
-
-
-def success_on(player: Player, tasks: Sequence[Task], ranks: Ranks) -> list[int]:
-    """``[wins, n]`` of the student without the context; broken episodes do not count."""
-    jobs = [Job(task) for task in ranks.mine(tasks)]
-    scored = [e.success for e in player.play(jobs) if e.stop_reason != "env_error"]
-    return [sum(column) for column in zip(*ranks.everyone((sum(scored), len(scored))), strict=True)]
-
-
-def better(state: dict[str, Any], step: int) -> bool:
-    """Whether this evaluation beats the best trained one so far; the earlier one wins a tie."""
-    best = state["select"].get(str(state["best_step"]))
-    wins, n = state["select"][str(step)]
-    return state["best_step"] == 0 or wins * best[1] > best[0] * n
-
-
-def rate_of(state: dict[str, Any], step: int) -> str:
-    return str(Rate(*state["select"][str(step)]))
-
-
-def select_record(state: dict[str, Any], step: int) -> dict[str, Any]:
-    wins, n = state["select"][str(step)]
-    rate = Rate(wins, n)
-    return {"select/success": wins / max(n, 1), "select/n": n, "select/low": rate.low, "select/high": rate.high}
-
-
-def definition(
-    config: ConsolidateConfig, student: models.LoadedModel, teacher: FrozenTeacher,
-    context: Context | Mixture, method: methods.Opcd,
-) -> dict[str, Any]:  # fmt: skip
-    """What the loss is, once per run. A model's id covers its weights, tokenizer and chat template."""
-    return {
-        "student": student.id,
-        "method": config.method, "answers": config.answers if method.by_teacher else "the student's own",
-        "direction": method.direction, "name": method.name, "support": f"{method.support_of} top-{config.support}",
-        "rollout_temperature": config.temperature, "loss_temperature": config.loss_temperature or config.temperature,
-        "reduction": config.reduction, "cut_replies": config.cut_replies,
-        "importance_cap": config.importance_cap, "teacher": teacher.kind,
-        "teacher_hash": teacher.hash, "context": context.id, "placement": context.placement,
-        "context_tokens": longest(method.player.chat, context), "setup": method.player.setup(),
-    }  # fmt: skip
-
-
-def longest(chat: Chat, context: Context | Mixture) -> int:
-    """Tokens of the context, of the longest one of a mixture."""
-    return max(chat.count_tokens(part.text) for part in context.parts)
-
-
-def check_float32(parameters: Mapping[str, torch.Tensor]) -> None:
-    """At lr 1e-6 a bfloat16 parameter does not move, and nobody would be told."""
-    wrong = {name for name, p in parameters.items() if p.dtype != torch.float32}
-    if wrong:
-        raise ConfigError(f"{len(wrong)} parameters are not float32 ({min(wrong)}); train float32 masters")
-
-
-class Clock:
-    """Seconds by phase of one step."""
-
-    def __init__(self) -> None:
-        self.started = self.last = time.perf_counter()
-        self.phases: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.phases[phase] = self.phases.get(phase, 0.0) + now - self.last
-        self.last = now
-
-    @property
-    def total_s(self) -> float:
-        return self.last - self.started
-
-    def times(self) -> dict[str, float]:
-        """``time/PHASE_s`` for rollout, teacher and update, and ``time/step_s``."""
-        phases = {f"time/{name}_s": round(self.phases.get(name, 0.0), 3) for name in ("rollout", "teacher", "update")}
-        return phases | {"time/step_s": round(self.total_s, 3)}

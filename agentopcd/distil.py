@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd import methods, models, sharding
+from agentopcd import models, sharding
 from agentopcd.config import ConsolidateConfig, player_flags
-from agentopcd.consolidate import Consolidated, consolidate, draw
+from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
 from agentopcd.handover import shares
+from agentopcd.methods import METHODS, Needs
+from agentopcd.played import draw
 from agentopcd.ranks import Ranks
 from agentopcd.runs import Run, write_json
 from agentopcd.session import Session, player_of, run_config
@@ -50,9 +52,10 @@ def distil(session: Session, config: ConsolidateConfig, context: Context | Mixtu
 
     A killed call is resumed by repeating it; a finished one is reported and not repeated.
     """
-    if Ranks().count > 1 and config.device != "auto":
-        raise ConfigError(f"device is {config.device!r} with {Ranks().count} processes; leave it out")
-    if config.shard and Ranks().count == 1:
+    ranks = Ranks.current()
+    if ranks.count > 1 and config.device != "auto":
+        raise ConfigError(f"device is {config.device!r} with {ranks.count} processes; leave it out")
+    if config.shard and ranks.count == 1:
         raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
     session.resume_model("consolidate", context.id)
     student = session.loaded
@@ -74,7 +77,13 @@ def distil(session: Session, config: ConsolidateConfig, context: Context | Mixtu
         return dataclasses.replace(found, evaluation=table)
     train = session.tasks("train")
     session.manifest.guard_training(train)
-    stored = replayed(session, run.folder, train, config) if config.method == "prefix-replay" else []
+    stored = replayed(session, run.folder, train, config) if config.replays else []
+    training = Training(
+        config=config,
+        context=context,
+        train=list(dict.fromkeys(episode.task for episode in stored)) or train,
+        select=session.tasks("select", config.select_tasks),
+    )
     run_id = session.begin("consolidate", context_id=context.id, folder=str(run.folder))
     arms = _arms(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
@@ -83,15 +92,11 @@ def distil(session: Session, config: ConsolidateConfig, context: Context | Mixtu
         for line in lines(before)[1 : 2 + len(arms)]:
             session.say(line)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
-    training = Training(
-        config=config, student=str(student.folder), context=context, stored=stored,
-        train=list(dict.fromkeys(episode.task for episode in stored)) or train,
-        select=session.tasks("select", config.select_tasks), work=session.work, identity=identity,
-    )  # fmt: skip
-    Ranks.training = True
-    Ranks().from_main(training)
-    result = train_student(training, student, teacher_model, run, session.say)
-    Ranks.training = False
+    assignment = Assignment(
+        training=training, student=str(student.folder), stored=stored, work=session.work, identity=identity
+    )
+    with ranks.led(assignment):
+        result = train_student(assignment, student, teacher_model, run, session.say)
     session.store.add_model(
         result.model_id, str(result.folder), str(result.folder), student.id, run_id, shares(context)
     )
@@ -133,62 +138,68 @@ def replayed(session: Session, folder: Path, train: Sequence[Task], config: Cons
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
+class Assignment:
     """What a process needs to know to take part in the training of a student."""
 
-    config: ConsolidateConfig
+    training: Training
     student: str
-    context: Context | Mixture
-    train: Sequence[Task]
+    """Folder of the model to load."""
     stored: Sequence[Episode]
-    """What prefix replay goes on from."""
-    select: Sequence[Task]
+    """Stored episodes of train tasks, for methods that replay them."""
     work: Path
     identity: dict[str, Any]
+    """Of the run, which opens its folder."""
 
 
 def train_student(
-    training: Training, student: models.LoadedModel, teacher: models.LoadedModel, run: Run, say: Callable[[str], None]
+    assignment: Assignment,
+    student: models.LoadedModel,
+    teacher: models.LoadedModel,
+    run: Run,
+    say: Callable[[str], None],
 ) -> Consolidated:
-    """The loop, in the first process and in those that follow it."""
+    """Put together what the loop needs, and run it: in the first process and in those that follow it."""
+    training = assignment.training
     config, context = training.config, training.context
     compute = models.pick_compute(config.compute, next(student.model.parameters()).device)
-    answers = training.stored
-    if config.by_teacher and training.train:  # without tasks the loop says so
-        say("the teacher answers, with the context")
-        jobs = [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)]
-        answers = methods.answers(config, player_of(config, teacher, compute), context, jobs, run.folder, Ranks())
-        say(f"it won {sum(e.success for e in answers)} of {len(answers)} train episodes")
+    kind = METHODS[config.method]
+    needs = Needs(
+        config=config,
+        context=context,
+        jobs=lambda: [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)],
+        teacher=lambda: player_of(config, teacher, compute),
+        stored=assignment.stored,
+        folder=run.folder,
+        ranks=Ranks.current(),
+        say=say,
+    )
+    episodes = kind.prepare(needs)
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
     player = player_of(config, student, compute)
     if config.shard:
         student = sharding.sharded_copy(student)
     prefixes = [player.chat.prefix(part) for part in context.parts]
-    scorer = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)
     return consolidate(
-        config, student=student, teacher=scorer, context=context, player=player,
-        train=training.train, select=training.select, run=run, compute=compute, say=say,
-        method=methods.make(config, player, answers),
-    )  # fmt: skip
+        training,
+        student=student,
+        teacher=teacher_of(config, teacher, student, compute=compute, prefixes=prefixes),
+        method=kind(config, player, episodes),
+        run=run,
+        say=say,
+    )
 
 
 def follow() -> None:
     """What every process but the first one does: take part in trainings until the first one has no more."""
-    training: Training | None
-    while (training := Ranks().from_main(None)) is not None:
-        device = models.pick_device(training.config.device)
-        student = models.load_model(training.student, device=device)
-        name = training.config.teacher
-        teacher = models.load_model(name, device=device) if name else student
-        run = Run(training.work, "consolidate", training.identity)
-        train_student(training, student, teacher, run, lambda line: None)
-
-
-def dismiss() -> None:
-    """Let the processes that follow end. After an error within a training it is the launcher that ends them."""
-    if not Ranks.training:
-        Ranks().from_main(None)
+    assignment: Assignment | None
+    while (assignment := Ranks.current().from_main(None)) is not None:
+        config = assignment.training.config
+        device = models.pick_device(config.device)
+        student = models.load_model(assignment.student, device=device)
+        teacher = models.load_model(config.teacher, device=device) if config.teacher else student
+        run = Run(assignment.work, "consolidate", assignment.identity)
+        train_student(assignment, student, teacher, run, lambda line: None)
 
 
 def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Context | Mixture) -> list[Contestant]:

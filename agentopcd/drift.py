@@ -10,9 +10,9 @@ import torch
 
 from agentopcd import losses, models
 from agentopcd.evaluate import Contestant
+from agentopcd.positions import logits_of, response_hidden
 from agentopcd.sampling import choices
 from agentopcd.session import Session
-from agentopcd.teacher import logits_of, response_hidden
 from agentopcd.types import Task, Turn
 
 EPISODES = 64
@@ -65,7 +65,7 @@ def drift(session: Session, one: Contestant, base: Contestant, tasks: Sequence[T
                 own_RV = choices.keep(logits_of(one.model.model, own_NH[where]), allowed[where])
                 base_RV = own_RV if same else choices.keep(logits_of(base.model.model, base_NH[where]), allowed[where])
                 entropy += float(losses.entropy_nats(own_RV, temperature).sum())
-                kl += float(losses.full_reverse_kl(own_RV, base_RV, temperature=temperature).sum())
+                kl += float(losses.full_kl(own_RV, base_RV, temperature=temperature).sum())
     tokens = sum(len(turn.response_ids) for turn in turns)
     return Drift(entropy_nats=entropy / max(tokens, 1), kl_nats=kl / max(tokens, 1), tokens=tokens, episodes=len(ids))
 

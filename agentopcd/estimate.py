@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from agentopcd import models, sources
+from agentopcd.chunks import CHUNK_LOGITS
 from agentopcd.config import ConsolidateConfig
-from agentopcd.losses import CHUNK_LOGITS
 from agentopcd.ranks import launched
 
 GIB = 2**30

@@ -1,4 +1,4 @@
-r"""The divergences between student and teacher, one home per formula.
+r"""The divergences between student and teacher: every formula has one home.
 
 Every function takes logits of the rows that are trained on, ``[N, V]``: row ``n`` holds the scores before
 softmax for one sampled response token. Select those rows first (``logits[mask]``): a row that is multiplied
@@ -23,8 +23,8 @@ and the teacher is detached in here, so gradients reach the student only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -32,18 +32,14 @@ from torch import Tensor
 
 from agentopcd.errors import ConfigError, did_you_mean
 
-ReverseForm = Literal["tail", "renorm", "raw", "stopgrad"]
-ForwardForm = Literal["tail", "renorm", "raw"]
+Direction = Literal["reverse", "forward"]
 Form = Literal["full", "tail", "renorm", "raw", "stopgrad"]
+ForwardForm = Literal["full", "tail", "renorm", "raw"]
 Reduction = Literal["seq_mean", "token_mean"]
 
 LOG_FLOOR_NATS = -1e4
 """Lowest log-probability used, the same for both models. ``exp`` of it is exactly 0, so it changes no value a
 model can produce; it only keeps a logit of -inf and an empty remainder finite, forward and backward."""
-
-
-CHUNK_LOGITS = 1 << 22
-"""Logits of one model that are alive at once in :func:`in_chunks`: 16 MiB."""
 
 
 class TokenDivergence(NamedTuple):
@@ -59,213 +55,103 @@ class TokenDivergence(NamedTuple):
     """The teacher's probability of the same support, detached; 1 for ``full``."""
 
 
-def full_reverse_kl(
+def full_kl(
     student_logits_NV: Float[Tensor, "N V"],
     teacher_logits_NV: Float[Tensor, "N V"],
     *,
+    direction: Direction = "reverse",
     temperature: float = 1.0,
 ) -> Float[Tensor, " N"]:
-    r"""Reverse KL from the student to the teacher over the whole vocabulary, per token.
+    r"""KL divergence between student and teacher over the whole vocabulary, per token.
 
-    .. math:: D_n = \sum_v p_{nv} (\log p_{nv} - \log q_{nv})
+    .. math::
+        \mathrm{reverse}: D_n = \sum_v p_{nv} (\log p_{nv} - \log q_{nv}), \qquad
+        \mathrm{forward}: D_n = \sum_v q_{nv} (\log q_{nv} - \log p_{nv})
 
-    with :math:`p` the student without the context and :math:`q` the teacher with it, both scored on the
-    same response tokens, which the student sampled (arXiv:2602.12275, eq. 2). Gradients flow into the
-    student only: :math:`\partial D / \partial z_j = p_j (\log p_j - \log q_j - D)`, divided by the
-    temperature.
+    with :math:`p` the student without the context and :math:`q` the teacher with it, both scored on the same
+    response tokens. Reverse is the on-policy direction (arXiv:2602.12275, eq. 2): the student sampled the tokens,
+    and :math:`\partial D / \partial z_j = p_j (\log p_j - \log q_j - D)`. Forward is the off-policy one: the
+    teacher sampled them, and the gradient is :math:`p_j - q_j`. Both gradients are divided by the temperature and
+    flow into the student only.
 
     Args:
         student_logits_NV: scores before softmax, one row per response token.
         teacher_logits_NV: the same rows, scored with the context in the prompt.
-        temperature: divides both logits; use the one the student sampled with.
+        direction: ``reverse`` (student to teacher) or ``forward`` (teacher to student).
+        temperature: divides both logits; use the one the tokens were sampled with.
 
     Returns:
         Nats per token, float32; at least 0, and 0 only where the two distributions agree.
 
     Raises:
-        ConfigError: ``temperature`` is not positive, or the two shapes differ.
+        ConfigError: ``direction`` is unknown, ``temperature`` is not positive, or the two shapes differ.
     """
+    _one_of("direction", direction, get_args(Direction))
     student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
-    return _kl(_log_probs(student_NV), _log_probs(teacher_NV))
-
-
-def full_forward_kl(
-    student_logits_NV: Float[Tensor, "N V"],
-    teacher_logits_NV: Float[Tensor, "N V"],
-    *,
-    temperature: float = 1.0,
-) -> Float[Tensor, " N"]:
-    r"""Forward KL from the teacher to the student over the whole vocabulary, per token.
-
-    .. math:: D_n = \sum_v q_{nv} (\log q_{nv} - \log p_{nv})
-
-    The off-policy direction: the teacher sampled the tokens. The teacher's entropy is included, so the
-    value is 0 at the teacher; it adds nothing to the gradient :math:`p_j - q_j` (divided by the
-    temperature), which flows into the student only.
-
-    Args:
-        student_logits_NV: scores before softmax, one row per response token.
-        teacher_logits_NV: the same rows, scored with the context in the prompt.
-        temperature: divides both logits; use the one the teacher sampled with.
-
-    Returns:
-        Nats per token, float32; at least 0.
-
-    Raises:
-        ConfigError: ``temperature`` is not positive, or the two shapes differ.
-    """
-    student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
-    return _kl(_log_probs(teacher_NV), _log_probs(student_NV))
-
-
-def topk_reverse_kl(
-    student_logits_NV: Float[Tensor, "N V"],
-    teacher_logits_NV: Float[Tensor, "N V"],
-    *,
-    k: int = 256,
-    form: ReverseForm = "tail",
-    temperature: float = 1.0,
-) -> TokenDivergence:
-    r"""Reverse KL from the student to the teacher on the student's ``k`` likeliest tokens, per token.
-
-    .. math::
-        \mathrm{raw} &= \sum_S p_v (\log p_v - \log q_v) \\
-        \mathrm{tail} &= \mathrm{raw} + (1-P) (\log(1-P) - \log(1-Q)) \\
-        \mathrm{renorm} &= \sum_S \tfrac{p_v}{P} (\log \tfrac{p_v}{P} - \log \tfrac{q_v}{Q})
-
-    :math:`S` is the top-k of the very logits that are differentiated, taken without gradient; both models
-    are normalised over the whole vocabulary. ``raw`` is the form of arXiv:2602.12275: it is not a
-    divergence, and its gradient also lowers the student's mass on :math:`S`. ``stopgrad`` drops that extra
-    term: its gradient is the one of ``raw`` minus :math:`\nabla P`. ``tail`` treats everything outside
-    :math:`S` as one more outcome, which makes it a true KL between 0 and the full one; with ``k`` at least
-    the vocabulary it is the full one. The remainder :math:`1-P` is summed over the tokens outside
-    :math:`S`, never subtracted, so nothing cancels.
-
-    Args:
-        student_logits_NV: scores before softmax, one row per response token the student sampled.
-        teacher_logits_NV: the same rows, scored with the context in the prompt.
-        k: size of the support; cut to the vocabulary.
-        form: which of the four.
-        temperature: divides both logits; use the one the student sampled with.
-
-    Returns:
-        Loss, value and the two masses per token, float32. ``renorm`` is 0 everywhere for ``k=1``.
-
-    Raises:
-        ConfigError: ``form`` is unknown, ``k`` or ``temperature`` is not positive, or the shapes differ.
-    """
-    _one_of("form", form, get_args(ReverseForm))
-    student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
-    support_NK = _support(student_NV, k)
-    p_NK, p_rest_N = _outcomes(student_NV, support_NK)
-    q_NK, q_rest_N = _outcomes(teacher_NV, support_NK)
-    loss_N = _coarse_kl(p_NK, p_rest_N, q_NK, q_rest_N, "raw" if form == "stopgrad" else form)
-    value_N = loss_N.detach()
-    if form == "stopgrad":
-        loss_N = ((p_NK.exp() * (p_NK - q_NK)).detach() * p_NK).sum(-1)
-    return TokenDivergence(loss_N, value_N, _mass(p_NK), _mass(q_NK))
-
-
-def topk_forward_kl(
-    student_logits_NV: Float[Tensor, "N V"],
-    teacher_logits_NV: Float[Tensor, "N V"],
-    *,
-    k: int = 256,
-    form: ForwardForm = "tail",
-    temperature: float = 1.0,
-) -> TokenDivergence:
-    r"""Forward KL from the teacher to the student on the teacher's ``k`` likeliest tokens, per token.
-
-    .. math::
-        \mathrm{raw} &= \sum_S q_v (\log q_v - \log p_v) \\
-        \mathrm{tail} &= \mathrm{raw} + (1-Q) (\log(1-Q) - \log(1-P)) \\
-        \mathrm{renorm} &= \sum_S \tfrac{q_v}{Q} (\log \tfrac{q_v}{Q} - \log \tfrac{p_v}{P})
-
-    The off-policy baseline: the teacher sampled the tokens and :math:`S` is the teacher's top-k. ``raw``
-    has the opposite bias of the reverse one: it pulls student mass onto :math:`S`. Gradients flow into the
-    student only.
-
-    Args:
-        student_logits_NV: scores before softmax, one row per response token the teacher sampled.
-        teacher_logits_NV: the same rows, scored with the context in the prompt.
-        k: size of the support; cut to the vocabulary.
-        form: which of the three.
-        temperature: divides both logits; use the one the teacher sampled with.
-
-    Returns:
-        Loss, value and the two masses per token, float32.
-
-    Raises:
-        ConfigError: ``form`` is unknown, ``k`` or ``temperature`` is not positive, or the shapes differ.
-    """
-    _one_of("form", form, get_args(ForwardForm))
-    student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
-    support_NK = _support(teacher_NV, k)
-    p_NK, p_rest_N = _outcomes(student_NV, support_NK)
-    q_NK, q_rest_N = _outcomes(teacher_NV, support_NK)
-    loss_N = _coarse_kl(q_NK, q_rest_N, p_NK, p_rest_N, form)
-    return TokenDivergence(loss_N, loss_N.detach(), _mass(p_NK), _mass(q_NK))
+    p_NV, q_NV = _log_probs(student_NV), _log_probs(teacher_NV)
+    return _kl(p_NV, q_NV) if direction == "reverse" else _kl(q_NV, p_NV)
 
 
 def divergence(
     student_logits_NV: Float[Tensor, "N V"],
     teacher_logits_NV: Float[Tensor, "N V"],
     *,
+    direction: Direction = "reverse",
     form: Form = "tail",
     k: int = 256,
     temperature: float = 1.0,
 ) -> TokenDivergence:
-    """The reverse KL by the name of its form: :func:`full_reverse_kl` or :func:`topk_reverse_kl`.
+    r"""The loss of each token, by direction and form: see the table at the top of this module.
+
+    .. math::
+        \mathrm{raw} &= \sum_S p_v (\log p_v - \log q_v) \\
+        \mathrm{tail} &= \mathrm{raw} + (1-P) (\log(1-P) - \log(1-Q)) \\
+        \mathrm{renorm} &= \sum_S \tfrac{p_v}{P} (\log \tfrac{p_v}{P} - \log \tfrac{q_v}{Q})
+
+    for ``reverse``, with :math:`S` the student's ``k`` likeliest tokens; ``forward`` exchanges :math:`p` with
+    :math:`q` and takes the teacher's. :math:`S` is the top-k of the very logits that are scored, taken without
+    gradient; both models are normalised over the whole vocabulary.
+
+    ``raw`` is the form of arXiv:2602.12275. It is not a divergence: reverse, its gradient also lowers the student's
+    mass on :math:`S`; forward, it raises that mass. ``stopgrad`` (reverse only) drops that extra term: its gradient
+    is that of ``raw`` minus :math:`\nabla P`. ``tail`` treats everything outside :math:`S` as one more outcome, which
+    makes it a true KL between 0 and the full one; with ``k`` at least the vocabulary it is the full one. The
+    remainder :math:`1-P` is summed over the tokens outside :math:`S`, never subtracted, so nothing cancels.
 
     Args:
-        student_logits_NV: scores before softmax, one row per response token the student sampled.
+        student_logits_NV: scores before softmax, one row per response token.
         teacher_logits_NV: the same rows, scored with the context in the prompt.
-        form: ``full``, ``tail``, ``renorm``, ``raw`` or ``stopgrad``.
-        k: size of the support; ``full`` has none and ignores it.
-        temperature: divides both logits; use the one the student sampled with.
+        direction: ``reverse`` where the student sampled the tokens, ``forward`` where the teacher did.
+        form: ``full``, ``tail``, ``renorm``, ``raw`` or, reverse only, ``stopgrad``.
+        k: tokens of the support, cut to the vocabulary; ``full`` has none and ignores it.
+        temperature: divides both logits; use the one the tokens were sampled with.
 
     Returns:
-        Loss, value and masses per token, in nats, float32; both masses are 1 for ``full``.
+        Loss, value and masses per token, in nats, float32; both masses are 1 for ``full``. ``renorm`` is 0
+        everywhere for ``k=1``.
 
     Raises:
-        ConfigError: ``form`` is unknown, ``k`` or ``temperature`` is not positive, or the shapes differ.
+        ConfigError: ``direction`` or ``form`` is unknown, ``k`` or ``temperature`` is not positive, or the shapes
+            differ.
     """
-    _one_of("form", form, get_args(Form))
-    if form != "full":
-        return topk_reverse_kl(student_logits_NV, teacher_logits_NV, k=k, form=form, temperature=temperature)
-    loss_N = full_reverse_kl(student_logits_NV, teacher_logits_NV, temperature=temperature)
-    ones_N = torch.ones_like(loss_N, requires_grad=False)
-    return TokenDivergence(loss_N, loss_N.detach(), ones_N, ones_N)
-
-
-def forward_divergence(
-    student_logits_NV: Float[Tensor, "N V"],
-    teacher_logits_NV: Float[Tensor, "N V"],
-    *,
-    form: Literal["full", "tail", "renorm", "raw"] = "tail",
-    k: int = 256,
-    temperature: float = 1.0,
-) -> TokenDivergence:
-    """The forward KL by the name of its form: :func:`full_forward_kl` or :func:`topk_forward_kl`.
-
-    Args:
-        student_logits_NV: scores before softmax, one row per response token the teacher sampled.
-        teacher_logits_NV: the same rows, scored with the context in the prompt.
-        form: ``full``, ``tail``, ``renorm`` or ``raw``.
-        k: tokens of the teacher's top-k; ``full`` has none and ignores it.
-        temperature: divides both logits; use the one the teacher sampled with.
-
-    Returns:
-        Loss, value and masses per token, in nats, float32; both masses are 1 for ``full``.
-
-    Raises:
-        ConfigError: ``form`` is unknown, ``k`` or ``temperature`` is not positive, or the shapes differ.
-    """
-    if form != "full":
-        return topk_forward_kl(student_logits_NV, teacher_logits_NV, k=k, form=form, temperature=temperature)
-    loss_N = full_forward_kl(student_logits_NV, teacher_logits_NV, temperature=temperature)
-    ones_N = torch.ones_like(loss_N, requires_grad=False)
-    return TokenDivergence(loss_N, loss_N.detach(), ones_N, ones_N)
+    _one_of("direction", direction, get_args(Direction))
+    _one_of("form", form, get_args(Form if direction == "reverse" else ForwardForm))
+    if form == "full":
+        loss_N = full_kl(student_logits_NV, teacher_logits_NV, direction=direction, temperature=temperature)
+        ones_N = torch.ones_like(loss_N, requires_grad=False)
+        return TokenDivergence(loss_N, loss_N.detach(), ones_N, ones_N)
+    student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
+    support_NK = _support(student_NV if direction == "reverse" else teacher_NV, k)
+    p_NK, p_rest_N = _outcomes(student_NV, support_NK)
+    q_NK, q_rest_N = _outcomes(teacher_NV, support_NK)
+    if direction == "reverse":
+        loss_N = _coarse_kl(p_NK, p_rest_N, q_NK, q_rest_N, form)
+    else:
+        loss_N = _coarse_kl(q_NK, q_rest_N, p_NK, p_rest_N, form)
+    value_N = loss_N.detach()
+    if form == "stopgrad":  # the bracket is a constant, so only log p carries a gradient
+        loss_N = ((p_NK.exp() * (p_NK - q_NK)).detach() * p_NK).sum(-1)
+    return TokenDivergence(loss_N, value_N, _mass(p_NK), _mass(q_NK))
 
 
 def token_weights(lengths: Sequence[int], reduction: Reduction) -> list[float]:
@@ -321,89 +207,6 @@ def weighted_sum(loss_N: Float[Tensor, " N"], weights_N: Float[Tensor, " N"]) ->
             "give one weight per response token"
         )
     return (loss_N * weights_N.to(loss_N)).sum()
-
-
-def in_chunks(
-    loss_of: Callable[[Tensor, slice], Tensor],
-    hidden_NH: Float[Tensor, "N H"],
-    weights_N: Float[Tensor, " N"],
-    head: torch.nn.Linear,
-    *,
-    rows: int = 0,
-) -> Float[Tensor, ""]:
-    r"""Weighted sum of token losses over an output head, without logits of all tokens at once.
-
-    .. math:: L = \sum_n w_n D_n(z_n), \qquad z_n = W h_n + b
-
-    A chunk of rows at a time: logits, losses, their gradient :math:`G` with respect to the logits by autograd, then
-    :math:`\partial h = G W` and :math:`\partial W \mathrel{+}= G^\top h`, both kept. ``backward`` only scales them, so
-    nothing is computed twice and at most ``rows`` rows of logits are alive, however many tokens and however large
-    the vocabulary. Values and gradients are those of ``weighted_sum(loss_of(head(hidden)))`` up to rounding.
-
-    Args:
-        loss_of: takes float32 logits ``[R, V]`` of a chunk and its place among the ``N`` rows, and returns the token
-            losses ``[R]`` in nats.
-        hidden_NH: the last hidden states of the positions that predict response tokens; gradients flow into them.
-        weights_N: the weight of each token, see :func:`token_weights`; moved to the device of ``hidden_NH``.
-        head: the output head. Gradients flow into its parameters where they ask for any.
-        rows: rows of a chunk; 0: as many as have :data:`CHUNK_LOGITS` logits, a multiple of four.
-
-    Returns:
-        A scalar in nats, float32. With ``N = 0`` it is 0 and still has a graph.
-
-    Raises:
-        ConfigError: ``rows`` is negative, or there is not exactly one weight per token.
-    """
-    if rows < 0:
-        raise ConfigError(f"rows must be 0 or more, got {rows}")
-    if hidden_NH.shape[:1] != weights_N.shape:
-        raise ConfigError(
-            f"{tuple(weights_N.shape)} weights for hidden states {tuple(hidden_NH.shape)}; give one weight per token"
-        )
-    rows = rows or max(4, CHUNK_LOGITS // head.weight.shape[0] // 4 * 4)
-    return _InChunks.apply(loss_of, weights_N.to(hidden_NH.device), rows, hidden_NH, head.weight, head.bias)  # type: ignore
-
-
-class _InChunks(torch.autograd.Function):
-    """A sum whose gradients are computed with it."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, loss_of: Callable[[Tensor, slice], Tensor], weights_N: Tensor, rows: int,
-        hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
-        wanted = ctx.needs_input_grad[3:]
-        make = torch.empty_like if len(hidden_NH) else torch.zeros_like
-        into = [make(t) if t is not None and w else None
-                for t, w in zip((hidden_NH, weight_VH, bias_V), wanted, strict=True)]  # fmt: skip
-        weight32_VH = weight_VH.detach().float()
-        bias32_V = None if bias_V is None else bias_V.detach().float()
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            for start in range(0, len(hidden_NH), rows):
-                where = slice(start, start + rows)
-                h_RH = hidden_NH[where].detach().float()
-                logits_RV = torch.nn.functional.linear(h_RH, weight32_VH, bias32_V).requires_grad_()
-                with torch.enable_grad():
-                    loss = weighted_sum(loss_of(logits_RV, where), weights_N[where])
-                (grad_RV,) = torch.autograd.grad(loss, logits_RV)
-                total += loss.detach()
-                if into[0] is not None:
-                    into[0][where] = grad_RV @ weight32_VH
-                if into[1] is not None:  # the first chunk only writes: reading zeros costs as much as the product
-                    into[1].addmm_(grad_RV.T.to(into[1].dtype), h_RH.to(into[1].dtype), beta=int(start > 0))
-                if into[2] is not None:
-                    into[2].copy_(grad_RV.sum(0)) if start == 0 else into[2].add_(grad_RV.sum(0))
-        ctx.into = into
-        return total
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        into, ctx.into = ctx.into, None  # scaled in place and given away: a second gradient of a large head costs
-        if into is None:
-            raise RuntimeError("the gradients of in_chunks were handed out; it can go backward once")
-        return (None, None, None, *(None if g is None else g.mul_(grad) for g in into))
 
 
 def entropy_nats(
@@ -559,7 +362,7 @@ def _outcomes(z_NV: Tensor, support_NK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _coarse_kl(a_NK: Tensor, a_rest_N: Tensor, b_NK: Tensor, b_rest_N: Tensor, form: str) -> Tensor:
-    """KL from ``a`` to ``b`` on a support: plus the remainder (``tail``), renormalised, or bare (``raw``)."""
+    """KL from ``a`` to ``b`` on a support: plus the remainder (``tail``), renormalised, or bare (the other forms)."""
     if form == "tail":
         a_NK, b_NK = torch.cat([a_NK, a_rest_N[:, None]], -1), torch.cat([b_NK, b_rest_N[:, None]], -1)
     elif form == "renorm":

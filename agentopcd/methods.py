@@ -1,7 +1,8 @@
 """What a consolidation learns from, and by which divergence: a small class for each method.
 
 ``opcd`` is the method of the paper, the others are what it is compared with. All else is the same for all of them:
-tasks, teacher, masks, temperature, reduction, steps.
+tasks, teacher, masks, temperature, reduction, steps. A new method is a class here and its name in
+:data:`METHODS` and in the settings (``TrainConfig.method``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -24,20 +25,49 @@ from agentopcd.sampling import request_seed
 from agentopcd.types import EMPTY, Context, Episode, Job, Mixture, Task, Turn
 
 
-class Opcd:
-    """On-policy context distillation (arXiv:2602.12275, Algorithm 1): the student's own answers, reverse KL.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method may use to prepare the episodes that it learns from."""
+
+    config: TrainConfig
+    context: Context | Mixture
+    jobs: Callable[[], Sequence[Job]]
+    """Draws all jobs of the run, in order, without the context."""
+    teacher: Callable[[], Player]
+    """Makes a player with the teacher's weights."""
+    stored: Sequence[Episode]
+    """Stored episodes of train tasks, for methods that replay them."""
+    folder: Path
+    """Of the run; what is written here survives a kill."""
+    ranks: Ranks
+    say: Callable[[str], None]
+
+
+class Method:
+    """Whose answers are learned from, and by which divergence.
 
     Args:
         player: plays with the student's weights as they change.
+        episodes: what :meth:`prepare` returned.
     """
 
-    direction, support_of = "reverse", "student"
-    by_teacher = False
-    """Whether the teacher answered, with the context in its prompt."""
+    direction: losses.Direction = "reverse"
+    support_of = "student"
+    """Whose likeliest tokens are the support of the divergence."""
 
-    def __init__(self, config: TrainConfig, player: Player) -> None:
+    def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode] = ()) -> None:
         self.config, self.player = config, player
         self.temperature = config.loss_temperature or config.temperature
+
+    @classmethod
+    def prepare(cls, needs: Needs) -> list[Episode]:
+        """The episodes that the method learns from, where it needs any before training begins."""
+        return []
+
+    @property
+    def by_teacher(self) -> bool:
+        """Whether the teacher answered, with the context in its prompt."""
+        return self.config.by_teacher
 
     @property
     def name(self) -> str:
@@ -48,33 +78,46 @@ class Opcd:
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
         """The episodes to learn from; ``jobs`` come without the context."""
-        return self.player.play(jobs)
+        raise NotImplementedError
 
     def divergence(self, student_NV: Tensor, teacher_NV: Tensor, ids_N: Tensor) -> losses.TokenDivergence:
         """The loss of each token, from both models' logits before softmax and the token itself."""
         return losses.divergence(
-            student_NV, teacher_NV, form=self.config.divergence, k=self.config.support, temperature=self.temperature
+            student_NV,
+            teacher_NV,
+            direction=self.direction,
+            form=self.config.divergence,
+            k=self.config.support,
+            temperature=self.temperature,
         )
 
     def measured(self, figures: dict[str, float | int]) -> dict[str, float | int]:
-        """What of the figures of a step's episodes means anything."""
+        """Drop rollout figures that this method cannot measure."""
         return figures
 
 
-class PrefixReplay(Opcd):
+class Opcd(Method):
+    """On-policy context distillation (arXiv:2602.12275, Algorithm 1): the student's own answers, reverse KL."""
+
+    def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
+        return self.player.play(jobs)
+
+
+class PrefixReplay(Method):
     """The student's own reply to a turn of a stored episode, one for each job; the environment is not asked again.
 
     As OEL trains: whoever played gathers the prompts, and training needs no environment.
-
-    Args:
-        episodes: stored ones, of the train tasks that jobs name.
     """
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode]) -> None:
-        super().__init__(config, player)
+        super().__init__(config, player, episodes)
         self.turns: dict[Task, list[Turn]] = {}
         for episode in episodes:
             self.turns.setdefault(episode.task, []).extend(episode.turns)
+
+    @classmethod
+    def prepare(cls, needs: Needs) -> list[Episode]:
+        return list(needs.stored)
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
         player = self.player
@@ -105,28 +148,25 @@ class PrefixReplay(Opcd):
         return {name: value for name, value in figures.items() if name not in judged}
 
 
-class ContextDistillation(Opcd):
-    """Off-policy context distillation: the teacher's answers, given with the context; forward KL on its top-k.
-
-    Args:
-        episodes: what :func:`answers` wrote.
-    """
+class ContextDistillation(Method):
+    """Off-policy context distillation: the teacher's answers, given with the context; forward KL on its top-k."""
 
     direction, support_of = "forward", "teacher"
-    by_teacher = True
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode]) -> None:
-        super().__init__(config, player)
+        super().__init__(config, player, episodes)
         self.episodes = {(e.task, e.rep): e for e in episodes}
+
+    @classmethod
+    def prepare(cls, needs: Needs) -> list[Episode]:
+        needs.say("the teacher answers, with the context")
+        found = answers(needs.config, needs.teacher(), needs.context, needs.jobs(), needs.folder, needs.ranks)
+        needs.say(f"it won {sum(e.success for e in found)} of {len(found)} train episodes")
+        return found
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
         for job in jobs:
             yield self.episodes[job.task, answered_as(job, self.config)]
-
-    def divergence(self, student_NV: Tensor, teacher_NV: Tensor, ids_N: Tensor) -> losses.TokenDivergence:
-        form, k = self.config.divergence, self.config.support
-        assert form != "stopgrad"  # refused with the settings
-        return losses.forward_divergence(student_NV, teacher_NV, form=form, k=k, temperature=self.temperature)
 
 
 class SeqKd(ContextDistillation):
@@ -147,12 +187,13 @@ def answered_as(job: Job, config: TrainConfig) -> int:
     return 0 if config.answers == "once" else job.rep
 
 
-def make(config: TrainConfig, player: Player, episodes: Sequence[Episode] = ()) -> Opcd:
-    """The method of these settings; ``episodes`` are the teacher's, or stored ones, for those that learn from them."""
-    if config.method == "opcd":
-        return Opcd(config, player)
-    known = {"prefix-replay": PrefixReplay, "context-distillation": ContextDistillation, "seqkd": SeqKd}
-    return known[config.method](config, player, episodes)
+METHODS: Mapping[str, type[Method]] = {
+    "opcd": Opcd,
+    "prefix-replay": PrefixReplay,
+    "context-distillation": ContextDistillation,
+    "seqkd": SeqKd,
+}
+"""Every method by the name that settings give it."""
 
 
 def answers(

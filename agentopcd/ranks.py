@@ -6,10 +6,12 @@ the weights of the loss are those of the whole step, so N processes do what one 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,17 +34,22 @@ def launched() -> int:
 class Ranks:
     """The processes of this run. They talk through gloo on a CPU and through NCCL on GPUs, one process a GPU."""
 
-    training: ClassVar[bool] = False
-    """Whether this process is within a training, where the others must follow."""
-
     def __init__(self) -> None:
         self.count, self.index = 1, 0
+        self._led = False
+        """Whether the others take part in something that the main process does, and hear nothing else."""
         if launched() > 1:
             on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
             self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
             self.count, self.index = self.state.num_processes, self.state.process_index
             if self.count != launched():
                 raise ConfigError(f"{launched()} processes were launched, {self.count} found; launch with torchrun")
+
+    @classmethod
+    @functools.cache
+    def current(cls) -> Self:
+        """The one object that this process shares."""
+        return cls()
 
     @property
     def main(self) -> bool:
@@ -83,6 +90,23 @@ class Ranks:
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
+
+    @contextlib.contextmanager
+    def led(self, assignment: object) -> Iterator[None]:
+        """Let the other processes take part in what the main one does in this block.
+
+        They get ``assignment`` from :meth:`from_main`. After an error in the block they wait for the main process in
+        the middle of their work, where no word reaches them: the launcher ends them.
+        """
+        self._led = True
+        self.from_main(assignment)
+        yield
+        self._led = False
+
+    def dismiss(self) -> None:
+        """Let the processes that wait for an assignment end."""
+        if not self._led:
+            self.from_main(None)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace each gradient by its sum over all processes; a missing one counts as zero.

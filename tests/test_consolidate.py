@@ -15,18 +15,20 @@ from typing import Any
 import pytest
 import torch
 
+from agentopcd import checkpoint, envs, learner, losses, models, played, samples, sources
 from agentopcd import consolidate as loop
-from agentopcd import envs, losses, models, runs, sources
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
 from agentopcd.envs import registry
 from agentopcd.errors import AlignmentError, ConfigError, ModelError
+from agentopcd.methods import METHODS
 from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Game, Player
 from agentopcd.runs import Run
+from agentopcd.samples import Sample, micro_batches
 from agentopcd.sampling.transformers import TransformersSampler
 from agentopcd.stats import Rate
-from agentopcd.teacher import FrozenTeacher, Sample
+from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import EMPTY, Context, Episode, Job, Mixture, Request, Sampling, Task
 from tests import tiny
 
@@ -100,8 +102,8 @@ def train(
             raise Killed
 
     result = loop.consolidate(
-        config, student=student, teacher=teacher, context=context, player=player, train=TRAIN, select=SELECT,
-        run=run, compute=dtype, say=say,
+        loop.Training(config=config, context=context, train=TRAIN, select=SELECT), student=student, teacher=teacher,
+        method=METHODS[config.method](config, player), run=run, say=say,
     )  # fmt: skip
     return Trained(result, run, student, teacher, lines)
 
@@ -160,7 +162,7 @@ def test_bfloat16_products_leave_float32_masters(model_dir: Path, tmp_path: Path
 
 def test_half_precision_masters_are_refused() -> None:
     with pytest.raises(ConfigError, match="float32"):
-        loop.check_float32(dict(torch.nn.Linear(2, 2, dtype=torch.bfloat16).named_parameters()))
+        learner.check_float32(dict(torch.nn.Linear(2, 2, dtype=torch.bfloat16).named_parameters()))
 
 
 # -- what is scored -------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def test_only_the_teacher_sees_the_context_and_both_score_the_same_tokens(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, scored = [], []
-    sample, logits = TransformersSampler.sample, loop.response_hidden
+    sample, logits = TransformersSampler.sample, learner.response_hidden
 
     def spy_sample(self: TransformersSampler, requests: Sequence[Request], sampling: Sampling) -> Any:
         asked.extend(requests)
@@ -181,7 +183,7 @@ def test_only_the_teacher_sees_the_context_and_both_score_the_same_tokens(
         return logits(model, pairs, pad)
 
     monkeypatch.setattr(TransformersSampler, "sample", spy_sample)
-    monkeypatch.setattr(loop, "response_hidden", spy)
+    monkeypatch.setattr(learner, "response_hidden", spy)
     monkeypatch.setattr("agentopcd.teacher.response_hidden", spy)
     done = train(model_dir, tmp_path, steps=1)
     decode = done.student.tokenizer.decode
@@ -199,7 +201,7 @@ def test_the_loss_has_one_row_per_sampled_token_and_none_for_prompts(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows, weights, replies = [], [], []
-    divergence, weighted_sum, samples_of = losses.divergence, losses.weighted_sum, loop.samples_of
+    divergence, weighted_sum, samples_of = losses.divergence, losses.weighted_sum, samples.samples_of
 
     def spy_rows(student_NV: torch.Tensor, teacher_NV: torch.Tensor, **kwargs: Any) -> Any:
         rows.append(len(student_NV))
@@ -215,13 +217,13 @@ def test_the_loss_has_one_row_per_sampled_token_and_none_for_prompts(
 
     monkeypatch.setattr(loop.losses, "divergence", spy_rows)
     monkeypatch.setattr(loop.losses, "weighted_sum", spy_weights)
-    monkeypatch.setattr(loop, "samples_of", spy_samples)
+    monkeypatch.setattr(played, "samples_of", spy_samples)
     done = train(model_dir, tmp_path, steps=1)
     assert sum(rows) == len(weights) == sum(replies) == done.steps[0]["turn/0/tokens"]
     assert sum(weights) == pytest.approx(1.0)  # a mean over the whole step
 
 
-def played(model_dir: Path, **sampling: Any) -> tuple[list[Episode], Chat]:
+def play_some(model_dir: Path, **sampling: Any) -> tuple[list[Episode], Chat]:
     student = models.load_model(str(model_dir))
     student.end_ids = ENDS
     sampler, chat = TransformersSampler(student, compute=torch.float32), Chat(student.tokenizer)
@@ -230,25 +232,25 @@ def played(model_dir: Path, **sampling: Any) -> tuple[list[Episode], Chat]:
 
 
 def test_a_prompt_that_was_not_the_one_answered_is_refused(model_dir: Path) -> None:
-    episodes, chat = played(model_dir)
+    episodes, chat = play_some(model_dir)
     turn = episodes[0].turns[0]
     other = dataclasses.replace(episodes[0], turns=[dataclasses.replace(turn, prompt_ids=turn.prompt_ids[1:])])
     with pytest.raises(AlignmentError, match="another prompt"):
-        loop.samples_of([other], chat, LESSONS, "keep")
+        samples.samples_of([other], chat, LESSONS, "keep")
 
 
 def test_broken_episodes_and_empty_or_cut_replies_are_left_out(model_dir: Path) -> None:
-    episodes, chat = played(model_dir)
+    episodes, chat = play_some(model_dir)
     cut = sum(turn.finish_reason == "length" for e in episodes for turn in e.turns)
     assert cut
     broken = dataclasses.replace(episodes[0], stop_reason="env_error")
     empty = dataclasses.replace(
         episodes[0], turns=[dataclasses.replace(episodes[0].turns[0], response_ids=(), logprobs=())]
     )
-    assert loop.samples_of([broken], chat, LESSONS, "keep") == ([], 0)
-    assert loop.samples_of([empty], chat, LESSONS, "keep") == ([], 1)
-    assert len(loop.samples_of(episodes, chat, LESSONS, "keep")[0]) == len(episodes)
-    assert loop.samples_of(episodes, chat, LESSONS, "drop")[1] == cut
+    assert samples.samples_of([broken], chat, LESSONS, "keep") == ([], 0)
+    assert samples.samples_of([empty], chat, LESSONS, "keep") == ([], 1)
+    assert len(samples.samples_of(episodes, chat, LESSONS, "keep")[0]) == len(episodes)
+    assert samples.samples_of(episodes, chat, LESSONS, "drop")[1] == cut
 
 
 @pytest.mark.parametrize("budget", [450, 4096])
@@ -273,10 +275,10 @@ def test_how_a_step_is_computed_changes_nothing(
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many batches each step was split into."""
     found: list[int] = []
-    micro_batches = loop.micro_batches
+    whole_step = loop.micro_batches
 
     def spy(*args: Any) -> Any:
-        batches = list(micro_batches(*args))
+        batches = list(whole_step(*args))
         found.append(len(batches))
         return batches
 
@@ -293,31 +295,31 @@ def turn_sample(student_ids: Sequence[int], teacher_ids: Sequence[int], response
 
 def test_batches_keep_to_the_budget_and_hold_every_sample_once_with_its_weight() -> None:
     lengths = [5, 40, 7, 90, 6, 41, 8]
-    samples = [turn_sample(range(n), range(n), [1] * (1 + i)) for i, n in enumerate(lengths)]
-    batches = list(loop.micro_batches(samples, [float(i) for i in range(7)], 100))
-    found = [samples.index(sample) for batch, _ in batches for sample in batch]
+    sampled = [turn_sample(range(n), range(n), [1] * (1 + i)) for i, n in enumerate(lengths)]
+    batches = list(micro_batches(sampled, [float(i) for i in range(7)], 100))
+    found = [sampled.index(sample) for batch, _ in batches for sample in batch]
     assert sorted(found) == list(range(7))
     for batch, weights in batches:
         padded = len(batch) * max(len(s.student_ids) + s.num_tokens for s in batch)
         assert padded <= 100 or len(batch) == 1
-        assert weights.tolist() == [float(samples.index(s)) for s in batch for _ in s.response_ids]
+        assert weights.tolist() == [float(sampled.index(s)) for s in batch for _ in s.response_ids]
     assert len(batches) == 3
 
 
 def test_what_the_teacher_reads_counts_too() -> None:
-    samples = [turn_sample([1] * 5, [1] * 95, [1] * 5) for _ in range(4)]
+    sampled = [turn_sample([1] * 5, [1] * 95, [1] * 5) for _ in range(4)]
     reads = lambda sample: len(sample.teacher_ids) + sample.num_tokens  # noqa: E731
-    assert [len(batch) for batch, _ in loop.micro_batches(samples, [1.0] * 4, 200, reads)] == [2, 2]
-    assert [len(batch) for batch, _ in loop.micro_batches(samples, [1.0] * 4, 200)] == [4]
+    assert [len(batch) for batch, _ in micro_batches(sampled, [1.0] * 4, 200, reads)] == [2, 2]
+    assert [len(batch) for batch, _ in micro_batches(sampled, [1.0] * 4, 200)] == [4]
 
 
 def test_turns_that_one_pass_cannot_read_are_counted() -> None:
     grows = [turn_sample([5, *range(9 * t)], [7, 5, *range(9 * t)], range(9 * t, 9 * t + 4)) for t in range(3)]
     turns = [dataclasses.replace(sample, turn=t) for t, sample in enumerate(grows)]
-    assert loop.read_apart(turns) == 0
+    assert samples.read_apart(turns) == 0
     changed = dataclasses.replace(turns[2], teacher_ids=(8, *turns[2].teacher_ids[1:]))
-    assert loop.read_apart([*turns[:2], changed]) == 1
-    assert loop.read_apart([turns[0], turns[2], turns[1]]) == 1  # the third begins with the first, too
+    assert samples.read_apart([*turns[:2], changed]) == 1
+    assert samples.read_apart([turns[0], turns[2], turns[1]]) == 1  # the third begins with the first, too
 
 
 def test_turns_of_a_growing_chat_stay_together_in_order() -> None:
@@ -325,11 +327,11 @@ def test_turns_of_a_growing_chat_stay_together_in_order() -> None:
         prompts = [[first, *range(9 * turn)] for turn in range(3)]
         return [turn_sample(ids, [7, *ids], range(9 * t, 9 * t + 4)) for t, ids in enumerate(prompts)]
 
-    samples = [*game(50), *game(60), turn_sample([1], [7, 1], [2])]
-    batches = list(loop.micro_batches(samples, [1.0] * 7, 50))
+    sampled = [*game(50), *game(60), turn_sample([1], [7, 1], [2])]
+    batches = list(micro_batches(sampled, [1.0] * 7, 50))
     assert [len(batch) for batch, _ in batches] == [4, 3]  # the single one is shortest and goes with the first game
     for batch, _ in batches:
-        places = [samples.index(sample) for sample in batch]
+        places = [sampled.index(sample) for sample in batch]
         assert places[-3:] == list(range(places[-3], places[-3] + 3))
 
 
@@ -392,7 +394,7 @@ def test_killed_at_any_line_and_continued_ends_bit_equal(
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
     whole: Trained, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_json = runs.write_json
+    write_json = checkpoint.write_json
 
     def dies(path: Path, value: Any) -> None:
         if path.name == "state.json" and value["step"] == 3:
@@ -400,7 +402,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(
         write_json(path, value)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(runs, "write_json", dies)
+        patch.setattr(checkpoint, "write_json", dies)
         train(model_dir, tmp_path, save_every=1)
     again = train(model_dir, tmp_path, save_every=1)
     assert again.lines[0] == "resumed after step 2"
@@ -437,7 +439,7 @@ def test_the_optimizer_remembers(model_dir: Path, tmp_path: Path) -> None:
     (folder,) = (tmp_path / "runs").iterdir()
     run = Run(tmp_path, "consolidate", json.loads((folder / "config.json").read_text()))
     assert run.folder == folder
-    state = run.load(dict(student.model.named_parameters()), optimizer)
+    state = checkpoint.load(run.folder, dict(student.model.named_parameters()), optimizer)
     assert state is not None and state["step"] == 2
     assert {float(entry["step"]) for entry in optimizer.state.values()} == {2.0}
     assert any(entry["exp_avg"].abs().max() > 0 for entry in optimizer.state.values())
@@ -481,13 +483,13 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted(
 ) -> None:
     poison(monkeypatch, {2})
     hashes: list[str] = []
-    save = Run.save
+    save = checkpoint.save
 
-    def spy(self: Run, trained: Any, *rest: Any) -> None:
+    def spy(folder: Path, trained: Any, *rest: Any) -> None:
         hashes.append(weights_hash(trained))
-        save(self, trained, *rest)
+        save(folder, trained, *rest)
 
-    monkeypatch.setattr(Run, "save", spy)
+    monkeypatch.setattr(checkpoint, "save", spy)
     done = train(model_dir, tmp_path, steps=3, save_every=1)
     hashes.append(weights_hash(dict(done.student.model.named_parameters())))
     assert [record["train/skipped"] for record in done.steps] == [False, True, False]
@@ -595,14 +597,14 @@ def test_sampler_and_trainer_agree_on_the_sampled_tokens(whole: Trained) -> None
 
 
 def test_the_figures_of_rollouts_match_hand_counts(model_dir: Path) -> None:
-    from agentopcd.measures import repetition, rollout_measures
+    from agentopcd.metrics import repetition, rollout_record
 
     assert repetition([1, 2, 3]) == 0.0
     assert repetition([1] * 8) == pytest.approx(1 - 1 / 5)
-    episodes, _ = played(model_dir)
+    episodes, _ = play_some(model_dir)
     broken = dataclasses.replace(episodes[0], stop_reason="env_error")
     won = dataclasses.replace(episodes[1], success=True, stop_reason="solved")
-    found = rollout_measures([broken, won, episodes[2]], [], 1)
+    found = rollout_record([broken, won, episodes[2]], [], 1)
     turns = [*won.turns, *episodes[2].turns]
     assert (found["rollout/episodes"], found["rollout/env_errors"], found["rollout/success"]) == (2, 1, 0.5)
     assert found["rollout/response_tokens_mean"] == sum(len(t.response_ids) for t in turns) / 2
@@ -610,7 +612,7 @@ def test_the_figures_of_rollouts_match_hand_counts(model_dir: Path) -> None:
 
 
 def test_select_success_leaves_broken_episodes_out(model_dir: Path) -> None:
-    episodes, _ = played(model_dir)
+    episodes, _ = play_some(model_dir)
     mixed = [
         dataclasses.replace(episodes[0], success=True),
         dataclasses.replace(episodes[1], success=False),
@@ -798,9 +800,9 @@ def test_an_adapter_learns_on_layers_that_are_no_linears(tmp_path: Path) -> None
     kl = [record["loss/value_nats"] for record in done.steps]
     assert min(kl[-3:]) < 0.8 * kl[0]
     base = models.load_model(str(folder))
-    samples = [turn_sample([5, 6, 7], [9, 5, 6, 7], [8, 30, 40])]
+    sampled = [turn_sample([5, 6, 7], [9, 5, 6, 7], [8, 30, 40])]
     exact = FrozenTeacher(base, base, compute=torch.float32)
-    assert torch.equal(done.teacher.score(samples), exact.score(samples))
+    assert torch.equal(done.teacher.score(sampled), exact.score(sampled))
     ids, saved = torch.tensor([[9, 5, 6, 7]]), models.load_model(str(done.result.folder))
     assert (saved.model(ids).logits - models.load_model(str(folder)).model(ids).logits).abs().max() > 0.1
 

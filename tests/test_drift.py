@@ -12,8 +12,8 @@ from agentopcd.cli.verbs import evaluate as command
 from agentopcd.config import EvaluateConfig
 from agentopcd.drift import Drift, drift_lines, drifts
 from agentopcd.evaluate import Contestant, evaluate
+from agentopcd.positions import response_logits
 from agentopcd.session import Session
-from agentopcd.teacher import response_logits
 from agentopcd.types import Context
 from tests import tiny
 

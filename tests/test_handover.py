@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentopcd import consolidate as loop
-from agentopcd import methods
+from agentopcd import methods, played
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig, PlayConfig
 from agentopcd.distil import Distilled, distil
@@ -20,10 +20,11 @@ from agentopcd.errors import ConfigError
 from agentopcd.experience import gather
 from agentopcd.handover import find_context, shares
 from agentopcd.knowledge import play_missing
+from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Player
 from agentopcd.runs import CHECKPOINTS
+from agentopcd.samples import Sample
 from agentopcd.session import Session
-from agentopcd.teacher import Sample
 from agentopcd.types import Context, Episode, Job, Mixture, Task
 from tests import tiny
 from tests.test_consolidate import LESSONS, Killed, train
@@ -60,7 +61,7 @@ def test_each_episode_is_scored_with_the_context_it_drew(
 ) -> None:
     seen: list[tuple[Episode, Sample]] = []
     batches: list[list[Sample]] = []
-    samples_of, micro_batches = loop.samples_of, loop.micro_batches
+    samples_of, micro_batches = played.samples_of, loop.micro_batches
 
     def spy(episodes: Sequence[Episode], *args: Any, **how: Any) -> Any:
         found = samples_of(episodes, *args, **how)
@@ -72,7 +73,7 @@ def test_each_episode_is_scored_with_the_context_it_drew(
         batches.extend(samples for samples, _ in found)
         return found
 
-    monkeypatch.setattr(loop, "samples_of", spy)
+    monkeypatch.setattr(played, "samples_of", spy)
     monkeypatch.setattr(loop, "micro_batches", batched)
     # The budget takes a step's samples at once, so only their contexts part them.
     plain = train(model_dir, tmp_path / "plain", context=BOTH, batch_size=6, tokens_per_batch=4000)
@@ -112,7 +113,7 @@ def test_baselines_answer_with_the_context_that_is_drawn(model_dir: Path, tmp_pa
                 )  # fmt: skip
 
     player: Any = Deaf()
-    found = methods.answers(config, player, BOTH, jobs, tmp_path, loop.Ranks())
+    found = methods.answers(config, player, BOTH, jobs, tmp_path, Ranks())
     assert {e.context_id for e in found} == {LESSONS.id, OTHERS.id}
     assert all(e.context_id == BOTH.drawn(e.task, e.rep).id for e in found)
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agentopcd import losses
+from agentopcd import chunks, losses
 from agentopcd.errors import ConfigError
 from agentopcd.losses import (
     Form,
@@ -23,16 +23,16 @@ from agentopcd.losses import (
     Reduction,
     divergence,
     entropy_nats,
-    full_forward_kl,
-    full_reverse_kl,
+    full_kl,
     token_logprobs,
     token_weights,
-    topk_forward_kl,
     topk_overlap,
-    topk_reverse_kl,
     weighted_sum,
 )
 
+full_reverse_kl, topk_reverse_kl = full_kl, divergence
+full_forward_kl = partial(full_kl, direction="forward")
+topk_forward_kl = partial(divergence, direction="forward")
 FORMS: tuple[Form, ...] = ("full", "tail", "renorm", "raw", "stopgrad")
 STUDENT = [2.0, 1.0, 0.0, -1.0, -2.0, -3.0]
 TEACHER = [1.0, 2.0, 0.0, 0.0, -1.0, -4.0]
@@ -57,7 +57,12 @@ def grad_of(form: Form, student: list[float], teacher: list[float], k: int, temp
 @pytest.fixture(scope="module")
 def unchecked() -> ModuleType:
     """losses.py as a user imports it: without the type checks of the test run, which would refuse first."""
-    spec = importlib.util.spec_from_file_location("losses_without_type_checks", losses.__file__)
+    return without_type_checks(losses)
+
+
+def without_type_checks(checked: ModuleType) -> ModuleType:
+    assert checked.__file__
+    spec = importlib.util.spec_from_file_location("without_type_checks", checked.__file__)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -439,12 +444,11 @@ def test_misaligned_shapes_are_refused(unchecked: ModuleType) -> None:
     student = torch.zeros(3, 6)
     for teacher in (torch.zeros(2, 6), torch.zeros(3, 7), torch.zeros(1, 6), torch.zeros(6)):
         for function in (
-            unchecked.full_reverse_kl,
-            unchecked.full_forward_kl,
-            unchecked.topk_reverse_kl,
-            unchecked.topk_forward_kl,
-            unchecked.topk_overlap,
+            unchecked.full_kl,
+            partial(unchecked.full_kl, direction="forward"),
             unchecked.divergence,
+            partial(unchecked.divergence, direction="forward"),
+            unchecked.topk_overlap,
         ):
             with pytest.raises(ConfigError, match="rows that predict the same tokens"):
                 function(student, teacher)
@@ -473,10 +477,8 @@ def test_unknown_names_and_empty_supports_are_refused(unchecked: ModuleType) -> 
     logits = torch.zeros(1, 6)
     with pytest.raises(ConfigError, match="unknown form 'tial'; did you mean 'tail'"):
         unchecked.divergence(logits, logits, form="tial")
-    with pytest.raises(ConfigError, match="unknown form 'full'"):
-        unchecked.topk_reverse_kl(logits, logits, form="full")
     with pytest.raises(ConfigError, match="unknown form 'stopgrad'"):
-        unchecked.topk_forward_kl(logits, logits, form="stopgrad")
+        unchecked.divergence(logits, logits, direction="forward", form="stopgrad")
     with pytest.raises(ConfigError, match="unknown reduction 'mean'"):
         unchecked.token_weights([1], "mean")
     with pytest.raises(ConfigError, match="cannot have -1 tokens"):
@@ -517,7 +519,7 @@ def test_chunks_give_the_value_and_the_gradients_of_the_whole(form: losses.Form,
     inputs = [hidden_NH, *head.parameters()]
     whole = losses.weighted_sum(loss_of(head(hidden_NH), slice(None)), weights_N)
     expected = torch.autograd.grad(2 * whole, inputs)
-    chunked = losses.in_chunks(loss_of, hidden_NH, weights_N, head, rows=rows)
+    chunked = chunks.in_chunks(loss_of, hidden_NH, weights_N, head, rows=rows)
     found = torch.autograd.grad(2 * chunked, inputs)
     torch.testing.assert_close(chunked, whole, atol=1e-6, rtol=1e-5)
     for one, other in zip(found, expected, strict=True):
@@ -529,22 +531,20 @@ def test_chunks_leave_a_frozen_head_without_gradient_and_keep_the_graph_of_nothi
     head.requires_grad_(False)
 
     def loss_of(student_RV: Tensor, where: slice) -> Tensor:
-        return losses.full_reverse_kl(student_RV, teacher_NV[where])
+        return losses.full_kl(student_RV, teacher_NV[where])
 
-    losses.in_chunks(loss_of, hidden_NH, torch.ones(3), head).backward()
+    chunks.in_chunks(loss_of, hidden_NH, torch.ones(3), head).backward()
     assert head.weight.grad is None and hidden_NH.grad is not None and hidden_NH.grad.abs().max() > 0
     empty_NH = torch.empty(0, 8, requires_grad=True)
     head.requires_grad_(True)
-    losses.in_chunks(loss_of, empty_NH, torch.ones(0), head).backward()
+    chunks.in_chunks(loss_of, empty_NH, torch.ones(0), head).backward()
     assert empty_NH.grad is not None and empty_NH.grad.shape == (0, 8)
     assert head.weight.grad is not None and head.weight.grad.abs().max() == 0
 
 
 def test_chunks_go_backward_once_for_their_gradients_are_given_away() -> None:
     head, hidden_NH, teacher_NV = head_and_rows(3, bias=False)
-    loss = losses.in_chunks(
-        lambda z, where: losses.full_reverse_kl(z, teacher_NV[where]), hidden_NH, torch.ones(3), head
-    )
+    loss = chunks.in_chunks(lambda z, where: losses.full_kl(z, teacher_NV[where]), hidden_NH, torch.ones(3), head)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward once"):
         loss.backward()
@@ -556,16 +556,17 @@ def test_chunks_hold_few_logits_however_many_tokens_there_are() -> None:
 
     def loss_of(student_RV: Tensor, where: slice) -> Tensor:
         seen.append((student_RV.shape[0], student_RV.dtype, where))
-        return losses.full_reverse_kl(student_RV, teacher_NV[where])
+        return losses.full_kl(student_RV, teacher_NV[where])
 
-    losses.in_chunks(loss_of, hidden_NH, torch.ones(50), head, rows=16).backward()
+    chunks.in_chunks(loss_of, hidden_NH, torch.ones(50), head, rows=16).backward()
     assert [n for n, *_ in seen] == [16, 16, 16, 2]
     assert {dtype for _, dtype, _ in seen} == {torch.float32}
     assert [where.start for *_, where in seen] == [0, 16, 32, 48]
     assert hidden_NH.grad is not None and hidden_NH.grad.dtype == torch.bfloat16
 
 
-def test_chunks_refuse_what_does_not_fit(unchecked: ModuleType) -> None:
+def test_chunks_refuse_what_does_not_fit() -> None:
+    unchecked = without_type_checks(chunks)
     head, hidden_NH, _ = head_and_rows(3, bias=False)
     for weights_N, rows, what in ((torch.ones(2), 1, "one weight"), (torch.ones(3), -1, "rows")):
         with pytest.raises(ConfigError, match=what):

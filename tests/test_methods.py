@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from agentopcd import consolidate as loop
-from agentopcd import losses, methods, models
+from agentopcd import losses, methods, models, played
 from agentopcd.chat import Chat
 from agentopcd.config import ConsolidateConfig
 from agentopcd.errors import ConfigError
 from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Game, Player
 from agentopcd.runs import Run
+from agentopcd.samples import Sample
 from agentopcd.sampling.transformers import TransformersSampler
-from agentopcd.teacher import MovingTeacher, Sample, teacher_of
+from agentopcd.teacher import MovingTeacher, teacher_of
 from agentopcd.types import Context, Episode, Job
 from tests import tiny
 from tests.test_consolidate import ENDS, LESSONS, SELECT, SMALL, TRAIN, Killed
@@ -68,7 +69,7 @@ def train(model_dir: Path, work: Path, *, kill_at: int = 0, share: bool = False,
     run = Run(work, "consolidate", {"env": "math", "settings": config.to_dict()})
     episodes: list[Episode] = []
     if config.method != "opcd":
-        jobs = [job for step in range(1, config.steps + 1) for job in loop.draw(TRAIN, step, config)]
+        jobs = [job for step in range(1, config.steps + 1) for job in played.draw(TRAIN, step, config)]
         episodes = methods.answers(config, player, LESSONS, jobs, run.folder, Ranks())
     teacher = teacher_of(config, student, student, compute=F32, prefixes=[chat.prefix(LESSONS)] if share else [])
     said: list[str] = []
@@ -79,8 +80,8 @@ def train(model_dir: Path, work: Path, *, kill_at: int = 0, share: bool = False,
             raise Killed
 
     result = loop.consolidate(
-        config, student=student, teacher=teacher, context=LESSONS, player=player, train=TRAIN, select=SELECT, run=run,
-        compute=F32, say=say, method=methods.make(config, player, episodes),
+        loop.Training(config=config, context=LESSONS, train=TRAIN, select=SELECT), student=student, teacher=teacher,
+        method=methods.METHODS[config.method](config, player, episodes), run=run, say=say,
     )  # fmt: skip
     return Trained(result, run, student, teacher, episodes)
 
@@ -119,14 +120,14 @@ def test_only_the_student_prompt_lacks_the_context(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Sample] = []
-    samples_of = loop.samples_of
+    samples_of = played.samples_of
 
     def spy(episodes: Sequence[Episode], *args: Any, **how: Any) -> Any:
         found = samples_of(episodes, *args, **how)
         seen.extend(found[0])
         return found
 
-    monkeypatch.setattr(loop, "samples_of", spy)
+    monkeypatch.setattr(played, "samples_of", spy)
     done = train(model_dir, tmp_path, method="context-distillation", steps=2)
     text = done.student.tokenizer.decode
     assert seen
@@ -141,11 +142,11 @@ def test_the_loss_of_a_baseline_is_the_forward_kl(form: Any, model_dir: Path) ->
     student_NV, teacher_NV = torch.randn(4, 30, requires_grad=True), torch.randn(4, 30)
     config = settings(**{"method": "context-distillation", "divergence": form, "support": 8})
     player: Any = None
-    token = methods.make(config, player).divergence(student_NV, teacher_NV, torch.arange(4))
+    token = methods.METHODS[config.method](config, player, []).divergence(student_NV, teacher_NV, torch.arange(4))
     if form == "full":
-        wanted = losses.full_forward_kl(student_NV, teacher_NV)
+        wanted = losses.full_kl(student_NV, teacher_NV, direction="forward")
     else:
-        wanted = losses.topk_forward_kl(student_NV, teacher_NV, k=8, form=form).loss_N
+        wanted = losses.divergence(student_NV, teacher_NV, direction="forward", k=8, form=form).loss_N
     assert torch.equal(token.loss_N, wanted)
 
 
@@ -154,7 +155,7 @@ def test_the_loss_of_seqkd_is_the_cross_entropy_of_the_tokens() -> None:
     student_NV, teacher_NV, ids_N = torch.randn(4, 30, requires_grad=True), torch.randn(4, 30), torch.arange(4)
     config = settings(**{"method": "seqkd", "temperature": 0.5})
     player: Any = None
-    token = methods.make(config, player).divergence(student_NV, teacher_NV, ids_N)
+    token = methods.METHODS[config.method](config, player, []).divergence(student_NV, teacher_NV, ids_N)
     wanted = torch.nn.functional.cross_entropy(student_NV / 0.5, ids_N, reduction="none")
     torch.testing.assert_close(token.loss_N, wanted)
     assert token.loss_N.requires_grad and not token.value_N.requires_grad

@@ -20,9 +20,9 @@ from agentopcd.chat import Chat
 from agentopcd.consolidate import samples_of
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import extraction_messages
+from agentopcd.positions import sequences
 from agentopcd.rollouts import Game, Player
 from agentopcd.sampling import InBatches
-from agentopcd.teacher import sequences
 from agentopcd.types import Completion, Context, Episode, Job, Sampling
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]

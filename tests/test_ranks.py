@@ -37,15 +37,15 @@ main()
 SHARDED = """
 import torch
 from torch.distributed.tensor import DTensor, Shard
-from agentopcd import consolidate, teacher
-teacher.ROW_TOKENS = 8  # so that batches of different sizes take the teacher different numbers of passes
-check = consolidate.check_float32
+from agentopcd import learner, positions
+positions.ROW_TOKENS = 8  # so that batches of different sizes take the teacher different numbers of passes
+check = learner.check_float32
 def all_sharded(trained):
     check(trained)
     for name, p in trained.items():
         assert isinstance(p, DTensor) and p.placements == (Shard(0),) and p.device_mesh.size() > 1, name
     print("sharded:", len(trained), flush=True)
-consolidate.check_float32 = all_sharded
+learner.check_float32 = all_sharded
 """
 PARTS = Context("- EXPERIENCE ITEM: always go left"), Context("- EXPERIENCE ITEM: answers that end in five are wrong")
 MIXED = Mixture(PARTS, (0.6, 0.4))

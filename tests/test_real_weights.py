@@ -9,9 +9,10 @@ from agentopcd import losses, models
 from agentopcd.chat import Chat
 from agentopcd.consolidate import samples_of
 from agentopcd.envs import build_splits
+from agentopcd.positions import response_logits
 from agentopcd.rollouts import Game, Player
 from agentopcd.sampling.transformers import TransformersSampler
-from agentopcd.teacher import FrozenTeacher, response_logits
+from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import Context, Episode, Job, Sampling
 
 HINT = Context("Work out the result, write only that number, and stop.")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from agentopcd import checkpoint
 from agentopcd.errors import ConfigError
-from agentopcd.runs import Run, console_line, workspace, write_text
+from agentopcd.metrics import console_line
+from agentopcd.runs import Run, workspace, write_text
 
 
 def net_and_optimizer(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
@@ -86,10 +88,10 @@ def test_a_checkpoint_brings_back_weights_moments_noise_and_place(tmp_path: Path
     run = Run(tmp_path, "x", {})
     net, optimizer = net_and_optimizer(0)
     step(net, optimizer)
-    run.save(dict(net.named_parameters()), optimizer, {"step": 1})
+    checkpoint.save(run.folder, dict(net.named_parameters()), optimizer, {"step": 1})
     step(net, optimizer)
     fresh, fresh_optimizer = net_and_optimizer(1)
-    assert run.load(dict(fresh.named_parameters()), fresh_optimizer) == {"step": 1}
+    assert checkpoint.load(run.folder, dict(fresh.named_parameters()), fresh_optimizer) == {"step": 1}
     step(fresh, fresh_optimizer)
     for a, b in zip(net.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -97,14 +99,14 @@ def test_a_checkpoint_brings_back_weights_moments_noise_and_place(tmp_path: Path
 
 def test_there_may_be_nothing_to_load(tmp_path: Path) -> None:
     net, optimizer = net_and_optimizer(0)
-    assert Run(tmp_path, "x", {}).load(dict(net.named_parameters()), optimizer) is None
+    assert checkpoint.load(Run(tmp_path, "x", {}).folder, dict(net.named_parameters()), optimizer) is None
 
 
 def test_checkpoints_hold_no_pickle(tmp_path: Path) -> None:
     run = Run(tmp_path, "x", {})
     net, optimizer = net_and_optimizer(0)
     step(net, optimizer)
-    run.save(dict(net.named_parameters()), optimizer, {"step": 1})
+    checkpoint.save(run.folder, dict(net.named_parameters()), optimizer, {"step": 1})
     assert {file.name for file in (run.folder / "checkpoint").iterdir()} == {
         "tensors.safetensors", "state.json",
     }  # fmt: skip
@@ -115,7 +117,7 @@ def test_one_kill_after_another_still_leaves_a_checkpoint(tmp_path: Path, monkey
     run = Run(tmp_path, "x", {})
     net, optimizer = net_and_optimizer(0)
     step(net, optimizer)
-    run.save(dict(net.named_parameters()), optimizer, {"step": 1})
+    checkpoint.save(run.folder, dict(net.named_parameters()), optimizer, {"step": 1})
     (run.folder / "checkpoint").rename(run.folder / "checkpoint.old")
     rename = Path.rename
 
@@ -126,10 +128,10 @@ def test_one_kill_after_another_still_leaves_a_checkpoint(tmp_path: Path, monkey
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", dies)
-        run.save(dict(net.named_parameters()), optimizer, {"step": 2})
-    assert run.load(dict(net.named_parameters()), optimizer) == {"step": 1}
-    run.save(dict(net.named_parameters()), optimizer, {"step": 2})
-    assert run.load(dict(net.named_parameters()), optimizer) == {"step": 2}
+        checkpoint.save(run.folder, dict(net.named_parameters()), optimizer, {"step": 2})
+    assert checkpoint.load(run.folder, dict(net.named_parameters()), optimizer) == {"step": 1}
+    checkpoint.save(run.folder, dict(net.named_parameters()), optimizer, {"step": 2})
+    assert checkpoint.load(run.folder, dict(net.named_parameters()), optimizer) == {"step": 2}
     assert not (run.folder / "checkpoint.old").exists()
 
 

@@ -12,7 +12,9 @@ from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3Fo
 from agentopcd import losses, models
 from agentopcd.chat import Chat
 from agentopcd.errors import AlignmentError, ModelError
-from agentopcd.teacher import FrozenTeacher, Sample, SharedPrefix, response_hidden, response_logits, sequences
+from agentopcd.positions import SharedPrefix, response_hidden, response_logits, sequences
+from agentopcd.samples import Sample
+from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import EMPTY, Context, Message
 from tests import tiny
 
@@ -88,20 +90,20 @@ def test_a_pad_token_inside_a_response_is_a_token_like_any_other(student: models
 def test_same_weights_and_no_context_agree(student: models.LoadedModel) -> None:
     samples = samples_under(EMPTY, student)
     teacher_rows = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
-    assert losses.full_reverse_kl(student_rows(student, samples), teacher_rows).max() < 1e-5
+    assert losses.full_kl(student_rows(student, samples), teacher_rows).max() < 1e-5
 
 
 def test_a_context_moves_the_teacher(student: models.LoadedModel) -> None:
     samples = samples_under(LESSONS, student)
     teacher_rows = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
-    assert losses.full_reverse_kl(student_rows(student, samples), teacher_rows).mean() > 0.3
+    assert losses.full_kl(student_rows(student, samples), teacher_rows).mean() > 0.3
 
 
 def test_a_teacher_that_is_one_row_off_is_nats_away(student: models.LoadedModel) -> None:
     samples = samples_under(EMPTY, student)
     teacher_rows = FrozenTeacher(student, student, compute=FLOAT32).score(samples)
     for shift in (1, -1):
-        off = losses.full_reverse_kl(student_rows(student, samples), teacher_rows.roll(shift, dims=0))
+        off = losses.full_kl(student_rows(student, samples), teacher_rows.roll(shift, dims=0))
         assert off.mean() > 1.0
 
 
@@ -111,7 +113,7 @@ def test_bfloat16_products_still_give_float32_logits_near_the_exact_ones(student
     rough = FrozenTeacher(student, student, compute=torch.bfloat16).score(samples)
     assert rough.dtype == FLOAT32
     assert (rough - exact).abs().max() > 0
-    assert losses.full_reverse_kl(exact, rough).mean() < 0.01
+    assert losses.full_kl(exact, rough).mean() < 0.01
 
 
 def test_an_empty_prompt_is_refused(student: models.LoadedModel) -> None:
@@ -135,7 +137,7 @@ def test_no_gradient_reaches_the_teacher(student: models.LoadedModel) -> None:
     samples = samples_under(LESSONS, student)
     teacher = FrozenTeacher(student, student, compute=FLOAT32)
     teacher_rows = teacher.score(samples)
-    losses.full_reverse_kl(student_rows(student, samples), teacher_rows).mean().backward()
+    losses.full_kl(student_rows(student, samples), teacher_rows).mean().backward()
     assert not teacher_rows.requires_grad
     assert all(p.grad is None and not p.requires_grad for p in teacher.model.parameters())
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in student.model.parameters())
@@ -154,7 +156,7 @@ def test_another_model_can_teach(student: models.LoadedModel, tmp_path: Path) ->
     teacher = FrozenTeacher(other, student, compute=FLOAT32)
     samples = samples_under(EMPTY, student)
     assert teacher.kind == "other"
-    assert losses.full_reverse_kl(student_rows(student, samples), teacher.score(samples)).mean() > 0.1
+    assert losses.full_kl(student_rows(student, samples), teacher.score(samples)).mean() > 0.1
 
 
 def test_a_teacher_with_other_tokens_is_refused(student: models.LoadedModel, folder: Path) -> None:
@@ -260,7 +262,7 @@ def test_any_part_of_a_prefix_can_be_shared_in_rows_of_any_size(
     exact = response_hidden(student.model, pairs, tiny.PAD)
     prefix = SharedPrefix(student.model, beginning)
     for row_tokens in (1, 30, 1000):  # a row for each sample, for some, for all
-        monkeypatch.setattr("agentopcd.teacher.ROW_TOKENS", row_tokens)
+        monkeypatch.setattr("agentopcd.positions.ROW_TOKENS", row_tokens)
         found = prefix.response_hidden(pairs, shared)
         torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
 

@@ -69,15 +69,16 @@ def _run() -> Any:
     """The command. Where a launcher started several processes, the first one runs it and the others help it train."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return app(standalone_mode=False)
-    from agentopcd.distil import dismiss, follow
+    from agentopcd.distil import follow
     from agentopcd.ranks import Ranks
 
-    if not Ranks().main:
+    ranks = Ranks.current()
+    if not ranks.main:
         return follow()
     try:
         return app(standalone_mode=False)
     finally:
-        dismiss()
+        ranks.dismiss()
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from agentopcd import losses
+from agentopcd.chat import Chat
+from agentopcd.checkpoint import Progress
+from agentopcd.learner import Learner
+from agentopcd.methods import Method
+from agentopcd.models import LoadedModel
+from agentopcd.samples import Sample
 from agentopcd.sampling import choices
-from agentopcd.teacher import Sample
-from agentopcd.types import Episode
+from agentopcd.teacher import FrozenTeacher
+from agentopcd.types import Context, Episode, Mixture
 
 FULL_EVERY = 4
 """``full`` is computed on every fourth token: enough to see what the support leaves out."""
@@ -23,16 +32,18 @@ class StepMeter:
     Args:
         temperature: the loss temperature; entropies and masses are of the tempered distributions.
         sampling_temperature: to compare the trainer's log-probabilities with the sampler's.
+        importance_cap: largest importance weight of a token; 0: every token weighs 1.
     """
 
-    def __init__(self, temperature: float, sampling_temperature: float) -> None:
+    def __init__(self, temperature: float, sampling_temperature: float, importance_cap: float = 0.0) -> None:
         self.temperature = temperature
         self.sampling_temperature = sampling_temperature
+        self.importance_cap = importance_cap
         self.rows: dict[str, list[Tensor]] = defaultdict(list)
         """Parts of each column, a figure per token; ``full`` has one for every fourth."""
 
     def begin(self, samples: Sequence[Sample]) -> None:
-        """Say whose rows come next, in the order of :func:`agentopcd.teacher.response_hidden`."""
+        """Say whose rows come next, in the order of :func:`agentopcd.positions.response_hidden`."""
         self.ids = torch.tensor([i for s in samples for i in s.response_ids])
         self.sampled = torch.tensor([lp for s in samples for lp in s.logprobs])
         self.allowed = [ids for s in samples for ids in choices.allowed_in(s.choices, s.response_ids)]
@@ -61,19 +72,25 @@ class StepMeter:
         for name, column in columns.items():
             self.rows[name].append(column.float().cpu())
         few = (student_NV[::FULL_EVERY], teacher_NV[::FULL_EVERY])
-        self.rows["full"].append(losses.full_reverse_kl(*few, temperature=self.temperature).cpu())
+        self.rows["full"].append(losses.full_kl(*few, temperature=self.temperature).cpu())
 
-    def importance(self, where: slice, student_NV: Tensor, cap: float) -> Tensor | float:
+    def aside(self) -> Self:
+        """A meter of the same settings whose figures nobody reads: for a batch that does not count."""
+        return type(self)(self.temperature, self.sampling_temperature, self.importance_cap)
+
+    def importance(self, where: slice, student_NV: Tensor) -> Tensor | float:
         """Weights of those rows, see :func:`agentopcd.losses.importance_weights`; 1 without a cap."""
-        if not cap:
+        if not self.importance_cap:
             return 1.0
         ids, sampled = (column[where].to(student_NV.device) for column in (self.ids, self.sampled))
-        weights_N = losses.importance_weights(student_NV, ids, sampled, cap=cap, temperature=self.sampling_temperature)
+        weights_N = losses.importance_weights(
+            student_NV, ids, sampled, cap=self.importance_cap, temperature=self.sampling_temperature
+        )
         self.rows["importance"].append(weights_N.cpu())
         return weights_N
 
     def gather(self, of_all: Sequence[dict[str, list[Tensor]]]) -> None:
-        """Take the rows of all processes for one's own."""
+        """Replace this meter's rows by those of all processes."""
         names = {name for rows in of_all for name in rows}
         self.rows = {name: [part for rows in of_all for part in rows.get(name, [])] for name in names}
 
@@ -113,7 +130,7 @@ class StepMeter:
         return {name: round(float(figure), 7) for name, figure in figures.items()}
 
 
-def rollout_measures(episodes: Sequence[Episode], samples: Sequence[Sample], dropped: int) -> dict[str, float | int]:
+def rollout_record(episodes: Sequence[Episode], samples: Sequence[Sample], dropped: int) -> dict[str, float | int]:
     """Figures of the rollouts of one step; ``dropped`` counts cut replies left out of the loss."""
     scored = [e for e in episodes if e.stop_reason != "env_error"]
     turns = [turn for e in scored for turn in e.turns]
@@ -141,3 +158,97 @@ def repetition(ids: Sequence[int]) -> float:
     """Share of 4-grams that repeat an earlier one: 0 for none, near 1 for a loop."""
     grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def definition(
+    student: LoadedModel, teacher: FrozenTeacher, context: Context | Mixture, method: Method
+) -> dict[str, Any]:
+    """What the loss is, once per run. A model's id covers its weights, tokenizer and chat template."""
+    config = method.config
+    return {
+        "student": student.id,
+        "method": config.method,
+        "answers": config.answers if method.by_teacher else "the student's own",
+        "direction": method.direction,
+        "name": method.name,
+        "support": f"{method.support_of} top-{config.support}",
+        "rollout_temperature": config.temperature,
+        "loss_temperature": method.temperature,
+        "reduction": config.reduction,
+        "cut_replies": config.cut_replies,
+        "importance_cap": config.importance_cap,
+        "teacher": teacher.kind,
+        "teacher_hash": teacher.hash,
+        "context": context.id,
+        "placement": context.placement,
+        "context_tokens": context_tokens(method.player.chat, context),
+        "setup": method.player.setup(),
+    }
+
+
+def context_tokens(chat: Chat, context: Context | Mixture) -> int:
+    """Tokens of the context, of the longest one of a mixture."""
+    return max(chat.count_tokens(part.text) for part in context.parts)
+
+
+def update_record(
+    progress: Progress, learner: Learner, norm: float, moved: bool, gap_nats: float | None
+) -> dict[str, Any]:
+    """What the optimizer did in the last step.
+
+    Args:
+        norm: of the gradient before clipping.
+        moved: whether the weights did.
+        gap_nats: how far an engine with its own weights was off after it took over the new ones.
+    """
+    return {
+        "step": progress.step,
+        "train/grad_norm": norm if math.isfinite(norm) else None,
+        "train/clipped": norm > learner.config.clip_norm,
+        "train/skipped": not moved,
+        "train/skipped_total": progress.skipped,
+        "train/learning_rate": learner.learning_rate,
+        "engine/policy_step": progress.step - 1,
+    } | ({} if gap_nats is None else {"engine/drift_nats": gap_nats})
+
+
+def select_record(progress: Progress, step: int) -> dict[str, Any]:
+    """Success on select tasks at ``step``."""
+    rate = progress.select[step]
+    return {"select/success": rate.rate, "select/n": rate.n, "select/low": rate.low, "select/high": rate.high}
+
+
+def console_line(record: Mapping[str, Any], steps: int, eta_s: float) -> str:
+    """One line per step for people; ``record`` is the step's line of metrics.jsonl."""
+    step, norm = record["step"], record["train/grad_norm"]
+    won = f"success {record['rollout/success']:.2f} " if "rollout/success" in record else ""
+    return (
+        f"step {step:03d}/{steps:03d} | {record['loss/name']} {record['loss/value_nats']:.4f} nats/tok"
+        f" | response {record['rollout/response_tokens_mean']:.0f} tok"
+        f" | {won}({record['rollout/episodes']} ep)"
+        f" | grad {'not finite' if norm is None else f'{norm:.2f}'} | {record['time/step_s']:.1f} s"
+        f" (roll {record['time/rollout_s']:.1f} score {record['time/teacher_s']:.1f}"
+        f" train {record['time/update_s']:.1f}) | eta {eta_s / 60:.1f} min"
+    )
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - self.last
+        self.last = now
+
+    @property
+    def total_s(self) -> float:
+        return self.last - self.started
+
+    def times(self) -> dict[str, float]:
+        """``time/PHASE_s`` for rollout, teacher and update, and ``time/step_s``."""
+        phases = {f"time/{name}_s": round(self.phases.get(name, 0.0), 3) for name in ("rollout", "teacher", "update")}
+        return phases | {"time/step_s": round(self.total_s, 3)}
