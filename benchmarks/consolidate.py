@@ -1,8 +1,9 @@
 """One consolidation step beside others': ``python -m benchmarks.consolidate --trl .venv-trl/bin/python``.
 
-``ours`` is what the loop does: the teacher reads the shared beginning of its prompts once, and the loss is computed
-in chunks of rows; ``lora`` is the same with a rank-16 adapter, ``lora-less`` that with gradient checkpointing,
-``vllm`` is ours with vLLM's rollouts (docs/engines.md), its weight update counted with them.
+``ours`` is what the loop does, by its own functions (``deal``, ``learn_from``, ``Learner.step``) and with its meter:
+the teacher reads the shared beginning of its prompts once, and the loss is computed in chunks of rows; ``lora`` is the
+same with a rank-16 adapter, ``lora-less`` that with gradient checkpointing, ``vllm`` is ours with vLLM's rollouts
+(docs/engines.md), its weight update counted with them.
 ``plain`` is the reference of the tests: every prompt read whole, all logits at once. ``trl`` is TRL's ``SDFTTrainer``
 (see ``benchmarks/trl_sdft.py``), with the same weights, prompts, context, reply length, float32 masters and AdamW.
 
@@ -24,7 +25,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentopcd.types import Message
 
 PHASES = ("rollout", "teacher", "update")
 LESSON = "- EXPERIENCE ITEM: read the question twice, work the sum out, and write only the result.\n"
@@ -32,13 +36,27 @@ RANK = 16
 ARMS = ("plain", "ours", "lora", "lora-less", "vllm")
 
 
-def questions(batch: int) -> list[list[dict[str, str]]]:
+def questions(batch: int) -> list[list[Message]]:
     return [[{"role": "user", "content": f"What is {n} * 7 + {n * n}? Explain."}] for n in range(11, 11 + batch)]
 
 
 def context_of(tokenizer: Any, tokens: int) -> str:
     """About so many tokens of advice."""
     return (LESSON * max(1, round(tokens / len(tokenizer(LESSON)["input_ids"])))).strip()
+
+
+class CpuClock:
+    """The loop's clock, counting CPU seconds beside wall seconds; stands in for :class:`agentopcd.metrics.Clock`."""
+
+    def __init__(self) -> None:
+        self.last = (time.process_time(), time.perf_counter())
+        self.phases: dict[str, tuple[float, float]] = {}
+
+    def lap(self, phase: str) -> None:
+        now = (time.process_time(), time.perf_counter())
+        cpu, wall = self.phases.get(phase, (0.0, 0.0))
+        self.phases[phase] = (cpu + now[0] - self.last[0], wall + now[1] - self.last[1])
+        self.last = now
 
 
 class Step:
@@ -49,102 +67,98 @@ class Step:
 
         from agentopcd import models
         from agentopcd.chat import Chat
+        from agentopcd.config import ConsolidateConfig
+        from agentopcd.learner import Learner
+        from agentopcd.methods import METHODS
+        from agentopcd.rollouts import Game, Player
         from agentopcd.sampling.transformers import TransformersSampler
         from agentopcd.teacher import FrozenTeacher
-        from agentopcd.types import Context, Sampling
+        from agentopcd.types import Context
 
         torch.set_num_threads(args.threads)
-        self.args, self.torch, self.models = args, torch, models
+        self.args = args
         compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.compute]
-        self.compute = compute
+        self.config = ConsolidateConfig(
+            env="math",
+            learning_rate=1e-6,
+            tokens_per_batch=args.tokens_per_batch,
+            max_tokens=args.reply,
+            gradient_checkpointing=args.arm == "lora-less",
+            lora_rank=RANK * args.arm.startswith("lora"),
+        )
         self.student = models.load_model(args.model)
         self.student.end_ids = (len(self.student.tokenizer) - 1,)  # never sampled in practice: replies have full length
         self.chat = Chat(self.student.tokenizer)
         self.context = Context(context_of(self.student.tokenizer, args.context))
-        if args.arm.startswith("lora"):
+        if self.config.lora_rank:
             models.add_adapter(self.student, RANK, compute, 0)
-        if args.arm == "lora-less":
-            models.checkpoint_gradients(self.student.model)
         prefixes = [] if args.arm == "plain" else [self.chat.prefix(self.context)]
         self.teacher = FrozenTeacher(self.student, self.student, compute=compute, prefixes=prefixes)
-        if not args.arm.startswith("lora"):
-            self.student.model.requires_grad_(True)
-        self.trained = [p for p in self.student.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
+        self.learner = Learner(self.student, self.config, compute)
         self.sampler: Any = TransformersSampler(self.student, compute=compute)
         if args.arm == "vllm":
             from agentopcd.sampling.vllm import VllmSampler
 
             self.sampler = VllmSampler(self.student, compute=compute)
-        self.sampling = Sampling(temperature=0.7, max_tokens=args.reply)
+        player = Player(game=Game(ref="math"), sampler=self.sampler, chat=self.chat, sampling=self.config.sampling)
+        self.method = METHODS["opcd"](self.config, player)
         self.number = 0
 
     def rollout(self) -> list[Any]:
-        from agentopcd.teacher import Sample
+        from agentopcd.samples import Sample
         from agentopcd.types import Request
 
         views = [self.chat.views(messages, self.context) for messages in questions(self.args.batch)]
         self.number += 1
         requests = [Request(prompt_ids=one, seed=100 * self.number + i) for i, (one, _) in enumerate(views)]
-        replies = self.sampler.sample(requests, self.sampling)
+        replies = self.sampler.sample(requests, self.config.sampling)
         return [
             Sample(student_ids=one, teacher_ids=other, response_ids=r.token_ids, logprobs=r.logprobs, turn=0)
             for (one, other), r in zip(views, replies, strict=True)
         ]
 
     def run(self) -> dict[str, tuple[float, float]]:
-        from agentopcd import losses
-        from agentopcd.consolidate import micro_batches
-        from agentopcd.teacher import response_hidden, response_logits
+        """One step; every arm but ``plain`` calls the loop's own functions, its meter included."""
+        from agentopcd.consolidate import deal, learn_from
+        from agentopcd.metrics import StepMeter
+        from agentopcd.ranks import Ranks
 
-        torch, models, model, teacher = self.torch, self.models, self.student.model, self.teacher
-        spent, last = {}, (time.process_time(), time.perf_counter())
-
-        def lap(phase: str) -> None:
-            nonlocal last
-            now = (time.process_time(), time.perf_counter())
-            cpu, wall = spent.get(phase, (0.0, 0.0))
-            spent[phase] = (cpu + now[0] - last[0], wall + now[1] - last[1])
-            last = now
-
+        config, ranks = self.config, Ranks.current()
+        clock: Any = CpuClock()
         samples = self.rollout()
-        weights = losses.token_weights([s.num_tokens for s in samples], "seq_mean")
-        lap("rollout")
-        plain = self.args.arm == "plain"
-        for chunk, weights_N in micro_batches(samples, weights, self.args.tokens_per_batch, teacher.reads):
-            pairs = [(s.student_ids, s.response_ids) for s in chunk]
-            scored = teacher.score(chunk) if plain else teacher.hidden(chunk)
-            lap("teacher")
-            find = response_logits if plain else response_hidden
-            with models.autocast(torch.device("cpu"), self.compute):
-                mine = find(model, pairs, self.student.tokenizer.pad_token_id)
-            if plain:
-                loss = losses.weighted_sum(losses.divergence(mine, scored, temperature=0.7).loss_N, weights_N)
+        clock.lap("rollout")
+        meter = StepMeter(self.method.temperature, config.temperature, config.importance_cap)
+        for batch in deal(samples, config, self.teacher, ranks):
+            if self.args.arm == "plain":
+                self.learn_plainly(batch, clock)
             else:
-
-                def loss_of(rows: Any, where: slice, scored: Any = scored) -> Any:
-                    student_RV, teacher_RV = models.scaled(model, rows), teacher.logits(scored[where])
-                    return losses.divergence(student_RV, teacher_RV, temperature=0.7).loss_N
-
-                loss = losses.in_chunks(loss_of, mine, weights_N, model.get_output_embeddings())
-            loss.backward()
-            lap("update")
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        lap("update")
+                learn_from(batch, self.learner, self.teacher, self.method, meter, clock)
+        self.learner.step(ranks, learned=True)
+        if self.args.arm != "plain":
+            meter.result()
+        clock.lap("update")
         if self.args.arm == "vllm":
             self.sampler.update()
-            lap("sync")
-            cpu, wall = spent.pop("sync")
-            spent["rollout"] = (spent["rollout"][0] + cpu, spent["rollout"][1] + wall)
-        return spent
+            clock.lap("rollout")
+        return clock.phases
+
+    def learn_plainly(self, batch: Any, clock: CpuClock) -> None:
+        """The reference of the tests: each prompt read whole, all logits at once, no figures."""
+        from agentopcd import losses
+        from agentopcd.positions import logits_of
+
+        scored = self.teacher.score(batch.samples)
+        clock.lap("teacher")
+        mine = logits_of(self.learner.model, self.learner.hidden(batch.samples))
+        loss_N = losses.divergence(mine, scored, temperature=self.method.temperature).loss_N
+        losses.weighted_sum(loss_N, batch.weights_N).backward()
+        clock.lap("update")
 
     def needed_mib(self) -> float:
         """Weights, gradients and optimizer state of the student, and a teacher of its own."""
         held = {id(p): p for m in (self.student.model, self.teacher.model) for p in m.parameters()}
         total = sum(p.numel() * p.element_size() for p in held.values())
-        return (total + sum(3 * p.numel() * 4 for p in self.trained)) / 2**20
+        return (total + sum(3 * p.numel() * 4 for p in self.learner.trained.values())) / 2**20
 
 
 def one(args: argparse.Namespace) -> dict[str, Any]:
@@ -192,10 +206,11 @@ def measured(args: argparse.Namespace, arm: str, context: int) -> dict[str, Any]
 
 def parity(args: argparse.Namespace) -> None:
     """Our token losses and TRL's on the logits of one real batch."""
+    import torch
     from safetensors.torch import save_file
 
     from agentopcd import losses
-    from agentopcd.teacher import response_logits
+    from agentopcd.positions import response_logits
 
     args.arm, args.context = "plain", args.contexts[0]
     step = Step(args)
@@ -207,9 +222,10 @@ def parity(args: argparse.Namespace) -> None:
         file = Path(folder) / "logits.safetensors"
         save_file(logits, file)
         theirs = call([args.trl, str(Path(__file__).with_name("trl_sdft.py"))], {"logits": str(file)})
-    for form, values in theirs.items():
+    found: Any = theirs  # form to token losses
+    for form, values in found.items():
         ours = losses.divergence(logits["student"], logits["teacher"], form=form).loss_N
-        apart = (ours - step.torch.tensor(values)).abs().max().item()
+        apart = (ours - torch.tensor(values)).abs().max().item()
         print(f"{form}: {len(values)} tokens, mean {ours.mean():.4f} nats, largest difference from TRL {apart:.1e}")
 
 

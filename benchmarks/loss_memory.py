@@ -1,6 +1,6 @@
 """Peak memory of the loss as response tokens and vocabulary grow: ``python -m benchmarks.loss_memory``.
 
-``chunks`` is what the loop does (``losses.in_chunks``), ``dense`` all logits at once. Each figure is the peak resident
+``chunks`` is what the loop does (``chunks.in_chunks``), ``dense`` all logits at once. Each figure is the peak resident
 memory of a process of its own above what was there before the loss was computed: hidden states, output head and the
 models' own memory are not in it, the gradients of hidden states and head are (``kept``). The hidden size is small, so
 that the vocabulary counts; ``dense`` is left out where its estimate is above ``--dense-limit``.
@@ -20,7 +20,7 @@ from typing import Any
 def one(tokens: int, vocabulary: int, hidden: int, way: str, threads: int) -> dict[str, Any]:
     import torch
 
-    from agentopcd import losses
+    from agentopcd import chunks, losses
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def one(tokens: int, vocabulary: int, hidden: int, way: str, threads: int) -> di
         def loss_of(rows: torch.Tensor, where: slice) -> torch.Tensor:
             return losses.divergence(rows, theirs[where] @ teacher_head.T).loss_N
 
-        loss = losses.in_chunks(loss_of, mine, weights, head)
+        loss = chunks.in_chunks(loss_of, mine, weights, head)
     else:
         loss = losses.weighted_sum(losses.divergence(head(mine), theirs @ teacher_head.T).loss_N, weights)
     loss.backward()

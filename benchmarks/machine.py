@@ -55,7 +55,8 @@ def main() -> None:
             qkv = [torch.randn(4, 9, tokens, 64).to(dtype).requires_grad_() for _ in range(3)]
 
             def attend(qkv: list[torch.Tensor] = qkv) -> None:
-                torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True).sum().backward()
+                q, k, v = qkv
+                torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True).sum().backward()
 
             spent = seconds(attend, args.repeats)
             print(f"{dtype}: attention [4, 9, {tokens}, 64] with its gradients: {spent * 1e3:.1f} ms", flush=True)

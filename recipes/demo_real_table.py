@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,7 @@ def main(work: Path) -> None:
     results = [json.loads(file.read_text()) for file in newest_last]
     with Store.open(work / "store.db") as store:
         recipes = {r["context"]: json.loads(store.context_row(r["context"])["recipe"]) for r in results}
-    arms = {"a": None, "b": None}
+    arms: dict[str, Any] = {"a": None, "b": None}
     for result in results:
         arms["b" if recipes[result["context"]].get("order") == "file" else "a"] = result["evaluation"]
     table = Table(title="math, level 1 (add or subtract two numbers up to 20), test tasks")

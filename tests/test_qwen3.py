@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from agentopcd.chat import Chat
-from agentopcd.consolidate import samples_of
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import extraction_messages
 from agentopcd.positions import sequences
 from agentopcd.rollouts import Game, Player
+from agentopcd.samples import samples_of
 from agentopcd.sampling import InBatches
 from agentopcd.types import Completion, Context, Episode, Job, Sampling
 

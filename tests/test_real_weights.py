@@ -7,10 +7,10 @@ import torch
 
 from agentopcd import losses, models
 from agentopcd.chat import Chat
-from agentopcd.consolidate import samples_of
 from agentopcd.envs import build_splits
 from agentopcd.positions import response_logits
 from agentopcd.rollouts import Game, Player
+from agentopcd.samples import samples_of
 from agentopcd.sampling.transformers import TransformersSampler
 from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import Context, Episode, Job, Sampling

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from agentopcd.models import pick_compute
 from recipes.pocket import corpus, packing, tokenizer, worlds
 from recipes.pocket.tokenizer import PreTrainedTokenizerFast as Tokenizer
 
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "pocket": {"hidden_size": 192, "num_hidden_layers": 6, "intermediate_size": 512, "num_attention_heads": 6},
     "pocket-s": {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 352, "num_attention_heads": 4},
 }
@@ -68,14 +69,16 @@ def make_tokenizer() -> Tokenizer:
 
 def make_model(size: str, tok: Tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(0)
+    ends: Any = {"eos_token_id": tok.eos_token_id, "pad_token_id": tok.pad_token_id}
     config = LlamaConfig(
         vocab_size=-(-len(tok) // 64) * 64, max_position_embeddings=2048, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, attention_bias=False,
+        bos_token_id=None, attention_bias=False, **ends,
         initializer_range=0.05, rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, **SIZES[size],
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     model.set_attn_implementation("plain")
-    related_start(model.get_input_embeddings().weight, tok)
+    embeddings: Any = model.get_input_embeddings()
+    related_start(embeddings.weight, tok)
     return model
 
 
@@ -115,7 +118,8 @@ class Batches:
         for row in rows:
             for _, made in row:
                 self.digest.update(torch.tensor(made.ids, dtype=torch.int32).numpy().tobytes())
-        batch = packing.collate([packing.joined([made for _, made in row]) for row in rows], self.tok.pad_token_id)
+        pad: Any = self.tok.pad_token_id
+        batch = packing.collate([packing.joined([made for _, made in row]) for row in rows], pad)
         return batch, [kind for row in rows for kind, made in row for _ in made.learned]
 
     def _row(self, stage: corpus.Stage) -> list[tuple[str, packing.Packed]]:
@@ -298,7 +302,8 @@ def save(model: LlamaForCausalLM, tok: Tokenizer, folder: Path) -> None:
     weights.pop("lm_head.weight", None)  # tied
     model.generation_config.eos_token_id = tok.eos_token_id
     model.generation_config.pad_token_id = tok.pad_token_id
-    copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
+    copy: Any = LlamaForCausalLM(model.config)
+    copy.to(torch.bfloat16)
     copy.load_state_dict(weights, strict=False)
     copy.generation_config = model.generation_config
     copy.save_pretrained(folder)
