@@ -50,7 +50,7 @@ class Progress:
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """What :meth:`to_dict` wrote."""
         select = {int(step): Rate(*rate) for step, rate in state["select"].items()}
-        return cls(**dict(state) | {"select": select})
+        return cls(step=state["step"], best_step=state["best_step"], skipped=state["skipped"], select=select)
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
