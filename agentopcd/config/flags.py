@@ -16,15 +16,13 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "env", "env_args", "model", "student", "context", "method", "rounds", "episodes", "episodes_per_round", "steps",
         "batch_size", "learning_rate", "max_tokens", "seed",
     ),
-    "Environment": ("rules", "history", "max_steps", "constrain", "split", "splits"),
+    "Environment": ("rules", "history", "placement", "max_steps", "constrain", "split", "splits"),
     "Sampling": ("temperature", "top_p", "top_k", "engine", "server", "sample_batch"),
     "Model": ("device", "compute", "template_args"),
-    "Experience": (
-        "extract", "chains", "chain_steps", "extract_tokens", "budget_tokens", "show_earlier", "placement", "mix",
-        "force",
-    ),
+    "Experience": ("extract", "chains", "chain_steps", "extract_tokens", "budget_tokens", "show_earlier"),
     "Choosing": (
-        "pool", "candidates", "traces", "confirm", "select_tasks", "select_every", "confirm_tasks", "test_tasks",
+        "pool", "candidates", "traces", "mix", "confirm", "force", "select_tasks", "select_every", "confirm_tasks",
+        "test_tasks",
     ),
     "Training": (
         "lora_rank", "shard", "tokens_per_batch", "gradient_checkpointing", "answers", "cut_replies", "weight_decay",

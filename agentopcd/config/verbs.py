@@ -27,7 +27,7 @@ class PlayerConfig(Config):
     env: str = ""
     """A registered name, gym:ID, textarena:ID, rg:TASK, rows.jsonl, pkg.mod:Class or file.py:Class."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Constructor argument of the environment as key=value (JSON value); repeat for more."""
+    """Constructor arguments of the environment; as flags key=value with a JSON value, one each time."""
     rules: str = ""
     """View of the rules text: full, hidden, none or one of the environment's own; empty: its default."""
     history: Literal["", "transcript", "chat"] = ""
@@ -63,7 +63,7 @@ class PlayerConfig(Config):
     splits: str = ""
     """A manifest written by `agentopcd envs splits -o FILE`; empty: made once and kept in the workspace."""
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Argument of the chat template as key=value, such as enable_thinking=false; repeat for more."""
+    """Arguments of the chat template; as flags key=value, such as enable_thinking=false, one each time."""
 
     def __post_init__(self) -> None:
         if not self.env:
