@@ -1,4 +1,28 @@
-"""Recipes: the rows of a table of the paper, each with its arms, seeds and claims. See ``recipes/paper``."""
+"""Recipes: the rows of a table of the paper, each with its arms, seeds and claims. See ``recipes/paper``.
+
+A recipe is a TOML file::
+
+    title = "..."
+
+    [defaults]                     # what rows have in common, written as in a row
+    claims = [["opcd", "base"]]
+    [defaults.full.settings]
+    steps = 50
+
+    [[row]]                        # one for each row of the table
+    name = "..."
+    [row.paper]                    # published success in percent by arm, and `what`
+    [row.mini]                     # a row has the sizes that it names: mini, full, or both
+    seeds = [0, 1]
+    [row.mini.settings]            # of `agentopcd consolidate`, the same for all arms
+    [row.mini.arms.opcd]           # a trained arm, and what it changes in them
+    [row.mini.shown]               # untrained arms and the context that each one shows
+    [row.mini.experience]          # of `agentopcd learn`, by which the contexts are gathered
+    [row.mini.probe]               # of `agentopcd evaluate`, on a task that nothing was distilled for
+
+A row starts from the defaults, table by table, and what it says itself wins. The defaults of a size are for the rows
+that name this size.
+"""
 
 from __future__ import annotations
 
@@ -94,9 +118,20 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
         raise ConfigError(f"size is {size!r}{did_you_mean(size, SIZES)}")
     try:
         data = tomllib.loads(file.read_text())
-        return data["title"], [_plan(row, size, file.parent) for row in data["row"] if size in row]
+        shared = data.get("defaults", {})
+        rows = [_merged(shared, row) for row in data["row"] if size in row]
+        return data["title"], [_plan(row, size, file.parent) for row in rows]
     except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"cannot read the recipe {str(file)!r}: {error!r}") from error
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; where both have a value, that of ``over``."""
+    out = dict(under)
+    for name, value in over.items():
+        below = under.get(name)
+        out[name] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return out
 
 
 def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
