@@ -29,7 +29,9 @@ JSON = Annotated[
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the plan and stop; no model is loaded.")]
 CONFIG = Annotated[
     Path | None,
-    typer.Option("--config", help="TOML file with settings; flags win over it. `agentopcd config show` prints one."),
+    typer.Option(
+        "--config", help="TOML file with settings, as `agentopcd config show` prints; a flag or --no-FLAG wins over it."
+    ),
 ]
 
 
