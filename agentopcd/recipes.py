@@ -1,4 +1,27 @@
-"""Recipes: the rows of a table of the paper, each with its arms, seeds and claims. See ``recipes/paper``."""
+"""Recipes: the rows of a table of the paper, each with its arms, seeds and claims. See ``recipes/paper``.
+
+A recipe is a TOML file::
+
+    title = "..."
+
+    [defaults]                     # what all rows share, in the same words
+    seeds = [0, 1]
+    [defaults.arms.opcd]           # a trained arm, and what it changes in the settings
+    [defaults.full.settings]       # of `agentopcd consolidate`, the same for all arms; for the size full
+    steps = 50
+
+    [[row]]                        # a row of the table
+    name = "..."
+    claims = [["opcd", "base"]]    # pairs of arms; the paper has the first one ahead
+    [row.paper]                    # published success in percent by arm, and `what`
+    [row.settings]                 # for both sizes
+    [row.mini.settings]            # for one; a row is there at the sizes it names: mini, full, or both
+    [row.mini.shown]               # untrained arms, and the context that each one shows
+    [row.mini.experience]          # of `agentopcd learn`, by which the contexts are gathered
+    [row.mini.probe]               # of `agentopcd evaluate`, on a task that nothing was distilled for
+
+A row wins over the defaults, and what stands under a size over what stands for both; tables are merged.
+"""
 
 from __future__ import annotations
 
@@ -94,27 +117,46 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
         raise ConfigError(f"size is {size!r}{did_you_mean(size, SIZES)}")
     try:
         data = tomllib.loads(file.read_text())
-        return data["title"], [_plan(row, size, file.parent) for row in data["row"] if size in row]
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        for name in data.keys() - {"title", "defaults", "row"}:
+            raise ConfigError(
+                f"the recipe {str(file)!r} has {name!r}{did_you_mean(name, ('title', 'defaults', 'row'))}"
+            )
+        shared = _sized(data.get("defaults", {}), size)
+        rows = [_merged(shared, _sized(row, size)) for row in data["row"] if size in row]
+        return data["title"], [_plan(row, file.parent) for row in rows]
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"cannot read the recipe {str(file)!r}: {error!r}") from error
 
 
-def _plan(row: Mapping[str, Any], size: str, folder: Path) -> Plan:
-    own = row[size]
+def _sized(table: Mapping[str, Any], size: str) -> dict[str, Any]:
+    """What a row or the defaults say at one size."""
+    both = {name: value for name, value in table.items() if name not in SIZES}
+    return _merged(both, table.get(size, {}))
 
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; where both have a value, that of ``over``."""
+    out = {**under}
+    for name, value in over.items():
+        below = under.get(name)
+        out[name] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
     def located(values: Mapping[str, Any]) -> dict[str, Any]:
         """Files lie beside the recipe, wherever one stands."""
         files = {name: folder / values[name] for name in ("context", "env") if values.get(name)}
         return dict(values) | {name: str(file) for name, file in files.items() if file.is_file()}
 
-    settings = located(own["settings"])
-    shown = own.get("shown", {"in-context": settings.get("context", "")})
+    settings = located(row["settings"])
+    shown = row.get("shown", {"in-context": settings.get("context", "")})
     plan = Plan(
-        name=row["name"], settings=settings, arms={arm: located(values) for arm, values in own["arms"].items()},
-        seeds=own.get("seeds", [0]), claims=[(better, worse) for better, worse in row.get("claims", [])],
-        paper=row.get("paper", {}), probe=located(own.get("probe", {})),
+        name=row["name"], settings=settings, arms={arm: located(values) for arm, values in row["arms"].items()},
+        seeds=row.get("seeds", [0]), claims=[(better, worse) for better, worse in row.get("claims", [])],
+        paper=row.get("paper", {}), probe=located(row.get("probe", {})),
         shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
-        experience=own.get("experience"), note=own.get("note", ""),
+        experience=row.get("experience"), note=row.get("note", ""),
     )  # fmt: skip
     for arm in (*plan.shown, *plan.arms):
         config = plan.config(arm, 0)  # a wrong setting says so here

@@ -34,14 +34,24 @@ def commands() -> Iterator[tuple[list[str], Any]]:
 
 
 def plain_help(words: list[str], command: Any) -> str:
-    """The help text of one command, without colour and frames, whatever terminal this runs in."""
+    """The help text of one command, its panels as sections, whatever terminal this runs in."""
     context = command.context_class(command, info_name=" ".join(words), terminal_width=WIDTH)
-    style, command.rich_markup_mode = command.rich_markup_mode, None
-    try:
-        text = command.get_help(context)
-    finally:
-        command.rich_markup_mode = style
-    return re.sub(r"[ \t]+$", "", text, flags=re.MULTILINE).strip()
+    sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+    for param in command.get_params(context):
+        panel = getattr(param, "rich_help_panel", None) or f"{param.param_type_name.capitalize()}s"
+        if record := param.get_help_record(context):  # none for what is hidden
+            sections.setdefault(panel, []).append(record)
+    out = context.make_formatter()
+    command.format_usage(context, out)
+    command.format_help_text(context, out)
+    for panel, records in sections.items():
+        if records:
+            with out.section(panel):
+                out.write_dl(records)
+    if getattr(command, "commands", None):
+        command.format_commands(context, out)
+    command.format_epilog(context, out)
+    return re.sub(r"[ \t]+$", "", out.getvalue(), flags=re.MULTILINE).strip()
 
 
 def generate() -> str:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from agentopcd.cli.config import VERBS, show
+from agentopcd.cli.options import Call, configured
 from agentopcd.config import (
     ConfirmConfig,
     ConsolidateConfig,
@@ -17,9 +20,15 @@ from agentopcd.config import (
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
+    choices,
     field_docs,
+    flag_of,
+    has_flag,
+    panels,
     pick,
+    player_flags,
 )
+from agentopcd.config.flags import FILE_ONLY, PANELS
 from agentopcd.errors import ConfigError
 
 ALL = [PlayConfig, ScoreConfig, ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig]
@@ -127,3 +136,88 @@ def test_the_settings_of_a_round_reach_its_stages() -> None:
 def test_sampling_repeats_the_settings() -> None:
     sampling = PlayConfig(env="math", temperature=0.2, top_p=0.9, top_k=5, max_tokens=7).sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.2, 0.9, 5, 7)
+
+
+def test_a_type_that_lists_its_values_is_the_list() -> None:
+    known = choices(ConsolidateConfig)
+    assert known["method"] == ("opcd", "prefix-replay", "context-distillation", "seqkd")
+    assert known["placement"] == ("system", "user") and "rules" not in known
+    for name in ("compute", "engine", "history", "method", "answers", "teacher_kind", "divergence", "cut_replies"):
+        with pytest.raises(ConfigError, match=f"{name} is 'somehow'"):
+            ConsolidateConfig.load(None, env="math", **{name: "somehow"})
+    assert [ConsolidateConfig.load(None, env="math", method=m).by_teacher for m in known["method"]] == [0, 0, 1, 1]
+    assert [ConsolidateConfig.load(None, env="math", method=m).replays for m in known["method"]] == [0, 1, 0, 0]
+
+
+def test_every_setting_has_one_panel() -> None:
+    placed = [name for names in PANELS.values() for name in names]
+    fields = {field.name for cls in ALL for field in dataclasses.fields(cls)}
+    assert sorted(placed) == sorted(fields) and fields >= FILE_ONLY
+    for cls in ALL:
+        shown = [field.name for own in panels(cls).values() for field in own]
+        assert sorted(shown) == sorted(field.name for field in dataclasses.fields(cls))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_printed_settings_give_the_defaults_back(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(verb)
+    file = tmp_path / "run.toml"
+    file.write_text(capsys.readouterr().out)
+    cls = VERBS[verb]
+    assert cls.load(file, env="math") == cls.load(None, env="math")
+    file.write_text(file.read_text().replace('env = ""', 'env = "math"'))
+    assert cls.load(file) == cls.load(None, env="math")
+    show(verb, as_json=True)
+    described = json.loads(capsys.readouterr().out)
+    assert {name: one["default"] for name, one in described.items()} == cls.load(None, env="x").to_dict() | {"env": ""}
+    with pytest.raises(ConfigError, match="did you mean 'play'"):
+        show("plya")
+
+
+def options_of(cls: type[PlayerConfig], words: list[str]) -> Any:
+    """The settings that a command gets from these words."""
+    found: list[PlayerConfig] = []
+
+    def run(config: PlayerConfig, call: Call) -> None:
+        """Example: agentopcd nothing"""
+        found.append(config)
+
+    app = typer.Typer()
+    app.command()(configured(cls, run))
+    app(words, standalone_mode=False)
+    return found[0]
+
+
+def test_a_flag_wins_over_the_file_also_where_it_says_the_default(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("env = 'math'\nsteps = 7\nseed = 3\nforce = true\nclip_norm = 2.0\nenv_args = { level = 1 }\n")
+    words = ["--config", str(file)]
+    plain = options_of(ConsolidateConfig, words)
+    assert plain == ConsolidateConfig(env="math", steps=7, seed=3, force=True, clip_norm=2.0, env_args={"level": 1})
+    changed = options_of(ConsolidateConfig, [*words, "--seed", "0", "--no-force", "--env-arg", "level=2"])
+    assert changed == dataclasses.replace(plain, seed=0, force=False, env_args={"level": 2})
+    assert options_of(PlayConfig, ["--env", "math", "--no-extract", "--constrain"]) == PlayConfig(
+        env="math", extract=False, constrain=True
+    )
+
+
+def test_a_flag_is_offered_only_where_more_than_one_value_is_legal() -> None:
+    for cls in ALL:
+        trains = cls in (ConsolidateConfig, LearnConfig)
+        assert has_flag(cls, "top_p") == has_flag(cls, "top_k") == (not trains)
+    with pytest.raises(typer.TyperException, match="--top-p"):
+        options_of(ConsolidateConfig, ["--env", "math", "--top-p", "0.8"])
+
+
+def test_the_flags_for_the_next_command_are_flags_that_it_has() -> None:
+    config = PlayConfig(
+        env="rows.jsonl", env_args={"checks": {"max_words": 3}}, top_p=0.9, temperature=0.2, constrain=True
+    )
+    flags = "--env rows.jsonl --env-arg 'checks={\"max_words\": 3}' --constrain --temperature 0.2"
+    assert player_flags(config, ConsolidateConfig) == flags
+    assert player_flags(config) == f"{flags} --top-p 0.9"
+    for cls in ALL:
+        offered = {flag_of(field.name) for field in dataclasses.fields(cls) if has_flag(cls, field.name)}
+        assert {word for word in player_flags(config, cls).split() if word.startswith("--")} <= offered

@@ -74,6 +74,52 @@ def test_every_recipe_can_be_read(file: Path, size: str) -> None:
             assert size == "full" or known
 
 
+def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> None:
+    whole = """
+    title = "t"
+    [defaults]
+    seeds = [0, 1]
+    claims = [["opcd", "base"]]
+    [defaults.settings]
+    env = "math"
+    steps = 2
+    [defaults.arms.opcd]
+    [defaults.full.settings]
+    steps = 9
+    batch_size = 8
+    [defaults.full.arms.seqkd]
+    method = "seqkd"
+    [[row]]
+    name = "both"
+    note = "a note"
+    [row.settings]
+    steps = 3
+    [row.mini]
+    [row.full.settings]
+    batch_size = 7
+    [[row]]
+    name = "small"
+    seeds = [5]
+    [row.mini]
+    [row.mini.arms.opcd]
+    support = 4
+    """
+    file = tmp_path / "t.toml"
+    file.write_text(whole)
+    (both, small), (large,) = recipes.read(file, "mini")[1], recipes.read(file, "full")[1]
+    assert both.settings == {"env": "math", "steps": 3} and both.arms == {"opcd": {}} and both.note == "a note"
+    assert small.settings == {"env": "math", "steps": 2} and small.arms == {"opcd": {"support": 4}}
+    assert large.settings == {"env": "math", "steps": 3, "batch_size": 7}
+    assert large.arms == {"opcd": {}, "seqkd": {"method": "seqkd"}} and large.claims == [("opcd", "base")]
+    assert (both.seeds, small.seeds, large.seeds) == ([0, 1], [5], [0, 1])
+    file.write_text(whole.replace("[defaults]", "[default]", 1).replace("[defaults.", "[default."))
+    with pytest.raises(ConfigError, match="did you mean 'defaults'"):
+        recipes.read(file, "mini")
+    file.write_text("defaults = 3\n" + whole.partition("[defaults]")[0] + "[[row]]\nname = 'x'\n[row.mini]\n")
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        recipes.read(file, "mini")
+
+
 def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

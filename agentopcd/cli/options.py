@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import itertools
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
-from agentopcd.config import DICT_FLAGS, Config, field_docs
+from agentopcd.config import DICT_FLAGS, Config, choices, default_of, field_docs, flag_of, has_flag, hints, panels
 from agentopcd.envs import parse_env_args
 
 WORK = Annotated[
     Path | None,
-    typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder.", show_default="agentopcd-work"),
+    typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; agentopcd-work where none is named."),
 ]
-JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, everything else on stderr.")]
-DRY_RUN = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; no model is loaded.")]
-CONFIG = Annotated[Path | None, typer.Option("--config", help="TOML file with settings; flags win over it.")]
+JSON = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print the result as JSON on stdout, everything else on stderr.")
+]
+DRY_RUN = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the plan and stop; no model is loaded.")]
+CONFIG = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="TOML file with settings, as `agentopcd config show` prints; a flag or --no-FLAG wins over it."
+    ),
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,40 +60,62 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
         run: called with the settings and the :class:`Call`. Its docstring is the help text.
         dry_run: offer ``--dry-run``.
     """
-    docs, hints = field_docs(config), get_type_hints(config)
 
-    def command(**given: Any) -> None:
-        call = Call(given.pop("work"), given.pop("json"), given.pop("dry_run", False))
-        file = given.pop("config")
-        for name, flag in DICT_FLAGS.items():
-            if name in given:
-                given[name] = parse_env_args(given[name], flag) if given[name] else None
-        run(config.load(file, **given), call)
+    def command(ctx: typer.Context, **values: Any) -> None:
+        call = Call(values["work"], values["json"], values.get("dry_run", False))
+        run(config.load(values["config"], **_given(ctx, config, values)), call)
 
-    fixed = {"work": WORK, "json": JSON, "config": CONFIG} | ({"dry_run": DRY_RUN} if dry_run else {})
-    fields = dataclasses.fields(config)
-    parameters = [_parameter(field, hints[field.name], docs.get(field.name, "")) for field in fields]
-    parameters += [_keyword(name, note, False if name in ("json", "dry_run") else None) for name, note in fixed.items()]
+    fixed = [_keyword("work", WORK, None), _keyword("config", CONFIG, None), _keyword("json", JSON, False)]
+    fixed += [_keyword("dry_run", DRY_RUN, False)] if dry_run else []
+    first, *others = (list(_options(config, panel, fields)) for panel, fields in panels(config).items())
+    parameters = [_keyword("ctx", typer.Context), *first, *fixed, *itertools.chain(*others)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = run.__doc__
     return command
 
 
-def _parameter(field: dataclasses.Field[Any], hint: Any, doc: str) -> inspect.Parameter:
-    if field.name in DICT_FLAGS:
-        option = typer.Option(DICT_FLAGS[field.name], help=doc, metavar="KEY=VALUE")
-        return _keyword(field.name, Annotated[list[str] | None, option], None)
-    flag = f"--{field.name.replace('_', '-')}"
-    flag = f"{flag}/--no-{flag[2:]}" if hint is bool else flag
-    default = None if field.default in ("", dataclasses.MISSING) else str(field.default)
-    if hint is bool:
-        default = flag.split("/")[0 if field.default else 1]
-    option = typer.Option(flag, help=doc, show_default=default if default is not None else False)
-    return _keyword(field.name, Annotated[hint | None, option], None)
+def _given(ctx: typer.Context, config: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that the command line names; a default of theirs would win over the file."""
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        source, setting = ctx.get_parameter_source(name), name.removeprefix("no_")
+        if source is None or source.name == "DEFAULT" or setting not in hints(config):
+            continue
+        if name in DICT_FLAGS:
+            value = parse_env_args(value, DICT_FLAGS[name])
+        given[setting] = value if name == setting else not value
+    return given
 
 
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+def _options(config: type[Config], panel: str, fields: Iterable[dataclasses.Field[Any]]) -> Iterator[inspect.Parameter]:
+    """The options of one panel."""
+    docs = field_docs(config)
+    for field in fields:
+        name, default, hint = field.name, default_of(field), hints(config)[field.name]
+        if not has_flag(config, name):
+            continue
+        flag, known = flag_of(name), choices(config).get(name, ())
+        option = functools.partial(typer.Option, help=help_text(docs[name], known), rich_help_panel=panel)
+        if name in DICT_FLAGS:
+            yield _keyword(name, Annotated[list[str] | None, option(flag, metavar="KEY=VALUE")], None)
+        elif hint is not bool:
+            yield _keyword(name, Annotated[str if known else hint, option(flag)], default)
+        elif default:
+            yield _keyword(name, Annotated[bool, option(f"{flag}/--no-{flag[2:]}", metavar="")], default)
+        else:  # --no-NAME undoes what the file says; shown with each flag, it would leave no room for the help
+            yield _keyword(name, Annotated[bool, option(flag, metavar="")], default)
+            yield _keyword(f"no_{name}", Annotated[bool, typer.Option(f"--no-{flag[2:]}", hidden=True)], False)
+
+
+def help_text(doc: str, known: Sequence[str]) -> str:
+    """The documentation of a setting, and its legal values where the text does not name them all."""
+    if all(re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", doc) for choice in known):
+        return doc
+    return f"{doc} One of: {', '.join(known)}."
+
+
+def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

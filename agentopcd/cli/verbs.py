@@ -152,7 +152,7 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
         call.show(result.to_dict() | drift_dict(moved))
         for line in (*lines(result), *drift_lines(moved)):
             call.say(line)
-        call.say(f"next: agentopcd learn {player_flags(config)}{_work(call)}")
+        call.say(f"next: agentopcd learn {player_flags(config, LearnConfig)}{_work(call)}")
 
 
 def learn(config: LearnConfig, call: Call) -> None:
@@ -214,7 +214,7 @@ def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Any) -
     if outcome is None:
         call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {player_flags(config)}{_work(call)}")
     elif outcome.passed:
-        call.say(f"next: agentopcd consolidate {player_flags(config)}{_work(call)}")
+        call.say(f"next: agentopcd consolidate {player_flags(config, ConsolidateConfig)}{_work(call)}")
     else:
         call.say("nothing beat the empty context on confirm tasks, so there is nothing to consolidate")
         call.say(f"next: agentopcd play {player_flags(config)}{_work(call)}")

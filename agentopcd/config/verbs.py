@@ -1,84 +1,23 @@
-"""Settings: one frozen dataclass per verb. TOML in, JSON out.
+"""The settings of each verb, one dataclass for each; what verbs share is in the classes on top.
 
-The string under each field is its documentation, and the command line's help text. A contradiction
-fails here, before a model is loaded.
+A new setting is a field with a string under it, and a place in :data:`agentopcd.config.flags.PANELS`.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
-import inspect
-import itertools
-import json
-import shlex
-import textwrap
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from agentopcd.errors import ConfigError, did_you_mean
+from agentopcd.config.base import Config
+from agentopcd.errors import ConfigError
 from agentopcd.types import Placement, Sampling
 
-C = TypeVar("C", bound="Config")
-
-DICT_FLAGS = {"env_args": "--env-arg", "template_args": "--template-arg"}
-"""Settings that map names to values are given one ``key=value`` at a time."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """What all settings share: made from TOML and flags, written as JSON."""
-
-    @classmethod
-    def load(cls, file: Path | None = None, **flags: Any) -> Self:
-        """Defaults, then the TOML ``file``, then the flags that were given (not ``None``).
-
-        Raises:
-            ConfigError: the file cannot be read, or a key is unknown.
-        """
-        values: dict[str, Any] = {}
-        if file is not None:
-            try:
-                values = tomllib.loads(Path(file).read_text())
-            except (OSError, tomllib.TOMLDecodeError) as error:
-                raise ConfigError(f"cannot read settings from {str(file)!r}: {error}") from error
-        values |= {name: value for name, value in flags.items() if value is not None}
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r} for {cls.__name__}{did_you_mean(name, known)}")
-        for field in dataclasses.fields(cls):
-            if field.name in values:
-                _check_type(field, values[field.name])
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """Canonical JSON: equal settings give equal text."""
-        return json.dumps(self.to_dict(), sort_keys=True)
-
-    def _positive(self, *names: str) -> None:
-        for name in names:
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
-
-    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
-        if getattr(self, name) not in known:
-            raise ConfigError(f"{name} is {getattr(self, name)!r}{did_you_mean(str(getattr(self, name)), known)}")
-
-
-def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
-    """A value has the type of the field's default; an int will do for a float, a bool never for a number."""
-    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    wanted = (int, float) if isinstance(default, float) else type(default)
-    if not isinstance(value, wanted) or isinstance(default, bool) != isinstance(value, bool):
-        raise ConfigError(f"{field.name} is {value!r}; wanted a value like {default!r} ({type(default).__name__})")
+OnPolicy = Literal["opcd"]
+Replay = Literal["prefix-replay"]
+ByTeacher = Literal["context-distillation", "seqkd"]
+"""Methods of training, by whose replies are learned from: the student's games, its replies to stored turns, the
+teacher's games."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,10 +27,10 @@ class PlayerConfig(Config):
     env: str = ""
     """A registered name, gym:ID, textarena:ID, rg:TASK, rows.jsonl, pkg.mod:Class or file.py:Class."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Constructor argument of the environment as key=value (JSON value); repeat for more."""
+    """Constructor arguments of the environment; as flags key=value with a JSON value, one each time."""
     rules: str = ""
     """View of the rules text: full, hidden, none or one of the environment's own; empty: its default."""
-    history: str = ""
+    history: Literal["", "transcript", "chat"] = ""
     """Earlier turns: transcript (a fresh user message with the log) or chat; empty: the environment's default."""
     max_steps: int = 0
     """Replies per episode, invalid ones included; 0: the environment's own limit."""
@@ -124,14 +63,22 @@ class PlayerConfig(Config):
     splits: str = ""
     """A manifest written by `agentopcd envs splits -o FILE`; empty: made once and kept in the workspace."""
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Argument of the chat template as key=value, such as enable_thinking=false; repeat for more."""
+    """Arguments of the chat template; as flags key=value, such as enable_thinking=false, one each time."""
 
     def __post_init__(self) -> None:
         if not self.env:
             raise ConfigError("no environment given; add --env NAME (see `agentopcd envs list`)")
+        super().__post_init__()
         self._positive("max_tokens", "sample_batch")
-        self._one_of("compute", ("auto", "float32", "bfloat16"))
-        self._one_of("engine", ("auto", "transformers", "vllm", "server", "api"))
+        self._check_engine()
+        if self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k < 0 or self.max_steps < 0 or self.seed < 0:
+            raise ConfigError("top_k, max_steps and seed must be 0 or more")
+
+    def _check_engine(self) -> None:
         if self.engine in ("server", "api") and not self.servers:
             raise ConfigError(f"--engine {self.engine} needs an address; add --server URL")
         if self.engine == "api" and not self.model:
@@ -143,13 +90,6 @@ class PlayerConfig(Config):
         for url in self.servers:
             if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
                 raise ConfigError(f"{url!r} is no address of a server; wanted one like http://localhost:8000")
-        self._one_of("history", ("", "transcript", "chat"))
-        if self.temperature < 0:
-            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.top_k < 0 or self.max_steps < 0 or self.seed < 0:
-            raise ConfigError("top_k, max_steps and seed must be 0 or more")
 
     def _needs_weights(self, what_for: str) -> None:
         if self.engine == "api":
@@ -187,7 +127,6 @@ class GatherConfig(PlayerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("chains", "chain_steps", "budget_tokens", "extract_tokens")
-        self._one_of("placement", ("system", "user"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,7 +169,7 @@ class TrainConfig(PlayerConfig):
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
     shard: bool = False
     """Spread student and teacher over all processes (FSDP2); each also holds a whole student, to play with."""
-    method: Literal["opcd", "prefix-replay", "context-distillation", "seqkd"] = "opcd"
+    method: OnPolicy | Replay | ByTeacher = "opcd"
     """opcd learns from games of the student, prefix-replay from its replies to stored turns of train tasks. The
     baselines learn from the teacher's games, played with the context: context-distillation by forward KL on its
     top-k, seqkd by cross-entropy."""
@@ -272,40 +211,45 @@ class TrainConfig(PlayerConfig):
         super().__post_init__()
         self._needs_weights("to train")
         self._positive("steps", "batch_size", "tokens_per_batch", "clip_norm", "support")
-        self._positive("select_every", "select_tasks", "save_every")
-        self._one_of("divergence", ("tail", "full", "renorm", "raw", "stopgrad"))
-        self._one_of("reduction", ("seq_mean", "token_mean"))
-        self._one_of("method", ("opcd", "prefix-replay", "context-distillation", "seqkd"))
-        self._one_of("answers", ("once", "fresh"))
-        self._one_of("teacher_kind", ("frozen", "periodic", "ema", "live"))
-        self._positive("teacher_every")
+        self._positive("select_every", "select_tasks", "save_every", "teacher_every")
+        self._check_teacher()
+        self._check_method()
+        self._check_samples()
+        self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
+        self._not_negative("importance_cap")
+        self._check_adapter()
+
+    def _check_teacher(self) -> None:
         if not 0 <= self.teacher_keeps <= 1:
             raise ConfigError(f"teacher_keeps is {self.teacher_keeps}; it is a share, from 0 to 1")
         if self.teacher_kind != "frozen":
             still = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.by_teacher}
             for flag in (flag for flag, on in still.items() if on):
                 raise ConfigError(f"{flag} wants a teacher that stands still; leave it or --teacher-kind out")
-        for name, on, wanted in (
-            ("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic"),
-            ("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema"),
-            ("answers", self.by_teacher, "--method context-distillation or seqkd"),
-        ):
-            if not on and getattr(self, name) != getattr(type(self), name):
-                raise ConfigError(f"--{name.replace('_', '-')} is for {wanted}; leave it out, or add that")
+        self._only_with("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic")
+        self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
+
+    def _check_method(self) -> None:
+        self._only_with("answers", self.by_teacher, "--method context-distillation or seqkd")
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
             raise ConfigError(
                 f"--divergence stopgrad and --importance-cap are about the student's own answers; {self.method} "
                 "learns from the teacher's"
             )
-        self._one_of("cut_replies", ("keep", "drop"))
+
+    def _only_with(self, name: str, on: bool, wanted: str) -> None:
+        """A setting that has no effect without another one is refused, and not passed over."""
+        if not on and getattr(self, name) != getattr(type(self), name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for {wanted}; leave it out, or add that")
+
+    def _check_samples(self) -> None:
         if self.top_p != 1 or self.top_k != 0 or self.temperature == 0:
             raise ConfigError(
                 f"rollouts for the loss need temperature above 0, top_p 1 and top_k 0 (got {self.temperature}, "
                 f"{self.top_p}, {self.top_k}); otherwise the replies are not samples of the student"
             )
-        for name in ("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank", "importance_cap"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+
+    def _check_adapter(self) -> None:
         if self.merge and not self.lora_rank:
             raise ConfigError("there is no adapter to merge; add --lora-rank, or leave out --merge")
         if self.shard and self.lora_rank:
@@ -314,7 +258,12 @@ class TrainConfig(PlayerConfig):
     @property
     def by_teacher(self) -> bool:
         """Whether the method learns from the teacher's answers."""
-        return self.method in ("context-distillation", "seqkd")
+        return self.method in get_args(ByTeacher)
+
+    @property
+    def replays(self) -> bool:
+        """Whether the student answers stored turns, and plays no games to learn from."""
+        return self.method in get_args(Replay)
 
     @property
     def replays(self) -> bool:
@@ -338,7 +287,6 @@ class PlayConfig(GatherConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("episodes")
-        self._one_of("split", ("extract", "train"))
         if self.extract and self.split != "extract":
             raise ConfigError(f"items may only come from the extract split, not {self.split}; add --no-extract")
 
@@ -358,7 +306,6 @@ class ScoreConfig(ScoringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._one_of("method", ("uniform", "subsets"))
         if self.traces < 0 or (self.traces and self.method == "subsets"):
             raise ConfigError(f"traces is {self.traces}; wanted a number of tokens, and --method uniform")
 
@@ -395,7 +342,6 @@ class ConsolidateConfig(TrainConfig):
         super().__post_init__()
         if self.mix < 0 or (self.mix and self.context):
             raise ConfigError(f"mix is {self.mix}; wanted a number of contexts of the store, and no --context with it")
-        self._one_of("placement", ("system", "user"))
         if self.teacher and self.teacher_kind != "frozen":
             raise ConfigError(
                 f"a {self.teacher_kind} teacher is the student itself; leave out --teacher {self.teacher}"
@@ -421,7 +367,6 @@ class EvaluateConfig(PlayerConfig):
         super().__post_init__()
         self._needs_weights("to compare with a student")
         self._positive("test_tasks")
-        self._one_of("placement", ("system", "user"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -436,48 +381,3 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("rounds", "episodes_per_round")
-
-
-def player_flags(config: PlayerConfig) -> str:
-    """The command-line flags that make another verb play the same tasks in the same way."""
-    words = []
-    for field in dataclasses.fields(PlayerConfig):
-        value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
-        if field.name in DICT_FLAGS:
-            pairs = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in value.items())
-            words += [f"{DICT_FLAGS[field.name]} {shlex.quote(f'{k}={v}')}" for k, v in pairs]
-        elif value != field.default:
-            words.append(f"{flag} {shlex.quote(str(value))}")
-    return " ".join(words)
-
-
-def pick(config: Config, wanted: type[C], **changes: Any) -> C:
-    """The settings of another verb, taken from ``config`` where names and types are the same.
-
-    Two verbs may use one word for two things: the ``method`` of a training is not that of a scoring.
-    """
-    own = {field.name: field.type for field in dataclasses.fields(config)}
-    values = config.to_dict()
-    shared = {f.name: values[f.name] for f in dataclasses.fields(wanted) if own.get(f.name) == f.type}
-    return wanted(**shared | changes)
-
-
-def field_docs(config: type[Config]) -> dict[str, str]:
-    """The string under each field of a settings class and its bases."""
-    docs: dict[str, str] = {}
-    for cls in reversed(config.__mro__):
-        if dataclasses.is_dataclass(cls):
-            docs |= _own_docs(cls)
-    return docs
-
-
-@functools.cache
-def _own_docs(cls: type) -> Mapping[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for field, text in itertools.pairwise(body.body):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=doc)):
-                docs[name] = inspect.cleandoc(str(doc))
-    return docs
