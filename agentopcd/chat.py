@@ -13,7 +13,7 @@ from typing import Any
 from agentopcd.errors import AlignmentError, ConfigError
 from agentopcd.types import EMPTY, Completion, Context, Message, Part, Request
 
-TEMPLATE_VERSION = "1"
+PROMPT_VERSION = "1"
 """Part of every setup hash: figures from different wordings are never pooled."""
 
 EXPERIENCE_FRAME = "Lessons from earlier attempts. They may be incomplete or wrong."
@@ -69,7 +69,7 @@ class Chat:
         ids = tuple(self.tokenizer(opening, add_special_tokens=False)["input_ids"])
         return dataclasses.replace(request, prompt_ids=request.prompt_ids + ids)
 
-    def views(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def prompts(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Prompt ids of the student (no context) and of the teacher (with it).
 
         Raises:
@@ -216,11 +216,6 @@ def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Se
 def framed(context: Context) -> str:
     """The context as a model is shown it: experience items under one line that says what they are."""
     return f"{EXPERIENCE_FRAME}\n{context.text}" if context.lines else context.text
-
-
-def after_thinking(reply: str) -> str:
-    """The reply without its thinking block (everything up to the last ``</think>``)."""
-    return reply.rpartition("</think>")[2].strip()
 
 
 def shown(parts: Sequence[Part], kinds: Sequence[str] | None = None) -> str:

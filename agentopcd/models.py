@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from agentopcd import sources
 from agentopcd.errors import ModelError
+from agentopcd.text import first_line
 
 Compute = Literal["auto", "float32", "bfloat16"]
 
@@ -91,7 +92,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load model {name!r}: {sources.first_line(error)}") from error
+        raise ModelError(f"cannot load model {name!r}: {first_line(error)}") from error
     model, report = found
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers and only warn.
@@ -245,7 +246,7 @@ def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT would leave them out
             model = _peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {sources.first_line(error)}") from error
+        raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {first_line(error)}") from error
     facts = sources.sidecar(folder)
     return dataclasses.replace(
         base, name=name, id=sources.fingerprint(folder), folder=folder, model=model.eval(),
@@ -306,7 +307,7 @@ def pick_device(device: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"cannot use device {device!r}: {sources.first_line(error)}; try auto or cpu") from error
+        raise ModelError(f"cannot use device {device!r}: {first_line(error)}; try auto or cpu") from error
 
 
 def pick_compute(compute: Compute, device: torch.device) -> torch.dtype:

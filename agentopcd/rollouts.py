@@ -24,6 +24,7 @@ from agentopcd import chat as chats
 from agentopcd import envs
 from agentopcd.errors import AgentOpcdError, EnvError
 from agentopcd.sampling import Sampler, request_seed
+from agentopcd.text import after_thinking
 from agentopcd.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Turn
 
 MAX_REPLY_IN_LOG = 300
@@ -108,7 +109,7 @@ class Player:
         """All that changes play besides model, context and task; episodes of two setups never pool."""
         return {
             **self.game.describe(), "sampling": dataclasses.asdict(self.sampling), "engine": self.sampler.engine,
-            "seed": self.seed, "template": chats.TEMPLATE_VERSION, "template_args": self.chat.template_args,
+            "seed": self.seed, "template": chats.PROMPT_VERSION, "template_args": self.chat.template_args,
         }  # fmt: skip
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
@@ -277,7 +278,7 @@ class _Live:
             )
         )  # fmt: skip
         self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}
-        did = str(info.get("action") or chats.after_thinking(text)[:MAX_REPLY_IN_LOG] or "(nothing)")
+        did = str(info.get("action") or after_thinking(text).strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
         self.past.append((self.parts, did))
         self.parts = self._seen(obs, info)
         if terminated or truncated:

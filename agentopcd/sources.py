@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from agentopcd.errors import ModelError, did_you_mean
+from agentopcd.text import first_line
 
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTER = "adapter_config.json"
@@ -203,7 +204,3 @@ def sidecar(folder: Path) -> dict[str, Any]:
 
 def write_sidecar(folder: Path, **facts: Any) -> None:
     (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-
-
-def first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]

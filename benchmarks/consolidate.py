@@ -49,7 +49,7 @@ class Step:
 
         from agentopcd import models
         from agentopcd.chat import Chat
-        from agentopcd.sampling.transformers import TransformersSampler
+        from agentopcd.sampling.transformers_engine import TransformersSampler
         from agentopcd.teacher import FrozenTeacher
         from agentopcd.types import Context, Sampling
 
@@ -73,7 +73,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
         self.sampler: Any = TransformersSampler(self.student, compute=compute)
         if args.arm == "vllm":
-            from agentopcd.sampling.vllm import VllmSampler
+            from agentopcd.sampling.vllm_engine import VllmSampler
 
             self.sampler = VllmSampler(self.student, compute=compute)
         self.sampling = Sampling(temperature=0.7, max_tokens=args.reply)
@@ -83,7 +83,7 @@ class Step:
         from agentopcd.teacher import Sample
         from agentopcd.types import Request
 
-        views = [self.chat.views(messages, self.context) for messages in questions(self.args.batch)]
+        views = [self.chat.prompts(messages, self.context) for messages in questions(self.args.batch)]
         self.number += 1
         requests = [Request(prompt_ids=one, seed=100 * self.number + i) for i, (one, _) in enumerate(views)]
         replies = self.sampler.sample(requests, self.sampling)

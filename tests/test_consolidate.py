@@ -24,7 +24,7 @@ from agentopcd.errors import AlignmentError, ConfigError, ModelError
 from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Game, Player
 from agentopcd.runs import Run
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.stats import Rate
 from agentopcd.teacher import FrozenTeacher, Sample
 from agentopcd.types import EMPTY, Context, Episode, Job, Mixture, Request, Sampling, Task

@@ -10,7 +10,7 @@ from agentopcd.chat import Chat
 from agentopcd.consolidate import samples_of
 from agentopcd.envs import build_splits
 from agentopcd.rollouts import Game, Player
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.teacher import FrozenTeacher, response_logits
 from agentopcd.types import Context, Episode, Job, Sampling
 

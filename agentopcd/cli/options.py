@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from agentopcd.config import DICT_FLAGS, Config, field_docs
-from agentopcd.envs import parse_env_args
+from agentopcd.errors import ConfigError
 
 WORK = Annotated[
     Path | None,
@@ -68,6 +68,27 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = run.__doc__
     return command
+
+
+def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, Any]:
+    """Read ``--env-arg name=value`` pairs; the value is JSON, or else the text as it stands.
+
+    Raises:
+        ConfigError: a pair without ``=``, or a name given twice.
+    """
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise ConfigError(f"{flag} wants NAME=VALUE, got {pair!r}; write it like level=2")
+        if name in arguments:
+            raise ConfigError(f"{flag} {name} is given twice")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
 
 
 def _parameter(field: dataclasses.Field[Any], hint: Any, doc: str) -> inspect.Parameter:

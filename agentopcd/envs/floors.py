@@ -40,6 +40,18 @@ class Floors:
     random_episodes: int = 0
     """Episodes behind ``random``; 0 when it is exact."""
 
+    @property
+    def text(self) -> str:
+        """The known ones, in a line."""
+        parts = []
+        if self.random is not None:
+            parts.append(f"uniform random {self.random:.3f}")
+        if self.blind is not None:
+            parts.append(f"best blind sequence {self.blind:.3f}")
+        if self.solvable is not None:
+            parts.append(f"solvable within the limit {self.solvable:.3f}")
+        return ", ".join(parts) or "none can be computed for this environment"
+
 
 def floors(
     ref: str, env_kwargs: Mapping[str, Any] | None, tasks: Iterable[Task], *, max_steps: int | None = None

@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from agentopcd.envs.registry import EnvSpec, make, registered
+from agentopcd.envs.registry import make, registered
+from agentopcd.envs.spec import EnvSpec
 from agentopcd.errors import AgentOpcdError, EnvError
 
 

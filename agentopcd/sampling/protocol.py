@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from agentopcd.errors import ConfigError
@@ -54,13 +53,9 @@ class Sampler(Protocol):
 class InBatches:
     """The part of a sampler that plays in lock step: everything submitted is answered by one call of ``sample``."""
 
-    @functools.cached_property
-    def _asked(self) -> dict[int, tuple[Request, Sampling]]:
-        return {}
-
-    @functools.cached_property
-    def _tickets(self) -> Iterator[int]:
-        return itertools.count()
+    def __init__(self) -> None:
+        self._asked: dict[int, tuple[Request, Sampling]] = {}
+        self._tickets = itertools.count()
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`Sampler`."""

@@ -21,7 +21,7 @@ from rich.table import Table
 from agentopcd.cli.options import progress
 from agentopcd.config import EvaluateConfig
 from agentopcd.errors import AgentOpcdError
-from agentopcd.evaluate import Contestant, Evaluation, evaluate, floor_text
+from agentopcd.evaluate import Contestant, Evaluation, evaluate
 from agentopcd.runs import workspace, write_json
 from agentopcd.session import Session
 from agentopcd.types import EMPTY, Context
@@ -123,7 +123,7 @@ def lines(probes: Sequence[Probe], results: Sequence[Evaluation], student: bool)
     """What stands below the table: what is compared with what, floors, forgetting, notes."""
     known = [found for found in results if found.floors and found.floors.blind is not None]
     out = ["differences: a context to no context; the student to the base in the same arm"]
-    out += [f"floors of {found.env}: {floor_text(found.floors)}" for found in known if found.floors]
+    out += [f"floors of {found.env}: {found.floors.text}" for found in known if found.floors]
     for probe, found in zip(probes, results, strict=True):
         name, arm = probe.forgetting
         if student and name:

@@ -25,8 +25,9 @@ import torch
 
 from agentopcd import models, sources
 from agentopcd.errors import AlignmentError, ConfigError, DependencyError, ModelError
-from agentopcd.sampling.drift import DRIFT_NATS, drift_nats, named_weights
 from agentopcd.sampling.protocol import check_room
+from agentopcd.sampling.same_weights import GAP_NATS, gap_nats, named_weights
+from agentopcd.text import first_line
 from agentopcd.types import Completion, Request, Sampling
 
 ENVIRONMENT = {
@@ -215,7 +216,7 @@ class VllmSampler:
             raise
         except (ValueError, KeyError, RuntimeError, ImportError, AssertionError, NotImplementedError) as error:
             self.close()
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            line = first_line(error, otherwise=type(error).__name__)
             raise ModelError(f"vLLM cannot run {self.loaded.name!r}: {line}; take --engine transformers") from error
         finally:
             torch.set_num_threads(threads)
@@ -275,13 +276,13 @@ class VllmSampler:
             self._push(named_weights(self.loaded))
         else:
             self._push_adapter()
-        drift = self._drift()
-        if not drift <= DRIFT_NATS[self.compute]:  # a NaN is too much, too
+        gap = self._gap()
+        if not gap <= GAP_NATS[self.compute]:  # a NaN is too much, too
             raise AlignmentError(
-                f"after the update vLLM is off by {drift:.3g} nats a token (more than {DRIFT_NATS[self.compute]}): "
+                f"after the update vLLM is off by {gap:.3g} nats a token (more than {GAP_NATS[self.compute]}): "
                 f"{self._blame()}; its replies would not be the student's, so take --engine transformers"
             )
-        return drift
+        return gap
 
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
         with _quiet():
@@ -306,8 +307,8 @@ class VllmSampler:
         if not self._llm.reset_prefix_cache():
             raise AlignmentError("the weights changed while vLLM was still answering; collect or drop its requests")
 
-    def _drift(self) -> float:
-        return drift_nats(self.loaded, self.compute, self.sample)
+    def _gap(self) -> float:
+        return gap_nats(self.loaded, self.compute, self.sample)
 
     def _blame(self) -> str:
         """The group of parameters that alone makes the difference."""
@@ -322,7 +323,7 @@ class VllmSampler:
         }
         for label, weights in groups.items():
             self._push(weights)
-            if self._drift() <= DRIFT_NATS[self.compute]:
+            if self._gap() <= GAP_NATS[self.compute]:
                 return f"the group '{label}' had not been updated"
         return "no single group of parameters explains it"
 

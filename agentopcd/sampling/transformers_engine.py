@@ -26,6 +26,7 @@ class TransformersSampler(InBatches):
     """
 
     def __init__(self, loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 32) -> None:
+        super().__init__()
         self.loaded = loaded
         self.compute = compute
         self.batch_size = batch_size

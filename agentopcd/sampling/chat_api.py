@@ -18,21 +18,19 @@ import torch
 
 from agentopcd.errors import EngineError
 from agentopcd.models import LoadedModel
-from agentopcd.sampling.server import Server, at_one_of, in_background, refused
+from agentopcd.sampling.requests import Endpoint, at_one_of, in_background, refused
 from agentopcd.types import Completion, Request, Sampling
 
 SEED_MASK = (1 << 31) - 1
 """Some APIs take seeds of 32 bits only."""
 
 
-class ApiServer(Server):
+class ApiServer(Endpoint):
     """One endpoint. An address with a path is taken as it is, since not all end in ``/v1``."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url)
-        if urlsplit(url).path.strip("/"):
-            self.url = url.rstrip("/")
-            self.replies = self.replies.with_options(base_url=self.url)
+        root = url.rstrip("/")
+        super().__init__(root, root if urlsplit(root).path.strip("/") else f"{root}/v1")
         self.limit = "max_tokens"
         """What it calls the longest reply; newer models of some vendors take only ``max_completion_tokens``."""
 
@@ -141,7 +139,7 @@ class ApiSampler:
             del self._running[future]
 
     def rest(self) -> None:
-        """It is not ours to rest."""
+        """Nothing to give back: the machine is not ours."""
 
     def update(self) -> float | None:
         """It cannot take weights.

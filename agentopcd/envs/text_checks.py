@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentopcd.envs.base import after_think
 from agentopcd.envs.grading import Grade
 from agentopcd.errors import EnvError, did_you_mean
+from agentopcd.text import after_thinking
 
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 
@@ -64,6 +64,6 @@ def known_checks(checks: Mapping[str, Any]) -> dict[str, Any]:
 
 def grade_checks(reply: str, checks: Mapping[str, Any]) -> Grade:
     """Whether the reply, after its reasoning, passes every check; an empty one passes none."""
-    text = after_think(reply).strip()
+    text = after_thinking(reply).strip()
     failed = [name for name, wanted in checks.items() if not CHECKS[name](text, wanted)]
     return Grade(bool(text) and not failed, text or None, {f"failed_{name}": 1.0 for name in failed})

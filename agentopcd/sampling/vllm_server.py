@@ -14,15 +14,12 @@ import contextlib
 import functools
 import importlib.metadata
 import itertools
-import os
 import shlex
 import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import openai
@@ -31,32 +28,28 @@ from safetensors.torch import save_file
 
 from agentopcd import models
 from agentopcd.errors import AlignmentError, EngineError
-from agentopcd.sampling.drift import DRIFT_NATS, drift_nats, named_weights
 from agentopcd.sampling.protocol import check_room
+from agentopcd.sampling.requests import (
+    RETRIED,
+    Endpoint,
+    at_one_of,
+    client_options,
+    in_background,
+    patiently,
+    refused,
+)
+from agentopcd.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 from agentopcd.types import Completion, Request, Sampling
 
-S = TypeVar("S", bound="Server")
-T = TypeVar("T")
 
-KEY = "AGENTOPCD_API_KEY"
-"""Environment variable with the key that is sent to the servers."""
-RETRIES = 60
-"""Attempts at a request while no server answers: about eight minutes."""
-LONGEST_WAIT_S = 8.0
-REPLY_TIMEOUT_S = 600.0
-RETRIED = (openai.APIConnectionError, openai.APITimeoutError, openai.InternalServerError, openai.RateLimitError)
-
-
-class Server:
-    """One server: what it serves, how it fares, and whose weights it holds."""
+class Server(Endpoint):
+    """One server: what it serves, and whose weights it holds."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
-        options: dict[str, Any] = {"api_key": os.environ.get(KEY) or "none", "max_retries": 0}
-        self.replies = openai.AsyncOpenAI(base_url=f"{self.url}/v1", timeout=REPLY_TIMEOUT_S, **options)
-        self.control = openai.OpenAI(base_url=self.url, timeout=REPLY_TIMEOUT_S, **options)
+        root = url.rstrip("/").removesuffix("/v1")
+        super().__init__(root, f"{root}/v1")
+        self.control = openai.OpenAI(base_url=root, **client_options())
         self.serves, self.room = "", 0
-        self.busy, self.failures, self.rests_until = 0, 0, 0.0
         self.takeovers = 0
         """Times that it got weights from us; a reply that was asked for before the last one does not count."""
         self.keeps: Any = None
@@ -114,12 +107,9 @@ class Server:
         )  # fmt: skip
 
     def failed(self) -> float:
-        """Write a failure down, and return for how many seconds to leave the server alone."""
+        """See :class:`agentopcd.sampling.requests.Endpoint`; afterwards its weights are in doubt."""
         self.doubtful = True
-        self.failures += 1
-        wait = min(LONGEST_WAIT_S, 0.5 * 2 ** min(self.failures, 8))
-        self.rests_until = time.monotonic() + wait
-        return wait
+        return super().failed()
 
     # -- weights: vLLM's development endpoints ------------------------------------------------------
 
@@ -270,12 +260,12 @@ class ServerSampler:
         """
         self._begin()
         before, self.label = self.label, f"agentopcd-{uuid.uuid4().hex[:12]}"
-        drift = max(self._take_over(server, must=True) for server in self.servers)
+        gap = max(self._take_over(server, must=True) for server in self.servers)
         if self.loaded.adapter is not None:
             for server in self.servers:
                 with one_line(server, self):
                     server.unload_adapter(before)
-        return drift
+        return gap
 
     # -- requests -----------------------------------------------------------------------------------
 
@@ -341,17 +331,17 @@ class ServerSampler:
                     f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
                     f"down, but not be the student; {start_line(self, server)}"
                 )
-            drift = drift_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
-            if not drift <= DRIFT_NATS[self.compute]:  # a NaN is too much, too
+            gap = gap_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
+            if not gap <= GAP_NATS[self.compute]:  # a NaN is too much, too
                 raise AlignmentError(
-                    f"{server.url} serves {server.serves!r} and is off by {drift:.3g} nats a token from "
-                    f"{self.loaded.name!r} (more than {DRIFT_NATS[self.compute]}), so its replies would not be that "
+                    f"{server.url} serves {server.serves!r} and is off by {gap:.3g} nats a token from "
+                    f"{self.loaded.name!r} (more than {GAP_NATS[self.compute]}), so its replies would not be that "
                     f"model's; {start_line(self, server)}"
                 )
             if not frozen:
                 server.name_weights(self.label)
         server.doubtful = False
-        return drift
+        return gap
 
     def _push(self, server: Server) -> None:
         folder = tempfile.TemporaryDirectory()
@@ -374,31 +364,6 @@ class ServerSampler:
             return [reply for reply in found if reply is not None]
 
         return patiently(lambda: in_background(every()).result())
-
-
-async def at_one_of(servers: Sequence[S], ask: Callable[[S], Awaitable[T]]) -> T:
-    """What ``ask`` gets from the server that has least to do, or from another one where that fails.
-
-    Raises:
-        EngineError: none answers, in spite of retries, or one refuses.
-    """
-    for attempt in range(RETRIES):
-        now = time.monotonic()
-        server = min(servers, key=lambda s: (s.rests_until > now, s.busy))
-        try:
-            found = await ask(server)
-        except RETRIED as error:
-            wait = server.failed()
-            if attempt == RETRIES - 1:
-                raise EngineError(f"{server.url} does not answer: {first_line(error)}") from error
-            if all(s.rests_until > time.monotonic() for s in servers):
-                await asyncio.sleep(wait)
-        except openai.APIStatusError as error:
-            raise refused(server, error) from error
-        else:
-            server.failures = 0
-            return found
-    raise AssertionError  # the loop returns or raises
 
 
 def start_line(sampler: ServerSampler, server: Server) -> str:
@@ -432,38 +397,3 @@ def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> It
         if isinstance(error, RETRIED) and not away:
             raise
         raise refused(server, error) from error
-
-
-def refused(server: Server, error: openai.APIStatusError) -> EngineError:
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return EngineError(f"{server.url} wants a key, or another one; set the environment variable {KEY}")
-    return EngineError(f"{server.url} refused a request ({error.status_code}): {first_line(error)}")
-
-
-def first_line(error: openai.APIError) -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    return (str(body.get("message") or error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def patiently(act: Callable[[], T]) -> T:
-    """``act``, again while its server is away."""
-    for attempt in range(RETRIES):
-        try:
-            return act()
-        except RETRIED:
-            if attempt == RETRIES - 1:
-                raise
-            time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt))
-    raise AssertionError  # the loop returns or raises
-
-
-def in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    return asyncio.run_coroutine_threadsafe(work, _loop())
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """One loop for all requests, in a thread that ends with the process."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="agentopcd-requests", daemon=True).start()
-    return loop

@@ -9,7 +9,7 @@ import torch
 from agentopcd import models
 from agentopcd.types import Completion, Request, Sampling
 
-DRIFT_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+GAP_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 """Mean difference of log-probabilities that equal weights do not have; a test allows them 0.1 in bfloat16."""
 PROBES = ("Count from one to twenty.", "What do you see, and where do you go?")
 SAMPLING = Sampling(temperature=0.7, max_tokens=16)
@@ -17,7 +17,7 @@ SAMPLING = Sampling(temperature=0.7, max_tokens=16)
 
 
 @torch.no_grad()
-def drift_nats(
+def gap_nats(
     loaded: models.LoadedModel,
     compute: torch.dtype,
     sample: Callable[[Sequence[Request], Sampling], Sequence[Completion]],
