@@ -86,9 +86,9 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
 
 
 def train_flop(name: str, tokens: int) -> float:
-    """Operations to draw, score and learn from ``tokens`` of replies: 2 a weight for each reading, 6 for learning.
+    """Operations to sample, score and train on ``tokens`` of replies: 2 a weight to sample and to score, 6 to train.
 
-    Prompts come on top, and drawing is bound by memory and not by these; so it is the least that a training takes.
+    It is a lower bound: prompts come on top, and sampling is limited by memory rather than by operations.
 
     Raises:
         ModelError: there is no such model, or it has not been fetched yet.
@@ -99,10 +99,9 @@ def train_flop(name: str, tokens: int) -> float:
 
 
 def skeleton(name: str) -> Any:
-    """The model's shape without its weights. Of a hub id only the config is fetched."""
+    """The model's shape without its weights; for a hub id only the config is fetched."""
     from transformers import AutoModelForCausalLM
 
-    models.quiet()
     if name in sources.FETCHED and not (sources.cache_dir() / name / "config.json").is_file():
         raise models.ModelError(f"{name} has not been fetched yet")
     local = name in sources.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
@@ -124,7 +123,7 @@ def _config(name: str) -> Any:
 
 @functools.cache
 def _from_hub(name: str) -> Any:
-    """A hub's config, or why it cannot be had: asked for once, because offline an answer takes half a minute."""
+    """The config of a hub id, or why it is not available; asked once, because offline an answer takes half a minute."""
     try:
         return _config(name)
     except (OSError, ValueError, KeyError) as error:

@@ -57,6 +57,7 @@ class Step:
         self.args, self.torch, self.models = args, torch, models
         compute = {"float32": torch.float32, "bfloat16": torch.bfloat16}[args.compute]
         self.compute = compute
+        models.prepare_process()
         self.student = models.load_model(args.model)
         self.student.end_ids = (len(self.student.tokenizer) - 1,)  # never sampled in practice: replies have full length
         self.chat = Chat(self.student.tokenizer)
@@ -161,6 +162,7 @@ def trl_job(args: argparse.Namespace) -> dict[str, Any]:
     from agentopcd.chat import framed
     from agentopcd.types import Context
 
+    models.prepare_process()
     loaded = models.load_model(args.model)
     return {
         "model": str(loaded.folder), "asked": questions(args.batch), "reply": args.reply, "steps": args.steps,

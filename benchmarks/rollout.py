@@ -57,6 +57,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     compute = getattr(torch, args.compute)
+    models.prepare_process()
     loaded = models.load_model(args.model)
     sampling = Sampling(temperature=0.7, max_tokens=args.max_tokens)
     tasks = build_splits(args.env, {}).tasks("train")

@@ -69,10 +69,12 @@ def _run() -> Any:
     """The command. Where a launcher started several processes, the first one runs it and the others help it train."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return app(standalone_mode=False)
+    from agentopcd import models
     from agentopcd.distil import dismiss, follow
     from agentopcd.ranks import Ranks
 
     if not Ranks().main:
+        models.prepare_process()
         return follow()
     try:
         return app(standalone_mode=False)

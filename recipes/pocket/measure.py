@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from agentopcd import models
 from agentopcd.cli.options import progress
 from agentopcd.config import EvaluateConfig
 from agentopcd.errors import AgentOpcdError
@@ -150,6 +151,7 @@ def main(arguments: Sequence[str] | None = None, probes: Sequence[Probe] = PROBE
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     args = parser.parse_args(arguments)
     chosen = [probe for probe in probes if probe.env in args.env]
+    models.prepare_process()
     try:
         config = EvaluateConfig.load(
             env=chosen[0].env, model=args.model, student=args.student, test_tasks=args.tasks,
