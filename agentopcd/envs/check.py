@@ -1,4 +1,4 @@
-"""Does an environment keep the contract? What Gymnasium's own checker cannot see is looked at here too."""
+"""Check that an environment keeps the contract, including what Gymnasium's own checker cannot see."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a result has to beat, and what it can reach: a random player, a blind one, the share that can be won.
+"""What a result must beat and what it can reach: a random player, a blind one, the share that can be won.
 
 For games whose model is known (``env.unwrapped.model()``) the random player is exact, by dynamic programming
-over states; for others with listed moves it is played. The blind player types the same moves whatever it
+over states; for others with listed moves it is played. The blind player makes the same moves whatever it
 sees: the best such sequence on the given tasks.
 """
 

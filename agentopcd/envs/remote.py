@@ -47,7 +47,7 @@ class RemoteEnv:
         self._pipe.close()
 
     def _call(self, name: str, argument: Any) -> Any:
-        """The result of a method over there.
+        """The result of a method of the environment.
 
         Raises:
             EnvError: it raised one.

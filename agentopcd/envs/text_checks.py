@@ -14,7 +14,7 @@ _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 
 
 def sentences(text: str) -> int:
-    """Sentences of a text: its marks of an ending, and an unfinished one at the end."""
+    """Number of sentences: one per end mark, and one more for an unfinished last sentence."""
     text = text.strip()
     ends = list(_SENTENCE_END.finditer(text))
     return len(ends) + bool(text and (not ends or text[ends[-1].end() :].strip()))
@@ -39,10 +39,10 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
 
 
 def known_checks(checks: Mapping[str, Any]) -> dict[str, Any]:
-    """The same checks, if all of them are known and their values make sense.
+    """Return the checks if all of them are known and their values make sense.
 
     Raises:
-        EnvError: an unknown check, or a value of another kind.
+        EnvError: an unknown check, or a value that does not fit it.
     """
     if not isinstance(checks, Mapping) or not checks:
         raise EnvError(f'checks must be an object such as {{"max_words": 10}}, got {checks!r}')

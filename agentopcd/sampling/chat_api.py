@@ -1,7 +1,7 @@
-"""A model behind an API: any OpenAI-compatible chat endpoint, whose tokens and weights nobody here sees.
+"""A model behind an API: any OpenAI-compatible chat endpoint, whose tokens and weights are not visible here.
 
-Messages go out and text comes back. That is enough to play, to score contexts and to write experience down; a student
-must be scored on the very tokens that were sampled, so it cannot be one.
+Messages go out and text comes back. That is enough to play, to score contexts and to extract experience. It cannot be
+the student, which must be scored on the very tokens that were sampled.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class ApiServer(Endpoint):
         root = url.rstrip("/")
         super().__init__(root, root if urlsplit(root).path.strip("/") else f"{root}/v1")
         self.limit = "max_tokens"
-        """What it calls the longest reply; newer models of some vendors take only ``max_completion_tokens``."""
+        """Its name for the length limit; newer models of some vendors take only ``max_completion_tokens``."""
 
     async def look_up(self) -> None:
-        """Find out whether it is there, and takes the key.
+        """Check that it answers and accepts the key.
 
         Raises:
-            EngineError: it is not, or does not.
+            EngineError: it does not.
         """
         try:
             await self.replies.models.list()
@@ -47,10 +47,10 @@ class ApiServer(Endpoint):
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise refused(self, error) from error
         except openai.APIStatusError:
-            pass  # not every API lists its models; the first request tells
+            pass  # not every API lists its models; the first request will tell
 
     async def chat(self, model: str, request: Request, sampling: Sampling, template_args: dict[str, Any]) -> Completion:
-        """One reply; where the API keeps it back, a :class:`Completion` with ``error``."""
+        """One reply; where the API withholds it, a :class:`Completion` with ``error``."""
         extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
         if template_args:
             extra["chat_template_kwargs"] = template_args
@@ -82,13 +82,13 @@ class ApiServer(Endpoint):
 
 
 class ApiSampler:
-    """Samples from one API or several; each request goes to the one that has least to do.
+    """Samples from one API or several; each request goes to the least busy one.
 
     Args:
         loaded: what :func:`agentopcd.models.behind_api` returns.
         urls: their addresses.
-        batch_size: requests under way at once at each.
-        template_args: sent as ``chat_template_kwargs``, which vLLM's server, for one, understands.
+        batch_size: requests in flight at each.
+        template_args: sent as ``chat_template_kwargs``, which vLLM's server, for example, understands.
     """
 
     engine = "api"
@@ -139,7 +139,7 @@ class ApiSampler:
             del self._running[future]
 
     def rest(self) -> None:
-        """Nothing to give back: the machine is not ours."""
+        """Nothing to free: the machine is not ours."""
 
     def update(self) -> float | None:
         """It cannot take weights.

@@ -37,7 +37,7 @@ def client_options() -> dict[str, Any]:
 
 
 class Endpoint:
-    """One server as requests see it: its client, how busy it is, and how it fares.
+    """One server as requests see it: its client, how busy it is, and its recent failures.
 
     Args:
         url: its name in messages.
@@ -52,7 +52,7 @@ class Endpoint:
         self.failures = 0
         """Failures in a row."""
         self.rests_until = 0.0
-        """Until then others are asked first, on the clock of :func:`time.monotonic`."""
+        """When others stop being preferred to it, on the clock of :func:`time.monotonic`."""
 
     def failed(self) -> float:
         """Record a failure and return how many seconds to leave the server alone."""
