@@ -47,12 +47,12 @@ def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
         weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), PACKED_ROWS)
         bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         forward = functools.partial(_packed_linear, dtype, weight, bias)
-        layer.__dict__["forward"] = _with_adapter(layer, dtype, forward) if hasattr(layer, "lora_A") else forward
+        layer.forward = _with_adapter(layer, dtype, forward) if hasattr(layer, "lora_A") else forward
     try:
         yield
     finally:
         for layer in layers:
-            layer.__dict__.pop("forward", None)
+            del layer.forward
 
 
 def _with_adapter(layer: Any, dtype: torch.dtype, forward: Any) -> Any:
