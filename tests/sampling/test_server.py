@@ -279,6 +279,7 @@ import torch
 from agentopcd import models, sources
 from agentopcd.sampling.vllm_server import ServerSampler
 from agentopcd.types import Request, Sampling
+models.prepare_process()
 sampler = ServerSampler(models.load_model({str(folder)!r}), compute=torch.float32, urls=[{fake.url!r}])
 sampler.sample([Request(prompt_ids=(40, 41), seed=0)], Sampling(max_tokens=2))
 print("done")
