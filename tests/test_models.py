@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
 import sys
 import warnings
@@ -14,7 +15,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging
+from transformers.utils import logging as transformers_log
 
 from agentopcd import models, sources
 from agentopcd.cli import main
@@ -325,21 +326,21 @@ def test_loading_a_model_leaves_the_process_as_it_was(
     monkeypatch.setattr(models, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.delenv("OMP_NUM_THREADS", False)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", sdpa_attention_forward)
-    threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    threads, verbosity = torch.get_num_threads(), transformers_log.get_verbosity()
     try:
         torch.set_num_threads(2)
-        logging.set_verbosity_info()
+        transformers_log.set_verbosity_info()
         models.load_model(str(folder))
         assert torch.get_num_threads() == 2
-        assert logging.get_verbosity() == logging.INFO
+        assert transformers_log.get_verbosity() == logging.INFO
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
         models.prepare_process()
         assert torch.get_num_threads() == 1
-        assert logging.get_verbosity() == logging.ERROR
+        assert transformers_log.get_verbosity() == logging.ERROR
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward
     finally:
         torch.set_num_threads(threads)
-        logging.set_verbosity(verbosity)
+        transformers_log.set_verbosity(verbosity)
 
 
 @pytest.mark.parametrize("verb", ["play", "consolidate", "evaluate", "learn", "knowledge score", "reproduce table2"])
