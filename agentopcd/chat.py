@@ -1,7 +1,7 @@
-"""Messages to token ids: the student's view and the teacher's view of one turn.
+"""Messages to token ids: the student's prompt and the teacher's prompt of one turn.
 
-Both views are rendered by the same chat template from the same messages; only the context may differ.
-The response is not rendered at all: its sampled ids are appended to either prompt (``method.md``).
+Both prompts are rendered by the same chat template from the same messages; only the context may differ.
+The response is not rendered at all: its sampled ids are appended to each prompt (``docs/method.md``).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from agentopcd.errors import AlignmentError, ConfigError
 from agentopcd.types import EMPTY, Completion, Context, Message, Part, Request
 
-TEMPLATE_VERSION = "1"
-"""Part of every setup hash: figures from different wordings are never pooled."""
+PROMPT_VERSION = "1"
+"""Part of every setup hash, so that results from different wordings are never pooled."""
 
 EXPERIENCE_FRAME = "Lessons from earlier attempts. They may be incomplete or wrong."
-"""Said before experience items, so that they are read as a guess and not as an order."""
+"""Stands before experience items, so that they are read as guesses and not as orders."""
 
 _PROBE = "agentopcd-probe"
 
@@ -61,15 +61,15 @@ class Chat:
         return Request(prompt_ids=self.render(messages, context), seed=seed, choices=choices)
 
     def reply(self, reply: Completion) -> str:
-        """What was said, end and other special tokens left out."""
+        """The reply's text, without end and other special tokens."""
         return self.reply_text(reply.token_ids)
 
     def opened(self, request: Request, opening: str) -> Request | None:
-        """The same request with the first words of the reply given, where that can be done."""
+        """The same request with the reply's first words given; None where the engine cannot do that."""
         ids = tuple(self.tokenizer(opening, add_special_tokens=False)["input_ids"])
         return dataclasses.replace(request, prompt_ids=request.prompt_ids + ids)
 
-    def views(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def prompts(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Prompt ids of the student (no context) and of the teacher (with it).
 
         Raises:
@@ -87,12 +87,12 @@ class Chat:
         return student, teacher
 
     def prefix(self, context: Context) -> tuple[int, ...]:
-        """Token ids that prompts with ``context`` begin with, whatever they ask."""
+        """Token ids that every prompt with ``context`` begins with, whatever it asks."""
         one, other = (self.render([Message(role="user", content=text)], context) for text in ("0", "a"))
         return one[: common_length(one, other)]
 
     def reply_text(self, ids: Sequence[int]) -> str:
-        """A response as text, end and other special tokens left out."""
+        """A response as text, without end and other special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def choices(self, replies: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -145,8 +145,8 @@ class Chat:
     def _find_default_system(self) -> str:
         """The system message the template adds when none is given, or ''.
 
-        Found by comparison: the prompt without a system message must be the prompt with a probe in
-        its place. A ``system`` context is appended to it, so that both views keep it.
+        Found by comparison: the prompt without a system message must equal the prompt with a probe, except
+        where the probe stands. A ``system`` context is appended to it, so that both prompts keep it.
         """
         user = Message(role="user", content="hello")
         without = self._apply([user])
@@ -169,7 +169,7 @@ class Chat:
 
 
 class ApiChat(Chat):
-    """Messages as they are, for a model behind an API: its template and its tokenizer are not known here."""
+    """Messages as they are, for a model behind an API, whose template and tokenizer are unknown here."""
 
     special = ()
     default_system = ""
@@ -194,7 +194,7 @@ class ApiChat(Chat):
         raise ConfigError("an API cannot hold replies to a list; leave out --constrain")
 
     def count_tokens(self, text: str) -> int:
-        """A guess, three bytes a token: the API's tokenizer is not known."""
+        """An estimate at three bytes a token: the API's tokenizer is unknown."""
         return -(-len(text.encode(errors="replace")) // 3)
 
 
@@ -204,7 +204,7 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Sequence[int]) -> None:
-    """Both prompts end in the same generation header (at least in the same token), or ``AlignmentError``."""
+    """Raise AlignmentError unless both prompts end in the same generation header (at least in the same token)."""
     n = max(1, len(header))
     if tuple(student[-n:]) != tuple(teacher[-n:]) or (header and tuple(student[-n:]) != tuple(header)):
         raise AlignmentError(
@@ -214,13 +214,8 @@ def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Se
 
 
 def framed(context: Context) -> str:
-    """The context as a model is shown it: experience items under one line that says what they are."""
+    """The context as a model sees it: experience items stand under one line that says what they are."""
     return f"{EXPERIENCE_FRAME}\n{context.text}" if context.lines else context.text
-
-
-def after_thinking(reply: str) -> str:
-    """The reply without its thinking block (everything up to the last ``</think>``)."""
-    return reply.rpartition("</think>")[2].strip()
 
 
 def shown(parts: Sequence[Part], kinds: Sequence[str] | None = None) -> str:

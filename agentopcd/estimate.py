@@ -16,21 +16,21 @@ from agentopcd.ranks import launched
 
 GIB = 2**30
 COPIES = 12
-"""Copies of a chunk of logits alive at once in the loss, about: see ``benchmarks/loss_memory.py``."""
+"""About how many copies of a chunk of logits the loss holds at once: see ``benchmarks/loss_memory.py``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes in each process; ``batch`` and ``loss`` are rough."""
+    """Bytes per process; ``batch`` and ``loss`` are rough."""
 
     student: int
     """Weights, gradients and AdamW's moments; with ``shard`` this process's part, and the whole copy that plays."""
     teacher: int
     """A frozen model of the same size, or 0 where it is the student without its adapter."""
     context: int
-    """Keys and values of each 1,000 tokens that the teacher's prompts share."""
+    """Keys and values per 1,000 tokens that the teacher's prompts share."""
     casts: int
-    """Copies of the linear weights in ``compute`` that a forward pass of the student makes, where they differ."""
+    """Copies of the linear weights that the student's forward pass casts to ``compute``; 0 for float32."""
     batch: int
     """Activations of one forward pass of ``tokens_per_batch`` tokens, kept for the backward pass."""
     loss: int
@@ -62,7 +62,7 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     adapter = sum(config.lora_rank * (m.in_features + m.out_features) for m in linears)
     layers, hidden = settings.num_hidden_layers, settings.hidden_size
     inner = getattr(settings, "intermediate_size", None) or 4 * hidden
-    kept = 36 * hidden + 10 * inner  # bytes a token and layer, as autograd keeps them
+    kept = 36 * hidden + 10 * inner  # bytes per token and layer that autograd keeps
     tokens = config.tokens_per_batch
     width = getattr(settings, "head_dim", None) or hidden // settings.num_attention_heads
     groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
@@ -70,10 +70,10 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     teacher = 0 if config.lora_rank and not config.teacher else frozen
     if config.teacher_kind != "frozen":
         teacher = 4 * total  # an average would not move in fewer bits
-    if config.shard:  # the rest is gathered while a batch is computed, and so is its gradient
+    if config.shard:  # the rest and its gradient are gathered while a batch is computed
         student = student // launched() + 4 * total + 8 * rest
         teacher = teacher // launched() + 4 * rest
-    # Sharded, a cast goes as soon as its layer has run, if the backward pass makes it anew.
+    # With shards, a cast is freed as soon as its layer has run if the backward pass repeats it.
     cast_one_by_one = compute == torch.float32 or config.lora_rank or (config.shard and config.gradient_checkpointing)
     return Memory(
         student=student,
@@ -86,9 +86,9 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
 
 
 def train_flop(name: str, tokens: int) -> float:
-    """Operations to draw, score and learn from ``tokens`` of replies: 2 a weight for each reading, 6 for learning.
+    """Operations to sample, score and train on ``tokens`` of replies: 2 a weight to sample and to score, 6 to train.
 
-    Prompts come on top, and drawing is bound by memory and not by these; so it is the least that a training takes.
+    It is a lower bound: prompts come on top, and sampling is limited by memory rather than by operations.
 
     Raises:
         ModelError: there is no such model, or it has not been fetched yet.
@@ -99,10 +99,9 @@ def train_flop(name: str, tokens: int) -> float:
 
 
 def skeleton(name: str) -> Any:
-    """The model's shape without its weights. Of a hub id only the config is fetched."""
+    """The model's shape without its weights; for a hub id only the config is fetched."""
     from transformers import AutoModelForCausalLM
 
-    models.quiet()
     if name in sources.FETCHED and not (sources.cache_dir() / name / "config.json").is_file():
         raise models.ModelError(f"{name} has not been fetched yet")
     local = name in sources.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
@@ -124,7 +123,7 @@ def _config(name: str) -> Any:
 
 @functools.cache
 def _from_hub(name: str) -> Any:
-    """A hub's config, or why it cannot be had: asked for once, because offline an answer takes half a minute."""
+    """The config of a hub id, or why it is not available; asked once, because offline an answer takes half a minute."""
     try:
         return _config(name)
     except (OSError, ValueError, KeyError) as error:

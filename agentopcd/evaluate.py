@@ -179,18 +179,7 @@ def lines(evaluation: Evaluation) -> list[str]:
     if evaluation.recovered is not None:
         out.append(f"recovered: {evaluation.recovered:.0%} of the in-context gain, without the context")
     if evaluation.floors is not None:
-        out.append(f"floors: {floor_text(evaluation.floors)}")
+        out.append(f"floors: {evaluation.floors.text}")
     count, share = evaluation.overlap
     out.append(f"test tasks also in train or extract: {count} ({share:.0%})")
     return [*out, *(f"note: {note}" for note in evaluation.notes)]
-
-
-def floor_text(found: Floors) -> str:
-    parts = []
-    if found.random is not None:
-        parts.append(f"uniform random {found.random:.3f}")
-    if found.blind is not None:
-        parts.append(f"best blind sequence {found.blind:.3f}")
-    if found.solvable is not None:
-        parts.append(f"solvable within the limit {found.solvable:.3f}")
-    return ", ".join(parts) or "none can be computed for this environment"

@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agentopcd.chat import after_thinking
 from agentopcd.config import GatherConfig, PlayConfig, ScoringConfig
 from agentopcd.errors import ConfigError
 from agentopcd.knowledge import (
@@ -34,6 +33,7 @@ from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.sampling import request_seed
 from agentopcd.session import Session
 from agentopcd.stats import Rate
+from agentopcd.text import after_thinking
 from agentopcd.types import EMPTY, MARKER, Completion, Context, Job, Placement, Sampling, Task
 
 
@@ -204,7 +204,7 @@ def _said(session: Session, replies: Sequence[Completion]) -> list[str]:
 
 def _in_format(reply: str) -> bool:
     """Whether an extractor's reply holds an item, or nothing at all: no lesson is an answer too."""
-    return MARKER in reply or not after_thinking(reply)
+    return MARKER in reply or not after_thinking(reply).strip()
 
 
 def _first_chain(session: Session, run_id: int) -> int:

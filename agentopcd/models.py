@@ -1,8 +1,9 @@
 """Load, save and run a model; :mod:`agentopcd.sources` finds its files.
 
-No code of a model repository is run. Masters are float32: at the learning rates of the paper a bfloat16 parameter does
-not move. Where the machine has bfloat16 matrix instructions the products are done in them (:func:`autocast`), the
-output head never (logits and everything after them are float32), and attention on a CPU neither.
+No code of a model repository is run. Master weights are float32: at the paper's learning rates a bfloat16 parameter
+would not move. Where the machine has bfloat16 matrix instructions, products are computed in bfloat16
+(:func:`autocast`). The output head never is: logits and everything after them are float32. Nor is attention on a CPU,
+once :func:`prepare_process` has been called.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from torch.distributed.tensor import DTensor
 
 from agentopcd import sources
 from agentopcd.errors import ModelError
+from agentopcd.text import first_line
 
-Compute = Literal["auto", "float32", "bfloat16"]
-
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 LEARNING_RATE = 2e-5
 """For models that suggest none; small ones want more than the paper's 1e-6 to 5e-6."""
+
+
+# -- load -----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -61,13 +63,16 @@ class LoadedModel:
 
 
 def behind_api(name: str) -> LoadedModel:
-    """A model that others run and nobody sees the weights of; it goes by its name alone."""
+    """A model that others run: its weights are not visible here, so its name alone identifies it."""
     id_ = hashlib.sha256(f"api\0{name}".encode()).hexdigest()
     return LoadedModel(name=name, id=id_, folder=Path(), model=None, tokenizer=None, end_ids=())
 
 
 def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     """Load ``name`` with float32 parameters.
+
+    It leaves the process as it is: threads, attention and the log level of transformers are for the caller to set.
+    :func:`prepare_process` sets them as the command line does, which takes the same to give the same numbers.
 
     Args:
         name: a built-in name, a folder written by ``save_pretrained``, a ``.gguf`` file, or a hub id.
@@ -78,10 +83,6 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    quiet()
-    keep_freed_memory()
-    float32_attention()
-    fit_threads()
     folder = sources.find_model(name)
     if (base := sources.base_of_adapter(folder)) is not None:
         return _with_adapter(load_model(base, device=device), name, folder)
@@ -91,7 +92,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load model {name!r}: {sources.first_line(error)}") from error
+        raise ModelError(f"cannot load model {name!r}: {first_line(error)}") from error
     model, report = found
     if missing := sorted(report["missing_keys"]):
         # transformers would fill them with random numbers and only warn.
@@ -121,73 +122,40 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     )
 
 
-def quiet() -> None:
-    """No bars and warnings of transformers and its hub between our own lines; their errors still come."""
-    from huggingface_hub.utils import logging as hub_logging
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    hub_logging.set_verbosity_error()
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed buffers: to get a large one anew at each token or step costs page faults.
-
-    Elsewhere (macOS, Windows, musl) nothing is changed.
-    """
+def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
+    """``base`` with the adapter of ``folder`` merged into it."""
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; other formats are not read")
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
-    m_trim_threshold, m_mmap_max = -1, -4
-    mallopt(m_mmap_max, 0)  # from the heap, where they stay; a mapping of its own would be given back
-    mallopt(m_trim_threshold, 512 << 20)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT would skip them
+            model = _peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
+        raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {first_line(error)}") from error
+    facts = sources.sidecar(folder)
+    return dataclasses.replace(
+        base, name=name, id=sources.fingerprint(folder), folder=folder, model=model.eval(),
+        note=facts.get("note", base.note), parent_id=facts.get("parent_id"),
+        learning_rate=facts.get("learning_rate", base.learning_rate),
+    )  # fmt: skip
 
 
-def float32_attention() -> None:
-    """On a CPU, keep the attention of transformers in float32 under autocast.
-
-    With gradients it takes 0.6 of bfloat16's time for a hundred tokens and about as long for a thousand
-    (``benchmarks.machine``), and it rounds less. For the whole process, because checkpointed gradients compute it
-    again outside of any block.
-    """
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    if getattr(usual, "func", None) is not _in_float32:
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = functools.partial(_in_float32, usual)
-
-
-def _in_float32(usual: Any, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-    """``usual`` on a CPU under autocast: without it, on float32 ``[B, H, T, D]``; elsewhere just ``usual``."""
-    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return usual(module, query, key, value, attention_mask, **kwargs)
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
-    with torch.autocast("cpu", enabled=False):
-        return usual(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
-
-
-def fit_threads() -> None:
-    """Take no more threads than a container has CPUs: torch counts those of the host, and threads that wait spin.
-
-    ``OMP_NUM_THREADS`` wins. Quotas are read from Linux control groups of version 2. The number follows from the
-    machine and not from a timing, because it moves the last digits of results.
-    """
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-    except (OSError, ValueError):
-        return
-    if quota != "max" and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), int(quota) // int(period))))
+def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
+    found: list[int] = []
+    for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
+        for token in source if isinstance(source, list) else [source]:
+            if token is not None and token not in found:
+                found.append(int(token))
+    if not found:
+        raise ModelError(f"model {name!r} names no end-of-sequence token; its replies would never end")
+    return tuple(found)
 
 
 def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict[str, Any]) -> str:
     """Write an ordinary Hugging Face folder (safetensors, tokenizer, chat template) and return its id.
 
-    Where an adapter is trained, it alone is written, as PEFT does. ``facts`` goes into ``agentopcd.json`` beside the
-    weights. The folder appears whole or not at all.
+    Where an adapter is trained, only the adapter is written, as PEFT does. ``facts`` go into ``agentopcd.json`` beside
+    the weights. The folder appears whole or not at all.
     """
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -196,7 +164,7 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
     else:
         facts = facts | {"base": loaded.name if loaded.name in sources.BUILT_IN else ""}
         loaded.adapter.save_pretrained(scratch)
-        settings = json.loads((scratch / sources.ADAPTER).read_text())  # PEFT leaves sets in an order of the moment
+        settings = json.loads((scratch / sources.ADAPTER).read_text())  # PEFT writes sets in arbitrary order
         ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
         (scratch / sources.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
     loaded.tokenizer.save_pretrained(scratch)
@@ -206,75 +174,12 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
     return sources.fingerprint(folder)
 
 
-def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int) -> None:
-    """Freeze the weights of ``loaded`` and train a LoRA adapter on all its linear layers but the head, in place.
-
-    With the adapter off the model is the base, bit for bit, so one copy in memory is student and teacher. The
-    adapter's scale is 2 (``lora_alpha`` is twice the rank), its dropout 0, its weights float32.
-
-    Raises:
-        ModelError: PEFT is not installed.
-    """
-    peft = _peft()
-    freeze(loaded.model, compute)
-    settings = peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # of GPT-2's layers PEFT sets it right by itself
-        torch.manual_seed(seed)
-        loaded.adapter = peft.get_peft_model(loaded.model, settings)
-    hub = not Path(loaded.name).exists() and loaded.name not in sources.BUILT_IN
-    loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder)
-    loaded.adapter.eval()
-
-
-def merge(folder: Path) -> str:
-    """Replace the adapter in ``folder`` by the whole model, merged in float32, and return its id."""
-    loaded, facts = load_model(str(folder)), sources.sidecar(folder)
-    own = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
-    return save_model(loaded, folder, parent_id=facts["parent_id"], facts=own)
-
-
-def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
-    """``base`` with the adapter of ``folder`` merged into it."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; other formats are not read")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT would leave them out
-            model = _peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {sources.first_line(error)}") from error
-    facts = sources.sidecar(folder)
-    return dataclasses.replace(
-        base, name=name, id=sources.fingerprint(folder), folder=folder, model=model.eval(),
-        note=facts.get("note", base.note), parent_id=facts.get("parent_id"),
-        learning_rate=facts.get("learning_rate", base.learning_rate),
-    )  # fmt: skip
-
-
 def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
         raise ModelError("LoRA adapters need PEFT; install it with: pip install 'agentopcd[peft]'") from error
     return peft
-
-
-def checkpoint_gradients(model: Any) -> None:
-    """Compute activations again in the backward pass; dropout stays off although the model is in training mode."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    except ValueError as error:
-        raise ModelError(f"{type(model).__name__} has no gradient checkpointing; leave it out") from error
-    model.train()
 
 
 def check_pair(student: LoadedModel, teacher: LoadedModel) -> None:
@@ -295,6 +200,44 @@ def check_pair(student: LoadedModel, teacher: LoadedModel) -> None:
         )
 
 
+# -- adapter --------------------------------------------------------------------------------------
+
+
+def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int) -> None:
+    """Freeze the weights of ``loaded`` and put a LoRA adapter on all linear layers but the head, in place.
+
+    With the adapter off the model is the base, bit for bit, so one copy in memory is both student and teacher. The
+    adapter's scale is 2 (``lora_alpha`` is twice the rank), its dropout is 0, and its weights are float32.
+
+    Raises:
+        ModelError: PEFT is not installed.
+    """
+    peft = _peft()
+    freeze(loaded.model, compute)
+    settings = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT corrects it by itself for GPT-2
+        torch.manual_seed(seed)
+        loaded.adapter = peft.get_peft_model(loaded.model, settings)
+    hub = not Path(loaded.name).exists() and loaded.name not in sources.BUILT_IN
+    loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder)
+    loaded.adapter.eval()
+
+
+def merge(folder: Path) -> str:
+    """Replace the adapter in ``folder`` by the whole model, merged in float32; return its id."""
+    loaded, facts = load_model(str(folder)), sources.sidecar(folder)
+    own = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
+    return save_model(loaded, folder, parent_id=facts["parent_id"], facts=own)
+
+
+# -- compute --------------------------------------------------------------------------------------
+
+Compute = Literal["auto", "float32", "bfloat16"]
+
+
 def pick_device(device: str = "auto") -> torch.device:
     """``auto`` is the first accelerator torch sees, else the CPU.
 
@@ -306,11 +249,11 @@ def pick_device(device: str = "auto") -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"cannot use device {device!r}: {sources.first_line(error)}; try auto or cpu") from error
+        raise ModelError(f"cannot use device {device!r}: {first_line(error)}; try auto or cpu") from error
 
 
 def pick_compute(compute: Compute, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products: bfloat16 where ``auto`` finds instructions for it, else float32."""
+    """The dtype of matrix products; ``auto`` is bfloat16 where the machine has instructions for it, else float32."""
     if compute == "auto":
         has = _cpu_has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
         return torch.bfloat16 if has else torch.float32
@@ -325,9 +268,9 @@ def _cpu_has_bfloat16() -> bool:
 def autocast(
     device: torch.device, compute: torch.dtype, *, keep: bool = True
 ) -> contextlib.AbstractContextManager[Any]:
-    """Matrix products in ``compute``; nothing to do for float32.
+    """Compute matrix products in ``compute``; does nothing for float32.
 
-    With ``keep`` a weight is cast once in a block; the casts of all of them are held until its end.
+    With ``keep`` each weight is cast once in the block, and all casts are held until its end.
     """
     if compute == torch.float32:
         return contextlib.nullcontext()
@@ -335,7 +278,7 @@ def autocast(
 
 
 def freeze(model: Any, compute: torch.dtype) -> None:
-    """Make ``model`` a frozen one: no gradients, dropout off, linear weights kept in ``compute``.
+    """Freeze ``model``: no gradients, dropout off, linear weights kept in ``compute``.
 
     Autocast would cast those weights on every call; casting them once gives the same products.
     """
@@ -349,10 +292,10 @@ def freeze(model: Any, compute: torch.dtype) -> None:
 
 
 def parameter_hash(model: Any, *, frozen: bool = False) -> str:
-    """sha256 over all parameters in order: a frozen teacher has the same one before and after.
+    """sha256 over all parameters in order: a frozen teacher's is the same before and after training.
 
-    With ``frozen`` only those that are not trained count, under the names they have without an adapter. Of sharded ones
-    each process hashes its part.
+    With ``frozen`` only the parameters that are not trained count, under the names they have without an adapter. Where
+    they are sharded, each process hashes its own part.
     """
     digest = hashlib.sha256()
     if hasattr(model, "reshard"):  # a sharded model, whose weights may be gathered just now
@@ -365,6 +308,24 @@ def parameter_hash(model: Any, *, frozen: bool = False) -> str:
     return digest.hexdigest()
 
 
+def checkpoint_gradients(model: Any) -> None:
+    """Recompute activations in the backward pass; dropout stays off although the model is in training mode."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"{type(model).__name__} has no gradient checkpointing; leave it out") from error
+    model.train()
+
+
+# -- head -----------------------------------------------------------------------------------------
+
+
 class Float32Head(torch.nn.Linear):
     """An output head whose logits are float32 even under autocast: a bfloat16 logit of 20 is off by up to 0.06."""
 
@@ -375,7 +336,7 @@ class Float32Head(torch.nn.Linear):
 
 
 def float32_head(model: Any) -> None:
-    """Make the output head of ``model`` a :class:`Float32Head`, in place; its weights stay what and where they are.
+    """Make the output head of ``model`` a :class:`Float32Head`, in place; its weights are neither copied nor changed.
 
     Raises:
         ModelError: the head is not a plain linear layer.
@@ -387,7 +348,7 @@ def float32_head(model: Any) -> None:
 
 
 def scaled(model: Any, logits: torch.Tensor) -> torch.Tensor:
-    """What ``model`` does to the products of its output head: a scale, a divisor, a soft cap, or nothing."""
+    """Apply what ``model`` does to the output of its head: a scale, a divisor, a soft cap, or nothing."""
     config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
@@ -403,7 +364,7 @@ def check_head(model: Any) -> None:
     """Make sure that hidden states, output head and :func:`scaled` give the logits of ``model``.
 
     Raises:
-        ModelError: they do not, so a loss on hidden states would be another one than the model's.
+        ModelError: they do not, so a loss computed from hidden states would not be the model's own.
     """
     ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
     logits = model(input_ids=ids, use_cache=False).logits.float()
@@ -416,12 +377,15 @@ def check_head(model: Any) -> None:
 
 
 def decoder(model: Any) -> Any:
-    """What to call for the last hidden states. A sharded model is called itself, so that its weights are gathered."""
+    """What to call for the last hidden states: a sharded model itself, so that its weights are gathered."""
     return model if isinstance(model, FSDPModule) else model.get_decoder()
 
 
+# -- attention ------------------------------------------------------------------------------------
+
+
 def attends_to_all(model: Any) -> bool:
-    """Whether every layer of ``model`` attends to everything before it: no window, no recurrent state."""
+    """Whether every layer of ``model`` attends to all earlier tokens: no window, no recurrent state."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
@@ -429,10 +393,10 @@ def attends_to_all(model: Any) -> bool:
 
 
 def attend_without_padding(loaded: LoadedModel, compute: torch.dtype) -> None:
-    """Give a model on a GPU the attention of flash-attn, where that is installed and the model can: no padding.
+    """Switch a model on a GPU to flash-attn, which needs no padding, where it is installed and the model supports it.
 
-    Not to one that trains an adapter, for it is its own teacher, and the shared prefix wants a mask. Not run on a GPU
-    yet.
+    A model that trains an adapter keeps its attention: it is its own teacher, and the shared prefix needs a mask. Not
+    run on a GPU yet.
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -443,16 +407,84 @@ def attend_without_padding(loaded: LoadedModel, compute: torch.dtype) -> None:
 
 
 def attends_without_padding(model: Any) -> bool:
-    """Whether sequences one after the other in a row cost ``model`` no attention between them."""
+    """Whether ``model`` takes sequences packed into one row and computes no attention between them."""
     return "flash" in (model.config._attn_implementation or "")
 
 
-def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
-    found: list[int] = []
-    for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
-        for token in source if isinstance(source, list) else [source]:
-            if token is not None and token not in found:
-                found.append(int(token))
-    if not found:
-        raise ModelError(f"model {name!r} names no end-of-sequence token; its replies would never end")
-    return tuple(found)
+# -- process --------------------------------------------------------------------------------------
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def prepare_process() -> None:
+    """Set this process up for models: what the command line does once, before it loads one.
+
+    It silences transformers, keeps freed memory, computes attention on a CPU in float32 and takes no more threads than
+    the container has CPUs. The last two move the last digits of results. Calling it again changes nothing.
+    """
+    quiet()
+    keep_freed_memory()
+    float32_attention()
+    fit_threads()
+
+
+def quiet() -> None:
+    """Silence the progress bars and warnings of transformers and its hub client; their errors still show."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed buffers: mapping large ones again at each token or step costs page faults.
+
+    Does nothing without glibc (macOS, Windows, musl).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt(m_mmap_max, 0)  # allocate from the heap, which is kept; a mapping of its own would be returned
+    mallopt(m_trim_threshold, 512 << 20)
+
+
+def float32_attention() -> None:
+    """On a CPU, keep the attention of transformers in float32 under autocast.
+
+    With gradients it takes 0.6 times as long as in bfloat16 for a hundred tokens and about as long for a thousand
+    (``benchmarks.machine``), and it rounds less. It is set for the whole process, because gradient checkpointing
+    computes attention again outside of any ``with`` block.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if getattr(usual, "func", None) is not _in_float32:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = functools.partial(_in_float32, usual)
+
+
+def _in_float32(usual: Any, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+    """Under autocast on a CPU, ``usual`` on float32 ``[B, H, T, D]`` with autocast off; elsewhere just ``usual``."""
+    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return usual(module, query, key, value, attention_mask, **kwargs)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        return usual(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+
+
+def fit_threads() -> None:
+    """Use no more threads than the container has CPUs: torch counts the host's, and waiting threads spin.
+
+    ``OMP_NUM_THREADS`` wins. The quota is read from Linux control groups, version 2. The number follows from the
+    machine and not from a timing, because it changes the last digits of results.
+    """
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return
+    if quota != "max" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), int(quota) // int(period))))

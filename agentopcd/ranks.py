@@ -1,7 +1,7 @@
-"""Several processes that train one student: who plays what, and the few things they tell each other.
+"""Several processes that train one student: how work is shared, and the few values they exchange.
 
-Started by ``torchrun``; alone, every call is trivial. Gradients are summed once a step, and
-the weights of the loss are those of the whole step, so N processes do what one does, up to rounding.
+``torchrun`` starts them; with a single process every call is trivial. Gradients are summed once a step, and
+the loss is weighted over the whole step, so N processes compute what one does, up to rounding.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from agentopcd.errors import ConfigError
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=1)
-"""The others wait while the first process plays, scores and evaluates."""
+"""How long the others wait while the first process plays, scores and evaluates."""
 
 
 def launched() -> int:
@@ -32,7 +32,7 @@ def launched() -> int:
 
 
 class Ranks:
-    """The processes of this run. They talk through gloo on a CPU and through NCCL on GPUs, one process a GPU."""
+    """The processes of this run, connected by gloo on CPUs and by NCCL on GPUs, one process per GPU."""
 
     def __init__(self) -> None:
         self.count, self.index = 1, 0
@@ -53,18 +53,18 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.index == 0
 
     def mine(self, items: Sequence[T]) -> list[T]:
-        """This process's share of ``items``; every item is somebody's."""
+        """This process's share of ``items``; every item belongs to exactly one process."""
         return list(items[self.index :: self.count])
 
     def deal(self, batches: Sequence[T], *, even: bool) -> Iterator[tuple[T, bool, Sequence[T]]]:
-        """This process's share of ``batches``, which all processes know.
+        """This process's share of ``batches``, a list that all processes have.
 
         Args:
-            even: everybody gets equally many. The last round is filled up with batches that do not count.
+            even: every process gets equally many; the last round is padded with batches that do not count.
 
         Yields:
             The batch, whether it counts, and the batches of this round, one for each process or fewer.
@@ -84,7 +84,7 @@ class Ranks:
         return found
 
     def from_main(self, value: T) -> T:
-        """The ``value`` of the main process; what the others give is ignored."""
+        """The ``value`` of the main process; those of the others are ignored."""
         if self.count == 1:
             return value
         box = [value]
@@ -111,7 +111,7 @@ class Ranks:
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace each gradient by its sum over all processes; a missing one counts as zero.
 
-        Those of sharded parameters were summed as they were made.
+        Gradients of sharded parameters are summed already, in the backward pass.
         """
         if self.count > 1:
             for parameter in parameters:
@@ -122,6 +122,6 @@ class Ranks:
                 dist.all_reduce(parameter.grad)
 
     def wait(self) -> None:
-        """Go on when all processes are here."""
+        """Wait until all processes get here."""
         if self.count > 1:
             self.state.wait_for_everyone()

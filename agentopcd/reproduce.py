@@ -19,7 +19,7 @@ from agentopcd.config import ConsolidateConfig, EvaluateConfig, PlayConfig, Scor
 from agentopcd.distil import distil
 from agentopcd.drift import Drift, drift, drift_dict, drift_lines
 from agentopcd.errors import ConfigError
-from agentopcd.evaluate import Contestant, Evaluation, evaluate, floor_text
+from agentopcd.evaluate import Contestant, Evaluation, evaluate
 from agentopcd.experience import chains_of, choose, gather, raw_traces
 from agentopcd.handover import find_context
 from agentopcd.recipes import Plan, of_experience
@@ -169,7 +169,7 @@ def run(
             shown = [dataclasses.replace(base, label=arm, context=context) for arm, context in contexts.items()]
             for one in itertools.chain([base, *shown], _loaded(session, students)):
                 table = _play(session, one, test, seed, outcomes[one.label], name=plan.name)
-                floors, tasks = floor_text(table.floors) if table.floors else "none", len(test)
+                floors, tasks = table.floors.text if table.floors else "none", len(test)
                 tokens[one.label].append(table.rows[0].reply_tokens)
                 if seed == plan.seeds[0]:
                     setup = session.setup(session.player_for(base.model))

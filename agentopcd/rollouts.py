@@ -1,9 +1,9 @@
 """Play episodes: many at once, each at its own turn.
 
-An episode steps its environment as soon as its reply is there, and asks for the next one: nobody waits for a slow one.
-(The transformers engine answers all that was asked in one go, so there they do advance together.) An episode that
-ends makes room for the next one. Environments are stepped inline, those that say they are slow each in a process of
-its own.
+An episode steps its environment as soon as its reply arrives, then asks for the next one, so no episode waits for a
+slow one. (The transformers engine answers everything in one batch, so there episodes advance together.) An episode
+that ends makes room for the next. Environments are stepped inline; each one that declares itself slow runs in a
+process of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from agentopcd import chat as chats
 from agentopcd import envs
 from agentopcd.errors import AgentOpcdError, EnvError
 from agentopcd.sampling import Sampler, request_seed
+from agentopcd.text import after_thinking
 from agentopcd.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Turn
 
 MAX_REPLY_IN_LOG = 300
@@ -32,7 +33,7 @@ MAX_REPLY_IN_LOG = 300
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Game:
-    """An environment and how it is shown and cut off."""
+    """An environment, how it is shown, and when it is cut off."""
 
     ref: str
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -75,16 +76,16 @@ class Game:
         return envs.make(self.ref, max_steps=self.step_limit, **self.kwargs)
 
     def describe(self) -> dict[str, Any]:
-        """What of it belongs into a setup hash. ``kwargs`` define the tasks, the rest how they are shown."""
+        """Its part of a setup hash: ``kwargs`` define the tasks, the rest how they are shown."""
         own = {"constrain": True} if self.constrain else {}
         return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view), **own,
                 "max_steps": self.step_limit, "history": self.form, "source": self.source}  # fmt: skip
 
     @property
     def source(self) -> str:
-        """sha256 of the file behind a reference such as ``file.py:Class`` or ``rows.jsonl``; '' for the others.
+        """sha256 of the file behind a reference such as ``file.py:Class`` or ``rows.jsonl``; else ''.
 
-        Part of the setup: after an edit, what was played before is not mistaken for the same thing.
+        It is part of the setup, so that episodes from before an edit are not taken for the same thing.
         """
         file = Path(self.ref.rpartition(":")[0] if ".py:" in self.ref else self.ref)
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
@@ -102,13 +103,13 @@ class Player:
     concurrency: int = 64
     """Episodes in flight."""
     retries: int = 2
-    """Fresh starts of an episode whose environment raised, before it is given up as ``env_error``."""
+    """Restarts of an episode whose environment raised, before it ends as ``env_error``."""
 
     def setup(self) -> dict[str, Any]:
-        """All that changes play besides model, context and task; episodes of two setups never pool."""
+        """Everything that affects play besides model, context and task; episodes of two setups are never pooled."""
         return {
             **self.game.describe(), "sampling": dataclasses.asdict(self.sampling), "engine": self.sampler.engine,
-            "seed": self.seed, "template": chats.TEMPLATE_VERSION, "template_args": self.chat.template_args,
+            "seed": self.seed, "template": chats.PROMPT_VERSION, "template_args": self.chat.template_args,
         }  # fmt: skip
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
@@ -119,8 +120,8 @@ class Player:
 def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
     """Play every job and yield episodes as they finish.
 
-    An environment that raises costs that episode only: it is started afresh ``player.retries`` times,
-    then yielded with ``stop_reason="env_error"`` and the traceback. It is never a lost game.
+    An environment that raises costs only that episode. It is restarted up to ``player.retries`` times, then
+    yielded with ``stop_reason="env_error"`` and the traceback; it never counts as a lost game.
 
     Raises:
         EnvError: the environment cannot be built, or a task's content is not what its key says.
@@ -157,7 +158,7 @@ def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
 
 
 class _Inline:
-    """Steps of environments, done at once."""
+    """Steps environments in this thread, at once."""
 
     def __init__(self) -> None:
         self._done: list[tuple[_Live, bool]] = []
@@ -170,7 +171,7 @@ class _Inline:
         self._done.append((one, one.guarded(act)))
 
     def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
-        """Episodes whose step is over, and whether it went well."""
+        """Episodes whose step is done, and whether it succeeded."""
         done, self._done = self._done, []
         return done
 
@@ -179,7 +180,7 @@ class _Inline:
 
 
 class _InProcesses:
-    """Steps of environments that are slow: a thread waits for each, the work is done in the environment's process."""
+    """Steps slow environments: each in its own process, with a thread that waits for it."""
 
     def __init__(self, most: int) -> None:
         self._threads = ThreadPoolExecutor(most)
@@ -193,16 +194,16 @@ class _InProcesses:
         self._running[self._threads.submit(one.guarded, act)] = one
 
     def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
-        """See :class:`_Inline`; with ``wait`` there is at least one, where any is under way."""
+        """See :class:`_Inline`; with ``wait``, at least one, if any is under way."""
         over, _ = wait_for(self._running, timeout=None if wait else 0, return_when=FIRST_COMPLETED)
         return [(self._running.pop(future), future.result()) for future in over]
 
     def close(self) -> None:
-        """Without waiting for a step that nobody wants any more."""
+        """End everything without waiting for steps that nobody needs any more."""
         for one in self._running.values():
             one.close()
         self._threads.shutdown(cancel_futures=True)
-        for one in self._running.values():  # what was only being built the first time
+        for one in self._running.values():  # those that were still being built the first time
             one.close()
 
 
@@ -230,7 +231,7 @@ class _Live:
         self._asked = Request(prompt_ids=(), seed=0)
 
     def guarded(self, act: Any) -> bool:
-        """Run ``act``; what the environment raises is kept as this episode's error."""
+        """Run ``act``; keep what the environment raises as this episode's error."""
         try:
             act()
         except AgentOpcdError:
@@ -277,7 +278,7 @@ class _Live:
             )
         )  # fmt: skip
         self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}
-        did = str(info.get("action") or chats.after_thinking(text)[:MAX_REPLY_IN_LOG] or "(nothing)")
+        did = str(info.get("action") or after_thinking(text).strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
         self.past.append((self.parts, did))
         self.parts = self._seen(obs, info)
         if terminated or truncated:

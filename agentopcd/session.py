@@ -19,8 +19,8 @@ from agentopcd.errors import ConfigError, StoreError
 from agentopcd.knowledge import TEMPLATE_VERSION, Store, check_leaks, setup_id
 from agentopcd.ranks import launched
 from agentopcd.rollouts import Game, Player
-from agentopcd.sampling import vllm
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling import vllm_engine
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.types import SPLITS, Context, Episode, Job, Placement, Task
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -65,11 +65,11 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
     device = next(loaded.model.parameters()).device.type
     if device != "cuda":
         return "transformers", "no GPU"
-    if several or not vllm.installed():
+    if several or not vllm_engine.installed():
         return "transformers", "several processes" if several else "vLLM is not installed"
     kind = type(loaded.model).__name__
     try:
-        return ("vllm", "installed") if vllm.supports(kind) else ("transformers", f"vLLM does not know {kind}")
+        return ("vllm", "installed") if vllm_engine.supports(kind) else ("transformers", f"vLLM does not know {kind}")
     except (ImportError, OSError) as error:
         return "transformers", f"vLLM cannot be imported: {error}"
 
@@ -78,15 +78,15 @@ def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: Any) ->
     """A player of the environment of these settings whose replies come from ``loaded``."""
     engine = engine_of(config, loaded)[0]
     chat = ApiChat(config.template_args) if engine == "api" else Chat(loaded.tokenizer, config.template_args)
-    make: Any = vllm.sampler_of if engine == "vllm" else TransformersSampler
+    make: Any = vllm_engine.sampler_of if engine == "vllm" else TransformersSampler
     if engine == "server":
-        from agentopcd.sampling import server
+        from agentopcd.sampling import vllm_server
 
-        make = functools.partial(server.sampler_of, urls=config.servers)
+        make = functools.partial(vllm_server.sampler_of, urls=config.servers)
     elif engine == "api":
-        from agentopcd.sampling import api
+        from agentopcd.sampling import chat_api
 
-        make = functools.partial(api.ApiSampler, urls=config.servers, template_args=config.template_args)
+        make = functools.partial(chat_api.ApiSampler, urls=config.servers, template_args=config.template_args)
     return Player(
         game=game_of(config),
         sampler=make(loaded, compute=compute, batch_size=config.sample_batch),

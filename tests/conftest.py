@@ -28,6 +28,8 @@ def load_file(path: Path) -> ModuleType:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
+    if models := sys.modules.get("agentopcd.models"):
+        models.prepare_process()  # as the command line does: numbers in bfloat16 depend on it
     torch = sys.modules.get("torch")
     if torch and torch.get_num_threads() > 2:  # more threads only cost on models this small
         torch.set_num_threads(2)

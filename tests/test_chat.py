@@ -9,8 +9,9 @@ from typing import Any, get_args
 
 import pytest
 
-from agentopcd.chat import EXPERIENCE_FRAME, Chat, after_thinking, check_same_header, framed, turn_messages
+from agentopcd.chat import EXPERIENCE_FRAME, Chat, check_same_header, framed, turn_messages
 from agentopcd.errors import AlignmentError, ConfigError
+from agentopcd.text import after_thinking
 from agentopcd.types import EMPTY, Context, Message, Part, Placement
 from tests import tiny
 
@@ -90,7 +91,7 @@ def test_however_the_context_ends_replies_open_the_same(
 ) -> None:
     chat = chat_of(tokenizer, name)
     context = Context(LESSON + ending, placement)
-    student, teacher = chat.views(ONE, context)
+    student, teacher = chat.prompts(ONE, context)
     n = max(1, len(chat.header))
     assert student[-n:] == teacher[-n:]
     assert student == chat.render(ONE) and teacher == chat.render(ONE, context)
@@ -99,7 +100,7 @@ def test_however_the_context_ends_replies_open_the_same(
 
 @pytest.mark.parametrize(("name", "placement"), CASES)
 def test_an_empty_context_gives_two_equal_views(tokenizer: Any, name: str, placement: Placement) -> None:
-    student, teacher = chat_of(tokenizer, name).views(TALK, Context("", placement))
+    student, teacher = chat_of(tokenizer, name).prompts(TALK, Context("", placement))
     assert student == teacher
 
 
@@ -128,7 +129,7 @@ def test_a_user_context_stands_before_the_first_task(tokenizer: Any) -> None:
 
 def test_a_template_without_system_messages_says_what_to_do(tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match="--placement user"):
-        chat_of(tokenizer, "refuses").views(ONE, Context(LESSON, "system"))
+        chat_of(tokenizer, "refuses").prompts(ONE, Context(LESSON, "system"))
 
 
 def test_a_template_that_fails_otherwise_is_a_config_error(tokenizer: Any) -> None:
@@ -145,7 +146,7 @@ def test_a_template_that_drops_the_context_is_refused(tokenizer: Any) -> None:
         "{% for m in messages %}{% if m['role'] != 'system' %}" + _CHATML + "{% endif %}{% endfor %}" + _OPEN
     )
     with pytest.raises((ConfigError, AlignmentError)):
-        Chat(own).views(ONE, Context(LESSON, "system"))
+        Chat(own).prompts(ONE, Context(LESSON, "system"))
 
 
 def test_the_header_holds_the_empty_thinking_block(tokenizer: Any) -> None:
@@ -161,7 +162,7 @@ def test_a_header_that_depends_on_the_context_is_refused(tokenizer: Any) -> None
         + "{% if add_generation_prompt and messages[0]['role'] == 'system' %}{{ '<think>\n' }}{% endif %}"
     )  # fmt: skip
     with pytest.raises(AlignmentError, match="only the context may differ"):
-        Chat(own).views(ONE, Context(LESSON, "system"))
+        Chat(own).prompts(ONE, Context(LESSON, "system"))
 
 
 @pytest.mark.parametrize(
@@ -271,4 +272,4 @@ def test_another_history_is_refused() -> None:
     ("reply", "left"), [("<think>a</think> [up]", "[up]"), ("[up]", "[up]"), ("<think>a</think>b</think>c", "c")]
 )
 def test_thinking_ends_at_the_last_mark(reply: str, left: str) -> None:
-    assert after_thinking(reply) == left
+    assert after_thinking(reply).strip() == left

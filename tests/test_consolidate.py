@@ -26,7 +26,7 @@ from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Game, Player
 from agentopcd.runs import Run
 from agentopcd.samples import Sample, micro_batches
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.stats import Rate
 from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import EMPTY, Context, Episode, Job, Mixture, Request, Sampling, Task

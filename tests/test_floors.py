@@ -13,6 +13,7 @@ import pytest
 FLOORS = {
     "errors": 0,
     "types": 0,
+    "text": 0,
     "config": 1,
     "chat": 1,
     "ranks": 1,
@@ -57,6 +58,7 @@ between two of its floors. A folder's own modules may import each other."""
 MAY_IMPORT = {
     "errors": set(),
     "types": set(),
+    "text": set(),
     "losses": {"torch", "jaxtyping"},
     "stats": {"numpy"},
 }

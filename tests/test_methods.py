@@ -20,7 +20,7 @@ from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Game, Player
 from agentopcd.runs import Run
 from agentopcd.samples import Sample
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.teacher import MovingTeacher, teacher_of
 from agentopcd.types import Context, Episode, Job
 from tests import tiny
@@ -266,7 +266,7 @@ def test_keys_and_values_of_a_teacher_that_moved_are_read_anew(student: models.L
     context = Context("go left, " * 20)
     teacher = MovingTeacher(student, kind="live", compute=F32, prefixes=[chat.prefix(context)])
     messages: Any = [{"role": "user", "content": "which way?"}]
-    student_ids, teacher_ids = chat.views(messages, context)
+    student_ids, teacher_ids = chat.prompts(messages, context)
     samples = [
         Sample(student_ids=student_ids, teacher_ids=teacher_ids, response_ids=(5, 6, 7), logprobs=(), turn=0)
     ] * 2

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import shutil
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging as transformers_log
 
 from agentopcd import models, sources
+from agentopcd.cli import main
 from agentopcd.errors import ModelError
 from tests import tiny
 
@@ -312,6 +317,47 @@ def test_threads_fit_the_quota_of_a_container(
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_loading_a_model_leaves_the_process_as_it_was(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    monkeypatch.setattr(models, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.delenv("OMP_NUM_THREADS", False)
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", sdpa_attention_forward)
+    threads, verbosity = torch.get_num_threads(), transformers_log.get_verbosity()
+    try:
+        torch.set_num_threads(2)
+        transformers_log.set_verbosity_info()
+        models.load_model(str(folder))
+        assert torch.get_num_threads() == 2
+        assert transformers_log.get_verbosity() == logging.INFO
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward
+        models.prepare_process()
+        assert torch.get_num_threads() == 1
+        assert transformers_log.get_verbosity() == logging.ERROR
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward
+    finally:
+        torch.set_num_threads(threads)
+        transformers_log.set_verbosity(verbosity)
+
+
+@pytest.mark.parametrize("verb", ["play", "consolidate", "evaluate", "learn", "knowledge score", "reproduce table2"])
+def test_the_command_line_prepares_the_process(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop() -> None:
+        raise ModelError("prepared")
+
+    monkeypatch.setattr(models, "prepare_process", stop)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    env = [] if verb.startswith("reproduce") else ["--env", "math"]
+    monkeypatch.setattr(sys, "argv", ["agentopcd", *verb.split(), *env, "--work", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: prepared\n"
 
 
 def test_attention_on_a_cpu_is_float32_under_autocast_and_once_wrapped_stays_so(

@@ -74,6 +74,7 @@ class Thinker(InBatches):
     engine = "thinker"
 
     def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
         self.tokenizer = tokenizer
 
     def sample(self, requests: Any, sampling: Any) -> list[Completion]:
@@ -103,7 +104,7 @@ def test_teacher_and_student_end_in_the_same_header(tokenizer: Any, mode: dict[s
     thinks = mode.get("enable_thinking", True)
     header = "<|im_start|>assistant\n" + ("" if thinks else "<think>\n\n</think>\n\n")
     assert tokenizer.decode(list(chat.header)) == header
-    student, teacher = chat.views([{"role": "user", "content": "Go?"}], Context(LESSONS.text, placement))
+    student, teacher = chat.prompts([{"role": "user", "content": "Go?"}], Context(LESSONS.text, placement))
     n = len(chat.header)
     assert student[-n:] == teacher[-n:] == chat.header
     assert tokenizer.decode(list(student)) == f"<|im_start|>user\nGo?<|im_end|>\n{header}"

@@ -11,7 +11,7 @@ from agentopcd.envs import build_splits
 from agentopcd.positions import response_logits
 from agentopcd.rollouts import Game, Player
 from agentopcd.samples import samples_of
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import Context, Episode, Job, Sampling
 

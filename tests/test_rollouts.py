@@ -31,6 +31,7 @@ class Scripted(InBatches):
     engine = "scripted"
 
     def __init__(self, tokenizer: Any, reply: Callable[[str], str]) -> None:
+        super().__init__()
         self.tokenizer, self.reply = tokenizer, reply
         self.asked: list[list[Request]] = []
 

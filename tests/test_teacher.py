@@ -46,7 +46,7 @@ def sample(student_ids: tuple[int, ...], teacher_ids: tuple[int, ...], response:
 
 
 def samples_under(context: Context, loaded: models.LoadedModel) -> list[Sample]:
-    student_ids, teacher_ids = Chat(loaded.tokenizer).views(TASK, context)
+    student_ids, teacher_ids = Chat(loaded.tokenizer).prompts(TASK, context)
     return [sample(student_ids, teacher_ids, ids(length, length)) for length in (1, 5, 12)]
 
 

@@ -100,6 +100,7 @@ class Clued(InBatches):
     engine = "clued"
 
     def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
         self.tokenizer = tokenizer
         self.asked = 0
 

@@ -70,11 +70,13 @@ def _run() -> Any:
     """The command. Where a launcher started several processes, the first one runs it and the others help it train."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return app(standalone_mode=False)
+    from agentopcd import models
     from agentopcd.distil import follow
     from agentopcd.ranks import Ranks
 
     ranks = Ranks.current()
     if not ranks.main:
+        models.prepare_process()
         return follow()
     try:
         return app(standalone_mode=False)

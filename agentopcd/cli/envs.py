@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from agentopcd.cli.options import parse_env_args
+
 app = typer.Typer(name="envs", help="Look at environments, check them, play them by hand.", no_args_is_help=True)
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID, …")]
@@ -77,7 +79,7 @@ def show(ref: Ref, env_arg: EnvArgs = None, as_json: Json = False) -> None:
     """
     import inspect
 
-    from agentopcd.envs import apply_view, get_spec, join_parts, make, parse_env_args, parts_of, task_key
+    from agentopcd.envs import apply_view, get_spec, join_parts, make, parts_of, task_key
 
     spec = get_spec(ref)
     env = make(ref, **parse_env_args(env_arg or []))
@@ -109,7 +111,7 @@ def check(
     import dataclasses
     from functools import partial
 
-    from agentopcd.envs import check_env, make, parse_env_args
+    from agentopcd.envs import check_env, make
 
     report = check_env(partial(make, ref, **parse_env_args(env_arg or [])), n)
     if as_json:
@@ -143,7 +145,7 @@ def try_(
 
     Example: printf 'right\\nright\\ndown\\ndown\\n' | agentopcd envs try frozen-lake --seed 0
     """
-    from agentopcd.envs import apply_view, get_spec, join_parts, make, parse_env_args, parts_of, task_key
+    from agentopcd.envs import apply_view, get_spec, join_parts, make, parts_of, task_key
     from agentopcd.envs.views import succeeded
     from agentopcd.errors import ConfigError
 
@@ -229,7 +231,7 @@ def splits(
 
     Example: agentopcd envs splits sokoban --seeds 4000 --select 300 --confirm 256 --test 500 -o splits.json
     """
-    from agentopcd.envs import build_splits, parse_env_args
+    from agentopcd.envs import build_splits
 
     named = {"test": test, "confirm": confirm, "select": select, "extract": extract, "train": train}
     sizes = {name: size for name, size in named.items() if size is not None}

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from agentopcd.config import DICT_FLAGS, Config, choices, default_of, field_docs, flag_of, has_flag, hints, panels
-from agentopcd.envs import parse_env_args
+from agentopcd.errors import ConfigError
 
 WORK = Annotated[
     Path | None,
@@ -86,6 +86,27 @@ def _given(ctx: typer.Context, config: type[Config], values: Mapping[str, Any]) 
             value = parse_env_args(value, DICT_FLAGS[name])
         given[setting] = value if name == setting else not value
     return given
+
+
+def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, Any]:
+    """Read ``--env-arg name=value`` pairs; the value is JSON, or else the text as it stands.
+
+    Raises:
+        ConfigError: a pair without ``=``, or a name given twice.
+    """
+    arguments: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name:
+            raise ConfigError(f"{flag} wants NAME=VALUE, got {pair!r}; write it like level=2")
+        if name in arguments:
+            raise ConfigError(f"{flag} {name} is given twice")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = value
+    return arguments
 
 
 def _options(config: type[Config], panel: str, fields: Iterable[dataclasses.Field[Any]]) -> Iterator[inspect.Parameter]:

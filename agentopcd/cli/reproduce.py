@@ -25,6 +25,7 @@ def reproduce(
 
     Example: agentopcd reproduce table2 --size mini
     """
+    from agentopcd import models
     from agentopcd.errors import AgentOpcdError, ConfigError, did_you_mean
     from agentopcd.recipes import REPORTS, find_recipe, read
     from agentopcd.reproduce import lines, run, say_plan
@@ -39,6 +40,7 @@ def reproduce(
     if not chosen:
         names = ", ".join(plan.name for plan in plans) or "none"
         raise ConfigError(f"no row of {file.stem} at size {size} is called like {row!r}; it has: {names}")
+    models.prepare_process()
     folder = workspace(work)
     call.say(title)
     if dry_run:

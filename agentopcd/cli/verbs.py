@@ -170,9 +170,11 @@ def learn(config: LearnConfig, call: Call) -> None:
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
             ]
             return _plan(session, call, plan)
+    from agentopcd import models
     from agentopcd.learn import learn as run
     from agentopcd.runs import workspace
 
+    models.prepare_process()
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
     call.show([one.to_dict() for one in rounds])
     for one in rounds:
@@ -184,9 +186,11 @@ def learn(config: LearnConfig, call: Call) -> None:
 
 
 def _open(config: PlayerConfig, call: Call) -> Any:
+    from agentopcd import models
     from agentopcd.runs import workspace
     from agentopcd.session import Session
 
+    models.prepare_process()
     return Session(config, workspace(call.work), say=call.say, progress=progress)
 
 

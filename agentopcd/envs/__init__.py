@@ -7,6 +7,8 @@ required; :class:`TextEnv` makes one short to write, :func:`make` finds one by i
 Importing this package imports neither gymnasium nor TextArena; names load on first use.
 """
 
+# ruff: noqa: F401 (the imports are for type checkers; names load on first use)
+
 from __future__ import annotations
 
 from importlib import import_module
@@ -16,56 +18,33 @@ if __name__ != "agentopcd.envs":
     raise ImportError("import this package as agentopcd.envs; the link at the root is only for readers")
 
 if TYPE_CHECKING:
-    from agentopcd.envs.base import AnyText, TextEnv, after_think, last_bracket
+    from agentopcd.envs.base import AnyText, TextEnv, last_bracket
     from agentopcd.envs.check import CheckReport, assert_env_ok, check_env
     from agentopcd.envs.gym_bridge import FromGym
     from agentopcd.envs.questions import DatasetEnv
-    from agentopcd.envs.registry import EnvSpec, get_spec, list_envs, make, parse_env_args, register
+    from agentopcd.envs.registry import get_spec, list_envs, make, register
     from agentopcd.envs.remote import RemoteEnv
+    from agentopcd.envs.spec import EnvSpec
     from agentopcd.envs.splits import Manifest, build_splits
     from agentopcd.envs.textarena_games import TextArenaEnv
     from agentopcd.envs.views import View, apply_view, join_parts, parts_of, succeeded, task_key
+    from agentopcd.text import after_thinking
 
 _HOMES = {
-    "base": ("AnyText", "TextEnv", "after_think", "last_bracket"),
+    "base": ("AnyText", "TextEnv", "after_thinking", "last_bracket"),
     "check": ("CheckReport", "assert_env_ok", "check_env"),
     "gym_bridge": ("FromGym",),
     "questions": ("DatasetEnv",),
-    "registry": ("EnvSpec", "get_spec", "list_envs", "make", "parse_env_args", "register"),
+    "registry": ("get_spec", "list_envs", "make", "register"),
     "remote": ("RemoteEnv",),
+    "spec": ("EnvSpec",),
     "splits": ("Manifest", "build_splits"),
     "textarena_games": ("TextArenaEnv",),
     "views": ("View", "apply_view", "join_parts", "parts_of", "succeeded", "task_key"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [
-    "AnyText",
-    "CheckReport",
-    "DatasetEnv",
-    "EnvSpec",
-    "FromGym",
-    "Manifest",
-    "RemoteEnv",
-    "TextArenaEnv",
-    "TextEnv",
-    "View",
-    "after_think",
-    "apply_view",
-    "assert_env_ok",
-    "build_splits",
-    "check_env",
-    "get_spec",
-    "join_parts",
-    "last_bracket",
-    "list_envs",
-    "make",
-    "parse_env_args",
-    "parts_of",
-    "register",
-    "succeeded",
-    "task_key",
-]
+__all__ = sorted(_HOME_OF)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

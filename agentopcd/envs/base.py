@@ -11,13 +11,13 @@ from gymnasium.spaces import Text
 
 from agentopcd.envs.views import join_parts
 from agentopcd.errors import EnvError, did_you_mean
+from agentopcd.text import after_thinking
 from agentopcd.types import PART_KINDS, Part
 
 MAX_CHARS = 1_000_000
 """Longest text that the spaces accept, in characters."""
 
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
-_THINK_END = "</think>"
 
 
 class AnyText(Text):
@@ -41,11 +41,6 @@ class AnyText(Text):
         return isinstance(other, AnyText) and other.max_length == self.max_length
 
 
-def after_think(text: str) -> str:
-    """Return what follows the last ``</think>``; the whole text where there is none."""
-    return text.rpartition(_THINK_END)[2]
-
-
 def last_bracket(text: str, names: Iterable[str] | None = None) -> str | None:
     """Return the last ``[word]`` after the thinking, case-folded and trimmed.
 
@@ -56,7 +51,7 @@ def last_bracket(text: str, names: Iterable[str] | None = None) -> str | None:
     Returns:
         The word, or ``None`` when nothing was found.
     """
-    found = [word.strip().casefold() for word in _BRACKET.findall(after_think(text))]
+    found = [word.strip().casefold() for word in _BRACKET.findall(after_thinking(text))]
     if names is not None:
         known = {name.casefold() for name in names}
         found = [word for word in found if word in known]

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from agentopcd.envs.registry import EnvSpec
+from agentopcd.envs.spec import EnvSpec
 from agentopcd.envs.views import View
-
-_LAKE = "agentopcd.envs.textarena_games:FrozenLake"
-_SOKOBAN = "agentopcd.envs.textarena_games:Sokoban"
 
 _NEUTRAL = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
 _MOVES = ("[up]", "[down]", "[left]", "[right]")
@@ -33,81 +30,72 @@ def _paper_seeds(train_steps: int) -> dict[str, tuple[int, ...]]:
     }
 
 
-_LAKE_4X4 = EnvSpec(
+_GRID = EnvSpec(
+    id="grid",
+    entry_point="",
+    views=_GAME_VIEWS,
+    play_format="[{}]",
+    choices=_MOVES,
+    model="pocket",
+)
+"""What TextArena's two games on a grid share."""
+
+_LAKE = dataclasses.replace(
+    _GRID,
+    id="frozen-lake",
+    entry_point="agentopcd.envs.textarena_games:FrozenLake",
+    kwargs={"size": 3, "num_holes": 2},
+    max_steps=5,
+    seeds=1000,
+    summary="TextArena's Frozen Lake, 3x3 with 2 holes: 19 boards in all, so nothing is held out",
+)
+_LAKE_4X4 = dataclasses.replace(
+    _LAKE,
     id="frozen-lake-4x4",
-    entry_point=_LAKE,
     kwargs={"size": 4, "num_holes": 4},
     max_steps=10,
-    views=_GAME_VIEWS,
-    play_format="[{}]",
-    choices=_MOVES,
     seeds=4000,
     split_sizes={"test": 256, "confirm": 127, "select": 64, "extract": 60},
-    model="pocket",
     summary="Frozen Lake, 4x4 with 4 holes: 757 boards, the smallest with enough to hold some out",
 )
-_SOKOBAN_6X6 = EnvSpec(
+_SOKOBAN = dataclasses.replace(
+    _GRID,
     id="sokoban",
-    entry_point=_SOKOBAN,
+    entry_point="agentopcd.envs.textarena_games:Sokoban",
     kwargs={"dim_room": (6, 6), "num_boxes": 1},
     max_steps=5,
-    views=_GAME_VIEWS,
-    play_format="[{}]",
-    choices=_MOVES,
     seeds=2000,
-    model="pocket",
     summary="TextArena's Sokoban, 6x6 with 1 box",
 )
 
-SPECS = (
-    EnvSpec(
-        id="frozen-lake",
-        entry_point=_LAKE,
-        kwargs={"size": 3, "num_holes": 2},
-        max_steps=5,
-        views=_GAME_VIEWS,
-        play_format="[{}]",
-        choices=_MOVES,
-        seeds=1000,
-        model="pocket",
-        summary="TextArena's Frozen Lake, 3x3 with 2 holes: 19 boards in all, so nothing is held out",
-    ),
-    _LAKE_4X4,
-    EnvSpec(
-        id="frozen-lake-paper",
-        entry_point=_LAKE,
-        kwargs={"size": 3, "num_holes": 2},
-        max_steps=5,
-        views=_GAME_VIEWS,
-        play_format="[{}]",
-        choices=_MOVES,
+
+def _paper(game: EnvSpec) -> EnvSpec:
+    """The game with the seeds of the paper's released code."""
+    return dataclasses.replace(
+        game,
+        id=f"{game.id}-paper",
         split_seeds=_paper_seeds(50),
-        model="pocket",
-        summary="frozen-lake with the seeds of the paper's released code: train and test boards overlap",
-    ),
+        seeds=4000,
+        summary=f"{game.id} with the seeds of the paper's released code: train and test boards overlap",
+    )
+
+
+SPECS = (
+    _LAKE,
+    _LAKE_4X4,
+    _paper(_LAKE),
     dataclasses.replace(
         _LAKE_4X4,
         id="frozen-lake-4x4-swapped",
         kwargs={**_LAKE_4X4.kwargs, "hole": "G", "goal": "H", "swap": "vertical"},
         summary="frozen-lake-4x4, G a hole, H the goal, up and down exchanged: " + _OBEDIENCE,
     ),
-    _SOKOBAN_6X6,
-    EnvSpec(
-        id="sokoban-paper",
-        entry_point=_SOKOBAN,
-        kwargs={"dim_room": (6, 6), "num_boxes": 1},
-        max_steps=5,
-        views=_GAME_VIEWS,
-        play_format="[{}]",
-        choices=_MOVES,
-        split_seeds=_paper_seeds(50),
-        model="pocket",
-        summary="sokoban with the seeds of the paper's released code: train and test boards overlap",
-    ),
+    _SOKOBAN,
+    _paper(_SOKOBAN),
     dataclasses.replace(
-        _SOKOBAN_6X6,
+        _SOKOBAN,
         id="sokoban-swapped",
-        kwargs={**_SOKOBAN_6X6.kwargs, "box": "O", "target": "X", "swap": "vertical"},
+        kwargs={**_SOKOBAN.kwargs, "box": "O", "target": "X", "swap": "vertical"},
         summary="sokoban, O a box, X a goal, up and down exchanged: " + _OBEDIENCE,
     ),
     EnvSpec(

@@ -1,4 +1,4 @@
-"""Does an environment keep the contract? What Gymnasium's own checker cannot see is looked at here too."""
+"""Check that an environment keeps the contract, including what Gymnasium's own checker cannot see."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ import numpy as np
 from agentopcd.envs import registry
 from agentopcd.envs.views import join_parts, parts_of, succeeded, task_key
 from agentopcd.errors import AgentOpcdError, EnvError
+from agentopcd.text import first_line
 
 MAX_REPLIES = 30
 """Replies per episode while checking, for environments without a limit of their own."""
@@ -371,4 +372,4 @@ def _alarm() -> Iterator[None]:
 def _line(error: BaseException) -> str:
     if isinstance(error, AgentOpcdError):
         return str(error)
-    return (str(error).strip().splitlines() or ["(no message)"])[0][:300]
+    return first_line(error, otherwise="(no message)")

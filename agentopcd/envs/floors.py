@@ -1,7 +1,7 @@
-"""What a result has to beat, and what it can reach: a random player, a blind one, the share that can be won.
+"""What a result must beat and what it can reach: a random player, a blind one, the share that can be won.
 
 For games whose model is known (``env.unwrapped.model()``) the random player is exact, by dynamic programming
-over states; for others with listed moves it is played. The blind player types the same moves whatever it
+over states; for others with listed moves it is played. The blind player makes the same moves whatever it
 sees: the best such sequence on the given tasks.
 """
 
@@ -39,6 +39,18 @@ class Floors:
     """Tasks looked at."""
     random_episodes: int = 0
     """Episodes behind ``random``; 0 when it is exact."""
+
+    @property
+    def text(self) -> str:
+        """The known ones, in a line."""
+        parts = []
+        if self.random is not None:
+            parts.append(f"uniform random {self.random:.3f}")
+        if self.blind is not None:
+            parts.append(f"best blind sequence {self.blind:.3f}")
+        if self.solvable is not None:
+            parts.append(f"solvable within the limit {self.solvable:.3f}")
+        return ", ".join(parts) or "none can be computed for this environment"
 
 
 def floors(

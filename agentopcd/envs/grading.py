@@ -13,8 +13,8 @@ import re
 from fractions import Fraction
 from typing import Literal
 
-from agentopcd.envs.base import after_think
 from agentopcd.errors import EnvError
+from agentopcd.text import after_thinking
 
 GraderName = Literal["plain", "symbolic", "last-number"]
 MAX_SYMBOLIC_CHARS = 200
@@ -47,7 +47,7 @@ class Grade:
 
 def find_answer(reply: str) -> str | None:
     r"""Return what the reply gives as its answer, as written; ``None`` if it gives none."""
-    text = after_think(reply)
+    text = after_thinking(reply)
     boxed, box_at = _last_box(text)
     lines = list(_ANSWER_LINE.finditer(text))
     if lines and lines[-1].start() > box_at:
@@ -62,7 +62,7 @@ def last_number(reply: str) -> str | None:
 
     A sign counts only where no digit or closing bracket stands before it: in ``9 -5`` it is the operator's.
     """
-    text = after_think(reply)
+    text = after_thinking(reply)
     found = list(_ANY_NUMBER.finditer(text))
     if not found:
         return None
@@ -156,7 +156,7 @@ def _worth_symbols(answer: str, gold: str) -> bool:
 
 def grade_choice(reply: str, gold: str) -> Grade:
     """Grade a reply that ends in ``<answer>…</answer>`` holding a letter or a word such as yes."""
-    found = _TAG.findall(after_think(reply))
+    found = _TAG.findall(after_thinking(reply))
     if not found:
         return Grade(False, None, {"no_answer": 1.0})
     answer = found[-1].strip()

@@ -9,9 +9,10 @@ from typing import Any
 import gymnasium
 from gymnasium.spaces import Discrete, Text
 
-from agentopcd.envs.base import TextEnv, after_think, last_bracket
+from agentopcd.envs.base import TextEnv, last_bracket
 from agentopcd.envs.solvers import Cell, Lake, shortest
 from agentopcd.errors import EnvError, did_you_mean
+from agentopcd.text import after_thinking
 
 _COLOURED = re.compile(r"\x1b\[[0-9;]*m(.*?)\x1b\[0m", re.DOTALL)
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -151,7 +152,7 @@ class FromGym(TextEnv):
 
     def _chosen(self, reply: str) -> Any:
         if self._actions is None:
-            return after_think(reply)
+            return after_thinking(reply)
         name = last_bracket(reply, self._actions)
         return _NOTHING if name is None else self._actions[name]
 

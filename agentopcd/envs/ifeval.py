@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd.envs.base import after_think
 from agentopcd.envs.grading import Grade
 from agentopcd.envs.questions import QuestionEnv
-from agentopcd.envs.rows import COLUMNS, Row, load_rows
+from agentopcd.envs.rows import COLUMNS, QuestionRow, load_rows
 from agentopcd.errors import DependencyError, EnvError, did_you_mean
+from agentopcd.text import after_thinking
 
 Instruction = tuple[str, dict[str, Any]]
 """Its id, such as ``punctuation:no_comma``, and its settings."""
@@ -65,10 +65,10 @@ class IfEval(QuestionEnv):
         """Prompts that can be checked."""
         return len(self.rows)
 
-    def draw(self, seed: int) -> Row:
+    def draw(self, seed: int) -> QuestionRow:
         return self.rows[seed % len(self.rows)]
 
-    def grade(self, reply: str, row: Row) -> Grade:
+    def grade(self, reply: str, row: QuestionRow) -> Grade:
         return grade_instructions(reply, row.prompt, row.checks)
 
 
@@ -102,7 +102,7 @@ def _library() -> tuple[Any, dict[str, Any]]:
     return evaluate_instructions, INSTRUCTION_DICT
 
 
-def _checkable(row: Row) -> bool:
+def _checkable(row: QuestionRow) -> bool:
     try:
         grade_instructions(_PROBE, row.prompt, row.checks)
     except LookupError:  # what NLTK raises for data that it lacks
@@ -112,7 +112,7 @@ def _checkable(row: Row) -> bool:
 
 def grade_instructions(reply: str, prompt: str, instructions: Sequence[Instruction]) -> Grade:
     """Whether a reply, after its reasoning, follows every instruction; an empty one follows none."""
-    text = after_think(reply).strip()
+    text = after_thinking(reply).strip()
     evaluate, known = _library()
     ids, settings = [id_ for id_, _ in instructions], [own for _, own in instructions]
     seen, _ = evaluate(text, ids, settings, prompt, known)

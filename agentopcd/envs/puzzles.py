@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agentopcd.envs.base import after_think
 from agentopcd.envs.grading import Grade
 from agentopcd.envs.questions import QuestionEnv
-from agentopcd.envs.rows import Row
+from agentopcd.envs.rows import QuestionRow
 from agentopcd.errors import EnvError, did_you_mean
+from agentopcd.text import after_thinking
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 DIGITS = tuple("0123456789")
@@ -45,8 +45,8 @@ MAX_MODULUS = 20
 class _ExactEnv(QuestionEnv):
     """A question whose one right answer is ``row.gold``, letter by letter."""
 
-    def grade(self, reply: str, row: Row) -> Grade:
-        answer = self.answer_in(after_think(reply).strip())
+    def grade(self, reply: str, row: QuestionRow) -> Grade:
+        answer = self.answer_in(after_thinking(reply).strip())
         if not answer:
             return Grade(False, None, {"no_answer": 1.0})
         return Grade(answer == row.gold, answer)
@@ -83,7 +83,7 @@ class Instructions(_ExactEnv):
                 raise EnvError(f"no kind of instruction {kind!r}{did_you_mean(kind, KINDS)}")
         self._kinds = [kind for kind in KINDS if kind in named or not named]
 
-    def draw(self, seed: int) -> Row:
+    def draw(self, seed: int) -> QuestionRow:
         rng = np.random.default_rng(seed)
         kind = self._kinds[_below(rng, len(self._kinds))]
         pools = (LETTERS, DIGITS, WORDS, LETTERS + DIGITS + WORDS)
@@ -94,7 +94,7 @@ class Instructions(_ExactEnv):
         else:
             one = items[_below(rng, len(items))]
         wording = KINDS[kind][_below(rng, len(KINDS[kind]))].format(one=one)
-        return Row(prompt=f"{wording}: {' '.join(items)}", gold=_follow(kind, items, one))
+        return QuestionRow(prompt=f"{wording}: {' '.join(items)}", gold=_follow(kind, items, one))
 
 
 def _below(rng: np.random.Generator, top: int) -> int:
@@ -156,7 +156,7 @@ class Conventions(_ExactEnv):
         """Return the values that each argument may take."""
         return {"form": tuple(FORMS), "modulus": (0, *range(2, MAX_MODULUS + 1)), "order": ORDERS}
 
-    def draw(self, seed: int) -> Row:
+    def draw(self, seed: int) -> QuestionRow:
         rng = np.random.default_rng(seed)
         if _below(rng, 2):
             a, b, c = 1 + _below(rng, 9), 1 + _below(rng, 9), 2 + _below(rng, 8)  # times 1 would show no order
@@ -165,7 +165,8 @@ class Conventions(_ExactEnv):
         else:
             a, b = _below(rng, 21), _below(rng, 21)
             text, value = f"{a} + {b}", a + b
-        return Row(prompt=f"What is {text}?", gold=self._form.format(value % self._modulus if self._modulus else value))
+        told = value % self._modulus if self._modulus else value
+        return QuestionRow(prompt=f"What is {text}?", gold=self._form.format(told))
 
     def answer_in(self, text: str) -> str:
         return text.rpartition("\n")[2].strip()

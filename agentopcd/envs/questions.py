@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from agentopcd.envs.base import TextEnv
-from agentopcd.envs.checks import grade_checks, known_checks
 from agentopcd.envs.grading import Grade, GraderName, check_grader, grade_choice, grade_math
-from agentopcd.envs.rows import Row, load_rows, rows_from
+from agentopcd.envs.rows import QuestionRow, load_rows, rows_from
+from agentopcd.envs.text_checks import grade_checks, known_checks
 from agentopcd.envs.views import hash_prompt
 from agentopcd.errors import EnvError
 
@@ -32,13 +32,13 @@ class QuestionEnv(TextEnv):
 
     def __init__(self, grader: str = "plain") -> None:
         self._grader: GraderName = check_grader(grader)
-        self._row: Row | None = None
+        self._row: QuestionRow | None = None
 
-    def draw(self, seed: int) -> Row:
+    def draw(self, seed: int) -> QuestionRow:
         """Return the question for this seed."""
         raise NotImplementedError
 
-    def grade(self, reply: str, row: Row) -> Grade:
+    def grade(self, reply: str, row: QuestionRow) -> Grade:
         """Return the verdict on a reply."""
         if row.kind == "choice":
             return grade_choice(reply, row.gold)
@@ -117,7 +117,7 @@ class Arithmetic(QuestionEnv):
         self._level = _LEVELS[level]
         self._ops = sorted(set(ops or self._level.ops))
 
-    def draw(self, seed: int) -> Row:
+    def draw(self, seed: int) -> QuestionRow:
         level = self._level
         # its own generator, so that the question depends on the seed alone
         rng = _generator(seed)
@@ -127,7 +127,7 @@ class Arithmetic(QuestionEnv):
             numbers.sort(reverse=True)
         first_pair = level.brackets and bool(rng.integers(2))
         text, value = _expression(numbers, signs, level.brackets, first_pair)
-        return Row(prompt=f"What is {text}?", gold=str(value), actions=self._how)
+        return QuestionRow(prompt=f"What is {text}?", gold=str(value), actions=self._how)
 
 
 def _generator(seed: int) -> Any:
@@ -176,7 +176,7 @@ class DatasetEnv(QuestionEnv):
         answer_key: the column with the right answer.
         grader: ``plain``, ``symbolic`` or ``last-number``.
         checks: what replies to all rows have to pass, in place of a right answer, such as ``{"max_words": 10}``; a
-            row's own ``checks`` come on top. See :mod:`agentopcd.envs.checks`.
+            row's own ``checks`` come on top. See :mod:`agentopcd.envs.text_checks`.
 
     Raises:
         EnvError: a file that cannot be read, rows without a known question or answer, or a right answer
@@ -211,7 +211,7 @@ class DatasetEnv(QuestionEnv):
         """Distinct questions; more seeds than this only repeat them."""
         return len(self.rows)
 
-    def draw(self, seed: int) -> Row:
+    def draw(self, seed: int) -> QuestionRow:
         row = self.rows[seed % len(self.rows)]
         if row.kind == "checks":
             row = dataclasses.replace(row, checks=tuple((self._checks | dict(row.checks)).items()))
@@ -219,7 +219,7 @@ class DatasetEnv(QuestionEnv):
             return dataclasses.replace(row, actions=self._actions)
         return row if row.actions else dataclasses.replace(row, actions=HOW_TO_ANSWER)
 
-    def grade(self, reply: str, row: Row) -> Grade:
+    def grade(self, reply: str, row: QuestionRow) -> Grade:
         if self._grade is None:
             return super().grade(reply, row)
         return Grade(bool(self._grade(reply, row.gold)), reply)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from agentopcd.envs.base import after_think
 from agentopcd.envs.grading import Grade, find_answer
 from agentopcd.envs.questions import HOW_TO_ANSWER, QuestionEnv
-from agentopcd.envs.rows import Row
+from agentopcd.envs.rows import QuestionRow
 from agentopcd.errors import DependencyError, EnvError, did_you_mean
+from agentopcd.text import after_thinking
 
 SOLVED_AT = 0.99
 """reasoning-gym pays part of the score for merely containing the answer; only the whole counts."""
@@ -47,14 +47,14 @@ class ReasoningGym(QuestionEnv):
         except (TypeError, ValueError, AssertionError) as error:
             raise EnvError(f"rg:{self._task}: {error}") from error
 
-    def draw(self, seed: int) -> Row:
+    def draw(self, seed: int) -> QuestionRow:
         # one data set per seed: item i is made from seed + i, so longer ones would share questions
         self._scorer = self._create(seed)
         self._entry = self._scorer[0]
         gold = "" if self._entry["answer"] is None else str(self._entry["answer"])
-        return Row(prompt=self._entry["question"], gold=gold, actions=HOW_TO_ANSWER)
+        return QuestionRow(prompt=self._entry["question"], gold=gold, actions=HOW_TO_ANSWER)
 
-    def grade(self, reply: str, row: Row) -> Grade:
+    def grade(self, reply: str, row: QuestionRow) -> Grade:
         answer = _several_lines(reply) if "\n" in row.gold else find_answer(reply)
         if answer is None:
             return Grade(False, None, {"no_answer": 1.0})
@@ -67,5 +67,5 @@ class ReasoningGym(QuestionEnv):
 
 def _several_lines(reply: str) -> str | None:
     """Return everything after the last ``Answer:``, for answers such as a grid."""
-    _, mark, rest = after_think(reply).rpartition("Answer:")
+    _, mark, rest = after_thinking(reply).rpartition("Answer:")
     return rest.strip() if mark else None

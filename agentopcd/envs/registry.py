@@ -14,29 +14,20 @@ gymnasium is imported only when an environment is built, so that listing stays q
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import inspect
-import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from hashlib import sha256
+from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from agentopcd.envs.views import View
-from agentopcd.errors import ConfigError, DependencyError, EnvError, did_you_mean
+from agentopcd.envs.load import load
+from agentopcd.envs.spec import EnvSpec
+from agentopcd.errors import EnvError, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
 
 GROUP = "agentopcd.envs"
-DEFAULT_MAX_STEPS = 20
-"""Replies per episode where neither the spec nor the caller says: no episode goes on for ever."""
-
 FILE_ENDINGS = (".jsonl", ".csv", ".parquet")
 SCHEMES = {
     "gym": ("agentopcd.envs.gym_bridge:from_id", "env_id"),
@@ -45,61 +36,7 @@ SCHEMES = {
 }
 """Scheme → what builds it, and the argument that takes what follows the colon."""
 
-_BASIC_VIEWS: Mapping[str, View] = {"full": {}, "hidden": {"rules": None}, "none": {"rules": None}}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EnvSpec:
-    """How to build one environment and what to know about it before it is built."""
-
-    id: str
-    entry_point: str | Callable[..., Any]
-    """``"pkg.mod:attr"``, a class or a factory."""
-    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    max_steps: int | None = None
-    """Replies per episode, invalid ones too; ``None`` takes :data:`DEFAULT_MAX_STEPS`."""
-    success_at: float = 1.0
-    """Last reward that counts as solved where the environment does not say ``success``."""
-    views: Mapping[str, View] = dataclasses.field(default_factory=dict)
-    """``--rules NAME`` beside the built-in ``full``, ``hidden`` and ``none``."""
-    play_format: str = "{}"
-    """How a line typed by a person becomes a reply."""
-    history: str = "transcript"
-    """``transcript``: one user message with the full log; ``chat``: one message per turn."""
-    choices: tuple[str, ...] = ()
-    """All legal replies, for ``--constrain``; ``info["choices"]`` names those of one state instead."""
-    slow: bool = False
-    """Stepping takes long: each episode has its environment in a process of its own (``info`` must be picklable)."""
-    seeds: int = 4000
-    """How many reset seeds are looked at for splits, unless told otherwise."""
-    split_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """Tasks per split; what is not named follows from the number of distinct tasks."""
-    split_seeds: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    """A fixed protocol: the seeds of each split, overlaps included. Replaces the algorithm."""
-    model: str = ""
-    """Built-in model that was made for it, taken where the user names none."""
-    summary: str = ""
-
-    def view(self, rules: str | None = None) -> View:
-        """Return the view called ``rules``; ``None`` is ``hidden`` where the spec words it, else ``full``.
-
-        Raises:
-            EnvError: there is no view of this name.
-        """
-        name = rules or ("hidden" if "hidden" in self.views else "full")
-        views = {**_BASIC_VIEWS, **self.views}
-        if name not in views:
-            raise EnvError(f"no view {name!r} for {self.id}{did_you_mean(name, views)}")
-        return views[name]
-
-    @property
-    def step_limit(self) -> int:
-        """Replies per episode after which it is cut off."""
-        return DEFAULT_MAX_STEPS if self.max_steps is None else self.max_steps
-
-
 _SPECS: dict[str, EnvSpec] = {}
-_FILES: dict[Path, ModuleType] = {}
 
 
 def register(id: str, entry_point: Any = None, /, **spec: Any) -> Any:
@@ -192,7 +129,7 @@ def _rows_spec(ref: str) -> EnvSpec:
 
 
 def _object_spec(ref: str) -> EnvSpec:
-    target = _load(ref)
+    target = load(ref)
     if isinstance(target, EnvSpec):
         return target
     for spec in _specs().values():
@@ -221,63 +158,6 @@ def _plugin_spec(name: str) -> EnvSpec:
     return EnvSpec(id=name, entry_point=target)
 
 
-def _load(ref: str) -> Any:
-    """Import ``pkg.mod:attr`` or ``path/file.py:attr``."""
-    where, _, attribute = ref.rpartition(":")
-    try:
-        module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
-    except (EnvError, DependencyError):
-        raise
-    except Exception as error:
-        raise EnvError(f"cannot import {where!r}: {type(error).__name__}: {error}") from error
-    target: Any = module
-    for name in attribute.split("."):
-        if not name or not hasattr(target, name):
-            public = [known for known in vars(target) if not known.startswith("_")]
-            raise EnvError(f"{where!r} has no {attribute!r}{did_you_mean(attribute, public)}")
-        target = getattr(target, name)
-    return target
-
-
-def _load_file(path: Path) -> ModuleType:
-    path = path.resolve()
-    if path in _FILES:  # a second run would register the same ids again
-        return _FILES[path]
-    if not path.is_file():
-        raise EnvError(f"no file {str(path)!r}")
-    name = f"agentopcd_env_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
-    try:
-        with _on_path(path.parent):
-            found.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    _FILES[path] = module
-    return module
-
-
-def _load_module(name: str) -> ModuleType:
-    if not name:
-        raise EnvError("a reference with ':' needs a module or a file before it")
-    with _on_path(Path.cwd()):
-        return importlib.import_module(name)
-
-
-@contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    """Let an import see ``folder``, which a console script does not have on its path."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        if str(folder) in sys.path:
-            sys.path.remove(str(folder))
-
-
 def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> gymnasium.Env[str, str]:
     """Build an environment, cut off after ``max_steps`` replies.
 
@@ -302,7 +182,7 @@ def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> 
 def _build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env[str, str]:
     import gymnasium
 
-    target = _load(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    target = load(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     if not callable(target):
         raise EnvError(f"{spec.id} is a {type(target).__name__}, not a class or a function that builds one")
     arguments = {**spec.kwargs, **kwargs}
@@ -345,24 +225,3 @@ def check_arguments(name: str, target: Callable[..., Any], arguments: Mapping[st
         signature.bind(**arguments)
     except TypeError as error:
         raise EnvError(f"{name}: {error}; it takes {signature}") from None
-
-
-def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, Any]:
-    """Read ``--env-arg name=value`` pairs; the value is JSON, or else the text as it stands.
-
-    Raises:
-        ConfigError: a pair without ``=``, or a name given twice.
-    """
-    arguments: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals or not name:
-            raise ConfigError(f"{flag} wants NAME=VALUE, got {pair!r}; write it like level=2")
-        if name in arguments:
-            raise ConfigError(f"{flag} {name} is given twice")
-        try:
-            arguments[name] = json.loads(value)
-        except ValueError:
-            arguments[name] = value
-    return arguments

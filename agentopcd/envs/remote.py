@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from agentopcd.envs.registry import EnvSpec, make, registered
+from agentopcd.envs.registry import make, registered
+from agentopcd.envs.spec import EnvSpec
 from agentopcd.errors import AgentOpcdError, EnvError
 
 
@@ -46,7 +47,7 @@ class RemoteEnv:
         self._pipe.close()
 
     def _call(self, name: str, argument: Any) -> Any:
-        """The result of a method over there.
+        """The result of a method of the environment.
 
         Raises:
             EnvError: it raised one.

@@ -13,7 +13,7 @@ TweetEval (yes or no)     ``text``                               ``label``: 0 or
 IF-Eval                   ``prompt``                             none: ``instruction_id_list``, ``kwargs``
 your own                  first of ``prompt, problem,            first of ``reward_model.ground_truth,
                           question, input``                      answer, solution, target, label``
-free text                 the same                               none: ``checks``, see :mod:`agentopcd.envs.checks`
+free text                 the same                               none: ``checks``, see :mod:`agentopcd.envs.text_checks`
 ========================  =====================================  ==========================================
 """
 
@@ -28,8 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agentopcd.envs.checks import known_checks
 from agentopcd.envs.grading import find_answer, same
+from agentopcd.envs.text_checks import known_checks
 from agentopcd.envs.views import hash_prompt
 from agentopcd.errors import DependencyError, EnvError, TaskLeak
 from agentopcd.types import SPLITS
@@ -47,7 +47,7 @@ Raw = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Row:
+class QuestionRow:
     """One question."""
 
     prompt: str
@@ -58,13 +58,15 @@ class Row:
     split: str = ""
     """The split the file puts it in; empty where it does not say."""
     checks: tuple[tuple[str, Any], ...] = ()
-    """Of kind ``checks`` or ``instructions``: what a reply has to pass, by name; see :mod:`agentopcd.envs.checks` and
-    :mod:`agentopcd.envs.ifeval`."""
+    """Of kind ``checks`` or ``instructions``: what a reply has to pass, by name.
+
+    See :mod:`agentopcd.envs.text_checks` and :mod:`agentopcd.envs.ifeval`.
+    """
 
 
 def load_rows(
     path: str, prompt_key: str | None = None, answer_key: str | None = None, *, free: bool = False
-) -> list[Row]:
+) -> list[QuestionRow]:
     """Read a question file once per change of the file.
 
     Args:
@@ -83,7 +85,7 @@ def load_rows(
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, _stamp: int, prompt_key: str | None, answer_key: str | None, free: bool) -> list[Row]:
+def _load(path: str, _stamp: int, prompt_key: str | None, answer_key: str | None, free: bool) -> list[QuestionRow]:
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(Path(path).suffix)
     if reader is None:
@@ -131,7 +133,7 @@ def _read_parquet(path: Path) -> list[Raw]:
 
 def rows_from(
     raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str | None = None, *, free: bool = False
-) -> list[Row]:
+) -> list[QuestionRow]:
     """Turn raw rows into questions, each question once; see :func:`load_rows`.
 
     Raises:
@@ -143,7 +145,7 @@ def rows_from(
         raise EnvError("there are no rows")
     own = free or prompt_key or answer_key or any("checks" in entry for entry in raw)
     read = _own_layout(prompt_key, answer_key, free=free) if own else _layout(raw)
-    rows: dict[str, Row] = {}
+    rows: dict[str, QuestionRow] = {}
     repeated = conflicting = 0
     for number, entry in enumerate(raw):
         row = _checked(number, read(entry), entry)
@@ -160,7 +162,7 @@ def rows_from(
     return list(rows.values())
 
 
-def _checked(number: int, row: Row, raw: Raw) -> Row:
+def _checked(number: int, row: QuestionRow, raw: Raw) -> QuestionRow:
     if not row.prompt.strip():
         raise EnvError(f"row {number} has an empty question")
     if row.kind in ("math", "choice") and not row.gold.strip():
@@ -175,7 +177,7 @@ def _checked(number: int, row: Row, raw: Raw) -> Row:
     return dataclasses.replace(row, split=split)
 
 
-def _layout(raw: Sequence[Raw]) -> Callable[[Raw], Row]:
+def _layout(raw: Sequence[Raw]) -> Callable[[Raw], QuestionRow]:
     """Choose the reader by the columns of the first row."""
     keys = set(raw[0])
     if set(COLUMNS) <= keys:
@@ -204,37 +206,37 @@ def _choice_offset(raw: Sequence[Raw]) -> int:
     raise EnvError(f"cop holds {sorted(found)}: cannot tell whether it counts from 0 or from 1")
 
 
-def _ifeval(row: Raw) -> Row:
+def _ifeval(row: Raw) -> QuestionRow:
     """Nothing of it is ever trained on."""
     ids, settings = row["instruction_id_list"], row["kwargs"]
     if not isinstance(ids, list) or not isinstance(settings, list) or len(ids) != len(settings):
         raise EnvError(f"instruction_id_list and kwargs must be lists of one length, got {ids!r:.50}, {settings!r:.50}")
     checks = tuple(zip(ids, settings, strict=True))
-    return Row(prompt=str(row["prompt"]), gold="", kind="instructions", split="test", checks=checks)
+    return QuestionRow(prompt=str(row["prompt"]), gold="", kind="instructions", split="test", checks=checks)
 
 
-def _medmcqa(row: Raw, offset: int) -> Row:
+def _medmcqa(row: Raw, offset: int) -> QuestionRow:
     choices = "\n".join(f"{letter}. {row['op' + letter.lower()]}" for letter in "ABCD")
     gold = "ABCD"[int(row["cop"]) - offset]
-    return Row(prompt=f"{row['question']}\n{choices}", gold=gold, kind="choice", actions=_LETTER)
+    return QuestionRow(prompt=f"{row['question']}\n{choices}", gold=gold, kind="choice", actions=_LETTER)
 
 
-def _yes_no(row: Raw, key: str, yes: bool, word: str) -> Row:
+def _yes_no(row: Raw, key: str, yes: bool, word: str) -> QuestionRow:
     actions = f"Is this text {word}? {_YES_NO}"
-    return Row(prompt=str(row[key]), gold="yes" if yes else "no", kind="choice", actions=actions)
+    return QuestionRow(prompt=str(row[key]), gold="yes" if yes else "no", kind="choice", actions=actions)
 
 
-def _own_layout(prompt_key: str | None, answer_key: str | None, *, free: bool) -> Callable[[Raw], Row]:
+def _own_layout(prompt_key: str | None, answer_key: str | None, *, free: bool) -> Callable[[Raw], QuestionRow]:
     prompts = (prompt_key,) if prompt_key else PROMPT_KEYS
     answers = (answer_key,) if answer_key else ANSWER_KEYS
 
-    def read(row: Raw) -> Row:
+    def read(row: Raw) -> QuestionRow:
         prompt = _first(row, prompts, "question", "prompt_key")
         if free or "checks" in row:
             checks = known_checks(row["checks"]) if "checks" in row else {}
-            return Row(prompt=_as_prompt(prompt), gold="", kind="checks", checks=tuple(checks.items()))
+            return QuestionRow(prompt=_as_prompt(prompt), gold="", kind="checks", checks=tuple(checks.items()))
         gold = _first(row, answers, "answer", "answer_key")
-        return Row(prompt=_as_prompt(prompt), gold=_as_gold(gold))
+        return QuestionRow(prompt=_as_prompt(prompt), gold=_as_gold(gold))
 
     return read
 

@@ -15,7 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from agentopcd.envs.registry import EnvSpec, get_spec, make
+from agentopcd.envs.registry import get_spec, make
+from agentopcd.envs.spec import EnvSpec
 from agentopcd.envs.views import hash_text, join_parts, parts_of, task_key
 from agentopcd.errors import EnvError, TaskLeak, did_you_mean
 from agentopcd.types import SPLITS, Task

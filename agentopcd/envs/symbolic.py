@@ -1,7 +1,7 @@
-r"""Equal as formulas? math-verify, kept in one process of its own.
+r"""Decide whether two answers are equal as formulas, with math-verify in a process of its own.
 
-math-verify works in a main thread only and can spend seconds on one hostile answer. So one worker
-process answers JSON lines; whoever asks waits :data:`WAIT_S` seconds, then ends it and starts the next.
+math-verify works only in a main thread and can spend seconds on one hostile answer. So one worker
+process answers JSON lines. The caller waits :data:`WAIT_S` seconds, then kills it and starts the next.
 """
 
 from __future__ import annotations

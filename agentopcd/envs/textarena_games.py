@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from agentopcd.envs.base import TextEnv, after_think, last_bracket
+from agentopcd.envs.base import TextEnv, last_bracket
 from agentopcd.envs.solvers import Lake, Warehouse, shortest
 from agentopcd.envs.views import hash_text
 from agentopcd.errors import EnvError, did_you_mean
+from agentopcd.text import after_thinking
 from agentopcd.types import Part
 
 _LOCK = threading.RLock()
@@ -140,7 +141,7 @@ class TextArenaEnv(TextEnv):
     def _said(self, reply: str) -> str:
         """Return what counts of a reply: the game obeys the *first* bracket, so it gets just one, or none."""
         if self._moves is None:
-            return after_think(reply)
+            return after_thinking(reply)
         word = last_bracket(reply, self._moves)
         return _NO_MOVE if word is None else f"[{self._moves[word]}]"
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from agentopcd.errors import ConfigError, did_you_mean
-from agentopcd.knowledge.items import END_OF_THINKING
+from agentopcd.text import after_thinking
 from agentopcd.types import MARKER, Context, Episode, Message, Part
 
 Kind = Literal["game", "single"]
@@ -86,7 +86,7 @@ def _shown(parts: Sequence[Part]) -> str:
 
 def _spoken(reply: str) -> str:
     """The reply without its reasoning, which is long and not what the environment saw."""
-    return reply.rpartition(END_OF_THINKING)[2].strip() or "(nothing)"
+    return after_thinking(reply).strip() or "(nothing)"
 
 
 def _earlier(context: Context | None) -> str:

@@ -11,12 +11,11 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
+from agentopcd.text import after_thinking
 from agentopcd.types import MARKER, Context
 
 MAX_ITEM_TOKENS = 120
 """Longer items are flagged; the paper's are about 50 to 60 tokens."""
-
-END_OF_THINKING = "</think>"
 
 _MARKER = re.compile(r"(?:[-*•–]\s*|\d+[.)]\s*)?\**EXPERIENCE ITEM\**[ \t]*:\**", re.IGNORECASE)
 _INVISIBLE = re.compile("[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
@@ -77,7 +76,7 @@ def parse(reply: str, *, strict: bool = False) -> list[Parsed]:
     """
     reply = reply.encode("utf-8", "replace").decode()  # a lone surrogate cannot be stored
     found: list[Parsed] = []
-    for line in reply.rpartition(END_OF_THINKING)[2].splitlines():
+    for line in after_thinking(reply).splitlines():
         for raw, text in _pieces(line, strict):
             if any(char.isalnum() for char in text):
                 found.append(Parsed(text.strip(), raw.strip(), len(found)))

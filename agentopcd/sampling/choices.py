@@ -1,6 +1,6 @@
-"""Replies that may only be one of a few: which tokens can come next, and logits without the others.
+"""Replies restricted to a few: which tokens may come next, and logits without the others.
 
-Engines sample under this mask, and the loss puts the same one on the logits of student and teacher.
+Engines sample under this mask, and the loss applies the same mask to the logits of student and teacher.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 Choices = tuple[tuple[int, ...], ...]
-"""Token ids of each reply that is allowed, end token included; none: every reply is."""
+"""Token ids of each allowed reply, end token included; empty where every reply is allowed."""
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def allowed_ids(choices: Choices, so_far: tuple[int, ...]) -> tuple[int, ...]:
-    """The tokens that may follow ``so_far``, sorted; none where nothing is forbidden, or all has been said."""
+    """The tokens that may follow ``so_far``, sorted; empty where all are allowed, or the reply is complete."""
     n = len(so_far)
     return tuple(sorted({choice[n] for choice in choices if len(choice) > n and choice[:n] == so_far}))
 
 
 def allowed_in(choices: Choices, reply: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """For each token of ``reply``, those that were allowed in its place."""
+    """For each token of ``reply``, the tokens that were allowed in its place."""
     return [allowed_ids(choices, reply[:n]) for n in range(len(reply))]
 
 
 def keep(logits_NV: Tensor, allowed: Sequence[tuple[int, ...]]) -> Tensor:
-    """``logits_NV`` with -inf for what is not allowed in a row; a row without anything allowed stays as it is."""
+    """``logits_NV`` with -inf for tokens not allowed in their row; a row with an empty list stays as it is."""
     if not any(allowed):
         return logits_NV
     forbidden_NV = torch.zeros(logits_NV.shape, dtype=torch.bool, device=logits_NV.device)

@@ -1,7 +1,7 @@
-"""Cheaper ``generate``, token after token, with the same result up to rounding.
+"""A cheaper ``generate``, with the same result up to rounding.
 
-Three things cost most of a decoding step on a CPU and need not: oneDNN lays weights out anew at every product, the
-cache is copied at every token, and keys are copied for every head that shares them.
+Three avoidable things take most of a decoding step on a CPU: oneDNN repacks the weights for every product, the cache is
+copied at every token, and keys are copied for every head that shares them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from agentopcd import models
 
 PACKED_ROWS = 32
-"""Rows that packed weights are laid out for: a batch of replies, one token each."""
+"""Number of rows that weights are packed for: a batch of replies, one token each."""
 
 PLAIN = (torch.nn.Linear, models.Float32Head)
-"""Layers that are packed: others that inherit from them (the routers of some mixtures) do more than a product."""
+"""Layers that are packed. Subclasses are not: some (routers of mixtures of experts) do more than a product."""
 
 KNOWN = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "sliding_window"}
-"""Arguments of an attention call that change nothing for a single new token besides the mask."""
+"""Arguments of an attention call that, beside the mask, change nothing for a single new token."""
 
 
 @contextlib.contextmanager
 def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
-    """Inside this block all linear layers on a CPU use weights that are laid out once; elsewhere nothing is done.
+    """Inside this block all linear layers on a CPU use weights that are packed once; other devices are left alone.
 
-    Products are in ``compute``, those of the output head in float32. The weights must not change inside; they are
-    packed anew by the next block, because a fused optimizer leaves no trace of having changed them. A LoRA adapter
-    stays a product of its own: added to bfloat16 weights, what it has learned so far could be lost in rounding.
+    Products are computed in ``compute``, those of the output head in float32. The weights must not change inside the
+    block; the next block packs them again, because a fused optimizer leaves no trace of having changed them. A LoRA
+    adapter stays a separate product: added to bfloat16 weights, what it has learned could be lost in rounding.
     """
     head = model.get_output_embeddings()
     adapted = [m for m in model.modules() if hasattr(m, "lora_A") and type(m.base_layer) in PLAIN]
@@ -47,16 +47,16 @@ def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
         weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach().to(dtype), PACKED_ROWS)
         bias = None if layer.bias is None else layer.bias.detach().to(dtype)
         forward = functools.partial(_packed_linear, dtype, weight, bias)
-        layer.__dict__["forward"] = _with_adapter(layer, dtype, forward) if hasattr(layer, "lora_A") else forward
+        layer.forward = _with_adapter(layer, dtype, forward) if hasattr(layer, "lora_A") else forward
     try:
         yield
     finally:
         for layer in layers:
-            layer.__dict__.pop("forward", None)
+            del layer.forward
 
 
 def _with_adapter(layer: Any, dtype: torch.dtype, forward: Any) -> Any:
-    """``forward`` plus the product of the adapter of ``layer``, unless that is switched off."""
+    """``forward`` plus the product of the layer's adapter, unless that is switched off."""
     if layer.disable_adapters:
         return forward
     (name,) = layer.active_adapters
@@ -92,7 +92,7 @@ def grouped_attention(device: torch.device) -> Iterator[None]:
 
 
 def _one_token(usual: Any, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-    """The heads that share keys as queries of one another's, in float32: the same result without copying keys.
+    """Attention with the heads that share keys folded into the query axis, in float32, so that no key is copied.
 
     Args:
         query: ``[B, H, 1, D]``; anything longer is left to ``usual``.
@@ -111,7 +111,7 @@ def _one_token(usual: Any, module: Any, query: Any, key: Any, value: Any, attent
 
 
 def reserved_cache(model: Any, room: int, compute: torch.dtype) -> DynamicCache | None:
-    """Room for the keys and values of ``room`` tokens; None where layers forget, and the model brings its own."""
+    """A cache with room for ``room`` tokens; None where some layers forget and the model brings a cache of its own."""
     if not models.attends_to_all(model):
         return None
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -121,7 +121,7 @@ def reserved_cache(model: Any, room: int, compute: torch.dtype) -> DynamicCache 
 
 
 class _Reserved(DynamicLayer):
-    """A layer's keys and values with their room taken once, in the dtype that attention reads.
+    """A layer's keys and values in memory that is allocated once, in the dtype that attention reads.
 
     Appending to a ``DynamicLayer`` copies all of it at every token, and under autocast converts it, too.
     """
@@ -132,7 +132,7 @@ class _Reserved(DynamicLayer):
         self.all: list[torch.Tensor] = []
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-        """Keys and values so far ``[B, H, T, D]``, views of the room."""
+        """Keys and values so far ``[B, H, T, D]``, as views of that memory."""
         if not self.all:
             for new in (key_states, value_states):
                 self.all.append(new.new_empty((*new.shape[:2], self.room, new.shape[3]), dtype=self.dtype))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from agentopcd.errors import ConfigError
@@ -27,11 +26,11 @@ class Sampler(Protocol):
         ...
 
     def submit(self, request: Request, sampling: Sampling) -> int:
-        """Ask for a completion; the ticket comes back with it."""
+        """Ask for a completion; :meth:`collect` returns it with this ticket."""
         ...
 
     def collect(self) -> list[tuple[int, Completion]]:
-        """Completions that are ready, with their tickets; waits for one. Something must have been submitted."""
+        """Completions that are ready, with their tickets; waits for at least one. Requires a pending request."""
         ...
 
     def drop(self, tickets: Iterable[int]) -> None:
@@ -39,11 +38,11 @@ class Sampler(Protocol):
         ...
 
     def rest(self) -> None:
-        """Nothing will be asked until the weights have changed: an engine may give memory back until then."""
+        """No request comes until the weights have changed: an engine may free memory until then."""
         ...
 
     def update(self) -> float | None:
-        """The weights changed. An engine with its own copy takes them over and says how far it was off afterwards.
+        """The weights changed. An engine with its own copy takes them over and measures how far it is off afterwards.
 
         Returns:
             Mean absolute difference of log-probabilities to the model's own, in nats; None without a copy.
@@ -52,15 +51,11 @@ class Sampler(Protocol):
 
 
 class InBatches:
-    """The part of a sampler that plays in lock step: everything submitted is answered by one call of ``sample``."""
+    """Base of samplers that answer in batches: one call of ``sample`` answers everything submitted."""
 
-    @functools.cached_property
-    def _asked(self) -> dict[int, tuple[Request, Sampling]]:
-        return {}
-
-    @functools.cached_property
-    def _tickets(self) -> Iterator[int]:
-        return itertools.count()
+    def __init__(self) -> None:
+        self._asked: dict[int, tuple[Request, Sampling]] = {}
+        self._tickets = itertools.count()
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`Sampler`."""
@@ -85,17 +80,17 @@ class InBatches:
         raise NotImplementedError
 
     def rest(self) -> None:
-        """Nothing to give back."""
+        """Nothing to free."""
 
     def update(self) -> None:
-        """Nothing to do: the weights that play are those that train."""
+        """Nothing to do: the weights that sample are those that train."""
 
 
 def check_room(requests: Sequence[Request], sampling: Sampling, room: int, name: str) -> None:
     """Refuse prompts that leave no room for the longest reply in the ``room`` positions of model ``name``.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: a prompt and the longest reply do not fit.
     """
     longest = max((len(r.prompt_ids) for r in requests), default=0)
     if room and longest + sampling.max_tokens > room:

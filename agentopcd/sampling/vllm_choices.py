@@ -13,7 +13,7 @@ ARGUMENT = "agentopcd_choices"
 
 
 class Constrain(AdapterLogitsProcessor):
-    """For requests whose ``extra_args`` hold the replies that are allowed."""
+    """Applies the mask to requests whose ``extra_args`` hold a list of allowed replies."""
 
     def is_argmax_invariant(self) -> bool:
         return False

@@ -18,10 +18,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from agentopcd import models
 from agentopcd.cli.options import progress
 from agentopcd.config import EvaluateConfig
 from agentopcd.errors import AgentOpcdError
-from agentopcd.evaluate import Contestant, Evaluation, evaluate, floor_text
+from agentopcd.evaluate import Contestant, Evaluation, evaluate
 from agentopcd.runs import workspace, write_json
 from agentopcd.session import Session
 from agentopcd.types import EMPTY, Context
@@ -123,7 +124,7 @@ def lines(probes: Sequence[Probe], results: Sequence[Evaluation], student: bool)
     """What stands below the table: what is compared with what, floors, forgetting, notes."""
     known = [found for found in results if found.floors and found.floors.blind is not None]
     out = ["differences: a context to no context; the student to the base in the same arm"]
-    out += [f"floors of {found.env}: {floor_text(found.floors)}" for found in known if found.floors]
+    out += [f"floors of {found.env}: {found.floors.text}" for found in known if found.floors]
     for probe, found in zip(probes, results, strict=True):
         name, arm = probe.forgetting
         if student and name:
@@ -150,6 +151,7 @@ def main(arguments: Sequence[str] | None = None, probes: Sequence[Probe] = PROBE
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     args = parser.parse_args(arguments)
     chosen = [probe for probe in probes if probe.env in args.env]
+    models.prepare_process()
     try:
         config = EvaluateConfig.load(
             env=chosen[0].env, model=args.model, student=args.student, test_tasks=args.tasks,

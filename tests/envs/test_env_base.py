@@ -9,7 +9,7 @@ import pytest
 from agentopcd.envs import (
     AnyText,
     TextEnv,
-    after_think,
+    after_thinking,
     apply_view,
     join_parts,
     last_bracket,
@@ -47,8 +47,8 @@ def test_last_bracket_passes_over_words_that_are_no_names() -> None:
 
 
 def test_after_think_is_the_whole_text_without_a_mark() -> None:
-    assert after_think("plain") == "plain"
-    assert after_think("a</think>b</think>c") == "c"
+    assert after_thinking("plain") == "plain"
+    assert after_thinking("a</think>b</think>c") == "c"
 
 
 def test_any_text_takes_spaces_newlines_and_unicode() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
-from agentopcd.envs.checks import CHECKS, grade_checks, known_checks, sentences
+from agentopcd.envs.text_checks import CHECKS, grade_checks, known_checks, sentences
 from agentopcd.errors import EnvError
 from tests.conftest import ROOT, load_file
 

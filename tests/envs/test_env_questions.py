@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agentopcd.envs import DatasetEnv, make, task_key
-from agentopcd.envs.rows import Row, load_rows, rows_from
+from agentopcd.envs.rows import QuestionRow, load_rows, rows_from
 from agentopcd.errors import DependencyError, EnvError
 
 
@@ -173,7 +173,7 @@ def test_files_of_every_kind(tmp_path: Path) -> None:
 
 def test_own_columns_and_dotted_paths(tmp_path: Path) -> None:
     file = write(tmp_path / "own.jsonl", [{"meta": {"ask": "q"}, "key": {"a": 7}}])
-    assert load_rows(file, "meta.ask", "key.a") == [Row(prompt="q", gold="7")]
+    assert load_rows(file, "meta.ask", "key.a") == [QuestionRow(prompt="q", gold="7")]
     with pytest.raises(EnvError, match=r"own.jsonl: no question"):
         load_rows(file)
 

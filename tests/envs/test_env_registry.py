@@ -7,7 +7,9 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from agentopcd.envs import EnvSpec, TextEnv, get_spec, list_envs, make, parse_env_args, register, registry
+from agentopcd.cli.options import parse_env_args
+from agentopcd.envs import EnvSpec, TextEnv, get_spec, list_envs, make, register, registry
+from agentopcd.envs.spec import DEFAULT_MAX_STEPS
 from agentopcd.errors import ConfigError, EnvError
 
 DATA = Path(__file__).parent / "data"
@@ -53,8 +55,8 @@ def test_an_environment_without_a_limit_still_ends() -> None:
     register("endless", Tiny)
     env = make("endless")
     env.reset(seed=0)
-    flags = [env.step("x")[3] for _ in range(registry.DEFAULT_MAX_STEPS)]
-    assert flags == [False] * (registry.DEFAULT_MAX_STEPS - 1) + [True]
+    flags = [env.step("x")[3] for _ in range(DEFAULT_MAX_STEPS)]
+    assert flags == [False] * (DEFAULT_MAX_STEPS - 1) + [True]
 
 
 @pytest.mark.parametrize("name", ["guess.py", "guess_bare.py"])

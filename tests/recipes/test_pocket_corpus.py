@@ -137,6 +137,7 @@ class Script(InBatches):
     engine = "script"
 
     def __init__(self, replies: Sequence[str]) -> None:
+        super().__init__()
         self.replies = deque(replies)
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:

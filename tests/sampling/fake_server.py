@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from agentopcd import models
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.types import Request, Sampling
 
 

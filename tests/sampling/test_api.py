@@ -16,10 +16,10 @@ from agentopcd import models, sources
 from agentopcd.chat import ApiChat, Chat
 from agentopcd.errors import EngineError
 from agentopcd.knowledge import Store
-from agentopcd.sampling import server as served
-from agentopcd.sampling.api import ApiSampler
-from agentopcd.sampling.server import KEY
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling import requests
+from agentopcd.sampling.chat_api import ApiSampler
+from agentopcd.sampling.requests import KEY
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.types import MARKER, Context, Message, Sampling
 from tests.sampling.fake_server import FakeServer
 from tests.sampling.vllm_server import VllmServer
@@ -31,7 +31,7 @@ HINT = Context("Always go left.", "system")
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    monkeypatch.setattr(served, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(requests, "LONGEST_WAIT_S", 0.05)
     monkeypatch.delenv(KEY, raising=False)
     found = FakeServer(sources.find_model("pocket"), names=("pocket", "other"))
     yield found

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agentopcd import models
 from agentopcd.sampling import decoding
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling.transformers_engine import TransformersSampler
 from agentopcd.types import Request, Sampling
 from tests import tiny
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.sampling import vllm
+from agentopcd.sampling import vllm_engine
 from agentopcd.types import Request, Sampling
 from tests import tiny
 
@@ -37,12 +37,12 @@ def test_it_sleeps_while_the_trainer_works_and_wakes_for_new_weights(
     loaded = models.load_model(str(tiny.build(tmp_path / "model")))
     if rank:
         models.add_adapter(loaded, rank, torch.float32, seed=0)
-    monkeypatch.setattr(vllm, "installed", lambda: True)
-    monkeypatch.setattr(vllm.VllmSampler, "_sleeps", True)
+    monkeypatch.setattr(vllm_engine, "installed", lambda: True)
+    monkeypatch.setattr(vllm_engine.VllmSampler, "_sleeps", True)
     llm = Recorder()
-    monkeypatch.setattr(vllm.VllmSampler, "_take_over", lambda self: llm.heard.append("weights") or 0.0)
-    monkeypatch.setattr(vllm.VllmSampler, "_ask", lambda self, *args: self._llm.add_request(*args))
-    sampler = vllm.VllmSampler(loaded, compute=torch.float32)
+    monkeypatch.setattr(vllm_engine.VllmSampler, "_take_over", lambda self: llm.heard.append("weights") or 0.0)
+    monkeypatch.setattr(vllm_engine.VllmSampler, "_ask", lambda self, *args: self._llm.add_request(*args))
+    sampler = vllm_engine.VllmSampler(loaded, compute=torch.float32)
     sampler.rest()  # not started: nothing to give back
     sampler._llm = llm
     sampler.rest()

@@ -27,19 +27,19 @@ Make = Callable[..., Sampler]
 
 
 def transformers_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
-    from agentopcd.sampling.transformers import TransformersSampler
+    from agentopcd.sampling.transformers_engine import TransformersSampler
 
     return TransformersSampler(loaded, compute=torch.float32, **options)
 
 
 def vllm_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
-    from agentopcd.sampling.vllm import VllmSampler
+    from agentopcd.sampling.vllm_engine import VllmSampler
 
     return VllmSampler(loaded, compute=torch.float32, **options)
 
 
 def server_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
-    from agentopcd.sampling.server import ServerSampler
+    from agentopcd.sampling.vllm_server import ServerSampler
 
     return ServerSampler(loaded, compute=torch.float32, urls=[VLLM[0].url], **options)
 

@@ -20,9 +20,11 @@ import torch
 
 from agentopcd import models, sources
 from agentopcd.errors import AlignmentError, ConfigError, EngineError
-from agentopcd.sampling import server as served
-from agentopcd.sampling.server import KEY, ServerSampler
-from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.sampling import requests
+from agentopcd.sampling import vllm_server as served
+from agentopcd.sampling.requests import KEY
+from agentopcd.sampling.transformers_engine import TransformersSampler
+from agentopcd.sampling.vllm_server import ServerSampler
 from agentopcd.types import Request, Sampling
 from tests import tiny
 from tests.sampling.fake_server import FakeServer
@@ -49,7 +51,7 @@ def loaded(folder: Path) -> models.LoadedModel:
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(served, "LONGEST_WAIT_S", 0.05)
+    monkeypatch.setattr(requests, "LONGEST_WAIT_S", 0.05)
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.setattr(ServerSampler, "current", None)
     yield
@@ -135,7 +137,7 @@ def test_weights_that_hardly_differ_are_not_mistaken_for_one_another(
     loaded: models.LoadedModel, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in bfloat16, where the check is too coarse for the first steps."""
-    monkeypatch.setattr(served, "DRIFT_NATS", {torch.float32: 1e9})
+    monkeypatch.setattr(served, "GAP_NATS", {torch.float32: 1e9})
     sampler = sampler_of(loaded, fake)
     move(loaded)
     assert replies(sampler) == own(loaded)  # not what the server was started with
@@ -177,7 +179,7 @@ def test_where_one_of_two_servers_is_away_the_other_answers(loaded: models.Loade
     one.stop()
     one.answered.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served, "RETRIES", 200)
+        patch.setattr(requests, "RETRIES", 200)
         tickets = [sampler.submit(request, HOT) for request in REQUESTS]
         again = FakeServer(folder, port=one.http.server_address[1])
         found: dict[int, Any] = {}
@@ -192,7 +194,7 @@ def test_where_one_of_two_servers_is_away_the_other_answers(loaded: models.Loade
 def test_a_server_that_never_comes_back_ends_the_run_with_a_line(
     loaded: models.LoadedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(served, "RETRIES", 3)
+    monkeypatch.setattr(requests, "RETRIES", 3)
     fake = FakeServer(folder)
     sampler = sampler_of(loaded, fake)
     replies(sampler)
@@ -246,7 +248,7 @@ def test_what_does_not_fit_gives_one_line_each(
         assert "\n" not in str(found.value)
         return str(found.value)
 
-    monkeypatch.setattr(served, "RETRIES", 1)
+    monkeypatch.setattr(requests, "RETRIES", 1)
     nobody = ServerSampler(loaded, compute=torch.float32, urls=["http://127.0.0.1:9"])
     assert line(nobody).startswith("no server answers at http://127.0.0.1:9; start one with: ")
     fake.names = ("one", "two")
@@ -275,8 +277,9 @@ def test_no_thread_keeps_a_process_that_is_done(fake: FakeServer, folder: Path) 
     script = f"""
 import torch
 from agentopcd import models, sources
-from agentopcd.sampling.server import ServerSampler
+from agentopcd.sampling.vllm_server import ServerSampler
 from agentopcd.types import Request, Sampling
+models.prepare_process()
 sampler = ServerSampler(models.load_model({str(folder)!r}), compute=torch.float32, urls=[{fake.url!r}])
 sampler.sample([Request(prompt_ids=(40, 41), seed=0)], Sampling(max_tokens=2))
 print("done")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentopcd.sampling import transformers
+from agentopcd.sampling import transformers_engine
 from agentopcd.types import Request, Sampling
 
 LOGITS = torch.tensor([[-9.0, 0.0, 2.0, 1.0, -9.0]])
@@ -21,6 +21,8 @@ def test_no_draw_hits_a_token_without_probability(noise: float, token: int, monk
         def random(self) -> float:
             return noise
 
-    monkeypatch.setattr(transformers.random, "Random", Fixed)
-    choice = transformers._SeededChoice([Request(prompt_ids=(5,), seed=0)], Sampling(temperature=1.0, top_k=3), 1)
+    monkeypatch.setattr(transformers_engine.random, "Random", Fixed)
+    choice = transformers_engine._SeededChoice(
+        [Request(prompt_ids=(5,), seed=0)], Sampling(temperature=1.0, top_k=3), 1
+    )
     assert int(choice(None, LOGITS).argmax()) == token

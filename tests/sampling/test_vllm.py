@@ -15,9 +15,9 @@ import torch
 
 from agentopcd import models
 from agentopcd.errors import AlignmentError, ConfigError
-from agentopcd.sampling import vllm
-from agentopcd.sampling.transformers import TransformersSampler
-from agentopcd.sampling.vllm import VllmSampler, sampler_of
+from agentopcd.sampling import vllm_engine
+from agentopcd.sampling.transformers_engine import TransformersSampler
+from agentopcd.sampling.vllm_engine import VllmSampler, sampler_of
 from agentopcd.types import Request, Sampling
 from tests import tiny
 
@@ -104,8 +104,10 @@ def test_what_an_update_leaves_out_stops_the_run_and_is_named(
     tie: bool, left_out: str, label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = models.load_model(str(tiny.build(tmp_path / "model", tie=tie, hearing=4.0, head_dim=32)))
-    every = vllm.named_weights
-    monkeypatch.setattr(vllm, "named_weights", lambda of: {n: p for n, p in every(of).items() if left_out not in n})
+    every = vllm_engine.named_weights
+    monkeypatch.setattr(
+        vllm_engine, "named_weights", lambda of: {n: p for n, p in every(of).items() if left_out not in n}
+    )
     with pytest.raises(AlignmentError, match=f"'{label}' had not been updated"):
         VllmSampler(loaded, compute=torch.float32).sample(asked(loaded), COLD)
 

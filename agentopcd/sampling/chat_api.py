@@ -1,7 +1,7 @@
-"""A model behind an API: any OpenAI-compatible chat endpoint, whose tokens and weights nobody here sees.
+"""A model behind an API: any OpenAI-compatible chat endpoint, whose tokens and weights are not visible here.
 
-Messages go out and text comes back. That is enough to play, to score contexts and to write experience down; a student
-must be scored on the very tokens that were sampled, so it cannot be one.
+Messages go out and text comes back. That is enough to play, to score contexts and to extract experience. It cannot be
+the student, which must be scored on the very tokens that were sampled.
 """
 
 from __future__ import annotations
@@ -18,29 +18,27 @@ import torch
 
 from agentopcd.errors import EngineError
 from agentopcd.models import LoadedModel
-from agentopcd.sampling.server import Server, at_one_of, in_background, refused
+from agentopcd.sampling.requests import Endpoint, at_one_of, in_background, refused
 from agentopcd.types import Completion, Request, Sampling
 
 SEED_MASK = (1 << 31) - 1
 """Some APIs take seeds of 32 bits only."""
 
 
-class ApiServer(Server):
+class ApiServer(Endpoint):
     """One endpoint. An address with a path is taken as it is, since not all end in ``/v1``."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(url)
-        if urlsplit(url).path.strip("/"):
-            self.url = url.rstrip("/")
-            self.replies = self.replies.with_options(base_url=self.url)
+        root = url.rstrip("/")
+        super().__init__(root, root if urlsplit(root).path.strip("/") else f"{root}/v1")
         self.limit = "max_tokens"
-        """What it calls the longest reply; newer models of some vendors take only ``max_completion_tokens``."""
+        """Its name for the length limit; newer models of some vendors take only ``max_completion_tokens``."""
 
     async def look_up(self) -> None:
-        """Find out whether it is there, and takes the key.
+        """Check that it answers and accepts the key.
 
         Raises:
-            EngineError: it is not, or does not.
+            EngineError: it does not.
         """
         try:
             await self.replies.models.list()
@@ -49,10 +47,10 @@ class ApiServer(Server):
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise refused(self, error) from error
         except openai.APIStatusError:
-            pass  # not every API lists its models; the first request tells
+            pass  # not every API lists its models; the first request will tell
 
     async def chat(self, model: str, request: Request, sampling: Sampling, template_args: dict[str, Any]) -> Completion:
-        """One reply; where the API keeps it back, a :class:`Completion` with ``error``."""
+        """One reply; where the API withholds it, a :class:`Completion` with ``error``."""
         extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
         if template_args:
             extra["chat_template_kwargs"] = template_args
@@ -84,13 +82,13 @@ class ApiServer(Server):
 
 
 class ApiSampler:
-    """Samples from one API or several; each request goes to the one that has least to do.
+    """Samples from one API or several; each request goes to the least busy one.
 
     Args:
         loaded: what :func:`agentopcd.models.behind_api` returns.
         urls: their addresses.
-        batch_size: requests under way at once at each.
-        template_args: sent as ``chat_template_kwargs``, which vLLM's server, for one, understands.
+        batch_size: requests in flight at each.
+        template_args: sent as ``chat_template_kwargs``, which vLLM's server, for example, understands.
     """
 
     engine = "api"
@@ -141,7 +139,7 @@ class ApiSampler:
             del self._running[future]
 
     def rest(self) -> None:
-        """It is not ours to rest."""
+        """Nothing to free: the machine is not ours."""
 
     def update(self) -> float | None:
         """It cannot take weights.

@@ -1,4 +1,4 @@
-"""The transformers back end: padded ``generate``, batched by length."""
+"""The transformers engine: padded ``generate``, batched by length."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentopcd.types import Completion, Request, Sampling
 
 
 class TransformersSampler(InBatches):
-    """Samples from the very model object it is given, so the weights that play are those that train.
+    """Samples from the very model object it is given, so the weights that sample are those that train.
 
     Args:
         loaded: the model; it is switched to eval mode while it samples.
@@ -26,6 +26,7 @@ class TransformersSampler(InBatches):
     """
 
     def __init__(self, loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 32) -> None:
+        super().__init__()
         self.loaded = loaded
         self.compute = compute
         self.batch_size = batch_size
@@ -60,7 +61,7 @@ class TransformersSampler(InBatches):
         chooser = _SeededChoice(requests, sampling, width)
         was_training, vendor = model.training, model.generation_config
         model.eval()
-        # generate() fills what our settings leave open from the model's own file; nothing of it may leak in.
+        # generate() fills settings that we leave open from the model's own file; none of those may leak in.
         model.generation_config = GenerationConfig()
         try:
             with models.autocast(device, self.compute), decoding.grouped_attention(device):
@@ -106,8 +107,8 @@ class TransformersSampler(InBatches):
 class _SeededChoice(LogitsProcessor):
     """Draws each row's next token with noise that depends on the row's seed and position alone.
 
-    By inversion: one uniform number per (seed, position) against the cumulative distribution. It
-    leaves the chosen token as the only finite score and keeps its log-probability.
+    It draws by inversion: one uniform number per (seed, position) against the cumulative distribution. The
+    chosen token is left as the only finite score, and its log-probability is kept.
     """
 
     def __init__(self, requests: Sequence[Request], sampling: Sampling, width: int) -> None:

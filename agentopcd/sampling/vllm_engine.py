@@ -1,8 +1,8 @@
-"""The vLLM back end, in this process: prefix caching, and each request answered as soon as it is done.
+"""The vLLM engine, in this process: prefix caching, and each request answered as soon as it is done.
 
-The engine starts with random weights and gets the model's own through the same call that updates them after a step;
-every time its log-probabilities are compared with the model's. So a tensor that the update leaves out shows at once, by
-nats, and not after a few small steps, within the noise of bfloat16. An adapter and its base are read from disk.
+The engine starts with random weights and gets the model's own through the same call that updates them after a step.
+Each time its log-probabilities are compared with the model's. So a tensor that the update leaves out is off by nats at
+once, not by the noise of bfloat16 after a few small steps. An adapter and its base are read from disk.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch
 
 from agentopcd import models, sources
 from agentopcd.errors import AlignmentError, ConfigError, DependencyError, ModelError
-from agentopcd.sampling.drift import DRIFT_NATS, drift_nats, named_weights
 from agentopcd.sampling.protocol import check_room
+from agentopcd.sampling.same_weights import GAP_NATS, gap_nats, named_weights
+from agentopcd.text import first_line
 from agentopcd.types import Completion, Request, Sampling
 
 ENVIRONMENT = {
@@ -36,17 +37,17 @@ ENVIRONMENT = {
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-"""Set before vLLM is imported, where the user has not."""
+"""Set before vLLM is imported, unless the user has set them."""
 USERS_CACHE = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
-"""GiB of keys and values on a CPU, as the user set them; else each engine gets what its model needs."""
+"""GiB of keys and values on a CPU, if the user set it; else each engine gets what its model needs."""
 LONGEST = 32_768
-"""Positions at most: vLLM wants memory for one sequence of full length."""
+"""Most positions: vLLM reserves memory for one sequence of full length."""
 BATCHED_TOKENS = 8192
-"""Prompt tokens read in one pass, or one prompt of full length."""
+"""Prompt tokens per pass; more where one prompt of full length needs it."""
 GPU_SHARE = 0.3
-"""Of a GPU's memory, beside the model that trains."""
+"""Its share of a GPU's memory, beside the model that trains."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM makes room for."""
+"""Ranks that vLLM accepts."""
 
 
 def installed() -> bool:
@@ -63,7 +64,7 @@ def supports(architecture: str) -> bool:
 
 
 def sampler_of(loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 64) -> VllmSampler:
-    """The sampler whose engine holds ``loaded`` already, if it is the one alive, else a new one."""
+    """The live sampler if its engine holds ``loaded`` already, else a new one."""
     alive = VllmSampler.alive
     if alive and alive.loaded is loaded and alive.kind == (compute, batch_size, loaded.adapter is not None):
         return alive
@@ -148,13 +149,13 @@ class VllmSampler:
         return self._take_over()
 
     def rest(self) -> None:
-        """On a GPU give back keys and values, and weights (not below an adapter: those are moved to the host)."""
+        """On a GPU, free keys, values and weights; the weights below an adapter are moved to the host instead."""
         if self._llm is not None and self._sleeps:
             self._llm.sleep(level=2 if self.loaded.adapter is None else 1)
             self._asleep = True
 
     def close(self) -> None:
-        """Stop the engine and free its memory; the next request starts it again."""
+        """Stop the engine and free its memory; the next request restarts it."""
         if self._llm is None:
             return
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -202,7 +203,7 @@ class VllmSampler:
                     dtype=str(self.compute).removeprefix("torch."),  # type: ignore[arg-type]
                     load_format="auto" if lora else "dummy", skip_tokenizer_init=True, generation_config="vllm",
                     max_model_len=positions, max_num_seqs=self.batch_size, enforce_eager=True, seed=0,
-                    # A prompt read in pieces would need seeded generators to step back; those of a CPU cannot.
+                    # A chunked prompt would need seeded generators to step back; those of a CPU cannot.
                     enable_chunked_prefill=False, max_num_batched_tokens=max(positions, BATCHED_TOKENS),
                     enable_prefix_caching=True, logprobs_mode="processed_logprobs",
                     gpu_memory_utilization=GPU_SHARE, enable_sleep_mode=self._sleeps, disable_log_stats=False,
@@ -215,7 +216,7 @@ class VllmSampler:
             raise
         except (ValueError, KeyError, RuntimeError, ImportError, AssertionError, NotImplementedError) as error:
             self.close()
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            line = first_line(error, otherwise=type(error).__name__)
             raise ModelError(f"vLLM cannot run {self.loaded.name!r}: {line}; take --engine transformers") from error
         finally:
             torch.set_num_threads(threads)
@@ -223,11 +224,11 @@ class VllmSampler:
 
     @property
     def _sleeps(self) -> bool:
-        """Whether this platform has it; it was not run yet."""
+        """Whether the engine can sleep on this platform. Not run on a GPU yet."""
         return next(self.loaded.model.parameters()).device.type == "cuda"
 
     def _wake(self) -> None:
-        """Room for weights and cache again. What is in it means nothing until the weights are pushed."""
+        """Allocate weights and cache again; their content is meaningless until the weights are pushed."""
         if self._asleep:
             self._llm.wake_up()
             self._asleep = False
@@ -253,8 +254,8 @@ class VllmSampler:
             raise ConfigError(f"vLLM refuses these settings: {str(error).splitlines()[0]}") from error
 
     def _step(self) -> None:
-        """Advance all requests by a token and keep the replies that are done."""
-        with torch.random.fork_rng(devices=[]):  # it draws for rows that bring their own noise, too
+        """Advance all requests by one token and keep the replies that are done."""
+        with torch.random.fork_rng(devices=[]):  # vLLM also draws for rows that bring their own noise
             outputs = self._llm.llm_engine.step()
         for output in outputs:
             if output.finished:
@@ -275,13 +276,13 @@ class VllmSampler:
             self._push(named_weights(self.loaded))
         else:
             self._push_adapter()
-        drift = self._drift()
-        if not drift <= DRIFT_NATS[self.compute]:  # a NaN is too much, too
+        gap = self._gap()
+        if not gap <= GAP_NATS[self.compute]:  # a NaN is too much, too
             raise AlignmentError(
-                f"after the update vLLM is off by {drift:.3g} nats a token (more than {DRIFT_NATS[self.compute]}): "
+                f"after the update vLLM is off by {gap:.3g} nats a token (more than {GAP_NATS[self.compute]}): "
                 f"{self._blame()}; its replies would not be the student's, so take --engine transformers"
             )
-        return drift
+        return gap
 
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
         with _quiet():
@@ -289,7 +290,7 @@ class VllmSampler:
         self._forget_prefixes()
 
     def _push_adapter(self) -> None:
-        """From disk, the only way in; under a new name, because the engine keeps what it has read."""
+        """Load the adapter from disk, the only way in, under a new name, because the engine caches what it has read."""
         from vllm.lora.request import LoRARequest
 
         with tempfile.TemporaryDirectory() as folder:
@@ -302,15 +303,15 @@ class VllmSampler:
         self._forget_prefixes()
 
     def _forget_prefixes(self) -> None:
-        """Keys and values of the old weights; vLLM keeps them while a request holds any."""
+        """Drop keys and values of the old weights; vLLM refuses while a request still holds some."""
         if not self._llm.reset_prefix_cache():
             raise AlignmentError("the weights changed while vLLM was still answering; collect or drop its requests")
 
-    def _drift(self) -> float:
-        return drift_nats(self.loaded, self.compute, self.sample)
+    def _gap(self) -> float:
+        return gap_nats(self.loaded, self.compute, self.sample)
 
     def _blame(self) -> str:
-        """The group of parameters that alone makes the difference."""
+        """Name the group of parameters that alone explains the gap."""
         if self.loaded.adapter is not None:
             return "the adapter, or the weights below it"
         model = self.loaded.model
@@ -322,7 +323,7 @@ class VllmSampler:
         }
         for label, weights in groups.items():
             self._push(weights)
-            if self._drift() <= DRIFT_NATS[self.compute]:
+            if self._gap() <= GAP_NATS[self.compute]:
                 return f"the group '{label}' had not been updated"
         return "no single group of parameters explains it"
 
@@ -355,10 +356,10 @@ def _cache_gib(config: Any, positions: int) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """vLLM's bars and warnings go nowhere; its errors are raised."""
+    """Discard vLLM's progress bars and warnings; its errors are still raised."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]  # its C++ writes past Python
+    kept = [(number, os.dup(number)) for number in (1, 2)]  # its C++ code bypasses Python's streams
     with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number, _ in kept:

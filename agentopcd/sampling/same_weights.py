@@ -1,4 +1,4 @@
-"""Whether an engine plays with the weights of the model: its log-probabilities beside the model's own."""
+"""Check that an engine samples with the model's weights, by comparing log-probabilities with the model's own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from agentopcd import models
 from agentopcd.types import Completion, Request, Sampling
 
-DRIFT_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""Mean difference of log-probabilities that equal weights do not have; a test allows them 0.1 in bfloat16."""
+GAP_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Mean difference of log-probabilities that equal weights never reach; a test allows them 0.1 in bfloat16."""
 PROBES = ("Count from one to twenty.", "What do you see, and where do you go?")
 SAMPLING = Sampling(temperature=0.7, max_tokens=16)
-"""Not at 1, where an engine that leaves the temperature out of its log-probabilities would not be noticed."""
+"""Not 1, which would hide an engine that leaves the temperature out of its log-probabilities."""
 
 
 @torch.no_grad()
-def drift_nats(
+def gap_nats(
     loaded: models.LoadedModel,
     compute: torch.dtype,
     sample: Callable[[Sequence[Request], Sampling], Sequence[Completion]],
@@ -48,6 +48,6 @@ def drift_nats(
 
 
 def named_weights(loaded: models.LoadedModel) -> dict[str, torch.Tensor]:
-    """All parameters by name, the output head also where it is tied: an engine keeps a packed copy of its own."""
+    """All parameters by name, with the output head even where it is tied: an engine keeps its own packed copy."""
     found = {name: p.detach() for name, p in loaded.model.named_parameters()}
     return found | {"lm_head.weight": loaded.model.get_output_embeddings().weight.detach()}

@@ -6,15 +6,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agentopcd.envs.base import after_think
 from agentopcd.envs.grading import Grade
 from agentopcd.errors import EnvError, did_you_mean
+from agentopcd.text import after_thinking
 
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 
 
 def sentences(text: str) -> int:
-    """Sentences of a text: its marks of an ending, and an unfinished one at the end."""
+    """Number of sentences: one per end mark, and one more for an unfinished last sentence."""
     text = text.strip()
     ends = list(_SENTENCE_END.finditer(text))
     return len(ends) + bool(text and (not ends or text[ends[-1].end() :].strip()))
@@ -39,10 +39,10 @@ CHECKS: dict[str, Callable[[str, Any], bool]] = {
 
 
 def known_checks(checks: Mapping[str, Any]) -> dict[str, Any]:
-    """The same checks, if all of them are known and their values make sense.
+    """Return the checks if all of them are known and their values make sense.
 
     Raises:
-        EnvError: an unknown check, or a value of another kind.
+        EnvError: an unknown check, or a value that does not fit it.
     """
     if not isinstance(checks, Mapping) or not checks:
         raise EnvError(f'checks must be an object such as {{"max_words": 10}}, got {checks!r}')
@@ -64,6 +64,6 @@ def known_checks(checks: Mapping[str, Any]) -> dict[str, Any]:
 
 def grade_checks(reply: str, checks: Mapping[str, Any]) -> Grade:
     """Whether the reply, after its reasoning, passes every check; an empty one passes none."""
-    text = after_think(reply).strip()
+    text = after_thinking(reply).strip()
     failed = [name for name, wanted in checks.items() if not CHECKS[name](text, wanted)]
     return Grade(bool(text) and not failed, text or None, {f"failed_{name}": 1.0 for name in failed})
