@@ -22,9 +22,10 @@ from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate, floor_text
 from agentopcd.experience import chains_of, choose, gather, raw_traces
 from agentopcd.handover import find_context
+from agentopcd.knowledge import places_of
 from agentopcd.recipes import Plan, of_experience
 from agentopcd.runs import CHECKPOINTS
-from agentopcd.session import Progress, Session, no_progress, stage
+from agentopcd.session import Progress, Session, no_progress
 from agentopcd.stats import Comparison, Rate, compare
 from agentopcd.types import EMPTY, Context, Task
 
@@ -95,9 +96,6 @@ class Result:
     """Beside the rates, on request: the paper's report."""
 
     def to_dict(self) -> dict[str, Any]:
-        def rate(found: Rate) -> dict[str, Any]:
-            return {"success": found.rate, "low": found.low, "high": found.high, "n": found.n}
-
         def finding(found: Finding) -> dict[str, Any]:
             seen = found.comparison
             return {"claim": f"{found.better} > {found.worse}", "verdict": found.verdict,
@@ -108,12 +106,12 @@ class Result:
             "row": self.plan.name, "env": Path(self.plan.settings["env"]).name,
             "model": self.plan.settings.get("model", ""), "paper": dict(self.plan.paper),
             "seeds": list(self.plan.seeds), "tasks": self.tasks,
-            "rates": {arm: rate(found) for arm, found in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
+            "rates": {arm: rate.to_dict() for arm, rate in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
             "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
             **drift_dict(self.drift),
             "curves": {arm: dict(found) for arm, found in self.curves.items()},
             "chosen_on_test": {arm: dataclasses.asdict(one) for arm, one in self.chosen_on_test.items()},
-            "probe": {arm: rate(found) for arm, found in self.probe.items()},
+            "probe": {arm: rate.to_dict() for arm, rate in self.probe.items()},
             "probe_env": Path(self.plan.probe.get("env", "")).name,
             "probe_findings": [finding(one) for one in self.probe_findings],
         }  # fmt: skip
@@ -227,15 +225,15 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
     config = plan.gathering()
     play = pick(config, PlayConfig, episodes=config.episodes_per_round)
     with Session(play, work, say=say, progress=progress) as session:
-        run_id = stage(session, "play", recipe=plan.name)
+        run_id = session.ledger.stage("play", recipe=plan.name)
         done = gather(session, play, run_id=run_id)
-        session.finish(run_id, done.to_dict())
+        session.ledger.finish(run_id, done.to_dict())
         say(f"{plan.name}: played {done.rate}; {len(done.items)} items, {len(done.candidates)} candidate contexts")
         if not done.candidates:
             raise ConfigError("no item could be read from the extractor's replies; gather more episodes or chains")
-        scoring = stage(session, "score", recipe=plan.name)
+        scoring = session.ledger.stage("score", recipe=plan.name)
         ranking, _ = choose(session, pick(config, ScoreConfig), done.candidates, run_id=scoring, gate=False)
-        session.finish(scoring, {"text": str(ranking)})
+        session.ledger.finish(scoring, {"text": str(ranking)})
         row = session.store.run(run_id)
         chains = chains_of(session.store, row | {"config": json.loads(row["config"])})
         return Experience(
@@ -252,8 +250,8 @@ def play_train(
     episodes = plan.gathering().episodes_per_round
     play = pick(config, PlayConfig, context="", split="train", extract=False, episodes=episodes)
     with Session(play, work, say=say, progress=progress) as session:
-        run_id = stage(session, "play", recipe=plan.name)
-        session.finish(run_id, gather(session, play, run_id=run_id).to_dict())
+        run_id = session.ledger.stage("play", recipe=plan.name)
+        session.ledger.finish(run_id, gather(session, play, run_id=run_id).to_dict())
 
 
 def _probe_config(plan: Plan, seed: int) -> EvaluateConfig:
@@ -286,12 +284,11 @@ def _loaded(session: Session, names: Mapping[str, str], context: Context = EMPTY
 def _play(
     session: Session, one: Contestant, tasks: Sequence[Task], seed: int, into: Outcomes, *, name: str
 ) -> Evaluation:  # fmt: skip
-    run_id = session.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
+    run_id = session.ledger.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
     table = evaluate(session, [one], tasks, run_id=run_id)
-    session.finish(run_id, table.to_dict())
-    setup, places = session.setup(session.player_for(one.model)), [(t.key, t.seed, 0) for t in tasks]
-    found = session.store.outcomes(one.arm, env=session.env, setup=setup, split="test", places=places)
-    into |= {(seed, *place): won for place, won in found.items()}
+    session.ledger.finish(run_id, table.to_dict())
+    arena = session.bench(run_id, one.model).arena("test", places_of(tasks))
+    into |= {(seed, *place): won for place, won in session.store.outcomes(one.arm, arena).items()}
     return table
 
 

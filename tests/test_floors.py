@@ -29,6 +29,8 @@ FLOORS = {
     "rollouts": 3,
     "estimate": 3,
     "measures": 3.5,
+    "engine": 3.2,
+    "ledger": 3.2,
     "session": 3.5,
     "methods": 4,
     "experience": 4,

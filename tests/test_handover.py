@@ -19,7 +19,6 @@ from agentopcd.distil import Distilled, distil
 from agentopcd.errors import ConfigError
 from agentopcd.experience import gather
 from agentopcd.handover import find_context, shares
-from agentopcd.knowledge import play_missing
 from agentopcd.rollouts import Player
 from agentopcd.runs import CHECKPOINTS
 from agentopcd.session import Session
@@ -138,12 +137,11 @@ def test_the_store_weighs_what_is_mixed(session: Session) -> None:
     assert isinstance(config, ConsolidateConfig)
     tasks = session.tasks("select", 8)
     good, better, useless = Context(f"a: {tiny.CLUE}"), Context(f"b: {tiny.CLUE}"), Context("c: say nothing")
-    run_id = session.begin("score")
+    run_id = session.ledger.begin("score")
     for step, context in enumerate((good, better, useless)):
         store.add_context(context)
         store.move(f"{session.env}/pool/00/{step:02d}", context.id, "extract")
-        jobs = [Job(task, context) for task in tasks]
-        play_missing(store, jobs, session.plays("select"), session.loaded.id, session.setup(), session.env, run_id)
+        session.bench(run_id).play_missing("select", [Job(task, context) for task in tasks])
     with pytest.raises(ConfigError, match="confirm gate"):
         find_context(session, config)
     found = find_context(session, dataclasses.replace(config, force=True))
@@ -186,7 +184,7 @@ def test_replay_answers_stored_turns_of_train_tasks_and_plays_no_game(
         compute="float32", max_steps=3,
     )  # fmt: skip
     with Session(play, tmp_path / "w", say=lambda line: None) as session:
-        run_id = session.begin("play")
+        run_id = session.ledger.begin("play")
         gather(session, play, run_id=run_id)
         rows = session.store.episodes(run_id=run_id)
         stored = {row["id"]: session.store.transcript(row["id"]) for row in rows}
@@ -222,7 +220,7 @@ def test_replayed_replies_are_the_students_own(model_dir: Path, tmp_path: Path) 
         compute="float32", max_steps=3,
     )  # fmt: skip
     with Session(play, tmp_path / "w", say=lambda line: None) as session:
-        gather(session, play, run_id=session.begin("play"))
+        gather(session, play, run_id=session.ledger.begin("play"))
     run = Path(trained(tmp_path, model_dir, learning_rate=1e-2).folder).parent
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
     # The trainer's log-probabilities are the sampler's, after an update, too.
