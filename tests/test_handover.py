@@ -19,6 +19,7 @@ from agentopcd.distil import Distilled, distil
 from agentopcd.errors import ConfigError
 from agentopcd.experience import gather
 from agentopcd.handover import find_context, shares
+from agentopcd.ledger import Ledger
 from agentopcd.rollouts import Player
 from agentopcd.runs import CHECKPOINTS
 from agentopcd.session import Session
@@ -226,3 +227,29 @@ def test_replayed_replies_are_the_students_own(model_dir: Path, tmp_path: Path) 
     # The trainer's log-probabilities are the sampler's, after an update, too.
     assert [one["step"] for one in steps] == [1, 2]
     assert all(one["engine/logprob_gap_max_nats"] < 1e-3 for one in steps)
+
+
+def test_a_run_killed_between_its_folder_and_its_row_is_settled_when_the_workspace_is_opened(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ConsolidateConfig(
+        env="math", model=str(model_dir), steps=1, batch_size=2, max_tokens=3, select_tasks=2, test_tasks=2,
+        compute="float32",
+    )  # fmt: skip
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    with Session(config, tmp_path / "w", say=lambda line: None) as session, monkeypatch.context() as patch:
+        patch.setattr(Ledger, "finish", killed)
+        with pytest.raises(Killed):
+            distil(session, config, LESSONS)
+        assert session.newest_student() is None
+        assert [row["status"] for row in session.store.runs("consolidate")] == ["running"]
+    (file,) = (tmp_path / "w" / "runs").glob("consolidate-*/result.json")
+    with Session(config, tmp_path / "w", say=lambda line: None) as session:
+        assert session.newest_student() == str(file.parent / "student")
+        (row,) = session.store.runs("consolidate")
+        assert (row["status"], json.loads(row["result"])) == ("done", json.loads(file.read_text()))
+        assert distil(session, config, LESSONS).repeated
+        assert len(session.store.runs("consolidate")) == 1
