@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentopcd import models, sharding
 from agentopcd.config import ConsolidateConfig, player_flags
 from agentopcd.consolidate import Consolidated, Training, consolidate
+from agentopcd.engine import player_of
 from agentopcd.errors import ConfigError
-from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
+from agentopcd.evaluate import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
 from agentopcd.handover import shares
+from agentopcd.knowledge import Arm
+from agentopcd.ledger import run_config
 from agentopcd.methods import METHODS, Needs
 from agentopcd.played import draw
 from agentopcd.ranks import Ranks
 from agentopcd.runs import Run, write_json
-from agentopcd.session import Session, player_of, run_config
+from agentopcd.session import Session
 from agentopcd.teacher import teacher_of
 from agentopcd.types import Context, Episode, Mixture, Task
 
@@ -46,6 +49,14 @@ class Distilled:
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
         }  # fmt: skip
 
+    @classmethod
+    def repeating(cls, done: Mapping[str, Any]) -> Distilled:
+        """What :meth:`to_dict` wrote when the run ended, without its evaluation."""
+        return cls(
+            folder=done["folder"], model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
+            context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
+        )  # fmt: skip
+
 
 def distil(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> Distilled:
     """Evaluate, train, evaluate again, and register the student with what it carries.
@@ -67,12 +78,7 @@ def distil(session: Session, config: ConsolidateConfig, context: Context | Mixtu
     run = Run(session.work, "consolidate", identity)
     if (done := run.result) is not None:
         session.say(f"already done: {run.folder}")
-        if (open_run := session.unfinished("consolidate", context_id=context.id, folder=str(run.folder))) is not None:
-            session.store.finish(open_run, done)  # killed between the two records of the end
-        found = Distilled(
-            folder=done["folder"], model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
-            context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
-        )  # fmt: skip
+        found = Distilled.repeating(done)
         table = _table(session, config, context, found) if config.test_tasks else None
         return dataclasses.replace(found, evaluation=table)
     train = session.tasks("train")
@@ -84,12 +90,12 @@ def distil(session: Session, config: ConsolidateConfig, context: Context | Mixtu
         train=list(dict.fromkeys(episode.task for episode in stored)) or train,
         select=session.tasks("select", config.select_tasks),
     )
-    run_id = session.begin("consolidate", context_id=context.id, folder=str(run.folder))
+    run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder))
     arms = _arms(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
     if test:
         before = evaluate(session, arms, test, run_id=run_id)
-        for line in lines(before)[1 : 2 + len(arms)]:
+        for line in row_lines(before.rows):
             session.say(line)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
     assignment = Assignment(
@@ -108,10 +114,9 @@ def distil(session: Session, config: ConsolidateConfig, context: Context | Mixtu
         # The weights in memory have moved, so only the saved student plays; the others are read back.
         evaluate(session, [Contestant(label="student", model=session.load(out.folder))], test, run_id=run_id)
         out = dataclasses.replace(out, evaluation=_table(session, config, context, out))
-    session.finish(run_id, out.to_dict())
-    run.finish(out.to_dict())
-    # The weights in memory are the last step's, no longer the base's: whoever plays on loads the base again.
-    session.forget_model()
+    run.finish(out.to_dict())  # the folder first: Ledger.settle closes a row that a kill here leaves open
+    session.ledger.finish(run_id, out.to_dict())
+    session.use(None)  # its weights are the last step's, no longer the base's
     return out
 
 
@@ -218,11 +223,10 @@ def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Con
 
 def _table(session: Session, config: ConsolidateConfig, context: Context | Mixture, found: Distilled) -> Evaluation:
     """The evaluation of a run, read back from the stored episodes; plays nothing."""
-    known = session.loaded
-
-    def named(model_id: str) -> models.LoadedModel:
-        return dataclasses.replace(known, id=model_id)
-
-    arms = _arms(named(found.parent_id), named(found.teacher_id), context)
-    arms.append(Contestant(label="student", model=named(found.model_id)))
-    return tabulate(session, arms, session.tasks("test", config.test_tasks), setup=session.setup())
+    shown, note = context.parts[0].id, session.loaded.note
+    arms = {"base": Arm(found.parent_id), "in-context": Arm(found.parent_id, shown)}
+    if found.teacher_id != found.parent_id:
+        arms["teacher"] = Arm(found.teacher_id, shown)
+    arms["student"] = Arm(found.model_id)
+    entries = [Entry(label=label, arm=arm, note=note) for label, arm in arms.items()]
+    return tabulate(session, entries, session.tasks("test", config.test_tasks), setup=session.setup())

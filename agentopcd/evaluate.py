@@ -6,21 +6,32 @@ Every episode is stored, so a repeated or resumed evaluation plays only what is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from agentopcd.engine import engine_of
 from agentopcd.envs.floors import Floors, floors
 from agentopcd.errors import ConfigError
-from agentopcd.knowledge import Arm, Place, play_missing
+from agentopcd.knowledge import Arena, Arm, Place, places_of
 from agentopcd.models import LoadedModel
-from agentopcd.session import Session, engine_of
+from agentopcd.session import Session
 from agentopcd.stats import Comparison, Rate
 from agentopcd.types import EMPTY, Context, Job, Task
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Who one row of the table is about; it may have played long ago."""
+
+    label: str
+    arm: Arm
+    note: str = ""
+    """What a reader of its figures must know."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """One row of the table: a model and the context it is shown."""
+    """Who plays: a model and the context it is shown."""
 
     label: str
     model: LoadedModel
@@ -30,9 +41,13 @@ class Contestant:
     def arm(self) -> Arm:
         return Arm(self.model.id, self.context.id)
 
+    @property
+    def entry(self) -> Entry:
+        return Entry(label=self.label, arm=self.arm, note=self.model.note)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """What one contestant did."""
 
     label: str
@@ -48,7 +63,7 @@ class Evaluation:
 
     env: str
     split: str
-    rows: list[Row]
+    rows: list[TableRow]
     comparisons: dict[str, Comparison]
     """Paired differences by name, such as ``student - base``."""
     floors: Floors | None
@@ -68,24 +83,19 @@ class Evaluation:
         return {
             "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes,
             "rows": [
-                {"label": r.label, "success": r.rate.rate, "low": r.rate.low, "high": r.rate.high, "n": r.rate.n,
-                 "tasks": r.tasks, "reply_tokens": r.reply_tokens} for r in self.rows
+                {"label": row.label, **row.rate.to_dict(), "tasks": row.tasks, "reply_tokens": row.reply_tokens}
+                for row in self.rows
             ],
-            "differences": {
-                name: {"difference": c.difference.diff, "low": c.difference.low, "high": c.difference.high,
-                       "n": c.n, "tasks": c.tasks, "wins": c.wins, "losses": c.losses, "p": c.p, "test": c.test}
-                for name, c in self.comparisons.items()
-            },
+            "differences": {name: comparison.to_dict() for name, comparison in self.comparisons.items()},
             "recovered": self.recovered, "overlap": list(self.overlap),
             "floors": None if self.floors is None else dataclasses.asdict(self.floors),
         }  # fmt: skip
 
 
 def evaluate(
-    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, run_id: int, split: str = "test",
-    reps: int = 1,
-) -> Evaluation:  # fmt: skip
-    """Play every contestant on the same tasks with the same seeds and compare them in pairs.
+    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, run_id: int, reps: int = 1
+) -> Evaluation:
+    """Play every contestant on the same test tasks with the same seeds and compare them in pairs.
 
     Args:
         reps: how often each task is played, with other noise; for environments with few tasks.
@@ -94,59 +104,51 @@ def evaluate(
         ConfigError: no tasks.
     """
     if not tasks:
-        raise ConfigError(f"no {split} tasks of {session.env} to evaluate on")
+        raise ConfigError(f"no test tasks of {session.env} to evaluate on")
     if len(engines := {engine_of(session.config, one.model)[0] for one in contestants}) > 1:
         raise ConfigError(f"these models would be played by {sorted(engines)}; name one of them with --engine")
     setups = set()
     for one in contestants:
-        player = session.player_for(one.model)
-        setup = session.setup(player)
-        setups.add(setup)
         session.store.add_context(one.context)
-        play_missing(
-            session.store, [Job(task, one.context, rep) for rep in range(reps) for task in tasks],
-            session.plays(f"{split}: {one.label}", player), one.model.id, setup, session.env, run_id,
-        )  # fmt: skip
+        bench = session.bench(run_id, one.model)
+        bench.play_missing(f"test: {one.label}", [Job(task, one.context, rep) for rep in range(reps) for task in tasks])
+        setups.add(bench.setup)
     (setup,) = setups
-    return tabulate(session, contestants, tasks, setup=setup, split=split, reps=reps)
+    return tabulate(session, [one.entry for one in contestants], tasks, setup=setup, reps=reps)
 
 
 def tabulate(
-    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, setup: str, split: str = "test",
-    reps: int = 1,
-) -> Evaluation:  # fmt: skip
+    session: Session, entries: Sequence[Entry], tasks: Sequence[Task], *, setup: str, reps: int = 1
+) -> Evaluation:
     """The table, read back from the stored episodes."""
-    places = [(task.key, task.seed, rep) for rep in range(reps) for task in tasks]
-    place: dict[str, Any] = {"env": session.env, "setup": setup, "split": split, "places": places}
-    counts = session.store.counts([one.arm for one in contestants], **place)
+    places, store = set(places_of(tasks, reps)), session.store
+    arena = Arena(session.env, setup, "test", places)
+    counts = store.counts([entry.arm for entry in entries], arena)
     rows = [
-        Row(
-            label=one.label,
-            rate=counts[one.arm].rate,
-            tasks=counts[one.arm].tasks,
-            reply_tokens=_reply_tokens(session, one, setup, set(places)),
+        TableRow(
+            label=entry.label,
+            rate=counts[entry.arm].rate,
+            tasks=counts[entry.arm].tasks,
+            reply_tokens=_reply_tokens(session, entry.arm, setup, places),
         )
-        for one in contestants
+        for entry in entries
     ]
-    by_label = {one.label: one.arm for one in contestants}
+    arms = {entry.label: entry.arm for entry in entries}
     wanted = [("in-context", "base"), ("student", "base"), ("student", "in-context"), ("student", "teacher")]
-    comparisons = {
-        f"{a} - {b}": session.store.compare(by_label[a], by_label[b], **place)
-        for a, b in wanted
-        if a in by_label and b in by_label
-    }
-    notes = sorted({one.model.note for one in contestants if one.model.note})
+    notes = sorted({entry.note for entry in entries if entry.note})
     if session.manifest.protocol == "shared":
         notes.append("too few tasks to split: selected, trained and reported on the same tasks")
     return Evaluation(
         env=session.env,
-        split=split,
+        split="test",
         rows=rows,
-        comparisons=comparisons,
+        comparisons={
+            f"{a} - {b}": store.compare(arms[a], arms[b], arena) for a, b in wanted if a in arms and b in arms
+        },
         floors=floors(session.game.ref, session.game.kwargs, tasks, max_steps=session.game.step_limit),
         overlap=session.manifest.overlap(),
         protocol=session.manifest.protocol,
-        recovered=_recovered({label: session.store.outcomes(arm, **place) for label, arm in by_label.items()}),
+        recovered=_recovered({label: store.outcomes(arm, arena) for label, arm in arms.items()}),
         notes=notes,
     )
 
@@ -160,19 +162,15 @@ def _recovered(outcomes: Mapping[str, Mapping[Place, bool]]) -> float | None:
     return (student - base) / (shown - base) if shown > base else None
 
 
-def _reply_tokens(session: Session, one: Contestant, setup: str, places: set[Place]) -> float:
-    rows = session.store.episodes(model_id=one.model.id, context_id=one.context.id, env=session.env, setup=setup)
+def _reply_tokens(session: Session, arm: Arm, setup: str, places: Collection[Place]) -> float:
+    rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
     lengths = [row["output_tokens"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in places]
     return sum(lengths) / len(lengths) if lengths else 0.0
 
 
 def lines(evaluation: Evaluation) -> list[str]:
     """The table as plain text, one fact a line."""
-    out = [f"{evaluation.env}, {evaluation.split} tasks"]
-    out.append(f"{'':12s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens")
-    for row in evaluation.rows:
-        interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"
-        out.append(f"{row.label:12s} {row.rate.rate:8.3f}  {interval:>16s} {row.rate.n:5d}  {row.reply_tokens:6.1f}")
+    out = [f"{evaluation.env}, {evaluation.split} tasks", *row_lines(evaluation.rows)]
     for name, c in evaluation.comparisons.items():
         paired = f"paired, {c.wins} won / {c.losses} lost on {c.tasks} tasks, p = {c.p:.2g}"
         out.append(f"{name:21s} {c.difference}  {paired}")
@@ -183,3 +181,12 @@ def lines(evaluation: Evaluation) -> list[str]:
     count, share = evaluation.overlap
     out.append(f"test tasks also in train or extract: {count} ({share:.0%})")
     return [*out, *(f"note: {note}" for note in evaluation.notes)]
+
+
+def row_lines(rows: Sequence[TableRow]) -> list[str]:
+    """The rows of a table under the names of their columns."""
+    out = [f"{'':12s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens"]
+    for row in rows:
+        interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"
+        out.append(f"{row.label:12s} {row.rate.rate:8.3f}  {interval:>16s} {row.rate.n:5d}  {row.reply_tokens:6.1f}")
+    return out

@@ -18,6 +18,8 @@ from agentopcd.config import GatherConfig, PlayConfig, ScoringConfig
 from agentopcd.errors import ConfigError
 from agentopcd.knowledge import (
     Confirmation,
+    Origin,
+    PoolStep,
     Ranking,
     Store,
     add_to_pool,
@@ -25,7 +27,7 @@ from agentopcd.knowledge import (
     confirm,
     extraction_messages,
     ingest,
-    play_missing,
+    pool_prefix,
     score,
     subsets,
 )
@@ -59,22 +61,26 @@ class Gathered:
             "replies_without_item": self.unparsed, "candidates": [c.id for c in self.candidates],
         }  # fmt: skip
 
+    @classmethod
+    def from_dict(cls, done: Mapping[str, Any], store: Store) -> Gathered:
+        """What :meth:`to_dict` wrote, with the contexts from the store."""
+        return cls(
+            run_id=done["run"], rate=Rate(done["wins"], done["episodes"]), items=done["items"],
+            flagged=done["flagged"], unparsed=done["replies_without_item"],
+            candidates=[store.get_context(id_) for id_ in done["candidates"]],
+        )  # fmt: skip
+
 
 def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
     """Play ``config.episodes`` episodes, store them, and let the model extract items from them.
 
     A run that has finished is read back, not repeated.
     """
-    if (done := session.result(run_id)) is not None:
-        candidates = [session.store.get_context(id_) for id_ in done["candidates"]]
-        return Gathered(
-            run_id=run_id, rate=Rate(done["wins"], done["episodes"]), items=done["items"], flagged=done["flagged"],
-            unparsed=done["replies_without_item"], candidates=candidates,
-        )  # fmt: skip
+    if (done := session.ledger.result(run_id)) is not None:
+        return Gathered.from_dict(done, session.store)
     context = session.context(config.context, config.placement)[0] if config.context else EMPTY
     jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id, context)]
-    setup = session.setup()
-    play_missing(session.store, jobs, session.plays("play"), session.loaded.id, setup, session.env, run_id)
+    session.bench(run_id).play_missing("play", jobs)
     rows = session.store.episodes(run_id=run_id)
     result = Gathered(
         run_id=run_id, rate=Rate(sum(r["success"] for r in rows), len(rows)),
@@ -89,11 +95,7 @@ def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Conte
     What this run itself has stored counts as unused, so that a resumed run plans the same tasks.
     """
     tasks = session.tasks(config.split)
-    rows = session.store.query(
-        "SELECT seed, rep FROM episode WHERE env = ? AND run_id != ? AND context_id = ?",
-        (session.env, run_id, context.id),
-    )
-    used = {(row["seed"], row["rep"]) for row in rows}
+    used = session.store.used(session.env, context.id, besides=run_id)
     if not tasks:
         raise ConfigError(f"no {config.split} tasks of {session.env}")
     endless = ((task, rep) for rep in itertools.count() for task in tasks)
@@ -113,39 +115,38 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
     ids = [row["id"] for row in store.episodes(run_id=run_id)]
     if not ids:
         raise ConfigError("no finished episode to extract from: the environment broke every one of them")
-    kind = "single" if session.game.step_limit == 1 else "game"
     first = _first_chain(session, run_id)
     depth = min(config.chain_steps, len(ids))
     readings = {c: random.Random(f"{config.seed}:chain:{c}").sample(ids, depth) for c in range(config.chains)}
     chains = dict.fromkeys(range(config.chains), EMPTY)
-    found: dict[str, None] = {}
+    items: dict[str, None] = {}
     flagged, unparsed = set(), 0
-    for step, replies in enumerate(_replies(session, config, readings, chains, kind), start=1):
+    for step, replies in enumerate(_replies(session, config, readings, chains), start=1):
         for c, reply in replies.items():
-            episode = store.transcript(readings[c][step - 1])
-            got = ingest(
-                store, reply, run_id=run_id, env=session.env, episode=episode, episode_id=readings[c][step - 1],
-                shown=chains[c] if config.show_earlier and chains[c].text else None,
-                special=chat.special, count_tokens=chat.count_tokens, first_line=c * 1000,
-            )  # fmt: skip
+            id_ = readings[c][step - 1]
+            shown = chains[c] if config.show_earlier and chains[c].text else None
+            origin = Origin(
+                run_id=run_id, episode=store.transcript(id_), episode_id=id_, shown=shown, first_line=c * 1000
+            )
+            got = ingest(store, reply, origin, special=chat.special, count_tokens=chat.count_tokens)
             unparsed += not got.parsed
             flagged |= set(got.flagged)
-            found |= dict.fromkeys(got.ids)
+            items |= dict.fromkeys(got.ids)
             texts = [item.text for item in store.items(ids=got.accepted)]
-            recipe = {"order": "chain", "budget": config.budget_tokens, "chain": first + c, "step": step}
             chains[c] = assemble(
                 [*chains[c].lines, *texts], budget=config.budget_tokens,
                 count_tokens=chat.count_tokens, placement=config.placement,
             )  # fmt: skip
             if chains[c].text:
-                add_to_pool(store, session.env, first + c, step, chains[c], run_id=run_id, recipe=recipe)
+                made = {"order": "chain", "budget": config.budget_tokens, "chain": first + c, "step": step}
+                add_to_pool(store, PoolStep(session.env, first + c, step), chains[c], run_id=run_id, origin=made)
     return dataclasses.replace(
-        gathered, items=list(found), flagged=len(flagged), unparsed=unparsed, candidates=pool(session, run_id)
+        gathered, items=list(items), flagged=len(flagged), unparsed=unparsed, candidates=pool(session, run_id)
     )
 
 
 def _replies(
-    session: Session, config: GatherConfig, readings: dict[int, list[int]], chains: dict[int, Context], kind: str
+    session: Session, config: GatherConfig, readings: dict[int, list[int]], chains: dict[int, Context]
 ) -> Iterator[dict[int, str]]:
     """The extractor's replies of each step, by chain.
 
@@ -154,25 +155,26 @@ def _replies(
     """
     steps = range(len(readings[0]))
     if not config.show_earlier:
-        everything = _ask(session, config, [(c, s) for s in steps for c in readings], readings, chains, kind)
+        everything = _ask(session, config, [(c, s) for s in steps for c in readings], readings, chains)
         for s in steps:
             yield {c: everything[c, s] for c in readings}
         return
     for s in steps:
-        replies = _ask(session, config, [(c, s) for c in readings], readings, chains, kind)
+        replies = _ask(session, config, [(c, s) for c in readings], readings, chains)
         yield {c: replies[c, s] for c in readings}
 
 
 def _ask(
     session: Session, config: GatherConfig, places: Sequence[tuple[int, int]], readings: dict[int, list[int]],
-    chains: dict[int, Context], kind: Any,
+    chains: dict[int, Context],
 ) -> dict[tuple[int, int], str]:  # fmt: skip
+    """The extractor's replies at these (chain, step) places."""
     player = session.player
     requests = []
     for c, s in places:
         episode = session.store.transcript(readings[c][s])
         earlier = chains[c] if config.show_earlier else None
-        messages = extraction_messages(episode, kind=kind, earlier=earlier)
+        messages = extraction_messages(episode, kind=session.kind, earlier=earlier)
         requests.append(player.chat.request(messages, seed=request_seed(config.seed, "extract", c, s)))
     sampling = Sampling(
         temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
@@ -181,13 +183,13 @@ def _ask(
     # A model too small to keep to the format gets a second try, with the marker as its first words; where the
     # first reply of no chain keeps to it, the others are asked that way at once. Saying nothing keeps to it.
     first = len(readings)
-    opened = [player.chat.opened(request, MARKER) for request in requests]
-    replies = _said(session, player.sampler.sample(requests[:first], sampling))
-    if any(_in_format(reply) for reply in replies) or opened[0] is None:
-        replies += _said(session, player.sampler.sample(requests[first:], sampling))
+    prompted = [player.chat.opened(request, MARKER) for request in requests]
+    replies = _texts(session, player.sampler.sample(requests[:first], sampling))
+    if any(_in_format(reply) for reply in replies) or prompted[0] is None:
+        replies += _texts(session, player.sampler.sample(requests[first:], sampling))
     else:
         replies += ["?"] * (len(requests) - first)
-    again = {i: o for i, o in enumerate(opened) if o is not None and not _in_format(replies[i])}
+    again = {i: request for i, request in enumerate(prompted) if request is not None and not _in_format(replies[i])}
     for i, reply in zip(again, player.sampler.sample(list(again.values()), sampling), strict=True):
         replies[i] = MARKER + player.chat.reply(reply)
     if again:
@@ -195,7 +197,7 @@ def _ask(
     return dict(zip(places, replies, strict=True))
 
 
-def _said(session: Session, replies: Sequence[Completion]) -> list[str]:
+def _texts(session: Session, replies: Sequence[Completion]) -> list[str]:
     """The replies as text. What an API kept back is told, and not taken for having nothing to say."""
     if kept := [reply.error for reply in replies if reply.error]:
         session.say(f"warning: {len(kept)} of {len(replies)} lessons are missing ({kept[0]})")
@@ -212,22 +214,19 @@ def _first_chain(session: Session, run_id: int) -> int:
 
     A chain that has found nothing yet has no name, so it began right after the chains that came before.
     """
-    rows = session.store.query(
-        "SELECT name, run_id FROM ref_move WHERE substr(name, 1, length(:p)) = :p", {"p": f"{session.env}/pool/"}
-    )
-    chains = ((row["name"].split("/")[-2], row["run_id"]) for row in rows)
-    number = {int(chain): owner for chain, owner in chains if chain.isdecimal()}  # a person may name refs freely
-    own = min((n for n, owner in number.items() if owner == run_id), default=max(number, default=-1) + 1)
-    return max((n for n in number if n < own), default=-1) + 1
+    moves = session.store.moves(pool_prefix(session.env))
+    names = ((move["name"].split("/")[-2], move["run_id"]) for move in moves)
+    owners = {int(name): owner for name, owner in names if name.isdecimal()}  # a person may name refs freely
+    own = min((chain for chain, owner in owners.items() if owner == run_id), default=max(owners, default=-1) + 1)
+    return max((chain for chain in owners if chain < own), default=-1) + 1
 
 
 def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[Context]:
     """Distinct contexts of the pool (of one run, if given): the latest step of each chain, newest chain first."""
     store = session.store
-    names = store.refs(prefix or f"{session.env}/pool/")
+    names = store.refs(prefix or pool_prefix(session.env))
     if run_id is not None:
-        rows = store.query("SELECT name FROM ref_move WHERE run_id = ?", (run_id,))
-        own = {row["name"] for row in rows}
+        own = {move["name"] for move in store.moves(run_id=run_id)}
         names = {name: id_ for name, id_ in names.items() if name in own}
     chains: dict[str, list[str]] = {}
     for name, id_ in names.items():
@@ -245,16 +244,16 @@ def chains_of(store: Store, run: Mapping[str, Any]) -> list[list[str]]:
     """
     config, played = run["config"], json.loads(run["result"])["episodes"]
     reached: defaultdict[str, dict[int, str]] = defaultdict(dict)
-    for name in store.refs(f"{config['env']}/pool/"):
+    for name in store.refs(pool_prefix(config["env"])):
         chain, _, step = name.rpartition("/")
         for move in store.log(name):
             if move["run_id"] == run["id"] and move["actor"] == "extract":
                 reached[chain][int(step)] = move["context_id"]
     depth, silent = min(config["chain_steps"], played), [{}] * (config["chains"] - len(reached))
     chains = []
-    for found in [*reached.values(), *silent]:
-        found = {0: EMPTY.id} | found
-        chains.append([found[max(known for known in found if known <= step)] for step in range(depth + 1)])
+    for steps in [*reached.values(), *silent]:
+        steps = {0: EMPTY.id} | steps
+        chains.append([steps[max(known for known in steps if known <= step)] for step in range(depth + 1)])
     return chains
 
 
@@ -267,13 +266,10 @@ def choose(
     Args:
         traces: tokens of the :func:`raw_traces` that are ranked beside them and never win; 0: none.
     """
-    store, model_id, setup = session.store, session.loaded.id, session.setup()
+    bench = session.bench(run_id)
     ranked = list(candidates[: config.candidates])
     raw = raw_traces(session, traces, ranked[0].placement if ranked else "user") if traces else EMPTY
-    ranking = score(
-        store, [*ranked, raw], session.tasks("select", config.select_tasks),
-        session.plays("select"), model_id=model_id, setup=setup, env=session.env, run_id=run_id,
-    )  # fmt: skip
+    ranking = score(bench, [*ranked, raw], session.tasks("select", config.select_tasks))
     session.say(str(ranking))
     if raw.text:
         session.say(f"{raw.id[:12]} is the raw traces: a baseline, which is not confirmed")
@@ -282,8 +278,10 @@ def choose(
             raise ConfigError("nothing to score besides the raw traces; play and extract first")
     if not gate:
         return ranking, None
-    best = store.get_context(ranking.best.context_id)
-    return ranking, confirm_one(session, best, config.confirm_tasks, run_id=run_id)
+    best = session.store.get_context(ranking.best.context_id)
+    outcome = confirm(bench, best, session.tasks("confirm", config.confirm_tasks))
+    session.say(str(outcome))
+    return ranking, outcome
 
 
 def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
@@ -299,7 +297,7 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
     rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id)
     if not rows:
         raise ConfigError(f"no episode of {session.env} on extract tasks, so there are no raw traces; play first")
-    trace = single_trace if session.game.step_limit == 1 else game_trace
+    trace = single_trace if session.kind == "single" else game_trace
     text, shown = "", 0
     for row in reversed(rows):
         longer = "\n\n".join(part for part in (trace(session.store.transcript(row["id"])), text) if part)
@@ -315,16 +313,6 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
     return context
 
 
-def confirm_one(session: Session, context: Context, n: int, *, run_id: int) -> Confirmation:
-    """The confirm gate for one context."""
-    outcome = confirm(
-        session.store, context, session.tasks("confirm", n), session.plays("confirm"),
-        model_id=session.loaded.id, setup=session.setup(), env=session.env, run_id=run_id,
-    )  # fmt: skip
-    session.say(str(outcome))
-    return outcome
-
-
 def value_items(
     session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int
 ) -> list[dict[str, Any]]:
@@ -334,10 +322,7 @@ def value_items(
     items = [item for item in store.items(ids=list(ids)) if item.status in ("active", "pinned")]
     if not items:
         raise ConfigError(f"no active item of {session.env} in the pool; play and extract first")
-    values = subsets(
-        store, items, session.tasks("select", config.select_tasks), session.plays("subsets"),
-        model_id=session.loaded.id, setup=session.setup(), env=session.env, run_id=run_id,
-        seed=config.seed, placement=candidates[0].placement,
-    )  # fmt: skip
+    tasks, placement = session.tasks("select", config.select_tasks), candidates[0].placement
+    values = subsets(session.bench(run_id), items, tasks, seed=config.seed, placement=placement)
     texts = {item.id: item.text for item in items}
     return [dataclasses.asdict(value) | {"text": texts[value.item_id]} for value in values]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agentopcd.config import ConsolidateConfig, player_flags
 from agentopcd.errors import ConfigError
 from agentopcd.experience import pool
-from agentopcd.knowledge import Arm
+from agentopcd.knowledge import Arena, Arm, best_ref
 from agentopcd.session import Session
 from agentopcd.types import Context, Mixture
 
@@ -24,7 +24,7 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
         if by_person:
             return context
     else:
-        best = session.store.refs(f"{session.env}/best").get(f"{session.env}/best")
+        best = session.store.ref(best_ref(session.env))
         if best is None and not config.force:
             raise ConfigError(
                 f"no context of {session.env} was confirmed; run `agentopcd knowledge score {flags}`, "
@@ -53,10 +53,10 @@ def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
         ConfigError: too few have won a select task, or none of them was confirmed.
     """
     session.resume_model("consolidate")
-    candidates, setup, model_id = pool(session), session.setup(), session.loaded.id
-    arms = {context.id: Arm(model_id, context.id) for context in candidates}
-    counts = session.store.counts(list(arms.values()), env=session.env, setup=setup, split="select")
-    rates = {context: counts[arms[context.id]].rate for context in candidates}
+    candidates, arena = pool(session), Arena(session.env, session.setup(), "select")
+    arms = {context: Arm(session.loaded.id, context.id) for context in candidates}
+    counts = session.store.counts(arms.values(), arena)
+    rates = {context: counts[arm].rate for context, arm in arms.items()}
     ranked = sorted((c for c in candidates if rates[c].wins), key=lambda c: rates[c].rate, reverse=True)[: config.mix]
     if len(ranked) < config.mix:
         raise ConfigError(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agentopcd.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.distil import Distilled, distil
 from agentopcd.experience import choose, gather
+from agentopcd.ledger import run_config
 from agentopcd.runs import Run, write_json
-from agentopcd.session import Progress, Session, no_progress, run_config, stage
+from agentopcd.session import Progress, Session, no_progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,9 @@ class Round:
         return dataclasses.asdict(self) | {"distilled": self.distilled.to_dict() if self.distilled else None}
 
 
-def learn(config: LearnConfig, work: Path, *, say: Any = print, progress: Progress = no_progress) -> list[Round]:
+def learn(
+    config: LearnConfig, work: Path, *, say: Callable[[str], None] = print, progress: Progress = no_progress
+) -> list[Round]:
     """Rounds of play, extract, score and consolidate; each starts from the last student.
 
     Round 1 starts from ``config.model``. A round whose candidates do not beat the empty context on the
@@ -54,21 +58,21 @@ def learn(config: LearnConfig, work: Path, *, say: Any = print, progress: Progre
     return rounds
 
 
-def _round(config: LearnConfig, number: int, work: Path, say: Any, progress: Progress) -> Round:
+def _round(config: LearnConfig, number: int, work: Path, say: Callable[[str], None], progress: Progress) -> Round:
     play = pick(config, PlayConfig, episodes=config.episodes_per_round)
     with Session(play, work, say=say, progress=progress) as session:
-        run_id = stage(session, "play", round=number)
+        run_id = session.ledger.stage("play", round=number)
         gathered = gather(session, play, run_id=run_id)
-        session.finish(run_id, gathered.to_dict())
+        session.ledger.finish(run_id, gathered.to_dict())
         say(f"played {gathered.rate}; {len(gathered.items)} items, {len(gathered.candidates)} candidate contexts")
         model = str(session.loaded.folder)
         if not gathered.candidates:
             say("no item could be read from the extractor's replies, so there is nothing to score")
             return Round(number=number, model=model, played=gathered.to_dict(), confirmed=False, distilled=None)
-        run_id = stage(session, "score", round=number)
+        run_id = session.ledger.stage("score", round=number)
         ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)
         assert outcome is not None
-        session.finish(run_id, {"confirmed": outcome.passed, "text": str(outcome)})
+        session.ledger.finish(run_id, {"confirmed": outcome.passed, "text": str(outcome)})
         distilled = None
         if outcome.passed or config.force:
             context = session.store.get_context(ranking.best.context_id)

@@ -15,17 +15,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from agentopcd.config import ConsolidateConfig, EvaluateConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.config import ConsolidateConfig, EvaluateConfig, PlayConfig, PlayerConfig, ScoreConfig, pick
 from agentopcd.distil import distil
-from agentopcd.drift import Drift, drift, drift_dict, drift_lines
+from agentopcd.drift import Drift, drift
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate
 from agentopcd.experience import chains_of, choose, gather, raw_traces
 from agentopcd.handover import find_context
+from agentopcd.knowledge import Place, places_of
 from agentopcd.recipes import Plan, of_experience
+from agentopcd.report import Chosen, Finding, Result
 from agentopcd.runs import CHECKPOINTS
-from agentopcd.session import Progress, Session, no_progress, stage
-from agentopcd.stats import Comparison, Rate, compare
+from agentopcd.session import Progress, Session, no_progress
+from agentopcd.stats import Rate, compare
 from agentopcd.types import EMPTY, Context, Task
 
 Outcomes = dict[tuple[int, str, int, int], bool]
@@ -49,76 +51,6 @@ SUSTAINED = 3e14
 """Operations a second in the plans' hours: about a third of an H100's peak in bfloat16; assumed, not measured."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One claim of the paper, and what was seen of it."""
-
-    better: str
-    worse: str
-    comparison: Comparison
-
-    @property
-    def verdict(self) -> str:
-        """By the paired interval over tasks."""
-        seen = self.comparison.difference
-        return "reproduced" if seen.low > 0 else "refuted" if seen.high < 0 else "undecided at this size"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """Success of an arm whose checkpoints are chosen on the very test tasks, as the paper does: biased upward."""
-
-    best: float
-    best_three: float
-    """Mean of the best three, or of all where there are fewer."""
-    checkpoints: int
-    """Of one training seed; the figures are means over seeds."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """A row with what was measured."""
-
-    plan: Plan
-    rates: Mapping[str, Rate]
-    tasks: int
-    findings: Sequence[Finding]
-    probe: Mapping[str, Rate]
-    probe_findings: Sequence[Finding]
-    floors: str
-    reply_tokens: Mapping[str, float]
-    drift: Mapping[str, Drift]
-    """Of the first training seed."""
-    curves: Mapping[str, Mapping[str, list[float | None]]]
-    """By arm and name: the mean over training seeds at each step; see :data:`CURVES`."""
-    chosen_on_test: Mapping[str, Chosen]
-    """Beside the rates, on request: the paper's report."""
-
-    def to_dict(self) -> dict[str, Any]:
-        def rate(found: Rate) -> dict[str, Any]:
-            return {"success": found.rate, "low": found.low, "high": found.high, "n": found.n}
-
-        def finding(found: Finding) -> dict[str, Any]:
-            seen = found.comparison
-            return {"claim": f"{found.better} > {found.worse}", "verdict": found.verdict,
-                    "difference": seen.difference.diff, "low": seen.difference.low, "high": seen.difference.high,
-                    "n": seen.n, "tasks": seen.tasks, "p": seen.p}  # fmt: skip
-
-        return {
-            "row": self.plan.name, "env": Path(self.plan.settings["env"]).name,
-            "model": self.plan.settings.get("model", ""), "paper": dict(self.plan.paper),
-            "seeds": list(self.plan.seeds), "tasks": self.tasks,
-            "rates": {arm: rate(found) for arm, found in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
-            "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
-            **drift_dict(self.drift),
-            "curves": {arm: dict(found) for arm, found in self.curves.items()},
-            "chosen_on_test": {arm: dataclasses.asdict(one) for arm, one in self.chosen_on_test.items()},
-            "probe": {arm: rate(found) for arm, found in self.probe.items()},
-            "probe_env": Path(self.plan.probe.get("env", "")).name,
-            "probe_findings": [finding(one) for one in self.probe_findings],
-        }  # fmt: skip
-
-
 def run(
     plan: Plan, work: Path, *, report: str = "select", say: Callable[[str], None] = print,
     progress: Progress = no_progress,
@@ -131,74 +63,107 @@ def run(
     """
     if plan.probe:
         _probe_tasks(plan, work)  # what the probe lacks is said before hours of training, not after them
-    outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
-    probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
-    tokens: dict[str, list[float]] = {arm: [] for arm in outcomes}
-    moved: dict[str, Drift] = {}
-    floors, tasks = "", 0
-    rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
-    logs: dict[str, list[Path]] = {arm: [] for arm in plan.arms}
-    found = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
-
-    def config_of(arm: str, seed: int) -> ConsolidateConfig:
-        config = dataclasses.replace(plan.config(arm, seed), keep_checkpoints=report == "paper")
-        if found is None or not of_experience(config.context):
-            return config
-        return dataclasses.replace(config, context=found.context(config.context, seed), force=True)
-
+    experience = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
+    row = _Row(plan, work, say, progress, keep_checkpoints=report == "paper", experience=experience)
     for seed in plan.seeds:
-        students = {}
-        for arm in plan.arms:
-            config = config_of(arm, seed)
-            say(f"{plan.name}: {arm}, seed {seed}")
-            if found is not None and config.method == "prefix-replay":
-                play_train(plan, config, work, say=say, progress=progress)
-            mixed = None
-            if config.mix:  # its contexts were scored with the seed of the row's experience
-                scored = dataclasses.replace(config, seed=plan.gathering().seed)
-                with Session(scored, work, say=say, progress=progress) as session:
-                    mixed = find_context(session, scored)
-            with Session(config, work, say=say, progress=progress) as session:
-                students[arm] = distil(session, config, mixed or find_context(session, config)).folder
-            logs[arm].append(Path(students[arm]).with_name("metrics.jsonl"))
-        config = plan.config("base", seed)
-        with Session(config, work, say=say, progress=progress) as session:
-            test = session.tasks("test", config.test_tasks)
-            base = Contestant(label="base", model=session.load(config.model))
-            contexts = {arm: shown_context(session, config_of(arm, seed)) for arm in plan.shown}
-            shown = [dataclasses.replace(base, label=arm, context=context) for arm, context in contexts.items()]
-            for one in itertools.chain([base, *shown], _loaded(session, students)):
-                table = _play(session, one, test, seed, outcomes[one.label], name=plan.name)
-                floors, tasks = table.floors.text if table.floors else "none", len(test)
-                tokens[one.label].append(table.rows[0].reply_tokens)
-                if seed == plan.seeds[0]:
-                    setup = session.setup(session.player_for(base.model))
-                    moved[one.label] = drift(session, one, base, test, setup=setup)
-            for arm, folder in students.items() if report == "paper" else ():
-                kept = sorted(Path(folder).with_name(CHECKPOINTS).iterdir())
-                played: list[Outcomes] = []
-                for one in _loaded(session, {f"{arm}, step {int(step.name)}": str(step) for step in kept}):
-                    played.append({})
-                    _play(session, one, test, seed, played[-1], name=plan.name)
-                rates[arm].append([_rate(one).rate for one in played])
+        students = {arm: row.train(arm, seed) for arm in plan.arms}
+        row.play(students, seed)
         if plan.probe:
-            probe = _probe_config(plan, seed)
-            with Session(probe, work, say=say, progress=progress) as session:
-                context = session.context(probe.context, probe.placement)[0] if probe.context else EMPTY
-                for one in _loaded(session, {"base": config.model} | students, context):
-                    tasks_of_probe = session.tasks("test", probe.test_tasks)
-                    _play(session, one, tasks_of_probe, seed, probed[one.label], name=plan.name)
+            row.play_probe(students, seed)
     trained = [claim for claim in plan.claims if set(claim) <= set(plan.arms)]
     return Result(
-        plan=plan, tasks=tasks, floors=floors,
-        rates={arm: _rate(found) for arm, found in outcomes.items()},
-        findings=[_finding(claim, outcomes) for claim in plan.claims],
-        probe={arm: _rate(found) for arm, found in probed.items()},
-        probe_findings=[_finding(claim, probed) for claim in trained] if plan.probe else [],
-        reply_tokens={arm: sum(found) / len(found) for arm, found in tokens.items()},
-        drift=moved, curves={arm: _curves(files) for arm, files in logs.items()},
-        chosen_on_test={arm: _chosen(of_seeds) for arm, of_seeds in rates.items() if of_seeds},
+        plan=plan, tasks=row.tasks, floors=row.floors,
+        rates={arm: _rate(found) for arm, found in row.outcomes.items()},
+        findings=[_finding(claim, row.outcomes) for claim in plan.claims],
+        probe={arm: _rate(found) for arm, found in row.probed.items()},
+        probe_findings=[_finding(claim, row.probed) for claim in trained] if plan.probe else [],
+        reply_tokens={arm: sum(found) / len(found) for arm, found in row.tokens.items()},
+        drift=row.moved, curves={arm: _curves(files) for arm, files in row.logs.items()},
+        chosen_on_test={arm: _chosen(of_seeds) for arm, of_seeds in row.rates.items() if of_seeds},
     )  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Row:
+    """A row at work: what it is run with, and what was seen so far."""
+
+    plan: Plan
+    work: Path
+    say: Callable[[str], None]
+    progress: Progress
+    keep_checkpoints: bool
+    """Every checkpoint plays, too."""
+    experience: Experience | None
+    floors: str = ""
+    tasks: int = 0
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
+        self.probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
+        self.tokens: dict[str, list[float]] = {arm: [] for arm in self.outcomes}
+        self.moved: dict[str, Drift] = {}
+        self.rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
+        """Of every checkpoint, by arm and training seed."""
+        self.logs: dict[str, list[Path]] = {arm: [] for arm in plan.arms}
+
+    def open(self, config: PlayerConfig) -> Session:
+        return Session(config, self.work, say=self.say, progress=self.progress)
+
+    def config(self, arm: str, seed: int) -> ConsolidateConfig:
+        """The settings of an arm, with the context that its experience left."""
+        config = dataclasses.replace(self.plan.config(arm, seed), keep_checkpoints=self.keep_checkpoints)
+        if self.experience is None or not of_experience(config.context):
+            return config
+        return dataclasses.replace(config, context=self.experience.context(config.context, seed), force=True)
+
+    def train(self, arm: str, seed: int) -> str:
+        """The folder of an arm's student."""
+        plan, config = self.plan, self.config(arm, seed)
+        self.say(f"{plan.name}: {arm}, seed {seed}")
+        if self.experience is not None and config.replays:
+            play_train(plan, config, self.work, say=self.say, progress=self.progress)
+        mixed = None
+        if config.mix:  # its contexts were scored with the seed of the row's experience
+            scored = dataclasses.replace(config, seed=plan.gathering().seed)
+            with self.open(scored) as session:
+                mixed = find_context(session, scored)
+        with self.open(config) as session:
+            student = distil(session, config, mixed or find_context(session, config)).folder
+        self.logs[arm].append(Path(student).with_name("metrics.jsonl"))
+        return student
+
+    def play(self, students: Mapping[str, str], seed: int) -> None:
+        """Play the untrained arms and one training seed's students on test tasks."""
+        plan, config = self.plan, self.plan.config("base", seed)
+        with self.open(config) as session:
+            test = session.tasks("test", config.test_tasks)
+            base = Contestant(label="base", model=session.load(config.model))
+            contexts = {arm: shown_context(session, self.config(arm, seed)) for arm in plan.shown}
+            shown = [dataclasses.replace(base, label=arm, context=context) for arm, context in contexts.items()]
+            for one in itertools.chain([base, *shown], _loaded(session, students)):
+                table, outcomes = _play(session, one, test, plan.name)
+                self.outcomes[one.label] |= _of_seed(outcomes, seed)
+                self.floors, self.tasks = table.floors.text if table.floors else "none", len(test)
+                self.tokens[one.label].append(table.rows[0].reply_tokens)
+                if seed == plan.seeds[0]:
+                    setup = session.setup(session.player_for(base.model))
+                    self.moved[one.label] = drift(session, one, base, test, setup=setup)
+            for arm, folder in students.items() if self.keep_checkpoints else ():
+                kept = sorted(Path(folder).with_name(CHECKPOINTS).iterdir())
+                steps = _loaded(session, {f"{arm}, step {int(step.name)}": str(step) for step in kept})
+                played = [_play(session, one, test, plan.name)[1] for one in steps]
+                self.rates[arm].append([_rate(outcomes).rate for outcomes in played])
+
+    def play_probe(self, students: Mapping[str, str], seed: int) -> None:
+        """Play the base and one training seed's students where they were not trained."""
+        probe = _probe_config(self.plan, seed)
+        with self.open(probe) as session:
+            context = session.context(probe.context, probe.placement)[0] if probe.context else EMPTY
+            base = {"base": self.plan.config("base", seed).model}
+            for one in _loaded(session, base | dict(students), context):
+                outcomes = _play(session, one, session.tasks("test", probe.test_tasks), self.plan.name)[1]
+                self.probed[one.label] |= _of_seed(outcomes, seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -227,15 +192,15 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
     config = plan.gathering()
     play = pick(config, PlayConfig, episodes=config.episodes_per_round)
     with Session(play, work, say=say, progress=progress) as session:
-        run_id = stage(session, "play", recipe=plan.name)
+        run_id = session.ledger.stage("play", recipe=plan.name)
         done = gather(session, play, run_id=run_id)
-        session.finish(run_id, done.to_dict())
+        session.ledger.finish(run_id, done.to_dict())
         say(f"{plan.name}: played {done.rate}; {len(done.items)} items, {len(done.candidates)} candidate contexts")
         if not done.candidates:
             raise ConfigError("no item could be read from the extractor's replies; gather more episodes or chains")
-        scoring = stage(session, "score", recipe=plan.name)
+        scoring = session.ledger.stage("score", recipe=plan.name)
         ranking, _ = choose(session, pick(config, ScoreConfig), done.candidates, run_id=scoring, gate=False)
-        session.finish(scoring, {"text": str(ranking)})
+        session.ledger.finish(scoring, {"text": str(ranking)})
         row = session.store.run(run_id)
         chains = chains_of(session.store, row | {"config": json.loads(row["config"])})
         return Experience(
@@ -252,8 +217,8 @@ def play_train(
     episodes = plan.gathering().episodes_per_round
     play = pick(config, PlayConfig, context="", split="train", extract=False, episodes=episodes)
     with Session(play, work, say=say, progress=progress) as session:
-        run_id = stage(session, "play", recipe=plan.name)
-        session.finish(run_id, gather(session, play, run_id=run_id).to_dict())
+        run_id = session.ledger.stage("play", recipe=plan.name)
+        session.ledger.finish(run_id, gather(session, play, run_id=run_id).to_dict())
 
 
 def _probe_config(plan: Plan, seed: int) -> EvaluateConfig:
@@ -284,15 +249,18 @@ def _loaded(session: Session, names: Mapping[str, str], context: Context = EMPTY
 
 
 def _play(
-    session: Session, one: Contestant, tasks: Sequence[Task], seed: int, into: Outcomes, *, name: str
-) -> Evaluation:  # fmt: skip
-    run_id = session.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
+    session: Session, one: Contestant, tasks: Sequence[Task], name: str
+) -> tuple[Evaluation, Mapping[Place, bool]]:
+    """The table of one contestant of the row ``name``, and its outcomes."""
+    run_id = session.ledger.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
     table = evaluate(session, [one], tasks, run_id=run_id)
-    session.finish(run_id, table.to_dict())
-    setup, places = session.setup(session.player_for(one.model)), [(t.key, t.seed, 0) for t in tasks]
-    found = session.store.outcomes(one.arm, env=session.env, setup=setup, split="test", places=places)
-    into |= {(seed, *place): won for place, won in found.items()}
-    return table
+    session.ledger.finish(run_id, table.to_dict())
+    arena = session.bench(run_id, one.model).arena("test", places_of(tasks))
+    return table, session.store.outcomes(one.arm, arena)
+
+
+def _of_seed(outcomes: Mapping[Place, bool], seed: int) -> Outcomes:
+    return {(seed, *place): won for place, won in outcomes.items()}
 
 
 def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
@@ -313,7 +281,7 @@ def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:
     )
 
 
-def _rate(outcomes: Outcomes) -> Rate:
+def _rate(outcomes: Mapping[Any, bool]) -> Rate:
     return Rate(sum(outcomes.values()), len(outcomes))
 
 
@@ -321,41 +289,6 @@ def _finding(claim: tuple[str, str], outcomes: Mapping[str, Outcomes]) -> Findin
     better, worse = claim
     a, b = outcomes[better], outcomes[worse]
     return Finding(better=better, worse=worse, comparison=compare(a, b, {place: place[1] for place in (*a, *b)}))
-
-
-def lines(result: Result) -> list[str]:
-    """The row as text: what was measured beside what was published."""
-    plan, published = result.plan, result.plan.paper
-    seeds = f"{len(plan.seeds)} training seed{'s' * (len(plan.seeds) > 1)}"
-    out = [f"{plan.name}: {Path(plan.settings['env']).name}, {plan.settings.get('model', 'default model')}, {seeds}"]
-    if published:
-        out.append(f"paper: {published.get('what', '')}")
-    probe = f"  {Path(plan.probe['env']).name}" if plan.probe else ""
-    out.append(f"{'':22s} {'success':>7s}  {'95 % interval':>16s} {'n':>5s} {'paper':>6s} {'tokens':>7s}{probe}")
-    for arm, rate in result.rates.items():
-        paper = f"{published[arm] / 100:6.3f}" if arm in published else f"{'-':>6s}"
-        probed = f"  {result.probe[arm].rate:.3f}" if arm in result.probe else ""
-        interval = f"[{rate.low:.3f}, {rate.high:.3f}]"
-        out.append(
-            f"{arm:22s} {rate.rate:7.3f}  {interval:>16s} {rate.n:5d} {paper} {result.reply_tokens[arm]:7.1f}{probed}"
-        )
-    for found in result.findings:
-        out.append(f"{found.better} > {found.worse}: {_seen(found)}")
-    for found in result.probe_findings:
-        out.append(f"on {probe.strip()}, {found.better} > {found.worse}: {_seen(found)}")
-    out += drift_lines(result.drift)
-    for arm, one in result.chosen_on_test.items():
-        honest = f"chosen on select {result.rates[arm].rate:.3f}"
-        out.append(
-            f"the paper's report, checkpoints chosen on these test tasks (biased upward): {arm}: best {one.best:.3f}, "
-            f"mean of the best three {one.best_three:.3f}, of {one.checkpoints}; {honest}"
-        )
-    return [*out, f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
-
-
-def _seen(found: Finding) -> str:
-    seen = found.comparison
-    return f"{found.verdict}; {seen.difference}, {seen.wins} won / {seen.losses} lost on {seen.tasks} tasks"
 
 
 def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
@@ -384,7 +317,7 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
                 needs = f"{memory(name, config, session.compute)}; at least {hours:.2g} h a seed"
             except ModelError as error:
                 needs = f"memory and time not estimated: {str(error).splitlines()[0]}"
-            replayed = config.method == "prefix-replay" and plan.experience is not None
+            replayed = config.replays and plan.experience is not None
             games = f" after {plan.gathering().episodes_per_round} games on train tasks" if replayed else ""
             say(
                 f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from math import comb, log, sqrt
+from math import comb, sqrt
 from statistics import NormalDist
 from typing import Literal, TypeVar
 
@@ -44,6 +44,10 @@ class Rate:
     def __str__(self) -> str:
         low, high = wilson(self.wins, self.n)
         return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] (n={self.n})"
+
+    def to_dict(self) -> dict[str, float]:
+        """As reports write it."""
+        return {"success": self.rate, "low": self.low, "high": self.high, "n": self.n}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,6 +85,13 @@ class Comparison:
             f"{self.n} episodes on {self.tasks} tasks: {self.first.rate:.3f} against {self.second.rate:.3f}, "
             f"{self.difference}, win/loss {self.wins}/{self.losses}, {self.test} {self.p:.3g}"
         )
+
+    def to_dict(self) -> dict[str, float | str]:
+        """As reports write it."""
+        return {
+            "difference": self.difference.diff, "low": self.difference.low, "high": self.difference.high,
+            "n": self.n, "tasks": self.tasks, "wins": self.wins, "losses": self.losses, "p": self.p, "test": self.test,
+        }  # fmt: skip
 
 
 def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -122,16 +133,6 @@ def mid_p(w: int, l: int) -> float:  # noqa: E741 - wins and losses
     if n == 0:
         return 1.0
     return (2 * sum(comb(n, j) for j in range(w + 1, n + 1)) + comb(n, w)) / 2 ** (n + 1)
-
-
-def log_e(w: int, l: int) -> float:  # noqa: E741 - wins and losses
-    """Natural log of an e-value for "the first arm wins more than half of the discordant pairs".
-
-    The prior is uniform on (1/2, 1). It may be watched after every pair: reject when it reaches
-    ``log(1 / alpha)``. Do not use it together with :func:`mid_p` on one comparison.
-    """
-    n = w + l
-    return log(sum(comb(n + 1, j) for j in range(l + 1, n + 2))) - log((n + 1) * comb(n, l))
 
 
 def sign_flip(sums: Sequence[int], draws: int = 9999, seed: int = 0) -> float:

@@ -10,6 +10,7 @@ from agentopcd.config import EvaluateConfig
 from agentopcd.drift import Drift, drift_dict, drifts
 from agentopcd.errors import ConfigError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate
+from agentopcd.knowledge import best_ref
 from agentopcd.session import Session
 from agentopcd.types import EMPTY
 
@@ -27,13 +28,13 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
     student_name = config.student or session.newest_student()
     student = session.load(student_name) if student_name else None
     base = _base_of(session, config, student)
-    run_id = session.begin("evaluate", student=student.id if student else "", base=base.id)
+    run_id = session.ledger.begin("evaluate", student=student.id if student else "", base=base.id)
     contestants = [Contestant(label="base", model=base)]
     if config.context:
         context = session.context(config.context, config.placement)[0]
     else:
         carried = list(store.model_contexts(student.id)) if student else []
-        best = store.refs(f"{session.env}/best").get(f"{session.env}/best")
+        best = store.ref(best_ref(session.env))
         ids = [*carried, *([best] if best else [])]
         context = store.get_context(ids[0]) if ids else EMPTY
     if context.text:
@@ -46,8 +47,8 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
         session.say("no student: none was consolidated for this environment, and none was given")
     tasks = session.tasks("test", config.test_tasks)
     result = evaluate(session, contestants, tasks, run_id=run_id)
-    moved = drifts(session, contestants, tasks, setup=session.setup(session.player_for(base)))
-    session.finish(run_id, result.to_dict() | drift_dict(moved))
+    moved = drifts(session, contestants, tasks, setup=session.setup())
+    session.ledger.finish(run_id, result.to_dict() | drift_dict(moved))
     return result, moved
 
 
@@ -62,5 +63,5 @@ def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedMod
             raise ConfigError(f"the model that {student.name} was trained from is not here; give the base with --model")
         base = session.load(rows[0]["path"] if student else session.default_model)
         session.say(f"base: {rows[0]['name'] if student else session.default_model}")
-    session.__dict__["loaded"] = base  # the model the run row names
+    session.use(base)  # the model that the run row names
     return base

@@ -27,7 +27,7 @@ from agentopcd.cli.options import progress
 from agentopcd.config import PlayConfig
 from agentopcd.errors import AgentOpcdError, ConfigError, did_you_mean
 from agentopcd.experience import chains_of
-from agentopcd.knowledge import Arm, Place, Store, play_missing
+from agentopcd.knowledge import Place, Store, places_of
 from agentopcd.runs import write_json
 from agentopcd.session import Session
 from agentopcd.stats import wilson
@@ -53,7 +53,7 @@ class Step:
 
 def play_runs(store: Store, env: str) -> list[dict[str, Any]]:
     """The finished runs of ``env`` that filled a pool, oldest first: the rounds."""
-    runs = [row | {"config": json.loads(row["config"])} for row in store.table("run", "id") if row["verb"] == "play"]
+    runs = [row | {"config": json.loads(row["config"])} for row in store.runs("play")]
     known = {run["config"]["env"] for run in runs}
     runs = [run for run in runs if run["status"] == "done" and run["config"]["extract"] and run["config"]["env"] == env]
     if not runs:
@@ -68,22 +68,20 @@ def play_round(work: Path, number: int, run: Mapping[str, Any], n: int) -> list[
     own = {name: settings[name] for name in names if name in settings}
     own |= {"env": settings["env_ref"], "model": run["path"]}
     with Session(PlayConfig(**own), work, progress=progress) as session:
-        store, env, setup = session.store, session.env, session.setup()
-        tasks, model = session.tasks("select", n), session.loaded.id
-        if model != settings["model_id"]:
+        store, tasks = session.store, session.tasks("select", n)
+        if session.loaded.id != settings["model_id"]:
             raise ConfigError(f"the model at {run['path']} is no longer the one that played round {number}")
         chains = chains_of(store, run)
         contexts = [store.get_context(id_) for id_ in dict.fromkeys(id_ for ids in chains for id_ in ids)]
         facts = {"play_run": run["id"], "tasks": len(tasks)}
-        run_id = session.finished("accumulation", **facts) or session.begin("accumulation", **facts)
-        jobs = [Job(task, context) for task in tasks for context in contexts]
-        play_missing(store, jobs, session.plays(f"round {number}"), model, setup, env, run_id)
-        places = {(task.key, task.seed, 0) for task in tasks}
-        outcomes = {c.id: store.outcomes(Arm(model, c.id), env, setup, places=places) for c in contexts}
+        bench = session.bench(session.ledger.stage("accumulation", **facts))
+        bench.play_missing(f"round {number}", [Job(task, context) for task in tasks for context in contexts])
+        places = set(places_of(tasks))
+        outcomes = {c.id: store.outcomes(bench.arm(c), bench.arena(places=places)) for c in contexts}
         common = sorted(places.intersection(*outcomes.values()))  # what the environment broke is left out for all
         if not common:
             raise ConfigError(f"round {number}: no task was played with every context")
-        session.finish(run_id, {"contexts": list(outcomes)})
+        session.ledger.finish(bench.run_id, {"contexts": list(outcomes)})
         return [count(number, step, ids, common, outcomes) for step, ids in enumerate(zip(*chains, strict=True))]
 
 

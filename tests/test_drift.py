@@ -35,7 +35,7 @@ def test_drift_is_the_mean_over_the_tokens_of_ones_own_replies(tmp_path: Path, c
             Contestant(label="student", model=other),
         ]
         tasks = session.tasks("test", 12)
-        evaluate(session, everyone, tasks, run_id=session.begin("evaluate"))
+        evaluate(session, everyone, tasks, run_id=session.ledger.begin("evaluate"))
         setup = session.setup(session.player_for(base))
         found = drifts(session, everyone, tasks, setup=setup)
         assert found["base"].kl_nats == 0 and found["base"].episodes == 12

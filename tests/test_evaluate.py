@@ -55,7 +55,7 @@ def contestants(session: Session) -> list[Contestant]:
 
 def run(session: Session) -> Evaluation:
     tasks = session.tasks("test", 20)
-    return evaluate(session, contestants(session), tasks, run_id=session.begin("evaluate"))
+    return evaluate(session, contestants(session), tasks, run_id=session.ledger.begin("evaluate"))
 
 
 def test_three_arms_play_the_same_test_tasks(session: Session) -> None:
@@ -82,13 +82,13 @@ def test_an_evaluation_is_played_once_and_read_back_after(session: Session, monk
     monkeypatch.setattr(Player, "play", None)
     assert run(session).to_dict() == first.to_dict()
     setup = session.setup(session.player_for(session.loaded))
-    again = tabulate(session, contestants(session), session.tasks("test", 20), setup=setup)
+    again = tabulate(session, [one.entry for one in contestants(session)], session.tasks("test", 20), setup=setup)
     assert again.to_dict() == first.to_dict()
 
 
 def test_more_tasks_extend_what_was_played(session: Session) -> None:
     run(session)
-    more = evaluate(session, contestants(session), session.tasks("test", 30), run_id=session.begin("evaluate"))
+    more = evaluate(session, contestants(session), session.tasks("test", 30), run_id=session.ledger.begin("evaluate"))
     assert [row.rate.n for row in more.rows] == [30, 30, 30]
     assert session.store.query("SELECT count(*) AS n FROM episode")[0]["n"] == 90
 
@@ -113,10 +113,10 @@ def test_without_a_gain_in_context_there_is_nothing_to_recover(session: Session)
     session.store.add_context(Context("no use"))
     useless = dataclasses.replace(shown, context=Context("no use"))
     tasks = session.tasks("test", 5)
-    assert evaluate(session, [base, useless, student], tasks, run_id=session.begin("x")).recovered is None
-    assert evaluate(session, [base, student], tasks, run_id=session.begin("x")).recovered is None
+    assert evaluate(session, [base, useless, student], tasks, run_id=session.ledger.begin("x")).recovered is None
+    assert evaluate(session, [base, student], tasks, run_id=session.ledger.begin("x")).recovered is None
 
 
 def test_no_tasks_are_refused(session: Session) -> None:
     with pytest.raises(ConfigError, match="no test tasks"):
-        evaluate(session, contestants(session), [], run_id=session.begin("evaluate"))
+        evaluate(session, contestants(session), [], run_id=session.ledger.begin("evaluate"))

@@ -55,7 +55,7 @@ class Lab:
     def play(self, **settings: Any) -> experience.Gathered:
         config = self.config(**settings)
         with self.open(config) as session:
-            run_id = session.begin("play")
+            run_id = session.ledger.begin("play")
             done = experience.gather(session, config, run_id=run_id)
             session.store.finish(run_id, done.to_dict())
             return done
@@ -154,7 +154,7 @@ def test_a_run_with_a_context_can_be_repeated_too(lab: Lab, tmp_path: Path) -> N
 def test_a_killed_run_loses_and_doubles_nothing(lab: Lab, after: int) -> None:
     config = lab.config()
     with lab.open(config, kill_after=after) as session, pytest.raises(Killed):
-        experience.gather(session, config, run_id=session.begin("play"))
+        experience.gather(session, config, run_id=session.ledger.begin("play"))
     assert 0 < lab.count("episode") < 4
     done = lab.play()
     assert lab.count("episode") == lab.count("transcript") == 4
@@ -165,7 +165,7 @@ def test_a_killed_run_loses_and_doubles_nothing(lab: Lab, after: int) -> None:
 def test_extracting_again_adds_nothing(lab: Lab) -> None:
     config = lab.config()
     with lab.open(config) as session:
-        run_id = session.begin("play")
+        run_id = session.ledger.begin("play")
         first = experience.gather(session, config, run_id=run_id)
         tables = ("episode", "item", "item_source", "context", "ref_move")
         before = [session.store.query(f"SELECT count(*) AS n FROM {table}") for table in tables]
@@ -203,7 +203,7 @@ def test_a_chain_without_an_item_keeps_its_number_when_the_run_goes_on(lab: Lab)
 def choose(lab: Lab, candidates: list[Context], **kill: int) -> Any:
     config = pick(lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20)
     with lab.open(config, **kill) as session:
-        return experience.choose(session, config, candidates, run_id=session.begin("score"))
+        return experience.choose(session, config, candidates, run_id=session.ledger.begin("score"))
 
 
 def test_the_context_with_the_clue_is_chosen_and_confirmed(lab: Lab) -> None:
@@ -249,11 +249,11 @@ def test_candidates_come_latest_step_and_newest_chain_first_and_each_once(lab: L
 def test_items_of_the_pool_get_values(lab: Lab) -> None:
     config = pick(lab.config(), ScoreConfig, select_tasks=20, method="subsets")
     with lab.open(config) as session:
-        store, run_id = session.store, session.begin("score")
-        from agentopcd.knowledge import ingest
+        store, run_id = session.store, session.ledger.begin("score")
+        from agentopcd.knowledge import Origin, ingest
 
         for text in (tiny.CLUE, "say nothing"):
-            ingest(store, f"{MARKER} {text}", run_id=run_id, env=session.env)
+            ingest(store, f"{MARKER} {text}", Origin(run_id=run_id))
         pool = [Context(f"{MARKER} {tiny.CLUE}\n{MARKER} say nothing")]
         store.add_context(pool[0])
         values = experience.value_items(session, config, pool, run_id=run_id)
@@ -273,7 +273,7 @@ def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
     config = pick(lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20)
     noise = Context("say nothing")
     with lab.open(config) as session:
-        run_id = session.begin("score", traces=True)
+        run_id = session.ledger.begin("score", traces=True)
         ranking, _ = experience.choose(session, config, [noise], run_id=run_id, gate=False, traces=400)
         assert [row.context_id for row in ranking.rows] == [noise.id]
         raw = experience.raw_traces(session, 400, "user")

@@ -36,6 +36,8 @@ FLOORS = {
     "estimate": 3,
     "metrics": 4.5,
     "played": 4.5,
+    "engine": 3.2,
+    "ledger": 3.2,
     "session": 3.5,
     "methods": 4,
     "experience": 4,

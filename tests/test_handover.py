@@ -19,7 +19,7 @@ from agentopcd.distil import Distilled, distil
 from agentopcd.errors import ConfigError
 from agentopcd.experience import gather
 from agentopcd.handover import find_context, shares
-from agentopcd.knowledge import play_missing
+from agentopcd.ledger import Ledger
 from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Player
 from agentopcd.runs import CHECKPOINTS
@@ -139,12 +139,11 @@ def test_the_store_weighs_what_is_mixed(session: Session) -> None:
     assert isinstance(config, ConsolidateConfig)
     tasks = session.tasks("select", 8)
     good, better, useless = Context(f"a: {tiny.CLUE}"), Context(f"b: {tiny.CLUE}"), Context("c: say nothing")
-    run_id = session.begin("score")
+    run_id = session.ledger.begin("score")
     for step, context in enumerate((good, better, useless)):
         store.add_context(context)
         store.move(f"{session.env}/pool/00/{step:02d}", context.id, "extract")
-        jobs = [Job(task, context) for task in tasks]
-        play_missing(store, jobs, session.plays("select"), session.loaded.id, session.setup(), session.env, run_id)
+        session.bench(run_id).play_missing("select", [Job(task, context) for task in tasks])
     with pytest.raises(ConfigError, match="confirm gate"):
         find_context(session, config)
     found = find_context(session, dataclasses.replace(config, force=True))
@@ -187,7 +186,7 @@ def test_replay_answers_stored_turns_of_train_tasks_and_plays_no_game(
         compute="float32", max_steps=3,
     )  # fmt: skip
     with Session(play, tmp_path / "w", say=lambda line: None) as session:
-        run_id = session.begin("play")
+        run_id = session.ledger.begin("play")
         gather(session, play, run_id=run_id)
         rows = session.store.episodes(run_id=run_id)
         stored = {row["id"]: session.store.transcript(row["id"]) for row in rows}
@@ -223,9 +222,35 @@ def test_replayed_replies_are_the_students_own(model_dir: Path, tmp_path: Path) 
         compute="float32", max_steps=3,
     )  # fmt: skip
     with Session(play, tmp_path / "w", say=lambda line: None) as session:
-        gather(session, play, run_id=session.begin("play"))
+        gather(session, play, run_id=session.ledger.begin("play"))
     run = Path(trained(tmp_path, model_dir, learning_rate=1e-2).folder).parent
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
     # The trainer's log-probabilities are the sampler's, after an update, too.
     assert [one["step"] for one in steps] == [1, 2]
     assert all(one["engine/logprob_gap_max_nats"] < 1e-3 for one in steps)
+
+
+def test_a_run_killed_between_its_folder_and_its_row_is_settled_when_the_workspace_is_opened(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ConsolidateConfig(
+        env="math", model=str(model_dir), steps=1, batch_size=2, max_tokens=3, select_tasks=2, test_tasks=2,
+        compute="float32",
+    )  # fmt: skip
+
+    def killed(*arguments: Any) -> None:
+        raise Killed
+
+    with Session(config, tmp_path / "w", say=lambda line: None) as session, monkeypatch.context() as patch:
+        patch.setattr(Ledger, "finish", killed)
+        with pytest.raises(Killed):
+            distil(session, config, LESSONS)
+        assert session.newest_student() is None
+        assert [row["status"] for row in session.store.runs("consolidate")] == ["running"]
+    (file,) = (tmp_path / "w" / "runs").glob("consolidate-*/result.json")
+    with Session(config, tmp_path / "w", say=lambda line: None) as session:
+        assert session.newest_student() == str(file.parent / "student")
+        (row,) = session.store.runs("consolidate")
+        assert (row["status"], json.loads(row["result"])) == ("done", json.loads(file.read_text()))
+        assert distil(session, config, LESSONS).repeated
+        assert len(session.store.runs("consolidate")) == 1

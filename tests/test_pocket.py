@@ -30,8 +30,8 @@ def arms(env: str, work: Path, tasks: int, *contestants: tuple[str, str, Context
     with Session(EvaluateConfig(env=env, sample_batch=64), work, say=quiet) as session:
         known = {name: session.load(name) for name in {name for _, name, _ in contestants}}
         who = [Contestant(label=label, model=known[name], context=context) for label, name, context in contestants]
-        session.__dict__["loaded"] = who[0].model
-        return evaluate(session, who, session.tasks("test", tasks), run_id=session.begin("evaluate"))
+        session.use(who[0].model)
+        return evaluate(session, who, session.tasks("test", tasks), run_id=session.ledger.begin("evaluate"))
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -67,7 +67,7 @@ def test_it_follows_a_context_against_what_is_usual(tmp_path: Path) -> None:
 def test_what_it_writes_down_about_letters_is_mostly_true(tmp_path: Path) -> None:
     config = PlayConfig(env="frozen-lake-4x4", model="pocket", episodes=48, chains=8, chain_steps=8, sample_batch=64)
     with Session(config, tmp_path, say=quiet) as session:
-        gathered = gather(session, config, run_id=session.begin("play"))
+        gathered = gather(session, config, run_id=session.ledger.begin("play"))
         # an item counts once for every episode it was read off
         found = [(i.text, len(session.store.sources(i.id))) for i in session.store.items(ids=gathered.items)]
     assert not gathered.flagged and len(found) > 5

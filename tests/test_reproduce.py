@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from agentopcd import estimate, recipes, reproduce
+from agentopcd import estimate, recipes, report, reproduce
 from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.errors import AgentOpcdError, ConfigError
 from agentopcd.knowledge import Store
@@ -262,7 +262,7 @@ def test_the_verdict_follows_the_paired_interval(wins: int, losses: int, verdict
     a = {place: place < wins for place in places}
     b = {place: wins <= place < wins + losses for place in places}
     seen = compare(a, b, {place: str(place) for place in places})
-    assert reproduce.Finding(better="a", worse="b", comparison=seen).verdict == verdict
+    assert report.Finding(better="a", worse="b", comparison=seen).verdict == verdict
 
 
 def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from agentopcd.config import ConsolidateConfig, PlayConfig
 from agentopcd.envs.splits import build_splits
 from agentopcd.errors import ConfigError, EnvError, TaskLeak
 from agentopcd.knowledge import Found
-from agentopcd.session import DEFAULT_MODEL, Session, run_config
+from agentopcd.ledger import run_config
+from agentopcd.session import DEFAULT_MODEL, Session
 from agentopcd.types import MARKER, Context, Task
 from tests import tiny
 
@@ -191,18 +192,18 @@ def test_the_model_is_the_given_one_then_the_newest_student_then_the_built_in(ro
 def test_a_run_is_resumed_until_it_is_finished(rows: str, tmp_path: Path, tiny_model_dir: Path) -> None:
     model = str(tiny_model_dir)
     with open_session(rows, tmp_path / "w", model=model) as session:
-        first = session.begin("play")
-        assert session.begin("play") == first
-        assert session.begin("play", pool=[1]) != first
-        assert session.finished("play") is None and session.result(first) is None
+        first = session.ledger.begin("play")
+        assert session.ledger.begin("play") == first
+        assert session.ledger.begin("play", pool=[1]) != first
+        assert session.ledger.finished("play") is None and session.ledger.result(first) is None
         session.store.finish(first, {"n": 1})
-        assert (session.finished("play"), session.result(first)) == (first, {"n": 1})
-        second = session.begin("play")
+        assert (session.ledger.finished("play"), session.ledger.result(first)) == (first, {"n": 1})
+        second = session.ledger.begin("play")
         assert second != first
     with open_session(rows, tmp_path / "w", model=model) as session:
-        assert session.begin("play") == second
+        assert session.ledger.begin("play") == second
     with open_session(rows, tmp_path / "w", model=model, temperature=0.1) as session:
-        assert session.begin("play") != second
+        assert session.ledger.begin("play") != second
         row = json.loads(session.store.run(second)["config"])
         assert (row["env"], row["model_id"]) == (rows, session.loaded.id)
 

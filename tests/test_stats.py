@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from math import log, sqrt
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ from agentopcd.stats import (
     Rate,
     compare,
     detectable,
-    log_e,
     mid_p,
     paired_difference,
     pairs_needed,
@@ -59,22 +58,6 @@ def test_mid_p_by_hand_and_by_symmetry() -> None:
     assert mid_p(0, 0) == 1.0
     assert mid_p(2, 0) == 1 / 8  # half of the one path among four
     assert mid_p(7, 3) + mid_p(3, 7) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize(
-    ("w", "l", "value"),  # log of the integral of 2 p^w (1-p)^l 2^n over (1/2, 1), by quadrature
-    [(3, 1, 0.26236426446749106), (12, 4, 1.4188704279627653), (5, 5, -0.9958525547103407)],
-)
-def test_log_e_matches_stored_values(w: int, l: int, value: float) -> None:  # noqa: E741
-    assert log_e(w, l) == pytest.approx(value, abs=1e-9)
-
-
-def test_log_e_may_be_watched_all_the_time() -> None:
-    rng, rejected = np.random.default_rng(5), 0
-    for _ in range(300):
-        wins = np.cumsum(rng.integers(0, 2, size=200))
-        rejected += any(log_e(int(w), n - int(w)) >= log(1 / 0.05) for n, w in enumerate(wins, 1))
-    assert rejected <= 0.05 * 300
 
 
 def test_sign_flip_agrees_with_counting_all_signs() -> None:

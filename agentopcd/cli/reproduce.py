@@ -28,7 +28,8 @@ def reproduce(
     from agentopcd import models
     from agentopcd.errors import AgentOpcdError, ConfigError, did_you_mean
     from agentopcd.recipes import REPORTS, find_recipe, read
-    from agentopcd.reproduce import lines, run, say_plan
+    from agentopcd.report import lines
+    from agentopcd.reproduce import run, say_plan
     from agentopcd.runs import workspace, write_json
 
     call = Call(work, as_json, dry_run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -18,6 +18,11 @@ from agentopcd.config import (
     player_flags,
 )
 from agentopcd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agentopcd.distil import Distilled
+    from agentopcd.knowledge import Confirmation
+    from agentopcd.session import Session
 
 
 def add_to(app: typer.Typer, knowledge: typer.Typer) -> None:
@@ -43,9 +48,9 @@ def play(config: PlayConfig, call: Call) -> None:
             return _plan(session, call, plan)
         from agentopcd.experience import gather
 
-        run_id = session.begin("play")
+        run_id = session.ledger.begin("play")
         result = gather(session, config, run_id=run_id)
-        session.finish(run_id, result.to_dict())
+        session.ledger.finish(run_id, result.to_dict())
         call.show(result.to_dict())
         call.say(f"run {run_id}: success {result.rate}, {len(result.items)} items, {result.flagged} flagged")
         if config.extract and not result.items:
@@ -72,10 +77,10 @@ def score(config: ScoreConfig, call: Call) -> None:
         from agentopcd import experience
 
         candidates = experience.pool(session, prefix=config.pool)
-        run_id = session.begin("score", pool=[c.id for c in candidates])
+        run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
         if config.method == "subsets":
             values = experience.value_items(session, config, candidates, run_id=run_id)
-            session.finish(run_id, {"values": values})
+            session.ledger.finish(run_id, {"values": values})
             call.show(values)
             for row in values:
                 call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
@@ -86,7 +91,7 @@ def score(config: ScoreConfig, call: Call) -> None:
         )
         result = {"best": ranking.best.context_id, "competed": ranking.competed,
                   "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
-        session.finish(run_id, result)
+        session.ledger.finish(run_id, result)
         call.show(result)
         _say_gate(call, config, ranking.best.context_id, outcome)
 
@@ -102,12 +107,13 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
         if call.dry_run:
             n = len(session.tasks("confirm", config.confirm_tasks))
             return _plan(session, call, [f"2 contexts on {n} confirm tasks"])
-        from agentopcd.experience import confirm_one
+        from agentopcd.knowledge import confirm
 
         context, _ = session.context(config.context)
-        run_id = session.begin("confirm", context_id=context.id)
-        outcome = confirm_one(session, context, config.confirm_tasks, run_id=run_id)
-        session.finish(run_id, {"confirmed": outcome.passed, "context": context.id})
+        run_id = session.ledger.begin("confirm", context_id=context.id)
+        outcome = confirm(session.bench(run_id), context, session.tasks("confirm", config.confirm_tasks))
+        session.say(str(outcome))
+        session.ledger.finish(run_id, {"confirmed": outcome.passed, "context": context.id})
         call.show({"confirmed": outcome.passed, "context": context.id})
         _say_gate(call, config, context.id, outcome)
 
@@ -185,7 +191,7 @@ def learn(config: LearnConfig, call: Call) -> None:
     call.say(f"next: agentopcd knowledge list refs{_work(call)}")
 
 
-def _open(config: PlayerConfig, call: Call) -> Any:
+def _open(config: PlayerConfig, call: Call) -> Session:
     from agentopcd import models
     from agentopcd.runs import workspace
     from agentopcd.session import Session
@@ -194,7 +200,7 @@ def _open(config: PlayerConfig, call: Call) -> Any:
     return Session(config, workspace(call.work), say=call.say, progress=progress)
 
 
-def _plan(session: Any, call: Call, steps: list[str]) -> None:
+def _plan(session: Session, call: Call, steps: list[str]) -> None:
     """What would be done, without doing it."""
     name, why = session.model_name()
     call.show({"settings": session.config.to_dict(), "plan": steps, "model": name})
@@ -204,7 +210,7 @@ def _plan(session: Any, call: Call, steps: list[str]) -> None:
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
 
 
-def _memory(session: Any, config: ConsolidateConfig) -> str:
+def _memory(session: Session, config: ConsolidateConfig) -> str:
     from agentopcd.errors import ModelError
     from agentopcd.estimate import memory
 
@@ -214,7 +220,7 @@ def _memory(session: Any, config: ConsolidateConfig) -> str:
         return f"not estimated: {error}"
 
 
-def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Any) -> None:
+def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confirmation | None) -> None:
     if outcome is None:
         call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {player_flags(config)}{_work(call)}")
     elif outcome.passed:
@@ -224,7 +230,7 @@ def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Any) -
         call.say(f"next: agentopcd play {player_flags(config)}{_work(call)}")
 
 
-def _say_distilled(call: Call, result: Any) -> None:
+def _say_distilled(call: Call, result: Distilled) -> None:
     from agentopcd.evaluate import lines
 
     for line in lines(result.evaluation) if result.evaluation else []:

@@ -7,10 +7,12 @@ if __name__ != "agentopcd.knowledge":
     raise ImportError(f"import agentopcd.knowledge, not {__name__}: the folder at the root is only a link")
 
 from agentopcd.knowledge.assemble import assemble, render
-from agentopcd.knowledge.extract import TEMPLATE_VERSION, extraction_messages
-from agentopcd.knowledge.ingest import Ingested, ingest
+from agentopcd.knowledge.bench import Bench, Play, places_of
+from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
+from agentopcd.knowledge.ingest import Ingested, Origin, ingest
 from agentopcd.knowledge.items import Item, flags, identify, item_ids, parse, sanitise
-from agentopcd.knowledge.queries import Arm, Leak, Pair, Place
+from agentopcd.knowledge.queries import Arena, Arm, Leak, Place
+from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix
 from agentopcd.knowledge.score import (
     Confirmation,
     ItemValue,
@@ -18,28 +20,31 @@ from agentopcd.knowledge.score import (
     add_to_pool,
     check_leaks,
     confirm,
-    play_missing,
-    pool_ref,
     score,
     subsets,
 )
 from agentopcd.knowledge.store import Found, Store, canonical, setup_id
 
 __all__ = [
-    "TEMPLATE_VERSION",
+    "EXTRACTION_VERSION",
+    "Arena",
     "Arm",
+    "Bench",
     "Confirmation",
     "Found",
     "Ingested",
     "Item",
     "ItemValue",
     "Leak",
-    "Pair",
+    "Origin",
     "Place",
+    "Play",
+    "PoolStep",
     "Ranking",
     "Store",
     "add_to_pool",
     "assemble",
+    "best_ref",
     "canonical",
     "check_leaks",
     "confirm",
@@ -49,8 +54,8 @@ __all__ = [
     "ingest",
     "item_ids",
     "parse",
-    "play_missing",
-    "pool_ref",
+    "places_of",
+    "pool_prefix",
     "render",
     "sanitise",
     "score",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from agentopcd.errors import AgentOpcdError, ConfigError, StoreError, did_you_mean
@@ -348,9 +348,8 @@ def export_text(store: Store, context_id: str) -> str:
 
 
 def import_text(
-    store: Store, text: str, *, run_id: int, placement: Placement = "user", ref: str | None = None,
-    special: tuple[str, ...] = (), recipe: Mapping[str, Any] | None = None,
-) -> TextImport:  # fmt: skip
+    store: Store, text: str, *, run_id: int, placement: Placement = "user", ref: str | None = None
+) -> TextImport:
     """Take in a text file as a context. Its items are pending and of unknown origin.
 
     With a marker anywhere it is a list of items, one per marker line; without one it is free text, a
@@ -358,7 +357,6 @@ def import_text(
 
     Args:
         ref: point this ref at it; the ref must not exist.
-        special: the tokenizer's special strings.
 
     Raises:
         ConfigError: the text is empty, or its marker lines hold no item.
@@ -366,7 +364,7 @@ def import_text(
     """
     if not text.strip():
         raise ConfigError("the file is empty; an empty context is only had by its name, 'empty'")
-    found = [Found(sanitise(piece.text, special), piece.raw, piece.line) for piece in parse(text)]
+    found = [Found(sanitise(piece.text), piece.raw, piece.line) for piece in parse(text)]
     marked = MARKER in text
     if marked and not found:
         raise ConfigError(f"no item in the file: its {MARKER!r} lines are empty")
@@ -375,7 +373,7 @@ def import_text(
         if marked:
             found = [one._replace(flags=("imported", *flags(one.text))) for one in found]
             store.add_items(run_id, found, actor=IMPORTED)
-        store.add_context(context, {"order": "file", **(recipe or {})})
+        store.add_context(context, {"order": "file"})
         if ref is not None:
             store.move(ref, context.id, IMPORTED, "imported from text", run_id, expect=None)
     as_given = text.rstrip("\n") if marked else text  # a last line end is no item

@@ -17,7 +17,7 @@ from agentopcd.types import MARKER, Context, Episode, Message, Part
 Kind = Literal["game", "single"]
 KINDS: tuple[Kind, ...] = ("game", "single")
 
-TEMPLATE_VERSION = 1
+EXTRACTION_VERSION = 1
 """Raised whenever a word below changes; keep it in the run's config."""
 
 _GAME = """\

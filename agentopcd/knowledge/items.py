@@ -63,13 +63,10 @@ class Item:
     created_at: str = ""
 
 
-def parse(reply: str, *, strict: bool = False) -> list[Parsed]:
+def parse(reply: str) -> list[Parsed]:
     """Find the items of an extractor's reply, after its last end-of-thinking mark.
 
-    Args:
-        reply: the whole reply.
-        strict: only lines that start with the exact marker (the paper's rule). Otherwise a line may
-            contain markers anywhere, each starts an item, and bullets, case and bold may vary.
+    A line may contain markers anywhere, each starts an item, and bullets, case and bold may vary.
 
     Returns:
         The items in order; pieces without a letter or digit are dropped.
@@ -77,18 +74,13 @@ def parse(reply: str, *, strict: bool = False) -> list[Parsed]:
     reply = reply.encode("utf-8", "replace").decode()  # a lone surrogate cannot be stored
     found: list[Parsed] = []
     for line in after_thinking(reply).splitlines():
-        for raw, text in _pieces(line, strict):
+        for raw, text in _pieces(line):
             if any(char.isalnum() for char in text):
                 found.append(Parsed(text.strip(), raw.strip(), len(found)))
     return found
 
 
-def _pieces(line: str, strict: bool) -> Iterable[tuple[str, str]]:
-    if strict:
-        stripped = line.strip()
-        if stripped.startswith(MARKER):
-            yield stripped, stripped[len(MARKER) :]
-        return
+def _pieces(line: str) -> Iterable[tuple[str, str]]:
     marks = list(_MARKER.finditer(line))
     ends = [mark.start() for mark in marks[1:]] + [len(line)]
     for mark, end in zip(marks, ends, strict=False):
@@ -154,22 +146,19 @@ def item_ids(context: Context) -> list[str]:
     return [identify(text) for text in item_texts(context)]
 
 
-def flags(
-    text: str, *, count_tokens: Callable[[str], int] | None = None, max_tokens: int = MAX_ITEM_TOKENS
-) -> tuple[str, ...]:
+def flags(text: str, *, count_tokens: Callable[[str], int] | None = None) -> tuple[str, ...]:
     """What a person should look at before this item is used.
 
     Args:
         text: a sanitised item.
         count_tokens: length in tokens; without it four thirds of the words are taken.
-        max_tokens: longer items are flagged ``over-long`` (they are never cut).
 
     Returns:
         Names out of ``url``, ``code``, ``tool-call``, ``override``, ``route`` (moves or coordinates of
-        one board) and ``over-long``.
+        one board) and ``over-long`` (more than :data:`MAX_ITEM_TOKENS`; items are never cut).
     """
     found = [name for name, pattern in _FLAGS.items() if pattern.search(text)]
     tokens = count_tokens(text) if count_tokens else len(text.split()) * 4 / 3
-    if tokens > max_tokens:
+    if tokens > MAX_ITEM_TOKENS:
         found.append("over-long")
     return tuple(found)

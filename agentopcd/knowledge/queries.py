@@ -25,14 +25,15 @@ class Arm(NamedTuple):
     context_id: str = EMPTY.id
 
 
-class Pair(NamedTuple):
-    """One task, seed and repetition that two arms have both played."""
+class Arena(NamedTuple):
+    """Where arms meet, and which of the episodes they played there count."""
 
-    task_key: str
-    seed: int
-    rep: int
-    first: bool
-    second: bool
+    env: str
+    setup: str
+    split: str | None = None
+    """Only tasks of this split; None: of any."""
+    places: Collection[Place] | None = None
+    """Exactly these; None: all that were played."""
 
 
 class Count(NamedTuple):
@@ -89,6 +90,14 @@ class Queries(Database):
             raise StoreError(f"no run {run_id} in {self.path}")
         return rows[0]
 
+    def runs(self, verb: str | None = None, status: str | None = None) -> list[Row]:
+        """Runs, oldest first, of one verb or status, if given; ``config`` and ``result`` are JSON text."""
+        return self.query(
+            "SELECT * FROM run WHERE (:verb IS NULL OR verb = :verb) AND (:status IS NULL OR status = :status)"
+            " ORDER BY id",
+            {"verb": verb, "status": status},
+        )
+
     def models(self, env: str | None = None, *, trained: bool = False) -> list[Row]:
         """Models, newest first.
 
@@ -109,22 +118,12 @@ class Queries(Database):
         rows = self.query("SELECT split FROM task WHERE env = ? AND key = ?", (env, key))
         return rows[0]["split"] if rows else None
 
-    def used_tasks(self, env: str, verb: str | None = None) -> set[str]:
-        """Keys of the tasks that have a stored episode (of runs of ``verb``, if given)."""
-        rows = self.query(
-            "SELECT DISTINCT task_key FROM episode e JOIN run r ON r.id = e.run_id"
-            " WHERE e.env = :env AND (:verb IS NULL OR r.verb = :verb)",
-            {"env": env, "verb": verb},
-        )
-        return {row["task_key"] for row in rows}
-
     # -- episodes -----------------------------------------------------------------------------------
 
-    def done(self, model_id: str, context_id: str, env: str, setup: str) -> set[tuple[int, int]]:
-        """The ``(seed, rep)`` pairs this arm has finished: what a resumed run need not play."""
+    def used(self, env: str, context_id: str, *, besides: int) -> set[tuple[int, int]]:
+        """The ``(seed, rep)`` pairs that any run but ``besides`` has played with a context, whatever the model."""
         rows = self.query(
-            "SELECT seed, rep FROM episode WHERE model_id = ? AND context_id = ? AND env = ? AND setup = ?",
-            (model_id, context_id, env, setup),
+            "SELECT seed, rep FROM episode WHERE env = ? AND run_id != ? AND context_id = ?", (env, besides, context_id)
         )
         return {(row["seed"], row["rep"]) for row in rows}
 
@@ -137,17 +136,16 @@ class Queries(Database):
         env: str | None = None,
         setup: str | None = None,
         split: str | None = None,
-        limit: int | None = None,
     ) -> list[Row]:
         """Episode rows with their ``split``, oldest first; every filter is optional."""
         return self.query(
             "SELECT e.*, t.split FROM episode e JOIN task t ON t.env = e.env AND t.key = e.task_key"
             " WHERE (:run_id IS NULL OR e.run_id = :run_id) AND (:model_id IS NULL OR e.model_id = :model_id)"
             " AND (:context_id IS NULL OR e.context_id = :context_id) AND (:env IS NULL OR e.env = :env)"
-            f" AND (:setup IS NULL OR e.setup = :setup) AND {_SPLIT} ORDER BY e.id LIMIT :limit",
+            f" AND (:setup IS NULL OR e.setup = :setup) AND {_SPLIT} ORDER BY e.id",
             {
                 "run_id": run_id, "model_id": model_id, "context_id": context_id, "env": env,
-                "setup": setup, "split": split, "limit": -1 if limit is None else limit,
+                "setup": setup, "split": split,
             },
         )  # fmt: skip
 
@@ -162,65 +160,33 @@ class Queries(Database):
             raise StoreError(f"no transcript of episode {episode_id} in {self.path}")
         return from_json(unpack(rows[0]["body"]))
 
-    def outcomes(
-        self, arm: Arm, env: str, setup: str, split: str | None = None, places: Collection[Place] | None = None
-    ) -> dict[tuple[str, int, int], bool]:
-        """Success by ``(task key, seed, rep)`` of one arm, on one split or on exactly these places."""
+    def outcomes(self, arm: Arm, arena: Arena) -> dict[Place, bool]:
+        """Success of one arm by place."""
         rows = self.query(
             "SELECT e.task_key, e.seed, e.rep, e.success FROM episode e"
             " JOIN task t ON t.env = e.env AND t.key = e.task_key WHERE e.model_id = :model_id"
             f" AND e.context_id = :context_id AND e.env = :env AND e.setup = :setup AND {_SPLIT}",
-            {**arm._asdict(), "env": env, "setup": setup, "split": split},
+            {**arm._asdict(), "env": arena.env, "setup": arena.setup, "split": arena.split},
         )
         found = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
-        if places is None:
+        if arena.places is None:
             return found
-        wanted = set(places)
+        wanted = set(arena.places)
         return {place: success for place, success in found.items() if place in wanted}
 
-    def counts(
-        self,
-        arms: Iterable[Arm],
-        env: str,
-        setup: str,
-        split: str | None = None,
-        places: Collection[Place] | None = None,
-    ) -> dict[Arm, Count]:
+    def counts(self, arms: Iterable[Arm], arena: Arena) -> dict[Arm, Count]:
         """Rate and number of distinct tasks of each arm."""
         found: dict[Arm, Count] = {}
         for arm in arms:
-            outcomes = self.outcomes(arm, env, setup, split, places)
+            outcomes = self.outcomes(arm, arena)
             rate = Rate(sum(outcomes.values()), len(outcomes))
             found[arm] = Count(rate, len({key for key, _, _ in outcomes}))
         return found
 
-    def pairs(
-        self,
-        first: Arm,
-        second: Arm,
-        env: str,
-        setup: str,
-        split: str | None = None,
-        places: Collection[Place] | None = None,
-    ) -> list[Pair]:
-        """The episodes that both arms have played on the same task, seed and repetition."""
-        a = self.outcomes(first, env, setup, split, places)
-        b = self.outcomes(second, env, setup, split, places)
-        return [Pair(*key, a[key], b[key]) for key in sorted(a.keys() & b.keys())]
-
-    def compare(
-        self,
-        first: Arm,
-        second: Arm,
-        env: str,
-        setup: str,
-        split: str | None = None,
-        places: Collection[Place] | None = None,
-    ) -> Comparison:
+    def compare(self, first: Arm, second: Arm, arena: Arena) -> Comparison:
         """Two arms, paired: rates, difference with interval, one-sided p."""
-        a = self.outcomes(first, env, setup, split, places)
-        b = self.outcomes(second, env, setup, split, places)
-        return compare(a, b, {key: key[0] for key in a})
+        a, b = self.outcomes(first, arena), self.outcomes(second, arena)
+        return compare(a, b, {place: place[0] for place in a})
 
     def competitors(self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None) -> int:
         """How many arms with a context have played on a split: the K of "best of K", or the looks taken."""
@@ -252,7 +218,6 @@ class Queries(Database):
         env: str | None = None,
         context_id: str | None = None,
         ids: Collection[str] | None = None,
-        run_id: int | None = None,
     ) -> list[Item]:
         """Items, oldest first, or in the order of the context when ``context_id`` is given."""
         columns = "s.id, s.text, s.status, s.support, s.created_at"
@@ -260,8 +225,6 @@ class Queries(Database):
             " WHERE (:status IS NULL OR s.status = :status)"
             " AND (:env IS NULL OR EXISTS (SELECT 1 FROM item_source o"
             " WHERE o.item_id = s.id AND o.env = :env))"
-            " AND (:run_id IS NULL OR EXISTS (SELECT 1 FROM item_source o"
-            " WHERE o.item_id = s.id AND o.run_id = :run_id))"
             " AND (:ids IS NULL OR s.id IN (SELECT value FROM json_each(:ids)))"
         )
         join, order = "", " ORDER BY s.created_at, s.id"
@@ -271,10 +234,12 @@ class Queries(Database):
         rows = self.query(
             f"SELECT {columns} FROM item_status s{join}{where}{order}",
             {
-                "status": status, "env": env, "context_id": context_id, "run_id": run_id,
-                "ids": None if ids is None else json.dumps(list(ids)),
+                "status": status,
+                "env": env,
+                "context_id": context_id,
+                "ids": None if ids is None else json.dumps([*ids]),
             },
-        )  # fmt: skip
+        )
         return [Item(**row) for row in rows]
 
     def item(self, item_id: str) -> Item:
@@ -326,6 +291,19 @@ class Queries(Database):
         """Refs that start with ``prefix``: name to context id, numbers in numeric order."""
         rows = self.query("SELECT name, context_id FROM ref WHERE substr(name, 1, length(?)) = ?", (prefix, prefix))
         return {row["name"]: row["context_id"] for row in sorted(rows, key=lambda row: natural(row["name"]))}
+
+    def ref(self, name: str) -> str | None:
+        """The context id that a ref is at, or None where there is no such ref."""
+        rows = self.query("SELECT context_id FROM ref WHERE name = ?", (name,))
+        return rows[0]["context_id"] if rows else None
+
+    def moves(self, prefix: str = "", *, run_id: int | None = None) -> list[Row]:
+        """Moves of all refs that start with ``prefix``, oldest first; of one run, if given."""
+        return self.query(
+            "SELECT * FROM ref_move WHERE substr(name, 1, length(:prefix)) = :prefix"
+            " AND (:run_id IS NULL OR run_id = :run_id) ORDER BY id",
+            {"prefix": prefix, "run_id": run_id},
+        )
 
     def log(self, name: str) -> list[Row]:
         """Every move of one ref, oldest first."""

@@ -1,27 +1,26 @@
 """Choosing a context on evidence: score many on ``select``, confirm one on ``confirm``, value the items.
 
-A player is any callable that takes jobs and yields finished episodes. Nothing here loads a model, and
-every number is read back from stored episodes, so an interrupted call is resumed by repeating it.
+Nothing here loads a model: the bench knows how to play. Every number is read back from stored episodes, so an
+interrupted call is resumed by repeating it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
 from agentopcd.errors import ConfigError, TaskLeak
 from agentopcd.knowledge.assemble import render
+from agentopcd.knowledge.bench import Bench, places_of
 from agentopcd.knowledge.items import Item
-from agentopcd.knowledge.queries import Arm, Count, Place
+from agentopcd.knowledge.queries import Count
+from agentopcd.knowledge.refs import PoolStep, best_ref
 from agentopcd.knowledge.store import Store
 from agentopcd.stats import Z95, Comparison, detectable
-from agentopcd.types import EMPTY, Context, Episode, Job, Placement, Task
-
-Player = Callable[[Sequence[Job]], Iterable[Episode]]
-"""Plays jobs and yields each episode as it finishes; it retries what the environment broke."""
+from agentopcd.types import EMPTY, Context, Job, Placement, Task
 
 ALPHA = 0.025
 """One-sided size of the confirm test."""
@@ -108,112 +107,74 @@ def check_leaks(store: Store, context_id: str) -> None:
         )
 
 
-def score(
-    store: Store,
-    candidates: Sequence[Context],
-    tasks: Sequence[Task],
-    play: Player,
-    *,
-    model_id: str,
-    setup: str,
-    env: str,
-    run_id: int,
-    reps: int = 1,
-    split: str = "select",
-) -> Ranking:
+def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task]) -> Ranking:
     """Play every candidate and the empty context on the same tasks, and rank them.
 
     Args:
         tasks: of the ``select`` split; they are registered as such.
-        play: called once, with the jobs that the store lacks.
-        reps: episodes of each task and arm.
 
     Raises:
         ConfigError: no candidate, no task, or not one episode could be played.
         TaskLeak: a candidate has learned from a task it must not know, or a task sits in another split.
     """
-    contexts = {context.id: context for context in candidates if context.text}
+    store, contexts = bench.store, {context.id: context for context in candidates if context.text}
     if not contexts:
         raise ConfigError("nothing to score: no context besides the empty one; play and extract first")
-    _prepare(store, list(contexts.values()), tasks, env, split)
-    jobs = [Job(task, context, rep) for task in tasks for rep in range(reps) for context in (EMPTY, *contexts.values())]
-    errors = play_missing(store, jobs, play, model_id, setup, env, run_id)
-    place = {"env": env, "setup": setup, "split": split, "places": _places(tasks, reps)}
-    counts = store.counts([Arm(model_id), *(Arm(model_id, context_id) for context_id in contexts)], **place)
+    _prepare(bench, list(contexts.values()), tasks, "select")
+    jobs = [Job(task, context) for task in tasks for context in (EMPTY, *contexts.values())]
+    errors = bench.play_missing("select", jobs)
+    # Exactly what this call plays: other episodes of the same tasks must not enter its rates.
+    arena, empty = bench.arena("select", places_of(tasks)), bench.arm()
+    counts = store.counts([empty, *(bench.arm(context) for context in contexts.values())], arena)
     rows = [
-        Scored(
-            context_id,
-            counts[Arm(model_id, context_id)],
-            store.compare(Arm(model_id, context_id), Arm(model_id), **place),
-        )
-        for context_id in contexts
+        Scored(context.id, counts[arm], store.compare(arm, empty, arena))
+        for context, arm in ((context, bench.arm(context)) for context in contexts.values())
     ]
     if not any(row.count.rate.n for row in rows):
-        raise ConfigError(f"no episode of {env} could be played ({errors} environment errors): nothing to score")
+        raise ConfigError(f"no episode of {bench.env} could be played ({errors} environment errors): nothing to score")
     # Equal rates are ordered by id, which is as good as at random and the same on every resume.
     rows.sort(key=lambda row: (-row.count.rate.rate, row.context_id))
-    competed = store.competitors(env, split, model_id=model_id, setup=setup)
-    return Ranking(rows, counts[Arm(model_id)], competed, errors)
+    competed = store.competitors(bench.env, "select", model_id=bench.model_id, setup=bench.setup)
+    return Ranking(rows, counts[empty], competed, errors)
 
 
-def confirm(
-    store: Store,
-    context: Context,
-    tasks: Sequence[Task],
-    play: Player,
-    *,
-    model_id: str,
-    setup: str,
-    env: str,
-    run_id: int,
-    reps: int = 1,
-    split: str = "confirm",
-    ref: str | None = None,
-) -> Confirmation:
+def confirm(bench: Bench, context: Context, tasks: Sequence[Task]) -> Confirmation:
     """Play one context and the empty one on fresh tasks; promote it if it is better with p < .025.
 
     The test is McNemar's mid-p when every pair is a task of its own, else the sign-flip test over tasks.
-    On a pass ``ENV/best`` (or ``ref``) is moved with the numbers as the reason.
+    On a pass ``ENV/best`` is moved with the numbers as the reason.
+
+    Args:
+        tasks: of the ``confirm`` split; they are registered as such.
 
     Raises:
         ConfigError: the context is empty, there is no task, or no pair could be played.
         TaskLeak: the context has learned from a task it must not know, or a task sits in another split.
     """
+    store, env = bench.store, bench.env
     if not context.text:
         raise ConfigError("the empty context cannot be confirmed: it is what a context is compared with")
-    _prepare(store, [context], tasks, env, split)
-    jobs = [Job(task, arm, rep) for task in tasks for rep in range(reps) for arm in (EMPTY, context)]
-    errors = play_missing(store, jobs, play, model_id, setup, env, run_id)
-    comparison = store.compare(Arm(model_id, context.id), Arm(model_id), env, setup, split, _places(tasks, reps))
+    _prepare(bench, [context], tasks, "confirm")
+    errors = bench.play_missing("confirm", [Job(task, arm) for task in tasks for arm in (EMPTY, context)])
+    comparison = store.compare(bench.arm(context), bench.arm(), bench.arena("confirm", places_of(tasks)))
     if comparison.n == 0:
         raise ConfigError(f"no pair of {env} could be played ({errors} environment errors): nothing to confirm")
-    name = ref or f"{env}/best"
-    result = Confirmation(context.id, comparison, comparison.p < ALPHA, store.competitors(env, split), errors, name)
-    if result.passed:
-        _promote(store, name, result, run_id)
+    look, passed = store.competitors(env, "confirm"), comparison.p < ALPHA
+    result = Confirmation(context.id, comparison, passed, look, errors, best_ref(env))
+    if passed:
+        _promote(store, result, bench.run_id)
     return result
 
 
-def _promote(store: Store, name: str, result: Confirmation, run_id: int) -> None:
-    current = store.refs(name).get(name)
+def _promote(store: Store, result: Confirmation, run_id: int) -> None:
+    current = store.ref(result.ref)
     if current != result.context_id:  # a repeated call must not add a second move
         reason = f"{result.comparison}; look {result.look} on this confirm set"
-        store.move(name, result.context_id, "confirm", reason, run_id, expect=current)
+        store.move(result.ref, result.context_id, "confirm", reason, run_id, expect=current)
 
 
 def subsets(
-    store: Store,
-    items: Sequence[Item],
-    tasks: Sequence[Task],
-    play: Player,
-    *,
-    model_id: str,
-    setup: str,
-    env: str,
-    run_id: int,
-    seed: int = 0,
-    placement: Placement = "user",
-    split: str = "select",
+    bench: Bench, items: Sequence[Item], tasks: Sequence[Task], *, seed: int = 0, placement: Placement = "user"
 ) -> list[ItemValue]:
     """Value items by complementary random halves: on each task one half plays, then all the others.
 
@@ -221,6 +182,9 @@ def subsets(
     complement cancels the difficulty of the task, and tasks are independent, so mean ± 1.96·se is its
     interval. Which half an item is in depends on ``seed``, the task and the set of items alone: more tasks
     extend an earlier call.
+
+    Args:
+        tasks: of the ``select`` split; they are registered as such.
 
     Returns:
         The items, most valuable first.
@@ -235,20 +199,20 @@ def subsets(
         raise ConfigError(f"subsets compares items with each other; got {len(pool)}, two are needed")
     halves = {task: _halves(pool, task, seed, placement) for task in tasks}
     contexts = {half.id: half for pair in halves.values() for half, _ in pair}
-    recipe = {"order": "subsets", "seed": seed, "pool": len(pool)}
-    _prepare(store, list(contexts.values()), tasks, env, split, recipe)
-    jobs = [Job(task, half) for task in tasks for half, _ in halves[task]]
-    errors = play_missing(store, jobs, play, model_id, setup, env, run_id)
-    found = {half: store.outcomes(Arm(model_id, half), env, setup, split) for half in contexts}
+    _prepare(bench, list(contexts.values()), tasks, "select", {"order": "subsets", "seed": seed, "pool": len(pool)})
+    errors = bench.play_missing("subsets", [Job(task, half) for task in tasks for half, _ in halves[task]])
+    won = {id_: bench.store.outcomes(bench.arm(half), bench.arena("select")) for id_, half in contexts.items()}
     signed: dict[str, list[int]] = {item.id: [] for item in pool}
     for task, ((half, inside), (other, _)) in halves.items():
         place = (task.key, task.seed, 0)
-        if place in found[half.id] and place in found[other.id]:
-            gain = found[half.id][place] - found[other.id][place]
+        if place in won[half.id] and place in won[other.id]:
+            gain = won[half.id][place] - won[other.id][place]
             for item in pool:
                 signed[item.id].append(gain if item.id in inside else -gain)
     if len(signed[pool[0].id]) < 2:
-        raise ConfigError(f"fewer than two pairs of {env} were played ({errors} environment errors); give more tasks")
+        raise ConfigError(
+            f"fewer than two pairs of {bench.env} were played ({errors} environment errors); give more tasks"
+        )
     values = [_value(item_id, gains) for item_id, gains in signed.items()]
     return sorted(values, key=lambda value: (-value.value, value.item_id))
 
@@ -279,65 +243,32 @@ def _value(item_id: str, gains: Sequence[int]) -> ItemValue:
 
 
 def _prepare(
-    store: Store,
-    contexts: Sequence[Context],
-    tasks: Sequence[Task],
-    env: str,
-    split: str,
-    recipe: Mapping[str, Any] | None = None,
-) -> None:
+    bench: Bench, contexts: Sequence[Context], tasks: Sequence[Task], split: str,
+    origin: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Register tasks and contexts, then guard against leaks."""
     if not tasks:
-        raise ConfigError(f"nothing to play: no {split} task of {env}")
-    with store.write():
-        store.add_tasks(env, tasks, split)
+        raise ConfigError(f"nothing to play: no {split} task of {bench.env}")
+    with bench.store.write():
+        bench.store.add_tasks(bench.env, tasks, split)
         for context in contexts:
-            store.add_context(context, recipe)
-            check_leaks(store, context.id)
-
-
-def _places(tasks: Sequence[Task], reps: int) -> list[Place]:
-    """Exactly what this call plays: other episodes of the same tasks must not enter its rates."""
-    return [(task.key, task.seed, rep) for task in tasks for rep in range(reps)]
-
-
-def play_missing(
-    store: Store, jobs: Sequence[Job], play: Player, model_id: str, setup: str, env: str, run_id: int
-) -> int:
-    """Play what the store lacks, storing each episode as it comes; returns the environment's errors."""
-    done = {id_: store.outcomes(Arm(model_id, id_), env, setup) for id_ in {job.context.id for job in jobs}}
-    missing = [job for job in dict.fromkeys(jobs) if (job.task.key, job.task.seed, job.rep) not in done[job.context.id]]
-    errors = 0
-    if missing:
-        for episode in play(missing):
-            errors += store.add_episodes(run_id, model_id, setup, [episode])[0] is None
-    return errors
-
-
-def pool_ref(env: str, chain: int, step: int) -> str:
-    """The name of one step of a chain, for example ``sokoban/pool/03/07``."""
-    return f"{env}/pool/{chain:02d}/{step:02d}"
+            bench.store.add_context(context, origin)
+            check_leaks(bench.store, context.id)
 
 
 def add_to_pool(
-    store: Store,
-    env: str,
-    chain: int,
-    step: int,
-    context: Context,
-    *,
-    run_id: int | None = None,
-    recipe: Mapping[str, Any] | None = None,
-) -> str:
+    store: Store, step: PoolStep, context: Context, *, run_id: int | None = None,
+    origin: Mapping[str, Any] | None = None,
+) -> str:  # fmt: skip
     """Store the context a chain has reached and name it; repeating the call adds nothing.
 
     Returns:
         The name of the ref.
     """
-    name = pool_ref(env, chain, step)
     with store.write():
-        store.add_context(context, recipe)
-        current = store.refs(name).get(name)
+        store.add_context(context, origin)
+        current = store.ref(step.ref)
         if current != context.id:
-            store.move(name, context.id, "extract", f"chain {chain}, step {step}", run_id, expect=current)
-    return name
+            reason = f"chain {step.chain}, step {step.step}"
+            store.move(step.ref, context.id, "extract", reason, run_id, expect=current)
+    return step.ref

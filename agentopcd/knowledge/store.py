@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import agentopcd
 from agentopcd.errors import StoreError, TaskLeak, did_you_mean
 from agentopcd.knowledge.database import Row, now
-from agentopcd.knowledge.items import identify, item_ids, item_texts, normalise
+from agentopcd.knowledge.items import identify, item_texts, normalise
 from agentopcd.knowledge.queries import Queries
 from agentopcd.knowledge.transcript import pack, to_json
 from agentopcd.types import EMPTY, SPLITS, Context, Episode, Task
@@ -116,33 +116,29 @@ class Store(Queries):
         path: str | None = None,
         parent_id: str | None = None,
         run_id: int | None = None,
-        contexts: Mapping[str, float] | Sequence[str] = (),
+        contexts: Mapping[str, float] | None = None,
     ) -> None:
         """Register a base or trained model.
 
         Args:
             model_id: hash of weights, tokenizer and chat template.
-            contexts: ids (with weights) of what was consolidated into it.
+            contexts: ids and weights of what was consolidated into it.
         """
-        weights = contexts if isinstance(contexts, Mapping) else dict.fromkeys(contexts, 1.0)
         row = {
             "id": model_id, "name": name, "path": path, "parent_id": parent_id, "run_id": run_id,
             "created_at": now(),
         }  # fmt: skip
         with self.write():
             self.insert("model", row, unique=("id",))
-            for context_id, weight in weights.items():
+            for context_id, weight in (contexts or {}).items():
                 link = {"model_id": model_id, "context_id": context_id, "weight": float(weight)}
                 self.insert("model_context", link, unique=("model_id", "context_id"))
 
-    def add_episodes(
-        self, run_id: int, model_id: str, setup: str, episodes: Iterable[Episode], *, transcripts: bool = True
-    ) -> list[int | None]:
-        """Store finished episodes in one transaction; an episode that is already there stays as it is.
+    def add_episodes(self, run_id: int, model_id: str, setup: str, episodes: Iterable[Episode]) -> list[int | None]:
+        """Store finished episodes with every turn, in one transaction; one that is already there stays as it is.
 
         Args:
             setup: from :func:`setup_id`; another setup is another comparison.
-            transcripts: keep every turn beside the row.
 
         Returns:
             The id of each episode, or None for one that its environment broke: such an episode is never
@@ -153,9 +149,9 @@ class Store(Queries):
                 another task than it did before.
         """
         with self.write():
-            return [self._add_episode(run_id, model_id, setup, episode, transcripts) for episode in episodes]
+            return [self._add_episode(run_id, model_id, setup, episode) for episode in episodes]
 
-    def _add_episode(self, run_id: int, model_id: str, setup: str, episode: Episode, transcript: bool) -> int | None:
+    def _add_episode(self, run_id: int, model_id: str, setup: str, episode: Episode) -> int | None:
         if episode.stop_reason == "env_error":
             return None
         self._require(run_id, model_id, episode)
@@ -176,8 +172,7 @@ class Store(Queries):
                     f"{row['task_key'][:12]}: the environment has changed, give it another name or version"
                 )
             return known["id"]
-        if transcript:
-            self.insert("transcript", {"episode_id": episode_id, "body": pack(to_json(episode))})
+        self.insert("transcript", {"episode_id": episode_id, "body": pack(to_json(episode))})
         return episode_id
 
     def _require(self, run_id: int, model_id: str, episode: Episode) -> None:
@@ -247,44 +242,30 @@ class Store(Queries):
         )
         return self.insert("item_source", source, unique=parts) is not None
 
-    def add_context(
-        self,
-        context: Context,
-        recipe: Mapping[str, Any] | None = None,
-        items: Sequence[str] | None = None,
-        *,
-        actor: str = "assemble",
-    ) -> str:
-        """Store a context and what it is made of; the same context is one row.
+    def add_context(self, context: Context, origin: Mapping[str, Any] | None = None) -> str:
+        """Store a context and the items it shows; the same context is one row.
+
+        An item that the store does not know becomes a pending one of unknown origin.
 
         Args:
-            recipe: how it was first made (order, budget, tokenizer, tokens, template).
-            items: ids of its items in order. By default they are read from its marker lines; one that
-                the store does not know becomes a pending item of unknown origin.
+            origin: how it was first made (order, budget, file ...).
 
         Returns:
             Its id.
-
-        Raises:
-            StoreError: ``items`` are not what its marker lines show.
         """
-        shown = item_ids(context)
-        if items is not None and shown and list(items) != shown:
-            raise StoreError(f"context {context.id[:12]} shows {len(shown)} items, and not the {len(items)} given")
         row = {
             "id": context.id, "rendered": context.text, "placement": context.placement,
-            "recipe": canonical(recipe or {}), "created_at": now(),
+            "recipe": canonical(origin or {}), "created_at": now(),
         }  # fmt: skip
         with self.write():
             if self.insert("context", row, unique=("id",)) is None:
                 return context.id
-            if items is None:
-                items = [self._add_item(text, actor) for text in item_texts(context)]
-            for pos, item_id in enumerate(items):
-                self.insert("context_item", {"context_id": context.id, "pos": pos, "item_id": item_id})
+            for pos, text in enumerate(item_texts(context)):
+                link = {"context_id": context.id, "pos": pos, "item_id": self._add_item(text, "assemble")}
+                self.insert("context_item", link)
         return context.id
 
-    def event(self, item_id: str, kind: str, actor: str, reason: str | None = None, other: str | None = None) -> None:
+    def event(self, item_id: str, kind: str, actor: str, reason: str | None = None) -> None:
         """Append a decision about an item.
 
         Raises:
@@ -294,10 +275,7 @@ class Store(Queries):
             raise StoreError(f"unknown event {kind!r}{did_you_mean(kind, EVENTS)}")
         if not self.query("SELECT 1 FROM item WHERE id = ?", (item_id,)):
             raise StoreError(f"no item {item_id[:12]} in {self.path}")
-        row = {
-            "item_id": item_id, "other_id": other, "event": kind, "actor": actor, "reason": reason,
-            "at": now(),
-        }  # fmt: skip
+        row = {"item_id": item_id, "event": kind, "actor": actor, "reason": reason, "at": now()}
         self.insert("item_event", row)
 
     def move(
@@ -323,7 +301,7 @@ class Store(Queries):
         with self.write():
             if context_id is not None:
                 self.context_row(context_id)
-            current = self.refs(name).get(name)
+            current = self.ref(name)
             if expect != ANY and current != expect:
                 at = "is gone" if current is None else f"is at {current[:12]}"
                 wanted = "not to exist" if expect is None else f"at {expect[:12]}"
@@ -333,20 +311,6 @@ class Store(Queries):
                 "at": now(),
             }  # fmt: skip
             self.insert("ref_move", row)
-
-    # -- exchange -----------------------------------------------------------------------------------
-
-    def dump(self, *contexts: str, episodes: bool = False) -> Iterable[Row]:
-        """Typed rows of the whole store, or of some contexts, for :mod:`agentopcd.knowledge.exchange`."""
-        from agentopcd.knowledge.exchange import dump
-
-        return dump(self, contexts or None, episodes=episodes)
-
-    def load(self, rows: Iterable[Row], prefix: str = "", *, gate: str = "review") -> dict[str, int]:
-        """Take in dumped rows; see :func:`agentopcd.knowledge.exchange.load`."""
-        from agentopcd.knowledge.exchange import load
-
-        return load(self, rows, prefix, gate=gate)
 
 
 assert EMPTY.id == hashlib.sha256(b"").hexdigest()  # the schema inserts the empty context under this id

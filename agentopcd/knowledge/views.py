@@ -8,8 +8,8 @@ from typing import Any
 
 from agentopcd.errors import ConfigError, StoreError
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.extract import KINDS, TEMPLATE_VERSION, extraction_messages
-from agentopcd.knowledge.queries import Arm
+from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
+from agentopcd.knowledge.queries import Arena, Arm
 from agentopcd.knowledge.store import Store
 from agentopcd.stats import Rate
 from agentopcd.types import EMPTY, Episode
@@ -148,9 +148,10 @@ def _prompt(store: Store, source: Row, config: Mapping[str, Any]) -> str | None:
     except ConfigError:  # no transcript, or an episode without a turn
         return None
     prompt = "\n\n".join(message["content"] for message in messages)
-    version = config.get("template", TEMPLATE_VERSION)
-    changed = f"(asked with template {version}, shown with {TEMPLATE_VERSION})\n" if version != TEMPLATE_VERSION else ""
-    return changed + prompt
+    version = config.get("template", EXTRACTION_VERSION)
+    if version != EXTRACTION_VERSION:
+        return f"(asked with template {version}, shown with {EXTRACTION_VERSION})\n{prompt}"
+    return prompt
 
 
 def _kind(config: Mapping[str, Any], episode: Episode) -> Any:
@@ -186,8 +187,8 @@ def _scores(store: Store, context_id: str) -> list[Row]:
         rate = Rate(row["wins"], row["n"])
         score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high}
         if context_id != EMPTY.id:
-            arm, place = Arm(row["model_id"], context_id), (row["env"], row["setup"], row["split"])
-            pair = store.compare(arm, Arm(row["model_id"]), *place)
+            arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
+            pair = store.compare(arm, Arm(row["model_id"]), arena)
             if pair.n:
                 score["to_empty"] = _keep(
                     {"pairs": pair.n, "diff": pair.difference.diff, "low": pair.difference.low,

@@ -23,6 +23,7 @@ from agentopcd.cli.options import progress
 from agentopcd.config import EvaluateConfig
 from agentopcd.errors import AgentOpcdError
 from agentopcd.evaluate import Contestant, Evaluation, evaluate
+from agentopcd.knowledge import places_of
 from agentopcd.runs import workspace, write_json
 from agentopcd.session import Session
 from agentopcd.types import EMPTY, Context
@@ -90,17 +91,16 @@ def measure(probe: Probe, config: EvaluateConfig, work: Path) -> Evaluation:
             trained = session.load(config.student)
             contestants += [Contestant(label=student_arm(a), model=trained, context=c) for a, c in arms.items()]
         facts = {one.label: [one.model.id, one.context.id] for one in contestants}
-        run_id = session.finished("measure", arms=facts) or session.begin("measure", arms=facts)
+        run_id = session.ledger.stage("measure", arms=facts)
         tasks = session.tasks("test", config.test_tasks)
         reps = -(-config.test_tasks // len(tasks)) if session.manifest.protocol == "shared" else 1
         found = evaluate(session, contestants, tasks, run_id=run_id, reps=reps)
         arm = {one.label: one.arm for one in contestants}
-        place = {"env": session.env, "setup": session.setup(), "split": "test",
-                 "places": [(task.key, task.seed, rep) for rep in range(reps) for task in tasks]}  # fmt: skip
-        compared = {f"{one} - {other}": session.store.compare(arm[one], arm[other], **place)
+        arena = session.bench(run_id).arena("test", places_of(tasks, reps))
+        compared = {f"{one} - {other}": session.store.compare(arm[one], arm[other], arena)
                     for one, other in pairs(list(arms), bool(config.student)).items()}  # fmt: skip
         found = dataclasses.replace(found, comparisons=compared)
-        session.finish(run_id, found.to_dict())
+        session.ledger.finish(run_id, found.to_dict())
         return found
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from agentopcd.knowledge import Store
+from agentopcd.knowledge import Bench, Store
 from agentopcd.types import EMPTY, MARKER, Context, Episode, Job, Task, Turn
 
 ENV, MODEL, SETUP = "lake", "m" * 64, "s" * 64
@@ -78,12 +78,20 @@ class Kit:
     tasks = staticmethod(tasks_of)
 
     @staticmethod
-    def open(path: Path | str = ":memory:") -> tuple[Store, dict]:
-        """A store with one model and one run, and the arguments every scoring function wants."""
+    def open(path: Path | str = ":memory:") -> Store:
+        """A store with one model and one run."""
         store = Store.open(path)
         store.add_model(MODEL, "tiny")
-        run_id = store.start("score", {"env": ENV}, seed=0)
-        return store, {"model_id": MODEL, "setup": SETUP, "env": ENV, "run_id": run_id}
+        store.start("score", {"env": ENV}, seed=0)
+        return store
+
+    @staticmethod
+    def bench(store: Store, play: Callable[[Sequence[Job]], Iterable[Episode]]) -> Bench:
+        """What every scoring function wants, with the run that opened the store last."""
+        run_id = store.runs("score")[-1]["id"]
+        return Bench(
+            store=store, env=ENV, setup=SETUP, model_id=MODEL, run_id=run_id, play=lambda label, jobs: play(jobs)
+        )
 
 
 @pytest.fixture
@@ -93,6 +101,6 @@ def kit() -> Kit:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store, _ = Kit.open(tmp_path / "store.db")
+    store = Kit.open(tmp_path / "store.db")
     with store:
         yield store

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentopcd.errors import ConfigError
-from agentopcd.knowledge import Item, assemble, extraction_messages, identify
+from agentopcd.knowledge import assemble, extraction_messages, identify
 from agentopcd.types import EMPTY, MARKER, Context, Job, Task
 
 
@@ -41,26 +41,6 @@ def test_a_step_that_adds_nothing_is_the_same_context() -> None:
     assert again == first and again.id == first.id
     assert assemble([], budget=100, count_tokens=words) == EMPTY
     assert assemble(["x"], budget=9, count_tokens=words, placement="system").placement == "system"
-
-
-def test_orders() -> None:
-    items = [Item(identify(text), text, "active", support) for text, support in
-             (("one", 1), ("two", 3), ("three", 1), ("four", 2))]  # fmt: skip
-    assert shown(assemble(items, budget=100, count_tokens=words, order="recent")) == [
-        "four",
-        "three",
-        "two",
-        "one",
-    ]
-    assert shown(assemble(items, budget=9, count_tokens=words, order="recent")) == ["four", "three"]
-    assert shown(assemble(items, budget=100, count_tokens=words, order="support")) == [
-        "two",
-        "four",
-        "three",
-        "one",
-    ]
-    with pytest.raises(ConfigError, match="did you mean 'chain'"):
-        assemble(items, budget=9, count_tokens=words, order="chian")  # type: ignore[arg-type]
 
 
 @given(st.lists(st.text("ab ", min_size=1).filter(str.strip)), st.integers(0, 60))

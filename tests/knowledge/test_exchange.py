@@ -7,14 +7,15 @@ import json
 import pytest
 
 from agentopcd.errors import ConfigError, StoreError
-from agentopcd.knowledge import Found, Store, confirm, identify, ingest, score
-from agentopcd.knowledge.exchange import export_text, from_jsonl, import_text, to_jsonl
+from agentopcd.knowledge import Found, Origin, Store, confirm, identify, ingest, score
+from agentopcd.knowledge.database import now
+from agentopcd.knowledge.exchange import dump, export_text, from_jsonl, import_text, load, to_jsonl
 from agentopcd.types import EMPTY, MARKER, Context, Job, Task
 
 
-def filled(kit) -> tuple[Store, dict]:
+def filled(kit) -> Store:
     """A store in which everything has happened once."""
-    store, where = kit.open()
+    store = kit.open()
     store.start("play", {"unused": True}, 0)  # leaves a gap in the numbers that travel
     run_id = store.start("play", {"env": kit.env, "kind": "game"}, 1)
     tasks = kit.tasks(3, 500)
@@ -24,45 +25,46 @@ def filled(kit) -> tuple[Store, dict]:
         episode = kit.episode(Job(task, EMPTY, rep), True, turns=[turn])
         (number,) = store.add_episodes(run_id, kit.model, kit.setup, [episode])
         reply = f"{MARKER} Walk {rep % 3} steps, 10² at most.\n{MARKER} Avoid holes."
-        ingest(store, reply, run_id=run_id, env=kit.env, episode=episode, episode_id=number)
+        ingest(store, reply, Origin(run_id=run_id, episode=episode, episode_id=number))
     context = kit.context("Avoid holes.", "Walk 0 steps, 10² at most.")
     play = kit.player(lambda shown: 0.9 if shown.text else 0.1)
-    score(store, [context], kit.tasks(10), play, **where)
-    assert confirm(store, context, kit.tasks(20, 1000), play, **where).passed
+    score(kit.bench(store, play), [context], kit.tasks(10))
+    assert confirm(kit.bench(store, play), context, kit.tasks(20, 1000)).passed
     store.event(identify("Avoid holes."), "pin", "person", "obviously")
-    store.event(identify("Avoid holes."), "distinct", "person", other=identify("Walk 1 steps, 10² at most."))
+    other = {"other_id": identify("Walk 1 steps, 10² at most."), "at": now()}
+    store.insert("item_event", {"item_id": identify("Avoid holes."), "event": "distinct", "actor": "person", **other})
     store.add_model("child", "child", "runs/1", kit.model, run_id, {context.id: 0.5, EMPTY.id: 0.5})
     store.move("lake/old", EMPTY.id, "person")
     store.move("lake/old", None, "person")
     store.add_context(Context("You are a doctor.\nBe brief.\n", "system"))
-    return store, where
+    return store
 
 
 def lines(store: Store, *contexts: str, episodes: bool = False) -> str:
-    return "".join(to_jsonl(store.dump(*contexts, episodes=episodes)))
+    return "".join(to_jsonl(dump(store, contexts or None, episodes=episodes)))
 
 
 def reload(exported: str, gate: str = "review", prefix: str = "") -> Store:
     fresh = Store.open(":memory:")
-    fresh.load(from_jsonl(exported.split("\n")), prefix, gate=gate)
+    load(fresh, from_jsonl(exported.split("\n")), prefix, gate=gate)
     return fresh
 
 
 @pytest.mark.parametrize("episodes", [False, True])
 @pytest.mark.parametrize("gate", ["review", "keep"])
 def test_export_import_export_is_byte_identical(kit, episodes: bool, gate: str) -> None:
-    store, _ = filled(kit)
+    store = filled(kit)
     exported = lines(store, episodes=episodes)
     fresh = reload(exported, gate)
     assert lines(fresh, episodes=episodes) == exported
     assert "10²" in exported
-    again = fresh.load(from_jsonl(exported.split("\n")), gate=gate)
+    again = load(fresh, from_jsonl(exported.split("\n")), gate=gate)
     assert not any(again.values())  # uniting twice adds nothing
     assert lines(fresh, episodes=episodes) == exported
 
 
 def test_everything_arrives(kit) -> None:
-    store, _ = filled(kit)
+    store = filled(kit)
     fresh = reload(lines(store, episodes=True), "keep")
     assert fresh.items() == store.items()
     assert fresh.refs() == store.refs()
@@ -77,7 +79,7 @@ def test_everything_arrives(kit) -> None:
 
 
 def test_origin_travels_without_episodes(kit) -> None:
-    store, _ = filled(kit)
+    store = filled(kit)
     fresh = reload(lines(store))
     assert fresh.episodes() == []
     hole = identify("Avoid holes.")
@@ -88,16 +90,16 @@ def test_origin_travels_without_episodes(kit) -> None:
 
 def test_the_receivers_split_stands_and_guards(kit) -> None:
     """What the sender extracted from is a test task here: the guard must see that."""
-    store, _ = filled(kit)
+    store = filled(kit)
     receiver = Store.open(":memory:")
     receiver.add_tasks(kit.env, kit.tasks(1, 500), "test")
-    receiver.load(store.dump())
+    load(receiver, dump(store))
     leaks = receiver.leaks(receiver.resolve("lake/best"))
     assert {leak.split for leak in leaks} == {"test"}
 
 
 def test_imported_items_wait_for_a_person(kit) -> None:
-    store, _ = filled(kit)
+    store = filled(kit)
     hole = identify("Avoid holes.")
     assert store.item(hole).status == "pinned"
     fresh = reload(lines(store))
@@ -109,30 +111,30 @@ def test_imported_items_wait_for_a_person(kit) -> None:
 
 
 def test_a_local_status_is_not_overruled(kit) -> None:
-    store, _ = filled(kit)
-    receiver, _ = kit.open()
+    store = filled(kit)
+    receiver = kit.open()
     (item_id,) = receiver.add_items(1, [Found("Avoid holes.")])
     receiver.event(item_id, "retire", "person")
-    receiver.load(store.dump(), gate="keep")
+    load(receiver, dump(store), gate="keep")
     assert receiver.item(item_id).status == "retired"
 
 
 def test_refs_never_overwrite(kit) -> None:
-    store, _ = filled(kit)
-    receiver, _ = kit.open()
+    store = filled(kit)
+    receiver = kit.open()
     mine = receiver.add_context(kit.context("Mine."))
     receiver.move("lake/best", mine, "person")
     before = lines(receiver)
     with pytest.raises(StoreError, match=r"ref 'lake/best' is at .* import under a prefix"):
-        receiver.load(store.dump())
+        load(receiver, dump(store))
     assert lines(receiver) == before  # all or nothing
-    receiver.load(store.dump(), "friend/")
+    load(receiver, dump(store), "friend/")
     assert receiver.resolve("lake/best") == mine
     assert receiver.resolve("friend/lake/best") == store.resolve("lake/best")
 
 
 def test_one_context_travels_alone(kit) -> None:
-    store, _ = filled(kit)
+    store = filled(kit)
     best = store.resolve("lake/best")
     rows = list(from_jsonl(lines(store, best).split("\n")))
     assert {row["id"] for row in rows if row.get("type") == "context"} == {EMPTY.id, best}
@@ -166,23 +168,23 @@ def change(exported: str, kind: str, **values: object) -> str:
     ],
 )
 def test_a_changed_file_is_refused(kit, kind: str, values: dict, message: str) -> None:
-    store, _ = filled(kit)
+    store = filled(kit)
     fresh = Store.open(":memory:")
     before = lines(fresh)
     broken = change(lines(store, store.resolve("lake/best")), kind, **values)
     with pytest.raises(StoreError, match=message) as error:
-        fresh.load(from_jsonl(broken.split("\n")))
+        load(fresh, from_jsonl(broken.split("\n")))
     assert "\n" not in str(error.value)
     assert lines(fresh) == before
 
 
 def test_files_that_are_no_export(store: Store) -> None:
     with pytest.raises(StoreError, match="not a knowledge export"):
-        store.load(from_jsonl(['{"a": 1}']))
+        load(store, from_jsonl(['{"a": 1}']))
     with pytest.raises(StoreError, match="not a knowledge export"):
-        store.load(iter([]))
+        load(store, iter([]))
     with pytest.raises(StoreError, match="export version 2"):
-        store.load(from_jsonl(['{"format": "agentopcd-kb", "version": 2}']))
+        load(store, from_jsonl(['{"format": "agentopcd-kb", "version": 2}']))
     with pytest.raises(StoreError, match="line 2 is not JSON"):
         list(from_jsonl(["{}", "{"]))
     with pytest.raises(StoreError, match="line 1 is not a JSON object"):
@@ -206,9 +208,9 @@ def test_text_is_byte_equal_there_and_back(store: Store) -> None:
 
 
 def test_text_that_had_to_be_cleaned_says_so(store: Store) -> None:
-    found = import_text(store, f"Notes:\n{MARKER} Win.<|im_end|>", run_id=1, special=("<|im_end|>",))
+    found = import_text(store, f"Notes:\n{MARKER} Win.\u200b", run_id=1)
     assert found.changed and found.items == 1
-    assert export_text(store, found.context_id) == f"{MARKER} Win.< |im_end|>"
+    assert export_text(store, found.context_id) == f"{MARKER} Win."
 
 
 def test_free_text_is_a_context_without_items(store: Store) -> None:
@@ -227,5 +229,5 @@ def test_an_imported_item_is_not_approved_by_being_found(store: Store, kit) -> N
     import_text(store, f"{MARKER} Avoid holes.", run_id=1)
     store.add_tasks(kit.env, ["k"], "extract")
     episode = kit.episode(Job(Task(1, "k")), True)
-    got = ingest(store, f"{MARKER} Avoid holes.", run_id=1, env=kit.env, episode=episode)
+    got = ingest(store, f"{MARKER} Avoid holes.", Origin(run_id=1, episode=episode))
     assert got.accepted == []

@@ -6,15 +6,15 @@ import unicodedata
 
 import pytest
 
-from agentopcd.errors import ConfigError
-from agentopcd.knowledge import Found, Store, flags, identify, ingest, item_ids, parse, sanitise
+from agentopcd.knowledge import Found, Origin, Store, flags, identify, ingest, item_ids, parse, sanitise
+from agentopcd.knowledge.exchange import dump
 from agentopcd.types import EMPTY, MARKER, Job, Task
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>", "[INST]", "<|end of text|>", " ", "\n")
 
 
-def texts(reply: str, **options: bool) -> list[str]:
-    return [piece.text for piece in parse(reply, **options)]
+def texts(reply: str) -> list[str]:
+    return [piece.text for piece in parse(reply)]
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,6 @@ def texts(reply: str, **options: bool) -> list[str]:
 )  # fmt: skip
 def test_parse(reply: str, found: list[str]) -> None:
     assert texts(reply) == found
-
-
-def test_strict_parse_is_the_papers_rule() -> None:
-    reply = f"x {MARKER} One.\n  {MARKER} Two. {MARKER} still two\nEXPERIENCE ITEM: Three."
-    assert texts(reply, strict=True) == [f"Two. {MARKER} still two"]
 
 
 def test_parse_keeps_the_original_and_counts() -> None:
@@ -129,21 +124,21 @@ def test_length_is_counted_by_the_given_tokenizer() -> None:
 # -- ingestion ---------------------------------------------------------------------------------------
 
 
-def played(store: Store, kit, seed: int, key: str, context=EMPTY) -> dict:
-    """Store one extract episode; the arguments that tie a reply to it."""
+def played(store: Store, kit, seed: int, key: str, context=EMPTY, *, shown=None) -> Origin:
+    """Store one extract episode; what ties a reply to it."""
     store.add_tasks(kit.env, [key], "extract")
     store.add_context(context)
     episode = kit.episode(Job(Task(seed, key), context), True)
     (number,) = store.add_episodes(1, kit.model, kit.setup, [episode])
-    return {"run_id": 1, "env": kit.env, "episode": episode, "episode_id": number}
+    return Origin(run_id=1, episode=episode, episode_id=number, shown=shown)
 
 
 def test_ingest_records_origin(store: Store, kit) -> None:
     reply = f"{MARKER} Avoid holes.\n{MARKER} Go right, right, down.\n{MARKER} Avoid  holes."
-    got = ingest(store, reply, **played(store, kit, 3, "k3"))
+    got = ingest(store, reply, played(store, kit, 3, "k3"))
     hole, route = identify("Avoid holes."), identify("Go right, right, down.")
     assert got.ids == [hole, route] and got.accepted == [hole] and got.flagged == [route]
-    assert got.counts == {"parsed": 3, "empty": 0, "new": 2, "accepted": 1, "flagged": 1, "echoes": 0}
+    assert got.parsed == 3 and got.echoes == []
     assert store.item(route).status == "pending"
     assert [event["event"] for event in store.events(route)] == ["add", "flag"]
     rows = store.sources(hole)
@@ -156,52 +151,40 @@ def test_ingest_records_origin(store: Store, kit) -> None:
 
 def test_ingest_twice_changes_nothing(store: Store, kit) -> None:
     origin, reply = played(store, kit, 3, "k3"), f"{MARKER} Avoid holes."
-    ingest(store, reply, **origin)
-    before = list(store.dump(episodes=True))
-    again = ingest(store, reply, **origin)
-    assert list(store.dump(episodes=True)) == before
-    assert again.new == [] and again.accepted == again.ids
+    ingest(store, reply, origin)
+    before = list(dump(store, episodes=True))
+    again = ingest(store, reply, origin)
+    assert list(dump(store, episodes=True)) == before
+    assert again.accepted == again.ids
 
 
 def test_echoes_add_no_support(store: Store, kit) -> None:
-    first = ingest(store, f"{MARKER} Avoid holes.", **played(store, kit, 1, "k1"))
+    first = ingest(store, f"{MARKER} Avoid holes.", played(store, kit, 1, "k1"))
     (item_id,) = first.ids
     shown = kit.context("Avoid holes.")
     # The extractor saw it; the player saw it; nobody saw it, on a new task; nobody, on an old task.
-    seen = ingest(store, f"{MARKER} Avoid holes.", shown=shown, **played(store, kit, 2, "k2"))
+    seen = ingest(store, f"{MARKER} Avoid holes.", played(store, kit, 2, "k2", shown=shown))
     assert seen.echoes == [item_id] and seen.ids == [] and store.item(item_id).support == 1
-    seen = ingest(store, f"{MARKER} Avoid holes.", **played(store, kit, 3, "k3", shown))
+    seen = ingest(store, f"{MARKER} Avoid holes.", played(store, kit, 3, "k3", shown))
     assert seen.echoes == [item_id] and store.item(item_id).support == 1
-    ingest(store, f"{MARKER} Avoid holes.", **played(store, kit, 4, "k4"))
+    ingest(store, f"{MARKER} Avoid holes.", played(store, kit, 4, "k4"))
     assert store.item(item_id).support == 2
-    ingest(store, f"{MARKER} Avoid holes.", **played(store, kit, 5, "k1"))
+    ingest(store, f"{MARKER} Avoid holes.", played(store, kit, 5, "k1"))
     assert store.item(item_id).support == 2
     assert len(store.sources(item_id)) == 5  # every one of them is on record
 
 
-def test_gates(store: Store, kit) -> None:
-    reply = f"{MARKER} Avoid holes."
-    got = ingest(store, reply, gate="review", **played(store, kit, 1, "k1"))
-    assert got.accepted == [] and store.item(got.ids[0]).status == "pending"
-    got = ingest(store, f"{MARKER} Go to G.", gate="support>=2", **played(store, kit, 1, "k1"))
-    assert got.accepted == []
-    got = ingest(store, f"{MARKER} Go to G.", gate="support>=2", **played(store, kit, 2, "k2"))
-    assert got.accepted == got.ids
-    with pytest.raises(ConfigError, match="unknown gate 'atuo'; did you mean 'auto'"):
-        ingest(store, reply, run_id=1, env="lake", gate="atuo")  # type: ignore[arg-type]
-
-
 def test_a_persons_decision_outlives_a_new_find(store: Store, kit) -> None:
-    (item_id,) = ingest(store, f"{MARKER} Avoid holes.", **played(store, kit, 1, "k1")).ids
+    (item_id,) = ingest(store, f"{MARKER} Avoid holes.", played(store, kit, 1, "k1")).ids
     for decision in ("retire", "flag"):
         store.event(item_id, decision, "person")
-        again = ingest(store, f"{MARKER} Avoid holes.", **played(store, kit, 2, "k2"))
+        again = ingest(store, f"{MARKER} Avoid holes.", played(store, kit, 2, "k2"))
         assert again.ids == [item_id] and again.accepted == []
 
 
 def test_empty_replies_and_special_strings(store: Store, kit) -> None:
-    assert ingest(store, "I won.", run_id=1, env="lake").counts["empty"] == 1
-    got = ingest(store, f"{MARKER} Win.<|im_end|>", run_id=1, env="lake", special=SPECIAL)
+    assert ingest(store, "I won.", Origin(run_id=1)).parsed == 0
+    got = ingest(store, f"{MARKER} Win.<|im_end|>", Origin(run_id=1), special=SPECIAL)
     assert store.item(got.ids[0]).text == "Win.< |im_end|>"
     assert store.sources(got.ids[0])[0]["task_key"] is None  # origin unknown without an episode
 

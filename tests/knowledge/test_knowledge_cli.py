@@ -12,14 +12,14 @@ from typer.testing import CliRunner
 
 from agentopcd.cli.knowledge import app
 from agentopcd.errors import ConfigError, StoreError
-from agentopcd.knowledge import Store, confirm, identify, ingest, score
+from agentopcd.knowledge import Origin, Store, confirm, identify, ingest, score
 from agentopcd.types import EMPTY, MARKER, Job, Task
 
 
 @pytest.fixture
 def work(tmp_path: Path, kit) -> Path:
     """A workspace in which one item was found, scored and confirmed."""
-    store, where = kit.open(tmp_path / "work" / "store.db")
+    store = kit.open(tmp_path / "work" / "store.db")
     with store:
         run_id = store.start("play", {"env": kit.env, "kind": "game", "extractor": "tiny-2"}, 7)
         store.add_tasks(kit.env, ["k"], "extract")
@@ -27,11 +27,11 @@ def work(tmp_path: Path, kit) -> Path:
         episode = kit.episode(Job(Task(705, "k")), False, turns=turns)
         (number,) = store.add_episodes(run_id, kit.model, kit.setup, [episode])
         reply = f"{MARKER} Avoid holes.\n{MARKER} Go right, right, down."
-        ingest(store, reply, run_id=run_id, env=kit.env, episode=episode, episode_id=number)
+        ingest(store, reply, Origin(run_id=run_id, episode=episode, episode_id=number))
         context = kit.context("Avoid holes.")
         play = kit.player(lambda shown: 0.8 if shown.text else 0.1)
-        score(store, [context], kit.tasks(10), play, **where)
-        confirm(store, context, kit.tasks(30, 1000), play, **where)
+        score(kit.bench(store, play), [context], kit.tasks(10))
+        confirm(kit.bench(store, play), context, kit.tasks(30, 1000))
     return tmp_path / "work"
 
 

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from agentopcd.errors import ConfigError, TaskLeak
-from agentopcd.knowledge import Arm, Found, Store, add_to_pool, check_leaks, confirm, identify, score, subsets
+from agentopcd.knowledge import (
+    Found,
+    PoolStep,
+    Store,
+    add_to_pool,
+    check_leaks,
+    confirm,
+    identify,
+    places_of,
+    score,
+    subsets,
+)
 from agentopcd.types import EMPTY, Context, Job
 
 
@@ -18,40 +29,40 @@ def contexts(kit, n: int) -> list[Context]:
 
 
 def test_score_ranks_on_common_tasks(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     pool = contexts(kit, 4)
     rates = {EMPTY.id: 0.2, pool[0].id: 0.2, pool[1].id: 0.5, pool[2].id: 0.8, pool[3].id: 0.3}
     play = kit.player(lambda context: rates[context.id])
-    ranking = score(store, [*pool, pool[0], EMPTY], kit.tasks(100), play, **where)
+    ranking = score(kit.bench(store, play), [*pool, pool[0], EMPTY], kit.tasks(100))
     assert [row.context_id for row in ranking.rows[:2]] == [pool[2].id, pool[1].id]
     assert ranking.best.count.rate.n == ranking.empty.rate.n == ranking.best.against_empty.n == 100
     assert ranking.best.against_empty.difference.low > 0.4
     assert ranking.competed == 4 and len(play.played) == 500  # equal contexts are one, empty is always there
     assert "best of 4 on select" in str(ranking) and "biased upward" in str(ranking)
     assert store.split_of(kit.env, "board-00000") == "select"
-    score(store, [kit.context("One more.")], kit.tasks(100), kit.player(lambda _: 0.1), **where)
-    assert score(store, pool[:1], kit.tasks(100), play, **where).competed == 5  # earlier rivals still count
+    score(kit.bench(store, kit.player(lambda _: 0.1)), [kit.context("One more.")], kit.tasks(100))
+    assert score(kit.bench(store, play), pool[:1], kit.tasks(100)).competed == 5  # earlier rivals still count
     assert len(play.played) == 500
 
 
 def test_nothing_to_score(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     play = kit.player(lambda _: 1.0)
     with pytest.raises(ConfigError, match="no context besides the empty one"):
-        score(store, [EMPTY], kit.tasks(3), play, **where)
+        score(kit.bench(store, play), [EMPTY], kit.tasks(3))
     with pytest.raises(ConfigError, match="no select task of lake"):
-        score(store, contexts(kit, 1), [], play, **where)
+        score(kit.bench(store, play), contexts(kit, 1), [])
     with pytest.raises(ConfigError, match="the empty context cannot be confirmed"):
-        confirm(store, EMPTY, kit.tasks(3), play, **where)
+        confirm(kit.bench(store, play), EMPTY, kit.tasks(3))
     with pytest.raises(ConfigError, match="no confirm task"):
-        confirm(store, contexts(kit, 1)[0], [], play, **where)
+        confirm(kit.bench(store, play), contexts(kit, 1)[0], [])
     with pytest.raises(ConfigError, match="got 1, two are needed"):
-        subsets(store, [item(store, "One.")], kit.tasks(3), play, **where)
+        subsets(kit.bench(store, play), [item(store, "One.")], kit.tasks(3))
     broken = kit.player(lambda _: 1.0, broken=range(3))
     with pytest.raises(ConfigError, match="6 environment errors"):
-        score(store, contexts(kit, 1), kit.tasks(3), broken, **where)
+        score(kit.bench(store, broken), contexts(kit, 1), kit.tasks(3))
     with pytest.raises(ConfigError, match="6 environment errors"):
-        confirm(store, contexts(kit, 1)[0], kit.tasks(3, 9), kit.player(lambda _: 1.0, broken=range(20)), **where)
+        confirm(kit.bench(store, kit.player(lambda _: 1.0, broken=range(20))), contexts(kit, 1)[0], kit.tasks(3, 9))
     assert play.played == [] and store.episodes() == []
 
 
@@ -66,40 +77,40 @@ def test_an_outcome_marked_error_changes_no_number(kit) -> None:
     def rate(context: Context) -> float:
         return 0.6 if context.text else 0.2
 
-    clean, where = kit.open()
-    wanted = score(clean, pool, kit.tasks(30), kit.player(rate), **where)
-    store, where = kit.open()
+    clean = kit.open()
+    wanted = score(kit.bench(clean, kit.player(rate)), pool, kit.tasks(30))
+    store = kit.open()
     broken = kit.player(rate, broken=range(30, 45))
-    found = score(store, pool, kit.tasks(45), broken, **where)
+    found = score(kit.bench(store, broken), pool, kit.tasks(45))
     assert found.errors == 4 * 15 and wanted.errors == 0
     assert (found.rows, found.empty) == (wanted.rows, wanted.empty)
     assert len(store.episodes()) == 4 * 30
     # They stay open: the next call plays exactly those again.
     repaired = kit.player(rate)
-    assert score(store, pool, kit.tasks(45), repaired, **where).errors == 0
+    assert score(kit.bench(store, repaired), pool, kit.tasks(45)).errors == 0
     assert {job.task.seed for job in repaired.played} == set(range(30, 45)) and len(repaired.played) == 60
 
 
 def test_confirm_promotes_what_is_better(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     context = contexts(kit, 1)[0]
     play = kit.player(lambda shown: 0.5 if shown.text else 0.1)
-    result = confirm(store, context, kit.tasks(100, 1000), play, **where)
+    result = confirm(kit.bench(store, play), context, kit.tasks(100, 1000))
     assert result.passed and result.look == 1 and result.comparison.test == "mid_p"
     assert store.resolve("lake/best") == context.id
     (move,) = store.log("lake/best")
     assert "100 episodes on 100 tasks" in move["reason"] and "look 1" in move["reason"]
-    again = confirm(store, context, kit.tasks(100, 1000), play, **where)
+    again = confirm(kit.bench(store, play), context, kit.tasks(100, 1000))
     assert again == result and len(store.log("lake/best")) == 1 and len(play.played) == 200
     assert "pass, lake/best moved" in str(result) and "look 1 on this confirm set" in str(result)
 
 
 def test_confirm_says_no_and_counts_looks(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     first, second = contexts(kit, 2)
     play = kit.player(lambda _: 0.3)
-    assert not confirm(store, first, kit.tasks(64, 1000), play, **where).passed
-    result = confirm(store, second, kit.tasks(64, 1000), play, **where)
+    assert not confirm(kit.bench(store, play), first, kit.tasks(64, 1000)).passed
+    result = confirm(kit.bench(store, play), second, kit.tasks(64, 1000))
     assert not result.passed and result.look == 2 and "not promoted" in str(result)
     assert store.refs() == {}
     assert len(play.played) == 3 * 64  # the empty arm was already played
@@ -107,14 +118,14 @@ def test_confirm_says_no_and_counts_looks(kit) -> None:
 
 def test_confirm_on_few_boards_flips_tasks(kit) -> None:
     """A context that knows one board of four wins many pairs and is still not promoted."""
-    store, where = kit.open()
+    store = kit.open()
     context = contexts(kit, 1)[0]
 
     def play(jobs):
         for job in jobs:
             yield kit.episode(job, bool(job.context.text) and job.task.key == "board-01000")
 
-    result = confirm(store, context, kit.tasks(80, 1000, boards=4), play, **where)
+    result = confirm(kit.bench(store, play), context, kit.tasks(80, 1000, boards=4))
     assert (result.comparison.wins, result.comparison.losses, result.comparison.tasks) == (20, 0, 4)
     assert result.comparison.test == "sign_flip" and not result.passed
     assert "80 episodes on 4 tasks" in str(result)
@@ -124,11 +135,11 @@ def test_a_null_pool_is_hardly_ever_promoted(kit) -> None:
     """Equal arms: the best of twelve on select, confirmed on fresh tasks, in 100 worlds."""
     pool, promoted, flattered = contexts(kit, 12), 0, 0.0
     for world in range(100):
-        store, where = kit.open()
+        store = kit.open()
         play = kit.player(lambda _: 0.25, seed=world)
-        ranking = score(store, pool, kit.tasks(16), play, **where)
+        ranking = score(kit.bench(store, play), pool, kit.tasks(16))
         best = store.get_context(ranking.best.context_id)
-        result = confirm(store, best, kit.tasks(64, 1000), play, **where)
+        result = confirm(kit.bench(store, play), best, kit.tasks(64, 1000))
         promoted += result.passed
         flattered += ranking.best.count.rate.rate - 0.25
         store.close()
@@ -139,10 +150,10 @@ def test_a_null_pool_is_hardly_ever_promoted(kit) -> None:
 def test_a_good_context_is_found_and_promoted(kit) -> None:
     pool, promoted = contexts(kit, 12), 0
     for world in range(20):
-        store, where = kit.open()
+        store = kit.open()
         play = kit.player(lambda shown: 0.6 if shown == pool[7] else 0.25, seed=world)
-        best = store.get_context(score(store, pool, kit.tasks(32), play, **where).best.context_id)
-        promoted += best == pool[7] and confirm(store, best, kit.tasks(64, 1000), play, **where).passed
+        best = store.get_context(score(kit.bench(store, play), pool, kit.tasks(32)).best.context_id)
+        promoted += best == pool[7] and confirm(kit.bench(store, play), best, kit.tasks(64, 1000)).passed
         store.close()
     assert promoted >= 18
 
@@ -152,18 +163,18 @@ def test_a_good_context_is_found_and_promoted(kit) -> None:
 
 @pytest.mark.parametrize("split", ["select", "confirm", "test"])
 def test_an_item_from_a_forbidden_task_is_refused(kit, split: str) -> None:
-    store, where = kit.open()
+    store = kit.open()
     store.add_tasks(kit.env, ["seen"], split)
     store.add_items(1, [Found("Turn left at the lake.")], env=kit.env, task_key="seen")
     context, play = kit.context("Fine.", "Turn left at the lake."), kit.player(lambda _: 1.0)
     message = f"{identify('Turn left at the lake.')[:12]}, which came from {split} task seen"
     with pytest.raises(TaskLeak, match=message):
-        score(store, [context], kit.tasks(3), play, **where)
+        score(kit.bench(store, play), [context], kit.tasks(3))
     with pytest.raises(TaskLeak, match=message):
-        confirm(store, context, kit.tasks(3), play, **where)
+        confirm(kit.bench(store, play), context, kit.tasks(3))
     items = [*store.items(), item(store, "Fine.")]
     with pytest.raises(TaskLeak, match=message):
-        subsets(store, items, kit.tasks(3), play, **where)
+        subsets(kit.bench(store, play), items, kit.tasks(3))
     assert play.played == []
     context_id = store.add_context(context)
     assert [(leak.key, leak.split) for leak in store.leaks(context_id)] == [("seen", split)]
@@ -173,17 +184,17 @@ def test_an_item_from_a_forbidden_task_is_refused(kit, split: str) -> None:
 
 @pytest.mark.parametrize("split", ["extract", "train", "shared"])
 def test_other_tasks_do_not_leak(kit, split: str) -> None:
-    store, where = kit.open()
+    store = kit.open()
     store.add_tasks(kit.env, ["seen"], split)
     store.add_items(1, [Found("Avoid holes.")], env=kit.env, task_key="seen")
-    score(store, [kit.context("Avoid holes.")], kit.tasks(3), kit.player(lambda _: 1.0), **where)
+    score(kit.bench(store, kit.player(lambda _: 1.0)), [kit.context("Avoid holes.")], kit.tasks(3))
 
 
 def test_tasks_of_another_split_are_not_scored_on(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     store.add_tasks(kit.env, [kit.tasks(3)[1]], "test")
     with pytest.raises(TaskLeak, match="'test' and was about to be used for 'select'"):
-        score(store, contexts(kit, 1), kit.tasks(3), kit.player(lambda _: 1.0), **where)
+        score(kit.bench(store, kit.player(lambda _: 1.0)), contexts(kit, 1), kit.tasks(3))
 
 
 # -- resume ------------------------------------------------------------------------------------------
@@ -193,14 +204,14 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 from conftest import FakePlayer, Kit
 from agentopcd.knowledge import score
-store, where = Kit.open(sys.argv[1])
+store = Kit.open(sys.argv[1])
 inner = FakePlayer(lambda context: 0.5 if context.text else 0.2)
 def play(jobs):
     for number, episode in enumerate(inner(jobs)):
         if number == 37:
             os.kill(os.getpid(), signal.SIGKILL)
         yield episode
-score(store, [Kit.context(f"Rule number {n}.") for n in range(3)], Kit.tasks(20), play, **where)
+score(Kit.bench(store, play), [Kit.context(f"Rule number {n}.") for n in range(3)], Kit.tasks(20))
 """
 
 
@@ -212,38 +223,43 @@ def test_a_killed_score_is_resumed_and_plays_nothing_twice(kit, tmp_path: Path) 
     def rate(context: Context) -> float:
         return 0.5 if context.text else 0.2
 
-    store, where = kit.open(path)
+    store = kit.open(path)
     before = {(row["context_id"], row["seed"]) for row in store.episodes()}
     assert len(before) == 37
     play = kit.player(rate)
-    resumed = score(store, contexts(kit, 3), kit.tasks(20), play, **where)
+    resumed = score(kit.bench(store, play), contexts(kit, 3), kit.tasks(20))
     assert len(play.played) == 4 * 20 - 37
     assert not before & {(job.context.id, job.task.seed) for job in play.played}
-    fresh, where = kit.open()
-    whole = score(fresh, contexts(kit, 3), kit.tasks(20), kit.player(rate), **where)
+    fresh = kit.open()
+    whole = score(kit.bench(fresh, kit.player(rate)), contexts(kit, 3), kit.tasks(20))
     assert (resumed.rows, resumed.empty, resumed.competed) == (whole.rows, whole.empty, whole.competed)
     store.close()
 
 
 def test_repetitions_are_pairs_of_their_own(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     context = contexts(kit, 1)[0]
-    ranking = score(store, [context], kit.tasks(10), kit.player(lambda _: 0.5), reps=3, **where)
-    found = ranking.best.against_empty
+    store.add_tasks(kit.env, kit.tasks(10), "select")
+    store.add_context(context)
+    bench = kit.bench(store, kit.player(lambda _: 0.5))
+    jobs = [Job(task, arm, rep) for task in kit.tasks(10) for rep in range(3) for arm in (EMPTY, context)]
+    assert bench.play_missing("select", jobs) == 0
+    arena = bench.arena("select", places_of(kit.tasks(10), reps=3))
+    found = store.compare(bench.arm(context), bench.arm(), arena)
     assert (found.n, found.tasks, found.test) == (30, 10, "sign_flip")
-    pairs = store.pairs(Arm(kit.model, context.id), Arm(kit.model), kit.env, kit.setup, "select")
-    assert len(pairs) == 30 and {pair.rep for pair in pairs} == {0, 1, 2}
-    assert sum(pair.first for pair in pairs) == ranking.best.count.rate.wins
-    assert store.pairs(Arm(kit.model, context.id), Arm(kit.model), kit.env, kit.setup, "confirm") == []
+    outcomes = store.outcomes(bench.arm(context), arena)
+    assert len(outcomes) == 30 and {rep for _, _, rep in outcomes} == {0, 1, 2}
+    assert sum(outcomes.values()) == found.first.wins
+    assert store.outcomes(bench.arm(context), bench.arena("confirm")) == {}
 
 
 def test_shared_tasks_stand_for_every_split(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     store.add_tasks(kit.env, kit.tasks(10), "shared")
     context = contexts(kit, 1)[0]
-    ranking = score(store, [context], kit.tasks(10), kit.player(lambda _: 0.5), **where)
+    ranking = score(kit.bench(store, kit.player(lambda _: 0.5)), [context], kit.tasks(10))
     assert ranking.best.count.rate.n == 10
-    assert confirm(store, context, kit.tasks(10), kit.player(lambda _: 0.5), **where).comparison.n == 10
+    assert confirm(kit.bench(store, kit.player(lambda _: 0.5)), context, kit.tasks(10)).comparison.n == 10
 
 
 # -- subsets -----------------------------------------------------------------------------------------
@@ -257,10 +273,10 @@ def planted(context: Context) -> float:
 
 
 def test_subsets_finds_planted_items(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     items = [item(store, f"Rule {number} of ten.") for number in range(10)]
     number_of = {one.id: number for number, one in enumerate(items)}
-    values = subsets(store, items, kit.tasks(600), kit.player(planted), **where)
+    values = subsets(kit.bench(store, kit.player(planted)), items, kit.tasks(600))
     order = [number_of[value.item_id] for value in values]
     assert set(order[:3]) == GOOD and set(order[-2:]) == BAD
     truth = {number: 0.12 if number in GOOD else -0.15 if number in BAD else 0.0 for number in range(10)}
@@ -270,31 +286,31 @@ def test_subsets_finds_planted_items(kit) -> None:
 
 
 def test_subsets_is_resumed_and_extended(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     items = [item(store, f"Rule {number} of ten.") for number in range(10)]
     play = kit.player(planted)
-    first = subsets(store, items, kit.tasks(40), play, **where)
+    first = subsets(kit.bench(store, play), items, kit.tasks(40))
     assert len(play.played) == 80
     for one, other in zip(play.played[::2], play.played[1::2], strict=True):
         assert set(one.context.lines) | set(other.context.lines) == {one.text for one in items}
         assert not set(one.context.lines) & set(other.context.lines) and one.task == other.task
-    assert subsets(store, items[::-1], kit.tasks(40), play, **where) == first and len(play.played) == 80
-    longer = subsets(store, items, kit.tasks(60), play, **where)
+    assert subsets(kit.bench(store, play), items[::-1], kit.tasks(40)) == first and len(play.played) == 80
+    longer = subsets(kit.bench(store, play), items, kit.tasks(60))
     assert len(play.played) == 120 and longer[0].n == 60
     broken = kit.player(planted, broken=[60])
-    assert subsets(store, items, kit.tasks(61), broken, **where) == longer
+    assert subsets(kit.bench(store, broken), items, kit.tasks(61)) == longer
 
 
 # -- chains ------------------------------------------------------------------------------------------
 
 
 def test_chains_are_refs(kit) -> None:
-    store, _ = kit.open()
+    store = kit.open()
     one, two = kit.context("One."), kit.context("One.", "Two.")
-    assert add_to_pool(store, "lake", 3, 7, one, run_id=1, recipe={"order": "chain"}) == "lake/pool/03/07"
-    add_to_pool(store, "lake", 3, 8, two)
-    add_to_pool(store, "lake", 3, 8, two)  # a resumed run repeats it
-    add_to_pool(store, "lake", 3, 9, two)  # a step that added nothing is the same row
+    assert add_to_pool(store, PoolStep("lake", 3, 7), one, run_id=1, origin={"order": "chain"}) == "lake/pool/03/07"
+    add_to_pool(store, PoolStep("lake", 3, 8), two)
+    add_to_pool(store, PoolStep("lake", 3, 8), two)  # a resumed run repeats it
+    add_to_pool(store, PoolStep("lake", 3, 9), two)  # a step that added nothing is the same row
     assert store.refs("lake/pool/") == {
         "lake/pool/03/07": one.id,
         "lake/pool/03/08": two.id,
@@ -305,7 +321,7 @@ def test_chains_are_refs(kit) -> None:
 
 
 def test_a_job_is_played_once_even_if_asked_twice(kit) -> None:
-    store, where = kit.open()
+    store = kit.open()
     play = kit.player(lambda _: 0.5)
-    score(store, contexts(kit, 1), [*kit.tasks(5), *kit.tasks(5)], play, **where)
+    score(kit.bench(store, play), contexts(kit, 1), [*kit.tasks(5), *kit.tasks(5)])
     assert len(play.played) == 10 and play.played[0] == Job(kit.tasks(1)[0], EMPTY, 0)

@@ -13,7 +13,7 @@ import pytest
 from agentopcd import learn as learning
 from agentopcd.chat import Chat
 from agentopcd.config import LearnConfig, PlayConfig
-from agentopcd.knowledge import Store, add_to_pool
+from agentopcd.knowledge import PoolStep, Store, add_to_pool
 from agentopcd.learn import learn
 from agentopcd.rollouts import Player
 from agentopcd.runs import Run
@@ -51,12 +51,13 @@ def work(samplers: list[tiny.Clued], tiny_model_dir: Path, tmp_path: Path) -> Pa
     """A workspace with one round, and what learn said of it."""
     config = PlayConfig(env="rows.jsonl", model=str(tiny_model_dir), chains=3, chain_steps=5, seed=4, max_tokens=77)
     with Session(config, tmp_path / "w", say=lambda line: None) as session:
-        run_id = session.begin("play", round=1)
+        run_id = session.ledger.begin("play", round=1)
         for chain, steps in CHAINS.items():
             for step, context in steps.items():
-                add_to_pool(session.store, session.env, 7 + chain, step, context, run_id=run_id)
-        add_to_pool(session.store, session.env, 1, 4, CLUE, run_id=session.begin("play", round=0))  # of another run
-        session.finish(run_id, {"episodes": 3})  # fewer than chain_steps: there is no step 4
+                add_to_pool(session.store, PoolStep(session.env, 7 + chain, step), context, run_id=run_id)
+        other = session.ledger.begin("play", round=0)
+        add_to_pool(session.store, PoolStep(session.env, 1, 4), CLUE, run_id=other)
+        session.ledger.finish(run_id, {"episodes": 3})  # fewer than chain_steps: there is no step 4
     rows = [{"label": label, "success": rate} for label, rate in (("base", 0.1), ("in-context", 0.9), ("student", 0.8))]
     told = {"played": {"run": run_id}, "distilled": {"evaluation": {"rows": rows}}}
     Run(tmp_path / "w", "learn", {"env": "rows.jsonl"}).finish({"rounds": [told]})

@@ -54,7 +54,7 @@ def test_a_workspace_is_read_by_model_and_context(tmp_path: Path, capsys: pytest
     config = EvaluateConfig(env="frozen-lake-4x4", model="pocket", sample_batch=32)
     with Session(config, tmp_path, say=lambda line: None) as session:
         who = [Contestant(label="misled", model=session.loaded, context=told)]
-        evaluate(session, who, session.tasks("test", 16), run_id=session.begin("evaluate"))
+        evaluate(session, who, session.tasks("test", 16), run_id=session.ledger.begin("evaluate"))
     lost.main(["--work", str(tmp_path)])
     assert "H is the goal." in capsys.readouterr().out
     with lost.Store.open(tmp_path / "store.db") as store:

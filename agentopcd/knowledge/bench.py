@@ -1,0 +1,57 @@
+"""Where contexts are tried: a store, a model that plays one environment, and the run that is charged for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+from agentopcd.knowledge.queries import Arena, Arm, Place
+from agentopcd.knowledge.store import Store
+from agentopcd.types import EMPTY, Context, Episode, Job, Task
+
+Play = Callable[[str, Sequence[Job]], Iterable[Episode]]
+"""Plays jobs and yields each episode as it finishes; it retries what the environment broke. The text is a label for
+people: what the episodes are played for."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """All that trying a context needs besides the context and the tasks."""
+
+    store: Store
+    env: str
+    setup: str
+    """From :func:`~agentopcd.knowledge.store.setup_id`: all that changes play besides model, context and task."""
+    model_id: str
+    """Of the model that ``play`` plays."""
+    run_id: int
+    """The run that new episodes belong to."""
+    play: Play
+
+    def arm(self, context: Context = EMPTY) -> Arm:
+        """This model with a context."""
+        return Arm(self.model_id, context.id)
+
+    def arena(self, split: str | None = None, places: Collection[Place] | None = None) -> Arena:
+        """Episodes of this environment and setup."""
+        return Arena(self.env, self.setup, split, places)
+
+    def play_missing(self, label: str, jobs: Sequence[Job]) -> int:
+        """Play what the store lacks and store each episode as it comes; returns how many the environment broke."""
+        contexts = {job.context.id: job.context for job in jobs}
+        done = {id_: self.store.outcomes(self.arm(context), self.arena()) for id_, context in contexts.items()}
+        missing = [job for job in dict.fromkeys(jobs) if _place(job) not in done[job.context.id]]
+        errors = 0
+        if missing:
+            for episode in self.play(label, missing):
+                errors += self.store.add_episodes(self.run_id, self.model_id, self.setup, [episode])[0] is None
+        return errors
+
+
+def places_of(tasks: Iterable[Task], reps: int = 1) -> list[Place]:
+    """The places of tasks that are played ``reps`` times each."""
+    return [(task.key, task.seed, rep) for rep in range(reps) for task in tasks]
+
+
+def _place(job: Job) -> Place:
+    return job.task.key, job.task.seed, job.rep

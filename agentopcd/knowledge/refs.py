@@ -1,0 +1,28 @@
+"""The names that contexts get: what was confirmed for an environment, and every step of every chain."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+def best_ref(env: str) -> str:
+    """What was confirmed last for an environment, for example ``sokoban/best``."""
+    return f"{env}/best"
+
+
+def pool_prefix(env: str) -> str:
+    """What the name of every step of every chain starts with."""
+    return f"{env}/pool/"
+
+
+class PoolStep(NamedTuple):
+    """One step of an extraction chain."""
+
+    env: str
+    chain: int
+    step: int
+
+    @property
+    def ref(self) -> str:
+        """Its name, for example ``sokoban/pool/03/07``."""
+        return f"{pool_prefix(self.env)}{self.chain:02d}/{self.step:02d}"
