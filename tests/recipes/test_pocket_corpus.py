@@ -22,7 +22,7 @@ import pytest
 from agentopcd import envs, sources
 from agentopcd.chat import EXPERIENCE_FRAME, Chat, turn_messages
 from agentopcd.envs.puzzles import FORMS, KINDS, Conventions, Instructions
-from agentopcd.envs.rows import Row
+from agentopcd.envs.rows import QuestionRow
 from agentopcd.envs.solvers import MOVES, Cell, Warehouse, shortest
 from agentopcd.knowledge.extract import extraction_messages
 from agentopcd.knowledge.items import flags, parse
@@ -817,7 +817,7 @@ def test_extraction_says_only_what_the_trace_shows() -> None:
         think, _, said = reply.partition(corpus.END_THINK)
         items = parse(reply)
         assert said == "\n".join(f"{MARKER} {item.text}" for item in items) == "\n".join(i.raw for i in items)
-        assert parse(reply, strict=True) == items and len(items) <= 2
+        assert len(items) <= 2
         assert not any(flags(item.text) for item in items), said
         if prompt.startswith("Question: "):
             assert reply == f"{corpus.THINK}open{corpus.END_THINK}"
@@ -896,7 +896,7 @@ def worked_out(messages: Sequence[Any], reply: str) -> dict[str, Any]:
     assert all(in_order(step, order) == whole for step in work.split(" = ")), reply
     assert work.split(" = ")[-1] == str(whole) and remainder == (f"{modulus} = {value}" if modulus else ""), reply
     env = Conventions(form=form, modulus=modulus, order=order)
-    assert env.grade(reply, Row(message["content"], gold=said[4])).right
+    assert env.grade(reply, QuestionRow(message["content"], gold=said[4])).right
     return {"form": form, "modulus": modulus, "order": order}
 
 
@@ -955,7 +955,7 @@ def test_instructions_are_followed() -> None:
         for (message,), reply in made.turns:
             kinds.add(message["content"].split()[0])
             assert reply == follow(message["content"])
-            assert Instructions().grade(reply, Row(message["content"], gold=reply)).right
+            assert Instructions().grade(reply, QuestionRow(message["content"], gold=reply)).right
     assert 0.1 < with_context / 400 < 0.2 and len(kinds) > 8
 
 
