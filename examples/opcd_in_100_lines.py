@@ -1,0 +1,168 @@
+"""On-policy context distillation (arXiv:2602.12275) in 100 lines of plain PyTorch and transformers.
+
+A model that is told the rules of a game plays it well. This file trains the same model to play that well *without* being
+told, from nothing but its own games: it plays without the context, a frozen copy of it that does see the context scores
+the very tokens it played, and it moves towards those scores.
+
+    python examples/opcd_in_100_lines.py
+
+`agentopcd/consolidate.py` is the same loop with all that a long run needs; tests/examples compares the two: same loss, same
+gradient. Capital letters at the end of a tensor's name are its shape: N response tokens, V words of the vocabulary, K of
+them, T positions, B rows.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from agentopcd import envs
+
+MODEL = str(files("agentopcd") / "weights" / "pocket")  # 3 million weights; it can plan, and knows no rules
+ENV = "frozen-lake-4x4"
+# The game's own rules say what the letters mean. The player gets this line instead, so that only the context tells it.
+RULES = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
+CONTEXT = "G is the goal. H is a hole, never step on it. All moves work as named."
+TEMPERATURE, TOP_K, LEARNING_RATE, CLIP_NORM = 0.7, 256, 3e-4, 1.0
+ROWS = 32  # turns in one forward pass; does not change the result
+
+
+class Turn(NamedTuple):
+    """One reply of the student, and what it replied to."""
+
+    question: str
+    response: list[int]
+
+
+# ---------------------------------------------------------------------------------------------------------------- play
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, question: str, context: str = "") -> list[int]:
+    """The prompt of one turn. Student and teacher differ in the context, and in nothing else."""
+    text = f"{context}\n\n{question}" if context else question
+    chat = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
+
+@torch.no_grad()
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[list[int]]) -> list[list[int]]:
+    """One reply to each prompt, its end token included: ending at the right place is learned, too."""
+    batch = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt")
+    # top_k and top_p stay off: the loss is an expectation over the student's own distribution, so that is what is drawn.
+    out = model.generate(**batch, do_sample=True, temperature=TEMPERATURE, top_k=0, top_p=1.0, max_new_tokens=128)
+    rows, end = out[:, batch["input_ids"].shape[1] :].tolist(), tokenizer.eos_token_id
+    return [row[: row.index(end) + 1] if end in row else row for row in rows]
+
+
+def play(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seeds: Sequence[int], context: str = ""
+) -> tuple[int, list[Turn]]:
+    """Play one game for each seed, all of them side by side; games won, and every turn."""
+    games = [envs.make(ENV) for _ in seeds]
+    seen = [dict(game.reset(seed=seed)[1]["parts"]) for game, seed in zip(games, seeds, strict=True)]
+    logs, live, won, turns, number = [[RULES] for _ in games], list(range(len(games))), 0, [], 0
+    while live:
+        number += 1
+        questions = {}
+        for i in live:  # the log of the game so far, then the board, then how to answer
+            logs[i] += [seen[i]["feedback"]] if number > 1 else []
+            board = [f"Turn {number}:", seen[i]["state"]]
+            questions[i] = "\n\n".join([*logs[i], *(board if number > 1 else board[1:]), seen[i]["actions"]])
+            logs[i] += board
+        replies = sample(model, tokenizer, [prompt_ids(tokenizer, questions[i], context) for i in live])
+        for i, response in zip(list(live), replies, strict=True):
+            turns.append(Turn(questions[i], response))
+            reply = tokenizer.decode(response, skip_special_tokens=True)
+            _, reward, terminated, truncated, info = games[i].step(reply)
+            logs[i].append(f"You answered: {info['action']}")
+            seen[i] = dict(info["parts"])
+            won += reward >= 1
+            if terminated or truncated:
+                live.remove(i)
+    return won, turns
+
+
+# --------------------------------------------------------------------------------------------------------------- learn
+
+
+def response_logits(model: PreTrainedModel, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> Tensor:
+    """Logits ``[N, V]`` that predict the tokens of the responses, one response after the other."""
+    rows = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses, strict=True)]
+    # Padding on the right needs no mask: a causal model never looks at what comes later.
+    logits_BTV = model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)).logits
+    # Position t predicts token t + 1. After X tokens of prompt, the Y tokens of the response are predicted by the
+    # positions X-1 to X+Y-2. The context makes X longer for the teacher, so each model counts from its own prompt.
+    places = [slice(len(x) - 1, len(x) + len(y) - 1) for x, y in zip(prompts, responses, strict=True)]
+    return torch.cat([logits_TV[place] for logits_TV, place in zip(logits_BTV, places, strict=True)])
+
+
+def outcomes(logits_NV: Tensor, support_NK: Tensor) -> Tensor:
+    """Log-probabilities of K tokens, and of all the others together as one more outcome, the tail."""
+    log_NV = (logits_NV / TEMPERATURE).log_softmax(-1)
+    # The tail is added up from its own tokens. 1 minus the sum of the K would be lost to rounding where K hold it all.
+    tail_N = log_NV.scatter(-1, support_NK, -torch.inf).logsumexp(-1)
+    return torch.cat([log_NV.gather(-1, support_NK), tail_N[:, None]], -1)
+
+
+def loss_of(student_NV: Tensor, teacher_NV: Tensor, weights_N: Tensor) -> Tensor:
+    """Reverse KL from student p to teacher q: the sum over K + 1 outcomes of p (log p - log q), summed with weights."""
+    support_NK = student_NV.detach().topk(TOP_K).indices  # reverse KL weighs by p, so p chooses what is looked at
+    log_p, log_q = outcomes(student_NV, support_NK), outcomes(teacher_NV, support_NK)
+    return ((log_p.exp() * (log_p - log_q)).sum(-1) * weights_N).sum()
+
+
+def learn(student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> float:
+    """Add the gradient of the loss over all these turns to the student's parameters, and return the loss in nats."""
+    turns, total = sorted(turns, key=lambda turn: len(turn.question)), 0.0  # rows of like length: little padding
+    for start in range(0, len(turns), ROWS):
+        chunk = turns[start : start + ROWS]
+        responses = [turn.response for turn in chunk]
+        with torch.no_grad():
+            asked = [prompt_ids(tokenizer, turn.question, CONTEXT) for turn in chunk]
+            teacher_NV = response_logits(teacher, asked, responses)
+        student_NV = response_logits(student, [prompt_ids(tokenizer, turn.question) for turn in chunk], responses)
+        # Every reply has one vote, however long it is, and the votes of the whole step add up to one.
+        weights_N = torch.cat([torch.full((len(y),), 1 / (len(turns) * len(y))) for y in responses])
+        loss = loss_of(student_NV, teacher_NV, weights_N)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def main(steps: int = 8, games: int = 32, test_games: int = 128, model: str = MODEL) -> dict[str, float]:
+    """Play, distil, play again; success by name."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)  # bfloat16 would not move by 3e-4
+    teacher = copy.deepcopy(student).requires_grad_(False)  # the student as it is now; it never changes
+    # Split by board, not by seed: two seeds that make the same board are one task.
+    splits = envs.build_splits(ENV).splits
+    test, train = ([task.seed for task in splits[name]] for name in ("test", "train"))
+    test = test[:test_games]
+    success = {"before": play(student, tokenizer, test)[0] / len(test)}
+    success["in context"] = play(teacher, tokenizer, test, CONTEXT)[0] / len(test)
+    for name, rate in success.items():
+        print(f"{name:<10} {rate:.3f}  n = {len(test)}")
+    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
+    for step in range(steps):
+        seeds = [train[(step * games + i) % len(train)] for i in range(games)]
+        won, turns = play(student, tokenizer, seeds)  # without the context: it learns where it goes wrong by itself
+        loss = learn(student, teacher, tokenizer, turns)
+        torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        print(f"step {step + 1}: loss {loss:.3f} nats, won {won} of {games}")
+    success["after"] = play(student, tokenizer, test)[0] / len(test)
+    print(f"{'after':<10} {success['after']:.3f}  n = {len(test)}")
+    return success
+
+
+if __name__ == "__main__":
+    main()
