@@ -30,7 +30,7 @@ ENV = "frozen-lake-4x4"
 RULES = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
 CONTEXT = "G is the goal. H is a hole, never step on it. All moves work as named."
 TEMPERATURE, TOP_K, LEARNING_RATE, CLIP_NORM = 0.7, 256, 3e-4, 1.0
-ROWS = 32  # turns in one forward pass; does not change the result
+ROWS = 16  # turns in one forward pass; does not change the result
 
 
 class Turn(NamedTuple):
@@ -96,11 +96,12 @@ def response_logits(model: PreTrainedModel, prompts: Sequence[list[int]], respon
     """Logits ``[N, V]`` that predict the tokens of the responses, one response after the other."""
     rows = [torch.tensor(prompt + response) for prompt, response in zip(prompts, responses, strict=True)]
     # Padding on the right needs no mask: a causal model never looks at what comes later.
-    logits_BTV = model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)).logits
+    hidden_BTH = model.base_model(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)).last_hidden_state
     # Position t predicts token t + 1. After X tokens of prompt, the Y tokens of the response are predicted by the
     # positions X-1 to X+Y-2. The context makes X longer for the teacher, so each model counts from its own prompt.
     places = [slice(len(x) - 1, len(x) + len(y) - 1) for x, y in zip(prompts, responses, strict=True)]
-    return torch.cat([logits_TV[place] for logits_TV, place in zip(logits_BTV, places, strict=True)])
+    hidden_NH = torch.cat([hidden_TH[place] for hidden_TH, place in zip(hidden_BTH, places, strict=True)])
+    return model.get_output_embeddings()(hidden_NH)  # of those positions only: logits of whole prompts are large
 
 
 def outcomes(logits_NV: Tensor, support_NK: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def learn(student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrai
     return total
 
 
-def main(steps: int = 8, games: int = 32, test_games: int = 128, model: str = MODEL) -> dict[str, float]:
+def main(steps: int = 6, games: int = 16, test_games: int = 64, model: str = MODEL) -> dict[str, float]:
     """Play, distil, play again; success by name."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(model)
