@@ -40,9 +40,9 @@ class Ferry(TextEnv):
         drawn = self.np_random.permutation(len(PRECEDENCE))[:WAITING]
         self.waiting, self.refused = [PRECEDENCE[i] for i in drawn], 0
         obs, info = self.first(
-            # What makes two tasks the same: the animals, in whatever order they are listed. Held-out tasks are split by it.
+            # The same animals listed in another order are the same task, so they never are in both train and test.
             key=" ".join(sorted(self.waiting)),
-            rules="Animals wait for a ferry. It takes one at a time, in an order of precedence that holds in every game. "
+            rules="Animals wait for a ferry. It takes one at a time, in an order that holds in every game. "
             f"Name who is next. After {REFUSALS} refusals the ferry leaves for good.",
             state=self.state(),
             actions="Answer with one waiting animal in brackets, such as [hen].",
