@@ -127,7 +127,7 @@ def learn(student: Any, teacher: Any, tokenizer: Any, turns: Sequence[Turn]) -> 
     return total
 
 
-def main(steps: int = 6, games: int = 16, test_games: int = 64, model: str = MODEL) -> dict[str, float]:
+def main(steps: int = 5, games: int = 16, test_games: int = 64, model: str = MODEL) -> dict[str, float]:
     """Play, distil, play again. Returns the share of held-out games that were won, by name."""
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(model)

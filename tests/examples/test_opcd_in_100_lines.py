@@ -72,7 +72,7 @@ def samples(example: ModuleType, pocket: models.LoadedModel, episodes: list[Epis
     return samples_of(episodes, Chat(pocket.tokenizer), Context(example.CONTEXT), "keep")[0]
 
 
-def loops_gradient(student: models.LoadedModel, samples: Sequence[Sample]) -> tuple[float, dict[str, Tensor]]:
+def loops_gradient(student: models.LoadedModel, samples: Sequence[Sample], k: int) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradient as ``agentopcd/consolidate.py`` computes them, in float32."""
     teacher = FrozenTeacher(student, student, compute=torch.float32)
     teacher_NH = teacher.hidden(samples)
@@ -85,7 +85,7 @@ def loops_gradient(student: models.LoadedModel, samples: Sequence[Sample]) -> tu
 
     def loss_of(products_RV: Tensor, where: slice) -> Tensor:
         teacher_RV = teacher.logits(teacher_NH[where])
-        return losses.divergence(products_RV, teacher_RV, form="tail", k=256, temperature=0.7).loss_N
+        return losses.divergence(products_RV, teacher_RV, form="tail", k=k, temperature=0.7).loss_N
 
     loss = losses.in_chunks(loss_of, student_NH, weights_N, model.get_output_embeddings())
     loss.backward()
@@ -108,16 +108,20 @@ def test_it_asks_what_the_package_asks(
     assert asked(example.CONTEXT) == {s.teacher_ids for s in ours}
 
 
+@pytest.mark.parametrize("k", [256, 1])  # pocket is so sure that 256 words leave no tail
 def test_its_loss_and_gradient_are_those_of_the_loop(
     example: ModuleType,
     pocket: models.LoadedModel,
     episodes: list[Episode],
     turns: list,
     monkeypatch: pytest.MonkeyPatch,
+    k: int,
 ) -> None:
+    assert example.TOP_K == 256
+    monkeypatch.setattr(example, "TOP_K", k)
     monkeypatch.setattr(example, "ROWS", 4)
     assert len(turns) > example.ROWS, "more than one forward pass"
-    loss, wanted = loops_gradient(pocket, samples(example, pocket, episodes))
+    loss, wanted = loops_gradient(pocket, samples(example, pocket, episodes), k)
     teacher = models.load_model("pocket").model.requires_grad_(False)
     pocket.model.zero_grad()
     assert example.learn(pocket.model, teacher, pocket.tokenizer, turns) == pytest.approx(loss, rel=1e-5)
