@@ -1,0 +1,160 @@
+"""The example teaches what the package does: the same prompts, the same loss, the same gradient, in a hundred lines."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import io
+import tokenize
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from agentopcd import envs, losses, models
+from agentopcd.chat import Chat
+from agentopcd.consolidate import samples_of
+from agentopcd.rollouts import Game, Player
+from agentopcd.sampling.transformers import TransformersSampler
+from agentopcd.teacher import FrozenTeacher, Sample, response_hidden
+from agentopcd.types import Context, Episode, Job, Sampling
+
+CLOSE = 1e-4
+"""Largest difference of two gradients, as a share of their norm: float32 sums in another order. Seen: under 1e-5."""
+
+
+@pytest.fixture
+def example(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("opcd_in_100_lines", root / "examples" / "opcd_in_100_lines.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def pocket() -> models.LoadedModel:
+    return models.load_model("pocket")
+
+
+@pytest.fixture(scope="module")
+def episodes(pocket: models.LoadedModel) -> list[Episode]:
+    """Three games that the package plays, without a context."""
+    player = Player(
+        game=Game(ref="frozen-lake-4x4"), sampler=TransformersSampler(pocket, compute=torch.float32),
+        chat=Chat(pocket.tokenizer), sampling=Sampling(temperature=0.7, max_tokens=128),
+    )  # fmt: skip
+    jobs = [Job(task) for task in envs.build_splits("frozen-lake-4x4", seeds=400).splits["train"][:3]]
+    return sorted(player.play(jobs), key=lambda episode: episode.task.seed)
+
+
+@pytest.fixture
+def turns(
+    example: ModuleType, pocket: models.LoadedModel, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
+) -> list:
+    """The same games as the example plays them, when it gives the same replies to the same prompts."""
+    replies = {turn.prompt_ids: list(turn.response_ids) for episode in episodes for turn in episode.turns}
+
+    def replay(model: object, tokenizer: object, prompts: Sequence[list[int]]) -> list[list[int]]:
+        return [replies[tuple(prompt)] for prompt in prompts]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(example, "sample", replay)
+        won, turns = example.play(None, pocket.tokenizer, [episode.task.seed for episode in episodes])
+    assert won == sum(episode.success for episode in episodes)
+    return turns
+
+
+def samples(example: ModuleType, pocket: models.LoadedModel, episodes: list[Episode]) -> list[Sample]:
+    return samples_of(episodes, Chat(pocket.tokenizer), Context(example.CONTEXT), "keep")[0]
+
+
+def loops_gradient(student: models.LoadedModel, samples: Sequence[Sample], k: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradient as ``agentopcd/consolidate.py`` computes them, in float32."""
+    teacher = FrozenTeacher(student, student, compute=torch.float32)
+    teacher_NH = teacher.hidden(samples)
+    model = student.model
+    model.zero_grad()
+    pairs = [(s.student_ids, s.response_ids) for s in samples]
+    student_NH = response_hidden(model, pairs, student.tokenizer.pad_token_id)
+    weights = losses.token_weights([s.num_tokens for s in samples], "seq_mean")
+    weights_N = torch.tensor([w for w, s in zip(weights, samples, strict=True) for _ in s.response_ids])
+
+    def loss_of(products_RV: Tensor, where: slice) -> Tensor:
+        teacher_RV = teacher.logits(teacher_NH[where])
+        return losses.divergence(products_RV, teacher_RV, form="tail", k=k, temperature=0.7).loss_N
+
+    loss = losses.in_chunks(loss_of, student_NH, weights_N, model.get_output_embeddings())
+    loss.backward()
+    return loss.item(), gradient(model)
+
+
+def gradient(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_it_asks_what_the_package_asks(
+    example: ModuleType, pocket: models.LoadedModel, episodes: list[Episode], turns: list
+) -> None:
+    def asked(context: str) -> set[tuple[int, ...]]:
+        return {tuple(example.prompt_ids(pocket.tokenizer, question, context)) for question, _ in turns}
+
+    ours = samples(example, pocket, episodes)
+    assert len(turns) == len(ours) > 0
+    assert asked("") == {s.student_ids for s in ours}
+    assert asked(example.CONTEXT) == {s.teacher_ids for s in ours}
+
+
+@pytest.mark.parametrize("k", [256, 1])  # pocket is so sure that 256 words leave no tail
+def test_its_loss_and_gradient_are_those_of_the_loop(
+    example: ModuleType,
+    pocket: models.LoadedModel,
+    episodes: list[Episode],
+    turns: list,
+    monkeypatch: pytest.MonkeyPatch,
+    k: int,
+) -> None:
+    assert example.TOP_K == 256
+    monkeypatch.setattr(example, "TOP_K", k)
+    monkeypatch.setattr(example, "ROWS", 4)
+    assert len(turns) > example.ROWS, "more than one forward pass"
+    loss, wanted = loops_gradient(pocket, samples(example, pocket, episodes), k)
+    teacher = models.load_model("pocket").model.requires_grad_(False)
+    pocket.model.zero_grad()
+    assert example.learn(pocket.model, teacher, pocket.tokenizer, turns) == pytest.approx(loss, rel=1e-5)
+    got = gradient(pocket.model)
+    pocket.model.zero_grad()
+    assert got.keys() == wanted.keys() == dict(pocket.model.named_parameters()).keys()
+    for name, expected in wanted.items():
+        assert expected.norm() > 0, name
+        assert (got[name] - expected).norm() <= CLOSE * expected.norm(), name
+
+
+def test_it_runs_from_end_to_end(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    success = example.main(steps=1, games=1, test_games=1)
+    assert list(success) == ["before", "in context", "after"]
+    printed = capsys.readouterr().out
+    assert printed.count("n = 1 ") == 3
+    assert "step 1: loss " in printed
+
+
+def test_it_has_at_most_a_hundred_lines_of_code(root: Path) -> None:
+    source = (root / "examples" / "opcd_in_100_lines.py").read_text()
+    assert len(code_lines(source)) <= 100
+
+
+def code_lines(source: str) -> set[int]:
+    """Numbers of the lines that are neither blank nor comment nor docstring."""
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            said = node.body[0]
+            lines -= set(range(said.lineno, (said.end_lineno or said.lineno) + 1))
+    return lines
