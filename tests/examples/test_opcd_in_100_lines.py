@@ -9,17 +9,24 @@ import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from agentopcd import envs, losses, models
+from agentopcd import envs, models
 from agentopcd.chat import Chat
-from agentopcd.consolidate import samples_of
+from agentopcd.config import ConsolidateConfig
+from agentopcd.consolidate import deal, learn_from
+from agentopcd.learner import Learner
+from agentopcd.methods import METHODS
+from agentopcd.metrics import Clock, StepMeter
+from agentopcd.ranks import Ranks
 from agentopcd.rollouts import Game, Player
-from agentopcd.sampling.transformers import TransformersSampler
-from agentopcd.teacher import FrozenTeacher, Sample, response_hidden
+from agentopcd.samples import Sample, samples_of
+from agentopcd.sampling.transformers_engine import TransformersSampler
+from agentopcd.teacher import FrozenTeacher
 from agentopcd.types import Context, Episode, Job, Sampling
 
 CLOSE = 1e-4
@@ -73,23 +80,19 @@ def samples(example: ModuleType, pocket: models.LoadedModel, episodes: list[Epis
 
 
 def loops_gradient(student: models.LoadedModel, samples: Sequence[Sample], k: int) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradient as ``agentopcd/consolidate.py`` computes them, in float32."""
+    """Loss and gradient of a step as the loop computes them, in float32."""
+    config = ConsolidateConfig(env="math", support=k)
+    player: Any = None  # nothing is played here
+    method = METHODS["opcd"](config, player)
     teacher = FrozenTeacher(student, student, compute=torch.float32)
-    teacher_NH = teacher.hidden(samples)
-    model = student.model
-    model.zero_grad()
-    pairs = [(s.student_ids, s.response_ids) for s in samples]
-    student_NH = response_hidden(model, pairs, student.tokenizer.pad_token_id)
-    weights = losses.token_weights([s.num_tokens for s in samples], "seq_mean")
-    weights_N = torch.tensor([w for w, s in zip(weights, samples, strict=True) for _ in s.response_ids])
-
-    def loss_of(products_RV: Tensor, where: slice) -> Tensor:
-        teacher_RV = teacher.logits(teacher_NH[where])
-        return losses.divergence(products_RV, teacher_RV, form="tail", k=k, temperature=0.7).loss_N
-
-    loss = losses.in_chunks(loss_of, student_NH, weights_N, model.get_output_embeddings())
-    loss.backward()
-    return loss.item(), gradient(model)
+    learner = Learner(student, config, torch.float32)
+    student.model.zero_grad()
+    meter, loss = StepMeter(method.temperature, config.temperature), 0.0
+    for batch in deal(samples, config, teacher, Ranks()):
+        learn_from(batch, learner, teacher, method, meter, Clock())
+        values_N = torch.cat(meter.rows["value"])[-len(batch.weights_N) :]
+        loss += float((values_N * batch.weights_N).sum())
+    return loss, gradient(student.model)
 
 
 def gradient(model: torch.nn.Module) -> dict[str, Tensor]:
