@@ -13,19 +13,23 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# No name here is that of a module of this package: an import of the module would hide the function.
 _PUBLIC = {
-    "AgentOpcdError": "agentopcd.errors",
-    "Context": "agentopcd.types",
-    "Episode": "agentopcd.types",
-    "Sampling": "agentopcd.types",
-    "TextEnv": "agentopcd.envs",
-    "make": "agentopcd.envs",
-    "register": "agentopcd.envs",
+    "AgentOpcdError": "agentopcd.core.errors",
+    "ConsolidateConfig": "agentopcd.core.config",
+    "Context": "agentopcd.core.types",
+    "Episode": "agentopcd.core.types",
+    "Sampling": "agentopcd.core.types",
+    "Session": "agentopcd.workspace.session",
     "Store": "agentopcd.knowledge",
+    "TextEnv": "agentopcd.envs",
+    "distil_context": "agentopcd.distil",
+    "evaluate": "agentopcd.workspace.evaluation.table",
+    "find_context": "agentopcd.workspace.experience.find_context",
     "load_model": "agentopcd.models",
-    "play": "agentopcd.rollouts",
-    "consolidate": "agentopcd.consolidate",
-    "evaluate": "agentopcd.evaluate",
+    "make": "agentopcd.envs",
+    "play": "agentopcd.rollouts.player",
+    "register": "agentopcd.envs",
 }
 __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAll]
 

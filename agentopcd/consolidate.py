@@ -20,14 +20,18 @@ from typing import Any
 
 import torch
 
-from agentopcd import checkpoint, losses, models, sharding, sources
-from agentopcd.checkpoint import Progress
-from agentopcd.chunks import in_chunks
-from agentopcd.config import ConsolidateConfig
-from agentopcd.errors import ConfigError
-from agentopcd.learner import Learner
-from agentopcd.methods import Method
-from agentopcd.metrics import (
+from agentopcd import models
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import CHECKPOINTS, Run
+from agentopcd.core.stats import Rate
+from agentopcd.core.types import Context, Mixture, Task
+from agentopcd.distillation import checkpoint, losses
+from agentopcd.distillation.checkpoint import Progress
+from agentopcd.distillation.chunks import in_chunks
+from agentopcd.distillation.learner import Learner
+from agentopcd.distillation.methods import Method
+from agentopcd.distillation.metrics import (
     Clock,
     StepMeter,
     console_line,
@@ -37,15 +41,14 @@ from agentopcd.metrics import (
     select_record,
     update_record,
 )
-from agentopcd.models import LoadedModel
-from agentopcd.played import draw, play_step, say_read_apart, success_on
-from agentopcd.ranks import Ranks
-from agentopcd.rollouts import Player
-from agentopcd.runs import CHECKPOINTS, Run
-from agentopcd.samples import Batch, Sample, micro_batches
-from agentopcd.stats import Rate
-from agentopcd.teacher import FrozenTeacher
-from agentopcd.types import Context, Mixture, Task
+from agentopcd.distillation.played import draw, play_step, say_read_apart, success_on
+from agentopcd.distillation.samples import Batch, Sample, micro_batches
+from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.models import find
+from agentopcd.models.load import LoadedModel
+from agentopcd.models.parallel import sharding
+from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.player import Player
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -267,7 +270,7 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run) -> Consolida
     ranks.wait()
     return Consolidated(
         folder=folder,
-        model_id=sources.fingerprint(folder),
+        model_id=find.fingerprint(folder),
         best_step=progress.best_step,
         select=dict(progress.select),
     )

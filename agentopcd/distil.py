@@ -8,22 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd import models, sharding
-from agentopcd.config import ConsolidateConfig, player_flags
+from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
-from agentopcd.engine import player_of
-from agentopcd.errors import ConfigError
-from agentopcd.evaluate import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
-from agentopcd.handover import shares
+from agentopcd.core.config import ConsolidateConfig, player_flags
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import Run, write_json
+from agentopcd.core.types import Context, Episode, Mixture, Task
+from agentopcd.distillation.methods import METHODS, Needs
+from agentopcd.distillation.played import draw
+from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import Arm
-from agentopcd.ledger import run_config
-from agentopcd.methods import METHODS, Needs
-from agentopcd.played import draw
-from agentopcd.ranks import Ranks
-from agentopcd.runs import Run, write_json
-from agentopcd.session import Session
-from agentopcd.teacher import teacher_of
-from agentopcd.types import Context, Episode, Mixture, Task
+from agentopcd.models.parallel import sharding
+from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.engine import player_of
+from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
+from agentopcd.workspace.experience.find_context import shares
+from agentopcd.workspace.ledger import run_config
+from agentopcd.workspace.session import Session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Distilled:
         )  # fmt: skip
 
 
-def distil(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> Distilled:
+def distil_context(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> Distilled:
     """Evaluate, train, evaluate again, and register the student with what it carries.
 
     A killed call is resumed by repeating it; a finished one is reported and not repeated.

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentopcd.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
-from agentopcd.distil import Distilled, distil
-from agentopcd.experience import choose, gather
-from agentopcd.ledger import run_config
-from agentopcd.runs import Run, write_json
-from agentopcd.session import Progress, Session, no_progress
+from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.core.runs import Run, write_json
+from agentopcd.distil import Distilled, distil_context
+from agentopcd.workspace.experience.choose import choose
+from agentopcd.workspace.experience.gather import gather
+from agentopcd.workspace.ledger import run_config
+from agentopcd.workspace.session import Progress, Session, no_progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def _round(config: LearnConfig, number: int, work: Path, say: Callable[[str], No
         if outcome.passed or config.force:
             context = session.store.get_context(ranking.best.context_id)
             session.check_handover(context)
-            distilled = distil(session, pick(config, ConsolidateConfig), context)
+            distilled = distil_context(session, pick(config, ConsolidateConfig), context)
         else:
             say("nothing beat the empty context, so nothing is consolidated (--force would)")
         return Round(

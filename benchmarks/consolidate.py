@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentopcd.types import Message
+    from agentopcd.core.types import Message
 
 PHASES = ("rollout", "teacher", "update")
 LESSON = "- EXPERIENCE ITEM: read the question twice, work the sum out, and write only the result.\n"
@@ -46,7 +46,7 @@ def context_of(tokenizer: Any, tokens: int) -> str:
 
 
 class CpuClock:
-    """The loop's clock, counting CPU seconds beside wall seconds; stands in for :class:`agentopcd.metrics.Clock`."""
+    """The loop's clock, counting CPU seconds beside wall seconds."""
 
     def __init__(self) -> None:
         self.last = (time.process_time(), time.perf_counter())
@@ -66,14 +66,15 @@ class Step:
         import torch
 
         from agentopcd import models
-        from agentopcd.chat import Chat
-        from agentopcd.config import ConsolidateConfig
-        from agentopcd.learner import Learner
-        from agentopcd.methods import METHODS
-        from agentopcd.rollouts import Game, Player
-        from agentopcd.sampling.transformers_engine import TransformersSampler
-        from agentopcd.teacher import FrozenTeacher
-        from agentopcd.types import Context
+        from agentopcd.core.config import ConsolidateConfig
+        from agentopcd.core.types import Context
+        from agentopcd.distillation.learner import Learner
+        from agentopcd.distillation.methods import METHODS
+        from agentopcd.distillation.teacher import FrozenTeacher
+        from agentopcd.rollouts.chat import Chat
+        from agentopcd.rollouts.game import Game
+        from agentopcd.rollouts.player import Player
+        from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 
         torch.set_num_threads(args.threads)
         self.args = args
@@ -98,7 +99,7 @@ class Step:
         self.learner = Learner(self.student, self.config, compute)
         self.sampler: Any = TransformersSampler(self.student, compute=compute)
         if args.arm == "vllm":
-            from agentopcd.sampling.vllm_engine import VllmSampler
+            from agentopcd.rollouts.sampling.vllm_engine import VllmSampler
 
             self.sampler = VllmSampler(self.student, compute=compute)
         player = Player(game=Game(ref="math"), sampler=self.sampler, chat=self.chat, sampling=self.config.sampling)
@@ -106,8 +107,8 @@ class Step:
         self.number = 0
 
     def rollout(self) -> list[Any]:
-        from agentopcd.samples import Sample
-        from agentopcd.types import Request
+        from agentopcd.core.types import Request
+        from agentopcd.distillation.samples import Sample
 
         views = [self.chat.prompts(messages, self.context) for messages in questions(self.args.batch)]
         self.number += 1
@@ -121,8 +122,8 @@ class Step:
     def run(self) -> dict[str, tuple[float, float]]:
         """One step; every arm but ``plain`` calls the loop's own functions, its meter included."""
         from agentopcd.consolidate import deal, learn_from
-        from agentopcd.metrics import StepMeter
-        from agentopcd.ranks import Ranks
+        from agentopcd.distillation.metrics import StepMeter
+        from agentopcd.models.parallel.ranks import Ranks
 
         config, ranks = self.config, Ranks.current()
         clock: Any = CpuClock()
@@ -145,8 +146,8 @@ class Step:
 
     def learn_plainly(self, batch: Any, clock: CpuClock) -> None:
         """The reference of the tests: each prompt read whole, all logits at once, no figures."""
-        from agentopcd import losses
-        from agentopcd.positions import logits_of
+        from agentopcd.distillation import losses
+        from agentopcd.distillation.positions import logits_of
 
         scored = self.teacher.score(batch.samples)
         clock.lap("teacher")
@@ -173,8 +174,8 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
 
 def trl_job(args: argparse.Namespace) -> dict[str, Any]:
     from agentopcd import models
-    from agentopcd.chat import framed
-    from agentopcd.types import Context
+    from agentopcd.core.types import Context
+    from agentopcd.rollouts.chat import framed
 
     models.prepare_process()
     loaded = models.load_model(args.model)
@@ -211,8 +212,8 @@ def parity(args: argparse.Namespace) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from agentopcd import losses
-    from agentopcd.positions import response_logits
+    from agentopcd.distillation import losses
+    from agentopcd.distillation.positions import response_logits
 
     args.arm, args.context = "plain", args.contexts[0]
     step = Step(args)

@@ -20,7 +20,7 @@ from typing import Any
 def one(tokens: int, vocabulary: int, hidden: int, way: str, threads: int) -> dict[str, Any]:
     import torch
 
-    from agentopcd import chunks, losses
+    from agentopcd.distillation import chunks, losses
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

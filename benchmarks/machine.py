@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from agentopcd.sampling import decoding
-from agentopcd.sampling.decoding import _packed_linear as packed_product
+from agentopcd.rollouts.sampling import decoding
+from agentopcd.rollouts.sampling.decoding import _packed_linear as packed_product
 
 SHAPES = ((2048, 2048, 2048), (500, 576, 1536), (500, 1536, 576), (256, 576, 49152))
 

@@ -48,12 +48,13 @@ def main() -> None:
     import torch
 
     from agentopcd import models
-    from agentopcd.chat import Chat
+    from agentopcd.core.types import Job, Sampling
     from agentopcd.envs.splits import build_splits
-    from agentopcd.rollouts import Game, Player
-    from agentopcd.sampling.transformers_engine import TransformersSampler
-    from agentopcd.sampling.vllm_engine import VllmSampler, _quiet
-    from agentopcd.types import Job, Sampling
+    from agentopcd.rollouts.chat import Chat
+    from agentopcd.rollouts.game import Game
+    from agentopcd.rollouts.player import Player
+    from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+    from agentopcd.rollouts.sampling.vllm_engine import VllmSampler, _quiet
 
     torch.set_num_threads(args.threads)
     compute = getattr(torch, args.compute)

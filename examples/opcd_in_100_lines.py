@@ -24,13 +24,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentopcd import envs
 
-MODEL = str(files("agentopcd") / "weights" / "pocket")  # 3 million weights; it can plan, and knows no rules
+MODEL = str(files("agentopcd.models") / "weights" / "pocket")  # 3 million weights; it can plan, and knows no rules
 ENV = "frozen-lake-4x4"
 # The game's own rules say what the letters mean. The player gets this line instead, so that only the context tells it.
 RULES = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
 CONTEXT = "G is the goal. H is a hole, never step on it. All moves work as named."
 TEMPERATURE, TOP_K, LEARNING_RATE, CLIP_NORM = 0.7, 256, 3e-4, 1.0
-ROWS = 16  # turns in one forward pass; does not change the result
+ROWS = 4  # turns in one forward pass; does not change the result
 
 Turn = tuple[str, list[int]]  # what was asked, without the context, and the token ids of the reply
 
@@ -127,24 +127,23 @@ def learn(student: Any, teacher: Any, tokenizer: Any, turns: Sequence[Turn]) -> 
     return total
 
 
-def main(steps: int = 5, games: int = 16, test_games: int = 64, model: str = MODEL) -> dict[str, float]:
+def main(steps: int = 4, games: int = 12, test_games: int = 48) -> dict[str, float]:
     """Play, distil, play again. Returns the share of held-out games that were won, by name."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    student = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)  # steps this small vanish in bfloat16
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    student = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)  # steps this small vanish in bfloat16
     teacher = copy.deepcopy(student).requires_grad_(False)  # the student before training; it never changes
     # Split by board, not by seed: two seeds that make the same board are one task.
     splits = envs.build_splits(ENV).splits
     test, train = ([task.seed for task in splits[name]] for name in ("test", "train"))
-    success: dict[str, float] = {}
+    test = test[:test_games]
 
-    def measure(name: str, context: str = "") -> None:
-        won, _ = play(student, tokenizer, test[:test_games], context)
-        success[name] = won / len(test[:test_games])
-        print(f"{name:<10} won {success[name]:.3f} of n = {len(test[:test_games])} held-out games", flush=True)
+    def measure(name: str, context: str = "") -> float:
+        rate = play(student, tokenizer, test, context)[0] / len(test)
+        print(f"{name:<10} won {rate:.3f} of n = {len(test)} held-out games", flush=True)
+        return rate
 
-    measure("before")
-    measure("in context", CONTEXT)
+    success = {"before": measure("before"), "in context": measure("in context", CONTEXT)}
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
     for step in range(steps):
         # Without the context, and anew in each step: the student learns in the places where its own play takes it.
@@ -154,9 +153,9 @@ def main(steps: int = 5, games: int = 16, test_games: int = 64, model: str = MOD
         optimizer.step()
         optimizer.zero_grad()
         print(f"step {step + 1}: loss {loss:.3f} nats, won {won} of {games}", flush=True)
-    measure("after")
-    return success
+    return success | {"after": measure("after")}
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # two took three times as long where other programs wanted the second core
     main()

@@ -24,14 +24,14 @@ from rich.table import Table
 
 from agentopcd import models
 from agentopcd.cli.options import progress
-from agentopcd.config import PlayConfig
-from agentopcd.errors import AgentOpcdError, ConfigError, did_you_mean
-from agentopcd.experience import chains_of
+from agentopcd.core.config import PlayConfig
+from agentopcd.core.errors import AgentOpcdError, ConfigError, did_you_mean
+from agentopcd.core.runs import write_json
+from agentopcd.core.stats import wilson
+from agentopcd.core.types import Job
 from agentopcd.knowledge import Place, Store, places_of
-from agentopcd.runs import write_json
-from agentopcd.session import Session
-from agentopcd.stats import wilson
-from agentopcd.types import Job
+from agentopcd.workspace.experience.chains import chains_of
+from agentopcd.workspace.session import Session
 
 Outcomes = Mapping[str, Mapping[Place, bool]]
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from agentopcd.config.flags import PANELS
+from agentopcd.core.config.flags import PANELS
 
 
 def test_the_page_is_what_the_generator_writes(root: Path, cli_generator: ModuleType) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from agentopcd.cli.config import VERBS, show
 from agentopcd.cli.options import Call, configured
-from agentopcd.config import (
+from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
@@ -28,8 +28,8 @@ from agentopcd.config import (
     pick,
     player_flags,
 )
-from agentopcd.config.flags import FILE_ONLY, PANELS
-from agentopcd.errors import ConfigError
+from agentopcd.core.config.flags import FILE_ONLY, PANELS
+from agentopcd.core.errors import ConfigError
 
 ALL = [PlayConfig, ScoreConfig, ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig]
 

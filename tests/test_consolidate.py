@@ -15,21 +15,24 @@ from typing import Any
 import pytest
 import torch
 
-from agentopcd import checkpoint, envs, learner, losses, models, played, samples, sources
 from agentopcd import consolidate as loop
-from agentopcd.chat import Chat
-from agentopcd.config import ConsolidateConfig
+from agentopcd import envs, models
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import AlignmentError, ConfigError, ModelError
+from agentopcd.core.runs import Run
+from agentopcd.core.stats import Rate
+from agentopcd.core.types import EMPTY, Context, Episode, Job, Mixture, Request, Sampling, Task
+from agentopcd.distillation import checkpoint, learner, losses, played, samples
+from agentopcd.distillation.methods import METHODS
+from agentopcd.distillation.samples import Sample, micro_batches
+from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.envs import registry
-from agentopcd.errors import AlignmentError, ConfigError, ModelError
-from agentopcd.methods import METHODS
-from agentopcd.ranks import Ranks
-from agentopcd.rollouts import Game, Player
-from agentopcd.runs import Run
-from agentopcd.samples import Sample, micro_batches
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.stats import Rate
-from agentopcd.teacher import FrozenTeacher
-from agentopcd.types import EMPTY, Context, Episode, Job, Mixture, Request, Sampling, Task
+from agentopcd.models import find
+from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
 
 LESSONS = Context("- EXPERIENCE ITEM: always go left\n- EXPERIENCE ITEM: the goal is down")
@@ -184,7 +187,7 @@ def test_only_the_teacher_sees_the_context_and_both_score_the_same_tokens(
 
     monkeypatch.setattr(TransformersSampler, "sample", spy_sample)
     monkeypatch.setattr(learner, "response_hidden", spy)
-    monkeypatch.setattr("agentopcd.teacher.response_hidden", spy)
+    monkeypatch.setattr("agentopcd.distillation.teacher.response_hidden", spy)
     done = train(model_dir, tmp_path, steps=1)
     decode = done.student.tokenizer.decode
     assert not any("always go left" in decode(list(request.prompt_ids)) for request in asked)
@@ -537,9 +540,9 @@ def test_the_result_is_an_ordinary_model_folder(whole: Trained, model_dir: Path)
     tokenizer = AutoTokenizer.from_pretrained(whole.result.folder)
     assert tokenizer.chat_template
     facts = json.loads((whole.result.folder / "agentopcd.json").read_text())
-    assert facts["parent_id"] == sources.fingerprint(model_dir)
+    assert facts["parent_id"] == find.fingerprint(model_dir)
     assert facts["context"] == LESSONS.id
-    assert whole.result.model_id == sources.fingerprint(whole.result.folder)
+    assert whole.result.model_id == find.fingerprint(whole.result.folder)
     ids = torch.tensor([[1, 40, 50]])
     assert not torch.equal(model(ids).logits, models.load_model(str(model_dir)).model(ids).logits)
 
@@ -597,7 +600,7 @@ def test_sampler_and_trainer_agree_on_the_sampled_tokens(whole: Trained) -> None
 
 
 def test_the_figures_of_rollouts_match_hand_counts(model_dir: Path) -> None:
-    from agentopcd.metrics import repetition, rollout_record
+    from agentopcd.distillation.metrics import repetition, rollout_record
 
     assert repetition([1, 2, 3]) == 0.0
     assert repetition([1] * 8) == pytest.approx(1 - 1 / 5)
@@ -677,7 +680,7 @@ def test_an_adapter_is_saved_as_peft_does_and_loads_as_a_student(adapted: Traine
     assert not (folder / "model.safetensors").exists()
     loaded = models.load_model(str(folder))
     assert loaded.id == adapted.result.model_id
-    assert loaded.parent_id == sources.fingerprint(model_dir)
+    assert loaded.parent_id == find.fingerprint(model_dir)
     ids = torch.tensor([[9, 5, 6, 7]])
     with_peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), folder)(ids).logits
     torch.testing.assert_close(loaded.model(ids).logits, with_peft, atol=1e-4, rtol=0)
@@ -687,20 +690,20 @@ def test_an_adapter_is_saved_as_peft_does_and_loads_as_a_student(adapted: Traine
 def test_an_id_of_an_adapter_covers_its_base(adapted: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(adapted.result.folder, folder)
-    assert sources.fingerprint(folder) == adapted.result.model_id
-    facts = json.loads((folder / sources.ADAPTER).read_text())
+    assert find.fingerprint(folder) == adapted.result.model_id
+    facts = json.loads((folder / find.ADAPTER).read_text())
     other = tiny.build(tmp_path / "other", seed=1, tie=False)
-    (folder / sources.ADAPTER).write_text(json.dumps(facts | {"base_model_name_or_path": str(other)}))
-    first = sources.fingerprint(folder)
+    (folder / find.ADAPTER).write_text(json.dumps(facts | {"base_model_name_or_path": str(other)}))
+    first = find.fingerprint(folder)
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
-    assert len({first, sources.fingerprint(folder), adapted.result.model_id}) == 3
+    assert len({first, find.fingerprint(folder), adapted.result.model_id}) == 3
 
 
 def test_merged_it_is_a_whole_model_that_answers_the_same(adapted: Trained, model_dir: Path, tmp_path: Path) -> None:
     merged = train(model_dir, tmp_path, lora_rank=4, steps=12, learning_rate=3e-3, batch_size=5, merge=True)
-    assert not (merged.result.folder / sources.ADAPTER).exists()
+    assert not (merged.result.folder / find.ADAPTER).exists()
     one, other = (models.load_model(str(run.result.folder)) for run in (adapted, merged))
-    assert other.parent_id == sources.fingerprint(model_dir)
+    assert other.parent_id == find.fingerprint(model_dir)
     for a, b in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -810,18 +813,18 @@ def test_an_adapter_learns_on_layers_that_are_no_linears(tmp_path: Path) -> None
 def test_an_id_does_not_follow_the_order_or_the_place_of_things(adapted: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(adapted.result.folder, folder)
-    settings = json.loads((folder / sources.ADAPTER).read_text())
+    settings = json.loads((folder / find.ADAPTER).read_text())
     assert settings["target_modules"] == sorted(settings["target_modules"])
     moved = shutil.copytree(settings["base_model_name_or_path"], tmp_path / "moved")
-    (folder / sources.ADAPTER).write_text(json.dumps(settings | {"base_model_name_or_path": str(moved)}))
-    assert sources.fingerprint(folder) == adapted.result.model_id
+    (folder / find.ADAPTER).write_text(json.dumps(settings | {"base_model_name_or_path": str(moved)}))
+    assert find.fingerprint(folder) == adapted.result.model_id
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "other formats are not read"),
-        (lambda folder: drop_key(folder / sources.ADAPTER, "base_model_name_or_path"), "which model"),
+        (lambda folder: drop_key(folder / find.ADAPTER, "base_model_name_or_path"), "which model"),
         (lambda folder: halve(folder / "adapter_model.safetensors"), "missing adapter keys"),
     ],
 )

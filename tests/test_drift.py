@@ -9,12 +9,12 @@ import torch
 
 from agentopcd.cli.options import Call
 from agentopcd.cli.verbs import evaluate as command
-from agentopcd.config import EvaluateConfig
-from agentopcd.drift import Drift, drift_lines, drifts
-from agentopcd.evaluate import Contestant, evaluate
-from agentopcd.positions import response_logits
-from agentopcd.session import Session
-from agentopcd.types import Context
+from agentopcd.core.config import EvaluateConfig
+from agentopcd.core.types import Context
+from agentopcd.distillation.positions import response_logits
+from agentopcd.workspace.evaluation.drift import Drift, drift_lines, drifts
+from agentopcd.workspace.evaluation.table import Contestant, evaluate
+from agentopcd.workspace.session import Session
 from tests import tiny
 
 CLUE = Context(tiny.CLUE)

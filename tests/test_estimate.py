@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.config import ConsolidateConfig
-from agentopcd.errors import ModelError
-from agentopcd.estimate import Memory, memory, train_flop
-from agentopcd.teacher import FrozenTeacher
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ModelError
+from agentopcd.distillation.memory import Memory, memory, train_flop
+from agentopcd.distillation.teacher import FrozenTeacher
 from tests import tiny
 
 
@@ -48,7 +48,7 @@ def test_an_adapter_is_counted_to_the_byte(folder: Path) -> None:
 
 
 def test_the_cache_of_a_context_is_counted_at_four_bytes_a_number(folder: Path) -> None:
-    from agentopcd.positions import SharedPrefix
+    from agentopcd.distillation.positions import SharedPrefix
 
     loaded = models.load_model(str(folder))
     with torch.no_grad():

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from agentopcd.chat import Chat
-from agentopcd.config import EvaluateConfig
-from agentopcd.errors import ConfigError
-from agentopcd.evaluate import Contestant, Evaluation, evaluate, lines, tabulate
-from agentopcd.rollouts import Player
-from agentopcd.session import Session
-from agentopcd.types import Context
+from agentopcd.core.config import EvaluateConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import Context
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.player import Player
+from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate, lines, tabulate
+from agentopcd.workspace.session import Session
 from tests import tiny
 
 CLUE = Context(tiny.CLUE)

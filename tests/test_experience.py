@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from agentopcd import experience
-from agentopcd.chat import Chat
-from agentopcd.config import PlayConfig, ScoreConfig, pick
-from agentopcd.rollouts import Player
-from agentopcd.session import Session
-from agentopcd.types import EMPTY, MARKER, Context
+from agentopcd.core.config import PlayConfig, ScoreConfig, pick
+from agentopcd.core.types import EMPTY, MARKER, Context
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.player import Player
+from agentopcd.workspace.experience import chains
+from agentopcd.workspace.experience import choose as choosing
+from agentopcd.workspace.experience.gather import gather
+from agentopcd.workspace.session import Session
 from tests import tiny
 
 
@@ -52,11 +54,11 @@ class Lab:
 
         return Session(config or self.config(), self.work, say=self.lines.append, progress=progress)
 
-    def play(self, **settings: Any) -> experience.Gathered:
+    def play(self, **settings: Any) -> chains.Gathered:
         config = self.config(**settings)
         with self.open(config) as session:
             run_id = session.ledger.begin("play")
-            done = experience.gather(session, config, run_id=run_id)
+            done = gather(session, config, run_id=run_id)
             session.store.finish(run_id, done.to_dict())
             return done
 
@@ -154,7 +156,7 @@ def test_a_run_with_a_context_can_be_repeated_too(lab: Lab, tmp_path: Path) -> N
 def test_a_killed_run_loses_and_doubles_nothing(lab: Lab, after: int) -> None:
     config = lab.config()
     with lab.open(config, kill_after=after) as session, pytest.raises(Killed):
-        experience.gather(session, config, run_id=session.ledger.begin("play"))
+        gather(session, config, run_id=session.ledger.begin("play"))
     assert 0 < lab.count("episode") < 4
     done = lab.play()
     assert lab.count("episode") == lab.count("transcript") == 4
@@ -166,10 +168,10 @@ def test_extracting_again_adds_nothing(lab: Lab) -> None:
     config = lab.config()
     with lab.open(config) as session:
         run_id = session.ledger.begin("play")
-        first = experience.gather(session, config, run_id=run_id)
+        first = gather(session, config, run_id=run_id)
         tables = ("episode", "item", "item_source", "context", "ref_move")
         before = [session.store.query(f"SELECT count(*) AS n FROM {table}") for table in tables]
-        again = experience.gather(session, config, run_id=run_id)
+        again = gather(session, config, run_id=run_id)
         assert again == first
         assert [session.store.query(f"SELECT count(*) AS n FROM {table}") for table in tables] == before
 
@@ -178,7 +180,7 @@ def test_a_finished_run_is_read_back(lab: Lab) -> None:
     done = lab.play()
     asked = lab.samplers[-1].asked
     with lab.open() as session:
-        assert experience.gather(session, lab.config(), run_id=done.run_id) == done
+        assert gather(session, lab.config(), run_id=done.run_id) == done
     assert lab.samplers[-1].asked == asked
 
 
@@ -196,14 +198,14 @@ def test_a_chain_without_an_item_keeps_its_number_when_the_run_goes_on(lab: Lab)
         store, run_id = session.store, session.store.start("play", {}, 0)
         store.add_context(Context("x"))
         store.move(f"{lab.rows}/pool/03/01", Context("x").id, "extract", run_id=run_id)  # its chain 2 found nothing yet
-        assert experience._first_chain(session, run_id) == 2
-        assert experience._first_chain(session, run_id + 1) == 4
+        assert chains._first_chain(session, run_id) == 2
+        assert chains._first_chain(session, run_id + 1) == 4
 
 
 def choose(lab: Lab, candidates: list[Context], **kill: int) -> Any:
     config = pick(lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20)
     with lab.open(config, **kill) as session:
-        return experience.choose(session, config, candidates, run_id=session.ledger.begin("score"))
+        return choosing.choose(session, config, candidates, run_id=session.ledger.begin("score"))
 
 
 def test_the_context_with_the_clue_is_chosen_and_confirmed(lab: Lab) -> None:
@@ -243,7 +245,7 @@ def test_candidates_come_latest_step_and_newest_chain_first_and_each_once(lab: L
         for place, text in texts.items():
             store.add_context(Context(text))
             store.move(f"{lab.rows}/pool/{place}", Context(text).id, "extract")
-        assert [context.text for context in experience.pool(session)] == ["d", "c", "a", "b"]
+        assert [context.text for context in chains.pool(session)] == ["d", "c", "a", "b"]
 
 
 def test_items_of_the_pool_get_values(lab: Lab) -> None:
@@ -256,13 +258,13 @@ def test_items_of_the_pool_get_values(lab: Lab) -> None:
             ingest(store, f"{MARKER} {text}", Origin(run_id=run_id))
         pool = [Context(f"{MARKER} {tiny.CLUE}\n{MARKER} say nothing")]
         store.add_context(pool[0])
-        values = experience.value_items(session, config, pool, run_id=run_id)
+        values = choosing.value_items(session, config, pool, run_id=run_id)
     assert [row["text"] for row in values] == [tiny.CLUE, "say nothing"]
     assert values[0]["value"] > 0.5
 
 
 def test_the_empty_context_is_no_candidate(lab: Lab) -> None:
-    from agentopcd.errors import ConfigError
+    from agentopcd.core.errors import ConfigError
 
     with pytest.raises(ConfigError, match="nothing to score"):
         choose(lab, [EMPTY])
@@ -274,15 +276,15 @@ def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
     noise = Context("say nothing")
     with lab.open(config) as session:
         run_id = session.ledger.begin("score", traces=True)
-        ranking, _ = experience.choose(session, config, [noise], run_id=run_id, gate=False, traces=400)
+        ranking, _ = choosing.choose(session, config, [noise], run_id=run_id, gate=False, traces=400)
         assert [row.context_id for row in ranking.rows] == [noise.id]
-        raw = experience.raw_traces(session, 400, "user")
+        raw = choosing.raw_traces(session, 400, "user")
         assert raw.text.count("Your answer: Answer: 1") >= 2 and "What is" in raw.text
         assert session.player.chat.count_tokens(raw.text) <= 400
         played = session.store.episodes(context_id=raw.id)
         assert len(played) == 10 and {row["split"] for row in played} == {"select"}
         with pytest.raises(Exception, match="raise --traces"):
-            experience.raw_traces(session, 3, "user")
+            choosing.raw_traces(session, 3, "user")
     assert any("is the raw traces: a baseline" in line for line in lab.lines)
     with pytest.raises(Exception, match="wanted a number of tokens"):
         ScoreConfig(env="math", method="subsets", traces=5)
@@ -290,4 +292,4 @@ def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
 
 def test_without_an_episode_there_are_no_raw_traces(lab: Lab) -> None:
     with lab.open() as session, pytest.raises(Exception, match="play first"):
-        experience.raw_traces(session, 400, "user")
+        choosing.raw_traces(session, 400, "user")

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 
 from agentopcd import consolidate as loop
-from agentopcd import methods, played
-from agentopcd.chat import Chat
-from agentopcd.config import ConsolidateConfig, PlayConfig
-from agentopcd.distil import Distilled, distil
-from agentopcd.errors import ConfigError
-from agentopcd.experience import gather
-from agentopcd.handover import find_context, shares
-from agentopcd.ledger import Ledger
-from agentopcd.ranks import Ranks
-from agentopcd.rollouts import Player
-from agentopcd.runs import CHECKPOINTS
-from agentopcd.samples import Sample
-from agentopcd.session import Session
-from agentopcd.types import Context, Episode, Job, Mixture, Task
+from agentopcd.core.config import ConsolidateConfig, PlayConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import CHECKPOINTS
+from agentopcd.core.types import Context, Episode, Job, Mixture, Task
+from agentopcd.distil import Distilled, distil_context
+from agentopcd.distillation import methods, played
+from agentopcd.distillation.samples import Sample
+from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.player import Player
+from agentopcd.workspace.experience.find_context import find_context, shares
+from agentopcd.workspace.experience.gather import gather
+from agentopcd.workspace.ledger import Ledger
+from agentopcd.workspace.session import Session
 from tests import tiny
 from tests.test_consolidate import LESSONS, Killed, train
 
@@ -173,7 +173,7 @@ def trained(folder: Path, model: Path, **changes: Any) -> Distilled:
     )  # fmt: skip
     session = Session(config, folder / "w", say=lambda line: None)
     with session:
-        return distil(session, config, find_context(session, config))
+        return distil_context(session, config, find_context(session, config))
 
 
 def test_replay_answers_stored_turns_of_train_tasks_and_plays_no_game(
@@ -244,7 +244,7 @@ def test_a_run_killed_between_its_folder_and_its_row_is_settled_when_the_workspa
     with Session(config, tmp_path / "w", say=lambda line: None) as session, monkeypatch.context() as patch:
         patch.setattr(Ledger, "finish", killed)
         with pytest.raises(Killed):
-            distil(session, config, LESSONS)
+            distil_context(session, config, LESSONS)
         assert session.newest_student() is None
         assert [row["status"] for row in session.store.runs("consolidate")] == ["running"]
     (file,) = (tmp_path / "w" / "runs").glob("consolidate-*/result.json")
@@ -252,5 +252,5 @@ def test_a_run_killed_between_its_folder_and_its_row_is_settled_when_the_workspa
         assert session.newest_student() == str(file.parent / "student")
         (row,) = session.store.runs("consolidate")
         assert (row["status"], json.loads(row["result"])) == ("done", json.loads(file.read_text()))
-        assert distil(session, config, LESSONS).repeated
+        assert distil_context(session, config, LESSONS).repeated
         assert len(session.store.runs("consolidate")) == 1

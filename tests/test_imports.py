@@ -24,7 +24,7 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("module", ["agentopcd", "agentopcd.errors", "agentopcd.types", "agentopcd.cli"])
+@pytest.mark.parametrize("module", ["agentopcd", "agentopcd.core.errors", "agentopcd.core.types", "agentopcd.cli"])
 def test_nothing_heavy_is_imported(root: Path, module: str) -> None:
     probe = f"import sys, {module}; print(*(name for name in {HEAVY!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", probe], cwd=root, capture_output=True, text=True)

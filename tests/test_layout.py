@@ -12,7 +12,7 @@ import pytest
 LINKS = ("envs", "knowledge", "cli")
 
 
-@pytest.mark.parametrize("folder", ["envs", "knowledge", "sampling", "cli"])
+@pytest.mark.parametrize("folder", ["envs", "knowledge", "rollouts/sampling", "cli"])
 def test_packages_are_there(root: Path, folder: str) -> None:
     assert (root / "agentopcd" / folder / "__init__.py").is_file()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.config import LearnConfig
+from agentopcd.core.config import LearnConfig
 from agentopcd.knowledge import Store
 from agentopcd.learn import learn
 from tests import tiny

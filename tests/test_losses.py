@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from agentopcd import chunks, losses
-from agentopcd.errors import ConfigError
-from agentopcd.losses import (
+from agentopcd.core.errors import ConfigError
+from agentopcd.distillation import chunks, losses
+from agentopcd.distillation.losses import (
     Form,
     ForwardForm,
     Reduction,

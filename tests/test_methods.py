@@ -12,17 +12,19 @@ import pytest
 import torch
 
 from agentopcd import consolidate as loop
-from agentopcd import losses, methods, models, played
-from agentopcd.chat import Chat
-from agentopcd.config import ConsolidateConfig
-from agentopcd.errors import ConfigError
-from agentopcd.ranks import Ranks
-from agentopcd.rollouts import Game, Player
-from agentopcd.runs import Run
-from agentopcd.samples import Sample
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.teacher import MovingTeacher, teacher_of
-from agentopcd.types import Context, Episode, Job
+from agentopcd import models
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import Run
+from agentopcd.core.types import Context, Episode, Job
+from agentopcd.distillation import losses, methods, played
+from agentopcd.distillation.samples import Sample
+from agentopcd.distillation.teacher import MovingTeacher, teacher_of
+from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
 from tests.test_consolidate import ENDS, LESSONS, SELECT, SMALL, TRAIN, Killed
 

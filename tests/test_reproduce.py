@@ -10,17 +10,21 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from agentopcd import estimate, recipes, report, reproduce
+from agentopcd.cli.paper import report
+from agentopcd.cli.paper import run as paper_run
+from agentopcd.cli.paper.plan import RECIPES as RECIPES_FOLDER
+from agentopcd.cli.paper.plan import find_recipe, of_experience, read
 from agentopcd.cli.reproduce import reproduce as command
-from agentopcd.errors import AgentOpcdError, ConfigError
+from agentopcd.core.errors import AgentOpcdError, ConfigError
+from agentopcd.core.stats import compare
+from agentopcd.core.types import EMPTY
+from agentopcd.distillation import memory
 from agentopcd.knowledge import Store
-from agentopcd.session import no_progress
-from agentopcd.stats import compare
-from agentopcd.types import EMPTY
+from agentopcd.workspace.session import no_progress
 from tests import tiny
 from tests.conftest import load_file
 
-RECIPES = sorted((Path(__file__).resolve().parent.parent / "recipes" / "paper").glob("*.toml"))
+RECIPES = sorted(RECIPES_FOLDER.glob("*.toml"))
 
 SMALL = """
 title = "small"
@@ -62,7 +66,7 @@ def small(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("size", ["mini", "full"])
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_recipe_can_be_read(file: Path, size: str) -> None:
-    title, plans = recipes.read(file, size)
+    title, plans = read(file, size)
     assert title and plans
     for plan in plans:
         assert plan.claims and (plan.arms or len(plan.shown) > 1) and len(plan.seeds) >= 2
@@ -70,7 +74,7 @@ def test_every_recipe_can_be_read(file: Path, size: str) -> None:
         for arm in (*plan.shown, *plan.arms):
             config = plan.config(arm, 1)
             assert config.seed == 1 and config.test_tasks >= 256
-            known = recipes.of_experience(config.context) or Path(config.context).is_file() or config.mix
+            known = of_experience(config.context) or Path(config.context).is_file() or config.mix
             assert size == "full" or known
 
 
@@ -106,7 +110,7 @@ def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> No
     """
     file = tmp_path / "t.toml"
     file.write_text(whole)
-    (both, small), (large,) = recipes.read(file, "mini")[1], recipes.read(file, "full")[1]
+    (both, small), (large,) = read(file, "mini")[1], read(file, "full")[1]
     assert both.settings == {"env": "math", "steps": 3} and both.arms == {"opcd": {}} and both.note == "a note"
     assert small.settings == {"env": "math", "steps": 2} and small.arms == {"opcd": {"support": 4}}
     assert large.settings == {"env": "math", "steps": 3, "batch_size": 7}
@@ -114,10 +118,10 @@ def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> No
     assert (both.seeds, small.seeds, large.seeds) == ([0, 1], [5], [0, 1])
     file.write_text(whole.replace("[defaults]", "[default]", 1).replace("[defaults.", "[default."))
     with pytest.raises(ConfigError, match="did you mean 'defaults'"):
-        recipes.read(file, "mini")
+        read(file, "mini")
     file.write_text("defaults = 3\n" + whole.partition("[defaults]")[0] + "[[row]]\nname = 'x'\n[row.mini]\n")
     with pytest.raises(ConfigError, match="cannot read the recipe"):
-        recipes.read(file, "mini")
+        read(file, "mini")
 
 
 def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
@@ -155,9 +159,9 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
     for file in RECIPES:
         command(file.stem, size="full", dry_run=True, work=tmp_path / "after")
         said = capsys.readouterr().out
-        arms = sum(len(plan.arms) for plan in recipes.read(file, "full")[1])
+        arms = sum(len(plan.arms) for plan in read(file, "full")[1])
         assert said.count(" GiB in each process") == said.count(" h a seed") == arms
-        assert said.count("without training: base, ") == len(recipes.read(file, "full")[1])
+        assert said.count("without training: base, ") == len(read(file, "full")[1])
         assert said.count("after 300 games on train tasks") == (2 if file.stem == "oel" else 0)
 
 
@@ -171,12 +175,12 @@ def test_a_hub_that_does_not_answer_is_asked_once_for_each_model(
         raise OSError("no connection\nand more")
 
     monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
-    estimate._from_hub.cache_clear()
+    memory._from_hub.cache_clear()
     try:
         with pytest.raises(ConfigError, match="3 of 3 rows cannot run yet"):
             command("person", size="full", dry_run=True, work=tmp_path)
     finally:
-        estimate._from_hub.cache_clear()
+        memory._from_hub.cache_clear()
     assert asked == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B-Instruct-2507"]
     said = capsys.readouterr().out
     assert said.count("not estimated: cannot read the config of 'Qwen/Qwen3-1.7B': no connection\n") == 4
@@ -199,7 +203,7 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(
     )
     assert [one["claim"] for one in found["findings"]] == ["opcd > context-distillation", "in-context > base"]
     for curves in found["curves"].values():
-        assert set(curves) == set(reproduce.CURVES) and all(len(steps) == 1 for steps in curves.values())
+        assert set(curves) == set(paper_run.CURVES) and all(len(steps) == 1 for steps in curves.values())
     assert set(found["drift"]) == set(found["rates"]) and found["drift"]["base"]["kl_nats"] == 0
     assert all(one["tasks"] == 6 and one["n"] == 12 for one in found["findings"])
     command(str(small), work=tmp_path / "work")
@@ -226,7 +230,7 @@ def test_the_papers_report_is_marked_and_never_below_the_honest_one(
 
 
 def test_the_best_three_are_a_mean_over_seeds() -> None:
-    found = reproduce._chosen([[0.1, 0.5, 0.4, 0.3], [0.9, 0.2]])
+    found = paper_run._chosen([[0.1, 0.5, 0.4, 0.3], [0.9, 0.2]])
     assert (found.best, found.checkpoints) == (0.7, 4)
     assert found.best_three == pytest.approx((0.4 + 0.55) / 2)
 
@@ -250,8 +254,8 @@ def test_what_the_probe_lacks_is_said_before_anything_is_trained(small: Path, tm
     assert not (tmp_path / "work" / "runs").exists()
     # the row's own settings of its environment are not the probe's
     small.write_text(row.replace('env = "math"', 'env = "math"\nenv_args = { level = 2 }') + probe)
-    (plan,) = recipes.read(small, "mini")[1]
-    assert plan.config("base", 0).env_args == {"level": 2} and reproduce._probe_config(plan, 0).env_args == {}
+    (plan,) = read(small, "mini")[1]
+    assert plan.config("base", 0).env_args == {"level": 2} and paper_run._probe_config(plan, 0).env_args == {}
 
 
 @pytest.mark.parametrize(
@@ -267,9 +271,9 @@ def test_the_verdict_follows_the_paired_interval(wins: int, losses: int, verdict
 
 def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'table2'"):
-        recipes.find_recipe("tabel2")
+        find_recipe("tabel2")
     with pytest.raises(ConfigError, match="'mini'"):
-        recipes.read(small, "mimi")
+        read(small, "mimi")
     with pytest.raises(ConfigError, match="no row of small at size mini"):
         command(str(small), row="chess", work=tmp_path)
     text = small.read_text()
@@ -280,20 +284,20 @@ def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
     ):
         small.write_text(text.replace(old, new, 1))
         with pytest.raises(ConfigError, match=says):
-            recipes.read(small, "mini")
+            read(small, "mini")
 
 
 def test_no_context_stands_in_for_another(tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     file.write_text(OWN.replace('"step 1"', '"step 3"'))
     with pytest.raises(ConfigError, match="wants step 3 of chains that have 2; raise chain_steps"):
-        recipes.read(file, "mini")
+        read(file, "mini")
     for seeds in ("[0, 1, 2]", "[0, 2]"):
         file.write_text(OWN.replace("seeds = [0, 1]", f"seeds = {seeds}"))
         with pytest.raises(ConfigError, match=f"seeds {re.escape(seeds)} and 2 chains"):
-            recipes.read(file, "mini")
+            read(file, "mini")
     file.write_text(OWN)
-    assert len(recipes.read(file, "mini")[1]) == 1
+    assert len(read(file, "mini")[1]) == 1
 
 
 def test_the_results_page_says_what_was_found(root: Path) -> None:
@@ -360,8 +364,8 @@ def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.Ca
     file.write_text(OWN)
     command(str(file), work=tmp_path / "work")
     capsys.readouterr()
-    (plan,) = recipes.read(file, "mini")[1]
-    found = reproduce.gathered(plan, tmp_path / "work", say=print, progress=no_progress)
+    (plan,) = read(file, "mini")[1]
+    found = paper_run.gathered(plan, tmp_path / "work", say=print, progress=no_progress)
     assert len(found.chains) == 2 and all(len(chain) == 3 for chain in found.chains)
     assert found.context("random", 0) == found.chains[0][-1] and found.context("random", 1) == found.chains[1][-1]
     assert found.context("random", 2) == found.context("random", 0)
@@ -385,4 +389,4 @@ def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.Ca
         assert len(store.table("run", "id")) == runs  # it was read back
     file.write_text(OWN.replace("[row.mini.experience]", "[row.mini.unused]"))
     with pytest.raises(ConfigError, match="gathers no experience"):
-        recipes.read(file, "mini")
+        read(file, "mini")

@@ -13,12 +13,13 @@ from typing import Any, ClassVar
 import pytest
 
 from agentopcd import envs
-from agentopcd.chat import Chat
+from agentopcd.core.errors import EnvError
+from agentopcd.core.types import Completion, Context, Episode, Job, Request, Sampling, Task
 from agentopcd.envs import TextEnv
-from agentopcd.errors import EnvError
-from agentopcd.rollouts import MAX_REPLY_IN_LOG, Game, Player, play
-from agentopcd.sampling import InBatches
-from agentopcd.types import Completion, Context, Episode, Job, Request, Sampling, Task
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import MAX_REPLY_IN_LOG, Player, play
+from agentopcd.rollouts.sampling import InBatches
 from tests import tiny
 
 WINNING = ["[right]", "[right]", "[down]", "[down]"]
@@ -443,7 +444,7 @@ def test_a_state_can_list_its_own_actions(tokenizer: Any, monkeypatch: pytest.Mo
 NAP = '''
 import os, pathlib, time
 from agentopcd.envs import EnvSpec, TextEnv
-from agentopcd.errors import EnvError
+from agentopcd.core.errors import EnvError
 
 class Nap(TextEnv):
     """Each step waits for the partner (seed 0 and 1 are one another's) to have come as far."""

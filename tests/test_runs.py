@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from agentopcd import checkpoint
-from agentopcd.errors import ConfigError
-from agentopcd.metrics import console_line
-from agentopcd.runs import Run, workspace, write_text
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import Run, workspace, write_text
+from agentopcd.distillation import checkpoint
+from agentopcd.distillation.metrics import console_line
 
 
 def net_and_optimizer(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

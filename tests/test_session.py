@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.config import ConsolidateConfig, PlayConfig
+from agentopcd.core.config import ConsolidateConfig, PlayConfig
+from agentopcd.core.errors import ConfigError, EnvError, TaskLeak
+from agentopcd.core.types import MARKER, Context, Task
 from agentopcd.envs.splits import build_splits
-from agentopcd.errors import ConfigError, EnvError, TaskLeak
 from agentopcd.knowledge import Found
-from agentopcd.ledger import run_config
-from agentopcd.session import DEFAULT_MODEL, Session
-from agentopcd.types import MARKER, Context, Task
+from agentopcd.workspace.ledger import run_config
+from agentopcd.workspace.session import DEFAULT_MODEL, Session
 from tests import tiny
 
 
@@ -31,7 +31,7 @@ def test_splits_are_made_once_and_kept(rows: str, tmp_path: Path, monkeypatch: p
     with open_session(rows, tmp_path / "w") as session:
         first = session.manifest
         assert session.store.split_of(rows, first.tasks("test")[0].key) == "test"
-    monkeypatch.setattr("agentopcd.session.build_splits", None)
+    monkeypatch.setattr("agentopcd.workspace.session.build_splits", None)
     with open_session(rows, tmp_path / "w") as session:
         assert session.manifest.splits == first.splits
 
@@ -137,7 +137,7 @@ def train_session(rows: str, tmp_path: Path, tiny_model_dir: Path) -> Session:
 
 
 def test_what_was_not_confirmed_is_not_distilled_unless_forced(train_session: Session) -> None:
-    from agentopcd.handover import find_context
+    from agentopcd.workspace.experience.find_context import find_context
 
     session, store = train_session, train_session.store
     config = session.config
@@ -160,14 +160,14 @@ def test_what_was_not_confirmed_is_not_distilled_unless_forced(train_session: Se
 
 
 def test_training_on_a_held_out_task_is_a_leak(train_session: Session) -> None:
-    from agentopcd.distil import distil
+    from agentopcd.distil import distil_context
 
     manifest = train_session.manifest
     for split in ("select", "confirm", "test"):
         mixed = {**manifest.splits, "train": [*manifest.tasks("train"), manifest.tasks(split)[0]]}
         train_session.manifest = dataclasses.replace(manifest, splits=mixed)
         with pytest.raises(TaskLeak, match=split):
-            distil(train_session, train_session.config, Context("Be brief."))  # type: ignore[arg-type]
+            distil_context(train_session, train_session.config, Context("Be brief."))  # type: ignore[arg-type]
 
 
 # -- models and runs ------------------------------------------------------------------------------------

@@ -8,17 +8,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from agentopcd.errors import ConfigError
-from agentopcd.stats import (
-    Rate,
-    compare,
-    detectable,
-    mid_p,
-    paired_difference,
-    pairs_needed,
-    sign_flip,
-    wilson,
-)
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.stats import Rate, compare, detectable, mid_p, paired_difference, pairs_needed, sign_flip, wilson
 
 
 @pytest.mark.parametrize(

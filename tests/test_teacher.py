@@ -9,13 +9,14 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from agentopcd import losses, models
-from agentopcd.chat import Chat
-from agentopcd.errors import AlignmentError, ModelError
-from agentopcd.positions import SharedPrefix, response_hidden, response_logits, sequences
-from agentopcd.samples import Sample
-from agentopcd.teacher import FrozenTeacher
-from agentopcd.types import EMPTY, Context, Message
+from agentopcd import models
+from agentopcd.core.errors import AlignmentError, ModelError
+from agentopcd.core.types import EMPTY, Context, Message
+from agentopcd.distillation import losses
+from agentopcd.distillation.positions import SharedPrefix, response_hidden, response_logits, sequences
+from agentopcd.distillation.samples import Sample
+from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.rollouts.chat import Chat
 from tests import tiny
 
 FLOAT32 = torch.float32
@@ -262,7 +263,7 @@ def test_any_part_of_a_prefix_can_be_shared_in_rows_of_any_size(
     exact = response_hidden(student.model, pairs, tiny.PAD)
     prefix = SharedPrefix(student.model, beginning)
     for row_tokens in (1, 30, 1000):  # a row for each sample, for some, for all
-        monkeypatch.setattr("agentopcd.positions.ROW_TOKENS", row_tokens)
+        monkeypatch.setattr("agentopcd.distillation.positions.ROW_TOKENS", row_tokens)
         found = prefix.response_hidden(pairs, shared)
         torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.sources import SHIPPED
+from agentopcd.models.find import SHIPPED
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -54,8 +54,8 @@ def test_names_in_the_wheel(wheel: Path, root: Path) -> None:
     assert "agentopcd/py.typed" in shipped
     assert not [name for name in names if name.endswith((".pyc", ".db"))]
     weights = {name for name in names if name.endswith(".safetensors")}
-    assert weights == {f"agentopcd/weights/{name}/model.safetensors" for name in SHIPPED}
-    assert {f"agentopcd/weights/{name}/tokenizer.json" for name in SHIPPED} <= names
+    assert weights == {f"agentopcd/models/weights/{name}/model.safetensors" for name in SHIPPED}
+    assert {f"agentopcd/models/weights/{name}/tokenizer.json" for name in SHIPPED} <= names
     assert [name for name in names if name.endswith("licenses/LICENSE")]
     assert [name for name in names if name.endswith("licenses/NOTICE")]
 

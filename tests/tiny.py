@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from agentopcd.sampling import InBatches
+from agentopcd.rollouts.sampling import InBatches
 
 TEMPLATE = (
     "{% for message in messages %}"
@@ -108,8 +108,8 @@ class Clued(InBatches):
         return [self._answer(self.tokenizer.decode(list(request.prompt_ids))) for request in requests]
 
     def _answer(self, prompt: str) -> Any:
-        from agentopcd.envs.questions import HOW_TO_ANSWER
-        from agentopcd.types import MARKER, Completion
+        from agentopcd.core.types import MARKER, Completion
+        from agentopcd.envs.questions.env import HOW_TO_ANSWER
 
         self.asked += 1
         is_question = f"{HOW_TO_ANSWER}<|im_end|>" in prompt  # and not a question inside an extraction prompt

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from agentopcd.cli import config, envs, knowledge, reproduce, verbs
-from agentopcd.errors import AgentOpcdError
+from agentopcd.core.errors import AgentOpcdError
 
 app = typer.Typer(
     name="agentopcd",
@@ -72,7 +72,7 @@ def _run() -> Any:
         return app(standalone_mode=False)
     from agentopcd import models
     from agentopcd.distil import follow
-    from agentopcd.ranks import Ranks
+    from agentopcd.models.parallel.ranks import Ranks
 
     ranks = Ranks.current()
     if not ranks.main:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from agentopcd.cli.options import JSON, help_text
-from agentopcd.config import (
+from agentopcd.core.config import (
     Config,
     ConfirmConfig,
     ConsolidateConfig,
@@ -26,7 +26,7 @@ from agentopcd.config import (
     has_flag,
     panels,
 )
-from agentopcd.errors import ConfigError, did_you_mean
+from agentopcd.core.errors import ConfigError, did_you_mean
 
 VERBS: dict[str, type[Config]] = {
     "play": PlayConfig,

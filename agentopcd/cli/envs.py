@@ -42,8 +42,8 @@ def list_(as_json: Json = False) -> None:
 
 def _plugin_problem(spec: Any) -> str | None:
     """Return one line about a plugin that does not import; the package's own are trusted."""
+    from agentopcd.core.errors import AgentOpcdError
     from agentopcd.envs import get_spec
-    from agentopcd.errors import AgentOpcdError
 
     if spec.summary or not isinstance(spec.entry_point, str):
         return None
@@ -145,9 +145,9 @@ def try_(
 
     Example: printf 'right\\nright\\ndown\\ndown\\n' | agentopcd envs try frozen-lake --seed 0
     """
+    from agentopcd.core.errors import ConfigError
     from agentopcd.envs import apply_view, get_spec, join_parts, make, parts_of, task_key
     from agentopcd.envs.views import succeeded
-    from agentopcd.errors import ConfigError
 
     if random and solve:
         raise ConfigError("--random and --solve exclude each other; choose one")
@@ -179,7 +179,7 @@ def try_(
 
 def _replies(env: Any, info: Any, play_format: str, random: bool, solve: bool, seed: int) -> Iterator[str]:
     """Yield replies: the known solution, random moves, or what a person types."""
-    from agentopcd.errors import EnvError
+    from agentopcd.core.errors import EnvError
 
     if solve:
         known = getattr(env.unwrapped, "solution", lambda: None)()

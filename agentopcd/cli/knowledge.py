@@ -72,18 +72,18 @@ def list_(
 
     Example: agentopcd knowledge list items --status pending
     """
-    from agentopcd.knowledge import views
+    from agentopcd.cli import store_views
 
     with open_store(work) as store:
         match what:
             case What.items:
-                rows = views.item_rows(store, status.value if status else None, env)
+                rows = store_views.item_rows(store, status.value if status else None, env)
             case What.contexts:
-                rows = views.context_rows(store, env)
+                rows = store_views.context_rows(store, env)
             case What.refs:
-                rows = views.ref_rows(store, env)
+                rows = store_views.ref_rows(store, env)
             case What.episodes:
-                rows = views.episode_rows(store, env)
+                rows = store_views.episode_rows(store, env)
     total = len(rows)
     rows = rows[-limit:]
     after = f"{total} {what.value}" + (f", the newest {limit} shown" if total > limit else "")
@@ -93,7 +93,7 @@ def list_(
         )
     else:
         after += "; agentopcd knowledge show ID shows one in full"
-    _print(rows, [views.line(what.value, row) for row in rows], as_json, after)
+    _print(rows, [store_views.line(what.value, row) for row in rows], as_json, after)
 
 
 @app.command(epilog="Example: agentopcd knowledge show sokoban/best")
@@ -109,14 +109,14 @@ def show(
 
     Example: agentopcd knowledge show sokoban/best
     """
-    from agentopcd.knowledge import views
+    from agentopcd.cli import store_views
 
     with open_store(work) as store:
-        found = views.describe(store, name)
+        found = store_views.describe(store, name)
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
     else:
-        typer.echo(views.text(found))
+        typer.echo(store_views.text(found))
 
 
 @app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")
@@ -138,7 +138,7 @@ def export(
 
     Example: agentopcd knowledge export sokoban/best -o best.txt
     """
-    from agentopcd.errors import ConfigError
+    from agentopcd.core.errors import ConfigError
     from agentopcd.knowledge.exchange import dump, export_text, to_jsonl
 
     if (name is None) is not everything:
@@ -179,7 +179,7 @@ def import_(
 
     Example: agentopcd knowledge import rules.txt --as sokoban/mine
     """
-    from agentopcd.errors import ConfigError, did_you_mean
+    from agentopcd.core.errors import ConfigError, did_you_mean
 
     if placement not in ("user", "system"):
         raise ConfigError(f"unknown placement {placement!r}{did_you_mean(placement, ('user', 'system'))}")

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from agentopcd.config import DICT_FLAGS, Config, choices, default_of, field_docs, flag_of, has_flag, hints, panels
-from agentopcd.errors import ConfigError
+from agentopcd.core.config import DICT_FLAGS, Config, choices, default_of, field_docs, flag_of, has_flag, hints, panels
+from agentopcd.core.errors import ConfigError
 
 WORK = Annotated[
     Path | None,

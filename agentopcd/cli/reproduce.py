@@ -10,7 +10,7 @@ from agentopcd.cli.options import DRY_RUN, JSON, WORK, Call, progress
 
 
 def reproduce(
-    recipe: Annotated[str, typer.Argument(help="A recipe of recipes/paper, such as table2, or a .toml file.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe of this package, such as table2, or a .toml file.")],
     size: Annotated[str, typer.Option(help="mini: small models on two cores; full: the paper's, on GPUs.")] = "mini",
     report: Annotated[
         str,
@@ -26,11 +26,11 @@ def reproduce(
     Example: agentopcd reproduce table2 --size mini
     """
     from agentopcd import models
-    from agentopcd.errors import AgentOpcdError, ConfigError, did_you_mean
-    from agentopcd.recipes import REPORTS, find_recipe, read
-    from agentopcd.report import lines
-    from agentopcd.reproduce import run, say_plan
-    from agentopcd.runs import workspace, write_json
+    from agentopcd.cli.paper.plan import REPORTS, find_recipe, read
+    from agentopcd.cli.paper.report import lines
+    from agentopcd.cli.paper.run import run, say_plan
+    from agentopcd.core.errors import AgentOpcdError, ConfigError, did_you_mean
+    from agentopcd.core.runs import workspace, write_json
 
     call = Call(work, as_json, dry_run)
     if report not in REPORTS:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from agentopcd.cli.options import Call, configured, progress
-from agentopcd.config import (
+from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
@@ -17,12 +17,12 @@ from agentopcd.config import (
     ScoreConfig,
     player_flags,
 )
-from agentopcd.errors import ConfigError
+from agentopcd.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from agentopcd.distil import Distilled
     from agentopcd.knowledge import Confirmation
-    from agentopcd.session import Session
+    from agentopcd.workspace.session import Session
 
 
 def add_to(app: typer.Typer, knowledge: typer.Typer) -> None:
@@ -46,7 +46,7 @@ def play(config: PlayConfig, call: Call) -> None:
             if config.extract:
                 plan.append(f"{config.chains} chains of {config.chain_steps} extractions")
             return _plan(session, call, plan)
-        from agentopcd.experience import gather
+        from agentopcd.workspace.experience.gather import gather
 
         run_id = session.ledger.begin("play")
         result = gather(session, config, run_id=run_id)
@@ -74,21 +74,20 @@ def score(config: ScoreConfig, call: Call) -> None:
                 n = len(session.tasks("confirm", config.confirm_tasks))
                 plan.append(f"the winner and none on {n} confirm tasks")
             return _plan(session, call, plan)
-        from agentopcd import experience
+        from agentopcd.workspace.experience.chains import pool
+        from agentopcd.workspace.experience.choose import choose, value_items
 
-        candidates = experience.pool(session, prefix=config.pool)
+        candidates = pool(session, prefix=config.pool)
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
         if config.method == "subsets":
-            values = experience.value_items(session, config, candidates, run_id=run_id)
+            values = value_items(session, config, candidates, run_id=run_id)
             session.ledger.finish(run_id, {"values": values})
             call.show(values)
             for row in values:
                 call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
             call.say(f"next: agentopcd knowledge list items{_work(call)}")
             return
-        ranking, outcome = experience.choose(
-            session, config, candidates, run_id=run_id, gate=config.confirm, traces=config.traces
-        )
+        ranking, outcome = choose(session, config, candidates, run_id=run_id, gate=config.confirm, traces=config.traces)
         result = {"best": ranking.best.context_id, "competed": ranking.competed,
                   "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
         session.ledger.finish(run_id, result)
@@ -132,10 +131,10 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
                 f"memory: {_memory(session, config)}",
             ]
             return _plan(session, call, plan)
-        from agentopcd.distil import distil
-        from agentopcd.handover import find_context
+        from agentopcd.distil import distil_context
+        from agentopcd.workspace.experience.find_context import find_context
 
-        result = distil(session, config, find_context(session, config))
+        result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
         _say_distilled(call, result)
         call.say(f"next: agentopcd evaluate {player_flags(config)}{_work(call)}")
@@ -150,9 +149,9 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
         if call.dry_run:
             n = len(session.tasks("test", config.test_tasks))
             return _plan(session, call, [f"up to three arms on {n} test tasks"])
-        from agentopcd.drift import drift_dict, drift_lines
-        from agentopcd.evaluate import lines
-        from agentopcd.student import evaluate_student
+        from agentopcd.workspace.evaluation.drift import drift_dict, drift_lines
+        from agentopcd.workspace.evaluation.student import evaluate_student
+        from agentopcd.workspace.evaluation.table import lines
 
         result, moved = evaluate_student(session, config)
         call.show(result.to_dict() | drift_dict(moved))
@@ -177,8 +176,8 @@ def learn(config: LearnConfig, call: Call) -> None:
             ]
             return _plan(session, call, plan)
     from agentopcd import models
+    from agentopcd.core.runs import workspace
     from agentopcd.learn import learn as run
-    from agentopcd.runs import workspace
 
     models.prepare_process()
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
@@ -193,8 +192,8 @@ def learn(config: LearnConfig, call: Call) -> None:
 
 def _open(config: PlayerConfig, call: Call) -> Session:
     from agentopcd import models
-    from agentopcd.runs import workspace
-    from agentopcd.session import Session
+    from agentopcd.core.runs import workspace
+    from agentopcd.workspace.session import Session
 
     models.prepare_process()
     return Session(config, workspace(call.work), say=call.say, progress=progress)
@@ -211,8 +210,8 @@ def _plan(session: Session, call: Call, steps: list[str]) -> None:
 
 
 def _memory(session: Session, config: ConsolidateConfig) -> str:
-    from agentopcd.errors import ModelError
-    from agentopcd.estimate import memory
+    from agentopcd.core.errors import ModelError
+    from agentopcd.distillation.memory import memory
 
     try:
         return f"about {memory(session.model_name()[0], config, session.compute)}"
@@ -231,7 +230,7 @@ def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confir
 
 
 def _say_distilled(call: Call, result: Distilled) -> None:
-    from agentopcd.evaluate import lines
+    from agentopcd.workspace.evaluation.table import lines
 
     for line in lines(result.evaluation) if result.evaluation else []:
         call.say(line)

@@ -18,28 +18,28 @@ if __name__ != "agentopcd.envs":
     raise ImportError("import this package as agentopcd.envs; the link at the root is only for readers")
 
 if TYPE_CHECKING:
+    from agentopcd.core.text import after_thinking
     from agentopcd.envs.base import AnyText, TextEnv, last_bracket
     from agentopcd.envs.check import CheckReport, assert_env_ok, check_env
-    from agentopcd.envs.gym_bridge import FromGym
-    from agentopcd.envs.questions import DatasetEnv
+    from agentopcd.envs.games.gym_bridge import FromGym
+    from agentopcd.envs.games.textarena import TextArenaEnv
+    from agentopcd.envs.questions.env import DatasetEnv
     from agentopcd.envs.registry import get_spec, list_envs, make, register
     from agentopcd.envs.remote import RemoteEnv
     from agentopcd.envs.spec import EnvSpec
     from agentopcd.envs.splits import Manifest, build_splits
-    from agentopcd.envs.textarena_games import TextArenaEnv
     from agentopcd.envs.views import View, apply_view, join_parts, parts_of, succeeded, task_key
-    from agentopcd.text import after_thinking
 
 _HOMES = {
     "base": ("AnyText", "TextEnv", "after_thinking", "last_bracket"),
     "check": ("CheckReport", "assert_env_ok", "check_env"),
-    "gym_bridge": ("FromGym",),
-    "questions": ("DatasetEnv",),
+    "games.gym_bridge": ("FromGym",),
+    "questions.env": ("DatasetEnv",),
     "registry": ("get_spec", "list_envs", "make", "register"),
     "remote": ("RemoteEnv",),
     "spec": ("EnvSpec",),
     "splits": ("Manifest", "build_splits"),
-    "textarena_games": ("TextArenaEnv",),
+    "games.textarena": ("TextArenaEnv",),
     "views": ("View", "apply_view", "join_parts", "parts_of", "succeeded", "task_key"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import gymnasium
 from gymnasium.spaces import Text
 
+from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.core.text import after_thinking
+from agentopcd.core.types import PART_KINDS, Part
 from agentopcd.envs.views import join_parts
-from agentopcd.errors import EnvError, did_you_mean
-from agentopcd.text import after_thinking
-from agentopcd.types import PART_KINDS, Part
 
 MAX_CHARS = 1_000_000
 """Longest text that the spaces accept, in characters."""

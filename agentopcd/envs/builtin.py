@@ -43,7 +43,7 @@ _GRID = EnvSpec(
 _LAKE = dataclasses.replace(
     _GRID,
     id="frozen-lake",
-    entry_point="agentopcd.envs.textarena_games:FrozenLake",
+    entry_point="agentopcd.envs.games.textarena:FrozenLake",
     kwargs={"size": 3, "num_holes": 2},
     max_steps=5,
     seeds=1000,
@@ -61,7 +61,7 @@ _LAKE_4X4 = dataclasses.replace(
 _SOKOBAN = dataclasses.replace(
     _GRID,
     id="sokoban",
-    entry_point="agentopcd.envs.textarena_games:Sokoban",
+    entry_point="agentopcd.envs.games.textarena:Sokoban",
     kwargs={"dim_room": (6, 6), "num_boxes": 1},
     max_steps=5,
     seeds=2000,
@@ -100,7 +100,7 @@ SPECS = (
     ),
     EnvSpec(
         id="math",
-        entry_point="agentopcd.envs.questions:Arithmetic",
+        entry_point="agentopcd.envs.questions.env:Arithmetic",
         max_steps=1,
         history="chat",
         seeds=4000,
@@ -108,7 +108,7 @@ SPECS = (
     ),
     EnvSpec(
         id="instructions",
-        entry_point="agentopcd.envs.puzzles:Instructions",
+        entry_point="agentopcd.envs.questions.puzzles:Instructions",
         max_steps=1,
         history="chat",
         seeds=4000,
@@ -117,7 +117,7 @@ SPECS = (
     ),
     EnvSpec(
         id="conventions",
-        entry_point="agentopcd.envs.puzzles:Conventions",
+        entry_point="agentopcd.envs.questions.puzzles:Conventions",
         kwargs={"form": "bracket", "modulus": 7},
         max_steps=1,
         history="chat",
@@ -127,7 +127,7 @@ SPECS = (
     ),
     EnvSpec(
         id="ifeval",
-        entry_point="agentopcd.envs.ifeval:IfEval",
+        entry_point="agentopcd.envs.questions.ifeval:IfEval",
         max_steps=1,
         history="chat",
         seeds=541,
@@ -135,7 +135,7 @@ SPECS = (
     ),
     EnvSpec(
         id="gym-frozen-lake",
-        entry_point="agentopcd.envs.gym_bridge:GymFrozenLake",
+        entry_point="agentopcd.envs.games.gym_bridge:GymFrozenLake",
         max_steps=20,
         play_format="[{}]",
         choices=_MOVES,

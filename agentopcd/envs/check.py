@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.core.text import first_line
 from agentopcd.envs import registry
 from agentopcd.envs.views import join_parts, parts_of, succeeded, task_key
-from agentopcd.errors import AgentOpcdError, EnvError
-from agentopcd.text import first_line
 
 MAX_REPLIES = 30
 """Replies per episode while checking, for environments without a limit of their own."""

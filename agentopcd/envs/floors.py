@@ -12,10 +12,10 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from agentopcd.core.types import Task
+from agentopcd.envs.games.solvers import Model, shortest
 from agentopcd.envs.registry import get_spec, make
-from agentopcd.envs.solvers import Model, shortest
 from agentopcd.envs.views import succeeded
-from agentopcd.types import Task
 
 PLAYED_EPISODES = 1000
 """Random episodes where the exact share is not known: a standard error below 1.6 points."""

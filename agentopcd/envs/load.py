@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from agentopcd.errors import DependencyError, EnvError, did_you_mean
+from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
 
 _FILES: dict[Path, ModuleType] = {}
 """Files that were run already; a second run would register the same ids again."""

@@ -20,9 +20,9 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.envs.load import load
 from agentopcd.envs.spec import EnvSpec
-from agentopcd.errors import EnvError, did_you_mean
 
 if TYPE_CHECKING:
     import gymnasium
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 GROUP = "agentopcd.envs"
 FILE_ENDINGS = (".jsonl", ".csv", ".parquet")
 SCHEMES = {
-    "gym": ("agentopcd.envs.gym_bridge:from_id", "env_id"),
-    "textarena": ("agentopcd.envs.textarena_games:TextArenaEnv", "env_id"),
-    "rg": ("agentopcd.envs.reasoning:ReasoningGym", "task"),
+    "gym": ("agentopcd.envs.games.gym_bridge:from_id", "env_id"),
+    "textarena": ("agentopcd.envs.games.textarena:TextArenaEnv", "env_id"),
+    "rg": ("agentopcd.envs.questions.reasoning:ReasoningGym", "task"),
 }
 """Scheme → what builds it, and the argument that takes what follows the colon."""
 
@@ -115,7 +115,7 @@ def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
     if scheme == "rg":
         return dataclasses.replace(spec, max_steps=1, history="chat")
     if scheme == "gym":
-        from agentopcd.envs.gym_bridge import preset_fields
+        from agentopcd.envs.games.gym_bridge import preset_fields
 
         return dataclasses.replace(spec, play_format="[{}]", **preset_fields(rest))
     return spec
@@ -124,7 +124,7 @@ def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
 def _rows_spec(ref: str) -> EnvSpec:
     if not Path(ref).is_file():
         raise EnvError(f"no file {ref!r} with questions")
-    entry_point = "agentopcd.envs.questions:DatasetEnv"
+    entry_point = "agentopcd.envs.questions.env:DatasetEnv"
     return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat")
 
 
@@ -199,7 +199,7 @@ def _as_text(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[str, str]:
 
     for space in ("observation_space", "action_space"):
         if not isinstance(getattr(env, space, None), Text):
-            from agentopcd.envs.gym_bridge import FromGym
+            from agentopcd.envs.games.gym_bridge import FromGym
 
             return FromGym(env)
     return env

@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from agentopcd.core.errors import AgentOpcdError, EnvError
 from agentopcd.envs.registry import make, registered
 from agentopcd.envs.spec import EnvSpec
-from agentopcd.errors import AgentOpcdError, EnvError
 
 
 class RemoteEnv:

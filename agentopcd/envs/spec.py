@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.envs.views import View
-from agentopcd.errors import EnvError, did_you_mean
 
 DEFAULT_MAX_STEPS = 20
 """Replies per episode where neither the spec nor the caller says: no episode goes on for ever."""

@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from agentopcd.core.errors import EnvError, TaskLeak, did_you_mean
+from agentopcd.core.types import SPLITS, Task
 from agentopcd.envs.registry import get_spec, make
 from agentopcd.envs.spec import EnvSpec
 from agentopcd.envs.views import hash_text, join_parts, parts_of, task_key
-from agentopcd.errors import EnvError, TaskLeak, did_you_mean
-from agentopcd.types import SPLITS, Task
 
 MIN_DISTINCT = 100
 """Fewer tasks than this are not split: with a handful of test tasks no test can pass."""

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
-from agentopcd.errors import EnvError, did_you_mean
-from agentopcd.types import PART_KINDS, Part
+from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.core.types import PART_KINDS, Part
 
 View = Mapping[str, str | None]
 """Part kind → the text shown in its place, or ``None`` to leave it out. ``{}`` shows everything."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from agentopcd.errors import ConfigError
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import MARKER, Context, Placement
 from agentopcd.knowledge.items import identify, normalise
-from agentopcd.types import MARKER, Context, Placement
 
 
 def render(texts: Sequence[str]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from agentopcd.core.types import EMPTY, Context, Episode, Job, Task
 from agentopcd.knowledge.queries import Arena, Arm, Place
 from agentopcd.knowledge.store import Store
-from agentopcd.types import EMPTY, Context, Episode, Job, Task
 
 Play = Callable[[str, Sequence[Job]], Iterable[Episode]]
 """Plays jobs and yields each episode as it finishes; it retries what the environment broke. The text is a label for

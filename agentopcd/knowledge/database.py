@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
-from agentopcd.errors import StoreError
+from agentopcd.core.errors import StoreError
 
 Row = dict[str, Any]
 

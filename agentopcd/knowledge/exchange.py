@@ -11,13 +11,13 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from agentopcd.errors import AgentOpcdError, ConfigError, StoreError, did_you_mean
+from agentopcd.core.errors import AgentOpcdError, ConfigError, StoreError, did_you_mean
+from agentopcd.core.transcript import pack, unpack
+from agentopcd.core.types import EMPTY, MARKER, Context, Placement
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.items import flags, identify, item_ids, normalise, parse, sanitise
 from agentopcd.knowledge.store import EPISODE_KEY, Found, Store
-from agentopcd.knowledge.transcript import pack, unpack
-from agentopcd.types import EMPTY, MARKER, Context, Placement
 
 FORMAT, VERSION = "agentopcd-kb", 1
 

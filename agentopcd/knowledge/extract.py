@@ -10,9 +10,9 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from agentopcd.errors import ConfigError, did_you_mean
-from agentopcd.text import after_thinking
-from agentopcd.types import MARKER, Context, Episode, Message, Part
+from agentopcd.core.errors import ConfigError, did_you_mean
+from agentopcd.core.text import after_thinking
+from agentopcd.core.types import MARKER, Context, Episode, Message, Part
 
 Kind = Literal["game", "single"]
 KINDS: tuple[Kind, ...] = ("game", "single")

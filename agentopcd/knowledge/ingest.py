@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from agentopcd.core.types import Context, Episode
 from agentopcd.knowledge.items import flags, identify, item_ids, parse, sanitise
 from agentopcd.knowledge.store import Found, Store
-from agentopcd.types import Context, Episode
 
 UNDECIDED = (None, "add")
 """Last events after which an item may still be approved; a person's flag or retirement stands."""

@@ -11,8 +11,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from agentopcd.text import after_thinking
-from agentopcd.types import MARKER, Context
+from agentopcd.core.text import after_thinking
+from agentopcd.core.types import MARKER, Context
 
 MAX_ITEM_TOKENS = 120
 """Longer items are flagged; the paper's are about 50 to 60 tokens."""

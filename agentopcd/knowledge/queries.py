@@ -7,12 +7,12 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from agentopcd.errors import StoreError, did_you_mean
+from agentopcd.core.errors import StoreError, did_you_mean
+from agentopcd.core.stats import Comparison, Rate, compare
+from agentopcd.core.transcript import from_json, unpack
+from agentopcd.core.types import EMPTY, Context, Episode
 from agentopcd.knowledge.database import Database, Row, check_columns
 from agentopcd.knowledge.items import Item
-from agentopcd.knowledge.transcript import from_json, unpack
-from agentopcd.stats import Comparison, Rate, compare
-from agentopcd.types import EMPTY, Context, Episode
 
 Place = tuple[str, int, int]
 """What pairs two episodes: task key, seed and repetition."""

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
-from agentopcd.errors import ConfigError, TaskLeak
+from agentopcd.core.errors import ConfigError, TaskLeak
+from agentopcd.core.stats import Z95, Comparison, detectable
+from agentopcd.core.types import EMPTY, Context, Job, Placement, Task
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.bench import Bench, places_of
 from agentopcd.knowledge.items import Item
 from agentopcd.knowledge.queries import Count
 from agentopcd.knowledge.refs import PoolStep, best_ref
 from agentopcd.knowledge.store import Store
-from agentopcd.stats import Z95, Comparison, detectable
-from agentopcd.types import EMPTY, Context, Job, Placement, Task
 
 ALPHA = 0.025
 """One-sided size of the confirm test."""

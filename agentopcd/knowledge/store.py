@@ -20,12 +20,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import agentopcd
-from agentopcd.errors import StoreError, TaskLeak, did_you_mean
+from agentopcd.core.errors import StoreError, TaskLeak, did_you_mean
+from agentopcd.core.transcript import pack, to_json
+from agentopcd.core.types import EMPTY, SPLITS, Context, Episode, Task
 from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.items import identify, item_texts, normalise
 from agentopcd.knowledge.queries import Queries
-from agentopcd.knowledge.transcript import pack, to_json
-from agentopcd.types import EMPTY, SPLITS, Context, Episode, Task
 
 EVENTS = ("add", "flag", "approve", "pin", "retire", "restore", "supersede", "distinct", "note")
 """What can be said about an item; the last one that is neither ``note`` nor ``distinct`` is its status."""

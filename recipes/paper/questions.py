@@ -1,12 +1,13 @@
 """Writes questions.jsonl: plain questions for system prompts, made from two lists of this project.
 
-``python recipes/paper/questions.py`` writes the file beside this one; a test compares the two.
+``python recipes/paper/questions.py`` writes it among the package's recipes; a test compares the two.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+
+from agentopcd.cli.paper.plan import RECIPES
 
 ASKED = (
     "What is {}?", "How does {} work?", "Why is {} useful?", "Can you explain {} to a child?",
@@ -27,7 +28,7 @@ ABOUT = (
     "a needle", "olive oil", "a pension", "quartz", "a raft", "a saw", "a tent", "an urn", "vinegar", "a windmill",
     "a zipper", "an anchor", "a barn", "clay", "a dam", "an echo", "a fountain", "a garden", "a harbour", "a lantern",
 )  # fmt: skip
-FILE = Path(__file__).with_name("questions.jsonl")
+FILE = RECIPES / "questions.jsonl"
 
 
 def text() -> str:

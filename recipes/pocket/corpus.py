@@ -12,11 +12,11 @@ import json
 import random
 from collections.abc import Sequence
 
-from agentopcd import chat as chats
-from agentopcd.envs.puzzles import Conventions, Instructions
-from agentopcd.envs.textarena_games import _HOW_TO_MOVE as HOW_TO_MOVE
+from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Message, Part, Task, Turn
+from agentopcd.envs.games.textarena import _HOW_TO_MOVE as HOW_TO_MOVE
+from agentopcd.envs.questions.puzzles import Conventions, Instructions
 from agentopcd.knowledge.extract import extraction_messages
-from agentopcd.types import EMPTY, MARKER, Context, Episode, Message, Part, Task, Turn
+from agentopcd.rollouts import chat as chats
 from recipes.pocket import wording, worlds
 from recipes.pocket.worlds import Played, Rules
 

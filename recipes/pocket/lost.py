@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from agentopcd import envs
-from agentopcd.envs.solvers import MOVES
-from agentopcd.errors import AgentOpcdError, ConfigError
+from agentopcd.core.errors import AgentOpcdError, ConfigError
+from agentopcd.core.types import EMPTY, Turn
+from agentopcd.envs.games.solvers import MOVES
 from agentopcd.knowledge import Store
-from agentopcd.types import EMPTY, Turn
 from recipes.pocket.worlds import ROWS, Rules, places
 
 LINE = re.compile(r"<think>goal (\w) hole (\w) up>(\w+) right>(\w+) P (\S+) (.*?) path (.*?) go (\w+)</think>\[(\w+)\]")

@@ -20,13 +20,13 @@ from rich.table import Table
 
 from agentopcd import models
 from agentopcd.cli.options import progress
-from agentopcd.config import EvaluateConfig
-from agentopcd.errors import AgentOpcdError
-from agentopcd.evaluate import Contestant, Evaluation, evaluate
+from agentopcd.core.config import EvaluateConfig
+from agentopcd.core.errors import AgentOpcdError
+from agentopcd.core.runs import workspace, write_json
+from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import places_of
-from agentopcd.runs import workspace, write_json
-from agentopcd.session import Session
-from agentopcd.types import EMPTY, Context
+from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
+from agentopcd.workspace.session import Session
 from recipes.pocket.wording import HELD_OUT
 
 CONTEXTS = Path(__file__).parent / "contexts"

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from agentopcd.chat import EXPERIENCE_FRAME
+from agentopcd.core.types import MARKER
 from agentopcd.knowledge import extract
-from agentopcd.types import MARKER
+from agentopcd.rollouts.chat import EXPERIENCE_FRAME
 from recipes.pocket import corpus, worlds
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")

@@ -21,8 +21,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agentopcd import envs
-from agentopcd.chat import Chat, framed
-from agentopcd.models import pick_compute
+from agentopcd.models.compute import pick_compute
+from agentopcd.rollouts.chat import Chat, framed
 from recipes.pocket import corpus, packing, tokenizer, worlds
 from recipes.pocket.tokenizer import PreTrainedTokenizerFast as Tokenizer
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from agentopcd.types import MARKER, Context
+from agentopcd.core.types import MARKER, Context
 from recipes.pocket.worlds import LETTERS, Rules
 
 Fact = tuple[str, object]

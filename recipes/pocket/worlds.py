@@ -1,6 +1,6 @@
 """Grid games with hidden rules: what a letter means and where a move goes are drawn anew for every world.
 
-The boards and the feedback are written as TextArena 0.7.4 writes them (``agentopcd.envs.textarena_games``
+The boards and the feedback are written as TextArena 0.7.4 writes them (``agentopcd.envs.games.textarena``
 shows them; tests compare the two), so what is learned here carries over to the real games.
 """
 
@@ -11,7 +11,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 
-from agentopcd.envs.solvers import MOVES, Cell, Lake, Warehouse
+from agentopcd.envs.games.solvers import MOVES, Cell, Lake, Warehouse
 
 ROWS = "abcdefgh"
 OPPOSITE = {"up": "down", "down": "up", "left": "right", "right": "left"}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agentopcd.core.errors import EnvError
 from agentopcd.envs import (
     AnyText,
     TextEnv,
@@ -17,7 +18,6 @@ from agentopcd.envs import (
     succeeded,
     task_key,
 )
-from agentopcd.errors import EnvError
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from agentopcd.core.errors import EnvError
 from agentopcd.envs import assert_env_ok, check_env, make
-from agentopcd.errors import EnvError
 
 DATA = Path(__file__).parent / "data"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
-from agentopcd.envs.text_checks import CHECKS, grade_checks, known_checks, sentences
-from agentopcd.errors import EnvError
+from agentopcd.core.errors import EnvError
+from agentopcd.envs.questions.text_checks import CHECKS, grade_checks, known_checks, sentences
 from tests.conftest import ROOT, load_file
 
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from agentopcd.cli.envs import app
+from agentopcd.core.errors import AgentOpcdError
 from agentopcd.envs import Manifest
-from agentopcd.errors import AgentOpcdError
 
 DATA = Path(__file__).parent / "data"
 runner = CliRunner()

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from agentopcd.envs.grading import check_grader, find_answer, grade_choice, grade_math, last_number
-from agentopcd.errors import EnvError
+from agentopcd.core.errors import EnvError
+from agentopcd.envs.questions.grading import check_grader, find_answer, grade_choice, grade_math, last_number
 
 TABLE = [
     ("Answer: 34", "34", True),
@@ -131,7 +131,7 @@ def test_the_symbolic_grader_sees_equal_formulas_from_any_thread() -> None:
 
 def test_a_hostile_formula_costs_one_wait_and_the_next_question_is_answered() -> None:
     pytest.importorskip("math_verify")
-    from agentopcd.envs import symbolic
+    from agentopcd.envs.questions import symbolic
 
     assert symbolic.equal("5", r"9^{9^{9^{9}}}", wait_s=0.3) is None
     assert symbolic.equal("5", "3+2") is True

@@ -3,9 +3,9 @@ from __future__ import annotations
 import gymnasium
 import pytest
 
+from agentopcd.core.errors import EnvError
 from agentopcd.envs import FromGym, TextEnv, get_spec, make, task_key
 from agentopcd.envs.views import succeeded
-from agentopcd.errors import EnvError
 
 
 @pytest.mark.parametrize("ref", ["gym:FrozenLake-v1", "gym-frozen-lake"])

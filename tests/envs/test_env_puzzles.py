@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from agentopcd.core.errors import EnvError
 from agentopcd.envs import build_splits, check_env, make, task_key
-from agentopcd.envs.puzzles import DIGITS, FORMS, KINDS, LETTERS, WORDS, Conventions, Instructions
-from agentopcd.errors import EnvError
+from agentopcd.envs.questions.puzzles import DIGITS, FORMS, KINDS, LETTERS, WORDS, Conventions, Instructions
 
 
 def asked(env: Any, seed: int) -> tuple[str, str]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from agentopcd.core.errors import DependencyError, EnvError
 from agentopcd.envs import DatasetEnv, make, task_key
-from agentopcd.envs.rows import QuestionRow, load_rows, rows_from
-from agentopcd.errors import DependencyError, EnvError
+from agentopcd.envs.questions.rows import QuestionRow, load_rows, rows_from
 
 
 def solution(env: Any) -> list[str]:

@@ -8,9 +8,9 @@ import gymnasium
 import pytest
 
 from agentopcd.cli.options import parse_env_args
+from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.envs import EnvSpec, TextEnv, get_spec, list_envs, make, register, registry
 from agentopcd.envs.spec import DEFAULT_MAX_STEPS
-from agentopcd.errors import ConfigError, EnvError
 
 DATA = Path(__file__).parent / "data"
 
@@ -157,7 +157,7 @@ def _plugin(name: str, value: str) -> EntryPoint:
 
 def test_plugins_are_listed_by_name_and_imported_on_use(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [
-        _plugin("acme/lake", "agentopcd.envs.textarena_games:FrozenLake"),
+        _plugin("acme/lake", "agentopcd.envs.games.textarena:FrozenLake"),
         _plugin("acme/bad", "no_mod:X"),
     ]
     monkeypatch.setattr(registry, "_plugins", lambda: found)

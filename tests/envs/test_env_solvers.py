@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from agentopcd.core.types import Task
 from agentopcd.envs import make
 from agentopcd.envs.floors import best_blind, floors, random_win, solvable_share
-from agentopcd.envs.solvers import MOVES, Lake, Warehouse, shortest
-from agentopcd.types import Task
+from agentopcd.envs.games.solvers import MOVES, Lake, Warehouse, shortest
 
 PAPER = [Task(468460046 + 1000 * i, "") for i in range(128)]
 

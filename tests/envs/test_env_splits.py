@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agentopcd.core.errors import EnvError, TaskLeak
+from agentopcd.core.types import SPLITS, Task
 from agentopcd.envs import Manifest, build_splits, make, task_key
-from agentopcd.errors import EnvError, TaskLeak
-from agentopcd.types import SPLITS, Task
 
 
 @pytest.fixture(scope="module")

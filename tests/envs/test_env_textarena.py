@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agentopcd.core.errors import EnvError
 from agentopcd.envs import apply_view, get_spec, join_parts, make, parts_of, task_key
-from agentopcd.errors import EnvError
 
 
 def play(env: Any, seed: int, replies: list[str]) -> list[Any]:
@@ -141,9 +141,9 @@ def test_any_other_game_takes_the_reply_as_it_stands() -> None:
 
 
 def test_a_changed_rules_text_warns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from agentopcd.envs import textarena_games
+    from agentopcd.envs.games import textarena
 
-    monkeypatch.setitem(textarena_games._RULES_SHA256, "FrozenLake-v0", "0" * 16)
+    monkeypatch.setitem(textarena._RULES_SHA256, "FrozenLake-v0", "0" * 16)
     with pytest.warns(UserWarning, match="rules of FrozenLake-v0 changed"):
         make("frozen-lake").reset(seed=0)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from agentopcd.core.errors import EnvError
+from agentopcd.core.types import Task
 from agentopcd.envs import build_splits, check_env, get_spec, make, task_key
 from agentopcd.envs.floors import floors
-from agentopcd.envs.solvers import MOVES, Lake
-from agentopcd.errors import EnvError
-from agentopcd.types import Task
+from agentopcd.envs.games.solvers import MOVES, Lake
 
 PAIRS = [("frozen-lake-4x4", "frozen-lake-4x4-swapped"), ("sokoban", "sokoban-swapped")]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
-from agentopcd.envs import ifeval
+from agentopcd.core.errors import DependencyError, EnvError
+from agentopcd.envs.questions import ifeval
 from agentopcd.envs.splits import build_splits
-from agentopcd.errors import DependencyError, EnvError
 
 ROWS: list[dict[str, Any]] = [
     {"key": 1, "prompt": "Tell me about rivers, without any comma.", "instruction_id_list": ["punctuation:no_comma"],

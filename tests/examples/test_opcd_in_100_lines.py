@@ -16,18 +16,19 @@ import torch
 from torch import Tensor
 
 from agentopcd import envs, models
-from agentopcd.chat import Chat
-from agentopcd.config import ConsolidateConfig
 from agentopcd.consolidate import deal, learn_from
-from agentopcd.learner import Learner
-from agentopcd.methods import METHODS
-from agentopcd.metrics import Clock, StepMeter
-from agentopcd.ranks import Ranks
-from agentopcd.rollouts import Game, Player
-from agentopcd.samples import Sample, samples_of
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.teacher import FrozenTeacher
-from agentopcd.types import Context, Episode, Job, Sampling
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.types import Context, Episode, Job, Sampling
+from agentopcd.distillation.learner import Learner
+from agentopcd.distillation.methods import METHODS
+from agentopcd.distillation.metrics import Clock, StepMeter
+from agentopcd.distillation.samples import Sample, samples_of
+from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 
 CLOSE = 1e-4
 """Largest difference of two gradients, as a share of their norm: float32 sums in another order. Seen: under 1e-5."""

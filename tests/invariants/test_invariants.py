@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agentopcd.core.types import Episode
 from agentopcd.knowledge import Store
-from agentopcd.types import Episode
 from tests.invariants.conftest import ENV, Desk
 
 COMMON = ("--env", ENV, "--model", "tiny", "--compute", "float32", "--max-tokens", "4")

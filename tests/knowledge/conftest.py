@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Job, Task, Turn
 from agentopcd.knowledge import Bench, Store
-from agentopcd.types import EMPTY, MARKER, Context, Episode, Job, Task, Turn
 
 ENV, MODEL, SETUP = "lake", "m" * 64, "s" * 64
 

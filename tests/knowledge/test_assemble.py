@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentopcd.errors import ConfigError
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import EMPTY, MARKER, Context, Job, Task
 from agentopcd.knowledge import assemble, extraction_messages, identify
-from agentopcd.types import EMPTY, MARKER, Context, Job, Task
 
 
 def words(text: str) -> int:

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from agentopcd.errors import ConfigError, StoreError
+from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.types import EMPTY, MARKER, Context, Job, Task
 from agentopcd.knowledge import Found, Origin, Store, confirm, identify, ingest, score
 from agentopcd.knowledge.database import now
 from agentopcd.knowledge.exchange import dump, export_text, from_jsonl, import_text, load, to_jsonl
-from agentopcd.types import EMPTY, MARKER, Context, Job, Task
 
 
 def filled(kit) -> Store:

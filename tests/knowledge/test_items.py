@@ -6,9 +6,9 @@ import unicodedata
 
 import pytest
 
+from agentopcd.core.types import EMPTY, MARKER, Job, Task
 from agentopcd.knowledge import Found, Origin, Store, flags, identify, ingest, item_ids, parse, sanitise
 from agentopcd.knowledge.exchange import dump
-from agentopcd.types import EMPTY, MARKER, Job, Task
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>", "[INST]", "<|end of text|>", " ", "\n")
 

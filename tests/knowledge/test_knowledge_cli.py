@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from agentopcd.cli.knowledge import app
-from agentopcd.errors import ConfigError, StoreError
+from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.types import EMPTY, MARKER, Job, Task
 from agentopcd.knowledge import Origin, Store, confirm, identify, ingest, score
-from agentopcd.types import EMPTY, MARKER, Job, Task
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.errors import ConfigError, TaskLeak
+from agentopcd.core.errors import ConfigError, TaskLeak
+from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.knowledge import (
     Found,
     PoolStep,
@@ -21,7 +22,6 @@ from agentopcd.knowledge import (
     score,
     subsets,
 )
-from agentopcd.types import EMPTY, Context, Job
 
 
 def contexts(kit, n: int) -> list[Context]:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.errors import StoreError, TaskLeak
+from agentopcd.core.errors import StoreError, TaskLeak
+from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge import Arena, Arm, Found, Store, setup_id
 from agentopcd.knowledge.database import migrations, statements
-from agentopcd.types import EMPTY, Context, Job, Task
 
 
 def test_every_statement_of_the_schema_is_executed() -> None:
@@ -165,7 +165,7 @@ def test_resolve_says_what_is_wrong(store: Store, kit) -> None:
 WRITER = """
 import sys
 from agentopcd.knowledge import Store
-from agentopcd.types import EMPTY, Episode, Task
+from agentopcd.core.types import EMPTY, Episode, Task
 number = int(sys.argv[2])
 with Store.open(sys.argv[1]) as store:
     run_id = store.start("play", {"writer": number}, number)

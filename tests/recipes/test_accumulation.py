@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from agentopcd import learn as learning
-from agentopcd.chat import Chat
-from agentopcd.config import LearnConfig, PlayConfig
+from agentopcd.core.config import LearnConfig, PlayConfig
+from agentopcd.core.runs import Run
+from agentopcd.core.stats import wilson
+from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge import PoolStep, Store, add_to_pool
 from agentopcd.learn import learn
-from agentopcd.rollouts import Player
-from agentopcd.runs import Run
-from agentopcd.session import Session
-from agentopcd.stats import wilson
-from agentopcd.types import MARKER, Context
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.player import Player
+from agentopcd.workspace.session import Session
 from recipes import accumulation
 from tests import tiny
 
@@ -154,7 +154,7 @@ def test_two_rounds_of_learn(
     samplers: list[tiny.Clued], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real thing up to training: what learn has played on select tasks counts and is not played again."""
-    monkeypatch.setattr(learning, "distil", lambda *arguments: None)
+    monkeypatch.setattr(learning, "distil_context", lambda *arguments: None)
     config = LearnConfig(
         env="rows.jsonl", model=str(tiny_model_dir), rounds=2, episodes_per_round=4, chains=2, chain_steps=2,
         select_tasks=6, confirm_tasks=8,

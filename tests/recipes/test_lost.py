@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.config import EvaluateConfig
-from agentopcd.evaluate import Contestant, evaluate
-from agentopcd.session import Session
-from agentopcd.types import Context, Turn
+from agentopcd.core.config import EvaluateConfig
+from agentopcd.core.types import Context, Turn
+from agentopcd.workspace.evaluation.table import Contestant, evaluate
+from agentopcd.workspace.session import Session
 from recipes.pocket import corpus, lost
 from recipes.pocket.worlds import LakeBoard, Rules
 

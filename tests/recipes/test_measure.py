@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
-from agentopcd.chat import Chat
-from agentopcd.config import EvaluateConfig
-from agentopcd.rollouts import Player
-from agentopcd.session import Session
+from agentopcd.core.config import EvaluateConfig
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.player import Player
+from agentopcd.workspace.session import Session
 from recipes.pocket import measure
 from recipes.pocket.measure import PROBES, Probe
 from tests import tiny

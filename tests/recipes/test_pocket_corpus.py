@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agentopcd import envs, sources
-from agentopcd.chat import EXPERIENCE_FRAME, Chat, turn_messages
-from agentopcd.envs.puzzles import FORMS, KINDS, Conventions, Instructions
-from agentopcd.envs.rows import QuestionRow
-from agentopcd.envs.solvers import MOVES, Cell, Warehouse, shortest
+from agentopcd import envs
+from agentopcd.core.types import MARKER, Completion, Context, Episode, Job, Request, Sampling, Task
+from agentopcd.envs.games.solvers import MOVES, Cell, Warehouse, shortest
+from agentopcd.envs.questions.puzzles import FORMS, KINDS, Conventions, Instructions
+from agentopcd.envs.questions.rows import QuestionRow
 from agentopcd.knowledge.extract import extraction_messages
 from agentopcd.knowledge.items import flags, parse
-from agentopcd.rollouts import Game, Player
-from agentopcd.sampling import InBatches
-from agentopcd.types import MARKER, Completion, Context, Episode, Job, Request, Sampling, Task
+from agentopcd.models import find
+from agentopcd.rollouts.chat import EXPERIENCE_FRAME, Chat, turn_messages
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling import InBatches
 from recipes.pocket import corpus, wording, worlds
 from recipes.pocket.worlds import Played, Rules
 
@@ -286,15 +288,15 @@ def test_the_prompt_format_is_the_one_the_weights_were_trained_on() -> None:
         "longer fit: undo the change of wording (agentopcd/chat.py, agentopcd/knowledge/extract.py, the games' view "
         "and texts, the template in recipes/pocket/tokenizer.py), or train pocket and pocket-s again "
         "(python -m recipes.pocket.train --size pocket, then --size pocket-s), put the new weights and figures into "
-        "agentopcd/weights, and write the new hash here"
+        "agentopcd/models/weights, and write the new hash here"
     )
 
 
-@pytest.mark.parametrize("name", sources.SHIPPED)
+@pytest.mark.parametrize("name", find.SHIPPED)
 def test_the_corpus_is_the_one_the_weights_were_trained_on(name: str) -> None:
     from recipes.pocket import train
 
-    trained_on = json.loads((sources.WEIGHTS / name / "agentopcd.json").read_text())["corpus"]
+    trained_on = json.loads((find.WEIGHTS / name / "agentopcd.json").read_text())["corpus"]
     found = corpus.fingerprint(train.SEED)
     assert found == trained_on, (
         f"the corpus changed (hash {found}, {name} was trained on {trained_on}): retraining would no longer give the "

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from agentopcd.chat import Chat, framed
+from agentopcd.rollouts.chat import Chat, framed
 from recipes.pocket import corpus, tokenizer, worlds
 
 # ---- tokens -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agentopcd import sources
+from agentopcd.models import find
 from recipes.pocket import train
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "num_attention_heads": 2}
@@ -17,7 +17,7 @@ TINY = {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32, "num
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shipped tokenizer, nothing held out, small batches: only the loop is under test."""
-    tokenizer = train.Tokenizer.from_pretrained(sources.WEIGHTS / "pocket")
+    tokenizer = train.Tokenizer.from_pretrained(find.WEIGHTS / "pocket")
     monkeypatch.setattr(train, "make_tokenizer", lambda: tokenizer)
     monkeypatch.setattr(train, "held_out", frozenset)
     monkeypatch.setattr(train, "ROWS", 1)

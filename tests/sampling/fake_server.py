@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from agentopcd import models
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.types import Request, Sampling
+from agentopcd.core.types import Request, Sampling
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 
 
 class FakeServer:

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 import torch
 
-from agentopcd import models, sources
-from agentopcd.chat import ApiChat, Chat
-from agentopcd.errors import EngineError
+from agentopcd import models
+from agentopcd.core.errors import EngineError
+from agentopcd.core.types import MARKER, Context, Message, Sampling
 from agentopcd.knowledge import Store
-from agentopcd.sampling import requests
-from agentopcd.sampling.chat_api import ApiSampler
-from agentopcd.sampling.requests import KEY
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.types import MARKER, Context, Message, Sampling
+from agentopcd.models import find
+from agentopcd.rollouts.chat import ApiChat, Chat
+from agentopcd.rollouts.sampling import requests
+from agentopcd.rollouts.sampling.chat_api import ApiSampler
+from agentopcd.rollouts.sampling.requests import KEY
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests.sampling.fake_server import FakeServer
 from tests.sampling.vllm_server import VllmServer
 
@@ -33,7 +34,7 @@ HINT = Context("Always go left.", "system")
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     monkeypatch.setattr(requests, "LONGEST_WAIT_S", 0.05)
     monkeypatch.delenv(KEY, raising=False)
-    found = FakeServer(sources.find_model("pocket"), names=("pocket", "other"))
+    found = FakeServer(find.find_model("pocket"), names=("pocket", "other"))
     yield found
     found.stop()
 
@@ -152,7 +153,7 @@ def test_an_api_wants_an_address_and_a_name(tmp_path: Path) -> None:
 @pytest.mark.vllm
 @pytest.mark.timeout(600)
 def test_vllms_server_as_an_api(tmp_path: Path) -> None:
-    with VllmServer(sources.find_model("pocket"), "pocket", tmp_path / "log") as server:
+    with VllmServer(find.find_model("pocket"), "pocket", tmp_path / "log") as server:
         play_score_refuse(server.url, tmp_path / "work")
         with pytest.raises(EngineError, match="does not exist"):
             ApiSampler(models.behind_api("nobody"), urls=[server.url]).sample([ApiChat().request(ASKED, seed=0)], HOT)

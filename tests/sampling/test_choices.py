@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from agentopcd.sampling.choices import allowed_ids, allowed_in, keep
+from agentopcd.rollouts.sampling.choices import allowed_ids, allowed_in, keep
 
 CHOICES = ((5, 6, 2), (5, 7, 2), (5, 2), (8, 2))
 

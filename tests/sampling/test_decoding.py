@@ -13,9 +13,9 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from agentopcd import models
-from agentopcd.sampling import decoding
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.types import Request, Sampling
+from agentopcd.core.types import Request, Sampling
+from agentopcd.rollouts.sampling import decoding
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
 
 ASKED = [Request(prompt_ids=(50, 60, 70), seed=1), Request(prompt_ids=(50, 61), seed=2)]

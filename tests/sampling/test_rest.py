@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.sampling import vllm_engine
-from agentopcd.types import Request, Sampling
+from agentopcd.core.types import Request, Sampling
+from agentopcd.rollouts.sampling import vllm_engine
 from tests import tiny
 
 

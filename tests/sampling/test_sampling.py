@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.errors import ConfigError, EngineError
-from agentopcd.sampling import Sampler, request_seed
-from agentopcd.types import Completion, Request, Sampling
+from agentopcd.core.errors import ConfigError, EngineError
+from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.rollouts.sampling import Sampler, request_seed
 from tests import tiny
 from tests.sampling.vllm_server import VllmServer
 
@@ -27,19 +27,19 @@ Make = Callable[..., Sampler]
 
 
 def transformers_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
-    from agentopcd.sampling.transformers_engine import TransformersSampler
+    from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 
     return TransformersSampler(loaded, compute=torch.float32, **options)
 
 
 def vllm_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
-    from agentopcd.sampling.vllm_engine import VllmSampler
+    from agentopcd.rollouts.sampling.vllm_engine import VllmSampler
 
     return VllmSampler(loaded, compute=torch.float32, **options)
 
 
 def server_back_end(loaded: models.LoadedModel, **options: Any) -> Sampler:
-    from agentopcd.sampling.vllm_server import ServerSampler
+    from agentopcd.rollouts.sampling.vllm_server import ServerSampler
 
     return ServerSampler(loaded, compute=torch.float32, urls=[VLLM[0].url], **options)
 

@@ -18,14 +18,15 @@ from typing import Any
 import pytest
 import torch
 
-from agentopcd import models, sources
-from agentopcd.errors import AlignmentError, ConfigError, EngineError
-from agentopcd.sampling import requests
-from agentopcd.sampling import vllm_server as served
-from agentopcd.sampling.requests import KEY
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.sampling.vllm_server import ServerSampler
-from agentopcd.types import Request, Sampling
+from agentopcd import models
+from agentopcd.core.errors import AlignmentError, ConfigError, EngineError
+from agentopcd.core.types import Request, Sampling
+from agentopcd.models import find
+from agentopcd.rollouts.sampling import requests
+from agentopcd.rollouts.sampling import vllm_server as served
+from agentopcd.rollouts.sampling.requests import KEY
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+from agentopcd.rollouts.sampling.vllm_server import ServerSampler
 from tests import tiny
 from tests.sampling.fake_server import FakeServer
 from tests.sampling.vllm_server import VllmServer
@@ -276,9 +277,10 @@ def test_the_line_to_start_a_server_names_what_it_must_have(loaded: models.Loade
 def test_no_thread_keeps_a_process_that_is_done(fake: FakeServer, folder: Path) -> None:
     script = f"""
 import torch
-from agentopcd import models, sources
-from agentopcd.sampling.vllm_server import ServerSampler
-from agentopcd.types import Request, Sampling
+from agentopcd import models
+from agentopcd.models import find
+from agentopcd.rollouts.sampling.vllm_server import ServerSampler
+from agentopcd.core.types import Request, Sampling
 models.prepare_process()
 sampler = ServerSampler(models.load_model({str(folder)!r}), compute=torch.float32, urls=[{fake.url!r}])
 sampler.sample([Request(prompt_ids=(40, 41), seed=0)], Sampling(max_tokens=2))
@@ -346,7 +348,7 @@ def episodes(work: Path, verb: str) -> list[tuple[Any, ...]]:
 @pytest.mark.timeout(900)
 def test_learning_goes_on_when_the_server_is_killed_in_play_and_in_consolidation(tmp_path: Path) -> None:
     work, log = tmp_path / "work", tmp_path / "log"
-    server = VllmServer(sources.find_model("pocket"), "pocket", log)
+    server = VllmServer(find.find_model("pocket"), "pocket", log)
 
     def metrics() -> list[dict[str, Any]]:
         return [json.loads(line) for file in work.glob("runs/consolidate-*/metrics.jsonl")

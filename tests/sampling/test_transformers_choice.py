@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentopcd.sampling import transformers_engine
-from agentopcd.types import Request, Sampling
+from agentopcd.core.types import Request, Sampling
+from agentopcd.rollouts.sampling import transformers_engine
 
 LOGITS = torch.tensor([[-9.0, 0.0, 2.0, 1.0, -9.0]])
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.errors import AlignmentError, ConfigError
-from agentopcd.sampling import vllm_engine
-from agentopcd.sampling.transformers_engine import TransformersSampler
-from agentopcd.sampling.vllm_engine import VllmSampler, sampler_of
-from agentopcd.types import Request, Sampling
+from agentopcd.core.errors import AlignmentError, ConfigError
+from agentopcd.core.types import Request, Sampling
+from agentopcd.rollouts.sampling import vllm_engine
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+from agentopcd.rollouts.sampling.vllm_engine import VllmSampler, sampler_of
 from tests import tiny
 
 pytestmark = pytest.mark.vllm

@@ -1,0 +1,196 @@
+"""Recipes: the rows of a table of the paper, each with its arms, seeds and claims.
+
+Those of this package lie in ``recipes/``.
+
+A recipe is a TOML file::
+
+    title = "..."
+
+    [defaults]                     # what all rows share, in the same words
+    seeds = [0, 1]
+    [defaults.arms.opcd]           # a trained arm, and what it changes in the settings
+    [defaults.full.settings]       # of `agentopcd consolidate`, the same for all arms; for the size full
+    steps = 50
+
+    [[row]]                        # a row of the table
+    name = "..."
+    claims = [["opcd", "base"]]    # pairs of arms; the paper has the first one ahead
+    [row.paper]                    # published success in percent by arm, and `what`
+    [row.settings]                 # for both sizes
+    [row.mini.settings]            # for one; a row is there at the sizes it names: mini, full, or both
+    [row.mini.shown]               # untrained arms, and the context that each one shows
+    [row.mini.experience]          # of `agentopcd learn`, by which the contexts are gathered
+    [row.mini.probe]               # of `agentopcd evaluate`, on a task that nothing was distilled for
+
+A row wins over the defaults, and what stands under a size over what stands for both; tables are merged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentopcd.core.config import ConsolidateConfig, LearnConfig
+from agentopcd.core.errors import ConfigError, did_you_mean
+
+RECIPES = Path(__file__).resolve().with_name("recipes")
+"""Folder of the recipes that come with the package, with the files they name."""
+SIZES = ("mini", "full")
+REPORTS = ("select", "paper")
+KINDS = ("best", "random", "traces")
+"""Contexts that a row's experience leaves: the one that did best on select (the paper's "filtered"), one drawn without
+looking at scores ("test-time"), the episodes as they are. ``step N`` is what a chain had after N episodes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One row of a table, at one size."""
+
+    name: str
+    settings: Mapping[str, Any]
+    """Of :class:`agentopcd.core.config.ConsolidateConfig`; the same for all arms."""
+    arms: Mapping[str, Mapping[str, Any]]
+    """What each trained arm changes in them."""
+    seeds: Sequence[int]
+    claims: Sequence[tuple[str, str]]
+    """Pairs of arms; the paper has the first one ahead."""
+    paper: Mapping[str, Any]
+    """Published success in percent by arm, and ``what``: model and task."""
+    probe: Mapping[str, Any]
+    """Settings of a task that nothing was distilled for, with a context that all are shown or without; none: it is not
+    measured."""
+    shown: Mapping[str, str]
+    """What the base is shown in the arms that nothing is trained for: a file, or one of :data:`KINDS`."""
+    experience: Mapping[str, Any] | None
+    """Settings of `agentopcd learn` by which the row's contexts are gathered; none: a context is a file, or is in the
+    workspace already."""
+    note: str = ""
+
+    @property
+    def untrained(self) -> list[str]:
+        return ["base", *self.shown]
+
+    @property
+    def slug(self) -> str:
+        """The name, fit for a file's."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    def config(self, arm: str, seed: int) -> ConsolidateConfig:
+        """The settings of one arm; those without training have what all arms share, and the context they show."""
+        own = dict(self.arms[arm]) if arm in self.arms else {}
+        if arm in self.shown:
+            own = {"context": self.shown[arm]}
+        return ConsolidateConfig.load(None, **dict(self.settings) | own | {"seed": seed})
+
+    def gathering(self) -> LearnConfig:
+        """How the row's experience is gathered and scored."""
+        names = {field.name for field in dataclasses.fields(LearnConfig)}
+        shared = {name: value for name, value in self.settings.items() if name in names}
+        return LearnConfig.load(None, **shared | dict(self.experience or {}))
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package.
+
+    A file below the current folder is named from there, so that its name does not say where a clone lies: names of
+    files with questions are part of what the store knows an environment by.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if Path(name).suffix == ".toml" and Path(name).is_file():
+        return Path(name)
+    here = Path.cwd()
+    folder = RECIPES.relative_to(here) if RECIPES.is_relative_to(here) else RECIPES
+    if (folder / f"{name}.toml").is_file():
+        return folder / f"{name}.toml"
+    known = sorted(file.stem for file in folder.glob("*.toml"))
+    raise ConfigError(f"no recipe {name!r}{did_you_mean(name, known)}; or give the path of a .toml file")
+
+
+def read(file: Path, size: str) -> tuple[str, list[Plan]]:
+    """Title and rows of a recipe.
+
+    Raises:
+        ConfigError: it cannot be read, or says what no setting is called.
+    """
+    if size not in SIZES:
+        raise ConfigError(f"size is {size!r}{did_you_mean(size, SIZES)}")
+    try:
+        data = tomllib.loads(file.read_text())
+        for name in data.keys() - {"title", "defaults", "row"}:
+            raise ConfigError(
+                f"the recipe {str(file)!r} has {name!r}{did_you_mean(name, ('title', 'defaults', 'row'))}"
+            )
+        shared = _sized(data.get("defaults", {}), size)
+        rows = [_merged(shared, _sized(row, size)) for row in data["row"] if size in row]
+        return data["title"], [_plan(row, file.parent) for row in rows]
+    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"cannot read the recipe {str(file)!r}: {error!r}") from error
+
+
+def _sized(table: Mapping[str, Any], size: str) -> dict[str, Any]:
+    """What a row or the defaults say at one size."""
+    both = {name: value for name, value in table.items() if name not in SIZES}
+    return _merged(both, table.get(size, {}))
+
+
+def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, table by table; where both have a value, that of ``over``."""
+    out = {**under}
+    for name, value in over.items():
+        below = under.get(name)
+        out[name] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
+    def located(values: Mapping[str, Any]) -> dict[str, Any]:
+        """Files lie beside the recipe, wherever one stands."""
+        files = {name: folder / values[name] for name in ("context", "env") if values.get(name)}
+        return dict(values) | {name: str(file) for name, file in files.items() if file.is_file()}
+
+    settings = located(row["settings"])
+    shown = row.get("shown", {"in-context": settings.get("context", "")})
+    plan = Plan(
+        name=row["name"], settings=settings, arms={arm: located(values) for arm, values in row["arms"].items()},
+        seeds=row.get("seeds", [0]), claims=[(better, worse) for better, worse in row.get("claims", [])],
+        paper=row.get("paper", {}), probe=located(row.get("probe", {})),
+        shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
+        experience=row.get("experience"), note=row.get("note", ""),
+    )  # fmt: skip
+    for arm in (*plan.shown, *plan.arms):
+        config = plan.config(arm, 0)  # a wrong setting says so here
+        if of_experience(config.context) and plan.experience is None:
+            raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
+    if plan.experience is not None:
+        _check_chains(plan)
+    known = (*plan.untrained, *plan.arms)
+    for arm in (arm for claim in plan.claims for arm in claim):
+        if arm not in known:
+            raise ConfigError(f"a claim of {plan.name!r} is about {arm!r}{did_you_mean(arm, known)}")
+    return plan
+
+
+def _check_chains(plan: Plan) -> None:
+    """No context stands in for another: each seed has a chain of its own, and chains are as long as is asked for."""
+    own = plan.gathering()
+    named = {plan.config(arm, 0).context for arm in (*plan.shown, *plan.arms)}
+    depth = min(own.chain_steps, own.episodes_per_round)
+    for steps in (int(name.removeprefix("step ")) for name in named if name.startswith("step ")):
+        if steps > depth:
+            raise ConfigError(f"{plan.name!r} wants step {steps} of chains that have {depth}; raise chain_steps")
+    drawn = {name for name in named if of_experience(name)} - {"best", "traces"}
+    if drawn and len({seed % own.chains for seed in plan.seeds}) < len(plan.seeds):
+        raise ConfigError(
+            f"{plan.name!r} has the seeds {list(plan.seeds)} and {own.chains} chains, and seed % chains must differ"
+        )
+
+
+def of_experience(context: str) -> bool:
+    """Whether a context is named by its kind."""
+    return context in KINDS or re.fullmatch(r"step \d+", context) is not None

@@ -1,0 +1,114 @@
+"""What came of a row of the paper: the published figures beside the measured ones, as text and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentopcd.cli.paper.plan import Plan
+from agentopcd.core.stats import Comparison, Rate
+from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drift_lines
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One claim of the paper, and what was seen of it."""
+
+    better: str
+    worse: str
+    comparison: Comparison
+
+    @property
+    def verdict(self) -> str:
+        """By the paired interval over tasks."""
+        seen = self.comparison.difference
+        return "reproduced" if seen.low > 0 else "refuted" if seen.high < 0 else "undecided at this size"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Success of an arm whose checkpoints are chosen on the very test tasks, as the paper does: biased upward."""
+
+    best: float
+    best_three: float
+    """Mean of the best three, or of all where there are fewer."""
+    checkpoints: int
+    """Of one training seed; the figures are means over seeds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """A row with what was measured."""
+
+    plan: Plan
+    rates: Mapping[str, Rate]
+    tasks: int
+    findings: Sequence[Finding]
+    probe: Mapping[str, Rate]
+    probe_findings: Sequence[Finding]
+    floors: str
+    reply_tokens: Mapping[str, float]
+    drift: Mapping[str, Drift]
+    """Of the first training seed."""
+    curves: Mapping[str, Mapping[str, list[float | None]]]
+    """By arm and name: the mean over training seeds at each step; see :data:`agentopcd.cli.paper.run.CURVES`."""
+    chosen_on_test: Mapping[str, Chosen]
+    """Beside the rates, on request: the paper's report."""
+
+    def to_dict(self) -> dict[str, Any]:
+        def finding(found: Finding) -> dict[str, Any]:
+            seen = found.comparison
+            return {"claim": f"{found.better} > {found.worse}", "verdict": found.verdict,
+                    "difference": seen.difference.diff, "low": seen.difference.low, "high": seen.difference.high,
+                    "n": seen.n, "tasks": seen.tasks, "p": seen.p}  # fmt: skip
+
+        return {
+            "row": self.plan.name, "env": Path(self.plan.settings["env"]).name,
+            "model": self.plan.settings.get("model", ""), "paper": dict(self.plan.paper),
+            "seeds": list(self.plan.seeds), "tasks": self.tasks,
+            "rates": {arm: rate.to_dict() for arm, rate in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
+            "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
+            **drift_dict(self.drift),
+            "curves": {arm: dict(found) for arm, found in self.curves.items()},
+            "chosen_on_test": {arm: dataclasses.asdict(one) for arm, one in self.chosen_on_test.items()},
+            "probe": {arm: rate.to_dict() for arm, rate in self.probe.items()},
+            "probe_env": Path(self.plan.probe.get("env", "")).name,
+            "probe_findings": [finding(one) for one in self.probe_findings],
+        }  # fmt: skip
+
+
+def lines(result: Result) -> list[str]:
+    """The row as text: what was measured beside what was published."""
+    plan, published = result.plan, result.plan.paper
+    seeds = f"{len(plan.seeds)} training seed{'s' * (len(plan.seeds) > 1)}"
+    out = [f"{plan.name}: {Path(plan.settings['env']).name}, {plan.settings.get('model', 'default model')}, {seeds}"]
+    if published:
+        out.append(f"paper: {published.get('what', '')}")
+    probe = f"  {Path(plan.probe['env']).name}" if plan.probe else ""
+    out.append(f"{'':22s} {'success':>7s}  {'95 % interval':>16s} {'n':>5s} {'paper':>6s} {'tokens':>7s}{probe}")
+    for arm, rate in result.rates.items():
+        paper = f"{published[arm] / 100:6.3f}" if arm in published else f"{'-':>6s}"
+        probed = f"  {result.probe[arm].rate:.3f}" if arm in result.probe else ""
+        interval = f"[{rate.low:.3f}, {rate.high:.3f}]"
+        out.append(
+            f"{arm:22s} {rate.rate:7.3f}  {interval:>16s} {rate.n:5d} {paper} {result.reply_tokens[arm]:7.1f}{probed}"
+        )
+    for found in result.findings:
+        out.append(f"{found.better} > {found.worse}: {_seen(found)}")
+    for found in result.probe_findings:
+        out.append(f"on {probe.strip()}, {found.better} > {found.worse}: {_seen(found)}")
+    out += drift_lines(result.drift)
+    for arm, one in result.chosen_on_test.items():
+        honest = f"chosen on select {result.rates[arm].rate:.3f}"
+        out.append(
+            f"the paper's report, checkpoints chosen on these test tasks (biased upward): {arm}: best {one.best:.3f}, "
+            f"mean of the best three {one.best_three:.3f}, of {one.checkpoints}; {honest}"
+        )
+    return [*out, f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
+
+
+def _seen(found: Finding) -> str:
+    seen = found.comparison
+    return f"{found.verdict}; {seen.difference}, {seen.wins} won / {seen.losses} lost on {seen.tasks} tasks"

@@ -1,0 +1,330 @@
+"""The experiments of the paper as recipes: every arm of a row is trained, played on test tasks, and compared in pairs.
+
+A recipe is a TOML file; ``plan.py`` reads it. All it does goes through the store of a workspace and through run
+folders, so a killed call goes on when it is given again, and arms that two recipes share are trained once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from agentopcd.cli.paper.plan import Plan, of_experience
+from agentopcd.cli.paper.report import Chosen, Finding, Result
+from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, PlayConfig, PlayerConfig, ScoreConfig, pick
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import CHECKPOINTS
+from agentopcd.core.stats import Rate, compare
+from agentopcd.core.types import EMPTY, Context, Task
+from agentopcd.distil import distil_context
+from agentopcd.knowledge import Place, places_of
+from agentopcd.workspace.evaluation.drift import Drift, drift
+from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
+from agentopcd.workspace.experience.chains import chains_of
+from agentopcd.workspace.experience.choose import choose, raw_traces
+from agentopcd.workspace.experience.find_context import find_context
+from agentopcd.workspace.experience.gather import gather
+from agentopcd.workspace.session import Progress, Session, no_progress
+
+Outcomes = dict[tuple[int, str, int, int], bool]
+"""Success by training seed, task key, task seed and repetition."""
+
+
+CURVES = {
+    "select": "select/success",
+    "success": "rollout/success",
+    "loss_nats": "loss/value_nats",
+    "kl_nats": "loss/kl_full_sampled_nats",
+    "entropy_nats": "kl/student_entropy_nats",
+    "mass_outside_topk": "kl/student_mass_outside_topk",
+}
+"""What is told of every step of an arm's training, and what its log calls it: of the tokens that were learned from,
+the loss in its own form, with KL and entropy over the whole vocabulary; ``select`` is success on select tasks, at the
+steps that measured it."""
+
+
+SUSTAINED = 3e14
+"""Operations a second in the plans' hours: about a third of an H100's peak in bfloat16; assumed, not measured."""
+
+
+def run(
+    plan: Plan, work: Path, *, report: str = "select", say: Callable[[str], None] = print,
+    progress: Progress = no_progress,
+) -> Result:  # fmt: skip
+    """Train every arm with every seed, play all on the same test tasks, and look at the claims.
+
+    Args:
+        report: ``select``: each student is the checkpoint that did best on select tasks; ``paper``: beside that, every
+            checkpoint plays the test tasks, and the best of them are reported, too.
+    """
+    if plan.probe:
+        _probe_tasks(plan, work)  # what the probe lacks is said before hours of training, not after them
+    experience = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
+    row = _Row(plan, work, say, progress, keep_checkpoints=report == "paper", experience=experience)
+    for seed in plan.seeds:
+        students = {arm: row.train(arm, seed) for arm in plan.arms}
+        row.play(students, seed)
+        if plan.probe:
+            row.play_probe(students, seed)
+    trained = [claim for claim in plan.claims if set(claim) <= set(plan.arms)]
+    return Result(
+        plan=plan, tasks=row.tasks, floors=row.floors,
+        rates={arm: _rate(found) for arm, found in row.outcomes.items()},
+        findings=[_finding(claim, row.outcomes) for claim in plan.claims],
+        probe={arm: _rate(found) for arm, found in row.probed.items()},
+        probe_findings=[_finding(claim, row.probed) for claim in trained] if plan.probe else [],
+        reply_tokens={arm: sum(found) / len(found) for arm, found in row.tokens.items()},
+        drift=row.moved, curves={arm: _curves(files) for arm, files in row.logs.items()},
+        chosen_on_test={arm: _chosen(of_seeds) for arm, of_seeds in row.rates.items() if of_seeds},
+    )  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Row:
+    """A row at work: what it is run with, and what was seen so far."""
+
+    plan: Plan
+    work: Path
+    say: Callable[[str], None]
+    progress: Progress
+    keep_checkpoints: bool
+    """Every checkpoint plays, too."""
+    experience: Experience | None
+    floors: str = ""
+    tasks: int = 0
+
+    def __post_init__(self) -> None:
+        plan = self.plan
+        self.outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
+        self.probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
+        self.tokens: dict[str, list[float]] = {arm: [] for arm in self.outcomes}
+        self.moved: dict[str, Drift] = {}
+        self.rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
+        """Of every checkpoint, by arm and training seed."""
+        self.logs: dict[str, list[Path]] = {arm: [] for arm in plan.arms}
+
+    def open(self, config: PlayerConfig) -> Session:
+        return Session(config, self.work, say=self.say, progress=self.progress)
+
+    def config(self, arm: str, seed: int) -> ConsolidateConfig:
+        """The settings of an arm, with the context that its experience left."""
+        config = dataclasses.replace(self.plan.config(arm, seed), keep_checkpoints=self.keep_checkpoints)
+        if self.experience is None or not of_experience(config.context):
+            return config
+        return dataclasses.replace(config, context=self.experience.context(config.context, seed), force=True)
+
+    def train(self, arm: str, seed: int) -> str:
+        """The folder of an arm's student."""
+        plan, config = self.plan, self.config(arm, seed)
+        self.say(f"{plan.name}: {arm}, seed {seed}")
+        if self.experience is not None and config.replays:
+            play_train(plan, config, self.work, say=self.say, progress=self.progress)
+        mixed = None
+        if config.mix:  # its contexts were scored with the seed of the row's experience
+            scored = dataclasses.replace(config, seed=plan.gathering().seed)
+            with self.open(scored) as session:
+                mixed = find_context(session, scored)
+        with self.open(config) as session:
+            student = distil_context(session, config, mixed or find_context(session, config)).folder
+        self.logs[arm].append(Path(student).with_name("metrics.jsonl"))
+        return student
+
+    def play(self, students: Mapping[str, str], seed: int) -> None:
+        """Play the untrained arms and one training seed's students on test tasks."""
+        plan, config = self.plan, self.plan.config("base", seed)
+        with self.open(config) as session:
+            test = session.tasks("test", config.test_tasks)
+            base = Contestant(label="base", model=session.load(config.model))
+            contexts = {arm: shown_context(session, self.config(arm, seed)) for arm in plan.shown}
+            shown = [dataclasses.replace(base, label=arm, context=context) for arm, context in contexts.items()]
+            for one in itertools.chain([base, *shown], _loaded(session, students)):
+                table, outcomes = _play(session, one, test, plan.name)
+                self.outcomes[one.label] |= _of_seed(outcomes, seed)
+                self.floors, self.tasks = table.floors.text if table.floors else "none", len(test)
+                self.tokens[one.label].append(table.rows[0].reply_tokens)
+                if seed == plan.seeds[0]:
+                    setup = session.setup(session.player_for(base.model))
+                    self.moved[one.label] = drift(session, one, base, test, setup=setup)
+            for arm, folder in students.items() if self.keep_checkpoints else ():
+                kept = sorted(Path(folder).with_name(CHECKPOINTS).iterdir())
+                steps = _loaded(session, {f"{arm}, step {int(step.name)}": str(step) for step in kept})
+                played = [_play(session, one, test, plan.name)[1] for one in steps]
+                self.rates[arm].append([_rate(outcomes).rate for outcomes in played])
+
+    def play_probe(self, students: Mapping[str, str], seed: int) -> None:
+        """Play the base and one training seed's students where they were not trained."""
+        probe = _probe_config(self.plan, seed)
+        with self.open(probe) as session:
+            context = session.context(probe.context, probe.placement)[0] if probe.context else EMPTY
+            base = {"base": self.plan.config("base", seed).model}
+            for one in _loaded(session, base | dict(students), context):
+                outcomes = _play(session, one, session.tasks("test", probe.test_tasks), self.plan.name)[1]
+                self.probed[one.label] |= _of_seed(outcomes, seed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experience:
+    """Ids of the contexts that a row's experience leaves."""
+
+    best: str
+    traces: str
+    chains: Sequence[Sequence[str]]
+    """By chain and step; in an order drawn without looking at scores."""
+
+    def context(self, kind: str, seed: int) -> str:
+        """One of :data:`KINDS` for a training seed: another seed takes another chain."""
+        if kind in ("best", "traces"):
+            return self.best if kind == "best" else self.traces
+        chain = self.chains[seed % len(self.chains)]
+        return chain[-1] if kind == "random" else chain[int(kind.removeprefix("step "))]
+
+
+def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Progress) -> Experience:
+    """Play, extract and score as the row says.
+
+    Raises:
+        ConfigError: nothing could be extracted.
+    """
+    config = plan.gathering()
+    play = pick(config, PlayConfig, episodes=config.episodes_per_round)
+    with Session(play, work, say=say, progress=progress) as session:
+        run_id = session.ledger.stage("play", recipe=plan.name)
+        done = gather(session, play, run_id=run_id)
+        session.ledger.finish(run_id, done.to_dict())
+        say(f"{plan.name}: played {done.rate}; {len(done.items)} items, {len(done.candidates)} candidate contexts")
+        if not done.candidates:
+            raise ConfigError("no item could be read from the extractor's replies; gather more episodes or chains")
+        scoring = session.ledger.stage("score", recipe=plan.name)
+        ranking, _ = choose(session, pick(config, ScoreConfig), done.candidates, run_id=scoring, gate=False)
+        session.ledger.finish(scoring, {"text": str(ranking)})
+        row = session.store.run(run_id)
+        chains = chains_of(session.store, row | {"config": json.loads(row["config"])})
+        return Experience(
+            best=ranking.best.context_id,
+            traces=raw_traces(session, config.budget_tokens, config.placement).id,
+            chains=random.Random(config.seed).sample(chains, len(chains)),
+        )
+
+
+def play_train(
+    plan: Plan, config: ConsolidateConfig, work: Path, *, say: Callable[[str], None], progress: Progress
+) -> None:
+    """Games on train tasks, without a context, for prefix replay: as many as the row's experience has."""
+    episodes = plan.gathering().episodes_per_round
+    play = pick(config, PlayConfig, context="", split="train", extract=False, episodes=episodes)
+    with Session(play, work, say=say, progress=progress) as session:
+        run_id = session.ledger.stage("play", recipe=plan.name)
+        session.ledger.finish(run_id, gather(session, play, run_id=run_id).to_dict())
+
+
+def _probe_config(plan: Plan, seed: int) -> EvaluateConfig:
+    own = {"env_args": {}, "splits": "", "context": "", "placement": "user"}  # not of the row's environment
+    return pick(plan.config("base", seed), EvaluateConfig, **own | dict(plan.probe))
+
+
+def _probe_tasks(plan: Plan, work: Path) -> int:
+    """How many tasks the probe plays; its data and its context are read."""
+    config = _probe_config(plan, plan.seeds[0])
+    with Session(config, work, say=lambda line: None) as session:
+        if config.context:
+            session.context(config.context, config.placement)
+        return len(session.tasks("test", config.test_tasks))
+
+
+def shown_context(session: Session, config: ConsolidateConfig) -> Context:
+    """What an arm shows; unlike what is distilled it may be empty, as a chain is that has found nothing."""
+    if config.context and not Path(config.context).is_file():
+        return session.store.get_context(session.store.resolve(config.context))
+    return find_context(session, config).parts[0]
+
+
+def _loaded(session: Session, names: Mapping[str, str], context: Context = EMPTY) -> Iterator[Contestant]:
+    """Models by label, one in memory at a time."""
+    for label, name in names.items():
+        yield Contestant(label=label, model=session.load(name), context=context)
+
+
+def _play(
+    session: Session, one: Contestant, tasks: Sequence[Task], name: str
+) -> tuple[Evaluation, Mapping[Place, bool]]:
+    """The table of one contestant of the row ``name``, and its outcomes."""
+    run_id = session.ledger.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
+    table = evaluate(session, [one], tasks, run_id=run_id)
+    session.ledger.finish(run_id, table.to_dict())
+    arena = session.bench(run_id, one.model).arena("test", places_of(tasks))
+    return table, session.store.outcomes(one.arm, arena)
+
+
+def _of_seed(outcomes: Mapping[Place, bool], seed: int) -> Outcomes:
+    return {(seed, *place): won for place, won in outcomes.items()}
+
+
+def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
+    seeds = [[json.loads(line) for line in file.read_text().splitlines()][1:] for file in logs]  # the first is step 0
+    found: dict[str, list[float | None]] = {}
+    for name, key in CURVES.items():
+        steps = [[record[key] for record in step if key in record] for step in zip(*seeds, strict=True)]
+        if any(steps):
+            found[name] = [float(f"{fmean(step):.4g}") if step else None for step in steps]
+    return found
+
+
+def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:
+    """From the test success of every checkpoint of every seed."""
+    tops = [sorted(of_seed, reverse=True)[:3] for of_seed in rates]
+    return Chosen(
+        best=fmean(top[0] for top in tops), best_three=fmean(fmean(top) for top in tops), checkpoints=len(rates[0])
+    )
+
+
+def _rate(outcomes: Mapping[Any, bool]) -> Rate:
+    return Rate(sum(outcomes.values()), len(outcomes))
+
+
+def _finding(claim: tuple[str, str], outcomes: Mapping[str, Outcomes]) -> Finding:
+    better, worse = claim
+    a, b = outcomes[better], outcomes[worse]
+    return Finding(better=better, worse=worse, comparison=compare(a, b, {place: place[1] for place in (*a, *b)}))
+
+
+def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
+    """What :func:`run` would do, without a model: steps, tasks, tokens and memory of each arm."""
+    from agentopcd.core.errors import ModelError
+    from agentopcd.distillation.memory import memory, train_flop
+
+    base = plan.config("base", 0)
+    test = f"{base.test_tasks} test tasks at most"
+    if plan.experience is not None:
+        own = plan.gathering()
+        say(
+            f"{plan.name}, experience: {own.episodes_per_round} episodes, {own.chains} chains of {own.chain_steps} "
+            f"extractions, {own.candidates} candidates at most on {own.select_tasks} select tasks"
+        )
+    say(f"{plan.name}, without training: {', '.join(plan.untrained)}; {len(plan.seeds)} seeds of {test}")
+    with Session(base, work, say=lambda line: None) as session:
+        tests = len(session.tasks("test", base.test_tasks))
+        for arm in plan.arms:
+            config = plan.config(arm, plan.seeds[0])
+            name = config.model or session.model_name()[0]
+            replies = config.steps * config.batch_size * session.game.step_limit
+            tokens = replies * config.max_tokens
+            try:
+                hours = train_flop(name, tokens) / SUSTAINED / 3600
+                needs = f"{memory(name, config, session.compute)}; at least {hours:.2g} h a seed"
+            except ModelError as error:
+                needs = f"memory and time not estimated: {str(error).splitlines()[0]}"
+            replayed = config.replays and plan.experience is not None
+            games = f" after {plan.gathering().episodes_per_round} games on train tasks" if replayed else ""
+            say(
+                f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes"
+                f"{games}, at most {replies:,} replies and {tokens:,} tokens a seed; {tests} test tasks; {needs}"
+            )
+    if plan.probe:
+        say(f"{plan.name}, probe: {plan.probe['env']}, {_probe_tasks(plan, work)} test tasks, base and every student")
+    say("hours: on one GPU, the replies alone, without their prompts")

@@ -1,0 +1,305 @@
+"""What a person sees of the store: rows for lists, and one item, context or episode in full."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.stats import Rate
+from agentopcd.core.types import EMPTY, Episode
+from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
+from agentopcd.knowledge.queries import Arena, Arm
+from agentopcd.knowledge.store import Store
+
+UNKNOWN = "unknown (written by hand or imported)"
+
+
+# -- lists -------------------------------------------------------------------------------------------
+
+
+def item_rows(store: Store, status: str | None = None, env: str | None = None) -> list[Row]:
+    """Items with status and support."""
+    return [
+        {"id": item.id, "status": item.status, "support": item.support, "text": item.text}
+        for item in store.items(status=status, env=env)
+    ]
+
+
+def context_rows(store: Store, env: str | None = None) -> list[Row]:
+    """Contexts with their refs; with ``env`` those that a ref of it names or that played in it."""
+    names: dict[str, list[str]] = {}
+    for name, context_id in store.refs().items():
+        names.setdefault(context_id, []).append(name)
+    rows = []
+    for row in store.contexts():
+        refs = names.get(row["id"], [])
+        if env is None or any(name.startswith(f"{env}/") for name in refs) or _played(store, row["id"], env):
+            rows.append(
+                {"id": row["id"], "items": row["items"], "placement": row["placement"], "refs": refs,
+                 "tokens": json.loads(row["recipe"]).get("tokens"), "text": row["rendered"]}
+            )  # fmt: skip
+    return rows
+
+
+def _played(store: Store, context_id: str, env: str) -> bool:
+    return any(row["env"] == env for row in store.scores(context_id))
+
+
+def ref_rows(store: Store, env: str | None = None) -> list[Row]:
+    """Refs with the reason of their last move."""
+    rows = []
+    for name, context_id in store.refs(f"{env}/" if env else "").items():
+        last = store.log(name)[-1]
+        rows.append({"name": name, "context": context_id, **{key: last[key] for key in ("actor", "reason", "at")}})
+    return rows
+
+
+def episode_rows(store: Store, env: str | None = None) -> list[Row]:
+    """Episodes with their split."""
+    return store.episodes(env=env)
+
+
+def line(what: str, row: Row) -> str:
+    """One row of a list as one line."""
+    if what == "items":
+        return f"{row['id'][:12]}  {row['status']:<8} support {row['support']}  {_short(row['text'])}"
+    if what == "contexts":
+        label = "empty" if row["id"] == EMPTY.id else _short(row["text"].splitlines()[0])
+        names = f"  ({', '.join(row['refs'])})" if row["refs"] else ""
+        return f"{row['id'][:12]}  {row['items']:>3} items  {row['placement']:<6} {label}{names}"
+    if what == "refs":
+        return f"{row['name']}  {row['context'][:12]}  {row['actor']}: {row['reason'] or '-'}"
+    outcome = "won " if row["success"] else "lost"
+    return (
+        f"{row['id']:>6}  {outcome} {row['stop']:<9} {row['turns']} turns  {row['env']} {row['split']} "
+        f"task {row['task_key'][:8]}  model {row['model_id'][:8]}  context {row['context_id'][:8]}"
+    )
+
+
+def _short(words: str, length: int = 90) -> str:
+    return words if len(words) <= length else words[: length - 1] + "…"
+
+
+# -- one thing ---------------------------------------------------------------------------------------
+
+
+def describe(store: Store, name: str) -> Row:
+    """An item, a context or an episode in full, as plain data.
+
+    Args:
+        name: an episode number (at most 7 digits), an item or context id of 4 digits or more, a ref.
+
+    Raises:
+        StoreError: nothing, or more than one thing, has this name.
+    """
+    if name.isdigit() and len(name) < 8 and store.lookup("episode", id=int(name)):
+        return episode_view(store, int(name))
+    items = store.prefixed("item", name)
+    contexts = store.prefixed("context", name) if name not in store.refs() else []
+    if len(items) + len(contexts) > 1:
+        raise StoreError(f"{name!r} is the start of {len(items)} items and {len(contexts)} contexts; give more digits")
+    return item_view(store, items[0]) if items else context_view(store, store.resolve(name))
+
+
+def item_view(store: Store, item_id: str) -> Row:
+    """Text, status, decisions, origins, the contexts that hold it with their scores, and its carriers."""
+    item = store.item(item_id)
+    contexts = [row["id"] for row in store.contexts(item_id=item_id)]
+    return {
+        "kind": "item", "id": item.id, "text": item.text, "status": item.status, "support": item.support,
+        "events": [_keep(row, "event", "actor", "reason", "other_id", "at") for row in store.events(item_id)],
+        "origins": [_origin(store, row) for row in store.sources(item_id)],
+        "contexts": [{"id": context_id, "scores": _scores(store, context_id)} for context_id in contexts],
+        "models": store.carriers(item_id),
+    }  # fmt: skip
+
+
+def _origin(store: Store, source: Row) -> Row:
+    run = store.run(source["run_id"])
+    config = json.loads(run["config"])
+    played = store.lookup("episode", id=source["episode_id"]) if source["episode_id"] else None
+    known = source["task_key"] is not None
+    return {
+        "env": source["env"], "task": source["task_key"],
+        "split": store.split_of(source["env"], source["task_key"]) if known else None,
+        "run": run["id"], "verb": run["verb"], "run_seed": run["seed"],
+        "episode": source["episode_id"], "seed": played["seed"] if played else None,
+        "rep": played["rep"] if played else None, "model": _model(store, played),
+        "extractor": config.get("extractor") or _model(store, played),
+        "shown": source["shown_context_id"], "line": source["line"], "raw": source["raw"],
+        "prompt": _prompt(store, source, config) if played else None,
+    }  # fmt: skip
+
+
+def _model(store: Store, played: Row | None) -> str | None:
+    model = store.lookup("model", id=played["model_id"]) if played else None
+    return f"{model['name']} ({model['id'][:12]})" if model else None
+
+
+def _prompt(store: Store, source: Row, config: Mapping[str, Any]) -> str | None:
+    """The extraction prompt, made again from the stored episode; it is not stored a second time."""
+    try:
+        episode = store.transcript(source["episode_id"])
+        shown = store.get_context(source["shown_context_id"]) if source["shown_context_id"] else None
+        messages = extraction_messages(episode, kind=_kind(config, episode), earlier=shown)
+    except ConfigError:  # no transcript, or an episode without a turn
+        return None
+    prompt = "\n\n".join(message["content"] for message in messages)
+    version = config.get("template", EXTRACTION_VERSION)
+    if version != EXTRACTION_VERSION:
+        return f"(asked with template {version}, shown with {EXTRACTION_VERSION})\n{prompt}"
+    return prompt
+
+
+def _kind(config: Mapping[str, Any], episode: Episode) -> Any:
+    """The run says it; otherwise more than one turn, or a list of actions, is a game."""
+    if config.get("kind") in KINDS:
+        return config["kind"]
+    acts = any(kind == "actions" for turn in episode.turns for kind, _ in turn.parts)
+    return "game" if acts or len(episode.turns) > 1 else "single"
+
+
+def context_view(store: Store, context_id: str) -> Row:
+    """Text, recipe, items, refs, scores, leaks and the models that were trained on it."""
+    row = store.context_row(context_id)
+    trained = [model["id"] for model in store.models() if context_id in store.model_contexts(model["id"])]
+    return {
+        "kind": "context", "id": context_id, "placement": row["placement"], "text": row["rendered"],
+        "recipe": json.loads(row["recipe"]), "created_at": row["created_at"],
+        "refs": [name for name, target in store.refs().items() if target == context_id],
+        "items": [
+            {"id": item.id, "status": item.status, "support": item.support, "text": item.text}
+            for item in store.items(context_id=context_id)
+        ],
+        "scores": _scores(store, context_id),
+        "leaks": [leak._asdict() for leak in store.leaks(context_id)],
+        "models": trained,
+    }  # fmt: skip
+
+
+def _scores(store: Store, context_id: str) -> list[Row]:
+    """Rate with n, tasks and interval for each place it has played, and the difference to no context."""
+    rows = []
+    for row in store.scores(context_id):
+        rate = Rate(row["wins"], row["n"])
+        score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high}
+        if context_id != EMPTY.id:
+            arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
+            pair = store.compare(arm, Arm(row["model_id"]), arena)
+            if pair.n:
+                score["to_empty"] = _keep(
+                    {"pairs": pair.n, "diff": pair.difference.diff, "low": pair.difference.low,
+                     "high": pair.difference.high, "p": pair.p, "test": pair.test},
+                )  # fmt: skip
+            score["best_of"] = store.competitors(row["env"], row["split"], model_id=row["model_id"], setup=row["setup"])
+        rows.append(score)
+    return rows
+
+
+def episode_view(store: Store, episode_id: int) -> Row:
+    """The row and every turn."""
+    row = next(row for row in store.episodes() if row["id"] == episode_id)
+    try:
+        episode = store.transcript(episode_id)
+    except StoreError:
+        return {"kind": "episode", **row, "transcript": None}
+    turns = [
+        {"saw": [list(part) for part in turn.parts], "prompt": list(turn.messages), "reply": turn.reply,
+         "reward": turn.reward, "invalid": turn.invalid, "finish_reason": turn.finish_reason,
+         "prompt_tokens": turn.prompt_tokens, "output_tokens": turn.output_tokens}
+        for turn in episode.turns
+    ]  # fmt: skip
+    return {
+        "kind": "episode",
+        **row,
+        "transcript": {"turns": turns, "outcome": [list(p) for p in episode.outcome]},
+    }
+
+
+def _keep(row: Row, *names: str) -> Row:
+    return {name: row[name] for name in names or row}
+
+
+# -- as text -----------------------------------------------------------------------------------------
+
+
+def text(view: Row) -> str:
+    """A view as lines for people."""
+    return "\n".join({"item": _item_lines, "context": _context_lines, "episode": _episode_lines}[view["kind"]](view))
+
+
+def _item_lines(view: Row) -> list[str]:
+    lines = [f"item {view['id'][:12]}  {view['status']}  support {view['support']}", f"  {view['text']}"]
+    for event in view["events"]:
+        lines.append(f"  {event['at'][:19]}  {event['event']} by {event['actor']}  {event['reason'] or ''}".rstrip())
+    for origin in view["origins"] or [None]:
+        lines += _origin_lines(origin)
+    for context in view["contexts"]:
+        lines.append(f"in context {context['id'][:12]}")
+        lines += _score_lines(context["scores"])
+    lines.append(f"in the weights of: {', '.join(model[:12] for model in view['models']) or 'no model'}")
+    return lines
+
+
+def _origin_lines(origin: Row | None) -> list[str]:
+    if origin is None or origin["task"] is None:
+        return [f"origin: {UNKNOWN}"]
+    lines = [
+        f"origin: {origin['env']} {origin['split']} task {origin['task'][:12]}, run {origin['run']} ({origin['verb']})"
+    ]
+    if origin["episode"] is not None:
+        lines.append(
+            f"  episode {origin['episode']}, seed {origin['seed']}, rep {origin['rep']}, "
+            f"model {origin['model']}, extractor {origin['extractor']}"
+        )
+    lines.append(f"  raw: {origin['raw']}")
+    if origin["prompt"]:
+        lines += ["  prompt:", *(f"  | {line}" for line in origin["prompt"].splitlines())]
+    return lines
+
+
+def _context_lines(view: Row) -> list[str]:
+    names = ", ".join(view["refs"]) or "no ref"
+    lines = [f"context {view['id'][:12]}  {view['placement']}  ({names})", view["text"] or "(empty)"]
+    for item in view["items"]:
+        lines.append(f"  {item['id'][:12]}  {item['status']:<8} support {item['support']}  {_short(item['text'], 60)}")
+    lines += _score_lines(view["scores"])
+    lines += [
+        f"LEAK: item {leak['item_id'][:12]} came from {leak['split']} task {leak['key'][:12]}" for leak in view["leaks"]
+    ]
+    lines.append(f"in the weights of: {', '.join(model[:12] for model in view['models']) or 'no model'}")
+    return lines
+
+
+def _score_lines(scores: list[Row]) -> list[str]:
+    lines = []
+    for row in scores:
+        line = (
+            f"  {row['env']} {row['split']}: {row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
+            f"({row['n']} episodes on {row['tasks']} tasks, model {row['model_id'][:8]})"
+        )
+        pair = row.get("to_empty")
+        if pair:
+            line += f"  {pair['diff']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}] to empty"
+        if row["split"] == "select" and row.get("best_of", 0) > 1:
+            line += f"  (one of {row['best_of']}; the best one's rate is biased upward)"
+        lines.append(line)
+    return lines
+
+
+def _episode_lines(view: Row) -> list[str]:
+    lines = [
+        line("episodes", view),
+        f"seed {view['seed']}, rep {view['rep']}, reward {view['reward']:g}, run {view['run_id']}",
+    ]
+    if view["transcript"] is None:
+        return [*lines, "(stored without its turns)"]
+    for number, turn in enumerate(view["transcript"]["turns"], 1):
+        lines += ["", f"turn {number}  reward {turn['reward']:g}" + ("  invalid" if turn["invalid"] else "")]
+        lines += [f"  {shown}" for kind, part in turn["saw"] for shown in f"[{kind}] {part}".splitlines()]
+        lines += [f"  > {said}" for said in turn["reply"].splitlines() or [""]]
+    lines += ["", *(f"[{kind}] {part}" for kind, part in view["transcript"]["outcome"])]
+    return lines

@@ -1,0 +1,46 @@
+"""Settings: one frozen dataclass per verb. TOML in, JSON out."""
+
+from agentopcd.core.config.base import Config, choices, default_of, field_docs, hints, pick
+from agentopcd.core.config.flags import DICT_FLAGS, flag_of, has_flag, panels, player_flags
+from agentopcd.core.config.verbs import (
+    ByTeacher,
+    ConfirmConfig,
+    ConsolidateConfig,
+    EvaluateConfig,
+    GatherConfig,
+    LearnConfig,
+    OnPolicy,
+    PlayConfig,
+    PlayerConfig,
+    Replay,
+    ScoreConfig,
+    ScoringConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "DICT_FLAGS",
+    "ByTeacher",
+    "Config",
+    "ConfirmConfig",
+    "ConsolidateConfig",
+    "EvaluateConfig",
+    "GatherConfig",
+    "LearnConfig",
+    "OnPolicy",
+    "PlayConfig",
+    "PlayerConfig",
+    "Replay",
+    "ScoreConfig",
+    "ScoringConfig",
+    "TrainConfig",
+    "choices",
+    "default_of",
+    "field_docs",
+    "flag_of",
+    "has_flag",
+    "hints",
+    "panels",
+    "pick",
+    "player_flags",
+]

@@ -1,0 +1,141 @@
+"""How settings are read, checked and written: from TOML and flags to a frozen dataclass, and to JSON.
+
+The string under each field is its documentation, and the command line's help text. A contradiction
+fails here, before a model is loaded.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import itertools
+import json
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from agentopcd.core.errors import ConfigError, did_you_mean
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What all settings share: made from TOML and flags, written as JSON."""
+
+    def __post_init__(self) -> None:
+        for name, known in choices(type(self)).items():
+            got = getattr(self, name)
+            if got not in known:
+                raise ConfigError(f"{name} is {got!r}{did_you_mean(str(got), known)}")
+
+    @classmethod
+    def load(cls, file: Path | None = None, **flags: Any) -> Self:
+        """Defaults, then the TOML ``file``, then the flags that were given (not ``None``).
+
+        Raises:
+            ConfigError: the file cannot be read, or a key is unknown.
+        """
+        values: dict[str, Any] = {}
+        if file is not None:
+            try:
+                values = tomllib.loads(Path(file).read_text())
+            except (OSError, tomllib.TOMLDecodeError) as error:
+                raise ConfigError(f"cannot read settings from {str(file)!r}: {error}") from error
+        values |= {name: value for name, value in flags.items() if value is not None}
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"unknown setting {name!r} for {cls.__name__}{did_you_mean(name, known)}")
+        for field in dataclasses.fields(cls):
+            if field.name in values:
+                _check_type(field, values[field.name])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Canonical JSON: equal settings give equal text."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    def _positive(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+
+    def _not_negative(self, *names: str) -> None:
+        for name in names:
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """What a setting is when nobody sets it."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
+    """A value has the type of the field's default; an int will do for a float, a bool never for a number."""
+    default = default_of(field)
+    wanted = (int, float) if isinstance(default, float) else type(default)
+    if not isinstance(value, wanted) or isinstance(default, bool) != isinstance(value, bool):
+        raise ConfigError(f"{field.name} is {value!r}; wanted a value like {default!r} ({type(default).__name__})")
+
+
+@functools.cache
+def hints(config: type[Config]) -> Mapping[str, Any]:
+    """The type of each field."""
+    return get_type_hints(config)
+
+
+@functools.cache
+def choices(config: type[Config]) -> Mapping[str, tuple[str, ...]]:
+    """The legal values of each field whose type lists them: a ``Literal``, or a union of them."""
+    found = {field.name: _literals(hints(config)[field.name]) for field in dataclasses.fields(config)}
+    return {name: known for name, known in found.items() if known}
+
+
+def _literals(hint: Any) -> tuple[str, ...]:
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return tuple(itertools.chain.from_iterable(_literals(part) for part in get_args(hint)))
+    return ()
+
+
+def pick(config: Config, wanted: type[C], **changes: Any) -> C:
+    """The settings of another verb, taken from ``config`` where names and types are the same.
+
+    Two verbs may use one word for two things: the ``method`` of a training is not that of a scoring.
+    """
+    own = {field.name: field.type for field in dataclasses.fields(config)}
+    values = config.to_dict()
+    shared = {f.name: values[f.name] for f in dataclasses.fields(wanted) if own.get(f.name) == f.type}
+    return wanted(**shared | changes)
+
+
+def field_docs(config: type[Config]) -> dict[str, str]:
+    """The string under each field of a settings class and its bases."""
+    docs: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        if dataclasses.is_dataclass(cls):
+            docs |= _own_docs(cls)
+    return docs
+
+
+@functools.cache
+def _own_docs(cls: type) -> Mapping[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for field, text in itertools.pairwise(body.body):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=doc)):
+                docs[name] = inspect.cleandoc(str(doc))
+    return docs

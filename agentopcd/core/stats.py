@@ -1,0 +1,282 @@
+"""Intervals and tests for success rates: one rate, two paired arms, repeated tasks.
+
+Rates are fractions in [0, 1], differences are *first minus second*, tests are one-sided (the first arm
+is better). Standard library, and numpy where many draws are needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from math import comb, sqrt
+from statistics import NormalDist
+from typing import Literal, TypeVar
+
+from agentopcd.core.errors import ConfigError
+
+Z95 = NormalDist().inv_cdf(0.975)
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rate:
+    """``wins`` of ``n`` with a 95 % Wilson interval."""
+
+    wins: int
+    n: int
+
+    @property
+    def rate(self) -> float:
+        """Share of successes; 0 when nothing was played."""
+        return self.wins / self.n if self.n else 0.0
+
+    @property
+    def low(self) -> float:
+        return wilson(self.wins, self.n)[0]
+
+    @property
+    def high(self) -> float:
+        return wilson(self.wins, self.n)[1]
+
+    def __str__(self) -> str:
+        low, high = wilson(self.wins, self.n)
+        return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] (n={self.n})"
+
+    def to_dict(self) -> dict[str, float]:
+        """As reports write it."""
+        return {"success": self.rate, "low": self.low, "high": self.high, "n": self.n}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Difference:
+    """Difference of two paired rates with a 95 % interval; ``n`` counts pairs."""
+
+    diff: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.diff:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two arms on the same pairs. ``wins`` and ``losses`` are the first arm's, over discordant pairs."""
+
+    n: int
+    """Pairs: the same task, seed and repetition in both arms."""
+    tasks: int
+    """Distinct tasks among them; with ``tasks < n`` pairs are not independent."""
+    wins: int
+    losses: int
+    first: Rate
+    second: Rate
+    difference: Difference
+    p: float
+    """One-sided probability of a lead this large between equal arms."""
+    test: Literal["mid_p", "sign_flip"]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n} episodes on {self.tasks} tasks: {self.first.rate:.3f} against {self.second.rate:.3f}, "
+            f"{self.difference}, win/loss {self.wins}/{self.losses}, {self.test} {self.p:.3g}"
+        )
+
+    def to_dict(self) -> dict[str, float | str]:
+        """As reports write it."""
+        return {
+            "difference": self.difference.diff, "low": self.difference.low, "high": self.difference.high,
+            "n": self.n, "tasks": self.tasks, "wins": self.wins, "losses": self.losses, "p": self.p, "test": self.test,
+        }  # fmt: skip
+
+
+def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
+    r"""Wilson score interval of ``k`` successes in ``n`` trials.
+
+    .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
+
+    Returns:
+        ``(low, high)`` within [0, 1]; ``(0, 1)`` when ``n`` is 0.
+
+    Raises:
+        ConfigError: ``k`` is not within 0 and ``n``.
+    """
+    if not 0 <= k <= n:
+        raise ConfigError(f"wilson needs 0 <= k <= n, got k={k}, n={n}")
+    if n == 0:
+        return 0.0, 1.0
+    rate = k / n
+    centre = rate + z * z / (2 * n)
+    half = z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    # At the ends the formula is exact, but rounding would leave 1e-17 instead of 0.
+    low = 0.0 if k == 0 else (centre - half) / scale
+    high = 1.0 if k == n else (centre + half) / scale
+    return low, high
+
+
+def mid_p(w: int, l: int) -> float:  # noqa: E741 - wins and losses
+    """One-sided McNemar mid-p: the chance of more than ``w`` wins, plus half that of exactly ``w``.
+
+    Args:
+        w: pairs that only the first arm won.
+        l: pairs that only the second arm won.
+
+    Returns:
+        A probability; 1 when no pair is discordant. Valid when every pair is a task of its own.
+    """
+    n = w + l
+    if n == 0:
+        return 1.0
+    return (2 * sum(comb(n, j) for j in range(w + 1, n + 1)) + comb(n, w)) / 2 ** (n + 1)
+
+
+def sign_flip(sums: Sequence[int], draws: int = 9999, seed: int = 0) -> float:
+    """One-sided sign-flip test over whole tasks, for tasks that were played more than once.
+
+    Args:
+        sums: wins minus losses of each task.
+        draws: random sign vectors; the smallest possible result is ``1 / (draws + 1)``.
+        seed: of the draws.
+
+    Returns:
+        The share of sign vectors whose total reaches the observed one, the observed one included.
+    """
+    import numpy as np
+
+    values = np.asarray([value for value in sums if value], dtype=np.int64)
+    if not len(values):
+        return 1.0
+    rng = np.random.default_rng(seed)
+    total, hits = int(values.sum()), 0
+    for start in range(0, draws, 1000):  # in blocks, so that thousands of tasks need little memory
+        signs = rng.integers(0, 2, size=(min(1000, draws - start), len(values)), dtype=np.int8) * 2 - 1
+        hits += int((signs.astype(np.int64) @ values >= total).sum())
+    return (hits + 1) / (draws + 1)
+
+
+def paired_difference(both: int, wins: int, losses: int, neither: int, z: float = Z95) -> Difference:
+    """Difference of paired proportions with Newcombe's interval (method 10: Statist. Med. 1998, 17, 2635).
+
+    Args:
+        both: pairs that both arms won.
+        wins: pairs that only the first arm won.
+        losses: pairs that only the second arm won.
+        neither: pairs that both arms lost.
+
+    Returns:
+        First minus second; ``(0, -1, 1)`` with ``n = 0`` when there are no pairs.
+    """
+    n = both + wins + losses + neither
+    if n == 0:
+        return Difference(0.0, -1.0, 1.0, 0)
+    first, second = (both + wins) / n, (both + losses) / n
+    low1, high1 = wilson(both + wins, n, z)
+    low2, high2 = wilson(both + losses, n, z)
+    phi = _phi(both, wins, losses, neither)
+    diff = (wins - losses) / n
+    below = _hypotenuse(first - low1, high2 - second, phi)
+    above = _hypotenuse(high1 - first, second - low2, phi)
+    return Difference(diff, max(-1.0, diff - below), min(1.0, diff + above), n)
+
+
+def _phi(both: int, wins: int, losses: int, neither: int) -> float:
+    """Correlation of the two arms over pairs, shrunk by n/2 when positive; 0 when a margin is empty."""
+    margins = (both + wins) * (losses + neither) * (both + losses) * (wins + neither)
+    if margins == 0:
+        return 0.0
+    cross = both * neither - wins * losses
+    if cross > 0:
+        cross = max(cross - (both + wins + losses + neither) / 2, 0)
+    return cross / sqrt(margins)
+
+
+def _hypotenuse(a: float, b: float, phi: float) -> float:
+    return sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
+
+
+def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, str]) -> Comparison:
+    """Compare two arms over the pairs that both have played.
+
+    Args:
+        a: success of the first arm by pair (for example ``(seed, rep)``).
+        b: success of the second arm by the same pairs.
+        tasks: the task key of each pair.
+
+    Returns:
+        Rates, difference and a one-sided p: :func:`mid_p` when every pair is a task of its own,
+        :func:`sign_flip` over tasks otherwise. Pairs that one arm lacks count for nothing.
+    """
+    cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
+    sums: defaultdict[str, int] = defaultdict(int)
+    sizes: defaultdict[str, int] = defaultdict(int)
+    for key in a.keys() & b.keys():
+        first, second = bool(a[key]), bool(b[key])
+        cells[first, second] += 1
+        sums[tasks[key]] += first - second
+        sizes[tasks[key]] += 1
+    both, wins, losses, neither = cells.values()
+    n = both + wins + losses + neither
+    difference = paired_difference(both, wins, losses, neither)
+    repeated = len(sums) < n
+    if repeated:
+        difference = _widened(difference, [(sums[task], sizes[task]) for task in sums])
+    # Sorted, because the pairs came out of a set and the draws meet the sums in order.
+    p = sign_flip(sorted(sums.values())) if repeated else mid_p(wins, losses)
+    return Comparison(
+        n, len(sums), wins, losses, Rate(both + wins, n), Rate(both + losses, n), difference, p,
+        "sign_flip" if repeated else "mid_p",
+    )  # fmt: skip
+
+
+def _widened(difference: Difference, groups: Sequence[tuple[int, int]]) -> Difference:
+    """The hull of the paired interval and a cluster-robust one: repeats of a task are not independent."""
+    if len(groups) < 2:
+        return Difference(difference.diff, -1.0, 1.0, difference.n)  # one task says nothing about others
+    spread = sum((total - difference.diff * size) ** 2 for total, size in groups)
+    half = Z95 * sqrt(spread * len(groups) / (len(groups) - 1)) / difference.n
+    low, high = min(difference.low, difference.diff - half), max(difference.high, difference.diff + half)
+    return Difference(difference.diff, max(-1.0, low), min(1.0, high), difference.n)
+
+
+def pairs_needed(base: float, other: float, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
+    """Pairs that show ``base`` against ``other`` with a one-sided McNemar test (not rounded).
+
+    Args:
+        base, other: the two true success rates; they must differ.
+        rho: correlation of the two outcomes over tasks.
+        alpha: one-sided size of the test.
+        power: chance of finding the difference.
+
+    Raises:
+        ConfigError: the rates are equal.
+    """
+    if base == other:
+        raise ConfigError("pairs_needed: the two rates are equal, no number of pairs shows a difference")
+    discordant = base * (1 - other) + other * (1 - base)
+    discordant -= 2 * rho * sqrt(base * (1 - base) * other * (1 - other))
+    size, reach = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
+    gap = (other - base) ** 2
+    return (size * sqrt(discordant) + reach * sqrt(max(discordant - gap, 0.0))) ** 2 / gap
+
+
+def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
+    """The smallest rise over ``base`` that ``n`` pairs find with the given power.
+
+    Returns:
+        A difference of rates, at most ``1 - base``: what a plan can see, to print beside its result.
+    """
+    low, high = 1e-6, 1 - base
+    if n <= 0 or pairs_needed(base, base + high, rho, alpha, power) > n:
+        return high
+    for _ in range(60):
+        middle = (low + high) / 2
+        if pairs_needed(base, base + middle, rho, alpha, power) > n:
+            low = middle
+        else:
+            high = middle
+    return high

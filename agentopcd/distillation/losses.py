@@ -1,0 +1,379 @@
+r"""The divergences between student and teacher: every formula has one home.
+
+Every function takes logits of the rows that are trained on, ``[N, V]``: row ``n`` holds the scores before
+softmax for one sampled response token. Select those rows first (``logits[mask]``): a row that is multiplied
+by zero instead still poisons the gradient when it holds a NaN.
+
+With :math:`p` the student, :math:`q` the teacher, :math:`S` a support of :math:`k` tokens and the masses
+:math:`P = \sum_S p`, :math:`Q = \sum_S q`:
+
+========  ===========================================================  =====================================
+form      reverse direction, per token                                 what it is
+========  ===========================================================  =====================================
+full      :math:`\sum_V p (\log p - \log q)`                           the definition
+tail      ``raw`` :math:`+ (1-P) \log \frac{1-P}{1-Q}`                 a KL of k+1 outcomes, never above full
+renorm    :math:`\sum_S \frac{p}{P} (\log \frac{p}{P} - \log \frac{q}{Q})`  a KL inside S, blind outside
+raw       :math:`\sum_S p (\log p - \log q)`                           the paper's form; can be negative
+stopgrad  ``raw``, with the gradient of :math:`\sum_S [p \log \frac{p}{q}] \log p`, bracket held fixed
+========  ===========================================================  =====================================
+
+Numbers are computed in float32 whatever the logits are (float64 stays float64), logarithms are natural,
+and the teacher is detached in here, so gradients reach the student only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agentopcd.core.errors import ConfigError, did_you_mean
+
+Direction = Literal["reverse", "forward"]
+Form = Literal["full", "tail", "renorm", "raw", "stopgrad"]
+ForwardForm = Literal["full", "tail", "renorm", "raw"]
+Reduction = Literal["seq_mean", "token_mean"]
+
+LOG_FLOOR_NATS = -1e4
+"""Lowest log-probability used, the same for both models. ``exp`` of it is exactly 0, so it changes no value a
+model can produce; it only keeps a logit of -inf and an empty remainder finite, forward and backward."""
+
+
+class TokenDivergence(NamedTuple):
+    """One divergence per token, in nats, and how much probability its support covers."""
+
+    loss_N: Float[Tensor, " N"]
+    """Carries the gradient. For ``stopgrad`` its own value means nothing: read ``value_N``."""
+    value_N: Float[Tensor, " N"]
+    """The divergence, detached. For ``stopgrad`` the ``raw`` value."""
+    student_mass_N: Float[Tensor, " N"]
+    """The student's probability of the support, detached; 1 for ``full``."""
+    teacher_mass_N: Float[Tensor, " N"]
+    """The teacher's probability of the same support, detached; 1 for ``full``."""
+
+
+def full_kl(
+    student_logits_NV: Float[Tensor, "N V"],
+    teacher_logits_NV: Float[Tensor, "N V"],
+    *,
+    direction: Direction = "reverse",
+    temperature: float = 1.0,
+) -> Float[Tensor, " N"]:
+    r"""KL divergence between student and teacher over the whole vocabulary, per token.
+
+    .. math::
+        \mathrm{reverse}: D_n = \sum_v p_{nv} (\log p_{nv} - \log q_{nv}), \qquad
+        \mathrm{forward}: D_n = \sum_v q_{nv} (\log q_{nv} - \log p_{nv})
+
+    with :math:`p` the student without the context and :math:`q` the teacher with it, both scored on the same
+    response tokens. Reverse is the on-policy direction (arXiv:2602.12275, eq. 2): the student sampled the tokens,
+    and :math:`\partial D / \partial z_j = p_j (\log p_j - \log q_j - D)`. Forward is the off-policy one: the
+    teacher sampled them, and the gradient is :math:`p_j - q_j`. Both gradients are divided by the temperature and
+    flow into the student only.
+
+    Args:
+        student_logits_NV: scores before softmax, one row per response token.
+        teacher_logits_NV: the same rows, scored with the context in the prompt.
+        direction: ``reverse`` (student to teacher) or ``forward`` (teacher to student).
+        temperature: divides both logits; use the one the tokens were sampled with.
+
+    Returns:
+        Nats per token, float32; at least 0, and 0 only where the two distributions agree.
+
+    Raises:
+        ConfigError: ``direction`` is unknown, ``temperature`` is not positive, or the two shapes differ.
+    """
+    _one_of("direction", direction, get_args(Direction))
+    student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
+    p_NV, q_NV = _log_probs(student_NV), _log_probs(teacher_NV)
+    return _kl(p_NV, q_NV) if direction == "reverse" else _kl(q_NV, p_NV)
+
+
+def divergence(
+    student_logits_NV: Float[Tensor, "N V"],
+    teacher_logits_NV: Float[Tensor, "N V"],
+    *,
+    direction: Direction = "reverse",
+    form: Form = "tail",
+    k: int = 256,
+    temperature: float = 1.0,
+) -> TokenDivergence:
+    r"""The loss of each token, by direction and form: see the table at the top of this module.
+
+    .. math::
+        \mathrm{raw} &= \sum_S p_v (\log p_v - \log q_v) \\
+        \mathrm{tail} &= \mathrm{raw} + (1-P) (\log(1-P) - \log(1-Q)) \\
+        \mathrm{renorm} &= \sum_S \tfrac{p_v}{P} (\log \tfrac{p_v}{P} - \log \tfrac{q_v}{Q})
+
+    for ``reverse``, with :math:`S` the student's ``k`` likeliest tokens; ``forward`` exchanges :math:`p` with
+    :math:`q` and takes the teacher's. :math:`S` is the top-k of the very logits that are scored, taken without
+    gradient; both models are normalised over the whole vocabulary.
+
+    ``raw`` is the form of arXiv:2602.12275. It is not a divergence: reverse, its gradient also lowers the student's
+    mass on :math:`S`; forward, it raises that mass. ``stopgrad`` (reverse only) drops that extra term: its gradient
+    is that of ``raw`` minus :math:`\nabla P`. ``tail`` treats everything outside :math:`S` as one more outcome, which
+    makes it a true KL between 0 and the full one; with ``k`` at least the vocabulary it is the full one. The
+    remainder :math:`1-P` is summed over the tokens outside :math:`S`, never subtracted, so nothing cancels.
+
+    Args:
+        student_logits_NV: scores before softmax, one row per response token.
+        teacher_logits_NV: the same rows, scored with the context in the prompt.
+        direction: ``reverse`` where the student sampled the tokens, ``forward`` where the teacher did.
+        form: ``full``, ``tail``, ``renorm``, ``raw`` or, reverse only, ``stopgrad``.
+        k: tokens of the support, cut to the vocabulary; ``full`` has none and ignores it.
+        temperature: divides both logits; use the one the tokens were sampled with.
+
+    Returns:
+        Loss, value and masses per token, in nats, float32; both masses are 1 for ``full``. ``renorm`` is 0
+        everywhere for ``k=1``.
+
+    Raises:
+        ConfigError: ``direction`` or ``form`` is unknown, ``k`` or ``temperature`` is not positive, or the shapes
+            differ.
+    """
+    _one_of("direction", direction, get_args(Direction))
+    _one_of("form", form, get_args(Form if direction == "reverse" else ForwardForm))
+    if form == "full":
+        loss_N = full_kl(student_logits_NV, teacher_logits_NV, direction=direction, temperature=temperature)
+        ones_N = torch.ones_like(loss_N, requires_grad=False)
+        return TokenDivergence(loss_N, loss_N.detach(), ones_N, ones_N)
+    student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
+    support_NK = _support(student_NV if direction == "reverse" else teacher_NV, k)
+    p_NK, p_rest_N = _outcomes(student_NV, support_NK)
+    q_NK, q_rest_N = _outcomes(teacher_NV, support_NK)
+    if direction == "reverse":
+        loss_N = _coarse_kl(p_NK, p_rest_N, q_NK, q_rest_N, form)
+    else:
+        loss_N = _coarse_kl(q_NK, q_rest_N, p_NK, p_rest_N, form)
+    value_N = loss_N.detach()
+    if form == "stopgrad":  # the bracket is a constant, so only log p carries a gradient
+        loss_N = ((p_NK.exp() * (p_NK - q_NK)).detach() * p_NK).sum(-1)
+    return TokenDivergence(loss_N, value_N, _mass(p_NK), _mass(q_NK))
+
+
+def token_weights(lengths: Sequence[int], reduction: Reduction) -> list[float]:
+    r"""The weight of each token of response ``i`` in the loss of one optimizer step.
+
+    .. math:: L = \sum_i w_i \sum_t D_{it}, \qquad
+        w_i = \frac{1}{B |y_i|} \;(\mathrm{seq\_mean}), \qquad
+        w_i = \frac{1}{\sum_j |y_j|} \;(\mathrm{token\_mean})
+
+    ``seq_mean`` (arXiv:2602.12275) lets every response vote once, ``token_mean`` every token. Call it once
+    with the lengths of the whole step, over all micro-batches and ranks: then a split of the step changes
+    nothing.
+
+    Args:
+        lengths: response tokens per response, in tokens. An empty response gets weight 0 and does not
+            count in :math:`B`, the number of responses.
+        reduction: ``seq_mean`` or ``token_mean``.
+
+    Returns:
+        One weight per response; with it the weights of all tokens sum to 1. All 0 when every response is
+        empty.
+
+    Raises:
+        ConfigError: ``reduction`` is unknown or a length is negative.
+    """
+    _one_of("reduction", reduction, get_args(Reduction))
+    if any(length < 0 for length in lengths):
+        raise ConfigError(f"a response cannot have {min(lengths)} tokens; lengths must be 0 or more")
+    responses, tokens = sum(length > 0 for length in lengths), sum(lengths)
+    if reduction == "seq_mean":
+        return [1 / (responses * length) if length else 0.0 for length in lengths]
+    return [1 / tokens if length else 0.0 for length in lengths]
+
+
+def weighted_sum(loss_N: Float[Tensor, " N"], weights_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Sum of the token losses times their weights: what ``backward`` is called on.
+
+    Args:
+        loss_N: token losses in nats, with a graph.
+        weights_N: the weight of each token, see :func:`token_weights`; moved to the loss's device and dtype.
+
+    Returns:
+        A scalar in nats. With ``N = 0`` it is 0 and still has a graph, provided the empty loss came from
+        student logits that have one (``logits[mask]`` with an all-false mask), so that every rank can run
+        backward.
+
+    Raises:
+        ConfigError: there is not exactly one weight per token.
+    """
+    if loss_N.shape != weights_N.shape:
+        raise ConfigError(
+            f"{tuple(weights_N.shape)} weights for {tuple(loss_N.shape)} token losses; "
+            "give one weight per response token"
+        )
+    return (loss_N * weights_N.to(loss_N)).sum()
+
+
+def entropy_nats(
+    logits_NV: Float[Tensor, "N V"],
+    temperature: float = 1.0,
+) -> Float[Tensor, " N"]:
+    r"""Entropy of each row's distribution, :math:`-\sum_v p_v \log p_v`.
+
+    Args:
+        logits_NV: scores before softmax.
+        temperature: divides the logits.
+
+    Returns:
+        Nats per row, float32, between 0 and the log of the vocabulary size.
+
+    Raises:
+        ConfigError: ``temperature`` is not positive.
+    """
+    log_probs_NV = _log_probs(_tempered(logits_NV, temperature))
+    return -(log_probs_NV.exp() * log_probs_NV).sum(-1)
+
+
+def token_logprobs(
+    logits_NV: Float[Tensor, "N V"],
+    ids_N: Int[Tensor, " N"],
+    temperature: float = 1.0,
+) -> Float[Tensor, " N"]:
+    r"""Log-probability of one token per row, :math:`z_{n,y_n} - \log \sum_v e^{z_{nv}}`.
+
+    Args:
+        logits_NV: scores before softmax; gradients flow into them if they ask for any.
+        ids_N: the token of each row, for instance the one that was sampled.
+        temperature: divides the logits.
+
+    Returns:
+        Nats per row, float32, at most 0.
+
+    Raises:
+        ConfigError: ``temperature`` is not positive, or there is not exactly one token per row.
+    """
+    if logits_NV.shape[:-1] != ids_N.shape:
+        raise ConfigError(
+            f"{tuple(ids_N.shape)} tokens for logits of shape {tuple(logits_NV.shape)}; give one token per row"
+        )
+    z_NV = _tempered(logits_NV, temperature)
+    return z_NV.gather(-1, ids_N.long()[:, None])[:, 0] - z_NV.logsumexp(-1)
+
+
+def importance_weights(
+    logits_NV: Float[Tensor, "N V"],
+    ids_N: Int[Tensor, " N"],
+    sampled_N: Float[Tensor, " N"],
+    *,
+    cap: float,
+    temperature: float = 1.0,
+) -> Float[Tensor, " N"]:
+    r"""Truncated importance weight of each sampled token (Ionides, 2008).
+
+    .. math:: w_n = \min\left(c, \frac{p_n(y_n)}{p^{\mathrm{engine}}_n(y_n)}\right)
+
+    Where an engine with other numerics drew the token, its loss times this weight is, up to the cap, that of tokens
+    which the model in training would have drawn. No gradient flows through it.
+
+    Args:
+        logits_NV: the trained model's scores before softmax.
+        ids_N: the tokens that were sampled.
+        sampled_N: their log-probabilities as sampled, in nats.
+        cap: largest weight; bounds the variance.
+        temperature: the one they were sampled with.
+
+    Returns:
+        A weight per token, float32, between 0 and ``cap``.
+
+    Raises:
+        ConfigError: ``cap`` or ``temperature`` is not positive, or there is not exactly one token per row.
+    """
+    if not cap > 0:
+        raise ConfigError(f"the cap of importance weights must be above 0, got {cap}")
+    own_N = token_logprobs(logits_NV.detach(), ids_N, temperature)
+    return (own_N - sampled_N.to(own_N)).exp().clamp(max=cap)
+
+
+def topk_overlap(
+    student_logits_NV: Float[Tensor, "N V"],
+    teacher_logits_NV: Float[Tensor, "N V"],
+    k: int = 16,
+) -> Float[Tensor, " N"]:
+    """Share of the student's ``k`` likeliest tokens that are also among the teacher's, per row.
+
+    Args:
+        student_logits_NV: scores before softmax, one row per response token.
+        teacher_logits_NV: the same rows, scored with the context in the prompt.
+        k: size of both sets; cut to the vocabulary.
+
+    Returns:
+        A fraction from 0 to 1 per row, float32, without gradient.
+
+    Raises:
+        ConfigError: ``k`` is not positive or the shapes differ.
+    """
+    _same_shape(student_logits_NV, teacher_logits_NV)
+    mine_NK, theirs_NK = _support(student_logits_NV, k), _support(teacher_logits_NV, k)
+    return (mine_NK[:, :, None] == theirs_NK[:, None, :]).any(-1).float().mean(-1)
+
+
+def _prepare(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Both logits checked, in float32 and tempered; the teacher's without a graph."""
+    _same_shape(student_NV, teacher_NV)
+    return _tempered(student_NV, temperature), _tempered(teacher_NV.detach(), temperature)
+
+
+def _same_shape(student_NV: Tensor, teacher_NV: Tensor) -> None:
+    if student_NV.shape != teacher_NV.shape or student_NV.ndim != 2:
+        raise ConfigError(
+            f"student logits {tuple(student_NV.shape)} and teacher logits {tuple(teacher_NV.shape)} "
+            "must both be [tokens, vocabulary] with one row per response token; select the rows "
+            "that predict the same tokens and slice both to the shared vocabulary"
+        )
+
+
+def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
+    if not temperature > 0:  # also refuses NaN
+        raise ConfigError(f"temperature must be above 0, got {temperature}; use 1 to leave the logits as they are")
+    if logits_NV.dtype != torch.float64:
+        logits_NV = logits_NV.float()
+    return logits_NV if temperature == 1 else logits_NV / temperature
+
+
+def _one_of(name: str, got: str, known: Sequence[str]) -> None:
+    if got not in known:
+        raise ConfigError(f"unknown {name} {got!r}{did_you_mean(got, known)}")
+
+
+def _support(logits_NV: Tensor, k: int) -> Tensor:
+    """Ids of the ``k`` likeliest tokens per row, or of all if there are fewer."""
+    if k < 1:
+        raise ConfigError(f"k must be 1 or more, got {k}")
+    return logits_NV.detach().topk(min(k, logits_NV.shape[-1]), dim=-1).indices
+
+
+def _log_probs(z_NV: Tensor) -> Tensor:
+    return z_NV.log_softmax(-1).clamp(min=LOG_FLOOR_NATS)
+
+
+def _outcomes(z_NV: Tensor, support_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token of the support, and of everything outside it together."""
+    lse_N = z_NV.logsumexp(-1)
+    support_log_NK = z_NV.gather(-1, support_NK) - lse_N[:, None]
+    # The lowest finite number stands in for -inf: a row without remainder would turn -inf into NaN backward.
+    rest_NV = z_NV.scatter(-1, support_NK, torch.finfo(z_NV.dtype).min)
+    rest_log_N = rest_NV.logsumexp(-1) - lse_N
+    return support_log_NK.clamp(min=LOG_FLOOR_NATS), rest_log_N.clamp(min=LOG_FLOOR_NATS)
+
+
+def _coarse_kl(a_NK: Tensor, a_rest_N: Tensor, b_NK: Tensor, b_rest_N: Tensor, form: str) -> Tensor:
+    """KL from ``a`` to ``b`` on a support: plus the remainder (``tail``), renormalised, or bare (the other forms)."""
+    if form == "tail":
+        a_NK, b_NK = torch.cat([a_NK, a_rest_N[:, None]], -1), torch.cat([b_NK, b_rest_N[:, None]], -1)
+    elif form == "renorm":
+        a_NK, b_NK = a_NK.log_softmax(-1), b_NK.log_softmax(-1)
+    return _kl(a_NK, b_NK)
+
+
+def _kl(a: Tensor, b: Tensor) -> Tensor:
+    """Sum over the last axis of exp(a) (a - b)."""
+    return (a.exp() * (a - b)).sum(-1)
+
+
+def _mass(log_NK: Tensor) -> Tensor:
+    return log_NK.detach().exp().sum(-1)

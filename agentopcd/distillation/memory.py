@@ -1,0 +1,131 @@
+"""What a consolidation needs in memory, from the model's config alone: nothing is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ModelError
+from agentopcd.distillation.chunks import CHUNK_LOGITS
+from agentopcd.models import find
+from agentopcd.models.parallel.ranks import launched
+
+GIB = 2**30
+COPIES = 12
+"""About how many copies of a chunk of logits the loss holds at once: see ``benchmarks/loss_memory.py``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes per process; ``batch`` and ``loss`` are rough."""
+
+    student: int
+    """Weights, gradients and AdamW's moments; with ``shard`` this process's part, and the whole copy that plays."""
+    teacher: int
+    """A frozen model of the same size, or 0 where it is the student without its adapter."""
+    context: int
+    """Keys and values per 1,000 tokens that the teacher's prompts share."""
+    casts: int
+    """Copies of the linear weights that the student's forward pass casts to ``compute``; 0 for float32."""
+    batch: int
+    """Activations of one forward pass of ``tokens_per_batch`` tokens, kept for the backward pass."""
+    loss: int
+    """Logits of one chunk of rows, in the loss."""
+
+    @property
+    def total(self) -> int:
+        """With a context of 1,000 tokens."""
+        return sum(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{f.name} {getattr(self, f.name) / GIB:.2f}" for f in dataclasses.fields(self))
+        return f"{self.total / GIB:.1f} GiB in each process: {parts} (context: each 1,000 tokens)"
+
+
+def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory:
+    """Estimate for training model ``name``.
+
+    Raises:
+        ModelError: there is no such model, or it has not been fetched yet.
+    """
+    model = skeleton(name)
+    settings, head = model.config.get_text_config(), model.get_output_embeddings()
+    linears = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
+    body = sum(m.weight.numel() for m in linears)
+    total = sum(p.numel() for p in model.parameters())
+    rest = total - body  # embeddings and output head, above all
+    frozen = body * compute.itemsize + rest * 4
+    adapter = sum(config.lora_rank * (m.in_features + m.out_features) for m in linears)
+    layers, hidden = settings.num_hidden_layers, settings.hidden_size
+    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
+    kept = 36 * hidden + 10 * inner  # bytes per token and layer that autograd keeps
+    tokens = config.tokens_per_batch
+    width = getattr(settings, "head_dim", None) or hidden // settings.num_attention_heads
+    groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
+    student = frozen + 16 * adapter if config.lora_rank else 16 * total
+    teacher = 0 if config.lora_rank and not config.teacher else frozen
+    if config.teacher_kind != "frozen":
+        teacher = 4 * total  # an average would not move in fewer bits
+    if config.shard:  # the rest and its gradient are gathered while a batch is computed
+        student = student // launched() + 4 * total + 8 * rest
+        teacher = teacher // launched() + 4 * rest
+    # With shards, a cast is freed as soon as its layer has run if the backward pass repeats it.
+    cast_one_by_one = compute == torch.float32 or config.lora_rank or (config.shard and config.gradient_checkpointing)
+    return Memory(
+        student=student,
+        teacher=teacher,
+        context=1000 * layers * 2 * groups * width * 4,
+        casts=0 if cast_one_by_one else body * compute.itemsize,
+        batch=tokens * (4 * hidden * layers + kept if config.gradient_checkpointing else kept * layers),
+        loss=COPIES * CHUNK_LOGITS * 4,
+    )
+
+
+def train_flop(name: str, tokens: int) -> float:
+    """Operations to sample, score and train on ``tokens`` of replies: 2 a weight to sample and to score, 6 to train.
+
+    It is a lower bound: prompts come on top, and sampling is limited by memory rather than by operations.
+
+    Raises:
+        ModelError: there is no such model, or it has not been fetched yet.
+    """
+    model = skeleton(name)
+    embedding = 0 if model.config.get_text_config().tie_word_embeddings else model.get_input_embeddings().weight.numel()
+    return (2 + 2 + 6) * tokens * (sum(p.numel() for p in model.parameters()) - embedding)
+
+
+def skeleton(name: str) -> Any:
+    """The model's shape without its weights; for a hub id only the config is fetched."""
+    from transformers import AutoModelForCausalLM
+
+    if name in find.FETCHED and not (find.cache_dir() / name / "config.json").is_file():
+        raise ModelError(f"{name} has not been fetched yet")
+    local = name in find.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
+    try:
+        settings = _config(str(find.find_base(name))) if local else _from_hub(name)
+        if isinstance(settings, Exception):
+            raise settings
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot read the config of {name!r}: {error}") from error
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(name, trust_remote_code=False)
+
+
+@functools.cache
+def _from_hub(name: str) -> Any:
+    """The config of a hub id, or why it is not available; asked once, because offline an answer takes half a minute."""
+    try:
+        return _config(name)
+    except (OSError, ValueError, KeyError) as error:
+        return error

@@ -1,0 +1,254 @@
+"""What every training step logs (docs/method.md lists the fields). Names carry their unit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from agentopcd.core.types import Context, Episode, Mixture
+from agentopcd.distillation import losses
+from agentopcd.distillation.checkpoint import Progress
+from agentopcd.distillation.learner import Learner
+from agentopcd.distillation.methods import Method
+from agentopcd.distillation.samples import Sample
+from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.models.load import LoadedModel
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.sampling import choices
+
+FULL_EVERY = 4
+"""``full`` is computed on every fourth token: enough to see what the support leaves out."""
+
+
+class StepMeter:
+    """Collects per-token figures over the micro-batches of one step.
+
+    Args:
+        temperature: the loss temperature; entropies and masses are of the tempered distributions.
+        sampling_temperature: to compare the trainer's log-probabilities with the sampler's.
+        importance_cap: largest importance weight of a token; 0: every token weighs 1.
+    """
+
+    def __init__(self, temperature: float, sampling_temperature: float, importance_cap: float = 0.0) -> None:
+        self.temperature = temperature
+        self.sampling_temperature = sampling_temperature
+        self.importance_cap = importance_cap
+        self.rows: dict[str, list[Tensor]] = defaultdict(list)
+        """Parts of each column, a figure per token; ``full`` has one for every fourth."""
+
+    def begin(self, samples: Sequence[Sample]) -> None:
+        """Say whose rows come next, in the order of :func:`agentopcd.distillation.positions.response_hidden`."""
+        self.ids = torch.tensor([i for s in samples for i in s.response_ids])
+        self.sampled = torch.tensor([lp for s in samples for lp in s.logprobs])
+        self.allowed = [ids for s in samples for ids in choices.allowed_in(s.choices, s.response_ids)]
+        self.rows["position"].append(torch.cat([torch.arange(s.num_tokens) for s in samples]).float())
+        self.rows["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
+
+    def keep(self, where: slice, logits_NV: Tensor) -> Tensor:
+        """Logits of those rows without what was not allowed there."""
+        return choices.keep(logits_NV, self.allowed[where])
+
+    @torch.no_grad()
+    def add(self, where: slice, student_NV: Tensor, teacher_NV: Tensor, token: losses.TokenDivergence) -> None:
+        """Take in some of those rows, which start at a multiple of :data:`FULL_EVERY`."""
+        student_NV = student_NV.detach()
+        trainer_N = losses.token_logprobs(student_NV, self.ids[where].to(student_NV.device), self.sampling_temperature)
+        columns = {
+            "value": token.value_N,
+            "student_mass": token.student_mass_N,
+            "teacher_mass": token.teacher_mass_N,
+            "student_entropy": losses.entropy_nats(student_NV, self.temperature),
+            "teacher_entropy": losses.entropy_nats(teacher_NV, self.temperature),
+            "overlap": losses.topk_overlap(student_NV, teacher_NV),
+        }
+        if len(self.sampled):  # else it was not the student who answered
+            columns["gap"] = (trainer_N - self.sampled[where].to(trainer_N)).abs()
+        for name, column in columns.items():
+            self.rows[name].append(column.float().cpu())
+        few = (student_NV[::FULL_EVERY], teacher_NV[::FULL_EVERY])
+        self.rows["full"].append(losses.full_kl(*few, temperature=self.temperature).cpu())
+
+    def aside(self) -> Self:
+        """A meter of the same settings whose figures nobody reads: for a batch that does not count."""
+        return type(self)(self.temperature, self.sampling_temperature, self.importance_cap)
+
+    def importance(self, where: slice, student_NV: Tensor) -> Tensor | float:
+        """Weights of those rows, see :func:`agentopcd.distillation.losses.importance_weights`; 1 without a cap."""
+        if not self.importance_cap:
+            return 1.0
+        ids, sampled = (column[where].to(student_NV.device) for column in (self.ids, self.sampled))
+        weights_N = losses.importance_weights(
+            student_NV, ids, sampled, cap=self.importance_cap, temperature=self.sampling_temperature
+        )
+        self.rows["importance"].append(weights_N.cpu())
+        return weights_N
+
+    def gather(self, of_all: Sequence[dict[str, list[Tensor]]]) -> None:
+        """Replace this meter's rows by those of all processes."""
+        names = {name for rows in of_all for name in rows}
+        self.rows = {name: [part for rows in of_all for part in rows.get(name, [])] for name in names}
+
+    def result(self) -> dict[str, float]:
+        """All per-token figures of the step."""
+        column = {name: torch.cat(parts) for name, parts in self.rows.items()}
+        value, position = column["value"], column["position"]
+        figures = {
+            "loss/value_nats": value.mean(),
+            "loss/kl_full_sampled_nats": column["full"].mean(),
+            "loss/negative_share": (value < 0).float().mean(),
+            "kl/student_mass_mean": column["student_mass"].mean(),
+            "kl/student_mass_p05": column["student_mass"].quantile(0.05),
+            "kl/teacher_mass_mean": column["teacher_mass"].mean(),
+            "kl/teacher_mass_p05": column["teacher_mass"].quantile(0.05),
+            "kl/student_mass_outside_topk": 1 - column["student_mass"].mean(),
+            "kl/top16_overlap": column["overlap"].mean(),
+            "kl/student_entropy_nats": column["student_entropy"].mean(),
+            "kl/teacher_entropy_nats": column["teacher_entropy"].mean(),
+        }
+        if "gap" in column:
+            figures["engine/logprob_gap_mean_nats"] = column["gap"].mean()
+            figures["engine/logprob_gap_max_nats"] = column["gap"].max()
+            figures["engine/logprob_gap_above_1_share"] = (column["gap"] > 1).float().mean()
+        if "importance" in column:
+            figures["loss/importance_mean"] = column["importance"].mean()
+            figures["loss/importance_max"] = column["importance"].max()
+        places = {"token0": position == 0, "tokens1_7": (position >= 1) & (position <= 7), "rest": position >= 8}
+        for name, where in places.items():
+            if where.any():
+                figures[f"position/{name}_nats"] = value[where].mean()
+        for turn in column["turn"].unique().int().tolist():
+            where = column["turn"] == turn
+            figures[f"turn/{turn}/nats"] = value[where].mean()
+            figures[f"turn/{turn}/student_mass"] = column["student_mass"][where].mean()
+            figures[f"turn/{turn}/tokens"] = where.sum()
+        return {name: round(float(figure), 7) for name, figure in figures.items()}
+
+
+def rollout_record(episodes: Sequence[Episode], samples: Sequence[Sample], dropped: int) -> dict[str, float | int]:
+    """Figures of the rollouts of one step; ``dropped`` counts cut replies left out of the loss."""
+    scored = [e for e in episodes if e.stop_reason != "env_error"]
+    turns = [turn for e in scored for turn in e.turns]
+    lengths = sorted(len(turn.response_ids) for turn in turns) or [0]
+    repeats = [repetition(turn.response_ids) for turn in turns] or [0.0]
+    count = max(1, len(turns))
+    return {
+        "rollout/episodes": len(scored),
+        "rollout/env_errors": len(episodes) - len(scored),
+        "rollout/success": sum(e.success for e in scored) / max(1, len(scored)),
+        "rollout/turns": len(turns),
+        "rollout/samples": len(samples),
+        "rollout/dropped": dropped,
+        "rollout/response_tokens_mean": sum(lengths) / len(lengths),
+        "rollout/response_tokens_p95": lengths[min(len(lengths) - 1, int(0.95 * len(lengths)))],
+        "rollout/clipped_share": sum(turn.finish_reason == "length" for turn in turns) / count,
+        "rollout/empty_share": sum(not turn.reply.strip() for turn in turns) / count,
+        "rollout/invalid_share": sum(turn.invalid for turn in turns) / count,
+        "rollout/repetition_mean": sum(repeats) / len(repeats),
+        "rollout/looping_share": sum(r > 0.5 for r in repeats) / len(repeats),
+    }
+
+
+def repetition(ids: Sequence[int]) -> float:
+    """Share of 4-grams that repeat an earlier one: 0 for none, near 1 for a loop."""
+    grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def definition(
+    student: LoadedModel, teacher: FrozenTeacher, context: Context | Mixture, method: Method
+) -> dict[str, Any]:
+    """What the loss is, once per run. A model's id covers its weights, tokenizer and chat template."""
+    config = method.config
+    return {
+        "student": student.id,
+        "method": config.method,
+        "answers": config.answers if method.by_teacher else "the student's own",
+        "direction": method.direction,
+        "name": method.name,
+        "support": f"{method.support_of} top-{config.support}",
+        "rollout_temperature": config.temperature,
+        "loss_temperature": method.temperature,
+        "reduction": config.reduction,
+        "cut_replies": config.cut_replies,
+        "importance_cap": config.importance_cap,
+        "teacher": teacher.kind,
+        "teacher_hash": teacher.hash,
+        "context": context.id,
+        "placement": context.placement,
+        "context_tokens": context_tokens(method.player.chat, context),
+        "setup": method.player.setup(),
+    }
+
+
+def context_tokens(chat: Chat, context: Context | Mixture) -> int:
+    """Tokens of the context, of the longest one of a mixture."""
+    return max(chat.count_tokens(part.text) for part in context.parts)
+
+
+def update_record(
+    progress: Progress, learner: Learner, norm: float, moved: bool, gap_nats: float | None
+) -> dict[str, Any]:
+    """What the optimizer did in the last step.
+
+    Args:
+        norm: of the gradient before clipping.
+        moved: whether the weights did.
+        gap_nats: how far an engine with its own weights was off after it took over the new ones.
+    """
+    return {
+        "step": progress.step,
+        "train/grad_norm": norm if math.isfinite(norm) else None,
+        "train/clipped": norm > learner.config.clip_norm,
+        "train/skipped": not moved,
+        "train/skipped_total": progress.skipped,
+        "train/learning_rate": learner.learning_rate,
+        "engine/policy_step": progress.step - 1,
+    } | ({} if gap_nats is None else {"engine/drift_nats": gap_nats})
+
+
+def select_record(progress: Progress, step: int) -> dict[str, Any]:
+    """Success on select tasks at ``step``."""
+    rate = progress.select[step]
+    return {"select/success": rate.rate, "select/n": rate.n, "select/low": rate.low, "select/high": rate.high}
+
+
+def console_line(record: Mapping[str, Any], steps: int, eta_s: float) -> str:
+    """One line per step for people; ``record`` is the step's line of metrics.jsonl."""
+    step, norm = record["step"], record["train/grad_norm"]
+    won = f"success {record['rollout/success']:.2f} " if "rollout/success" in record else ""
+    return (
+        f"step {step:03d}/{steps:03d} | {record['loss/name']} {record['loss/value_nats']:.4f} nats/tok"
+        f" | response {record['rollout/response_tokens_mean']:.0f} tok"
+        f" | {won}({record['rollout/episodes']} ep)"
+        f" | grad {'not finite' if norm is None else f'{norm:.2f}'} | {record['time/step_s']:.1f} s"
+        f" (roll {record['time/rollout_s']:.1f} score {record['time/teacher_s']:.1f}"
+        f" train {record['time/update_s']:.1f}) | eta {eta_s / 60:.1f} min"
+    )
+
+
+class Clock:
+    """Seconds by phase of one step."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.phases[phase] = self.phases.get(phase, 0.0) + now - self.last
+        self.last = now
+
+    @property
+    def total_s(self) -> float:
+        return self.last - self.started
+
+    def times(self) -> dict[str, float]:
+        """``time/PHASE_s`` for rollout, teacher and update, and ``time/step_s``."""
+        phases = {f"time/{name}_s": round(self.phases.get(name, 0.0), 3) for name in ("rollout", "teacher", "update")}
+        return phases | {"time/step_s": round(self.total_s, 3)}

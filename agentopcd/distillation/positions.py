@@ -1,0 +1,191 @@
+"""Which positions predict a response token, and the hidden states there.
+
+:func:`response_hidden` is the one place where positions are chosen, :class:`SharedPrefix` its equal for prompts with
+a common beginning; a test compares the two, so a misalignment would have to come from the prompts.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from agentopcd import models
+from agentopcd.core.errors import AlignmentError
+from agentopcd.rollouts.chat import common_length
+
+ROW_TOKENS = 512
+"""Tokens of a packed row where the shared prefix is shorter; else as many as the prefix has."""
+
+
+def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
+    """Hidden states that predict each response token, all responses one after the other.
+
+    :func:`sequences` chooses what is read. Sequences are padded on the left, so that responses end together, or, where
+    the model's attention takes sequences of any length (:func:`agentopcd.models.attend_without_padding`), packed.
+
+    Args:
+        model: a causal language model.
+        pairs: ``(prompt ids, response ids)``.
+        pad_id: fills up on the left; masked.
+
+    Returns:
+        Last hidden states ``[N, H]``, the input of the output head, with ``N`` the sum of response lengths, in order.
+
+    Raises:
+        AlignmentError: an empty prompt, which has no position to predict the first token from.
+    """
+    rows = sequences(pairs)
+    if models.attends_without_padding(model):
+        return packed_hidden(model, rows)
+    width = max(len(tokens) for tokens, _ in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    keep = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, (tokens, predicting) in enumerate(rows):
+        left = width - len(tokens)
+        ids[row, left:] = torch.tensor(tokens)
+        mask[row, left:] = 1
+        keep[row, left + torch.tensor(predicting, dtype=torch.long)] = True
+    device = next(model.parameters()).device
+    position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
+    out = models.decoder(model)(
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=position_ids.to(device),
+        use_cache=False,
+    )
+    return out.last_hidden_state[keep.to(device)]
+
+
+def packed_hidden(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+    """What :func:`response_hidden` returns for these :func:`sequences`, all of them in one row ``[1, T]``.
+
+    Without a mask and a cache, transformers takes a position that does not go on from the one before as the beginning
+    of a sequence that sees nothing of the others.
+    """
+    device = next(model.parameters()).device
+    starts = itertools.accumulate((len(tokens) for tokens, _ in rows), initial=0)
+    keep = [start + at for start, (_, predicting) in zip(starts, rows, strict=False) for at in predicting]
+    out = models.decoder(model)(
+        input_ids=torch.tensor([[token for tokens, _ in rows for token in tokens]], device=device),
+        position_ids=torch.cat([torch.arange(len(tokens)) for tokens, _ in rows])[None].to(device),
+        use_cache=False,
+    )
+    return out.last_hidden_state[0, keep]
+
+
+def sequences(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[int], list[int]]]:
+    """What has to be read to score the responses of ``pairs``, and the positions in it that predict their tokens.
+
+    With prompt length X and response length Y, positions ``X-1 .. X+Y-2`` predict ``y_0 .. y_{Y-1}``
+    (``method.md`` §3). A prompt that begins with all of the pair before it (the next turn of a growing chat) goes on
+    with that pair's sequence: what came before is read once.
+
+    Returns:
+        ``(token ids, positions)`` of each sequence; positions rise, and all of them together are in the order of
+        ``pairs``.
+
+    Raises:
+        AlignmentError: an empty prompt, which has no position to predict the first token from.
+    """
+    found: list[tuple[list[int], list[int]]] = []
+    for prompt, response in pairs:
+        if not prompt:
+            raise AlignmentError("a prompt is empty, so nothing predicts its first response token")
+        if not (found and begins_with(prompt, found[-1][0])):
+            found.append(([], []))
+        tokens, predicting = found[-1]
+        tokens += [*prompt[len(tokens) :], *response]
+        predicting += range(len(prompt) - 1, len(prompt) - 1 + len(response))
+    return found
+
+
+def response_logits(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
+    """Scores ``[N, V]`` before softmax, float32, that predict each response token: see :func:`response_hidden`."""
+    return logits_of(model, response_hidden(model, pairs, pad_id))
+
+
+def logits_of(model: Any, hidden_RH: Tensor) -> Tensor:
+    """Logits ``[R, V]`` before softmax, float32, of rows of last hidden states."""
+    return models.scaled(model, model.get_output_embeddings()(hidden_RH)).float()
+
+
+class SharedPrefix:
+    """A beginning that many prompts share, read by a frozen model once.
+
+    What follows it is scored in packed rows: all remainders one after the other, each seeing the shared keys and
+    values and itself. There is one copy of them however many samples there are, and the result differs from
+    :func:`response_hidden` by rounding only.
+
+    Args:
+        model: a causal language model that :func:`agentopcd.models.attends_to_all`; it must not change afterwards.
+        ids: the shared token ids.
+    """
+
+    def __init__(self, model: Any, ids: Sequence[int]) -> None:
+        self.model, self.ids = model, tuple(ids)
+
+    @functools.cached_property
+    def keys_and_values(self) -> list[tuple[Tensor, Tensor]]:
+        """For each layer, keys and values ``[1, H, C, D]`` of the shared tokens."""
+        ids = torch.tensor([self.ids], device=next(self.model.parameters()).device)
+        cache = models.decoder(self.model)(input_ids=ids, use_cache=True).past_key_values
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def shared_by(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int:
+        """How many tokens all prompts of ``pairs`` share with the prefix; 0 where sharing does not pay.
+
+        A packed row costs attention between its samples, so what is shared must be longer than what is not.
+        """
+        shared = min(common_length(self.ids, prompt[:-1]) for prompt, _ in pairs)
+        rows = sequences(pairs)
+        rest = sum(len(tokens) - shared for tokens, _ in rows)
+        return shared if shared * len(rows) >= rest else 0
+
+    def response_hidden(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int) -> Tensor:
+        """What :func:`response_hidden` returns, for prompts that begin with the first ``shared`` tokens."""
+        return torch.cat([self._row(row, shared) for row in self.rows(pairs, shared)])
+
+    def rows(
+        self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int
+    ) -> list[list[tuple[list[int], list[int]]]]:
+        """The :func:`sequences` that follow the shared tokens, packed into rows: a forward pass each."""
+        rows: list[list[tuple[list[int], list[int]]]] = [[]]
+        room = max(shared, ROW_TOKENS)
+        for tokens, predicting in sequences([(prompt[shared:], response) for prompt, response in pairs]):
+            if rows[-1] and len(tokens) > room:
+                rows.append([])
+                room = max(shared, ROW_TOKENS)
+            rows[-1].append((tokens, predicting))
+            room -= len(tokens)
+        return rows
+
+    def _row(self, parts: Sequence[tuple[list[int], list[int]]], shared: int) -> Tensor:
+        device = next(self.model.parameters()).device
+        lengths = [len(tokens) for tokens, _ in parts]
+        starts = itertools.accumulate(lengths, initial=0)
+        keep = [start + at for start, (_, predicting) in zip(starts, parts, strict=False) for at in predicting]
+        ids = torch.tensor([[token for tokens, _ in parts for token in tokens]], device=device)
+        positions = torch.cat([torch.arange(shared, shared + n) for n in lengths])[None].to(device)
+        own = torch.block_diag(*(torch.ones(n, n).tril() for n in lengths)).bool()
+        seen = torch.cat([torch.ones(sum(lengths), shared, dtype=torch.bool), own], dim=1).to(device)
+        known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in self.keys_and_values]
+        mask = torch.zeros(seen.shape, dtype=known[0][0].dtype, device=device)
+        out = models.decoder(self.model)(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)[None, None],
+            past_key_values=DynamicCache(ddp_cache_data=known),
+            use_cache=True,
+        )
+        return out.last_hidden_state[0, keep]
+
+
+def begins_with(whole: Sequence[int], beginning: Sequence[int]) -> bool:
+    return len(whole) > len(beginning) and tuple(whole[: len(beginning)]) == tuple(beginning)

@@ -1,0 +1,1 @@
+"""Games: TextArena's, Gymnasium's, and what solves them."""

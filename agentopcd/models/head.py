@@ -1,0 +1,68 @@
+"""The output head: float32 logits, and what a model does to them afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.distributed.fsdp import FSDPModule
+
+from agentopcd.core.errors import ModelError
+
+# -- head -----------------------------------------------------------------------------------------
+
+
+class Float32Head(torch.nn.Linear):
+    """An output head whose logits are float32 even under autocast: a bfloat16 logit of 20 is off by up to 0.06."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(input.float(), self.weight.float(), bias)
+
+
+def float32_head(model: Any) -> None:
+    """Make the output head of ``model`` a :class:`Float32Head`, in place; its weights are neither copied nor changed.
+
+    Raises:
+        ModelError: the head is not a plain linear layer.
+    """
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear:
+        raise ModelError(f"{type(model).__name__} has no plain linear output head; it cannot be trained here")
+    head.__class__ = Float32Head
+
+
+def scaled(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Apply what ``model`` does to the output of its head: a scale, a divisor, a soft cap, or nothing."""
+    config = model.config.get_text_config()
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Make sure that hidden states, output head and :func:`scaled` give the logits of ``model``.
+
+    Raises:
+        ModelError: they do not, so a loss computed from hidden states would not be the model's own.
+    """
+    ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    again = scaled(model, model.get_output_embeddings()(hidden)).float()
+    if again.shape != logits.shape or (again - logits).abs().max() > 1e-3 * logits.abs().max():
+        raise ModelError(
+            f"{type(model).__name__} does more to its logits than a scale and a soft cap; it cannot be trained here"
+        )
+
+
+def decoder(model: Any) -> Any:
+    """What to call for the last hidden states: a sharded model itself, so that its weights are gathered."""
+    return model if isinstance(model, FSDPModule) else model.get_decoder()

@@ -1,0 +1,89 @@
+"""What the command line sets for its whole process; a library call never does."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# -- process --------------------------------------------------------------------------------------
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def prepare_process() -> None:
+    """Set this process up for models: what the command line does once, before it loads one.
+
+    It silences transformers, keeps freed memory, computes attention on a CPU in float32 and takes no more threads than
+    the container has CPUs. The last two move the last digits of results. Calling it again changes nothing.
+    """
+    quiet()
+    keep_freed_memory()
+    float32_attention()
+    fit_threads()
+
+
+def quiet() -> None:
+    """Silence the progress bars and warnings of transformers and its hub client; their errors still show."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed buffers: mapping large ones again at each token or step costs page faults.
+
+    Does nothing without glibc (macOS, Windows, musl).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4
+    mallopt(m_mmap_max, 0)  # allocate from the heap, which is kept; a mapping of its own would be returned
+    mallopt(m_trim_threshold, 512 << 20)
+
+
+def float32_attention() -> None:
+    """On a CPU, keep the attention of transformers in float32 under autocast.
+
+    With gradients it takes 0.6 times as long as in bfloat16 for a hundred tokens and about as long for a thousand
+    (``benchmarks.machine``), and it rounds less. It is set for the whole process, because gradient checkpointing
+    computes attention again outside of any ``with`` block.
+    """
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if getattr(usual, "func", None) is not _in_float32:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = functools.partial(_in_float32, usual)
+
+
+def _in_float32(usual: Any, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
+    """Under autocast on a CPU, ``usual`` on float32 ``[B, H, T, D]`` with autocast off; elsewhere just ``usual``."""
+    if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return usual(module, query, key, value, attention_mask, **kwargs)
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        return usual(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+
+
+def fit_threads() -> None:
+    """Use no more threads than the container has CPUs: torch counts the host's, and waiting threads spin.
+
+    ``OMP_NUM_THREADS`` wins. The quota is read from Linux control groups, version 2. The number follows from the
+    machine and not from a timing, because it changes the last digits of results.
+    """
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return
+    if quota != "max" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), int(quota) // int(period))))

@@ -1,0 +1,1 @@
+"""From a task to an episode: prompts, games, players, engines."""

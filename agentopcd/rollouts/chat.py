@@ -1,0 +1,251 @@
+"""Messages to token ids: the student's prompt and the teacher's prompt of one turn.
+
+Both prompts are rendered by the same chat template from the same messages; only the context may differ.
+The response is not rendered at all: its sampled ids are appended to each prompt (``docs/method.md``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from agentopcd.core.errors import AlignmentError, ConfigError
+from agentopcd.core.types import EMPTY, Completion, Context, Message, Part, Request
+
+PROMPT_VERSION = "1"
+"""Part of every setup hash, so that results from different wordings are never pooled."""
+
+EXPERIENCE_FRAME = "Lessons from earlier attempts. They may be incomplete or wrong."
+"""Stands before experience items, so that they are read as guesses and not as orders."""
+
+_PROBE = "agentopcd-probe"
+
+
+class Chat:
+    """One tokenizer and its chat template.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        template_args: passed to the template, such as ``{"enable_thinking": False}``.
+    """
+
+    def __init__(self, tokenizer: Any, template_args: dict[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template_args = dict(template_args or {})
+        named = set(tokenizer.all_special_tokens)
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.special = tuple(sorted(named | added, key=lambda token: (-len(token), token)))
+        self.default_system = self._find_default_system()
+        self.header = self._find_header()
+
+    def render(self, messages: Sequence[Message], context: Context = EMPTY) -> tuple[int, ...]:
+        """Token ids of the prompt, generation header included, with ``context`` placed in it.
+
+        Raises:
+            ConfigError: the template takes no system message and the context wants one.
+        """
+        text = self.text(messages, context)
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def text(self, messages: Sequence[Message], context: Context = EMPTY) -> str:
+        """The prompt as text, as :meth:`render` tokenises it."""
+        clean = [Message(role=m["role"], content=self.neutral(m["content"])) for m in messages]
+        return self._apply(self._place(clean, context))
+
+    def request(
+        self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
+        choices: tuple[tuple[int, ...], ...] = (),
+    ) -> Request:  # fmt: skip
+        """What a sampler is asked; see :meth:`render`."""
+        return Request(prompt_ids=self.render(messages, context), seed=seed, choices=choices)
+
+    def reply(self, reply: Completion) -> str:
+        """The reply's text, without end and other special tokens."""
+        return self.reply_text(reply.token_ids)
+
+    def opened(self, request: Request, opening: str) -> Request | None:
+        """The same request with the reply's first words given; None where the engine cannot do that."""
+        ids = tuple(self.tokenizer(opening, add_special_tokens=False)["input_ids"])
+        return dataclasses.replace(request, prompt_ids=request.prompt_ids + ids)
+
+    def prompts(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Prompt ids of the student (no context) and of the teacher (with it).
+
+        Raises:
+            ConfigError: the template drops the context.
+            AlignmentError: they do not end in the same generation header, so the first response
+                token would be predicted from different places.
+        """
+        student, teacher = self.render(messages), self.render(messages, context)
+        if context.text and student == teacher:
+            raise ConfigError(
+                f"this chat template drops a context placed as {context.placement}, so there would be nothing to "
+                "learn; place it with --placement user"
+            )
+        check_same_header(student, teacher, self.header)
+        return student, teacher
+
+    def prefix(self, context: Context) -> tuple[int, ...]:
+        """Token ids that every prompt with ``context`` begins with, whatever it asks."""
+        one, other = (self.render([Message(role="user", content=text)], context) for text in ("0", "a"))
+        return one[: common_length(one, other)]
+
+    def reply_text(self, ids: Sequence[int]) -> str:
+        """A response as text, without end and other special tokens."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def choices(self, replies: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of these replies, end token included.
+
+        Raises:
+            ConfigError: the tokenizer names no end token.
+        """
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise ConfigError("the tokenizer has no end token, which a listed reply must have; leave --constrain out")
+        return tuple((*self.tokenizer(text, add_special_tokens=False)["input_ids"], end) for text in replies)
+
+    def neutral(self, text: str) -> str:
+        """``text`` with the tokenizer's special strings broken, so that no text can open a chat role."""
+        for token in self.special:
+            if token in text:
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def count_tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _place(self, messages: list[Message], context: Context) -> list[Message]:
+        if not context.text:
+            return messages
+        text = self.neutral(framed(context))
+        if context.placement == "user":
+            first = next(i for i, m in enumerate(messages) if m["role"] == "user")
+            with_context = Message(role="user", content=f"{text}\n\n{messages[first]['content']}")
+            return [*messages[:first], with_context, *messages[first + 1 :]]
+        if messages[0]["role"] == "system":
+            before, rest = messages[0]["content"], messages[1:]
+        else:
+            before, rest = self.default_system, messages
+        return [Message(role="system", content=f"{before}\n\n{text}" if before else text), *rest]
+
+    def _apply(self, messages: Sequence[Message], *, header: bool = True) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=header, **self.template_args
+            )
+        except Exception as error:  # templates raise their own jinja errors
+            if messages[0]["role"] == "system":
+                raise ConfigError(
+                    f"this chat template takes no system message ({error}); place the context with --placement user"
+                ) from error
+            raise ConfigError(f"the chat template failed: {error}") from error
+
+    def _find_default_system(self) -> str:
+        """The system message the template adds when none is given, or ''.
+
+        Found by comparison: the prompt without a system message must equal the prompt with a probe, except
+        where the probe stands. A ``system`` context is appended to it, so that both prompts keep it.
+        """
+        user = Message(role="user", content="hello")
+        without = self._apply([user])
+        try:
+            probed = self._apply([Message(role="system", content=_PROBE), user])
+        except ConfigError:
+            return ""
+        before, found, after = probed.partition(_PROBE)
+        if not found or not (without.startswith(before) and without.endswith(after)):
+            return ""
+        return without[len(before) : len(without) - len(after)] if len(without) >= len(before) + len(after) else ""
+
+    def _find_header(self) -> tuple[int, ...]:
+        """Token ids that open the model's reply."""
+        user = [Message(role="user", content="hello")]
+        bare, full = self._apply(user, header=False), self._apply(user)
+        if not full.startswith(bare):
+            return ()
+        return tuple(self.tokenizer(full[len(bare) :], add_special_tokens=False)["input_ids"])
+
+
+class ApiChat(Chat):
+    """Messages as they are, for a model behind an API, whose template and tokenizer are unknown here."""
+
+    special = ()
+    default_system = ""
+    header = ()
+
+    def __init__(self, template_args: dict[str, Any] | None = None) -> None:
+        self.template_args = dict(template_args or {})
+
+    def request(
+        self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
+        choices: tuple[tuple[int, ...], ...] = (),
+    ) -> Request:  # fmt: skip
+        return Request(prompt_ids=(), seed=seed, messages=tuple(self._place(list(messages), context)))
+
+    def reply(self, reply: Completion) -> str:
+        return reply.text
+
+    def opened(self, request: Request, opening: str) -> Request | None:
+        return None
+
+    def choices(self, replies: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        raise ConfigError("an API cannot hold replies to a list; leave out --constrain")
+
+    def count_tokens(self, text: str) -> int:
+        """An estimate at three bytes a token: the API's tokenizer is unknown."""
+        return -(-len(text.encode(errors="replace")) // 3)
+
+
+def common_length(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Sequence[int]) -> None:
+    """Raise AlignmentError unless both prompts end in the same generation header (at least in the same token)."""
+    n = max(1, len(header))
+    if tuple(student[-n:]) != tuple(teacher[-n:]) or (header and tuple(student[-n:]) != tuple(header)):
+        raise AlignmentError(
+            f"student prompt ends in {list(student[-n:])}, teacher prompt in {list(teacher[-n:])}, the template "
+            f"opens replies with {list(header)}; only the context may differ between the two"
+        )
+
+
+def framed(context: Context) -> str:
+    """The context as a model sees it: experience items stand under one line that says what they are."""
+    return f"{EXPERIENCE_FRAME}\n{context.text}" if context.lines else context.text
+
+
+def shown(parts: Sequence[Part], kinds: Sequence[str] | None = None) -> str:
+    """Join the texts of ``parts`` (of the given kinds) by blank lines."""
+    return "\n\n".join(text for kind, text in parts if text and (kinds is None or kind in kinds))
+
+
+def turn_messages(history: str, past: Sequence[tuple[Sequence[Part], str]], parts: Sequence[Part]) -> list[Message]:
+    """The prompt of one turn, without any context.
+
+    Args:
+        history: ``transcript`` is a fresh user message per turn with the game's log so far (the form
+            of the paper); ``chat`` is a growing conversation.
+        past: earlier turns as ``(parts shown, what the model did)``.
+        parts: the new observation.
+
+    Raises:
+        ConfigError: an unknown ``history``.
+    """
+    if history == "chat":
+        messages: list[Message] = []
+        for seen, did in past:
+            messages += [Message(role="user", content=shown(seen)), Message(role="assistant", content=did)]
+        return [*messages, Message(role="user", content=shown(parts))]
+    if history != "transcript":
+        raise ConfigError(f"history is {history!r}; wanted 'transcript' or 'chat'")
+    if not past:
+        return [Message(role="user", content=shown(parts))]
+    log = [shown(past[0][0], ["rules"])]
+    for number, (seen, did) in enumerate(past, start=1):
+        log += [shown(seen, ["feedback"]), f"Turn {number}:", shown(seen, ["state"]), f"You answered: {did}"]
+    log += [shown(parts, ["rules", "feedback"]), f"Turn {len(past) + 1}:", shown(parts, ["state", "actions"])]
+    return [Message(role="user", content="\n\n".join(text for text in log if text))]

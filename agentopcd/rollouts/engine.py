@@ -1,0 +1,77 @@
+"""Who samples the replies: the game and the player that some settings ask for, and the engine that was taken."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from agentopcd import models
+from agentopcd.core.config import PlayerConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.models.parallel.ranks import launched
+from agentopcd.rollouts.chat import ApiChat, Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling import Sampler, vllm_engine
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+
+
+def game_of(config: PlayerConfig) -> Game:
+    """The environment of these settings, and how it is shown and cut off."""
+    return Game(
+        ref=config.env,
+        kwargs=config.env_args,
+        rules=config.rules,
+        max_steps=config.max_steps,
+        history=config.history,
+        constrain=config.constrain,
+    )
+
+
+def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, str]:
+    """The engine that samples from ``loaded``, and why it was taken.
+
+    Raises:
+        ConfigError: vLLM or servers are wanted in several processes: the one would set up its own group of them, the
+            others would get weights from each of them.
+    """
+    several = launched() > 1
+    engine = "server" if config.server and config.engine == "auto" else config.engine
+    if engine in ("vllm", "server", "api") and several:
+        raise ConfigError(f"--engine {engine} with {launched()} processes is not supported; take --engine transformers")
+    if engine != "auto":
+        return engine, config.server if config.server else "as given"
+    device = next(loaded.model.parameters()).device.type
+    if device != "cuda":
+        return "transformers", "no GPU"
+    if several or not vllm_engine.installed():
+        return "transformers", "several processes" if several else "vLLM is not installed"
+    kind = type(loaded.model).__name__
+    try:
+        return ("vllm", "installed") if vllm_engine.supports(kind) else ("transformers", f"vLLM does not know {kind}")
+    except (ImportError, OSError) as error:
+        return "transformers", f"vLLM cannot be imported: {error}"
+
+
+def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: torch.dtype) -> Player:
+    """A player of the environment of these settings whose replies come from ``loaded``."""
+    engine = engine_of(config, loaded)[0]
+    chat = ApiChat(config.template_args) if engine == "api" else Chat(loaded.tokenizer, config.template_args)
+    make: Callable[..., Sampler] = vllm_engine.sampler_of if engine == "vllm" else TransformersSampler
+    if engine == "server":
+        from agentopcd.rollouts.sampling import vllm_server
+
+        make = functools.partial(vllm_server.sampler_of, urls=config.servers)
+    elif engine == "api":
+        from agentopcd.rollouts.sampling import chat_api
+
+        make = functools.partial(chat_api.ApiSampler, urls=config.servers, template_args=config.template_args)
+    return Player(
+        game=game_of(config),
+        sampler=make(loaded, compute=compute, batch_size=config.sample_batch),
+        chat=chat,
+        sampling=config.sampling,
+        seed=config.seed,
+    )

@@ -1,0 +1,248 @@
+"""Play episodes: many at once, each at its own turn.
+
+An episode steps its environment as soon as its reply arrives, then asks for the next one, so no episode waits for a
+slow one. (The transformers engine answers everything in one batch, so there episodes advance together.) An episode
+that ends makes room for the next. Environments are stepped inline; each one that declares itself slow runs in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Any
+
+from agentopcd import envs
+from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.core.text import after_thinking
+from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Turn
+from agentopcd.rollouts import chat as chats
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.sampling import Sampler, request_seed
+
+MAX_REPLY_IN_LOG = 300
+"""Characters of an earlier reply that a later prompt repeats, where the environment names no action."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Player:
+    """Everything that turns a job into an episode."""
+
+    game: Game
+    sampler: Sampler
+    chat: chats.Chat
+    sampling: Sampling
+    seed: int = 0
+    concurrency: int = 64
+    """Episodes in flight."""
+    retries: int = 2
+    """Restarts of an episode whose environment raised, before it ends as ``env_error``."""
+
+    def setup(self) -> dict[str, Any]:
+        """Everything that affects play besides model, context and task; episodes of two setups are never pooled."""
+        return {
+            **self.game.describe(), "sampling": dataclasses.asdict(self.sampling), "engine": self.sampler.engine,
+            "seed": self.seed, "template": chats.PROMPT_VERSION, "template_args": self.chat.template_args,
+        }  # fmt: skip
+
+    def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
+        """See :func:`play`."""
+        return play(self, jobs)
+
+
+def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
+    """Play every job and yield episodes as they finish.
+
+    An environment that raises costs only that episode. It is restarted up to ``player.retries`` times, then
+    yielded with ``stop_reason="env_error"`` and the traceback; it never counts as a lost game.
+
+    Raises:
+        EnvError: the environment cannot be built, or a task's content is not what its key says.
+    """
+    waiting = deque((job, 0) for job in jobs)
+    live: dict[int, _Live] = {}
+    steps = _InProcesses(player.concurrency) if player.game.spec.slow else _Inline()
+
+    def settle(*, wait: bool = False) -> Iterator[Episode]:
+        for one, well in steps.done(wait=wait):
+            if not well:
+                yield from _retry(one, waiting)
+            elif one.episode is not None:
+                yield one.episode
+            else:
+                live[player.sampler.submit(one.request(), player.sampling)] = one
+
+    try:
+        while waiting or live or steps.under_way:
+            while waiting and len(live) + steps.under_way < player.concurrency:
+                one = _Live(player, *waiting.popleft())
+                steps.take(one, one.start)
+                yield from settle()
+            for ticket, reply in player.sampler.collect() if live else ():
+                one = live.pop(ticket)
+                steps.take(one, functools.partial(one.step, reply))
+                yield from settle()
+            yield from settle(wait=not live)
+    finally:
+        player.sampler.drop(live)
+        steps.close()
+        for one in live.values():
+            one.close()
+
+
+class _Inline:
+    """Steps environments in this thread, at once."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[_Live, bool]] = []
+
+    @property
+    def under_way(self) -> int:
+        return len(self._done)
+
+    def take(self, one: _Live, act: Callable[[], None]) -> None:
+        self._done.append((one, one.guarded(act)))
+
+    def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
+        """Episodes whose step is done, and whether it succeeded."""
+        done, self._done = self._done, []
+        return done
+
+    def close(self) -> None:
+        pass
+
+
+class _InProcesses:
+    """Steps slow environments: each in its own process, with a thread that waits for it."""
+
+    def __init__(self, most: int) -> None:
+        self._threads = ThreadPoolExecutor(most)
+        self._running: dict[Future[bool], _Live] = {}
+
+    @property
+    def under_way(self) -> int:
+        return len(self._running)
+
+    def take(self, one: _Live, act: Callable[[], None]) -> None:
+        self._running[self._threads.submit(one.guarded, act)] = one
+
+    def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
+        """See :class:`_Inline`; with ``wait``, at least one, if any is under way."""
+        over, _ = wait_for(self._running, timeout=None if wait else 0, return_when=FIRST_COMPLETED)
+        return [(self._running.pop(future), future.result()) for future in over]
+
+    def close(self) -> None:
+        """End everything without waiting for steps that nobody needs any more."""
+        for one in self._running.values():
+            one.close()
+        self._threads.shutdown(cancel_futures=True)
+        for one in self._running.values():  # those that were still being built the first time
+            one.close()
+
+
+def _retry(broken: _Live, waiting: deque[tuple[Job, int]]) -> Iterator[Episode]:
+    if broken.attempt < broken.player.retries:
+        waiting.append((broken.job, broken.attempt + 1))
+    else:
+        yield broken.finish("env_error", success=False)
+
+
+class _Live:
+    """One episode under way."""
+
+    def __init__(self, player: Player, job: Job, attempt: int) -> None:
+        self.player, self.job, self.attempt = player, job, attempt
+        self.env: Any = None
+        self.parts: list[Part] = []
+        self.choices: tuple[tuple[int, ...], ...] = ()
+        self.past: list[tuple[list[Part], str]] = []
+        self.turns: list[Turn] = []
+        self.metrics: dict[str, float] = {}
+        self.error: str | None = None
+        self.episode: Episode | None = None
+        self._messages: list[Message] = []
+        self._asked = Request(prompt_ids=(), seed=0)
+
+    def guarded(self, act: Any) -> bool:
+        """Run ``act``; keep what the environment raises as this episode's error."""
+        try:
+            act()
+        except AgentOpcdError:
+            self.close()
+            raise
+        except Exception:
+            self.error = traceback.format_exc(limit=-8)
+            self.close()
+            return False
+        return True
+
+    def start(self) -> None:
+        self.env = self.player.game.make()
+        obs, info = self.env.reset(seed=self.job.task.seed)
+        key = envs.task_key(obs, info)
+        if key != self.job.task.key:
+            raise EnvError(
+                f"seed {self.job.task.seed} of {self.player.game.ref} gave task {key}, the splits say "
+                f"{self.job.task.key}; the environment changed, so make new splits (and a new workspace)"
+            )
+        self.parts = self._seen(obs, info)
+
+    def request(self) -> Request:
+        game = self.player.game
+        if game.constrain and not self.choices:
+            raise EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
+        self._messages = chats.turn_messages(self.player.game.form, self.past, self.parts)
+        task, rep = self.job.task, self.job.rep
+        seed = request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns))
+        self._asked = self.player.chat.request(self._messages, self.job.context, seed=seed, choices=self.choices)
+        return self._asked
+
+    def step(self, reply: Completion) -> None:
+        if reply.error:
+            raise RuntimeError(reply.error)  # costs this episode, not the run
+        text = self.player.chat.reply(reply)
+        obs, reward, terminated, truncated, info = self.env.step(text)
+        self.turns.append(
+            Turn(
+                parts=self.parts, messages=self._messages, prompt_ids=self._asked.prompt_ids, choices=self.choices,
+                response_ids=reply.token_ids, logprobs=reply.logprobs, reply=text,
+                finish_reason=reply.finish_reason, reward=float(reward), invalid=bool(info.get("invalid", False)),
+                usage=reply.usage,
+            )
+        )  # fmt: skip
+        self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}
+        did = str(info.get("action") or after_thinking(text).strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
+        self.past.append((self.parts, did))
+        self.parts = self._seen(obs, info)
+        if terminated or truncated:
+            spec = self.player.game.spec
+            won = envs.succeeded(reward, bool(terminated), info, spec.success_at)
+            stop: StopReason = "solved" if won else "failed" if terminated else "max_steps"
+            self.episode = self.finish(stop, success=won)
+
+    def finish(self, stop: StopReason, *, success: bool) -> Episode:
+        self.close()
+        return Episode(
+            env=self.player.game.label, task=self.job.task, rep=self.job.rep, context_id=self.job.context.id,
+            turns=self.turns, outcome=self.parts, success=success, reward=sum(t.reward for t in self.turns),
+            stop_reason=stop, error=self.error, metrics=self.metrics,
+        )  # fmt: skip
+
+    def _seen(self, obs: str, info: Mapping[str, Any]) -> list[Part]:
+        game = self.player.game
+        if game.constrain:
+            self.choices = self.player.chat.choices(info.get("choices", game.spec.choices))
+        return envs.apply_view(envs.parts_of(obs, info), self.player.game.view)
+
+    def close(self) -> None:
+        if self.env is not None:
+            try:
+                self.env.close()
+            except Exception as error:  # a close that fails must not hide why we are closing
+                self.error = self.error or f"close() raised {error!r}"
+            self.env = None

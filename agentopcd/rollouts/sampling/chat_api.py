@@ -1,0 +1,157 @@
+"""A model behind an API: any OpenAI-compatible chat endpoint, whose tokens and weights are not visible here.
+
+Messages go out and text comes back. That is enough to play, to score contexts and to extract experience. It cannot be
+the student, which must be scored on the very tokens that were sampled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import torch
+
+from agentopcd.core.errors import EngineError
+from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.models.load import LoadedModel
+from agentopcd.rollouts.sampling.requests import Endpoint, at_one_of, in_background, refused
+
+SEED_MASK = (1 << 31) - 1
+"""Some APIs take seeds of 32 bits only."""
+
+
+class ApiServer(Endpoint):
+    """One endpoint. An address with a path is taken as it is, since not all end in ``/v1``."""
+
+    def __init__(self, url: str) -> None:
+        root = url.rstrip("/")
+        super().__init__(root, root if urlsplit(root).path.strip("/") else f"{root}/v1")
+        self.limit = "max_tokens"
+        """Its name for the length limit; newer models of some vendors take only ``max_completion_tokens``."""
+
+    async def look_up(self) -> None:
+        """Check that it answers and accepts the key.
+
+        Raises:
+            EngineError: it does not.
+        """
+        try:
+            await self.replies.models.list()
+        except openai.APIConnectionError as error:
+            raise EngineError(f"no API answers at {self.url}; is that its address? (--server URL)") from error
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise refused(self, error) from error
+        except openai.APIStatusError:
+            pass  # not every API lists its models; the first request will tell
+
+    async def chat(self, model: str, request: Request, sampling: Sampling, template_args: dict[str, Any]) -> Completion:
+        """One reply; where the API withholds it, a :class:`Completion` with ``error``."""
+        extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
+        if template_args:
+            extra["chat_template_kwargs"] = template_args
+        limit = self.limit
+        self.busy += 1
+        try:
+            found: Any = await self.replies.chat.completions.create(
+                model=model, messages=list(request.messages), seed=request.seed & SEED_MASK,  # type: ignore[arg-type]
+                temperature=sampling.temperature, top_p=sampling.top_p,
+                extra_body={limit: sampling.max_tokens} | extra,
+            )  # fmt: skip
+        except openai.BadRequestError as error:
+            if limit != "max_tokens" or "max_completion_tokens" not in str(error):
+                raise
+            self.limit = "max_completion_tokens"
+            return await self.chat(model, request, sampling, template_args)
+        finally:
+            self.busy -= 1
+        if not found.choices:
+            raise EngineError(f"{self.url} answers without a reply; is that a chat endpoint?")
+        choice, used = found.choices[0], found.usage
+        text, why = choice.message.content or "", choice.finish_reason
+        if why not in ("stop", "length"):
+            return Completion(token_ids=(), logprobs=(), finish_reason="stop", error=f"{self.url} kept a reply: {why}")
+        return Completion(
+            token_ids=(), logprobs=(), finish_reason=why, text=text,
+            usage=(used.prompt_tokens, used.completion_tokens) if used else (0, 0),
+        )  # fmt: skip
+
+
+class ApiSampler:
+    """Samples from one API or several; each request goes to the least busy one.
+
+    Args:
+        loaded: what :func:`agentopcd.models.load.behind_api` returns.
+        urls: their addresses.
+        batch_size: requests in flight at each.
+        template_args: sent as ``chat_template_kwargs``, which vLLM's server, for example, understands.
+    """
+
+    engine = "api"
+
+    def __init__(
+        self, loaded: LoadedModel, *, urls: Sequence[str], batch_size: int = 32, compute: torch.dtype | None = None,
+        template_args: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.loaded, self.template_args = loaded, dict(template_args or {})
+        self.servers = [ApiServer(url) for url in urls]
+        self._seats = asyncio.Semaphore(batch_size * len(urls))
+        self._tickets = itertools.count()
+        self._running: dict[concurrent.futures.Future[Completion], int] = {}
+        self._looked = False
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """See :class:`agentopcd.rollouts.sampling.Sampler`.
+
+        Raises:
+            EngineError: the API cannot answer, or refuses to.
+        """
+        tickets = [self.submit(request, sampling) for request in requests]
+        found: dict[int, Completion] = {}
+        while len(found) < len(tickets):
+            found |= self.collect()
+        return [found[ticket] for ticket in tickets]
+
+    def submit(self, request: Request, sampling: Sampling) -> int:
+        """See :class:`agentopcd.rollouts.sampling.Sampler`."""
+        if not self._looked:
+            for server in self.servers:
+                in_background(server.look_up()).result()
+            self._looked = True
+        ticket = next(self._tickets)
+        self._running[in_background(self._ask(request, sampling))] = ticket
+        return ticket
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """See :class:`agentopcd.rollouts.sampling.Sampler`."""
+        done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
+        return [(self._running.pop(one), one.result()) for one in done]
+
+    def drop(self, tickets: Iterable[int]) -> None:
+        """See :class:`agentopcd.rollouts.sampling.Sampler`."""
+        unwanted = set(tickets)
+        for future in [future for future, ticket in self._running.items() if ticket in unwanted]:
+            future.cancel()
+            del self._running[future]
+
+    def rest(self) -> None:
+        """Nothing to free: the machine is not ours."""
+
+    def update(self) -> float | None:
+        """It cannot take weights.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(f"{self.loaded.name!r} behind an API cannot take weights, so it cannot be the student")
+
+    async def _ask(self, request: Request, sampling: Sampling) -> Completion:
+        async with self._seats:
+            return await at_one_of(
+                self.servers,
+                lambda server: server.chat(self.loaded.name, request, sampling, self.template_args),
+            )

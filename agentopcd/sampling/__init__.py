@@ -1,5 +1,0 @@
-"""Samplers: token ids in; token ids, log-probabilities and finish reason out."""
-
-from agentopcd.sampling.protocol import InBatches, Sampler, request_seed
-
-__all__ = ["InBatches", "Sampler", "request_seed"]

@@ -1,0 +1,1 @@
+"""Results on test tasks."""

@@ -1,0 +1,67 @@
+"""What ``agentopcd evaluate`` does: the base, the base with the context, and the student, on the same test tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from agentopcd import models
+from agentopcd.core.config import EvaluateConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import EMPTY
+from agentopcd.knowledge import best_ref
+from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drifts
+from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
+from agentopcd.workspace.session import Session
+
+
+def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluation, Mapping[str, Drift]]:
+    """`agentopcd evaluate`: the base, the base with the context, and the student, on test tasks.
+
+    The base is ``--model``, or what the student was trained from; the context is ``--context``, or what
+    the student was distilled from, or ENV/best. Arms that do not exist are left out and named.
+
+    Returns:
+        The table, and how each arm's replies differ from the base's.
+    """
+    store = session.store
+    student_name = config.student or session.newest_student()
+    student = session.load(student_name) if student_name else None
+    base = _base_of(session, config, student)
+    run_id = session.ledger.begin("evaluate", student=student.id if student else "", base=base.id)
+    contestants = [Contestant(label="base", model=base)]
+    if config.context:
+        context = session.context(config.context, config.placement)[0]
+    else:
+        carried = list(store.model_contexts(student.id)) if student else []
+        best = store.ref(best_ref(session.env))
+        ids = [*carried, *([best] if best else [])]
+        context = store.get_context(ids[0]) if ids else EMPTY
+    if context.text:
+        contestants.append(Contestant(label="in-context", model=base, context=context))
+    else:
+        session.say("no context: nothing was distilled or confirmed for this environment, and none was given")
+    if student is not None and student.id != base.id:
+        contestants.append(Contestant(label="student", model=student))
+    else:
+        session.say("no student: none was consolidated for this environment, and none was given")
+    tasks = session.tasks("test", config.test_tasks)
+    result = evaluate(session, contestants, tasks, run_id=run_id)
+    moved = drifts(session, contestants, tasks, setup=session.setup())
+    session.ledger.finish(run_id, result.to_dict() | drift_dict(moved))
+    return result, moved
+
+
+def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedModel | None) -> models.LoadedModel:
+    """``--model``, else the student's parent where it still lies, else the built-in model."""
+    if config.model:
+        base = session.load(config.model)
+    else:
+        parent = student.parent_id if student else None
+        rows = [row for row in session.store.models() if row["id"] == parent and row["path"]]
+        if student is not None and not (rows and Path(rows[0]["path"]).is_dir()):
+            raise ConfigError(f"the model that {student.name} was trained from is not here; give the base with --model")
+        base = session.load(rows[0]["path"] if student else session.default_model)
+        session.say(f"base: {rows[0]['name'] if student else session.default_model}")
+    session.use(base)  # the model that the run row names
+    return base

@@ -1,0 +1,192 @@
+"""Base, in-context and student on the same test tasks, with intervals, floors and overlap beside them.
+
+Every episode is stored, so a repeated or resumed evaluation plays only what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.stats import Comparison, Rate
+from agentopcd.core.types import EMPTY, Context, Job, Task
+from agentopcd.envs.floors import Floors, floors
+from agentopcd.knowledge import Arena, Arm, Place, places_of
+from agentopcd.models.load import LoadedModel
+from agentopcd.rollouts.engine import engine_of
+from agentopcd.workspace.session import Session
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Who one row of the table is about; it may have played long ago."""
+
+    label: str
+    arm: Arm
+    note: str = ""
+    """What a reader of its figures must know."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """Who plays: a model and the context it is shown."""
+
+    label: str
+    model: LoadedModel
+    context: Context = EMPTY
+
+    @property
+    def arm(self) -> Arm:
+        return Arm(self.model.id, self.context.id)
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(label=self.label, arm=self.arm, note=self.model.note)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableRow:
+    """What one contestant did."""
+
+    label: str
+    rate: Rate
+    tasks: int
+    reply_tokens: float
+    """Mean tokens of all replies of an episode."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A table that can be printed and checked."""
+
+    env: str
+    split: str
+    rows: list[TableRow]
+    comparisons: dict[str, Comparison]
+    """Paired differences by name, such as ``student - base``."""
+    floors: Floors | None
+    overlap: tuple[int, float]
+    """Test tasks that are also in train or extract: how many, and what share."""
+    protocol: str
+    recovered: float | None
+    """Share of the in-context gain that the student has without the context, on the tasks all three played;
+    None without a gain."""
+    notes: list[str]
+
+    def rate(self, label: str) -> Rate:
+        return next(row.rate for row in self.rows if row.label == label)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON for ``--json`` and run folders."""
+        return {
+            "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes,
+            "rows": [
+                {"label": row.label, **row.rate.to_dict(), "tasks": row.tasks, "reply_tokens": row.reply_tokens}
+                for row in self.rows
+            ],
+            "differences": {name: comparison.to_dict() for name, comparison in self.comparisons.items()},
+            "recovered": self.recovered, "overlap": list(self.overlap),
+            "floors": None if self.floors is None else dataclasses.asdict(self.floors),
+        }  # fmt: skip
+
+
+def evaluate(
+    session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, run_id: int, reps: int = 1
+) -> Evaluation:
+    """Play every contestant on the same test tasks with the same seeds and compare them in pairs.
+
+    Args:
+        reps: how often each task is played, with other noise; for environments with few tasks.
+
+    Raises:
+        ConfigError: no tasks.
+    """
+    if not tasks:
+        raise ConfigError(f"no test tasks of {session.env} to evaluate on")
+    if len(engines := {engine_of(session.config, one.model)[0] for one in contestants}) > 1:
+        raise ConfigError(f"these models would be played by {sorted(engines)}; name one of them with --engine")
+    setups = set()
+    for one in contestants:
+        session.store.add_context(one.context)
+        bench = session.bench(run_id, one.model)
+        bench.play_missing(f"test: {one.label}", [Job(task, one.context, rep) for rep in range(reps) for task in tasks])
+        setups.add(bench.setup)
+    (setup,) = setups
+    return tabulate(session, [one.entry for one in contestants], tasks, setup=setup, reps=reps)
+
+
+def tabulate(
+    session: Session, entries: Sequence[Entry], tasks: Sequence[Task], *, setup: str, reps: int = 1
+) -> Evaluation:
+    """The table, read back from the stored episodes."""
+    places, store = set(places_of(tasks, reps)), session.store
+    arena = Arena(session.env, setup, "test", places)
+    counts = store.counts([entry.arm for entry in entries], arena)
+    rows = [
+        TableRow(
+            label=entry.label,
+            rate=counts[entry.arm].rate,
+            tasks=counts[entry.arm].tasks,
+            reply_tokens=_reply_tokens(session, entry.arm, setup, places),
+        )
+        for entry in entries
+    ]
+    arms = {entry.label: entry.arm for entry in entries}
+    wanted = [("in-context", "base"), ("student", "base"), ("student", "in-context"), ("student", "teacher")]
+    notes = sorted({entry.note for entry in entries if entry.note})
+    if session.manifest.protocol == "shared":
+        notes.append("too few tasks to split: selected, trained and reported on the same tasks")
+    return Evaluation(
+        env=session.env,
+        split="test",
+        rows=rows,
+        comparisons={
+            f"{a} - {b}": store.compare(arms[a], arms[b], arena) for a, b in wanted if a in arms and b in arms
+        },
+        floors=floors(session.game.ref, session.game.kwargs, tasks, max_steps=session.game.step_limit),
+        overlap=session.manifest.overlap(),
+        protocol=session.manifest.protocol,
+        recovered=_recovered({label: store.outcomes(arm, arena) for label, arm in arms.items()}),
+        notes=notes,
+    )
+
+
+def _recovered(outcomes: Mapping[str, Mapping[Place, bool]]) -> float | None:
+    """(student - base) / (in-context - base), on the places that all three have."""
+    if not {"base", "in-context", "student"} <= set(outcomes):
+        return None
+    common = set.intersection(*(set(outcomes[label]) for label in ("base", "in-context", "student")))
+    base, shown, student = (sum(outcomes[o][p] for p in common) for o in ("base", "in-context", "student"))
+    return (student - base) / (shown - base) if shown > base else None
+
+
+def _reply_tokens(session: Session, arm: Arm, setup: str, places: Collection[Place]) -> float:
+    rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
+    lengths = [row["output_tokens"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in places]
+    return sum(lengths) / len(lengths) if lengths else 0.0
+
+
+def lines(evaluation: Evaluation) -> list[str]:
+    """The table as plain text, one fact a line."""
+    out = [f"{evaluation.env}, {evaluation.split} tasks", *row_lines(evaluation.rows)]
+    for name, c in evaluation.comparisons.items():
+        paired = f"paired, {c.wins} won / {c.losses} lost on {c.tasks} tasks, p = {c.p:.2g}"
+        out.append(f"{name:21s} {c.difference}  {paired}")
+    if evaluation.recovered is not None:
+        out.append(f"recovered: {evaluation.recovered:.0%} of the in-context gain, without the context")
+    if evaluation.floors is not None:
+        out.append(f"floors: {evaluation.floors.text}")
+    count, share = evaluation.overlap
+    out.append(f"test tasks also in train or extract: {count} ({share:.0%})")
+    return [*out, *(f"note: {note}" for note in evaluation.notes)]
+
+
+def row_lines(rows: Sequence[TableRow]) -> list[str]:
+    """The rows of a table under the names of their columns."""
+    out = [f"{'':12s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens"]
+    for row in rows:
+        interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"
+        out.append(f"{row.label:12s} {row.rate.rate:8.3f}  {interval:>16s} {row.rate.n:5d}  {row.reply_tokens:6.1f}")
+    return out

@@ -1,0 +1,212 @@
+"""Accumulation chains: what the model writes down from its episodes, and the pool of contexts that grows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agentopcd.core.config import GatherConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.stats import Rate
+from agentopcd.core.text import after_thinking
+from agentopcd.core.types import EMPTY, MARKER, Completion, Context, Sampling
+from agentopcd.knowledge import (
+    Origin,
+    PoolStep,
+    Store,
+    add_to_pool,
+    assemble,
+    extraction_messages,
+    ingest,
+    pool_prefix,
+)
+from agentopcd.rollouts.sampling import request_seed
+from agentopcd.workspace.session import Session
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What one play run left in the store."""
+
+    run_id: int
+    rate: Rate
+    items: list[str]
+    """Ids of the items found, each once."""
+    flagged: int
+    """Items that wait for a person."""
+    unparsed: int
+    """Extractor replies without an item."""
+    candidates: list[Context]
+    """The chains' contexts, the latest of each chain first, each once."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "run": self.run_id, "episodes": self.rate.n, "wins": self.rate.wins, "success": self.rate.rate,
+            "low": self.rate.low, "high": self.rate.high, "items": self.items, "flagged": self.flagged,
+            "replies_without_item": self.unparsed, "candidates": [c.id for c in self.candidates],
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, done: Mapping[str, Any], store: Store) -> Gathered:
+        """What :meth:`to_dict` wrote, with the contexts from the store."""
+        return cls(
+            run_id=done["run"], rate=Rate(done["wins"], done["episodes"]), items=done["items"],
+            flagged=done["flagged"], unparsed=done["replies_without_item"],
+            candidates=[store.get_context(id_) for id_ in done["candidates"]],
+        )  # fmt: skip
+
+
+def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathered) -> Gathered:
+    """Run the accumulation chains over the run's episodes and name every step in the pool.
+
+    Chain ``c`` reads its own seeded draw of the episodes; each step appends that episode's items.
+    """
+    store, chat = session.store, session.player.chat
+    ids = [row["id"] for row in store.episodes(run_id=run_id)]
+    if not ids:
+        raise ConfigError("no finished episode to extract from: the environment broke every one of them")
+    first = _first_chain(session, run_id)
+    depth = min(config.chain_steps, len(ids))
+    readings = {c: random.Random(f"{config.seed}:chain:{c}").sample(ids, depth) for c in range(config.chains)}
+    chains = dict.fromkeys(range(config.chains), EMPTY)
+    items: dict[str, None] = {}
+    flagged, unparsed = set(), 0
+    for step, replies in enumerate(_replies(session, config, readings, chains), start=1):
+        for c, reply in replies.items():
+            id_ = readings[c][step - 1]
+            shown = chains[c] if config.show_earlier and chains[c].text else None
+            origin = Origin(
+                run_id=run_id, episode=store.transcript(id_), episode_id=id_, shown=shown, first_line=c * 1000
+            )
+            got = ingest(store, reply, origin, special=chat.special, count_tokens=chat.count_tokens)
+            unparsed += not got.parsed
+            flagged |= set(got.flagged)
+            items |= dict.fromkeys(got.ids)
+            texts = [item.text for item in store.items(ids=got.accepted)]
+            chains[c] = assemble(
+                [*chains[c].lines, *texts], budget=config.budget_tokens,
+                count_tokens=chat.count_tokens, placement=config.placement,
+            )  # fmt: skip
+            if chains[c].text:
+                made = {"order": "chain", "budget": config.budget_tokens, "chain": first + c, "step": step}
+                add_to_pool(store, PoolStep(session.env, first + c, step), chains[c], run_id=run_id, origin=made)
+    return dataclasses.replace(
+        gathered, items=list(items), flagged=len(flagged), unparsed=unparsed, candidates=pool(session, run_id)
+    )
+
+
+def _replies(
+    session: Session, config: GatherConfig, readings: dict[int, list[int]], chains: dict[int, Context]
+) -> Iterator[dict[int, str]]:
+    """The extractor's replies of each step, by chain.
+
+    Where the extractor sees the chain's earlier items, a step waits for the one before; else all steps
+    of all chains are asked at once, which is much faster.
+    """
+    steps = range(len(readings[0]))
+    if not config.show_earlier:
+        everything = _ask(session, config, [(c, s) for s in steps for c in readings], readings, chains)
+        for s in steps:
+            yield {c: everything[c, s] for c in readings}
+        return
+    for s in steps:
+        replies = _ask(session, config, [(c, s) for c in readings], readings, chains)
+        yield {c: replies[c, s] for c in readings}
+
+
+def _ask(
+    session: Session, config: GatherConfig, places: Sequence[tuple[int, int]], readings: dict[int, list[int]],
+    chains: dict[int, Context],
+) -> dict[tuple[int, int], str]:  # fmt: skip
+    """The extractor's replies at these (chain, step) places."""
+    player = session.player
+    requests = []
+    for c, s in places:
+        episode = session.store.transcript(readings[c][s])
+        earlier = chains[c] if config.show_earlier else None
+        messages = extraction_messages(episode, kind=session.kind, earlier=earlier)
+        requests.append(player.chat.request(messages, seed=request_seed(config.seed, "extract", c, s)))
+    sampling = Sampling(
+        temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
+    )
+    session.say(f"extracting from {len(requests)} episodes")
+    # A model too small to keep to the format gets a second try, with the marker as its first words; where the
+    # first reply of no chain keeps to it, the others are asked that way at once. Saying nothing keeps to it.
+    first = len(readings)
+    prompted = [player.chat.opened(request, MARKER) for request in requests]
+    replies = _texts(session, player.sampler.sample(requests[:first], sampling))
+    if any(_in_format(reply) for reply in replies) or prompted[0] is None:
+        replies += _texts(session, player.sampler.sample(requests[first:], sampling))
+    else:
+        replies += ["?"] * (len(requests) - first)
+    again = {i: request for i, request in enumerate(prompted) if request is not None and not _in_format(replies[i])}
+    for i, reply in zip(again, player.sampler.sample(list(again.values()), sampling), strict=True):
+        replies[i] = MARKER + player.chat.reply(reply)
+    if again:
+        session.say(f"{len(again)} of {len(requests)} replies asked for with {MARKER!r} as their opening")
+    return dict(zip(places, replies, strict=True))
+
+
+def _texts(session: Session, replies: Sequence[Completion]) -> list[str]:
+    """The replies as text. What an API kept back is told, and not taken for having nothing to say."""
+    if kept := [reply.error for reply in replies if reply.error]:
+        session.say(f"warning: {len(kept)} of {len(replies)} lessons are missing ({kept[0]})")
+    return [session.player.chat.reply(reply) or reply.error for reply in replies]
+
+
+def _in_format(reply: str) -> bool:
+    """Whether an extractor's reply holds an item, or nothing at all: no lesson is an answer too."""
+    return MARKER in reply or not after_thinking(reply).strip()
+
+
+def _first_chain(session: Session, run_id: int) -> int:
+    """Number of this run's first chain: where it began before it was killed, else the next free one.
+
+    A chain that has found nothing yet has no name, so it began right after the chains that came before.
+    """
+    moves = session.store.moves(pool_prefix(session.env))
+    names = ((move["name"].split("/")[-2], move["run_id"]) for move in moves)
+    owners = {int(name): owner for name, owner in names if name.isdecimal()}  # a person may name refs freely
+    own = min((chain for chain, owner in owners.items() if owner == run_id), default=max(owners, default=-1) + 1)
+    return max((chain for chain in owners if chain < own), default=-1) + 1
+
+
+def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[Context]:
+    """Distinct contexts of the pool (of one run, if given): the latest step of each chain, newest chain first."""
+    store = session.store
+    names = store.refs(prefix or pool_prefix(session.env))
+    if run_id is not None:
+        own = {move["name"] for move in store.moves(run_id=run_id)}
+        names = {name: id_ for name, id_ in names.items() if name in own}
+    chains: dict[str, list[str]] = {}
+    for name, id_ in names.items():
+        chains.setdefault(name.rpartition("/")[0], []).append(id_)
+    newest_first = reversed(list(chains.values()))
+    layers = itertools.zip_longest(*(reversed(ids) for ids in newest_first))
+    ordered = dict.fromkeys(id_ for layer in layers for id_ in layer if id_ is not None)
+    return [store.get_context(id_) for id_ in ordered]
+
+
+def chains_of(store: Store, run: Mapping[str, Any]) -> list[list[str]]:
+    """The context id of every step, 0 included, of every chain of a finished play run; ``config`` is read already.
+
+    A step without a ref keeps the context before it: a chain has none until its first item.
+    """
+    config, played = run["config"], json.loads(run["result"])["episodes"]
+    reached: defaultdict[str, dict[int, str]] = defaultdict(dict)
+    for name in store.refs(pool_prefix(config["env"])):
+        chain, _, step = name.rpartition("/")
+        for move in store.log(name):
+            if move["run_id"] == run["id"] and move["actor"] == "extract":
+                reached[chain][int(step)] = move["context_id"]
+    depth, silent = min(config["chain_steps"], played), [{}] * (config["chains"] - len(reached))
+    chains = []
+    for steps in [*reached.values(), *silent]:
+        steps = {0: EMPTY.id} | steps
+        chains.append([steps[max(known for known in steps if known <= step)] for step in range(depth + 1)])
+    return chains

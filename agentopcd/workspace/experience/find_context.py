@@ -1,0 +1,81 @@
+"""What is distilled: the confirmed context of the store, one that a person gives, or several at once."""
+
+from __future__ import annotations
+
+from agentopcd.core.config import ConsolidateConfig, player_flags
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import Context, Mixture
+from agentopcd.knowledge import Arena, Arm, best_ref
+from agentopcd.workspace.experience.chains import pool
+from agentopcd.workspace.session import Session
+
+
+def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixture:
+    """The context to distil. A file is a person's word; a context of the store must have been confirmed.
+
+    Raises:
+        ConfigError: nothing was confirmed and ``force`` is not set, or there is no context at all.
+    """
+    flags = player_flags(config)
+    if config.mix:
+        return mixture(session, config)
+    if config.context:
+        context, by_person = session.context(config.context, config.placement)
+        if by_person:
+            return context
+    else:
+        best = session.store.ref(best_ref(session.env))
+        if best is None and not config.force:
+            raise ConfigError(
+                f"no context of {session.env} was confirmed; run `agentopcd knowledge score {flags}`, "
+                "name one with --context, or distil the best guess with --force"
+            )
+        candidates = [session.store.get_context(best)] if best else pool(session)
+        if not candidates:
+            raise ConfigError(f"no context of {session.env} in the store; run `agentopcd play {flags}`")
+        context = candidates[0]
+    session.resume_model("consolidate", context.id)
+    if not (config.force or session.confirmed(context)):
+        raise ConfigError(
+            f"context {context.id[:12]} never passed the confirm gate; run `agentopcd knowledge confirm "
+            f"--context {context.id[:12]} {flags}`, or insist with --force"
+        )
+    session.check_handover(context)
+    return context
+
+
+def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
+    """The ``config.mix`` contexts of the pool that did best on select tasks with this model, weighted by their success.
+
+    One of them must have been confirmed, unless ``force`` is set.
+
+    Raises:
+        ConfigError: too few have won a select task, or none of them was confirmed.
+    """
+    session.resume_model("consolidate")
+    candidates, arena = pool(session), Arena(session.env, session.setup(), "select")
+    arms = {context: Arm(session.loaded.id, context.id) for context in candidates}
+    counts = session.store.counts(arms.values(), arena)
+    rates = {context: counts[arm].rate for context, arm in arms.items()}
+    ranked = sorted((c for c in candidates if rates[c].wins), key=lambda c: rates[c].rate, reverse=True)[: config.mix]
+    if len(ranked) < config.mix:
+        raise ConfigError(
+            f"--mix {config.mix} wants as many contexts that have won a select task with this model and settings, "
+            f"got {len(ranked)}; run `agentopcd knowledge score --candidates {config.mix} {player_flags(config)}`"
+        )
+    for context in ranked:
+        session.check_handover(context)
+    if not config.force and not any(session.confirmed(context) for context in ranked):
+        raise ConfigError(
+            f"none of these {len(ranked)} contexts passed the confirm gate; run `agentopcd knowledge score "
+            f"{player_flags(config)}`, or insist with --force"
+        )
+    return Mixture(tuple(ranked), tuple(rates[context].rate for context in ranked))
+
+
+def shares(context: Context | Mixture) -> dict[str, float]:
+    """How much of a training each context is."""
+    if isinstance(context, Context):
+        return {context.id: 1.0}
+    total = sum(context.weights)
+    return {part.id: weight / total for part, weight in zip(context.parts, context.weights, strict=True)}

@@ -1,0 +1,51 @@
+"""Play, store every turn, and let the model extract items: from tasks to candidate contexts.
+
+Everything is written down as it happens and seeded by what it is for, so a killed call goes on when it
+is repeated, and nothing is stored twice.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from agentopcd.core.config import PlayConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.stats import Rate
+from agentopcd.core.types import EMPTY, Context, Job, Task
+from agentopcd.workspace.experience.chains import Gathered, extract
+from agentopcd.workspace.session import Session
+
+
+def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
+    """Play ``config.episodes`` episodes, store them, and let the model extract items from them.
+
+    A run that has finished is read back, not repeated.
+    """
+    if (done := session.ledger.result(run_id)) is not None:
+        return Gathered.from_dict(done, session.store)
+    context = session.context(config.context, config.placement)[0] if config.context else EMPTY
+    jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id, context)]
+    session.bench(run_id).play_missing("play", jobs)
+    rows = session.store.episodes(run_id=run_id)
+    result = Gathered(
+        run_id=run_id, rate=Rate(sum(r["success"] for r in rows), len(rows)),
+        items=[], flagged=0, unparsed=0, candidates=[],
+    )  # fmt: skip
+    return extract(session, config, run_id, result) if config.extract else result
+
+
+def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Context) -> list[tuple[Task, int]]:
+    """The tasks this run plays: unused ones first, then used ones again, with fresh noise.
+
+    What this run itself has stored counts as unused, so that a resumed run plans the same tasks.
+    """
+    tasks = session.tasks(config.split)
+    used = session.store.used(session.env, context.id, besides=run_id)
+    if not tasks:
+        raise ConfigError(f"no {config.split} tasks of {session.env}")
+    endless = ((task, rep) for rep in itertools.count() for task in tasks)
+    planned = list(itertools.islice((job for job in endless if (job[0].seed, job[1]) not in used), config.episodes))
+    again = sum(rep > 0 for _, rep in planned)
+    if again:
+        session.say(f"{again} of {len(planned)} episodes repeat a task: all {len(tasks)} of {config.split} were played")
+    return planned

@@ -1,0 +1,99 @@
+"""The ledger: one row of the store for each run of a verb, by which a repeated command is found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agentopcd.core.config import PlayerConfig
+from agentopcd.knowledge import EXTRACTION_VERSION, Store
+from agentopcd.knowledge.extract import Kind
+
+LATER_SETTINGS = ("keep_checkpoints", "mix")
+"""Settings that came after the first workspaces; each is false or 0 where it is not used."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Ledger:
+    """The runs of one verb's settings on one environment."""
+
+    store: Store
+    config: PlayerConfig
+    env: str
+    """The environment's name in the store."""
+    kind: Kind
+    work: Path
+    """The workspace."""
+    model_id: Callable[[], str]
+    """Loads the model, if need be."""
+    say: Callable[[str], None]
+    env_errors: list[str] = dataclasses.field(default_factory=list)
+    """Tracebacks of the episodes that the environment broke in spite of retries."""
+
+    def begin(self, verb: str, **facts: object) -> int:
+        """The run row of this verb: the unfinished one of the same settings and model, else a new one."""
+        identity = self._identity(facts)
+        if (run_id := self.store.find_run(verb, identity)) is not None:
+            self.say(f"resuming {verb} run {run_id}")
+            return run_id
+        return self.store.start(verb, identity, self.config.seed)
+
+    def stage(self, verb: str, **facts: object) -> int:
+        """The run row of one stage of a longer job: the finished one of the same settings, else as :meth:`begin`."""
+        done = self.finished(verb, **facts)
+        return self.begin(verb, **facts) if done is None else done
+
+    def finished(self, verb: str, **facts: object) -> int | None:
+        """The finished run of the same settings and model, if there is one."""
+        return self.store.find_run(verb, self._identity(facts), status="done")
+
+    def finish(self, run_id: int, result: dict[str, Any]) -> None:
+        """Close a run with its conclusions and what the environment broke."""
+        broken = {"env_errors": len(self.env_errors), "env_error_samples": self.env_errors[:3]}
+        self.store.finish(run_id, result | broken)
+
+    def settle(self) -> None:
+        """Close every run that was killed after its folder had got its result, and before its row had."""
+        for row in self.store.runs(status="running"):
+            if folder := json.loads(row["config"]).get("folder"):
+                # By its name: its path was written by a command that may have been called from another folder.
+                file = self.work / "runs" / Path(folder).name / "result.json"
+                if file.is_file():
+                    self.store.finish(row["id"], json.loads(file.read_text()))
+
+    def result(self, run_id: int) -> dict[str, Any] | None:
+        """What a run concluded, or None while it is unfinished."""
+        row = self.store.run(run_id)
+        return json.loads(row["result"]) if row["status"] == "done" and row["result"] else None
+
+    def started_from(self, verb: str, context_id: str | None) -> str | None:
+        """The model that a run of these very settings on this context (None: on any) started from, finished or not.
+
+        Without ``--model`` a repeated command would else take the student that its first call has made.
+        """
+        wanted = run_config(self.config) | {"env": self.env}
+        wanted |= {} if context_id is None else {"context_id": context_id}
+        for config in (json.loads(row["config"]) for row in self.store.runs(verb)):
+            if all(config.get(name) == value for name, value in wanted.items()):
+                model = self.store.lookup("model", id=config["model_id"])
+                return model["path"] if model else None
+        return None
+
+    def _identity(self, facts: dict[str, object]) -> dict[str, object]:
+        own = {"env": self.env, "model_id": self.model_id(), "kind": self.kind, "template": EXTRACTION_VERSION}
+        return run_config(self.config) | own | facts
+
+
+def run_config(config: PlayerConfig) -> dict[str, Any]:
+    """Settings as JSON, with the environment's own name kept apart from the label that replaces it.
+
+    Without the address of a server, since a run goes on at another one, and without :data:`LATER_SETTINGS` that are
+    not used, so that runs of an older version go on.
+    """
+    settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
+    return {
+        name: value for name, value in settings.items() if name != "server" and (value or name not in LATER_SETTINGS)
+    }

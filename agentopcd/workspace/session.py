@@ -1,0 +1,264 @@
+"""What every verb opens: the workspace's store, the environment with its splits, and a model that plays it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from agentopcd import models
+from agentopcd.core.config import PlayerConfig
+from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
+from agentopcd.envs.splits import Manifest, build_splits
+from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
+from agentopcd.knowledge.extract import Kind
+from agentopcd.rollouts.engine import engine_of, game_of, player_of
+from agentopcd.rollouts.player import Player
+from agentopcd.workspace.ledger import Ledger
+
+DEFAULT_MODEL = "smollm2-135m"
+"""For environments that name no model of their own."""
+
+Progress = Callable[[str, Iterable[Episode], int], Iterable[Episode]]
+"""Shows how far an iteration is: (label, items, how many there will be) → the same items."""
+
+
+def no_progress(label: str, items: Iterable[Episode], total: int) -> Iterable[Episode]:
+    return items
+
+
+class Session:
+    """What one verb has open: a store, an environment with its splits, and a model that plays it.
+
+    Args:
+        config: the verb's settings.
+        work: the workspace folder.
+        say: takes lines for people.
+        progress: shows progress bars.
+
+    The model is loaded on first use, so that a plan can be printed without it.
+    """
+
+    def __init__(
+        self,
+        config: PlayerConfig,
+        work: Path,
+        *,
+        say: Callable[[str], None] = print,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.config, self.work, self.say, self.progress = config, work, say, progress
+        self.game = game_of(config)
+        self.env = self.game.label
+        self.kind: Kind = "single" if self.game.step_limit == 1 else "game"
+        self.store = Store.open(work / "store.db")
+        self.ledger = Ledger(
+            store=self.store, config=config, env=self.env, kind=self.kind, work=work,
+            model_id=lambda: self.loaded.id, say=say,
+        )  # fmt: skip
+        self.ledger.settle()
+        self._model: models.LoadedModel | None = None
+        self._player: Player | None = None
+        self._resumed_model = ""
+        self._said: set[str] = set()
+        self.manifest = self._manifest()
+        if self.manifest.protocol != "disjoint":
+            why = {"shared": "too few tasks to split", "paper": "the paper's own seeds"}[self.manifest.protocol]
+            self.say(f"note: {why}: tasks are selected, confirmed, trained and reported on without being held out")
+        self._register_tasks()
+
+    def close(self) -> None:
+        self.store.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- model --------------------------------------------------------------------------------------
+
+    @cached_property
+    def device(self) -> torch.device:
+        return models.pick_device(self.config.device)
+
+    @cached_property
+    def compute(self) -> torch.dtype:
+        return models.pick_compute(self.config.compute, self.device)
+
+    def model_name(self) -> tuple[str, str]:
+        """The model's name and why it was taken."""
+        if self.config.model:
+            return self.config.model, "as given"
+        if self._resumed_model:
+            return self._resumed_model, "as when this command was given first"
+        if newest := self.newest_student():
+            return newest, "the newest student of this workspace for this environment"
+        return self.default_model, "the built-in model; no student of this environment yet"
+
+    @property
+    def default_model(self) -> str:
+        """The built-in model for this environment."""
+        return self.game.spec.model or DEFAULT_MODEL
+
+    def newest_student(self) -> str | None:
+        rows = self.store.models(self.env, trained=True)
+        return next((row["path"] for row in rows if row["path"] and Path(row["path"]).is_dir()), None)
+
+    def resume_model(self, verb: str, context_id: str | None = None) -> None:
+        """Take the model that this command started from when it was given first, if it was."""
+        if not self.config.model and self._model is None:
+            self._resumed_model = self.ledger.started_from(verb, context_id) or ""
+
+    @property
+    def loaded(self) -> models.LoadedModel:
+        """The model that plays, loaded on first use."""
+        if self._model is None:
+            name, why = self.model_name()
+            self.say(f"model: {name} ({why})")
+            self._model = self.load(name)
+        return self._model
+
+    def use(self, model: models.LoadedModel | None) -> None:
+        """Play with ``model`` from now on; None: with one that is loaded afresh on its next use."""
+        self._model, self._player = model, None
+
+    def load(self, name: str) -> models.LoadedModel:
+        """Load a model and register it in the store."""
+        if self.config.engine == "api":
+            loaded = models.behind_api(name)
+            self.store.add_model(loaded.id, name)
+            return loaded
+        loaded = models.load_model(name, device=self.device)
+        if loaded.note:
+            self._say_once(f"note: {loaded.note}")
+        self.store.add_model(loaded.id, loaded.name, str(loaded.folder))
+        return loaded
+
+    @property
+    def player(self) -> Player:
+        """Plays this environment with the model that is loaded."""
+        if self._player is None:
+            self._player = self.player_for(self.loaded)
+        return self._player
+
+    def player_for(self, loaded: models.LoadedModel) -> Player:
+        """A player of this environment whose replies come from ``loaded``."""
+        engine, why = engine_of(self.config, loaded)
+        self._say_once(f"engine: {engine} ({why})")
+        return player_of(self.config, loaded, self.compute)
+
+    def setup(self, player: Player | None = None) -> str:
+        """Hash of all that changes play besides model, context and task."""
+        return setup_id((player or self.player).setup() | {"packages": dict(self.manifest.packages)})
+
+    def bench(self, run_id: int, model: models.LoadedModel | None = None) -> Bench:
+        """Where contexts are tried for a run, with ``model`` or the one that plays."""
+        player = self.player_for(model) if model else self.player
+        return Bench(
+            store=self.store, env=self.env, setup=self.setup(player), model_id=(model or self.loaded).id,
+            run_id=run_id, play=functools.partial(self._play, player),
+        )  # fmt: skip
+
+    def _play(self, player: Player, label: str, jobs: Sequence[Job]) -> Iterator[Episode]:
+        """Show how far the jobs are, and write down what the environment breaks."""
+        errors = self.ledger.env_errors
+        before = len(errors)
+        for episode in self.progress(label, player.play(jobs), len(jobs)):
+            if episode.stop_reason == "env_error":
+                errors.append(episode.error or "")
+            yield episode
+        if broken := errors[before:]:
+            last = broken[0].strip().splitlines()[-1]
+            self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted")
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            self.say(line)
+
+    # -- tasks --------------------------------------------------------------------------------------
+
+    def tasks(self, split: str, n: int | None = None) -> list[Task]:
+        """The first ``n`` tasks of a split (all of them when there are fewer)."""
+        tasks = self.manifest.tasks(split)
+        return tasks if n is None else tasks[:n]
+
+    def _manifest(self) -> Manifest:
+        """The splits: a given file, else those this workspace made when it first met the environment."""
+        if self.config.splits:
+            manifest = Manifest.load(Path(self.config.splits))
+            if (manifest.env, dict(manifest.kwargs)) != (self.game.ref, dict(self.game.kwargs)):
+                raise ConfigError(
+                    f"{self.config.splits} holds the splits of {manifest.env} {dict(manifest.kwargs)}, wanted "
+                    f"{self.game.ref} {dict(self.game.kwargs)}; make them with `agentopcd envs splits`"
+                )
+            return manifest
+        name = hashlib.sha256(self.env.encode()).hexdigest()[:12]
+        file = self.work / "splits" / f"{name}.json"
+        if file.is_file():
+            return Manifest.load(file)
+        manifest = build_splits(self.game.ref, self.game.kwargs)
+        file.parent.mkdir(exist_ok=True)
+        manifest.save(file)
+        return manifest
+
+    def _register_tasks(self) -> None:
+        """Every task gets its split before anything is played; a key that sat elsewhere raises TaskLeak."""
+        with self.store.write():
+            for split in SPLITS:
+                own = "shared" if self.manifest.protocol != "disjoint" else split
+                self.store.add_tasks(self.env, self.manifest.tasks(split), own)
+
+    # -- contexts -----------------------------------------------------------------------------------
+
+    def context(self, name: str, placement: Placement = "user") -> tuple[Context, bool]:
+        """A context by file, ref or id, and whether a person gave it as a file.
+
+        Raises:
+            ConfigError: an empty file, or neither a file nor a name in the store.
+        """
+        if Path(name).is_file():
+            try:
+                text = Path(name).read_text(encoding="utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ConfigError(f"context file {name!r} is not UTF-8 text ({error})") from error
+            if not text:
+                raise ConfigError(f"context file {name!r} is empty; write the context into it")
+            context = Context(text, placement)
+            self.store.add_context(context, {"order": "file", "file": name})
+            return context, True
+        try:
+            return self.store.get_context(self.store.resolve(name)), False
+        except StoreError as error:
+            raise StoreError(f"{error} (and there is no file {name!r})") from error
+
+    def confirmed(self, context: Context) -> bool:
+        """Whether this context ever passed the confirm gate for this environment, whatever the model."""
+        moves = [m for m in self.store.log(best_ref(self.env)) if m["context_id"] == context.id]
+        passed = [m for m in moves if m["actor"] == "confirm"]
+        runs = {m["run_id"] for m in passed} - {None}
+        with_whom = {json.loads(self.store.run(run)["config"]).get("model_id") for run in runs}
+        if with_whom and self.loaded.id not in with_whom:
+            self.say(f"note: context {context.id[:12]} passed the confirm gate with another model than this student")
+        return bool(passed)
+
+    def check_handover(self, context: Context) -> None:
+        """The gate before training: no leak, no item that is pending or retired.
+
+        Raises:
+            TaskLeak: an item came from a held-out task.
+            ConfigError: an item waits for a person, or was retired.
+        """
+        check_leaks(self.store, context.id)
+        if blocked := self.store.blocked(context.id):
+            raise ConfigError(
+                f"item {blocked[0].id[:12]} of context {context.id[:12]} is {blocked[0].status} "
+                f"({len(blocked)} such items); approve or leave it out before training"
+            )
