@@ -358,7 +358,7 @@ force = true
 """
 
 
-@pytest.mark.slow  # pocket plays: pytest -m slow tests/test_reproduce.py
+@pytest.mark.slow  # pocket plays: pytest -m slow tests/cli/test_paper.py
 def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "own.toml"
     file.write_text(OWN)

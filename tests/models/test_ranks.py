@@ -80,7 +80,7 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(*words: Any, rc: int = 0) -> str:
-    here, environment = Path(__file__).parents[1], os.environ | {"OMP_NUM_THREADS": "1"}
+    here, environment = Path(__file__).parents[2], os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment, cwd=here)
     assert done.returncode == rc, done.stdout + done.stderr
     return done.stdout + done.stderr

@@ -21,7 +21,7 @@ from agentopcd.core.errors import ConfigError, EngineError
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.rollouts.sampling import Sampler, request_seed
 from tests import tiny
-from tests.sampling.vllm_server import VllmServer
+from tests.rollouts.sampling.vllm_server import VllmServer
 
 Make = Callable[..., Sampler]
 

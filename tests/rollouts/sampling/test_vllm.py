@@ -157,7 +157,7 @@ def test_a_round_of_learning_and_no_process_left_behind(tmp_path: Path) -> None:
     words = """learn --env frozen-lake-4x4 --model pocket --engine vllm --episodes-per-round 4 --chains 1
         --chain-steps 2 --candidates 2 --select-tasks 4 --confirm-tasks 4 --steps 2 --select-every 2 --batch-size 4
         --test-tasks 4 --force --json"""
-    here = Path(__file__).parents[2]
+    here = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-m", "agentopcd", *words.split(), "--work", str(tmp_path)],
         capture_output=True, text=True, cwd=here, env=os.environ | {"OMP_NUM_THREADS": "1"},

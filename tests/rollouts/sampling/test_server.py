@@ -28,8 +28,8 @@ from agentopcd.rollouts.sampling.requests import KEY
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from agentopcd.rollouts.sampling.vllm_server import ServerSampler
 from tests import tiny
-from tests.sampling.fake_server import FakeServer
-from tests.sampling.vllm_server import VllmServer
+from tests.rollouts.sampling.fake_server import FakeServer
+from tests.rollouts.sampling.vllm_server import VllmServer
 
 HOT, COLD = Sampling(temperature=0.7, max_tokens=8), Sampling(temperature=0.0, max_tokens=8)
 REQUESTS = [Request(prompt_ids=tuple(range(40, 44 + n)), seed=n) for n in range(6)]

@@ -22,8 +22,8 @@ from agentopcd.rollouts.sampling import requests
 from agentopcd.rollouts.sampling.chat_api import ApiSampler
 from agentopcd.rollouts.sampling.requests import KEY
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
-from tests.sampling.fake_server import FakeServer
-from tests.sampling.vllm_server import VllmServer
+from tests.rollouts.sampling.fake_server import FakeServer
+from tests.rollouts.sampling.vllm_server import VllmServer
 
 HOT = Sampling(temperature=0.7, max_tokens=8)
 ASKED = [Message(role="user", content="go left or right?")]

@@ -97,7 +97,7 @@ class Pays(TextEnv):
         return self.turn(state="go on", reward=1.0)
 
 
-WALK = "tests.test_rollouts:Walk"
+WALK = "tests.rollouts.test_player:Walk"
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +191,7 @@ def test_the_three_endings(tokenizer: Any) -> None:
 
 
 def test_a_cut_with_reward_is_no_success(tokenizer: Any) -> None:
-    player = player_of(tokenizer, lambda prompt: "go", "tests.test_rollouts:Pays", max_steps=3)
+    player = player_of(tokenizer, lambda prompt: "go", "tests.rollouts.test_player:Pays", max_steps=3)
     episode = one(player, Job(Task(0, "pays")))
     assert (episode.stop_reason, episode.success, episode.reward) == ("max_steps", False, 3.0)
 
