@@ -10,11 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from agentopcd.distillation.losses import (
-    Form,
-    divergence,
-    full_kl,
-)
+from agentopcd.distillation.losses import Form, divergence, full_kl
 
 full_reverse_kl, topk_reverse_kl = full_kl, divergence
 full_forward_kl = partial(full_kl, direction="forward")

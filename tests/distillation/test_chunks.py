@@ -10,9 +10,7 @@ from torch import Tensor
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.distillation import chunks, losses
-from tests.distillation.divergences import (
-    without_type_checks,
-)
+from tests.distillation.divergences import without_type_checks
 
 
 def head_and_rows(n: int, *, bias: bool, dtype: torch.dtype = torch.float32) -> tuple[torch.nn.Linear, Tensor, Tensor]:

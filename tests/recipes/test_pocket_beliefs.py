@@ -11,12 +11,7 @@ import pytest
 from agentopcd.envs.games.solvers import MOVES
 from recipes.pocket import worlds
 from recipes.pocket.worlds import Rules
-from tests.recipes.pocket_readers import (
-    Drawn,
-    positions,
-    state_of,
-    stated,
-)
+from tests.recipes.pocket_readers import Drawn, positions, state_of, stated
 
 
 def test_every_reply_of_a_game_states_one_and_the_same_belief(games: list[Drawn]) -> None:

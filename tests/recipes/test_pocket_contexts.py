@@ -12,15 +12,7 @@ import pytest
 from agentopcd.rollouts.chat import EXPERIENCE_FRAME
 from recipes.pocket import corpus, wording, worlds
 from recipes.pocket.worlds import Rules
-from tests.recipes.pocket_readers import (
-    Drawn,
-    only,
-    plain,
-    read,
-    sentences,
-    stated,
-    template,
-)
+from tests.recipes.pocket_readers import Drawn, only, plain, read, sentences, stated, template
 
 _HOLE = re.compile(r"hole|never|avoid|away|around|do not|deadly|los|fall|ends the (game|round)", re.I)
 _BOX = re.compile(

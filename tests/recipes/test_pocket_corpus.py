@@ -16,10 +16,7 @@ import pytest
 
 from agentopcd.models import find
 from recipes.pocket import corpus
-from tests.recipes.pocket_readers import (
-    board_in,
-    only,
-)
+from tests.recipes.pocket_readers import board_in, only
 
 
 @pytest.mark.parametrize("name", find.SHIPPED)

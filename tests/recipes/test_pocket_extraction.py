@@ -10,14 +10,7 @@ from agentopcd.core.types import MARKER
 from agentopcd.envs.games.solvers import Cell
 from agentopcd.knowledge.items import flags, parse
 from recipes.pocket import corpus
-from tests.recipes.pocket_readers import (
-    board_in,
-    cells_of,
-    earlier_of,
-    only,
-    positions,
-    read,
-)
+from tests.recipes.pocket_readers import board_in, cells_of, earlier_of, only, positions, read
 
 
 def told_by_trace(prompt: str) -> tuple[set[tuple[str, Any]], list[tuple[str, Cell]]]:

@@ -20,9 +20,7 @@ from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling import InBatches
 from recipes.pocket import corpus, worlds
 from recipes.pocket.worlds import Played, Rules
-from tests.recipes.pocket_readers import (
-    earlier_of,
-)
+from tests.recipes.pocket_readers import earlier_of
 
 REAL = ("frozen-lake", "frozen-lake-4x4", "frozen-lake-4x4-swapped", "sokoban", "sokoban-swapped")
 PROMPT_FORMAT = "6d40d595eaaf4e4f791dcfd83637c6d8"

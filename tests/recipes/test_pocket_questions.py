@@ -13,9 +13,7 @@ from agentopcd.core.types import MARKER
 from agentopcd.envs.questions.puzzles import FORMS, KINDS, Conventions, Instructions
 from agentopcd.envs.questions.rows import QuestionRow
 from recipes.pocket import corpus
-from tests.recipes.pocket_readers import (
-    only,
-)
+from tests.recipes.pocket_readers import only
 
 
 def convention(lines: Sequence[str]) -> dict[str, Any]:

@@ -9,14 +9,7 @@ from collections import Counter, deque
 from agentopcd.envs.games.solvers import MOVES, Cell, Warehouse, shortest
 from recipes.pocket import corpus, worlds
 from recipes.pocket.worlds import Rules
-from tests.recipes.pocket_readers import (
-    Drawn,
-    cells_of,
-    only,
-    positions,
-    state_of,
-    stated,
-)
+from tests.recipes.pocket_readers import Drawn, cells_of, only, positions, state_of, stated
 
 
 def test_scanned_letters_stand_where_the_reply_says() -> None:
