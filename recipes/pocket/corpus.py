@@ -17,7 +17,7 @@ from agentopcd.envs.games.textarena import _HOW_TO_MOVE as HOW_TO_MOVE
 from agentopcd.envs.questions.puzzles import Conventions, Instructions
 from agentopcd.knowledge.extract import extraction_messages
 from agentopcd.rollouts import chat as chats
-from recipes.pocket import wording, worlds
+from recipes.pocket import layouts, trace, wording, worlds
 from recipes.pocket.worlds import Played, Rules
 
 RULES = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
@@ -114,10 +114,10 @@ def _play(
     limit: int,
 ) -> Played:  # fmt: skip
     if game == "lake":
-        board = worlds.draw_lake(rng, stage.lakes, letters, world)
+        board = layouts.draw_lake(rng, stage.lakes, letters, world)
         return worlds.play_lake(rng, board, world, belief, limit, slip)
     glyphs = ("#", "_") if rng.random() < 0.8 else tuple(rng.sample("#_.*~:=", 2))
-    room = worlds.draw_room(rng, stage.rooms, letters, world, glyphs)  # type: ignore[arg-type]
+    room = layouts.draw_room(rng, stage.rooms, letters, world, glyphs)  # type: ignore[arg-type]
     return worlds.play_room(rng, room, world, belief, limit, slip)
 
 
@@ -218,7 +218,7 @@ def _way(rng: random.Random, stage: Stage) -> Sample:
     for _ in range(12):
         letters = _letters(rng, "lake")
         rules = rng.choice(worlds.hypotheses(letters))
-        board = worlds.draw_lake(rng, stage.lakes, letters, rules)
+        board = layouts.draw_lake(rng, stage.lakes, letters, rules)
         think, _ = worlds.lake_plan(rng, board, rules, board.start)
         squares, path = think.partition(" P ")[2].split(" path ")
         text = f"P {squares}\n\n{board.size} by {board.size}. Which way?"
@@ -253,7 +253,7 @@ def _extract(rng: random.Random, stage: Stage) -> Sample:
     limit = rng.choice([2, 4, 5, 6, 8]) if game == "lake" else rng.choice([1, 3, 5, 5])
     played = _play(rng, game, stage, letters, world, belief, rng.choice([0.1, 0.5]), limit)
     if rng.random() < 0.04:
-        played = _mumbled(rng, game, played)
+        played = trace.mumbled(rng, game, played)
     turns = [
         _turn(_parts(RULES, number, step.feedback, step.state), [], f"{THINK}...{END_THINK}{step.move}")
         for number, step in enumerate(played.steps)
@@ -262,7 +262,7 @@ def _extract(rng: random.Random, stage: Stage) -> Sample:
     ending = [("feedback", played.feedback), ("state", played.state), ("actions", "" if over else HOW_TO_MOVE),
               ("outcome", played.outcome)]  # fmt: skip
     episode = _episode(turns, [part for part in ending if part[1]])
-    facts = supported(game, played, world)
+    facts = trace.supported(game, played, world)
     pressed = {step.move[1:-1] for step in played.steps if step.actual or (step.tried and game == "lake")}
     earlier = None
     if rng.random() < 0.15:
@@ -275,7 +275,7 @@ def _extract(rng: random.Random, stage: Stage) -> Sample:
     told = [wording.item(rng, game, fact, pressed) for fact in facts[: rng.choice([1, 2, 2])]]
     messages = extraction_messages(episode, kind="game", earlier=earlier)
     notes = " ".join(f"{s.move} {s.frm} {s.to or s.frm}" for s in played.steps if s.frm)
-    reply = f"{THINK}{f'{notes} {_ending(game, played, world)}'.strip()}{END_THINK}"
+    reply = f"{THINK}{f'{notes} {trace.ending(game, played, world)}'.strip()}{END_THINK}"
     return Sample("extract", EMPTY, [(messages, reply + "\n".join(f"{MARKER} {line}" for line in told))], episode)
 
 
@@ -288,50 +288,6 @@ def _extract_single(rng: random.Random) -> Sample:
     episode = _episode([_turn([("state", row.prompt)], [], row.gold)], [])
     messages = extraction_messages(episode, kind="single")
     return Sample("extract", EMPTY, [(messages, f"{THINK}open{END_THINK}")], episode)
-
-
-def _ending(game: str, played: Played, world: Rules) -> str:
-    if game == "lake":
-        return f"won {world.first}" if played.won else f"lost {world.second}" if played.fell else "open"
-    if played.won:
-        return f"won {world.first} {world.second}"
-    return f"pushed {world.first}" if played.pushed else "open"
-
-
-_MUMBLES = ("", "I do not know", "right", "go on", "P", "down please")
-
-
-def _mumbled(rng: random.Random, game: str, played: Played) -> Played:
-    """The same board, answered twice without a move: such a trace shows nothing of the rules."""
-    reason = {
-        "lake": "Invalid action format. Use [up], [down], [left], [right] or [w], [a], [s], [d].",
-        "room": "The submitted move does not follow the correct format. Use [up], [down], [left], [right] or "
-        "[w], [a], [s], [d].",
-    }[game]
-    state = played.steps[0].state
-    steps = [worlds.Step("", state, "", rng.choice(_MUMBLES)),
-             worlds.Step(worlds.INVALID.format(reason), state, "", rng.choice(_MUMBLES))]  # fmt: skip
-    return Played(steps, "", state, f"Invalid Move: {reason}")
-
-
-def supported(game: str, played: Played, world: Rules) -> list[wording.Fact]:
-    """The facts about ``world`` that this trace shows."""
-    facts: list[wording.Fact] = []
-    for step in played.steps:
-        if not step.tried:
-            continue
-        kind = "vertical" if step.tried in ("up", "down") else "horizontal"
-        # Where a bump names no direction, only a move that was made shows where its name goes.
-        if step.actual or game == "lake":
-            facts.append((kind, world.vertical if kind == "vertical" else world.horizontal))
-        if not step.actual:
-            facts.append(("wall", None))
-    if game == "lake":
-        facts += [("goal", world.first)] * played.won + [("hole", world.second)] * played.fell
-    else:
-        facts += [("box", world.first)] * played.pushed + [("target", world.second)] * played.won
-    facts += [("invalid", None)] * played.two_invalid
-    return list(dict.fromkeys(facts))
 
 
 # ---- arithmetic under a hidden convention, and instructions -------------------------------------

@@ -7,13 +7,14 @@ far, so two runs can be compared line by line. ``--device cuda`` was never run.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -222,6 +223,87 @@ def examine(model: LlamaForCausalLM, batches: Batches, compute: torch.dtype) -> 
     return {name: round(sum(values) / len(values), 4) for name, values in sorted(right.items())}
 
 
+@dataclasses.dataclass
+class Run:
+    """What training changes, and the folder that keeps it."""
+
+    folder: Path
+    tok: Tokenizer
+    model: LlamaForCausalLM
+    optimizers: list[torch.optim.Optimizer]
+    batches: Batches
+    settings: dict[str, float]
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    def resume(self, refuse: Callable[[str], NoReturn]) -> int:
+        """The step that was saved last, with everything as it was after it; 0 where nothing was saved."""
+        if not (self.folder / "state.pt").is_file():
+            return 0
+        state = torch.load(self.folder / "state.pt", weights_only=True)
+        if state.get("settings") != self.settings:  # a state of an older version names none
+            refuse(f"{self.folder} was begun with {state.get('settings')}, now {self.settings}; name another --out")
+        self.model.load_state_dict(state["model"])
+        for one, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            one.load_state_dict(saved)
+        done = state["step"]
+        for step in range(done):  # nothing is trained, only drawn, so that the hash covers everything
+            self.batches.next(step)
+        if state["corpus"] != self.batches.digest.hexdigest():
+            refuse(f"{self.folder} was begun on another corpus; name another --out")
+        self.log.touch()  # killed before the first line
+        lines = [line for line in self.log.read_text().splitlines() if json.loads(line)["step"] <= done]
+        self.log.write_text("".join(f"{line}\n" for line in lines))
+        return done
+
+    def learn(self, step: int, compute: torch.dtype) -> tuple[int, dict[str, float]]:
+        """Take step ``step``; return the places computed (padding, too) and the loss of each kind in nats."""
+        batch, kinds = self.batches.next(step - 1)
+        loss, _ = losses(self.model, batch, compute)
+        loss.mean().backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for one in self.optimizers:
+            for group in one.param_groups:
+                group["lr"] = group["initial_lr"] * rate_at(step, self.batches.steps)
+            one.step()
+            one.zero_grad(set_to_none=True)
+        by_kind: dict[str, list[float]] = defaultdict(list)
+        for kind, value in zip(kinds, loss.detach().tolist(), strict=True):
+            by_kind[kind].append(value)
+        return batch["ids"].numel(), {kind: sum(values) / len(values) for kind, values in by_kind.items()}
+
+    def save(self, step: int) -> None:
+        """All that :meth:`resume` reads, and the model as a folder of its own."""
+        state = {"step": step, "settings": self.settings, "corpus": self.batches.digest.hexdigest(),
+                 "model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}  # fmt: skip
+        torch.save(state, self.folder / "state.tmp")
+        (self.folder / "state.tmp").rename(self.folder / "state.pt")
+        save(self.model, self.tok, self.folder / "model")
+
+
+class Tally:
+    """Losses, places and seconds of the steps since the last line of the log."""
+
+    def __init__(self) -> None:
+        self.nats: dict[str, list[float]] = defaultdict(list)
+        self.places, self.steps, self.started = 0, 0, time.perf_counter()
+
+    def add(self, places: int, nats: dict[str, float]) -> None:
+        self.places += places
+        self.steps += 1
+        for kind, value in nats.items():
+            self.nats[kind].append(value)
+
+    def record(self, step: int, batches: Batches) -> dict[str, Any]:
+        """The line of the log after ``step``."""
+        spent = time.perf_counter() - self.started
+        return {"step": step, "nats": {k: round(sum(v) / len(v), 4) for k, v in sorted(self.nats.items())},
+                "places_per_s": round(self.places / spent), "samples": batches.number, "dropped": batches.dropped,
+                "s_per_step": round(spent / self.steps, 3), "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=SIZES, default="pocket")
@@ -236,62 +318,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tok = make_tokenizer()
     model = make_model(args.size, tok).to(args.device)
     compute = pick_compute("auto", torch.device(args.device))
-    optimizer = optimizers(model, args.rate)
-    batches = Batches(tok, SEED, args.steps, held_out())
-    settings = {"steps": args.steps, "rate": args.rate}
-    done, log = 0, folder / "log.jsonl"
-    if (folder / "state.pt").is_file():
-        state = torch.load(folder / "state.pt", weights_only=True)
-        if state.get("settings") != settings:  # a state of an older version names none
-            parser.error(f"{folder} was begun with {state.get('settings')}, now {settings}; name another --out")
-        model.load_state_dict(state["model"])
-        for one, saved in zip(optimizer, state["optimizers"], strict=True):
-            one.load_state_dict(saved)
-        done = state["step"]
-        for step in range(done):  # nothing is trained, only drawn, so that the hash covers everything
-            batches.next(step)
-        if state["corpus"] != batches.digest.hexdigest():
-            parser.error(f"{folder} was begun on another corpus; name another --out")
-        log.touch()  # killed before the first line
-        lines = [line for line in log.read_text().splitlines() if json.loads(line)["step"] <= done]
-        log.write_text("".join(f"{line}\n" for line in lines))
-    sums: dict[str, list[float]] = defaultdict(list)
-    tokens, counted, started = 0, 0, time.perf_counter()
+    run = Run(
+        folder, tok, model, optimizers(model, args.rate), Batches(tok, SEED, args.steps, held_out()),
+        settings={"steps": args.steps, "rate": args.rate},
+    )  # fmt: skip
+    done = run.resume(parser.error)
+    tally = Tally()
     for step in range(done + 1, args.steps + 1):
-        batch, kinds = batches.next(step - 1)
-        counted += 1
-        tokens += batch["ids"].numel()  # padding is computed, too
-        loss, _ = losses(model, batch, compute)
-        loss.mean().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for one in optimizer:
-            for group in one.param_groups:
-                group["lr"] = group["initial_lr"] * rate_at(step, args.steps)
-            one.step()
-            one.zero_grad(set_to_none=True)
-        by_kind: dict[str, list[float]] = defaultdict(list)
-        for kind, value in zip(kinds, loss.detach().tolist(), strict=True):
-            by_kind[kind].append(value)
-        for kind, values in by_kind.items():
-            sums[kind].append(sum(values) / len(values))
+        tally.add(*run.learn(step, compute))
         if step % 200 == 0 or step == args.steps:
-            spent = time.perf_counter() - started
-            record = {"step": step, "nats": {k: round(sum(v) / len(v), 4) for k, v in sorted(sums.items())},
-                      "places_per_s": round(tokens / spent), "samples": batches.number, "dropped": batches.dropped,
-                      "s_per_step": round(spent / counted, 3), "corpus": batches.digest.hexdigest()[:16]}  # fmt: skip
+            record = tally.record(step, run.batches)
             if step % 1000 == 0 or step == args.steps:
-                record["right"] = examine(model, batches, compute)
-            with log.open("a") as file:
+                record["right"] = examine(model, run.batches, compute)
+            with run.log.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             print(json.dumps(record), flush=True)
-            sums.clear()
-            tokens, counted, started = 0, 0, time.perf_counter()
+            tally = Tally()
         if step % 250 == 0 or step in (args.stop, args.steps):
-            state = {"step": step, "settings": settings, "corpus": batches.digest.hexdigest(),
-                     "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizer]}  # fmt: skip
-            torch.save(state, folder / "state.tmp")
-            (folder / "state.tmp").rename(folder / "state.pt")
-            save(model, tok, folder / "model")
+            run.save(step)
         if step == args.stop:
             return
 

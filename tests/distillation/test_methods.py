@@ -26,7 +26,7 @@ from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
-from tests.test_consolidate import ENDS, LESSONS, SELECT, SMALL, TRAIN, Killed
+from tests.training import ENDS, LESSONS, SELECT, SMALL, TRAIN, Killed
 
 F32 = torch.float32
 

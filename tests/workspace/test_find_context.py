@@ -27,7 +27,7 @@ from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.session import Session
 from tests import tiny
-from tests.test_consolidate import LESSONS, Killed, train
+from tests.training import LESSONS, Killed, train
 
 OTHERS = Context("- EXPERIENCE ITEM: numbers that end in five are never right, whatever the question was about")
 BOTH = Mixture((LESSONS, OTHERS), (0.75, 0.25))

@@ -1,0 +1,83 @@
+"""Samples: the turns that count, and the batches they come in."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from agentopcd.core.errors import AlignmentError
+from agentopcd.distillation import samples
+from agentopcd.distillation.samples import Sample, micro_batches
+from tests import tiny
+from tests.training import LESSONS, play_some, turn_sample
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("untied") / "model", tie=False, hearing=4.0)
+
+
+def test_a_prompt_that_was_not_the_one_answered_is_refused(model_dir: Path) -> None:
+    episodes, chat = play_some(model_dir)
+    turn = episodes[0].turns[0]
+    other = dataclasses.replace(episodes[0], turns=[dataclasses.replace(turn, prompt_ids=turn.prompt_ids[1:])])
+    with pytest.raises(AlignmentError, match="another prompt"):
+        samples.samples_of([other], chat, LESSONS, "keep")
+
+
+def test_broken_episodes_and_empty_or_cut_replies_are_left_out(model_dir: Path) -> None:
+    episodes, chat = play_some(model_dir)
+    cut = sum(turn.finish_reason == "length" for e in episodes for turn in e.turns)
+    assert cut
+    broken = dataclasses.replace(episodes[0], stop_reason="env_error")
+    empty = dataclasses.replace(
+        episodes[0], turns=[dataclasses.replace(episodes[0].turns[0], response_ids=(), logprobs=())]
+    )
+    assert samples.samples_of([broken], chat, LESSONS, "keep") == ([], 0)
+    assert samples.samples_of([empty], chat, LESSONS, "keep") == ([], 1)
+    assert len(samples.samples_of(episodes, chat, LESSONS, "keep")[0]) == len(episodes)
+    assert samples.samples_of(episodes, chat, LESSONS, "drop")[1] == cut
+
+
+def test_batches_keep_to_the_budget_and_hold_every_sample_once_with_its_weight() -> None:
+    lengths = [5, 40, 7, 90, 6, 41, 8]
+    sampled = [turn_sample(range(n), range(n), [1] * (1 + i)) for i, n in enumerate(lengths)]
+    batches = list(micro_batches(sampled, [float(i) for i in range(7)], 100))
+    found = [sampled.index(sample) for batch, _ in batches for sample in batch]
+    assert sorted(found) == list(range(7))
+    for batch, weights in batches:
+        padded = len(batch) * max(len(s.student_ids) + s.num_tokens for s in batch)
+        assert padded <= 100 or len(batch) == 1
+        assert weights.tolist() == [float(sampled.index(s)) for s in batch for _ in s.response_ids]
+    assert len(batches) == 3
+
+
+def test_what_the_teacher_reads_counts_too() -> None:
+    sampled = [turn_sample([1] * 5, [1] * 95, [1] * 5) for _ in range(4)]
+    reads = lambda sample: len(sample.teacher_ids) + sample.num_tokens  # noqa: E731
+    assert [len(batch) for batch, _ in micro_batches(sampled, [1.0] * 4, 200, reads)] == [2, 2]
+    assert [len(batch) for batch, _ in micro_batches(sampled, [1.0] * 4, 200)] == [4]
+
+
+def test_turns_that_one_pass_cannot_read_are_counted() -> None:
+    grows = [turn_sample([5, *range(9 * t)], [7, 5, *range(9 * t)], range(9 * t, 9 * t + 4)) for t in range(3)]
+    turns = [dataclasses.replace(sample, turn=t) for t, sample in enumerate(grows)]
+    assert samples.read_apart(turns) == 0
+    changed = dataclasses.replace(turns[2], teacher_ids=(8, *turns[2].teacher_ids[1:]))
+    assert samples.read_apart([*turns[:2], changed]) == 1
+    assert samples.read_apart([turns[0], turns[2], turns[1]]) == 1  # the third begins with the first, too
+
+
+def test_turns_of_a_growing_chat_stay_together_in_order() -> None:
+    def game(first: int) -> list[Sample]:
+        prompts = [[first, *range(9 * turn)] for turn in range(3)]
+        return [turn_sample(ids, [7, *ids], range(9 * t, 9 * t + 4)) for t, ids in enumerate(prompts)]
+
+    sampled = [*game(50), *game(60), turn_sample([1], [7, 1], [2])]
+    batches = list(micro_batches(sampled, [1.0] * 7, 50))
+    assert [len(batch) for batch, _ in batches] == [4, 3]  # the single one is shortest and goes with the first game
+    for batch, _ in batches:
+        places = [sampled.index(sample) for sample in batch]
+        assert places[-3:] == list(range(places[-3], places[-3] + 3))

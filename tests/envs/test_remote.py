@@ -1,0 +1,101 @@
+"""Slow environments: each steps in a process of its own, and its death costs one episode."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopcd.core.errors import EnvError
+from agentopcd.core.types import Job, Sampling, Task
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player, play
+from tests.rollouts.scripted import Scripted
+
+NAP = '''
+import os, pathlib, time
+from agentopcd.envs import EnvSpec, TextEnv
+from agentopcd.core.errors import EnvError
+
+class Nap(TextEnv):
+    """Each step waits for the partner (seed 0 and 1 are one another's) to have come as far."""
+
+    def __init__(self, folder: str = "", exits: int = -1, refuses: bool = False) -> None:
+        self.folder, self.exits, self.refuses = pathlib.Path(folder), exits, refuses
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.own, self.at = seed, 0
+        if self.refuses:
+            raise EnvError("no such level")
+        return self.first(key=f"nap-{seed}", state="at 0")
+
+    def step(self, action):
+        self.at += 1
+        if self.exits == self.own:
+            os._exit(3)
+        if self.own in (0, 1):
+            (self.folder / f"{self.own}-{self.at}").touch()
+            until = time.monotonic() + 20
+            while not (self.folder / f"{1 - self.own}-{self.at}").exists():
+                assert time.monotonic() < until, "the partner never came"
+                time.sleep(0.01)
+        if self.at == 2:
+            return self.turn(success=True, outcome=action, metrics={"pid": os.getpid()})
+        return self.turn(state=f"at {self.at}")
+
+SLOW = EnvSpec(id="nap", entry_point=Nap, slow=True)
+'''
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+def naps(tokenizer: Any, folder: Path, *, concurrency: int = 64, retries: int = 1, **kwargs: Any) -> Player:
+    (folder / "nap.py").write_text(NAP)
+    game = Game(ref=f"{folder / 'nap.py'}:SLOW", kwargs={"folder": str(folder), **kwargs})
+    return Player(
+        game=game, sampler=Scripted(tokenizer, lambda prompt: "[go]"), chat=Chat(tokenizer), sampling=Sampling(),
+        concurrency=concurrency, retries=retries,
+    )  # fmt: skip
+
+
+def test_slow_environments_step_at_the_same_time_each_in_its_own_process(tokenizer: Any, tmp_path: Path) -> None:
+    jobs = [Job(Task(seed, f"nap-{seed}")) for seed in range(4)]
+    episodes = list(play(naps(tokenizer, tmp_path), jobs))
+    assert {episode.stop_reason for episode in episodes} == {"solved"}, [episode.error for episode in episodes]
+    assert sorted(episode.task.seed for episode in episodes) == [0, 1, 2, 3]
+    assert all(dict(episode.outcome)["outcome"] == "[go]" and len(episode.turns) == 2 for episode in episodes)
+    assert len({episode.metrics["pid"] for episode in episodes} | {os.getpid()}) == 5
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_dies_costs_its_episode_only(tokenizer: Any, tmp_path: Path) -> None:
+    jobs = [Job(Task(seed, f"nap-{seed}")) for seed in (2, 3, 4)]
+    episodes = {e.task.seed: e for e in play(naps(tokenizer, tmp_path, exits=3, concurrency=2), jobs)}
+    assert {seed: e.stop_reason for seed, e in episodes.items()} == {2: "solved", 3: "env_error", 4: "solved"}
+    assert "the environment's process died (exit code 3)" in str(episodes[3].error)
+    assert not multiprocessing.active_children()
+
+
+def test_what_a_slow_environment_refuses_ends_the_run_and_leaves_no_process(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match="no such level"):
+        list(play(naps(tokenizer, tmp_path, refuses=True), [Job(Task(2, "nap-2")), Job(Task(3, "nap-3"))]))
+    with pytest.raises(EnvError, match="gave task nap-2, the splits say other"):
+        list(play(naps(tokenizer, tmp_path), [Job(Task(2, "other"))]))
+    assert not multiprocessing.active_children()
+
+
+def test_whoever_stops_early_leaves_no_process_behind(tokenizer: Any, tmp_path: Path) -> None:
+    playing: Any = play(naps(tokenizer, tmp_path, concurrency=4), [Job(Task(s, f"nap-{s}")) for s in (2, 3, 4, 0)])
+    assert next(playing).task.seed in (2, 3, 4)
+    playing.close()  # seed 0 waits for a partner that never comes
+    assert not multiprocessing.active_children()
