@@ -66,9 +66,9 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     """
     ranks = Ranks.current()
     if ranks.count > 1 and config.device != "auto":
-        raise ConfigError(f"device is {config.device!r} with {ranks.count} processes; leave out --device")
+        raise ConfigError(f"device is {config.device!r} with {ranks.count} processes; leave it out")
     if config.shard and ranks.count == 1:
-        raise ConfigError("--shard needs several processes, got one; launch more with torchrun, or leave out --shard")
+        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
     session.resume_model("consolidate", context.id)
     student = session.loaded
     teacher_model = session.load(config.teacher) if config.teacher else student

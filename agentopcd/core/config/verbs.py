@@ -91,10 +91,10 @@ class PlayerConfig(Config):
         if self.engine == "api" and self.constrain:
             raise ConfigError("an API cannot restrict replies to a list; leave out --constrain")
         if self.server and self.engine in ("transformers", "vllm"):
-            raise ConfigError(f"--engine {self.engine} does not use --server {self.server}; leave one of them out")
+            raise ConfigError(f"--server {self.server} is of no use to --engine {self.engine}; leave one of them out")
         for url in self.servers:
             if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
-                raise ConfigError(f"{url!r} is not a server address; give one like http://localhost:8000")
+                raise ConfigError(f"{url!r} is no address of a server; wanted one like http://localhost:8000")
 
     def _needs_weights(self, what_for: str) -> None:
         if self.engine == "api":
@@ -234,7 +234,7 @@ class TrainConfig(PlayerConfig):
         if self.teacher_kind != "frozen":
             frozen_only = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.by_teacher}
             for flag in (flag for flag, on in frozen_only.items() if on):
-                raise ConfigError(f"{flag} needs a frozen teacher; leave out {flag} or --teacher-kind")
+                raise ConfigError(f"{flag} wants a teacher that stands still; leave out {flag} or --teacher-kind")
         self._only_with("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic")
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
