@@ -259,7 +259,7 @@ def _print_splits(manifest: Any) -> None:
         typer.echo(f"  {name:<8} {len(tasks):>5} tasks{known}{few}")
     if manifest.shared:
         typer.echo(
-            f"Fewer than {MIN_DISTINCT} tasks: every split holds all of them, and no result says anything about"
+            f"Fewer than {MIN_DISTINCT} tasks: every split is all of them, and no result says anything about"
             " unseen tasks. frozen-lake-4x4 has enough boards to hold some out."
         )
     elif manifest.protocol == "paper":

@@ -21,7 +21,8 @@ def reproduce(
     as_json: JSON = False,
     dry_run: DRY_RUN = False,
 ) -> None:
-    """Run a recipe: train every arm, play all arms on the same test tasks, print them beside the published figures.
+    """Run a recipe: train every arm and play it on test tasks. All arms play the same tasks, and the results are printed
+    beside the published figures.
 
     Example: agentopcd reproduce table2 --size mini
     """

@@ -118,7 +118,7 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
 
 
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
-    """Distil a context into the student's weights; evaluate on test tasks before and after.
+    """Distil a context into the student's weights. Test tasks are evaluated before and after.
 
     Example: agentopcd consolidate --env math --context prompt.txt --model smollm2-135m
     """

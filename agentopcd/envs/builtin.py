@@ -9,7 +9,7 @@ from agentopcd.envs.views import View
 
 _NEUTRAL = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
 _MOVES = ("[up]", "[down]", "[left]", "[right]")
-_OBEDIENCE = "measures whether a model follows a context against convention"
+_OBEDIENCE = "measures whether a model follows a context against what is usual"
 _GAME_VIEWS: dict[str, View] = {"full": {}, "hidden": {"rules": _NEUTRAL}, "none": {"rules": None}}
 
 
