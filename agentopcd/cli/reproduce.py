@@ -21,7 +21,7 @@ def reproduce(
     as_json: JSON = False,
     dry_run: DRY_RUN = False,
 ) -> None:
-    """Run a recipe: train every arm and play it on test tasks. All arms play the same tasks, and the results are printed
+    """Run a recipe: train every arm and play it on test tasks. All arms play the same tasks, and results are printed
     beside the published figures.
 
     Example: agentopcd reproduce table2 --size mini
