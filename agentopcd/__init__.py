@@ -1,4 +1,4 @@
-"""agentopcd: an agent that plays keeps what it learned.
+"""agentopcd: an agent keeps what it learns by playing.
 
 Episodes become experience items, items become a scored context, and on-policy context distillation
 (arXiv:2602.12275) moves the context into the student's weights.
@@ -13,7 +13,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# No name here is that of a module of this package: an import of the module would hide the function.
+# No public name may equal the name of a submodule: importing the submodule would hide the function.
 _PUBLIC = {
     "AgentOpcdError": "agentopcd.core.errors",
     "ConsolidateConfig": "agentopcd.core.config",

@@ -29,10 +29,10 @@ from agentopcd.workspace.session import Session
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Distilled:
-    """What a consolidation came to."""
+    """Result of a consolidation."""
 
     folder: str
-    """The student, an ordinary Hugging Face folder."""
+    """Folder of the student, in the ordinary Hugging Face layout."""
     model_id: str
     parent_id: str
     teacher_id: str
@@ -40,7 +40,7 @@ class Distilled:
     best_step: int
     evaluation: Evaluation | None
     repeated: bool = False
-    """The run had finished before; nothing was trained."""
+    """True if the run had already finished, so that nothing was trained."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -52,7 +52,7 @@ class Distilled:
 
     @classmethod
     def repeating(cls, done: Mapping[str, Any]) -> Distilled:
-        """What :meth:`to_dict` wrote when the run ended, without its evaluation."""
+        """Rebuild the result that :meth:`to_dict` wrote when the run ended, without its evaluation."""
         return cls(
             folder=done["folder"], model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
             context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
@@ -60,9 +60,9 @@ class Distilled:
 
 
 def distil_context(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> Distilled:
-    """Evaluate, train, evaluate again, and register the student with what it carries.
+    """Evaluate, train, evaluate again, and register the student with the contexts it was trained on.
 
-    A killed call is resumed by repeating it; a finished one is reported and not repeated.
+    Repeat a killed call to resume it. A finished call is reported, not repeated.
     """
     ranks = Ranks.current()
     if ranks.count > 1 and config.device != "auto":
@@ -79,9 +79,9 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     run = Run(session.work, "consolidate", identity)
     if (done := run.result) is not None:
         session.say(f"already done: {run.folder}")
-        found = Distilled.repeating(done)
-        table = _table(session, config, context, found) if config.test_tasks else None
-        return dataclasses.replace(found, evaluation=table)
+        earlier = Distilled.repeating(done)
+        table = _table(session, config, context, earlier) if config.test_tasks else None
+        return dataclasses.replace(earlier, evaluation=table)
     train = session.tasks("train")
     session.manifest.guard_training(train)
     stored = replayed(session, run.folder, train, config) if config.replays else []
@@ -112,20 +112,20 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         context_id=context.id, best_step=result.best_step, evaluation=None,
     )  # fmt: skip
     if test:
-        # The weights in memory have moved, so only the saved student plays; the others are read back.
+        # Training has changed the weights in memory, so only the saved student plays; the other arms are read back.
         evaluate(session, [Contestant(label="student", model=session.load(out.folder))], test, run_id=run_id)
         out = dataclasses.replace(out, evaluation=_table(session, config, context, out))
-    run.finish(out.to_dict())  # the folder first: Ledger.settle closes a row that a kill here leaves open
+    run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
-    session.use(None)  # its weights are the last step's, no longer the base's
+    session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
-    """The stored episodes of train tasks whose turns are answered anew; the same ones when a killed run goes on.
+    """The stored episodes of train tasks whose turns the student answers again; a resumed run gets the same episodes.
 
     Raises:
-        ConfigError: none was played with these settings.
+        ConfigError: no stored episode was played with these settings.
     """
     file = folder / "replayed.json"
     if not file.is_file():
@@ -139,13 +139,13 @@ def replayed(session: Session, folder: Path, train: Sequence[Task], config: Cons
             )
         write_json(file, ids)
     episodes = [session.store.transcript(id_) for id_ in json.loads(file.read_text())]
-    session.say(f"replaying the turns of {len(episodes)} stored episodes; the environment is not asked again")
+    session.say(f"replaying the turns of {len(episodes)} stored episodes; the environment is not run")
     return episodes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """What a process needs to know to take part in the training of a student."""
+    """What a process needs to take part in training a student."""
 
     training: Training
     student: str
@@ -154,7 +154,7 @@ class Assignment:
     """Stored episodes of train tasks, for methods that replay them."""
     work: Path
     identity: dict[str, Any]
-    """Of the run, which opens its folder."""
+    """Identity of the run, which determines its folder."""
 
 
 def train_student(
@@ -164,7 +164,7 @@ def train_student(
     run: Run,
     say: Callable[[str], None],
 ) -> Consolidated:
-    """Put together what the loop needs, and run it: in the first process and in those that follow it."""
+    """Assemble what the training loop needs, and run the loop. Every process calls this."""
     training = assignment.training
     config, context = training.config, training.context
     compute = models.pick_compute(config.compute, next(student.model.parameters()).device)
@@ -197,7 +197,7 @@ def train_student(
 
 
 def follow() -> None:
-    """What every process but the first one does: take part in trainings until the first one has no more."""
+    """Take part in trainings until the first process has no more. Every other process runs this."""
     assignment: Assignment | None
     while (assignment := Ranks.current().from_main(None)) is not None:
         config = assignment.training.config
@@ -209,9 +209,9 @@ def follow() -> None:
 
 
 def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Context | Mixture) -> list[Contestant]:
-    """Who the student to be is compared with: itself without and with the context, and another teacher, if any.
+    """The arms to compare the future student with: the base without and with the context, and another teacher, if any.
 
-    Of a mixture the best context is shown.
+    Of a mixture, the arms are shown the best context.
     """
     arms = [
         Contestant(label="base", model=student),
@@ -222,12 +222,12 @@ def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Con
     return [*arms, Contestant(label="teacher", model=teacher, context=context.parts[0])]
 
 
-def _table(session: Session, config: ConsolidateConfig, context: Context | Mixture, found: Distilled) -> Evaluation:
-    """The evaluation of a run, read back from the stored episodes; plays nothing."""
+def _table(session: Session, config: ConsolidateConfig, context: Context | Mixture, result: Distilled) -> Evaluation:
+    """The evaluation of a run, computed from stored episodes; plays nothing."""
     shown, note = context.parts[0].id, session.loaded.note
-    arms = {"base": Arm(found.parent_id), "in-context": Arm(found.parent_id, shown)}
-    if found.teacher_id != found.parent_id:
-        arms["teacher"] = Arm(found.teacher_id, shown)
-    arms["student"] = Arm(found.model_id)
+    arms = {"base": Arm(result.parent_id), "in-context": Arm(result.parent_id, shown)}
+    if result.teacher_id != result.parent_id:
+        arms["teacher"] = Arm(result.teacher_id, shown)
+    arms["student"] = Arm(result.model_id)
     entries = [Entry(label=label, arm=arm, note=note) for label, arm in arms.items()]
     return tabulate(session, entries, session.tasks("test", config.test_tasks), setup=session.setup())

@@ -34,15 +34,15 @@ class Round:
 def learn(
     config: LearnConfig, work: Path, *, say: Callable[[str], None] = print, progress: Progress = no_progress
 ) -> list[Round]:
-    """Rounds of play, extract, score and consolidate; each starts from the last student.
+    """Run rounds of play, extract, score and consolidate; each round starts from the last student.
 
     Round 1 starts from ``config.model``. A round whose candidates do not beat the empty context on the
-    confirm tasks trains nothing (unless ``force``), and the next one goes on with the same model.
+    confirm tasks trains nothing unless ``force`` is set; the next round continues with the same model.
     """
     rounds: list[Round] = []
     run = Run(work, "learn", run_config(config))
     start = run.folder / "start.json"
-    if run.result is None and start.is_file():  # killed: the newest student may be our own by now
+    if run.result is None and start.is_file():  # resumed after a kill: the newest student may be this run's own
         name = json.loads(start.read_text())["model"]
     else:
         with Session(pick(config, PlayConfig), work, say=say) as session:
@@ -51,8 +51,8 @@ def learn(
         write_json(start, {"model": name})
     for number in range(1, config.rounds + 1):
         say(f"round {number} of {config.rounds}")
-        here = dataclasses.replace(config, model=name, seed=config.seed + number - 1)
-        done = _round(here, number, work, say, progress)
+        settings = dataclasses.replace(config, model=name, seed=config.seed + number - 1)
+        done = _round(settings, number, work, say, progress)
         rounds.append(done)
         name = done.distilled.folder if done.distilled else done.model
     run.finish({"rounds": [one.to_dict() for one in rounds]})
@@ -80,7 +80,7 @@ def _round(config: LearnConfig, number: int, work: Path, say: Callable[[str], No
             session.check_handover(context)
             distilled = distil_context(session, pick(config, ConsolidateConfig), context)
         else:
-            say("nothing beat the empty context, so nothing is consolidated (--force would)")
+            say("nothing beat the empty context, so nothing is consolidated (--force consolidates anyway)")
         return Round(
             number=number, model=model, played=gathered.to_dict(), confirmed=outcome.passed, distilled=distilled
         )

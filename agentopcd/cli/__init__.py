@@ -1,4 +1,4 @@
-"""The command line: thin commands; what is heavy is imported when a command runs."""
+"""The command line: thin commands that import heavy modules only when they run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="An agent that plays keeps what it learned: episodes, experience, a scored context, weights.",
+    help="Let an agent keep what it learns by playing: episodes, experience, a scored context, weights.",
     epilog="Example: agentopcd learn --env frozen-lake-4x4",
 )
 verbs.add_to(app, knowledge.app)
@@ -49,7 +49,7 @@ def root(
 
 
 def main() -> None:
-    """Entry point: what this package or the parser refuses is one line on stderr and exit code 2."""
+    """Entry point: an error of this package or of the parser is one line on stderr and exit code 2."""
     warnings.showwarning = _warn
     try:
         sys.exit(_run() or 0)
@@ -62,12 +62,12 @@ def main() -> None:
             sys.exit(2)
         _refuse(f"{usage.format_message()} (see --help)")
     except (KeyboardInterrupt, typer.Abort):
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; repeat the command to resume", file=sys.stderr)
         sys.exit(130)
 
 
 def _run() -> Any:
-    """The command. Where a launcher started several processes, the first one runs it and the others help it train."""
+    """Run the command. If a launcher started several processes, only the first runs it; the others help it train."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return app(standalone_mode=False)
     from agentopcd import models
@@ -85,7 +85,7 @@ def _run() -> Any:
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
-    """One line, without the place in the code that Python adds."""
+    """Print a warning in one line, without the code location that Python adds."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 

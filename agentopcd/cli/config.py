@@ -1,4 +1,4 @@
-"""``agentopcd config``: the settings of a verb as a file that can be edited and given back."""
+"""``agentopcd config``: the settings of a verb as a file to edit and pass back with ``--config``."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ VERBS: dict[str, type[Config]] = {
 }
 WIDTH = 100
 
-HELP = "Look at settings, also at those without a flag."
+HELP = "Show settings, including those without a flag."
 app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback(help=HELP)
 def root() -> None:
-    """Keeps the word ``show``, which Typer drops from a group of one command."""
+    """Keeps the name ``show``, which Typer drops in a group with one command."""
 
 
 @app.command()
@@ -80,11 +80,11 @@ def as_dict(config: type[Config]) -> dict[str, dict[str, Any]]:
 
 
 def as_toml(verb: str, config: type[Config]) -> str:
-    """A file that gives the defaults back; the environment is left for its reader to name."""
+    """A TOML file with the defaults; the environment is left for the reader to fill in."""
     command = f"knowledge {verb}" if verb in ("score", "confirm") else verb
     lines = [
-        f"# Settings of `agentopcd {command}` and their defaults. Edit this file, then give it with",
-        "# --config FILE; flags win over it. The environment has no default: name it here, or with --env.",
+        f"# Settings of `agentopcd {command}` and their defaults. Edit this file, then pass it with",
+        "# --config FILE; flags override it. The environment has no default: name it here, or with --env.",
     ]
     for panel, fields in panels(config).items():
         title = "most used" if panel == "Options" else panel.lower()
@@ -101,7 +101,7 @@ def _setting(config: type[Config], field: dataclasses.Field[Any]) -> Iterator[st
 
 
 def _value(value: Any) -> str:
-    """A default in TOML: text, numbers and booleans are written as in JSON, a table on one line."""
+    """A default in TOML: text, numbers and booleans as in JSON, a table on one line."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_value(one)}" for key, one in value.items()) + " }" if value else "{}"
+        return "{ " + ", ".join(f"{key} = {_value(entry)}" for key, entry in value.items()) + " }" if value else "{}"
     return json.dumps(value)

@@ -1,4 +1,4 @@
-"""``agentopcd envs``: look at environments, check one, play one by hand, cut one into splits."""
+"""``agentopcd envs``: list, show and check environments, play one by hand, cut its tasks into splits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import typer
 
 from agentopcd.cli.options import parse_env_args
 
-app = typer.Typer(name="envs", help="Look at environments, check them, play them by hand.", no_args_is_help=True)
+app = typer.Typer(name="envs", help="Show environments, check them, play them by hand.", no_args_is_help=True)
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID, …")]
 EnvArgs = Annotated[
     list[str] | None,
-    typer.Option("--env-arg", metavar="NAME=VALUE", help="Argument of the environment; repeat as needed."),
+    typer.Option("--env-arg", metavar="NAME=VALUE", help="Argument of the environment; repeat the flag for more."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """List the environments that have a name.
+    """List the registered environments.
 
     Example: agentopcd envs list
     """
@@ -41,7 +41,7 @@ def list_(as_json: Json = False) -> None:
 
 
 def _plugin_problem(spec: Any) -> str | None:
-    """Return one line about a plugin that does not import; the package's own are trusted."""
+    """Return a one-line warning about a plugin that does not import; the package's own environments are trusted."""
     from agentopcd.core.errors import AgentOpcdError
     from agentopcd.envs import get_spec
 
@@ -101,7 +101,7 @@ def show(ref: Ref, env_arg: EnvArgs = None, as_json: Json = False) -> None:
 def check(
     ref: Ref,
     env_arg: EnvArgs = None,
-    n: Annotated[int, typer.Option("--seeds", help="Seeds to look at.", min=2)] = 32,
+    n: Annotated[int, typer.Option("--seeds", help="Number of seeds to check.", min=2)] = 32,
     as_json: Json = False,
 ) -> None:
     """Check that an environment keeps the contract; exit code 1 if it does not.
@@ -125,7 +125,7 @@ def check(
             f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds;"
             f" random replies won {report.random_success:.1%}"
         )
-        typer.echo(f"Next: agentopcd play --env {ref}" if report.ok else "Next: mend the errors and check again")
+        typer.echo(f"Next: agentopcd play --env {ref}" if report.ok else "Next: fix the errors and check again")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -133,12 +133,12 @@ def check(
 @app.command("try")
 def try_(
     ref: Ref,
-    seed: Annotated[int, typer.Option(help="Which start state.", min=0)] = 0,
-    rules: Annotated[str | None, typer.Option(help="full, hidden or none, or a view of the environment.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the start state.", min=0)] = 0,
+    rules: Annotated[str | None, typer.Option(help="full, hidden, none or a view of the environment's own.")] = None,
     env_arg: EnvArgs = None,
-    max_steps: Annotated[int | None, typer.Option(help="Replies before it is cut off.", min=1)] = None,
-    random: Annotated[bool, typer.Option("--random", help="Let random moves play.")] = False,
-    solve: Annotated[bool, typer.Option("--solve", help="Let the known solution play.")] = False,
+    max_steps: Annotated[int | None, typer.Option(help="Replies before the episode is cut off.", min=1)] = None,
+    random: Annotated[bool, typer.Option("--random", help="Play random moves.")] = False,
+    solve: Annotated[bool, typer.Option("--solve", help="Play the known solution.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per step.")] = False,
 ) -> None:
     """Play by hand and see exactly what a model would see; q or end of input quits.
@@ -200,7 +200,7 @@ def _replies(env: Any, info: Any, play_format: str, random: bool, solve: bool, s
 
 
 def _typed(play_format: str) -> Iterator[str]:
-    """Yield each typed line as a reply; a line that already has brackets is left alone."""
+    """Yield each typed line as a reply; a line that already has brackets stays unchanged."""
     import sys
 
     while True:
@@ -217,14 +217,14 @@ def _typed(play_format: str) -> Iterator[str]:
 def splits(
     ref: Ref,
     env_arg: EnvArgs = None,
-    seeds: Annotated[int | None, typer.Option(help="Look at seeds 0 to N - 1.", min=1)] = None,
-    salt: Annotated[str, typer.Option(help="Another salt puts tasks into other splits.")] = "0",
+    seeds: Annotated[int | None, typer.Option(help="Scan seeds 0 to N - 1.", min=1)] = None,
+    salt: Annotated[str, typer.Option(help="Another salt assigns tasks to other splits.")] = "0",
     test: Annotated[int | None, typer.Option(help="Tasks in test.", min=0)] = None,
     confirm: Annotated[int | None, typer.Option(help="Tasks in confirm.", min=0)] = None,
     select: Annotated[int | None, typer.Option(help="Tasks in select.", min=0)] = None,
     extract: Annotated[int | None, typer.Option(help="Tasks in extract.", min=0)] = None,
-    train: Annotated[int | None, typer.Option(help="Tasks in train; the rest by default.", min=0)] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the manifest here.")] = None,
+    train: Annotated[int | None, typer.Option(help="Tasks in train; by default, the rest.", min=0)] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the manifest to this file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Cut an environment's tasks into splits that share no task.

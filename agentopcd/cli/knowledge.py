@@ -1,4 +1,4 @@
-"""``agentopcd knowledge``: look at the store, take things out of it, put things in."""
+"""``agentopcd knowledge``: list and show what the store holds, export and import it, move refs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from agentopcd.knowledge import Store
 
-app = typer.Typer(help="Look after what was learned: items, contexts, refs, episodes.", no_args_is_help=True)
+app = typer.Typer(help="Manage what was learned: items, contexts, refs, episodes.", no_args_is_help=True)
 
 Work = Annotated[
     Path, typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; the store is its store.db.")
@@ -31,7 +31,7 @@ class What(StrEnum):
 
 
 class Status(StrEnum):
-    """What can have been decided about an item."""
+    """Status of an item."""
 
     pending = "pending"
     active = "active"
@@ -62,9 +62,9 @@ def _print(rows: list[dict[str, Any]], lines: list[str], as_json: bool, after: s
 @app.command("list", epilog="Example: agentopcd knowledge list items --status pending")
 def list_(
     what: Annotated[What, typer.Argument(help="items, contexts, refs or episodes.")] = What.items,
-    status: Annotated[Status | None, typer.Option(help="Items only: of this status.")] = None,
-    env: Annotated[str | None, typer.Option(help="Only of this environment.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest.")] = 50,
+    status: Annotated[Status | None, typer.Option(help="Items only: show this status.")] = None,
+    env: Annotated[str | None, typer.Option(help="Only show this environment.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many, the newest.")] = 50,
     work: Work = WORK,
     as_json: AsJson = False,
 ) -> None:
@@ -112,11 +112,11 @@ def show(
     from agentopcd.cli import store_views
 
     with open_store(work) as store:
-        found = store_views.describe(store, name)
+        view = store_views.describe(store, name)
     if as_json:
-        typer.echo(json.dumps(found, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(view, indent=1, ensure_ascii=False))
     else:
-        typer.echo(store_views.text(found))
+        typer.echo(store_views.text(view))
 
 
 @app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")
@@ -128,10 +128,10 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            help="A .jsonl keeps origin and history, .txt or .md is text alone. Default: print JSON lines.",
+            help="A .jsonl file keeps origin and history; .txt or .md is text alone. Default: print JSON lines.",
         ),
     ] = None,
-    episodes: Annotated[bool, typer.Option("--episodes", help="With --all: also episodes and transcripts.")] = False,
+    episodes: Annotated[bool, typer.Option("--episodes", help="With --all: include episodes and transcripts.")] = False,
     work: Work = WORK,
 ) -> None:
     """Write a context, or the whole store, to a file.
@@ -144,7 +144,7 @@ def export(
     if (name is None) is not everything:
         raise ConfigError("give either a REF to export or --all")
     if episodes and not everything:
-        raise ConfigError("--episodes goes with --all: a single context travels without the games it has played")
+        raise ConfigError("--episodes goes with --all: a single context is exported without its episodes")
     as_text = output is not None and output.suffix in (".txt", ".md")
     if as_text and name is None:
         raise ConfigError("the whole store does not fit into a text file; use a name that ends in .jsonl")
@@ -160,22 +160,22 @@ def export(
             return
         with output.open("w", encoding="utf-8", newline="") as file:
             file.writelines(pieces)
-    typer.echo(f"wrote {output}; agentopcd knowledge import {output} --work OTHER takes it in elsewhere")
+    typer.echo(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
 
 
 @app.command("import", epilog="Example: agentopcd knowledge import rules.txt --as sokoban/mine")
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An export (.jsonl), or text: items or free text.")],
     ref: Annotated[str | None, typer.Option("--as", help="Text only: name the context with this ref.")] = None,
-    prefix: Annotated[str, typer.Option(help="JSON lines only: put before every imported ref.")] = "",
-    placement: Annotated[str, typer.Option(help="Text only: where it is shown, 'user' or 'system'.")] = "user",
+    prefix: Annotated[str, typer.Option(help="JSON lines only: prefix of every imported ref.")] = "",
+    placement: Annotated[str, typer.Option(help="Text only: message to place it in, 'user' or 'system'.")] = "user",
     gate: Annotated[
         str, typer.Option(help="JSON lines only: 'review' makes items pending, 'keep' keeps their status.")
     ] = "review",
     work: Work = WORK,
     as_json: AsJson = False,
 ) -> None:
-    """Take in an export of another store, or a text file.
+    """Import an export of another store, or a text file.
 
     Example: agentopcd knowledge import rules.txt --as sokoban/mine
     """
@@ -202,7 +202,7 @@ def import_(
 def _import(
     store: Store, file: Path, text: str, ref: str | None, prefix: str, placement: str, gate: str
 ) -> dict[str, Any]:
-    """Run the import inside a run of its own, so that the store says what happened."""
+    """Import inside a run of its own, so that the store records the import."""
     from agentopcd.knowledge.exchange import from_jsonl, import_text, load
 
     run_id = store.start("import", {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}, 0)
@@ -227,11 +227,11 @@ def _import(
 
 @app.command(epilog="Example: agentopcd knowledge move sokoban/best sokoban/pool/00/03")
 def move(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="The name to point somewhere, for example sokoban/best.")],
+    ref: Annotated[str, typer.Argument(metavar="REF", help="The ref to move, for example sokoban/best.")],
     context: Annotated[str, typer.Argument(metavar="CONTEXT", help="A ref, an id, or 'empty'.")],
     reason: Annotated[str | None, typer.Option(help="Why; kept in the log.")] = None,
     expect: Annotated[
-        str | None, typer.Option(help="Only if REF is at this context now (a ref, an id, 'empty').")
+        str | None, typer.Option(help="Only move if REF points at this context now (a ref, an id, 'empty').")
     ] = None,
     work: Work = WORK,
 ) -> None:

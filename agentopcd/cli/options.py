@@ -1,4 +1,4 @@
-"""Flags from settings: each field of a config class becomes an option, its docstring the help text."""
+"""Command-line options from settings: each field of a config class becomes an option, its docstring the help text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from agentopcd.core.errors import ConfigError
 
 WORK = Annotated[
     Path | None,
-    typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; agentopcd-work where none is named."),
+    typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; agentopcd-work if not given."),
 ]
 JSON = Annotated[
     bool, typer.Option("--json", metavar="", help="Print the result as JSON on stdout, everything else on stderr.")
@@ -30,7 +30,7 @@ DRY_RUN = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the 
 CONFIG = Annotated[
     Path | None,
     typer.Option(
-        "--config", help="TOML file with settings, as `agentopcd config show` prints; a flag or --no-FLAG wins over it."
+        "--config", help="TOML file with settings, as `agentopcd config show` prints; a flag or --no-FLAG overrides it."
     ),
 ]
 
@@ -44,17 +44,17 @@ class Call:
     dry_run: bool
 
     def say(self, line: str) -> None:
-        """A line for people; stdout belongs to the result under ``--json``."""
+        """Print a line for people; with ``--json``, stdout is kept for the result."""
         print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def show(self, result: Any) -> None:
-        """The result for machines, on request."""
+        """Print the result as JSON, if requested."""
         if self.as_json:
             print(json.dumps(result, indent=1, sort_keys=True))
 
 
 def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_run: bool = True) -> Callable[..., None]:
-    """A Typer command whose options are the fields of ``config``.
+    """Build a Typer command whose options are the fields of ``config``.
 
     Args:
         run: called with the settings and the :class:`Call`. Its docstring is the help text.
@@ -76,7 +76,7 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
 
 
 def _given(ctx: typer.Context, config: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the command line names; a default of theirs would win over the file."""
+    """The settings given on the command line, without defaults, which would override the file."""
     given: dict[str, Any] = {}
     for name, value in values.items():
         source, setting = ctx.get_parameter_source(name), name.removeprefix("no_")
@@ -89,7 +89,7 @@ def _given(ctx: typer.Context, config: type[Config], values: Mapping[str, Any]) 
 
 
 def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, Any]:
-    """Read ``--env-arg name=value`` pairs; the value is JSON, or else the text as it stands.
+    """Read ``--env-arg name=value`` pairs; the value is JSON, or else plain text.
 
     Raises:
         ConfigError: a pair without ``=``, or a name given twice.
@@ -124,13 +124,13 @@ def _options(config: type[Config], panel: str, fields: Iterable[dataclasses.Fiel
             yield _keyword(name, Annotated[str if known else hint, option(flag)], default)
         elif default:
             yield _keyword(name, Annotated[bool, option(f"{flag}/--no-{flag[2:]}", metavar="")], default)
-        else:  # --no-NAME undoes what the file says; shown with each flag, it would leave no room for the help
+        else:  # --no-NAME overrides the file; hidden, because it would leave no room for the help
             yield _keyword(name, Annotated[bool, option(flag, metavar="")], default)
             yield _keyword(f"no_{name}", Annotated[bool, typer.Option(f"--no-{flag[2:]}", hidden=True)], False)
 
 
 def help_text(doc: str, known: Sequence[str]) -> str:
-    """The documentation of a setting, and its legal values where the text does not name them all."""
+    """The documentation of a setting, and its legal values if the text does not name them all."""
     if all(re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", doc) for choice in known):
         return doc
     return f"{doc} One of: {', '.join(known)}."
@@ -141,11 +141,11 @@ def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty)
 
 
 PLAIN_EVERY_S = 30.0
-"""Seconds between lines of progress where stderr is a file."""
+"""Seconds between lines of progress if stderr is not a terminal."""
 
 
 def progress(label: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-    """A progress bar on stderr when a person is looking, else a line now and then."""
+    """Show progress on stderr: a bar on a terminal, else a line from time to time."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""reproduce: an experiment of the paper, in one command."""
+"""``agentopcd reproduce``: an experiment of the paper, in one command."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ def reproduce(
     size: Annotated[str, typer.Option(help="mini: small models on two cores; full: the paper's, on GPUs.")] = "mini",
     report: Annotated[
         str,
-        typer.Option(help="select: checkpoints are chosen on select tasks; paper: the best on test is told, too."),
+        typer.Option(help="select: choose checkpoints on select tasks; paper: also report the best on test."),
     ] = "select",
-    row: Annotated[str, typer.Option(help="Only rows whose name contains this.")] = "",
+    row: Annotated[str, typer.Option(help="Only run rows whose name contains this text.")] = "",
     work: WORK = None,
     as_json: JSON = False,
     dry_run: DRY_RUN = False,
 ) -> None:
-    """Run a recipe: train every arm, play all on the same test tasks, print them beside the published figures.
+    """Run a recipe: train every arm and play it on test tasks. All arms play the same tasks, and results are printed
+    beside the published figures.
 
     Example: agentopcd reproduce table2 --size mini
     """
@@ -40,7 +41,7 @@ def reproduce(
     chosen = [plan for plan in plans if row.lower() in plan.name.lower()]
     if not chosen:
         names = ", ".join(plan.name for plan in plans) or "none"
-        raise ConfigError(f"no row of {file.stem} at size {size} is called like {row!r}; it has: {names}")
+        raise ConfigError(f"no row of {file.stem} at size {size} contains {row!r} in its name; the rows are: {names}")
     models.prepare_process()
     folder = workspace(work)
     call.say(title)
@@ -56,14 +57,14 @@ def reproduce(
             raise ConfigError(f"{len(lacking)} of {len(chosen)} rows cannot run yet ({', '.join(lacking)}); see above")
         call.say("dry run: nothing was played or trained; leave out --dry-run to start")
         return
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for plan in chosen:
         result = run(plan, folder, report=report, say=call.say, progress=progress)
-        found.append(result.to_dict())
+        results.append(result.to_dict())
         out = folder / "reproduce" / f"{file.stem}-{size}-{plan.slug}.json"
         out.parent.mkdir(exist_ok=True)
-        write_json(out, {"title": title, "size": size} | found[-1])
+        write_json(out, {"title": title, "size": size} | results[-1])
         for line in lines(result):
             call.say(line)
         call.say(f"written: {out}")
-    call.show(found)
+    call.show(results)

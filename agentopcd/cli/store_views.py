@@ -1,4 +1,4 @@
-"""What a person sees of the store: rows for lists, and one item, context or episode in full."""
+"""Views of the store for people: rows for lists, and one item, context or episode in full."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def item_rows(store: Store, status: str | None = None, env: str | None = None) -
 
 
 def context_rows(store: Store, env: str | None = None) -> list[Row]:
-    """Contexts with their refs; with ``env`` those that a ref of it names or that played in it."""
+    """Contexts with their refs; with ``env``, only contexts with a ref of this environment or that played in it."""
     names: dict[str, list[str]] = {}
     for name, context_id in store.refs().items():
         names.setdefault(context_id, []).append(name)
@@ -87,7 +87,7 @@ def _short(words: str, length: int = 90) -> str:
 
 
 def describe(store: Store, name: str) -> Row:
-    """An item, a context or an episode in full, as plain data.
+    """Return an item, a context or an episode in full, as plain data.
 
     Args:
         name: an episode number (at most 7 digits), an item or context id of 4 digits or more, a ref.
@@ -140,7 +140,7 @@ def _model(store: Store, played: Row | None) -> str | None:
 
 
 def _prompt(store: Store, source: Row, config: Mapping[str, Any]) -> str | None:
-    """The extraction prompt, made again from the stored episode; it is not stored a second time."""
+    """The extraction prompt, rebuilt from the stored episode; the prompt itself is not stored."""
     try:
         episode = store.transcript(source["episode_id"])
         shown = store.get_context(source["shown_context_id"]) if source["shown_context_id"] else None
@@ -155,7 +155,7 @@ def _prompt(store: Store, source: Row, config: Mapping[str, Any]) -> str | None:
 
 
 def _kind(config: Mapping[str, Any], episode: Episode) -> Any:
-    """The run says it; otherwise more than one turn, or a list of actions, is a game."""
+    """The kind that the run records; otherwise an episode with several turns or listed actions is a game."""
     if config.get("kind") in KINDS:
         return config["kind"]
     acts = any(kind == "actions" for turn in episode.turns for kind, _ in turn.parts)
@@ -163,7 +163,7 @@ def _kind(config: Mapping[str, Any], episode: Episode) -> Any:
 
 
 def context_view(store: Store, context_id: str) -> Row:
-    """Text, recipe, items, refs, scores, leaks and the models that were trained on it."""
+    """Text, recipe, items, refs, scores, leaks, and the models that were trained on the context."""
     row = store.context_row(context_id)
     trained = [model["id"] for model in store.models() if context_id in store.model_contexts(model["id"])]
     return {
@@ -181,7 +181,7 @@ def context_view(store: Store, context_id: str) -> Row:
 
 
 def _scores(store: Store, context_id: str) -> list[Row]:
-    """Rate with n, tasks and interval for each place it has played, and the difference to no context."""
+    """Rate with n, tasks and interval wherever the context has played, and the difference to no context."""
     rows = []
     for row in store.scores(context_id):
         rate = Rate(row["wins"], row["n"])
@@ -200,7 +200,7 @@ def _scores(store: Store, context_id: str) -> list[Row]:
 
 
 def episode_view(store: Store, episode_id: int) -> Row:
-    """The row and every turn."""
+    """The row of an episode and all its turns."""
     row = next(row for row in store.episodes() if row["id"] == episode_id)
     try:
         episode = store.transcript(episode_id)

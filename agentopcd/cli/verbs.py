@@ -1,4 +1,4 @@
-"""play, consolidate, evaluate, learn, and the two knowledge commands that need a model."""
+"""The commands play, consolidate, evaluate and learn, and the two knowledge commands that need a model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def add_to(app: typer.Typer, knowledge: typer.Typer) -> None:
-    """Put the commands where they belong."""
+    """Add the commands to their Typer apps."""
     app.command("play")(configured(PlayConfig, play))
     app.command("consolidate")(configured(ConsolidateConfig, consolidate))
     app.command("evaluate")(configured(EvaluateConfig, evaluate))
@@ -118,7 +118,7 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
 
 
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
-    """Distil a context into the student's weights, and evaluate before and after on test tasks.
+    """Distil a context into the student's weights. Test tasks are evaluated before and after.
 
     Example: agentopcd consolidate --env math --context prompt.txt --model smollm2-135m
     """
@@ -161,7 +161,7 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
 
 
 def learn(config: LearnConfig, call: Call) -> None:
-    """The whole circle, round after round: play, extract, score, confirm, consolidate.
+    """Run the whole loop, round after round: play, extract, score, confirm, consolidate.
 
     Example: agentopcd learn --env frozen-lake-4x4 --rounds 2
     """
@@ -200,7 +200,7 @@ def _open(config: PlayerConfig, call: Call) -> Session:
 
 
 def _plan(session: Session, call: Call, steps: list[str]) -> None:
-    """What would be done, without doing it."""
+    """Print what would be done, without doing it."""
     name, why = session.model_name()
     call.show({"settings": session.config.to_dict(), "plan": steps, "model": name})
     call.say(f"model: {name} ({why})")
@@ -215,7 +215,7 @@ def _memory(session: Session, config: ConsolidateConfig) -> str:
 
     try:
         return f"about {memory(session.model_name()[0], config, session.compute)}"
-    except ModelError as error:  # a plan needs no model
+    except ModelError as error:  # a dry run must work without a model
         return f"not estimated: {error}"
 
 

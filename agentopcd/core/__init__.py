@@ -1,1 +1,1 @@
-"""The ground: errors, types, statistics, run folders, settings. Imports no torch and nothing of the other folders."""
+"""Foundations: errors, types, statistics, run folders and settings. Imports neither torch nor any other folder."""

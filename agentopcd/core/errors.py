@@ -1,12 +1,12 @@
-"""The errors this package raises on purpose.
+"""Every error this package raises on purpose, in one tree.
 
 ::
 
     AgentOpcdError
-    ├── ConfigError (ValueError)      a setting, flag, file or reference that cannot be right
-    │   ├── EnvError                  an environment that cannot be found or built, or breaks the contract
+    ├── ConfigError (ValueError)      an invalid setting, flag, file or reference
+    │   ├── EnvError                  an environment that cannot be found or built, or that breaks the contract
     │   ├── ModelError                a model that cannot be found, loaded or paired
-    │   ├── EngineError               a server that cannot be reached, or refuses
+    │   ├── EngineError               a sampling server that cannot be reached, or that refuses a request
     │   └── StoreError                a store that cannot be opened, or an unknown or ambiguous reference
     ├── TaskLeak (ValueError)         a task of one split was about to be used in another
     ├── AlignmentError (ValueError)   teacher and student would not score the same tokens
@@ -27,7 +27,7 @@ class AgentOpcdError(Exception):
 
 
 class ConfigError(AgentOpcdError, ValueError):
-    """A setting, flag, file or reference that cannot be right."""
+    """An invalid setting, flag, file or reference."""
 
 
 class EnvError(ConfigError):
@@ -39,7 +39,7 @@ class ModelError(ConfigError):
 
 
 class EngineError(ConfigError):
-    """A server that samples and cannot be reached, does not fit, or refuses a request."""
+    """A sampling server that cannot be reached, does not fit the settings, or refuses a request."""
 
 
 class StoreError(ConfigError):
@@ -59,7 +59,7 @@ class DependencyError(AgentOpcdError, ImportError):
 
 
 def did_you_mean(got: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` or the known names, for the tail of an error message."""
+    """Return the tail of an error message: ``"; did you mean 'x'?"``, or the known names."""
     known = sorted(known)
     close = get_close_matches(got, known, n=1)
     if close:

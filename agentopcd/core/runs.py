@@ -1,6 +1,6 @@
-"""A run folder: config.json, metrics.jsonl, checkpoints, result.json; and how a killed run goes on.
+"""Run folders: config.json, metrics.jsonl, checkpoints and result.json, and how a killed run resumes.
 
-A run is found again by its settings: the same command opens the same folder.
+The settings identify a run: the same command opens the same folder.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 from agentopcd.core.errors import ConfigError
 
 CHECKPOINTS = "checkpoints"
-"""Folder of a run with the model of every evaluation, named by step, where they are kept."""
+"""Subfolder of a run with the model of every evaluation, named by step; it exists only if these models are kept."""
 
 
 def workspace(folder: str | Path | None = None) -> Path:
-    """The workspace: ``folder``, else ``$AGENTOPCD_WORK``, else ``./agentopcd-work``. Made when missing."""
+    """The workspace folder: ``folder``, else ``$AGENTOPCD_WORK``, else ``./agentopcd-work``. Created if missing."""
     path = Path(folder or os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ class Run:
     Args:
         root: the workspace.
         verb: what runs, such as ``consolidate``.
-        identity: everything that makes this run what it is. Equal identities share a folder.
+        identity: everything that distinguishes this run from others. Equal identities share a folder.
     """
 
     def __init__(self, root: Path, verb: str, identity: Mapping[str, Any]) -> None:
@@ -52,12 +52,12 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the run concluded, or None while it is unfinished."""
+        """Result of the run, or None while it is unfinished."""
         file = self.folder / "result.json"
         return json.loads(file.read_text()) if file.is_file() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Record the conclusion and drop the checkpoint, which nothing needs any more."""
+        """Record the result and delete the checkpoint, which is no longer needed."""
         write_json(self.folder / "result.json", result)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
@@ -67,14 +67,14 @@ class Run:
             file.write(json.dumps(record, sort_keys=True) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """All complete lines written so far; a line cut by a kill is left out."""
+        """All complete lines written so far. A line cut off by a kill is left out."""
         if not self.metrics_file.is_file():
             return []
         lines = self.metrics_file.read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def rewind(self, step: int) -> None:
-        """Forget what was logged after ``step``: those steps are run again."""
+        """Drop the records after ``step``: those steps run again."""
         kept = [record for record in self.records() if record.get("step", 0) <= step]
         write_text(self.metrics_file, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
 
@@ -88,7 +88,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file at once, so that a kill leaves the old or the new one."""
+    """Replace a file atomically: a kill leaves either the old or the new content."""
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(text)
     scratch.replace(path)

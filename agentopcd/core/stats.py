@@ -1,7 +1,7 @@
 """Intervals and tests for success rates: one rate, two paired arms, repeated tasks.
 
 Rates are fractions in [0, 1], differences are *first minus second*, tests are one-sided (the first arm
-is better). Standard library, and numpy where many draws are needed.
+is better). Only the standard library is used, and numpy where many draws are needed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Rate:
         return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] (n={self.n})"
 
     def to_dict(self) -> dict[str, float]:
-        """As reports write it."""
+        """The fields that reports write."""
         return {"success": self.rate, "low": self.low, "high": self.high, "n": self.n}
 
 
@@ -77,7 +77,7 @@ class Comparison:
     second: Rate
     difference: Difference
     p: float
-    """One-sided probability of a lead this large between equal arms."""
+    """One-sided p-value: the probability of a lead at least this large if the arms are equal."""
     test: Literal["mid_p", "sign_flip"]
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, float | str]:
-        """As reports write it."""
+        """The fields that reports write."""
         return {
             "difference": self.difference.diff, "low": self.difference.low, "high": self.difference.high,
             "n": self.n, "tasks": self.tasks, "wins": self.wins, "losses": self.losses, "p": self.p, "test": self.test,
@@ -127,7 +127,7 @@ def mid_p(w: int, l: int) -> float:  # noqa: E741 - wins and losses
         l: pairs that only the second arm won.
 
     Returns:
-        A probability; 1 when no pair is discordant. Valid when every pair is a task of its own.
+        A probability; 1 when no pair is discordant. Valid only when no two pairs share a task.
     """
     n = w + l
     if n == 0:
@@ -141,7 +141,7 @@ def sign_flip(sums: Sequence[int], draws: int = 9999, seed: int = 0) -> float:
     Args:
         sums: wins minus losses of each task.
         draws: random sign vectors; the smallest possible result is ``1 / (draws + 1)``.
-        seed: of the draws.
+        seed: seed of the random draws.
 
     Returns:
         The share of sign vectors whose total reaches the observed one, the observed one included.
@@ -200,7 +200,7 @@ def _hypotenuse(a: float, b: float, phi: float) -> float:
 
 
 def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, str]) -> Comparison:
-    """Compare two arms over the pairs that both have played.
+    """Compare two arms over the pairs that both arms have played.
 
     Args:
         a: success of the first arm by pair (for example ``(seed, rep)``).
@@ -208,8 +208,8 @@ def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, st
         tasks: the task key of each pair.
 
     Returns:
-        Rates, difference and a one-sided p: :func:`mid_p` when every pair is a task of its own,
-        :func:`sign_flip` over tasks otherwise. Pairs that one arm lacks count for nothing.
+        Rates, difference and a one-sided p: :func:`mid_p` when no two pairs share a task,
+        :func:`sign_flip` over tasks otherwise. Pairs that either arm lacks are ignored.
     """
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     sums: defaultdict[str, int] = defaultdict(int)
@@ -225,7 +225,7 @@ def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, st
     repeated = len(sums) < n
     if repeated:
         difference = _widened(difference, [(sums[task], sizes[task]) for task in sums])
-    # Sorted, because the pairs came out of a set and the draws meet the sums in order.
+    # Sorted: the pairs come from a set, and the result of the draws depends on the order of the sums.
     p = sign_flip(sorted(sums.values())) if repeated else mid_p(wins, losses)
     return Comparison(
         n, len(sums), wins, losses, Rate(both + wins, n), Rate(both + losses, n), difference, p,
@@ -244,13 +244,13 @@ def _widened(difference: Difference, groups: Sequence[tuple[int, int]]) -> Diffe
 
 
 def pairs_needed(base: float, other: float, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
-    """Pairs that show ``base`` against ``other`` with a one-sided McNemar test (not rounded).
+    """Pairs that a one-sided McNemar test needs to tell ``other`` from ``base`` (not rounded).
 
     Args:
         base, other: the two true success rates; they must differ.
         rho: correlation of the two outcomes over tasks.
         alpha: one-sided size of the test.
-        power: chance of finding the difference.
+        power: probability of detecting the difference.
 
     Raises:
         ConfigError: the rates are equal.
@@ -265,10 +265,10 @@ def pairs_needed(base: float, other: float, rho: float = 0.3, alpha: float = 0.0
 
 
 def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
-    """The smallest rise over ``base`` that ``n`` pairs find with the given power.
+    """The smallest rise over ``base`` that ``n`` pairs detect with the given power.
 
     Returns:
-        A difference of rates, at most ``1 - base``: what a plan can see, to print beside its result.
+        A difference of rates, at most ``1 - base``. Print it beside a result to show what ``n`` pairs can detect.
     """
     low, high = 1e-6, 1 - base
     if n <= 0 or pairs_needed(base, base + high, rho, alpha, power) > n:

@@ -1,4 +1,4 @@
-"""Episodes as JSON and back, bit for bit, so that a stored episode can be shown and read again in full."""
+"""Convert episodes to JSON and back, bit for bit, so that a stored episode can be shown and read in full."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def to_json(episode: Episode) -> dict[str, Any]:
 
 
 def from_json(data: dict[str, Any]) -> Episode:
-    """The episode again, with tuples where JSON has lists."""
+    """Rebuild an episode; JSON lists become tuples again."""
     turns = [_turn(turn) for turn in data["turns"]]
     outcome = [tuple(part) for part in data["outcome"]]
     return Episode(**{**data, "task": Task(*data["task"]), "turns": turns, "outcome": outcome})
@@ -37,7 +37,7 @@ def _turn(data: dict[str, Any]) -> Turn:
 
 
 def pack(data: dict[str, Any]) -> bytes:
-    """Compressed JSON, as it lies in the store."""
+    """Compressed JSON, the form in which the store keeps a transcript."""
     return zlib.compress(json.dumps(data, separators=(",", ":")).encode())  # ASCII: a reply may hold lone surrogates
 
 

@@ -1,4 +1,4 @@
-"""The words everyone uses: message, part, sampling, completion, turn, episode, task, context.
+"""The data types that all modules share: message, part, sampling, completion, turn, episode, task, context.
 
 Plain data, standard library only. Nothing here imports torch.
 """
@@ -14,10 +14,10 @@ PART_KINDS = ("rules", "feedback", "state", "actions", "outcome")
 """The kinds of text an observation is made of, in the order they are shown."""
 
 SPLITS = ("test", "confirm", "select", "extract", "train")
-"""The splits of an environment's tasks, in the order they are cut; ``shared`` stands for all at once."""
+"""The splits of an environment's tasks, in the order they are cut; a ``shared`` task is in all of them."""
 
 MARKER = "- EXPERIENCE ITEM:"
-"""What a line written by the extractor starts with (arXiv:2602.12275)."""
+"""Prefix of every line that the extractor writes (arXiv:2602.12275)."""
 
 Part = tuple[str, str]
 """One piece of an observation: ``(kind, text)``, kind one of :data:`PART_KINDS`."""
@@ -28,14 +28,14 @@ FinishReason = Literal["stop", "length"]
 
 
 class Message(TypedDict):
-    """One chat message, as chat templates take it."""
+    """One chat message, in the form that chat templates take."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 class Task(NamedTuple):
-    """A start state: the seed that makes it and the key that identifies its content."""
+    """A start state: the seed that produces it and the key that identifies its content."""
 
     seed: int
     key: str
@@ -48,23 +48,23 @@ class Sampling:
     temperature: float = 0.7
     """Divides the logits before the softmax; 0 takes the likeliest token."""
     top_p: float = 1.0
-    """Smallest set of tokens with this much mass; 1 keeps all. Training needs 1."""
+    """Sample from the smallest set of tokens with this much probability mass; 1 keeps all. Training needs 1."""
     top_k: int = 0
-    """Keep this many tokens; 0 keeps all. Training needs 0."""
+    """Sample from this many of the likeliest tokens; 0 keeps all. Training needs 0."""
     max_tokens: int = 256
-    """Longest reply, end token included."""
+    """Longest reply in tokens, end token included."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """One prompt to answer. Its noise depends on ``seed`` and the token's position alone."""
+    """One prompt to answer. Its sampling noise depends only on ``seed`` and the token's position."""
 
     prompt_ids: tuple[int, ...]
     seed: int
     choices: tuple[tuple[int, ...], ...] = ()
-    """Token ids of the replies that are allowed, end token included; none: all are."""
+    """Token ids of each allowed reply, end token included; if empty, every reply is allowed."""
     messages: tuple[Message, ...] = ()
-    """The same prompt as messages, context included, for an API that takes nothing else; then there are no ids."""
+    """The same prompt as messages, context included, for an API that takes only messages; no ``prompt_ids`` then."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,23 +77,23 @@ class Completion:
     finish_reason: FinishReason
     """``stop``: an end token was sampled; ``length``: ``max_tokens`` was reached."""
     text: str = ""
-    """What an API said, which gives no ids."""
+    """Reply text from an API, which returns no token ids."""
     usage: tuple[int, int] = (0, 0)
-    """Tokens of prompt and reply by an API's own count."""
+    """Tokens of prompt and reply, as the API counts them."""
     error: str = ""
-    """Why there is no reply: the API kept it back. That is nobody's move."""
+    """Why the API withheld its reply. A withheld reply is not a move."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """One prompt, one reply, and what the environment made of it."""
+    """One prompt, one reply, and how the environment responded."""
 
     parts: list[Part]
     """The observation that the reply answers, after the view was applied."""
     messages: list[Message]
-    """The whole prompt of this turn, without any context; teacher and student render from it."""
+    """The whole prompt of this turn, without any context; the prompts of teacher and student are rendered from it."""
     prompt_ids: tuple[int, ...]
-    """The prompt that was really answered (with the context, if the episode had one)."""
+    """The prompt that the model answered (with the context, if the episode had one)."""
     response_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     reply: str
@@ -102,9 +102,9 @@ class Turn:
     reward: float
     invalid: bool
     choices: tuple[tuple[int, ...], ...] = ()
-    """The replies that were allowed, as in the request."""
+    """The allowed replies, as in :class:`Request`."""
     usage: tuple[int, int] = (0, 0)
-    """Tokens of prompt and reply by an API's own count, where there are no ids."""
+    """Tokens of prompt and reply, as an API counts them; used where there are no token ids."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -117,19 +117,19 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Episode:
-    """One finished game, or one that the environment broke (``stop_reason == "env_error"``)."""
+    """One finished episode, or one that an environment error cut short (``stop_reason == "env_error"``)."""
 
     env: str
     task: Task
     rep: int
-    """Which repetition of this task it is; with the task it seeds the replies."""
+    """Number of this repetition of the task; task and repetition together seed the replies."""
     context_id: str
     turns: list[Turn]
     outcome: list[Part]
-    """The parts after the last reply: feedback and final reason. No reply follows; extraction reads it."""
+    """The parts after the last reply: feedback and final reason. No reply follows; extraction reads them."""
     success: bool
     reward: float
-    """Sum over turns; kept beside ``success`` and never averaged in reports."""
+    """Sum over turns; stored beside ``success``, never averaged in reports."""
     stop_reason: StopReason
     error: str | None = None
     """The traceback when ``stop_reason`` is ``env_error``; such an episode is never scored."""
@@ -146,9 +146,9 @@ class Episode:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Context:
-    """Text the teacher sees and the student does not, and where it is put.
+    """Text that the teacher sees and the student does not, and where in the prompt it is placed.
 
-    Whoever wrote it: an agent's experience, a person's system prompt, a file. ``Context()`` is the
+    The text can be an agent's experience, a person's system prompt or any file. ``Context()`` is the
     empty context.
     """
 
@@ -157,7 +157,7 @@ class Context:
 
     @property
     def id(self) -> str:
-        """sha256 over placement and text; the empty context has one id whatever its placement."""
+        """sha256 over placement and text; the empty context has the same id for every placement."""
         payload = f"{self.placement}\0{self.text}" if self.text else ""
         return hashlib.sha256(payload.encode()).hexdigest()
 
@@ -168,11 +168,11 @@ class Context:
 
     @property
     def parts(self) -> tuple[Context, ...]:
-        """What a :class:`Mixture` has several of."""
+        """The contexts in it: only itself; a :class:`Mixture` has several."""
         return (self,)
 
     def drawn(self, task: Task, rep: int) -> Context:
-        """The context of one episode."""
+        """The context for one episode: always this one."""
         return self
 
 
@@ -181,9 +181,9 @@ class Mixture:
     """Several contexts to distil at once: the teacher sees one of them in each episode."""
 
     parts: tuple[Context, ...]
-    """The best first; none is empty, all are placed alike."""
+    """Best first. None is empty, and all have the same placement."""
     weights: tuple[float, ...]
-    """How often each is drawn, in relation to the others; above 0."""
+    """Relative frequency with which each context is drawn; above 0."""
 
     @property
     def id(self) -> str:
@@ -200,16 +200,16 @@ class Mixture:
         return self.parts[0].placement
 
     def drawn(self, task: Task, rep: int) -> Context:
-        """The context of one episode; which one is a function of the task, its repetition and the mixture."""
+        """The context for one episode, determined by the task, its repetition and the mixture."""
         return random.Random(f"{self.id}:{task.key}:{task.seed}:{rep}").choices(self.parts, self.weights)[0]
 
 
 EMPTY = Context()
-"""The empty context: the arm every other one is compared with."""
+"""The empty context: the arm that every other arm is compared with."""
 
 
 class Job(NamedTuple):
-    """One episode to be played: which task, under which context, which repetition."""
+    """One episode to play: its task, context and repetition."""
 
     task: Task
     context: Context = EMPTY

@@ -1,8 +1,8 @@
 """Environments: text in, text out.
 
 An environment is a ``gymnasium.Env`` whose ``step`` takes the agent's reply as a string. Nothing else is
-required; :class:`TextEnv` makes one short to write, :func:`make` finds one by its reference, and
-:func:`check_env` says what is wrong with one.
+required. :class:`TextEnv` is a convenient base class, :func:`make` builds an environment from a reference,
+and :func:`check_env` reports breaches of the contract.
 
 Importing this package imports neither gymnasium nor TextArena; names load on first use.
 """

@@ -1,4 +1,4 @@
-"""The base class for a new text environment, and how a reply is read."""
+"""The base class of text environments, and how a reply is parsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 
 
 class AnyText(Text):
-    """A space of any text: Gymnasium's own refuses spaces, newlines and most of Unicode."""
+    """A space of any text. Gymnasium's own ``Text`` rejects spaces, newlines and most of Unicode."""
 
     def __init__(self, max_length: int = MAX_CHARS, seed: int | None = None) -> None:
         super().__init__(max_length, min_length=0, seed=seed)
@@ -46,10 +46,10 @@ def last_bracket(text: str, names: Iterable[str] | None = None) -> str | None:
 
     Args:
         text: a reply.
-        names: the words that count; others are passed over. ``None`` takes any.
+        names: the words that count; others are skipped. ``None`` accepts any word.
 
     Returns:
-        The word, or ``None`` when nothing was found.
+        The word, or ``None`` if there is none.
     """
     found = [word.strip().casefold() for word in _BRACKET.findall(after_thinking(text))]
     if names is not None:
@@ -61,15 +61,15 @@ def last_bracket(text: str, names: Iterable[str] | None = None) -> str | None:
 class TextEnv(gymnasium.Env[str, str]):
     """A ``gymnasium.Env`` that reads replies and writes text.
 
-    Subclasses write ``reset`` (ending in ``return self.first(...)``) and ``step`` (ending in
-    ``return self.turn(...)``). Randomness comes from ``self.np_random``, which
-    ``super().reset(seed=seed)`` seeds, and from nowhere else.
+    Subclasses implement ``reset`` (ending in ``return self.first(...)``) and ``step`` (ending in
+    ``return self.turn(...)``). The only source of randomness is ``self.np_random``, which
+    ``super().reset(seed=seed)`` seeds.
 
-    Observation: text, the parts joined by a blank line; only what is new.
+    Observation: text, the parts joined by blank lines; only what is new.
     Action: the agent's reply, any string.
-    Reward: 1.0 on success, else 0.0, unless ``turn`` is told otherwise.
-    Info: ``parts``; ``task_key`` on reset where a key is given; ``invalid`` on every step; ``success``
-    at the end; ``metrics`` where given.
+    Reward: 1.0 on success, else 0.0, unless ``turn`` gets another reward.
+    Info: ``parts``; ``task_key`` on reset if a key is given; ``invalid`` on every step; ``success``
+    at the end; ``metrics`` if given.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
@@ -81,10 +81,10 @@ class TextEnv(gymnasium.Env[str, str]):
     action_space: gymnasium.Space[str] = AnyText()
 
     def first(self, *, key: object = None, **parts: str) -> tuple[str, dict[str, Any]]:
-        """Return what ``reset`` returns.
+        """Build the return value of ``reset``.
 
         Args:
-            key: identity of the start state, where the ``state`` part does not show it.
+            key: identity of the start state, if the ``state`` part does not show it.
             **parts: text by kind (``rules``, ``feedback``, ``state``, ``actions``, ``outcome``).
 
         Raises:
@@ -105,14 +105,14 @@ class TextEnv(gymnasium.Env[str, str]):
         metrics: Mapping[str, float] | None = None,
         **parts: str,
     ) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Return what ``step`` returns.
+        """Build the return value of ``step``.
 
         Args:
-            success: ``None`` goes on; ``True`` or ``False`` ends the episode.
-            reward: 1.0 for success and 0.0 else, unless given.
+            success: ``None`` continues the episode; ``True`` or ``False`` ends it.
+            reward: by default 1.0 for success, else 0.0.
             invalid: the reply could not be used.
             metrics: extra numbers to record, such as a game's own reward.
-            **parts: as in :meth:`first`; empty ones are left out.
+            **parts: as in :meth:`first`; empty parts are left out.
 
         Raises:
             EnvError: an unknown kind, or text that is not a string.

@@ -1,4 +1,4 @@
-"""The environments that come with the package. Plain specs: nothing is imported until one is built."""
+"""The environments that come with the package, as plain specs; nothing is imported until one is built."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from agentopcd.envs.views import View
 
 _NEUTRAL = "You control P on a grid. Reach the goal in as few moves as you can, one move per reply."
 _MOVES = ("[up]", "[down]", "[left]", "[right]")
-_OBEDIENCE = "for measuring whether a model follows a context against what is usual"
+_OBEDIENCE = "measures whether a model follows a context against what is usual"
 _GAME_VIEWS: dict[str, View] = {"full": {}, "hidden": {"rules": _NEUTRAL}, "none": {"rules": None}}
 
 
 def _paper_seeds(train_steps: int) -> dict[str, tuple[int, ...]]:
-    """The seeds of the code released with arXiv:2602.12275, which scores and tests on the same ones.
+    """The seeds of the code released with arXiv:2602.12275, which scores and tests on the same seeds.
 
-    Training draws 64 seeds a step; its formula counts rounds from 0.
+    Training draws 64 seeds per step; the formula counts rounds from 0.
     """
     held_out = tuple(468460046 + 1000 * i for i in range(128))
     extract = tuple(468460046 + 1000 * i for i in range(128, 384))
@@ -38,7 +38,7 @@ _GRID = EnvSpec(
     choices=_MOVES,
     model="pocket",
 )
-"""What TextArena's two games on a grid share."""
+"""Fields that TextArena's two grid games share."""
 
 _LAKE = dataclasses.replace(
     _GRID,
@@ -56,7 +56,7 @@ _LAKE_4X4 = dataclasses.replace(
     max_steps=10,
     seeds=4000,
     split_sizes={"test": 256, "confirm": 127, "select": 64, "extract": 60},
-    summary="Frozen Lake, 4x4 with 4 holes: 757 boards, the smallest with enough to hold some out",
+    summary="Frozen Lake, 4x4 with 4 holes: 757 boards, the smallest size with enough boards to hold some out",
 )
 _SOKOBAN = dataclasses.replace(
     _GRID,
@@ -88,7 +88,7 @@ SPECS = (
         _LAKE_4X4,
         id="frozen-lake-4x4-swapped",
         kwargs={**_LAKE_4X4.kwargs, "hole": "G", "goal": "H", "swap": "vertical"},
-        summary="frozen-lake-4x4, G a hole, H the goal, up and down exchanged: " + _OBEDIENCE,
+        summary="frozen-lake-4x4 with G as hole, H as goal, up and down swapped: " + _OBEDIENCE,
     ),
     _SOKOBAN,
     _paper(_SOKOBAN),
@@ -96,7 +96,7 @@ SPECS = (
         _SOKOBAN,
         id="sokoban-swapped",
         kwargs={**_SOKOBAN.kwargs, "box": "O", "target": "X", "swap": "vertical"},
-        summary="sokoban, O a box, X a goal, up and down exchanged: " + _OBEDIENCE,
+        summary="sokoban with O as box, X as goal, up and down swapped: " + _OBEDIENCE,
     ),
     EnvSpec(
         id="math",
@@ -104,7 +104,7 @@ SPECS = (
         max_steps=1,
         history="chat",
         seeds=4000,
-        summary="integer arithmetic made on the spot; --env-arg level=1..5",
+        summary="generated integer arithmetic; --env-arg level=1..5",
     ),
     EnvSpec(
         id="instructions",
@@ -123,7 +123,7 @@ SPECS = (
         history="chat",
         seeds=4000,
         model="pocket",
-        summary="sums under a convention that only a context tells; --env-arg form=, modulus=, order=",
+        summary="sums under a convention that only a context states; --env-arg form=, modulus=, order=",
     ),
     EnvSpec(
         id="ifeval",
@@ -131,7 +131,7 @@ SPECS = (
         max_steps=1,
         history="chat",
         seeds=541,
-        summary="IF-Eval: what a training costs elsewhere; --env-arg file=PROMPTS.jsonl; needs agentopcd[ifeval]",
+        summary="IF-Eval: what training costs elsewhere; --env-arg file=PROMPTS.jsonl; needs agentopcd[ifeval]",
     ),
     EnvSpec(
         id="gym-frozen-lake",

@@ -1,4 +1,4 @@
-"""Check that an environment keeps the contract, including what Gymnasium's own checker cannot see."""
+"""Check that an environment keeps the contract, including what Gymnasium's own checker cannot detect."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ HANG_S = 10.0
 
 _EMPTY_WORDS = ("", "[", "x" * 10_000, "ünïcödé 你好 🙂", "</think>")
 _JUNK = (*_EMPTY_WORDS, "[]", "[up] or [down]", "<think>[right]", "\\boxed{", "Answer:", "-1", "\x00")
-"""Replies that must never raise; the first few cannot mean anything, so they must not win either."""
+"""Replies that must never raise. The first few are meaningless, so they must not win either."""
 
 Maker = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What was found."""
+    """Findings of a check."""
 
     errors: list[str]
-    """Breaks of the contract: results from this environment would be wrong."""
+    """Breaches of the contract: results from this environment would be wrong."""
     warnings: list[str]
     """Worth knowing before a run."""
     seeds: int
     distinct: int
     """Different tasks among the seeds."""
     random_success: float
-    """Share won by random replies: listed moves where there are such, junk elsewhere."""
+    """Share of episodes won by random replies: listed moves if there are any, else junk."""
 
     @property
     def ok(self) -> bool:
@@ -61,7 +61,7 @@ class CheckReport:
 
 
 def assert_env_ok(make: Maker | str, n: int = 32) -> None:
-    """Raise EnvError with every error that :func:`check_env` finds; for a pytest of your own."""
+    """Raise EnvError with every error that :func:`check_env` finds; for use in your own tests."""
     report = check_env(make, n)
     if not report.ok:
         raise EnvError("; ".join(report.errors))
@@ -72,13 +72,13 @@ def check_env(make: Maker | str, n: int = 32) -> CheckReport:
 
     Args:
         make: builds a fresh instance, or a reference such as ``frozen-lake``.
-        n: seeds to look at, 0 to n - 1.
+        n: number of seeds to check, 0 to n - 1.
 
     Returns:
-        A report; nothing is raised for what the environment does wrong.
+        A report; faults of the environment are recorded in it, not raised.
 
     Raises:
-        AgentOpcdError: it cannot be built at all.
+        AgentOpcdError: the environment cannot be built.
     """
     if n < 2:
         raise EnvError(f"n must be 2 or more, got {n}")
@@ -99,7 +99,7 @@ def check_env(make: Maker | str, n: int = 32) -> CheckReport:
 
 
 class _Probe:
-    """One check of one environment: runs every test, keeps what they find."""
+    """Runs every test on one environment and collects the findings."""
 
     def __init__(self, make: Maker, n: int) -> None:
         self.make, self.n = make, n
@@ -213,7 +213,7 @@ class _Probe:
             self.error("depends on the global random state: the same seed gave two different episodes")
 
     def history(self) -> None:
-        """A used instance is as good as a fresh one."""
+        """A used instance behaves like a fresh one."""
         used = self.make()
         for seed in (1, 2):
             _transcript(used, seed)
@@ -221,7 +221,7 @@ class _Probe:
             self.error("reset(seed) after other episodes differs from a fresh instance: something is kept")
 
     def instances(self) -> None:
-        """Two instances side by side do not touch each other."""
+        """Two instances side by side do not influence each other."""
         alone = _transcript(self.make(), 0)
         walks = [_walk(self.make(), 0), _walk(self.make(), 1)]
         beside: list[Any] = []
@@ -236,10 +236,10 @@ class _Probe:
             self.error("two instances side by side influence each other")
 
     def processes(self) -> None:
-        """The same texts and keys in processes with different hash seeds."""
+        """Texts and keys are the same in processes with different hash seeds."""
         try:
             job = pickle.dumps(self.make)
-        except Exception:  # a local function; only importable ones can be sent to another process
+        except Exception:  # a local function; only importable functions can be sent to another process
             return
         runs = [_child(job, hash_seed) for hash_seed in ("1", "2")]
         if None not in runs and runs[0] != runs[1]:
@@ -261,7 +261,7 @@ class _Probe:
                 self.warn(f"the reply {reply[:10]!r} wins")
 
     def solutions(self) -> None:
-        """What ``solution()`` promises is true."""
+        """The replies of ``solution()`` win."""
         too_long = 0
         for seed in range(self.n):
             env = self.make()
@@ -313,7 +313,7 @@ def _walk(env: Any, seed: int) -> Iterator[tuple[Any, Any, bool, bool, Any, floa
 
 
 def _told(step: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return what two equal episodes must agree on."""
+    """Return the values on which two equal episodes must agree."""
     obs, reward, terminated, over, info, _ = step
     key = task_key(obs, info) if reward is None else ""
     return obs, None if reward is None else float(reward), terminated, over, key, info.get("success")
@@ -333,7 +333,7 @@ print("@@" + json.dumps([_transcript(make(), seed) for seed in range(3)]))
 
 
 def _child(job: bytes, hash_seed: str) -> str | None:
-    """Return the transcripts as another process sees them; ``None`` if it cannot import the environment."""
+    """Return the transcripts that another process gets; ``None`` if it cannot import the environment."""
     import tempfile
 
     with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
@@ -352,7 +352,7 @@ def _child(job: bytes, hash_seed: str) -> str | None:
 
 @contextlib.contextmanager
 def _alarm() -> Iterator[None]:
-    """Interrupt what hangs; possible in the main thread only."""
+    """Interrupt a call that hangs; this works only in the main thread."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return

@@ -1,8 +1,8 @@
-"""What a result must beat and what it can reach: a random player, a blind one, the share that can be won.
+"""Floors and ceiling of a result: a random player, a blind player, and the share of tasks that can be won.
 
-For games whose model is known (``env.unwrapped.model()``) the random player is exact, by dynamic programming
-over states; for others with listed moves it is played. The blind player makes the same moves whatever it
-sees: the best such sequence on the given tasks.
+For games with a known model (``env.unwrapped.model()``), the random player's success is exact, by dynamic
+programming over states; for other games with listed moves, random episodes are played. The blind player makes
+the same moves whatever it sees; its floor is the best such sequence on the given tasks.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from agentopcd.envs.registry import get_spec, make
 from agentopcd.envs.views import succeeded
 
 PLAYED_EPISODES = 1000
-"""Random episodes where the exact share is not known: a standard error below 1.6 points."""
+"""Random episodes to play if the exact share is unknown; the standard error is then below 1.6 points."""
 BEAM = 4000
-"""Openings kept per length while searching blind moves; the bundled games need fewer, so are exact."""
+"""Openings kept per length in the search for blind moves; the bundled games need fewer, so theirs is exact."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Floors:
-    """Shares of the given tasks, 0 to 1; ``None`` where it is not known."""
+    """Shares of the given tasks, 0 to 1; ``None`` if unknown."""
 
     random: float | None
     """Won by drawing each reply uniformly from the listed moves."""
@@ -34,15 +34,15 @@ class Floors:
     blind_moves: tuple[str, ...]
     """That sequence, in the words the player has to say."""
     solvable: float | None
-    """Can be won within the step limit."""
+    """Winnable within the step limit."""
     n: int
-    """Tasks looked at."""
+    """Number of tasks."""
     random_episodes: int = 0
     """Episodes behind ``random``; 0 when it is exact."""
 
     @property
     def text(self) -> str:
-        """The known ones, in a line."""
+        """The known shares, in one line."""
         parts = []
         if self.random is not None:
             parts.append(f"uniform random {self.random:.3f}")
@@ -56,7 +56,7 @@ class Floors:
 def floors(
     ref: str, env_kwargs: Mapping[str, Any] | None, tasks: Iterable[Task], *, max_steps: int | None = None
 ) -> Floors:
-    """Work out the floors and the ceiling of an environment on some tasks.
+    """Compute the floors and the ceiling of an environment on some tasks.
 
     Args:
         ref: the environment.
@@ -95,9 +95,9 @@ def floors(
 def solvable_share(
     ref: str, env_kwargs: Mapping[str, Any] | None, tasks: Iterable[Task], *, max_steps: int | None = None
 ) -> float | None:
-    """Return the share of tasks that can be won within the step limit, ``None`` where it is not known.
+    """Return the share of tasks that can be won within the step limit, ``None`` if it is unknown.
 
-    Where one reply is the whole episode this says nothing, so it is ``None`` there too.
+    The share says nothing about episodes of a single reply, so it is ``None`` for them too.
     """
     limit = get_spec(ref).step_limit if max_steps is None else max_steps
     env = make(ref, max_steps=limit, **dict(env_kwargs or {}))
@@ -111,7 +111,7 @@ def solvable_share(
 
 
 def _read(env: Any, tasks: Sequence[Task]) -> tuple[list[Model], list[Sequence[str] | None], list[str]]:
-    """Reset every task once: its model and its solution, where there are such, and the listed moves."""
+    """Reset every task once; return the models and solutions, where available, and the listed moves."""
     models: list[Model] = []
     solutions: list[Sequence[str] | None] = []
     moves: list[str] = []
@@ -134,7 +134,7 @@ def _share_within(solutions: Sequence[Sequence[str] | None], limit: int) -> floa
 
 
 def random_win(model: Model, steps: int) -> float:
-    """Return the chance that uniformly drawn moves win within ``steps``, exactly."""
+    """Return the exact probability that uniformly drawn moves win within ``steps``."""
     mass: dict[tuple[Any, bool], float] = {(model.start, False): 1.0}
     won = 0.0
     for _ in range(steps):
@@ -153,15 +153,15 @@ def random_win(model: Model, steps: int) -> float:
 
 
 _Live = tuple[Any, ...]
-"""Per task its (state, was the last move invalid), or ``None`` once it is over."""
+"""For each task: (state, whether the last move was invalid), or ``None`` once its episode is over."""
 
 
 def best_blind(models: Sequence[Model], steps: int, beam: int = BEAM) -> tuple[int, tuple[str, ...]]:
     """Return the most tasks that one fixed sequence of moves wins, and the shortest such sequence.
 
-    Openings that leave all tasks in the same states are one; openings that cannot beat the best sequence any
-    more are dropped. Beyond ``beam`` openings of one length only the most promising are kept, and
-    the answer is a lower bound.
+    Openings that leave all tasks in the same states are merged, and openings that can no longer beat the best
+    sequence are dropped. If more than ``beam`` openings of one length remain, only the most promising are kept,
+    and the answer is a lower bound.
     """
     start: _Live = tuple((model.start, False) for model in models)
     layer: dict[_Live, tuple[int, tuple[str, ...]]] = {start: (0, ())}

@@ -19,10 +19,10 @@ _FILES: dict[Path, ModuleType] = {}
 
 
 def load(ref: str) -> Any:
-    """Return what ``pkg.mod:attr`` or ``path/file.py:attr`` names; a file is run once per process.
+    """Return the object that ``pkg.mod:attr`` or ``path/file.py:attr`` names; a file is run once per process.
 
     Raises:
-        EnvError: it does not import, or holds nothing of this name.
+        EnvError: the module cannot be imported, or it has no such attribute.
         DependencyError: an optional package is missing.
     """
     where, _, attribute = ref.rpartition(":")
@@ -48,13 +48,13 @@ def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise EnvError(f"no file {str(path)!r}")
     name = f"agentopcd_env_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         with _on_path(path.parent):
-            found.loader.exec_module(module)
+            spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
@@ -71,7 +71,7 @@ def _load_module(name: str) -> ModuleType:
 
 @contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
-    """Let an import see ``folder``, which a console script does not have on its path."""
+    """Put ``folder`` on the import path; a console script does not have it there."""
     sys.path.insert(0, str(folder))
     try:
         yield

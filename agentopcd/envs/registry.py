@@ -1,6 +1,6 @@
-"""Which environments there are, and how a reference such as ``--env sokoban`` finds one.
+"""The registry of environments, and how a reference such as ``--env sokoban`` is resolved.
 
-A reference is resolved by its shape, never by trying one thing after another:
+The form of a reference decides how it is resolved; the kinds are never tried in turn:
 
 1. a registered id: ``frozen-lake``, ``math``;
 2. a scheme: ``gym:ID``, ``textarena:ID``, ``rg:TASK``;
@@ -8,7 +8,7 @@ A reference is resolved by its shape, never by trying one thing after another:
 4. ``pkg.mod:attr`` or ``path/file.py:attr``: a class, a factory or an :class:`EnvSpec`;
 5. a name that an installed package declares in the entry-point group ``agentopcd.envs``.
 
-gymnasium is imported only when an environment is built, so that listing stays quick.
+gymnasium is imported only when an environment is built, so that listing stays fast.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ SCHEMES = {
     "textarena": ("agentopcd.envs.games.textarena:TextArenaEnv", "env_id"),
     "rg": ("agentopcd.envs.questions.reasoning:ReasoningGym", "task"),
 }
-"""Scheme → what builds it, and the argument that takes what follows the colon."""
+"""Scheme → entry point, and the argument that takes the text after the colon."""
 
 _SPECS: dict[str, EnvSpec] = {}
 
 
 def register(id: str, entry_point: Any = None, /, **spec: Any) -> Any:
-    """Make an environment known under a short id; returns its spec, or the class when it decorates one.
+    """Register an environment under a short id; return its spec, or the class when used as a decorator.
 
     Raises:
-        EnvError: the id is taken or has a character that references give a meaning to.
+        EnvError: the id is taken, empty, or has the form of another kind of reference.
     """
     if entry_point is None:
 
@@ -74,12 +74,12 @@ def _specs() -> dict[str, EnvSpec]:
 
 
 def registered() -> Mapping[str, EnvSpec]:
-    """The specs that this process knows by name."""
+    """The specs registered in this process, by id."""
     return _specs()
 
 
 def list_envs() -> list[EnvSpec]:
-    """Return the registered environments, then those that installed packages declare (not imported)."""
+    """Return the registered environments, then those that installed packages declare, without importing them."""
     plugins = [EnvSpec(id=entry.name, entry_point=entry.value) for entry in _plugins()]
     return [*_specs().values(), *sorted(plugins, key=lambda spec: spec.id)]
 
@@ -92,7 +92,7 @@ def get_spec(ref: str) -> EnvSpec:
     """Return the spec that a reference stands for.
 
     Raises:
-        EnvError: nothing is called that; the message names close matches.
+        EnvError: no environment has this name; the message gives close matches.
     """
     ref = str(ref)
     if ref in _specs():
@@ -133,7 +133,7 @@ def _object_spec(ref: str) -> EnvSpec:
     if isinstance(target, EnvSpec):
         return target
     for spec in _specs().values():
-        if spec.entry_point is target:  # a file that also calls register(): keep what it said there
+        if spec.entry_point is target:  # the file also calls register(): keep the fields given there
             return dataclasses.replace(spec, id=ref)
     return EnvSpec(id=ref, entry_point=target)
 
@@ -159,15 +159,15 @@ def _plugin_spec(name: str) -> EnvSpec:
 
 
 def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> gymnasium.Env[str, str]:
-    """Build an environment, cut off after ``max_steps`` replies.
+    """Build an environment whose episodes are cut off after ``max_steps`` replies.
 
     Args:
         ref: a reference, or a spec.
-        max_steps: replies per episode; ``None`` takes the spec's.
-        **kwargs: arguments of the environment, over the spec's own.
+        max_steps: replies per episode; ``None`` means the spec's limit.
+        **kwargs: arguments of the environment; they override the spec's.
 
     Raises:
-        EnvError: the reference, an argument or what was built is not right.
+        EnvError: the reference or an argument is invalid, or the result is not an environment.
         DependencyError: an optional package is missing.
     """
     spec = ref if isinstance(ref, EnvSpec) else get_spec(ref)
@@ -194,7 +194,7 @@ def _build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env[str, str]:
 
 
 def _as_text(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[str, str]:
-    """Pass text through; put the bridge in front of anything else."""
+    """Return a text environment unchanged; wrap any other in the Gymnasium bridge."""
     from gymnasium.spaces import Text
 
     for space in ("observation_space", "action_space"):
@@ -206,7 +206,7 @@ def _as_text(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[str, str]:
 
 
 def check_arguments(name: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Refuse an argument that ``target`` does not take, or lacks, with its signature.
+    """Refuse arguments that ``target`` does not take, and missing ones; the message shows its signature.
 
     Raises:
         EnvError: the arguments do not fit.

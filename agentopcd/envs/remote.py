@@ -1,4 +1,4 @@
-"""An environment in a process of its own, for those that take long to step (``EnvSpec.slow``)."""
+"""Run an environment in a separate process, for environments with slow steps (``EnvSpec.slow``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class RemoteEnv:
     """``reset``, ``step`` and ``close`` of an environment that lives in another process; each call waits for it.
 
     Args:
-        ref: a reference, resolved in that process; the spec itself is sent where only this process knows it.
+        ref: a reference, resolved in that process; for an id registered in this process, the spec itself is sent.
         max_steps: replies per episode.
         kwargs: arguments of the environment.
     """
@@ -40,30 +40,30 @@ class RemoteEnv:
         return self._call("step", action)
 
     def close(self) -> None:
-        """End the process; one that is still stepping is killed."""
+        """End the process, even in the middle of a step."""
         if self._process.is_alive():
             self._process.terminate()
         self._process.join()
         self._pipe.close()
 
     def _call(self, name: str, argument: Any) -> Any:
-        """The result of a method of the environment.
+        """Call a method of the environment and return its result.
 
         Raises:
-            EnvError: it raised one.
-            RuntimeError: it raised something else (with the traceback), or its process died.
+            EnvError: the method raised an error of this package.
+            RuntimeError: it raised another error (the message holds the traceback), or its process died.
         """
         try:
             self._pipe.send((name, argument))
-            how, found = self._pipe.recv()
+            status, result = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(1)
             raise RuntimeError(f"the environment's process died (exit code {self._process.exitcode})") from error
-        if how == "refused":
-            raise EnvError(found)
-        if how == "broke":
-            raise RuntimeError(f"in the environment's process:\n{found}")
-        return found
+        if status == "refused":
+            raise EnvError(result)
+        if status == "broke":
+            raise RuntimeError(f"in the environment's process:\n{result}")
+        return result
 
 
 def _serve(pipe: multiprocessing.connection.Connection, ref: str | EnvSpec, max_steps: int, kwargs: Any) -> None:

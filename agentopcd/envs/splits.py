@@ -1,8 +1,8 @@
-"""Which task belongs to which split, by the content of its start state and never by its seed.
+"""Assign tasks to splits by the content of their start state, never by their seed.
 
-Seeds are reset in turn and grouped by task key; the first seed of each key stands for it. Keys are put in
-the order of a salted hash and cut into ``test``, ``confirm``, ``select``, ``extract`` and ``train``: no key
-can be in two of them. Different seeds are *not* different tasks: Frozen Lake 3x3 with 2 holes has 19 boards.
+The environment is reset with each seed, and seeds are grouped by task key; the first seed of a key stands for
+it. Keys are sorted by a salted hash and cut into ``test``, ``confirm``, ``select``, ``extract`` and ``train``,
+so no key is in two splits. Different seeds are *not* different tasks: Frozen Lake 3x3 with 2 holes has 19 boards.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ from agentopcd.envs.spec import EnvSpec
 from agentopcd.envs.views import hash_text, join_parts, parts_of, task_key
 
 MIN_DISTINCT = 100
-"""Fewer tasks than this are not split: with a handful of test tasks no test can pass."""
+"""Fewer tasks than this are not split: with a handful of test tasks, no statistical test can pass."""
 
 HELD_OUT = ("test", "confirm", "select")
 SHARED = "shared"
 
 _SHARE = {"test": 0.26, "confirm": 0.17, "select": 0.16, "extract": 0.08}
 _CAP = {"test": 500, "confirm": 256, "select": 300, "extract": 1000}
-"""Default size of a split: a share of the distinct tasks, but no more than the cap."""
+"""Default size of a split: a share of the distinct tasks, at most the cap."""
 
 Protocol = Literal["disjoint", "shared", "paper"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The tasks of one environment and the split each belongs to, for ever."""
+    """The tasks of one environment and the split that each permanently belongs to."""
 
     env: str
     kwargs: Mapping[str, Any]
     packages: Mapping[str, str]
     """Versions that could change the tasks, by distribution."""
     rules_sha256: str
-    """First 16 digits of the hash of the rules text; empty without one."""
+    """First 16 digits of the hash of the rules text; empty without a rules text."""
     salt: str
     seeds: tuple[int, int]
-    """The range of seeds that was looked at: first, and one past the last."""
+    """The range of seeds that was scanned: first, and one past the last."""
     distinct: int
-    """Task keys found."""
+    """Number of distinct task keys."""
     splits: Mapping[str, list[Task]]
     protocol: Protocol = "disjoint"
-    """``shared``: too few tasks, every split is all of them; ``paper``: fixed seeds, overlaps reported."""
+    """``shared``: too few tasks, so every split holds all of them; ``paper``: fixed seeds, overlaps are reported."""
 
     @property
     def shared(self) -> bool:
-        """Whether every split holds all tasks, so that no result over it is about unseen ones."""
+        """Whether every split holds all tasks, so that no result is about unseen tasks."""
         return self.protocol == "shared"
 
     @property
@@ -64,7 +64,7 @@ class Manifest:
         return [*SPLITS, SHARED] if self.shared else list(self.splits)
 
     def tasks(self, split: str) -> list[Task]:
-        """Return the tasks of one split, in the order to use them.
+        """Return the tasks of one split, in the order of use.
 
         Raises:
             EnvError: there is no such split.
@@ -77,15 +77,15 @@ class Manifest:
         """Reset every task again and compare its key.
 
         Raises:
-            EnvError: a seed now makes another task, for example after a package was upgraded.
+            EnvError: a seed now yields another task, for example after a package upgrade.
         """
         env = make(self.env, **self.kwargs)
         try:
             for task in tasks:
-                found = task_key(*env.reset(seed=task.seed))
-                if found != task.key:
+                key = task_key(*env.reset(seed=task.seed))
+                if key != task.key:
                     raise EnvError(
-                        f"{self.env} seed {task.seed} now makes task {found}, not {task.key}: {self._drift()}"
+                        f"{self.env} seed {task.seed} now makes task {key}, not {task.key}: {self._drift()}"
                         "; build the splits again"
                     )
         finally:
@@ -98,7 +98,7 @@ class Manifest:
         return ", ".join(changed) or "its code or its arguments changed"
 
     def guard_training(self, tasks: Iterable[Task]) -> None:
-        """Refuse to train on a task that is held out. ``shared`` and ``paper`` hold nothing out.
+        """Refuse to train on a held-out task. ``shared`` and ``paper`` hold nothing out.
 
         Raises:
             TaskLeak: a key is in select, confirm or test.
@@ -132,7 +132,7 @@ class Manifest:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            EnvError: the text is no manifest.
+            EnvError: the text is not a manifest.
         """
         try:
             raw = json.loads(text)
@@ -153,7 +153,7 @@ class Manifest:
         """Read a manifest file.
 
         Raises:
-            EnvError: the file cannot be read or is no manifest.
+            EnvError: the file cannot be read or is not a manifest.
         """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
@@ -176,9 +176,9 @@ def build_splits(
     Args:
         ref: the environment.
         env_kwargs: its arguments.
-        seeds: how many seeds, from 0, to look at; the spec's number, or all rows of a file, by default.
-        salt: changes which task falls into which split.
-        sizes: tasks per split; ``train`` takes the rest unless named.
+        seeds: number of seeds to scan, from 0; by default the spec's number, or all rows of a file.
+        salt: changes the assignment of tasks to splits.
+        sizes: tasks per split; ``train`` takes the rest unless given.
 
     Raises:
         EnvError: unknown splits, or sizes beyond the number of distinct tasks.
@@ -215,7 +215,7 @@ def build_splits(
 
 
 def _as_json(ref: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments as a file would give them back, tuples as lists."""
+    """Return the arguments as a JSON file gives them back, with tuples as lists."""
     try:
         return json.loads(json.dumps(dict(kwargs)))
     except (TypeError, ValueError) as error:
@@ -239,7 +239,7 @@ def _seed_count(spec: EnvSpec, env: Any, seeds: int | None) -> int:
 
 
 def _scan(env: Any, seeds: Iterable[int]) -> tuple[dict[str, int], dict[str, list[Task]], str]:
-    """Return the first seed of every key, the splits that rows themselves name, and the rules' hash."""
+    """Return the first seed of every key, the splits that the rows name, and the hash of the rules."""
     found: dict[str, int] = {}
     named: dict[str, dict[str, int]] = {}
     rules = ""
@@ -276,14 +276,14 @@ def _ranked(found: Mapping[str, int], salt: str) -> list[Task]:
 
 
 def _sizes(spec: EnvSpec, given: Mapping[str, int], distinct: int) -> dict[str, int]:
-    """Return the size of every split but ``train``, and of ``train`` where it was named.
+    """Return the size of every split except ``train``, and of ``train`` if it was given.
 
-    The spec's own sizes hold only where there are enough tasks for them.
+    The spec's sizes are used only if there are enough tasks for them.
     """
     shares = {name: min(_CAP[name], int(distinct * _SHARE[name])) for name in _SHARE}
-    own = dict(spec.split_sizes)
-    fits = sum({**shares, **own}.values()) < distinct * 0.75
-    return {**shares, **(own if fits else {}), **given}
+    from_spec = dict(spec.split_sizes)
+    fits = sum({**shares, **from_spec}.values()) < distinct * 0.75
+    return {**shares, **(from_spec if fits else {}), **given}
 
 
 def _cut(ranked: list[Task], sizes: Mapping[str, int], ref: str) -> dict[str, list[Task]]:

@@ -1,4 +1,4 @@
-"""What an observation is made of, who may see which part, and what identifies a task."""
+"""The parts of an observation, the views that hide or replace parts, and the keys of tasks."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def _part(entry: Any) -> Part:
 
 
 def join_parts(parts: Iterable[Part]) -> str:
-    """Return the text of an observation: its parts, a blank line between them."""
+    """Return the text of an observation: its parts, joined by blank lines."""
     return "\n\n".join(text for _, text in parts if text)
 
 
 def apply_view(parts: Iterable[Part], view: View) -> list[Part]:
-    """Return the parts as one reader sees them.
+    """Return the parts as seen through a view.
 
-    A replaced kind appears once, where it first stood; a kind that is absent is never added.
+    A replaced kind appears once, at its first position. An absent kind is never added.
     """
     seen: list[Part] = []
     replaced: set[str] = set()
@@ -58,10 +58,10 @@ def apply_view(parts: Iterable[Part], view: View) -> list[Part]:
 
 
 def task_key(obs: str, info: Mapping[str, Any]) -> str:
-    """Return what identifies the start state, given what ``reset`` returned.
+    """Return the key of a start state, from what ``reset`` returned.
 
-    ``info["task_key"]`` where the environment names it, else a hash of the ``state`` parts, so that
-    neither views nor the wording of the rules change it. Without a ``state`` part, the whole text.
+    The key is ``info["task_key"]`` if given, else a hash of the ``state`` parts, so that neither views nor
+    the wording of the rules change it. Without a ``state`` part, the whole text is hashed.
     """
     if info.get("task_key") is not None:
         return str(info["task_key"])
@@ -75,14 +75,15 @@ def hash_text(text: str) -> str:
 
 
 def hash_prompt(text: str) -> str:
-    """Return :func:`hash_text` of the text with its white space and letter case evened out."""
+    """Return :func:`hash_text` of the text with white space and letter case normalised."""
     return hash_text(" ".join(text.split()).casefold())
 
 
 def succeeded(reward: SupportsFloat, terminated: bool, info: Mapping[str, Any], success_at: float = 1.0) -> bool:
     """Return whether an episode that just ended was solved.
 
-    ``info["success"]`` decides where it is given; else a regular end with at least ``success_at``.
+    ``info["success"]`` decides if given. Otherwise the episode must have terminated with a reward of at
+    least ``success_at``.
     """
     if info.get("success") is not None:
         return bool(info["success"])

@@ -1,6 +1,6 @@
-"""What agents learn: items, the contexts made of them, their scores, and the store they live in.
+"""What agents learn: items, the contexts made of them, their scores, and the store that holds them.
 
-Neither torch nor an environment is imported here; models and players come in as callables.
+This package imports neither torch nor an environment; models and players are passed in as callables.
 """
 
 if __name__ != "agentopcd.knowledge":

@@ -1,4 +1,4 @@
-"""From items to the exact string a model is shown, within a token budget."""
+"""Assemble items into the exact string that a model is shown, within a token budget."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from agentopcd.knowledge.items import identify, normalise
 
 
 def render(texts: Sequence[str]) -> str:
-    """One marker line per item, no trailing newline; the frame around it belongs to the prompt template."""
+    """One marker line per item, without a trailing newline. The prompt template adds the text around it."""
     return "\n".join(f"{MARKER} {normalise(text)}" for text in texts)
 
 
 def assemble(
     texts: Sequence[str], *, budget: int, count_tokens: Callable[[str], int], placement: Placement = "user"
 ) -> Context:
-    """Render items in their order, leaving out whole ones, the oldest first, until the string fits.
+    """Render items in their order; drop whole items, the oldest first, until the string fits the budget.
 
     Args:
-        texts: of the items, oldest first; exact repeats are shown once, where they first stood.
-        budget: most tokens of the final string.
-        count_tokens: tokens of one string by the consuming model's tokenizer. It is asked about the
-            whole string, because counts do not add up across joins.
+        texts: texts of the items, oldest first; an exact repeat is shown once, at its first position.
+        budget: maximum number of tokens in the final string.
+        count_tokens: number of tokens in a string, by the tokenizer of the model that will read it. It is
+            called on the whole string, because token counts of the pieces do not add up.
         placement: where the context will be put.
 
     Returns:
         The context; its items are ``item_ids(context)``. Empty when there are no items.
 
     Raises:
-        ConfigError: the newest item, which must be kept, is over budget alone.
+        ConfigError: the newest item, which must be kept, exceeds the budget by itself.
     """
     distinct: dict[str, str] = {}
     for text in texts:

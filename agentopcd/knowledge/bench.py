@@ -1,4 +1,4 @@
-"""Where contexts are tried: a store, a model that plays one environment, and the run that is charged for it."""
+"""The bench on which contexts are tried: a store, a model that plays one environment, and the run it plays for."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from agentopcd.knowledge.queries import Arena, Arm, Place
 from agentopcd.knowledge.store import Store
 
 Play = Callable[[str, Sequence[Job]], Iterable[Episode]]
-"""Plays jobs and yields each episode as it finishes; it retries what the environment broke. The text is a label for
+"""Plays jobs and yields each episode as it finishes; retries after environment errors. The string is a label for
 people: what the episodes are played for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """All that trying a context needs besides the context and the tasks."""
+    """Everything needed to try a context, besides the context and the tasks."""
 
     store: Store
     env: str
     setup: str
-    """From :func:`~agentopcd.knowledge.store.setup_id`: all that changes play besides model, context and task."""
+    """From :func:`~agentopcd.knowledge.store.setup_id`: all that affects play besides model, context and task."""
     model_id: str
-    """Of the model that ``play`` plays."""
+    """Id of the model that ``play`` uses."""
     run_id: int
     """The run that new episodes belong to."""
     play: Play
@@ -37,7 +37,8 @@ class Bench:
         return Arena(self.env, self.setup, split, places)
 
     def play_missing(self, label: str, jobs: Sequence[Job]) -> int:
-        """Play what the store lacks and store each episode as it comes; returns how many the environment broke."""
+        """Play the jobs that the store lacks and store each episode as it finishes; return the number of
+        environment errors."""
         contexts = {job.context.id: job.context for job in jobs}
         done = {id_: self.store.outcomes(self.arm(context), self.arena()) for id_, context in contexts.items()}
         missing = [job for job in dict.fromkeys(jobs) if _place(job) not in done[job.context.id]]
@@ -49,7 +50,7 @@ class Bench:
 
 
 def places_of(tasks: Iterable[Task], reps: int = 1) -> list[Place]:
-    """The places of tasks that are played ``reps`` times each."""
+    """The places of tasks that are each played ``reps`` times."""
     return [(task.key, task.seed, rep) for rep in range(reps) for task in tasks]
 
 

@@ -1,7 +1,7 @@
-"""The file under the store: opening, migrating, transactions, and two generic helpers.
+"""The SQLite file of the store: opening, migrations, transactions, and two generic helpers.
 
-SQLite in WAL mode. Writers begin IMMEDIATE (a transaction that reads first and then writes fails at
-once when another writer committed in between, whatever the timeout), readers begin plainly.
+The file is in WAL mode. Writers begin IMMEDIATE: a transaction that reads first and then writes would fail
+at once if another writer committed in between, whatever the timeout. Readers begin a plain transaction.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BUSY_TIMEOUT_S = 10
 
 
 def now() -> str:
-    """The time as ISO-8601 text in UTC, in microseconds."""
+    """The current time in UTC, as ISO-8601 text with microseconds."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
@@ -40,7 +40,7 @@ def migrations() -> list[tuple[int, str]]:
 
 
 def statements(script: str) -> Iterator[str]:
-    """Cut a script into statements. ``executescript`` would commit, and a migration must be atomic."""
+    """Split a script into statements; ``executescript`` would commit, and a migration must be atomic."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
@@ -50,7 +50,7 @@ def statements(script: str) -> Iterator[str]:
 
 
 def check_columns(columns: Iterable[str]) -> None:
-    """Refuse names that are not plain identifiers: they become part of an SQL text."""
+    """Refuse names that are not plain identifiers, because they become part of SQL text."""
     for column in columns:
         if not column.isidentifier():
             raise StoreError(f"{column!r} is not a column of the store")
@@ -71,10 +71,10 @@ class Database:
 
         Args:
             path: the file, or ``":memory:"``.
-            create: make a new store when there is none.
+            create: create a new store if there is none.
 
         Raises:
-            StoreError: SQLite is too old, the file is missing, is not a store, or is newer than this code.
+            StoreError: SQLite is too old, or the file is missing, is not a store, or is newer than this code.
         """
         if sqlite3.sqlite_version_info < MIN_SQLITE:
             wanted = ".".join(map(str, MIN_SQLITE[:2]))
@@ -101,7 +101,7 @@ class Database:
         return database
 
     def close(self) -> None:
-        """Close the connection; what was committed stays."""
+        """Close the connection. Committed data stays."""
         self._connection.close()
 
     def __enter__(self) -> Self:
@@ -117,7 +117,7 @@ class Database:
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
         version = self._version()
         if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            # Another process may be between our two looks, so look once more.
+            # Another process may have migrated the file between the two checks, so check once more.
             version = self._version()
             if version == 0:
                 raise StoreError(f"{self.path} is a database of another program, not a knowledge store")
@@ -148,7 +148,7 @@ class Database:
 
     def _migrate(self) -> None:
         with self.write():
-            version = self._version()  # once more inside the lock: another process may have been faster
+            version = self._version()  # read again inside the lock: another process may have migrated first
             for number, script in migrations():
                 if number > version:
                     for statement in statements(script):
@@ -157,7 +157,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[None]:
-        """One writing transaction; inside another one it joins it. Any exception rolls all of it back."""
+        """One write transaction. A nested call joins the outer one. Any exception rolls back the whole transaction."""
         self._check_process()
         if self._reading:
             raise StoreError("this store is being read in one view; finish reading before writing to it")
@@ -205,10 +205,10 @@ class Database:
             unique: columns whose conflict means "already there"; other violations still raise.
 
         Returns:
-            The new rowid, or None when it was already there.
+            The new rowid, or None if the row was already there.
 
         Raises:
-            StoreError: a column that cannot be one; imported files name columns, too.
+            StoreError: a column name is not an identifier; imported files supply column names, too.
         """
         check_columns(row)
         columns, marks = ", ".join(row), ", ".join("?" * len(row))

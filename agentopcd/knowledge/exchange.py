@@ -1,7 +1,7 @@
-"""Import and export: JSON lines without loss, and plain text for people.
+"""Import and export: lossless JSON lines, and plain text for people.
 
-JSON lines are a header and typed rows in foreign-key order. Run and episode numbers are local to the
-file. Immutable rows are united with what the receiver has; nothing of the receiver is overwritten.
+A JSON lines file is a header followed by typed rows in foreign-key order. Run and episode numbers are local
+to the file. An import adds the rows that the receiving store lacks and overwrites nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agentopcd.knowledge.store import EPISODE_KEY, Found, Store
 FORMAT, VERSION = "agentopcd-kb", 1
 
 IMPORTED = "import"
-"""Actor of the events an import adds: the receiver's own decision, which does not travel on."""
+"""Actor of the events that an import adds: decisions of the receiver, which are not exported again."""
 
 GATES = ("review", "keep")
 
@@ -31,19 +31,19 @@ GATES = ("review", "keep")
 
 
 def dump(store: Store, contexts: Iterable[str] | None = None, *, episodes: bool = False) -> Iterator[Row]:
-    """The store as typed rows, header first.
+    """Export the store as typed rows, header first.
 
     Args:
         contexts: only these contexts (ids) with their items, origins and refs; by default everything.
-        episodes: also episodes and transcripts. Without them an item's origin is still known as
-            environment and task, so the leak guard works at the receiver.
+        episodes: also export episodes and transcripts. Without them, an item's origin still names
+            environment and task, so the leak guard works in the receiving store.
     """
     with store.read():
         wanted = None if contexts is None else {EMPTY.id, *contexts}
         rows = list(_Dump(store, wanted, episodes and wanted is None).rows())
     yield {"format": FORMAT, "version": VERSION}
     for row in rows:
-        if row["type"] == "episode":  # unpacked one by one: together they can be larger than memory
+        if row["type"] == "episode":  # unpacked one by one: together they may not fit in memory
             body = store.lookup("transcript", episode_id=row["transcript"])
             row = {**row, "transcript": unpack(body["body"]) if body else None}
         yield row
@@ -97,12 +97,12 @@ class _Dump:
         return list(self.store.table("model", "rowid")) if self.everything else []
 
     def _tasks(self, episodes: list[Row]) -> list[Row]:
-        """Tasks travel with episodes; the origin of an item carries its own task."""
+        """Tasks of the exported episodes; the origin of an item carries its own task."""
         played = {(row["env"], row["task_key"]) for row in episodes}
         return [row for row in self.store.table("task", "env, key") if (row["env"], row["key"]) in played]
 
     def _sources(self) -> list[Row]:
-        """Origins; without episodes, two finds on one task are one."""
+        """Origins of the items; without episodes, origins that differ only in their episode are merged."""
         kept: dict[tuple[Any, ...], Row] = {}
         for row in self.store.table("item_source", "run_id, episode_id, line, item_id, env, task_key, raw"):
             if row["item_id"] not in self.held:
@@ -119,7 +119,7 @@ class _Dump:
             known = row["item_id"] in self.held and (row["other_id"] is None or row["other_id"] in self.held)
             return known and row["actor"] != IMPORTED
 
-        # By item, because an importer may meet the items in another order.
+        # Sorted by item, because an importer may hold the items in another order.
         return sorted(filter(travels, self.store.table("item_event", "id")), key=lambda row: row["item_id"])
 
     def _refs(self) -> list[Row]:
@@ -155,7 +155,7 @@ def from_jsonl(lines: Iterable[str]) -> Iterator[Row]:
     """The rows of a JSON lines file.
 
     Raises:
-        StoreError: a line that is not a JSON object, with its number.
+        StoreError: a line is not a JSON object; the message gives its number.
     """
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -173,14 +173,14 @@ def from_jsonl(lines: Iterable[str]) -> Iterator[Row]:
 
 
 def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "review") -> dict[str, int]:
-    """Unite dumped rows with the store, in one transaction.
+    """Merge exported rows into the store, in one transaction.
 
-    Ids are recomputed. Items that are new here arrive with their history; with ``gate="review"`` active
-    and pinned ones then wait for approval, with ``"keep"`` they keep their status. A task keeps the
-    split it has here.
+    Ids are recomputed and checked. Items that are new to this store arrive with their history. With
+    ``gate="review"``, active and pinned items then wait for approval; with ``"keep"``, they keep their
+    status. A task that this store already has keeps its split.
 
     Args:
-        prefix: put before the name of every imported ref.
+        prefix: prefix for the name of every imported ref.
 
     Returns:
         How many rows of each type were new.
@@ -198,20 +198,20 @@ def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "re
     if header.get("version") != VERSION:
         raise StoreError(f"export version {header.get('version')!r}, this version of agentopcd reads {VERSION}")
     with store.write():
-        into = _Load(store, prefix)
+        importer = _Load(store, prefix)
         for number, row in enumerate(stream, 2):
             try:
-                into.take(row)
+                importer.take(row)
             except (AttributeError, KeyError, TypeError, ValueError, sqlite3.Error) as error:
                 if isinstance(error, AgentOpcdError):
                     raise
                 raise StoreError(f"row {number} ({row.get('type')!r}) cannot be imported: {error!r}") from error
-        into.end(gate)
-    return into.new
+        importer.end(gate)
+    return importer.new
 
 
 class _Load:
-    """Takes in rows one by one; run and episode numbers of the file are translated."""
+    """Imports rows one by one and translates the file's run and episode numbers."""
 
     def __init__(self, store: Store, prefix: str) -> None:
         self.store, self.prefix = store, prefix
@@ -284,18 +284,18 @@ class _Load:
         row["run_id"] = self.runs[row["run_id"]]
         row["episode_id"] = self.episodes.get(row["episode_id"])
         if row["task_key"] is not None:
-            # An unknown task has been extracted from, so it must never be anything else here.
+            # Items were extracted from this task, so a store that does not know it must never use it otherwise.
             origin = {"env": row["env"], "key": row["task_key"], "split": "extract"}
             self.store.insert("task", origin, unique=("env", "key"))
         if row["episode_id"] is None:
             same = ("item_id", "run_id", "env", "task_key", "line")
             if self.store.lookup("item_source", **{name: row[name] for name in same}):
-                return False  # known here with its episode
+                return False  # this store already has it, with its episode
         return self.store.add_source(row)
 
     def _event(self, row: Row) -> bool:
         if row["item_id"] not in self.items:
-            return False  # an item that was here before keeps the status it has here
+            return False  # an item that this store already had keeps its status
         self.store.insert("item_event", row)
         return True
 
@@ -333,48 +333,48 @@ def _must(value: Any) -> Any:
 
 
 class TextImport(NamedTuple):
-    """What a text import brought."""
+    """Result of a text import."""
 
     context_id: str
     items: int
     """Marked items; 0 for free text."""
     changed: bool
-    """Sanitising had to change the text, so an export will not be byte-equal to the file."""
+    """True if sanitising changed the text, so that an export will not be byte-equal to the file."""
 
 
 def export_text(store: Store, context_id: str) -> str:
-    """The context exactly as a model is shown it: one marker line per item."""
+    """The context exactly as a model sees it: one marker line per item."""
     return store.get_context(context_id).text
 
 
 def import_text(
     store: Store, text: str, *, run_id: int, placement: Placement = "user", ref: str | None = None
 ) -> TextImport:
-    """Take in a text file as a context. Its items are pending and of unknown origin.
+    """Import a text file as a context. Its items are pending and of unknown origin.
 
-    With a marker anywhere it is a list of items, one per marker line; without one it is free text, a
-    context without items, and kept to the byte.
+    A text with a marker is a list of items, one per marker line. A text without a marker is free text: a
+    context without items, kept byte for byte.
 
     Args:
-        ref: point this ref at it; the ref must not exist.
+        ref: a new ref that will point at the context; it must not exist yet.
 
     Raises:
         ConfigError: the text is empty, or its marker lines hold no item.
         StoreError: the ref exists.
     """
     if not text.strip():
-        raise ConfigError("the file is empty; an empty context is only had by its name, 'empty'")
+        raise ConfigError("the file is empty; the empty context is named 'empty'")
     found = [Found(sanitise(piece.text), piece.raw, piece.line) for piece in parse(text)]
     marked = MARKER in text
     if marked and not found:
         raise ConfigError(f"no item in the file: its {MARKER!r} lines are empty")
-    context = Context(render([one.text for one in found]) if marked else text, placement)
+    context = Context(render([item.text for item in found]) if marked else text, placement)
     with store.write():
         if marked:
-            found = [one._replace(flags=("imported", *flags(one.text))) for one in found]
+            found = [item._replace(flags=("imported", *flags(item.text))) for item in found]
             store.add_items(run_id, found, actor=IMPORTED)
         store.add_context(context, {"order": "file"})
         if ref is not None:
             store.move(ref, context.id, IMPORTED, "imported from text", run_id, expect=None)
-    as_given = text.rstrip("\n") if marked else text  # a last line end is no item
+    as_given = text.rstrip("\n") if marked else text  # a trailing newline is not an item
     return TextImport(context.id, len(found) if marked else 0, context.text != as_given)

@@ -1,7 +1,7 @@
-"""What the extractor is asked: one short prompt for games, one for single-step tasks.
+"""The extractor's prompts: a short one for games and one for single-step tasks.
 
-Environment rules are taken out of what it sees, so that it has to infer them. It sees what the
-environment said, never a label: for a single-step task only the problem and its own reply.
+The prompts leave out the environment's rules, so that the extractor has to infer them. They show what the
+environment said, never a label: for a single-step task, only the problem and the model's own reply.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Kind = Literal["game", "single"]
 KINDS: tuple[Kind, ...] = ("game", "single")
 
 EXTRACTION_VERSION = 1
-"""Raised whenever a word below changes; keep it in the run's config."""
+"""Version of the prompts: raised whenever a word below changes, and kept in the run's config."""
 
 _GAME = """\
 You played one round of a game whose rules nobody told you. This is what you saw and what you answered.
@@ -74,7 +74,7 @@ def game_trace(episode: Episode) -> str:
 
 
 def single_trace(episode: Episode) -> str:
-    """Problem and own reply; feedback and outcome could carry the label, so they stay out."""
+    """The problem and the model's own reply. Feedback and outcome are left out, because they could reveal the label."""
     turn = episode.turns[0]
     problem = _shown([part for part in turn.parts if part[0] in ("state", "actions")])
     return f"Question: {problem}\nYour answer: {_spoken(turn.reply)}"
@@ -85,7 +85,7 @@ def _shown(parts: Sequence[Part]) -> str:
 
 
 def _spoken(reply: str) -> str:
-    """The reply without its reasoning, which is long and not what the environment saw."""
+    """The reply without its reasoning, which is long and which the environment ignores."""
     return after_thinking(reply).strip() or "(nothing)"
 
 

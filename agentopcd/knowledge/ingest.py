@@ -1,4 +1,4 @@
-"""From an extractor's reply to stored items: parse, sanitise, identify, flag, approve."""
+"""Turn an extractor's reply into stored items: parse, sanitise, identify, flag, approve."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ UNDECIDED = (None, "add")
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where a reply of the extractor comes from."""
+    """Where an extractor's reply comes from."""
 
     run_id: int
     episode: Episode | None = None
-    """What it was written about; its task is the origin that the leak guard checks."""
+    """The episode that the reply is about; the leak guard checks the episode's task."""
     episode_id: int | None = None
     """The episode's row, from :meth:`Store.add_episodes`."""
     shown: Context | None = None
-    """The earlier items that the extractor could see; a line equal to one of them is an echo."""
+    """The earlier items that the extractor was shown; a line equal to one of them is an echo."""
     first_line: int = 0
-    """Number of the first item, when one episode gives several replies."""
+    """Number of the first item, for an episode with several replies."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ingested:
-    """What one reply brought, as item ids in the order of the reply."""
+    """The items of one reply, as ids in the order of the reply."""
 
     ids: list[str]
     """Every distinct item that was not an echo, whatever its status."""
@@ -39,16 +39,16 @@ class Ingested:
     flagged: list[str]
     """Those of ``ids`` that carry a flag; they wait for a person."""
     echoes: list[str]
-    """Items that the player or the extractor had been shown; recorded, without support."""
+    """Items that the player or the extractor had been shown; recorded, but without support."""
     parsed: int
-    """Marked pieces in the reply; 0 is an empty parse, to be counted in the run's result."""
+    """Marked pieces in the reply; 0 means that nothing could be parsed, which the run's result counts."""
 
 
 def ingest(
     store: Store, reply: str, origin: Origin, *, special: Sequence[str] = (),
     count_tokens: Callable[[str], int] | None = None,
 ) -> Ingested:  # fmt: skip
-    """Take in the items of one reply with their origin. Repeating the call changes nothing.
+    """Store the items of one reply with their origin. Repeating the call changes nothing.
 
     A new item without a flag becomes active; one with a flag waits for a person.
 
@@ -99,7 +99,7 @@ def _shown_items(store: Store, origin: Origin) -> set[str]:
 
 
 def _approve(store: Store, item_id: str) -> None:
-    """Approve an item that nobody has decided about."""
+    """Approve an item about which nobody has decided."""
     said = [event["event"] for event in store.events(item_id) if event["event"] not in ("note", "distinct")]
     if (said[-1] if said else None) in UNDECIDED:
         store.event(item_id, "approve", "gate:auto")

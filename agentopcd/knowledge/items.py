@@ -1,6 +1,6 @@
-"""One experience item: parsed from a reply, made safe to show, given an identity, flagged.
+"""Experience items as text: parse them from a reply, sanitise, identify and flag them.
 
-Pure functions over text; nothing here knows the store.
+Pure functions over text; nothing here uses the store.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ _FLAGS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parsed:
-    """One marked piece of a reply: the text after the marker, what stood there, and its number."""
+    """One marked piece of a reply: the text after the marker, the raw text with the marker, and its number."""
 
     text: str
     raw: str
     line: int
-    """Counts the items of one reply from 0."""
+    """Position among the items of one reply, from 0."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Item:
-    """An item as the store knows it."""
+    """An item with its state in the store."""
 
     id: str
     text: str
     status: str = "pending"
     """``pending``, ``active``, ``pinned`` or ``retired``."""
     support: int = 0
-    """Distinct tasks on which it was found without having been shown."""
+    """Distinct tasks from which the item was extracted without having been shown in the prompt."""
     created_at: str = ""
 
 
 def parse(reply: str) -> list[Parsed]:
     """Find the items of an extractor's reply, after its last end-of-thinking mark.
 
-    A line may contain markers anywhere, each starts an item, and bullets, case and bold may vary.
+    Markers may stand anywhere in a line, and each marker starts an item. Bullets, case and bold may vary.
 
     Returns:
         The items in order; pieces without a letter or digit are dropped.
@@ -88,16 +88,16 @@ def _pieces(line: str) -> Iterable[tuple[str, str]]:
 
 
 def sanitise(text: str, special: Sequence[str] = ()) -> str:
-    """Make an item safe to show: one line, NFC, nothing invisible, no string that forms a role.
+    """Make an item safe to show: one line, NFC, no invisible characters, no special strings.
 
-    Not NFKC, which would turn ``10²`` into ``102``.
+    NFC is used rather than NFKC, which would turn ``10²`` into ``102``.
 
     Args:
         text: as the extractor wrote it.
         special: the tokenizer's special strings; a chat template would turn them into control tokens.
 
     Returns:
-        The cleaned text; the same text again when it is cleaned twice.
+        The cleaned text. Cleaning it again changes nothing.
     """
     text = _INVISIBLE.sub("", text)
     text = "".join(_visible(char) for char in text)
@@ -115,7 +115,7 @@ def _visible(char: str) -> str:
 
 def _neutralise(text: str, special: Sequence[str]) -> str:
     """Break every special string with a space after its first character, until none is left."""
-    for _ in range(len(text) + 1):  # each round breaks at least one; a break can hardly form another
+    for _ in range(len(text) + 1):  # each round breaks at least one; breaking one rarely forms another
         present = next((s for s in special if s in text), None)
         if present is None:
             return text
@@ -132,29 +132,29 @@ def normalise(text: str) -> str:
 
 
 def identify(text: str) -> str:
-    """The id of an item: sha256 of its normalised text. In a board game case can be the rule, so it stays."""
+    """The id of an item: sha256 of its normalised text. Case is kept: in a board game it can carry the meaning."""
     return hashlib.sha256(normalise(text).encode()).hexdigest()
 
 
 def item_texts(context: Context) -> list[str]:
-    """The items a context shows, in order; none for free text, and empty marker lines are none."""
+    """The items that a context shows, in order. Free text has none; empty marker lines are skipped."""
     return [text for line in context.lines if (text := normalise(line))]
 
 
 def item_ids(context: Context) -> list[str]:
-    """The ids of the items a context shows, in order."""
+    """The ids of the items that a context shows, in order."""
     return [identify(text) for text in item_texts(context)]
 
 
 def flags(text: str, *, count_tokens: Callable[[str], int] | None = None) -> tuple[str, ...]:
-    """What a person should look at before this item is used.
+    """Reasons for a person to review this item before it is used.
 
     Args:
         text: a sanitised item.
-        count_tokens: length in tokens; without it four thirds of the words are taken.
+        count_tokens: length in tokens; by default four thirds of the word count.
 
     Returns:
-        Names out of ``url``, ``code``, ``tool-call``, ``override``, ``route`` (moves or coordinates of
+        Some of ``url``, ``code``, ``tool-call``, ``override``, ``route`` (moves or coordinates of
         one board) and ``over-long`` (more than :data:`MAX_ITEM_TOKENS`; items are never cut).
     """
     found = [name for name, pattern in _FLAGS.items() if pattern.search(text)]

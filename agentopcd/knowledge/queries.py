@@ -1,4 +1,4 @@
-"""The questions the store answers: every score is recomputed from episode rows, nothing is cached."""
+"""Queries of the store: every score is recomputed from episode rows, nothing is cached."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agentopcd.knowledge.database import Database, Row, check_columns
 from agentopcd.knowledge.items import Item
 
 Place = tuple[str, int, int]
-"""What pairs two episodes: task key, seed and repetition."""
+"""Task key, seed and repetition: the key by which two episodes are paired."""
 
 
 class Arm(NamedTuple):
@@ -26,25 +26,25 @@ class Arm(NamedTuple):
 
 
 class Arena(NamedTuple):
-    """Where arms meet, and which of the episodes they played there count."""
+    """Where arms are compared, and which of their episodes count."""
 
     env: str
     setup: str
     split: str | None = None
-    """Only tasks of this split; None: of any."""
+    """Only tasks of this split; None: any split."""
     places: Collection[Place] | None = None
-    """Exactly these; None: all that were played."""
+    """Only these places; None: all that were played."""
 
 
 class Count(NamedTuple):
-    """What one arm did: its rate (with interval) and the distinct tasks behind it."""
+    """Result of one arm: its rate (with interval) and the number of distinct tasks behind it."""
 
     rate: Rate
     tasks: int
 
 
 class Leak(NamedTuple):
-    """An item of a context that came from a task which must not be learned from."""
+    """An item of a context that came from a task that must not be learned from."""
 
     item_id: str
     env: str
@@ -62,12 +62,12 @@ def natural(name: str) -> list[tuple[int, int, str]]:
 
 
 class Queries(Database):
-    """Everything that only reads."""
+    """All read access to the store."""
 
     # -- any table ----------------------------------------------------------------------------------
 
     def table(self, name: str, order: str) -> list[Row]:
-        """All rows of a table of the schema, for the exchange of whole stores."""
+        """All rows of a table, for the exchange of whole stores."""
         return self.query(f"SELECT * FROM {name} ORDER BY {order}")
 
     def lookup(self, name: str, **columns: Any) -> Row | None:
@@ -91,7 +91,7 @@ class Queries(Database):
         return rows[0]
 
     def runs(self, verb: str | None = None, status: str | None = None) -> list[Row]:
-        """Runs, oldest first, of one verb or status, if given; ``config`` and ``result`` are JSON text."""
+        """Runs, oldest first, optionally of one verb or status; ``config`` and ``result`` are JSON text."""
         return self.query(
             "SELECT * FROM run WHERE (:verb IS NULL OR verb = :verb) AND (:status IS NULL OR status = :status)"
             " ORDER BY id",
@@ -103,7 +103,7 @@ class Queries(Database):
 
         Args:
             env: only models whose run's config has this ``env``.
-            trained: only models that a finished run of this store has made.
+            trained: only models that a finished run of this store has trained.
         """
         return self.query(
             "SELECT m.* FROM model m LEFT JOIN run r ON r.id = m.run_id"
@@ -114,7 +114,7 @@ class Queries(Database):
         )
 
     def split_of(self, env: str, key: str) -> str | None:
-        """The split a task sits in, or None when the store has never seen it."""
+        """The split of a task, or None if the store does not know the task."""
         rows = self.query("SELECT split FROM task WHERE env = ? AND key = ?", (env, key))
         return rows[0]["split"] if rows else None
 
@@ -150,7 +150,7 @@ class Queries(Database):
         )  # fmt: skip
 
     def transcript(self, episode_id: int) -> Episode:
-        """The stored episode in full, every turn and token id of it.
+        """The stored episode in full, with every turn and token id.
 
         Raises:
             StoreError: there is no such episode, or it was imported without its transcript.
@@ -168,28 +168,28 @@ class Queries(Database):
             f" AND e.context_id = :context_id AND e.env = :env AND e.setup = :setup AND {_SPLIT}",
             {**arm._asdict(), "env": arena.env, "setup": arena.setup, "split": arena.split},
         )
-        found = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
+        by_place = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
         if arena.places is None:
-            return found
+            return by_place
         wanted = set(arena.places)
-        return {place: success for place, success in found.items() if place in wanted}
+        return {place: success for place, success in by_place.items() if place in wanted}
 
     def counts(self, arms: Iterable[Arm], arena: Arena) -> dict[Arm, Count]:
         """Rate and number of distinct tasks of each arm."""
-        found: dict[Arm, Count] = {}
+        counts: dict[Arm, Count] = {}
         for arm in arms:
             outcomes = self.outcomes(arm, arena)
             rate = Rate(sum(outcomes.values()), len(outcomes))
-            found[arm] = Count(rate, len({key for key, _, _ in outcomes}))
-        return found
+            counts[arm] = Count(rate, len({key for key, _, _ in outcomes}))
+        return counts
 
     def compare(self, first: Arm, second: Arm, arena: Arena) -> Comparison:
-        """Two arms, paired: rates, difference with interval, one-sided p."""
+        """Compare two arms over their pairs: rates, difference with interval, one-sided p."""
         a, b = self.outcomes(first, arena), self.outcomes(second, arena)
         return compare(a, b, {place: place[0] for place in a})
 
     def competitors(self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None) -> int:
-        """How many arms with a context have played on a split: the K of "best of K", or the looks taken."""
+        """Number of arms with a context that have played on a split: the K of "best of K", or the looks taken."""
         rows = self.query(
             "SELECT count(*) AS n FROM (SELECT DISTINCT e.model_id, e.context_id FROM episode e"
             " JOIN task t ON t.env = e.env AND t.key = e.task_key"
@@ -278,7 +278,7 @@ class Queries(Database):
         return rows[0]
 
     def contexts(self, *, item_id: str | None = None) -> list[Row]:
-        """Contexts, oldest first, with their number of items; only those that hold an item, if given."""
+        """Contexts, oldest first, with their number of items; with ``item_id``, only those that hold this item."""
         return self.query(
             "SELECT c.*, (SELECT count(*) FROM context_item i WHERE i.context_id = c.id) AS items"
             " FROM context c WHERE :item_id IS NULL"
@@ -293,12 +293,12 @@ class Queries(Database):
         return {row["name"]: row["context_id"] for row in sorted(rows, key=lambda row: natural(row["name"]))}
 
     def ref(self, name: str) -> str | None:
-        """The context id that a ref is at, or None where there is no such ref."""
+        """The context id that a ref points at, or None if there is no such ref."""
         rows = self.query("SELECT context_id FROM ref WHERE name = ?", (name,))
         return rows[0]["context_id"] if rows else None
 
     def moves(self, prefix: str = "", *, run_id: int | None = None) -> list[Row]:
-        """Moves of all refs that start with ``prefix``, oldest first; of one run, if given."""
+        """Moves of all refs that start with ``prefix``, oldest first; with ``run_id``, only those of this run."""
         return self.query(
             "SELECT * FROM ref_move WHERE substr(name, 1, length(:prefix)) = :prefix"
             " AND (:run_id IS NULL OR run_id = :run_id) ORDER BY id",
@@ -328,7 +328,7 @@ class Queries(Database):
         raise StoreError(f"unknown context {name!r}{did_you_mean(name, ['empty', *refs])}")
 
     def prefixed(self, table: str, prefix: str) -> list[str]:
-        """Ids of ``item``, ``context`` or ``model`` that start with a hexadecimal prefix of 4 or more."""
+        """Ids in the table ``item``, ``context`` or ``model`` that start with 4 or more given hexadecimal digits."""
         if len(prefix) < 4 or not re.fullmatch("[0-9a-f]+", prefix):
             return []
         rows = self.query(f"SELECT id FROM {table} WHERE substr(id, 1, ?) = ?", (len(prefix), prefix))
@@ -347,7 +347,7 @@ class Queries(Database):
         return [Leak(**row) for row in rows]
 
     def blocked(self, context_id: str) -> list[Item]:
-        """Items of a context that are pending or retired: each of them stops a hand-over to training."""
+        """Items of a context that are pending or retired: any of them blocks training on the context."""
         return [item for item in self.items(context_id=context_id) if item.status in ("pending", "retired")]
 
     def carriers(self, item_id: str) -> list[str]:
@@ -362,6 +362,6 @@ class Queries(Database):
         return [row["id"] for row in rows]
 
     def model_contexts(self, model_id: str) -> Mapping[str, Any]:
-        """Context id to weight of what a consolidation put into a model."""
+        """The contexts consolidated into a model: context id to weight."""
         rows = self.query("SELECT context_id, weight FROM model_context WHERE model_id = ?", (model_id,))
         return {row["context_id"]: row["weight"] for row in rows}

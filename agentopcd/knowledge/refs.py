@@ -1,4 +1,4 @@
-"""The names that contexts get: what was confirmed for an environment, and every step of every chain."""
+"""Refs, the names of contexts: the confirmed context of an environment, and every step of every chain."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 def best_ref(env: str) -> str:
-    """What was confirmed last for an environment, for example ``sokoban/best``."""
+    """Ref of the context that was confirmed last for an environment, for example ``sokoban/best``."""
     return f"{env}/best"
 
 
 def pool_prefix(env: str) -> str:
-    """What the name of every step of every chain starts with."""
+    """Prefix of the refs of an environment's chain steps."""
     return f"{env}/pool/"
 
 
@@ -24,5 +24,5 @@ class PoolStep(NamedTuple):
 
     @property
     def ref(self) -> str:
-        """Its name, for example ``sokoban/pool/03/07``."""
+        """Ref of this step, for example ``sokoban/pool/03/07``."""
         return f"{pool_prefix(self.env)}{self.chain:02d}/{self.step:02d}"

@@ -1,7 +1,7 @@
-"""Choosing a context on evidence: score many on ``select``, confirm one on ``confirm``, value the items.
+"""Choose a context by evidence: score many on ``select``, confirm one on ``confirm``, value the items.
 
-Nothing here loads a model: the bench knows how to play. Every number is read back from stored episodes, so an
-interrupted call is resumed by repeating it.
+Nothing here loads a model: the bench knows how to play. Every number is computed from stored episodes, so
+repeating an interrupted call resumes it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Ranking:
     rows: list[Scored]
     empty: Count
     competed: int
-    """The K of "best of K": contexts that this model has ever played on the select tasks of this setup."""
+    """The K of "best of K": contexts with which this model has ever played on the select tasks of this setup."""
     errors: int
-    """Episodes of this call that the environment broke in spite of retries; they count for nothing."""
+    """Episodes of this call that ended with an environment error despite retries; they are not counted."""
 
     @property
     def best(self) -> Scored:
@@ -66,7 +66,7 @@ class Confirmation:
     comparison: Comparison
     passed: bool
     look: int
-    """Contexts that have played on these confirm tasks so far, this one included: the set wears out."""
+    """Contexts that have played on these confirm tasks so far, this one included; each look wears out the set."""
     errors: int
     ref: str
     """The ref that was moved if it passed."""
@@ -82,7 +82,7 @@ class Confirmation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ItemValue:
-    """What an item adds on average: the success of the half it is in minus that of the other half."""
+    """Average gain from an item: success of the half that holds it minus success of the other half."""
 
     item_id: str
     value: float
@@ -96,7 +96,7 @@ def check_leaks(store: Store, context_id: str) -> None:
     """Refuse a context with an item that came from a select, confirm or test task.
 
     Raises:
-        TaskLeak: naming item and task.
+        TaskLeak: there is such an item; the message names item and task.
     """
     leaks = store.leaks(context_id)
     if leaks:
@@ -111,11 +111,11 @@ def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task]) ->
     """Play every candidate and the empty context on the same tasks, and rank them.
 
     Args:
-        tasks: of the ``select`` split; they are registered as such.
+        tasks: tasks of the ``select`` split; they are registered there.
 
     Raises:
-        ConfigError: no candidate, no task, or not one episode could be played.
-        TaskLeak: a candidate has learned from a task it must not know, or a task sits in another split.
+        ConfigError: there is no candidate or no task, or no episode could be played.
+        TaskLeak: a candidate holds an item from a task it must not know, or a task is in another split.
     """
     store, contexts = bench.store, {context.id: context for context in candidates if context.text}
     if not contexts:
@@ -123,7 +123,7 @@ def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task]) ->
     _prepare(bench, list(contexts.values()), tasks, "select")
     jobs = [Job(task, context) for task in tasks for context in (EMPTY, *contexts.values())]
     errors = bench.play_missing("select", jobs)
-    # Exactly what this call plays: other episodes of the same tasks must not enter its rates.
+    # Only what this call plays: other episodes of the same tasks must not enter its rates.
     arena, empty = bench.arena("select", places_of(tasks)), bench.arm()
     counts = store.counts([empty, *(bench.arm(context) for context in contexts.values())], arena)
     rows = [
@@ -132,7 +132,7 @@ def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task]) ->
     ]
     if not any(row.count.rate.n for row in rows):
         raise ConfigError(f"no episode of {bench.env} could be played ({errors} environment errors): nothing to score")
-    # Equal rates are ordered by id, which is as good as at random and the same on every resume.
+    # Ties are broken by id: as good as at random, and the same after every resume.
     rows.sort(key=lambda row: (-row.count.rate.rate, row.context_id))
     competed = store.competitors(bench.env, "select", model_id=bench.model_id, setup=bench.setup)
     return Ranking(rows, counts[empty], competed, errors)
@@ -141,15 +141,15 @@ def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task]) ->
 def confirm(bench: Bench, context: Context, tasks: Sequence[Task]) -> Confirmation:
     """Play one context and the empty one on fresh tasks; promote it if it is better with p < .025.
 
-    The test is McNemar's mid-p when every pair is a task of its own, else the sign-flip test over tasks.
-    On a pass ``ENV/best`` is moved with the numbers as the reason.
+    The test is McNemar's mid-p when no two pairs share a task, else the sign-flip test over tasks.
+    On a pass, ``ENV/best`` is moved to the context, with the numbers as the reason.
 
     Args:
-        tasks: of the ``confirm`` split; they are registered as such.
+        tasks: tasks of the ``confirm`` split; they are registered there.
 
     Raises:
         ConfigError: the context is empty, there is no task, or no pair could be played.
-        TaskLeak: the context has learned from a task it must not know, or a task sits in another split.
+        TaskLeak: the context holds an item from a task it must not know, or a task is in another split.
     """
     store, env = bench.store, bench.env
     if not context.text:
@@ -176,15 +176,15 @@ def _promote(store: Store, result: Confirmation, run_id: int) -> None:
 def subsets(
     bench: Bench, items: Sequence[Item], tasks: Sequence[Task], *, seed: int = 0, placement: Placement = "user"
 ) -> list[ItemValue]:
-    """Value items by complementary random halves: on each task one half plays, then all the others.
+    """Value items by complementary random halves: on each task, one half of the items plays, then the other.
 
     The value of an item is the mean over tasks of success(its half) minus success(the other half). The
     complement cancels the difficulty of the task, and tasks are independent, so mean ± 1.96·se is its
-    interval. Which half an item is in depends on ``seed``, the task and the set of items alone: more tasks
-    extend an earlier call.
+    interval. The half of an item depends only on ``seed``, the task and the set of items, so a call with more
+    tasks extends an earlier one.
 
     Args:
-        tasks: of the ``select`` split; they are registered as such.
+        tasks: tasks of the ``select`` split; they are registered there.
 
     Returns:
         The items, most valuable first.
@@ -193,7 +193,7 @@ def subsets(
         ConfigError: fewer than two items, no task, or fewer than two pairs could be played.
         TaskLeak: as in :func:`score`.
     """
-    # Always oldest first: the order is part of a context, and a resumed call must make the same ones.
+    # Always oldest first: the order is part of a context, and a resumed call must build the same contexts.
     pool = sorted({item.id: item for item in items}.values(), key=lambda item: (item.created_at, item.id))
     if len(pool) < 2:
         raise ConfigError(f"subsets compares items with each other; got {len(pool)}, two are needed")
@@ -220,10 +220,10 @@ def subsets(
 def _halves(
     pool: Sequence[Item], task: Task, seed: int, placement: Placement
 ) -> tuple[tuple[Context, set[str]], tuple[Context, set[str]]]:
-    """A random part of the pool and the rest of it, each as context and set of ids.
+    """A random part of the pool and the rest of the pool, each as context and set of ids.
 
-    Every item is in with probability one half on its own: with halves of equal size an item's value would
-    be measured against the mean of the others.
+    Each item is in the first part with probability one half, independently. With parts of equal size, an
+    item's value would be measured against the mean of the others.
     """
     order = sorted(item.id for item in pool)
     rng = random.Random(f"{seed}/{task.key}/{task.seed}/{'/'.join(order)}")
@@ -260,7 +260,7 @@ def add_to_pool(
     store: Store, step: PoolStep, context: Context, *, run_id: int | None = None,
     origin: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
-    """Store the context a chain has reached and name it; repeating the call adds nothing.
+    """Store the context that a chain has reached and point its ref at it; repeating the call adds nothing.
 
     Returns:
         The name of the ref.

@@ -1,4 +1,4 @@
-"""The store: everything that writes. All SQL is in this module, ``queries`` and ``database``.
+"""The knowledge store: all write access. All SQL is in this module, ``queries`` and ``database``.
 
 ::
 
@@ -28,17 +28,17 @@ from agentopcd.knowledge.items import identify, item_texts, normalise
 from agentopcd.knowledge.queries import Queries
 
 EVENTS = ("add", "flag", "approve", "pin", "retire", "restore", "supersede", "distinct", "note")
-"""What can be said about an item; the last one that is neither ``note`` nor ``distinct`` is its status."""
+"""Kinds of events of an item; the last event that is neither ``note`` nor ``distinct`` sets its status."""
 
 ANY = "\0any"
 """Stands for "do not compare" in :meth:`Store.move`."""
 
 EPISODE_KEY = ("model_id", "context_id", "env", "setup", "seed", "rep")
-"""What makes two episodes the same one: cache key, resume key and pairing key."""
+"""Columns that identify an episode; the key for caching, resuming and pairing."""
 
 
 class Found(NamedTuple):
-    """An item in a reply, ready to be stored."""
+    """An item found in a reply, ready to be stored."""
 
     text: str
     raw: str = ""
@@ -47,12 +47,12 @@ class Found(NamedTuple):
 
 
 def canonical(config: Mapping[str, Any]) -> str:
-    """The one JSON text of a config: keys sorted, no spaces."""
+    """Canonical JSON of a config: keys sorted, no spaces."""
     return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def setup_id(setup: Mapping[str, Any]) -> str:
-    """The hash that names a setup: everything besides model, context and task that changes play."""
+    """The hash that names a setup: everything besides model, context and task that affects play."""
     return hashlib.sha256(canonical(setup).encode()).hexdigest()
 
 
@@ -72,14 +72,14 @@ class Store(Queries):
         return run_id
 
     def finish(self, run_id: int, result: Mapping[str, Any] | None = None, status: str = "done") -> None:
-        """Close a run with its conclusions; ``status`` is ``done`` or ``failed``."""
+        """Close a run with its result; ``status`` is ``done`` or ``failed``."""
         if status not in ("done", "failed"):
             raise StoreError(f"a run ends as 'done' or 'failed', not as {status!r}")
         self.run(run_id)
         self.update_run(run_id, None if result is None else canonical(result), status)
 
     def find_run(self, verb: str, config: Mapping[str, Any], status: str = "running") -> int | None:
-        """The newest run of the same verb and config; an unfinished one is the one to resume."""
+        """The newest run with this verb, config and status; a running one can be resumed."""
         rows = self.query(
             "SELECT id FROM run WHERE verb = ? AND config = ? AND status = ? ORDER BY id DESC LIMIT 1",
             (verb, canonical(config), status),
@@ -89,12 +89,12 @@ class Store(Queries):
     # -- tasks, models, episodes --------------------------------------------------------------------
 
     def add_tasks(self, env: str, tasks: Iterable[Task | str], split: str) -> None:
-        """Register tasks (or their keys) in a split, for ever.
+        """Register tasks (or their keys) in a split, permanently.
 
-        A task that is already ``shared`` may be named by any split and stays shared.
+        A task that is already ``shared`` may be registered under any split and stays shared.
 
         Raises:
-            TaskLeak: a task sits in another split.
+            TaskLeak: a task is already in another split.
         """
         if split not in (*SPLITS, "shared"):
             raise StoreError(f"unknown split {split!r}{did_you_mean(split, (*SPLITS, 'shared'))}")
@@ -102,10 +102,10 @@ class Store(Queries):
             for task in tasks:
                 key = task if isinstance(task, str) else task.key
                 self.insert("task", {"env": env, "key": key, "split": split}, unique=("env", "key"))
-                found = self.split_of(env, key)
-                if found not in (split, "shared"):
+                known = self.split_of(env, key)
+                if known not in (split, "shared"):
                     raise TaskLeak(
-                        f"task {key[:12]} of {env} is in split {found!r} and was about to be used for "
+                        f"task {key[:12]} of {env} is in split {known!r} and was about to be used for "
                         f"{split!r}; a task belongs to one split for ever"
                     )
 
@@ -122,7 +122,7 @@ class Store(Queries):
 
         Args:
             model_id: hash of weights, tokenizer and chat template.
-            contexts: ids and weights of what was consolidated into it.
+            contexts: ids and weights of the contexts consolidated into the model.
         """
         row = {
             "id": model_id, "name": name, "path": path, "parent_id": parent_id, "run_id": run_id,
@@ -135,18 +135,18 @@ class Store(Queries):
                 self.insert("model_context", link, unique=("model_id", "context_id"))
 
     def add_episodes(self, run_id: int, model_id: str, setup: str, episodes: Iterable[Episode]) -> list[int | None]:
-        """Store finished episodes with every turn, in one transaction; one that is already there stays as it is.
+        """Store finished episodes with every turn, in one transaction; an episode already stored stays unchanged.
 
         Args:
-            setup: from :func:`setup_id`; another setup is another comparison.
+            setup: from :func:`setup_id`; episodes of different setups are never compared.
 
         Returns:
-            The id of each episode, or None for one that its environment broke: such an episode is never
-            stored, the caller counts it.
+            The id of each episode, or None for an episode that ended with an environment error: it is never
+            stored, and the caller counts it.
 
         Raises:
-            StoreError: the run, model, context or task of an episode is not registered, or a seed makes
-                another task than it did before.
+            StoreError: the run, model, context or task of an episode is not registered, or a seed yields
+                a different task than before.
         """
         with self.write():
             return [self._add_episode(run_id, model_id, setup, episode) for episode in episodes]
@@ -176,7 +176,7 @@ class Store(Queries):
         return episode_id
 
     def _require(self, run_id: int, model_id: str, episode: Episode) -> None:
-        """Say which parent row is missing; SQLite would only say that a foreign key failed."""
+        """Name the parent row that is missing; SQLite would only report a failed foreign key."""
         wanted = (
             ("run", "id = ?", (run_id,), f"run {run_id}", "start"),
             ("model", "id = ?", (model_id,), f"model {model_id[:12]}", "add_model"),
@@ -201,7 +201,7 @@ class Store(Queries):
         shown_context_id: str | None = None,
         actor: str = "extract",
     ) -> list[str]:
-        """Store items with their origin; an item that is already there gets one more source.
+        """Store items with their origin; an item that the store already has gets one more source.
 
         A new item is pending, with one ``flag`` event per flag.
 
@@ -210,12 +210,12 @@ class Store(Queries):
         """
         ids = []
         with self.write():
-            for one in found:
-                item_id = self._add_item(one.text, actor, one.flags)
+            for item in found:
+                item_id = self._add_item(item.text, actor, item.flags)
                 source = {
                     "item_id": item_id, "run_id": run_id, "episode_id": episode_id, "env": env,
-                    "task_key": task_key, "shown_context_id": shown_context_id, "line": one.line,
-                    "raw": one.raw or one.text,
+                    "task_key": task_key, "shown_context_id": shown_context_id, "line": item.line,
+                    "raw": item.raw or item.text,
                 }  # fmt: skip
                 self.add_source(source)
                 ids.append(item_id)
@@ -231,7 +231,7 @@ class Store(Queries):
         return item_id
 
     def add_source(self, source: Row) -> bool:
-        """Record one origin of an item; False when it was already recorded."""
+        """Record one origin of an item; return False if it was already recorded."""
         parts = (
             "item_id",
             "run_id",
@@ -243,15 +243,15 @@ class Store(Queries):
         return self.insert("item_source", source, unique=parts) is not None
 
     def add_context(self, context: Context, origin: Mapping[str, Any] | None = None) -> str:
-        """Store a context and the items it shows; the same context is one row.
+        """Store a context and the items it shows; storing the same context again adds nothing.
 
-        An item that the store does not know becomes a pending one of unknown origin.
+        An item that the store does not know becomes a pending item of unknown origin.
 
         Args:
-            origin: how it was first made (order, budget, file ...).
+            origin: how the context was first made (order, budget, file ...).
 
         Returns:
-            Its id.
+            The id of the context.
         """
         row = {
             "id": context.id, "rendered": context.text, "placement": context.placement,
@@ -287,14 +287,14 @@ class Store(Queries):
         run_id: int | None = None,
         expect: str | None = ANY,
     ) -> None:
-        """Point a ref at a context, or delete it with None. Earlier moves stay in the log.
+        """Point a ref at a context, or delete the ref with None. Earlier moves stay in the log.
 
         Args:
             expect: the context id the ref must have now (None: it must not exist), compared and swapped
                 in one transaction, so that two people cannot overwrite each other.
 
         Raises:
-            StoreError: an impossible name, an unknown context, or the ref is not where it was expected.
+            StoreError: an invalid name, an unknown context, or a ref that does not point where expected.
         """
         if not name or name == "empty" or any(char.isspace() for char in name):
             raise StoreError(f"{name!r} cannot name a ref; use something like 'sokoban/best'")

@@ -1,1 +1,1 @@
-"""The tables of the paper (arXiv:2602.12275): recipes, their runs, their reports."""
+"""The tables of the paper (arXiv:2602.12275): recipes, their runs and their reports."""

@@ -1,28 +1,28 @@
 """Recipes: the rows of a table of the paper, each with its arms, seeds and claims.
 
-Those of this package lie in ``recipes/``.
+The recipes of this package are in ``recipes/``.
 
 A recipe is a TOML file::
 
     title = "..."
 
-    [defaults]                     # what all rows share, in the same words
+    [defaults]                     # shared by all rows, with the same keys as a row
     seeds = [0, 1]
-    [defaults.arms.opcd]           # a trained arm, and what it changes in the settings
-    [defaults.full.settings]       # of `agentopcd consolidate`, the same for all arms; for the size full
+    [defaults.arms.opcd]           # a trained arm, and the settings that it changes
+    [defaults.full.settings]       # settings of `agentopcd consolidate` for all arms; for the size full
     steps = 50
 
     [[row]]                        # a row of the table
     name = "..."
-    claims = [["opcd", "base"]]    # pairs of arms; the paper has the first one ahead
+    claims = [["opcd", "base"]]    # pairs of arms; in the paper, the first one is better
     [row.paper]                    # published success in percent by arm, and `what`
     [row.settings]                 # for both sizes
-    [row.mini.settings]            # for one; a row is there at the sizes it names: mini, full, or both
-    [row.mini.shown]               # untrained arms, and the context that each one shows
-    [row.mini.experience]          # of `agentopcd learn`, by which the contexts are gathered
-    [row.mini.probe]               # of `agentopcd evaluate`, on a task that nothing was distilled for
+    [row.mini.settings]            # for one size; a row exists at the sizes it names: mini, full, or both
+    [row.mini.shown]               # untrained arms, and the context that each one is shown
+    [row.mini.experience]          # settings of `agentopcd learn` that gather the contexts
+    [row.mini.probe]               # settings of `agentopcd evaluate`, for a task that no arm was trained on
 
-A row wins over the defaults, and what stands under a size over what stands for both; tables are merged.
+A row overrides the defaults, and entries for one size override entries for both sizes; tables are merged.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ RECIPES = Path(__file__).resolve().with_name("recipes")
 SIZES = ("mini", "full")
 REPORTS = ("select", "paper")
 KINDS = ("best", "random", "traces")
-"""Contexts that a row's experience leaves: the one that did best on select (the paper's "filtered"), one drawn without
-looking at scores ("test-time"), the episodes as they are. ``step N`` is what a chain had after N episodes."""
+"""Kinds of context that a row's experience yields: the best on select tasks (the paper's "filtered"), one drawn without
+looking at scores ("test-time"), and the raw episodes. ``step N`` is the context of a chain after N episodes."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,22 +52,22 @@ class Plan:
 
     name: str
     settings: Mapping[str, Any]
-    """Of :class:`agentopcd.core.config.ConsolidateConfig`; the same for all arms."""
+    """Settings of :class:`agentopcd.core.config.ConsolidateConfig`, the same for all arms."""
     arms: Mapping[str, Mapping[str, Any]]
-    """What each trained arm changes in them."""
+    """Trained arms, and the settings that each arm changes."""
     seeds: Sequence[int]
     claims: Sequence[tuple[str, str]]
-    """Pairs of arms; the paper has the first one ahead."""
+    """Pairs of arms; in the paper, the first one is better."""
     paper: Mapping[str, Any]
     """Published success in percent by arm, and ``what``: model and task."""
     probe: Mapping[str, Any]
-    """Settings of a task that nothing was distilled for, with a context that all are shown or without; none: it is not
-    measured."""
+    """Settings of `agentopcd evaluate` for a task that no arm was trained on, with or without a context that all arms
+    are shown; empty: no probe."""
     shown: Mapping[str, str]
-    """What the base is shown in the arms that nothing is trained for: a file, or one of :data:`KINDS`."""
+    """Untrained arms, and the context that the base is shown in each: a file, or one of :data:`KINDS`."""
     experience: Mapping[str, Any] | None
-    """Settings of `agentopcd learn` by which the row's contexts are gathered; none: a context is a file, or is in the
-    workspace already."""
+    """Settings of `agentopcd learn` that gather the row's contexts; None: each context is a file or is already in the
+    workspace."""
     note: str = ""
 
     @property
@@ -76,31 +76,31 @@ class Plan:
 
     @property
     def slug(self) -> str:
-        """The name, fit for a file's."""
+        """The name of the row, as part of a file name."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     def config(self, arm: str, seed: int) -> ConsolidateConfig:
-        """The settings of one arm; those without training have what all arms share, and the context they show."""
-        own = dict(self.arms[arm]) if arm in self.arms else {}
+        """The settings of one arm; an untrained arm has the shared settings and the context that it is shown."""
+        changes = dict(self.arms[arm]) if arm in self.arms else {}
         if arm in self.shown:
-            own = {"context": self.shown[arm]}
-        return ConsolidateConfig.load(None, **dict(self.settings) | own | {"seed": seed})
+            changes = {"context": self.shown[arm]}
+        return ConsolidateConfig.load(None, **dict(self.settings) | changes | {"seed": seed})
 
     def gathering(self) -> LearnConfig:
-        """How the row's experience is gathered and scored."""
+        """The settings that gather and score the row's experience."""
         names = {field.name for field in dataclasses.fields(LearnConfig)}
         shared = {name: value for name, value in self.settings.items() if name in names}
         return LearnConfig.load(None, **shared | dict(self.experience or {}))
 
 
 def find_recipe(name: str) -> Path:
-    """The file of a recipe: a path, or the name of one that comes with the package.
+    """The file of a recipe, given its path or the name of a recipe of the package.
 
-    A file below the current folder is named from there, so that its name does not say where a clone lies: names of
-    files with questions are part of what the store knows an environment by.
+    A file below the current folder gets a relative path, which does not depend on where the clone lies: the path of
+    a question file is part of the name by which the store knows the environment.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such recipe.
     """
     if Path(name).suffix == ".toml" and Path(name).is_file():
         return Path(name)
@@ -116,7 +116,7 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
     """Title and rows of a recipe.
 
     Raises:
-        ConfigError: it cannot be read, or says what no setting is called.
+        ConfigError: the recipe cannot be read, or it names an unknown setting.
     """
     if size not in SIZES:
         raise ConfigError(f"size is {size!r}{did_you_mean(size, SIZES)}")
@@ -134,13 +134,13 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
 
 
 def _sized(table: Mapping[str, Any], size: str) -> dict[str, Any]:
-    """What a row or the defaults say at one size."""
+    """The entries of a row, or of the defaults, for one size."""
     both = {name: value for name, value in table.items() if name not in SIZES}
     return _merged(both, table.get(size, {}))
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, table by table; where both have a value, that of ``over``."""
+    """Merge two tables, nested tables included; a value of ``over`` replaces that of ``under``."""
     out = {**under}
     for name, value in over.items():
         below = under.get(name)
@@ -150,7 +150,7 @@ def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]
 
 def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
     def located(values: Mapping[str, Any]) -> dict[str, Any]:
-        """Files lie beside the recipe, wherever one stands."""
+        """Look files up beside the recipe, not in the current folder."""
         files = {name: folder / values[name] for name in ("context", "env") if values.get(name)}
         return dict(values) | {name: str(file) for name, file in files.items() if file.is_file()}
 
@@ -164,7 +164,7 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         experience=row.get("experience"), note=row.get("note", ""),
     )  # fmt: skip
     for arm in (*plan.shown, *plan.arms):
-        config = plan.config(arm, 0)  # a wrong setting says so here
+        config = plan.config(arm, 0)  # an invalid setting fails here
         if of_experience(config.context) and plan.experience is None:
             raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
     if plan.experience is not None:
@@ -177,20 +177,20 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
 
 
 def _check_chains(plan: Plan) -> None:
-    """No context stands in for another: each seed has a chain of its own, and chains are as long as is asked for."""
-    own = plan.gathering()
+    """Check that each seed has a chain of its own, and that chains have every step that an arm names."""
+    gathering = plan.gathering()
     named = {plan.config(arm, 0).context for arm in (*plan.shown, *plan.arms)}
-    depth = min(own.chain_steps, own.episodes_per_round)
+    depth = min(gathering.chain_steps, gathering.episodes_per_round)
     for steps in (int(name.removeprefix("step ")) for name in named if name.startswith("step ")):
         if steps > depth:
             raise ConfigError(f"{plan.name!r} wants step {steps} of chains that have {depth}; raise chain_steps")
     drawn = {name for name in named if of_experience(name)} - {"best", "traces"}
-    if drawn and len({seed % own.chains for seed in plan.seeds}) < len(plan.seeds):
+    if drawn and len({seed % gathering.chains for seed in plan.seeds}) < len(plan.seeds):
         raise ConfigError(
-            f"{plan.name!r} has the seeds {list(plan.seeds)} and {own.chains} chains, and seed % chains must differ"
+            f"{plan.name!r} has the seeds {list(plan.seeds)} and {gathering.chains} chains; seed % chains must differ"
         )
 
 
 def of_experience(context: str) -> bool:
-    """Whether a context is named by its kind."""
+    """Whether a context is named by its kind, as in :data:`KINDS` or ``step N``."""
     return context in KINDS or re.fullmatch(r"step \d+", context) is not None

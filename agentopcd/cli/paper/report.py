@@ -1,4 +1,4 @@
-"""What came of a row of the paper: the published figures beside the measured ones, as text and as JSON."""
+"""The report of a row of the paper: measured figures beside published ones, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drift_lines
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One claim of the paper, and what was seen of it."""
+    """One claim of the paper, and the comparison that tests it."""
 
     better: str
     worse: str
@@ -22,25 +22,25 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        """By the paired interval over tasks."""
+        """The verdict, by the paired interval over tasks."""
         seen = self.comparison.difference
         return "reproduced" if seen.low > 0 else "refuted" if seen.high < 0 else "undecided at this size"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """Success of an arm whose checkpoints are chosen on the very test tasks, as the paper does: biased upward."""
+    """Success of an arm whose checkpoints are chosen on the test tasks themselves, as in the paper: biased upward."""
 
     best: float
     best_three: float
-    """Mean of the best three, or of all where there are fewer."""
+    """Mean of the best three checkpoints, or of all if there are fewer."""
     checkpoints: int
-    """Of one training seed; the figures are means over seeds."""
+    """Number of checkpoints of one training seed; the figures are means over seeds."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """A row with what was measured."""
+    """A row and its measurements."""
 
     plan: Plan
     rates: Mapping[str, Rate]
@@ -51,11 +51,11 @@ class Result:
     floors: str
     reply_tokens: Mapping[str, float]
     drift: Mapping[str, Drift]
-    """Of the first training seed."""
+    """Drift by arm, for the first training seed."""
     curves: Mapping[str, Mapping[str, list[float | None]]]
-    """By arm and name: the mean over training seeds at each step; see :data:`agentopcd.cli.paper.run.CURVES`."""
+    """By arm and curve: the mean over training seeds at each step; see :data:`agentopcd.cli.paper.run.CURVES`."""
     chosen_on_test: Mapping[str, Chosen]
-    """Beside the rates, on request: the paper's report."""
+    """By arm, only with ``--report paper``: the figures as the paper reports them."""
 
     def to_dict(self) -> dict[str, Any]:
         def finding(found: Finding) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Result:
 
 
 def lines(result: Result) -> list[str]:
-    """The row as text: what was measured beside what was published."""
+    """The row as text: measured figures beside published ones."""
     plan, published = result.plan, result.plan.paper
     seeds = f"{len(plan.seeds)} training seed{'s' * (len(plan.seeds) > 1)}"
     out = [f"{plan.name}: {Path(plan.settings['env']).name}, {plan.settings.get('model', 'default model')}, {seeds}"]

@@ -1,7 +1,7 @@
-"""The experiments of the paper as recipes: every arm of a row is trained, played on test tasks, and compared in pairs.
+"""Run the recipes of the paper: train every arm of a row, play it on test tasks, and compare arms in pairs.
 
-A recipe is a TOML file; ``plan.py`` reads it. All it does goes through the store of a workspace and through run
-folders, so a killed call goes on when it is given again, and arms that two recipes share are trained once.
+A recipe is a TOML file; ``plan.py`` reads it. All results are in the store of a workspace and in run folders, so
+repeating a killed call resumes it, and an arm that two recipes share is trained once.
 """
 
 from __future__ import annotations
@@ -44,27 +44,28 @@ CURVES = {
     "entropy_nats": "kl/student_entropy_nats",
     "mass_outside_topk": "kl/student_mass_outside_topk",
 }
-"""What is told of every step of an arm's training, and what its log calls it: of the tokens that were learned from,
-the loss in its own form, with KL and entropy over the whole vocabulary; ``select`` is success on select tasks, at the
-steps that measured it."""
+"""Curve -> key in the training log, for every step of an arm's training. ``loss_nats`` is in the form that the arm
+trains on; KL and entropy are over the whole vocabulary; all are over the tokens that the arm learns from. ``select``
+is success on select tasks, at the steps that measured it."""
 
 
 SUSTAINED = 3e14
-"""Operations a second in the plans' hours: about a third of an H100's peak in bfloat16; assumed, not measured."""
+"""Floating-point operations per second, for the hours of a plan: about a third of an H100's peak in bfloat16;
+assumed, not measured."""
 
 
 def run(
     plan: Plan, work: Path, *, report: str = "select", say: Callable[[str], None] = print,
     progress: Progress = no_progress,
 ) -> Result:  # fmt: skip
-    """Train every arm with every seed, play all on the same test tasks, and look at the claims.
+    """Train every arm with every seed, play all arms on the same test tasks, and test the claims.
 
     Args:
-        report: ``select``: each student is the checkpoint that did best on select tasks; ``paper``: beside that, every
-            checkpoint plays the test tasks, and the best of them are reported, too.
+        report: ``select``: each student is the checkpoint that did best on select tasks; ``paper``: in addition, every
+            checkpoint plays the test tasks, and the best checkpoints are reported.
     """
     if plan.probe:
-        _probe_tasks(plan, work)  # what the probe lacks is said before hours of training, not after them
+        _probe_tasks(plan, work)  # a probe that lacks a file fails before hours of training, not after them
     experience = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
     row = _Row(plan, work, say, progress, keep_checkpoints=report == "paper", experience=experience)
     for seed in plan.seeds:
@@ -87,14 +88,14 @@ def run(
 
 @dataclasses.dataclass
 class _Row:
-    """A row at work: what it is run with, and what was seen so far."""
+    """A running row: its inputs, and the results so far."""
 
     plan: Plan
     work: Path
     say: Callable[[str], None]
     progress: Progress
     keep_checkpoints: bool
-    """Every checkpoint plays, too."""
+    """Keep every checkpoint and play it on the test tasks."""
     experience: Experience | None
     floors: str = ""
     tasks: int = 0
@@ -106,21 +107,21 @@ class _Row:
         self.tokens: dict[str, list[float]] = {arm: [] for arm in self.outcomes}
         self.moved: dict[str, Drift] = {}
         self.rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
-        """Of every checkpoint, by arm and training seed."""
+        """Success of every checkpoint, by arm and training seed."""
         self.logs: dict[str, list[Path]] = {arm: [] for arm in plan.arms}
 
     def open(self, config: PlayerConfig) -> Session:
         return Session(config, self.work, say=self.say, progress=self.progress)
 
     def config(self, arm: str, seed: int) -> ConsolidateConfig:
-        """The settings of an arm, with the context that its experience left."""
+        """The settings of an arm, with the context that its experience yields."""
         config = dataclasses.replace(self.plan.config(arm, seed), keep_checkpoints=self.keep_checkpoints)
         if self.experience is None or not of_experience(config.context):
             return config
         return dataclasses.replace(config, context=self.experience.context(config.context, seed), force=True)
 
     def train(self, arm: str, seed: int) -> str:
-        """The folder of an arm's student."""
+        """Train an arm and return the folder of its student."""
         plan, config = self.plan, self.config(arm, seed)
         self.say(f"{plan.name}: {arm}, seed {seed}")
         if self.experience is not None and config.replays:
@@ -158,7 +159,7 @@ class _Row:
                 self.rates[arm].append([_rate(outcomes).rate for outcomes in played])
 
     def play_probe(self, students: Mapping[str, str], seed: int) -> None:
-        """Play the base and one training seed's students where they were not trained."""
+        """Play the base and one training seed's students on the probe task, which no arm was trained on."""
         probe = _probe_config(self.plan, seed)
         with self.open(probe) as session:
             context = session.context(probe.context, probe.placement)[0] if probe.context else EMPTY
@@ -170,15 +171,15 @@ class _Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experience:
-    """Ids of the contexts that a row's experience leaves."""
+    """Ids of the contexts that a row's experience yields."""
 
     best: str
     traces: str
     chains: Sequence[Sequence[str]]
-    """By chain and step; in an order drawn without looking at scores."""
+    """By chain and step; the order of the chains is drawn without looking at scores."""
 
     def context(self, kind: str, seed: int) -> str:
-        """One of :data:`KINDS` for a training seed: another seed takes another chain."""
+        """The context of one kind for a training seed; each seed takes another chain."""
         if kind in ("best", "traces"):
             return self.best if kind == "best" else self.traces
         chain = self.chains[seed % len(self.chains)]
@@ -186,7 +187,7 @@ class Experience:
 
 
 def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Progress) -> Experience:
-    """Play, extract and score as the row says.
+    """Gather the experience of a row: play, extract and score.
 
     Raises:
         ConfigError: nothing could be extracted.
@@ -215,7 +216,7 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
 def play_train(
     plan: Plan, config: ConsolidateConfig, work: Path, *, say: Callable[[str], None], progress: Progress
 ) -> None:
-    """Games on train tasks, without a context, for prefix replay: as many as the row's experience has."""
+    """Play train tasks without a context, for prefix replay: as many episodes as the row's experience has."""
     episodes = plan.gathering().episodes_per_round
     play = pick(config, PlayConfig, context="", split="train", extract=False, episodes=episodes)
     with Session(play, work, say=say, progress=progress) as session:
@@ -224,12 +225,12 @@ def play_train(
 
 
 def _probe_config(plan: Plan, seed: int) -> EvaluateConfig:
-    own = {"env_args": {}, "splits": "", "context": "", "placement": "user"}  # not of the row's environment
-    return pick(plan.config("base", seed), EvaluateConfig, **own | dict(plan.probe))
+    reset = {"env_args": {}, "splits": "", "context": "", "placement": "user"}  # not those of the row's environment
+    return pick(plan.config("base", seed), EvaluateConfig, **reset | dict(plan.probe))
 
 
 def _probe_tasks(plan: Plan, work: Path) -> int:
-    """How many tasks the probe plays; its data and its context are read."""
+    """The number of tasks that the probe plays; its data and its context are read to count them."""
     config = _probe_config(plan, plan.seeds[0])
     with Session(config, work, say=lambda line: None) as session:
         if config.context:
@@ -238,14 +239,14 @@ def _probe_tasks(plan: Plan, work: Path) -> int:
 
 
 def shown_context(session: Session, config: ConsolidateConfig) -> Context:
-    """What an arm shows; unlike what is distilled it may be empty, as a chain is that has found nothing."""
+    """The context that an arm is shown. Unlike a distilled context it may be empty, if its chain has found nothing."""
     if config.context and not Path(config.context).is_file():
         return session.store.get_context(session.store.resolve(config.context))
     return find_context(session, config).parts[0]
 
 
 def _loaded(session: Session, names: Mapping[str, str], context: Context = EMPTY) -> Iterator[Contestant]:
-    """Models by label, one in memory at a time."""
+    """Load models by label, one in memory at a time."""
     for label, name in names.items():
         yield Contestant(label=label, model=session.load(name), context=context)
 
@@ -253,7 +254,7 @@ def _loaded(session: Session, names: Mapping[str, str], context: Context = EMPTY
 def _play(
     session: Session, one: Contestant, tasks: Sequence[Task], name: str
 ) -> tuple[Evaluation, Mapping[Place, bool]]:
-    """The table of one contestant of the row ``name``, and its outcomes."""
+    """Play one contestant of the row ``name``; return its table and its outcomes."""
     run_id = session.ledger.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
     table = evaluate(session, [one], tasks, run_id=run_id)
     session.ledger.finish(run_id, table.to_dict())
@@ -276,7 +277,7 @@ def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
 
 
 def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:
-    """From the test success of every checkpoint of every seed."""
+    """The best checkpoints, from the test success of every checkpoint of every seed."""
     tops = [sorted(of_seed, reverse=True)[:3] for of_seed in rates]
     return Chosen(
         best=fmean(top[0] for top in tops), best_three=fmean(fmean(top) for top in tops), checkpoints=len(rates[0])
@@ -294,17 +295,18 @@ def _finding(claim: tuple[str, str], outcomes: Mapping[str, Outcomes]) -> Findin
 
 
 def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
-    """What :func:`run` would do, without a model: steps, tasks, tokens and memory of each arm."""
+    """Print what :func:`run` would do, without loading a model: steps, tasks, tokens and memory of each arm."""
     from agentopcd.core.errors import ModelError
     from agentopcd.distillation.memory import memory, train_flop
 
     base = plan.config("base", 0)
     test = f"{base.test_tasks} test tasks at most"
     if plan.experience is not None:
-        own = plan.gathering()
+        gathering = plan.gathering()
         say(
-            f"{plan.name}, experience: {own.episodes_per_round} episodes, {own.chains} chains of {own.chain_steps} "
-            f"extractions, {own.candidates} candidates at most on {own.select_tasks} select tasks"
+            f"{plan.name}, experience: {gathering.episodes_per_round} episodes, {gathering.chains} chains of "
+            f"{gathering.chain_steps} extractions, {gathering.candidates} candidates at most on "
+            f"{gathering.select_tasks} select tasks"
         )
     say(f"{plan.name}, without training: {', '.join(plan.untrained)}; {len(plan.seeds)} seeds of {test}")
     with Session(base, work, say=lambda line: None) as session:
@@ -327,4 +329,4 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
             )
     if plan.probe:
         say(f"{plan.name}, probe: {plan.probe['env']}, {_probe_tasks(plan, work)} test tasks, base and every student")
-    say("hours: on one GPU, the replies alone, without their prompts")
+    say("hours: on one GPU, for the replies alone, without their prompts")

@@ -1,4 +1,4 @@
-"""Settings: one frozen dataclass per verb. TOML in, JSON out."""
+"""Settings: one frozen dataclass per verb, read from TOML and written as JSON."""
 
 from agentopcd.core.config.base import Config, choices, default_of, field_docs, hints, pick
 from agentopcd.core.config.flags import DICT_FLAGS, flag_of, has_flag, panels, player_flags

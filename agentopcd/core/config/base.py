@@ -1,7 +1,7 @@
-"""How settings are read, checked and written: from TOML and flags to a frozen dataclass, and to JSON.
+"""Read, check and write settings: from TOML and flags to a frozen dataclass, and from there to JSON.
 
-The string under each field is its documentation, and the command line's help text. A contradiction
-fails here, before a model is loaded.
+The string under each field is its documentation and its help text on the command line. Contradictory
+settings fail here, before a model is loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ C = TypeVar("C", bound="Config")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """What all settings share: made from TOML and flags, written as JSON."""
+    """Base class of all settings: built from TOML and flags, written as JSON."""
 
     def __post_init__(self) -> None:
         for name, known in choices(type(self)).items():
@@ -36,10 +36,10 @@ class Config:
 
     @classmethod
     def load(cls, file: Path | None = None, **flags: Any) -> Self:
-        """Defaults, then the TOML ``file``, then the flags that were given (not ``None``).
+        """Build settings from the defaults, then the TOML ``file``, then the flags that are not ``None``.
 
         Raises:
-            ConfigError: the file cannot be read, or a key is unknown.
+            ConfigError: the file cannot be read, a key is unknown, or a value is invalid.
         """
         values: dict[str, Any] = {}
         if file is not None:
@@ -76,12 +76,12 @@ class Config:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """What a setting is when nobody sets it."""
+    """Default value of a setting."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
-    """A value has the type of the field's default; an int will do for a float, a bool never for a number."""
+    """Require the type of the field's default. An int is accepted for a float; a bool is never taken for a number."""
     default = default_of(field)
     wanted = (int, float) if isinstance(default, float) else type(default)
     if not isinstance(value, wanted) or isinstance(default, bool) != isinstance(value, bool):
@@ -96,9 +96,9 @@ def hints(config: type[Config]) -> Mapping[str, Any]:
 
 @functools.cache
 def choices(config: type[Config]) -> Mapping[str, tuple[str, ...]]:
-    """The legal values of each field whose type lists them: a ``Literal``, or a union of them."""
-    found = {field.name: _literals(hints(config)[field.name]) for field in dataclasses.fields(config)}
-    return {name: known for name, known in found.items() if known}
+    """The legal values of each field whose type lists them: a ``Literal``, or a union of ``Literal`` types."""
+    listed = {field.name: _literals(hints(config)[field.name]) for field in dataclasses.fields(config)}
+    return {name: known for name, known in listed.items() if known}
 
 
 def _literals(hint: Any) -> tuple[str, ...]:
@@ -110,13 +110,14 @@ def _literals(hint: Any) -> tuple[str, ...]:
 
 
 def pick(config: Config, wanted: type[C], **changes: Any) -> C:
-    """The settings of another verb, taken from ``config`` where names and types are the same.
+    """Build the settings of another verb from the fields of ``config`` that have the same name and type.
 
-    Two verbs may use one word for two things: the ``method`` of a training is not that of a scoring.
+    The type counts because two verbs can use one name differently: ``method`` of training is not ``method`` of
+    scoring.
     """
-    own = {field.name: field.type for field in dataclasses.fields(config)}
+    field_types = {field.name: field.type for field in dataclasses.fields(config)}
     values = config.to_dict()
-    shared = {f.name: values[f.name] for f in dataclasses.fields(wanted) if own.get(f.name) == f.type}
+    shared = {f.name: values[f.name] for f in dataclasses.fields(wanted) if field_types.get(f.name) == f.type}
     return wanted(**shared | changes)
 
 

@@ -1,4 +1,4 @@
-"""Where each setting stands in ``--help`` and in ``config show``, and which of them have a flag."""
+"""The panel of each setting in ``--help`` and ``config show``, and which settings have a flag."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Loss": ("divergence", "support", "loss_temperature", "importance_cap", "reduction"),
     "Output": ("merge", "save_every", "keep_checkpoints"),
 }  # fmt: skip
-"""Panel -> its settings, in the order in which both are shown. The first one has what most people need."""
+"""Panel -> its settings, both in display order. The first panel holds what most people need."""
 
 FILE_ONLY = {"show_earlier", "pool", "cut_replies", "weight_decay", "clip_norm", "reduction", "keep_checkpoints"}
-"""Settings that few people need have no flag: they are set in the file of ``--config``."""
+"""Settings that few people need. They have no flag; set them in the ``--config`` file."""
 
 DICT_FLAGS = {"env_args": "--env-arg", "template_args": "--template-arg"}
-"""Settings that map names to values are given one ``key=value`` at a time."""
+"""Settings that map names to values. Each use of the flag adds one ``key=value``."""
 
 
 def flag_of(name: str) -> str:
@@ -46,15 +46,16 @@ def flag_of(name: str) -> str:
 
 
 def has_flag(config: type[Config], name: str) -> bool:
-    """Whether a verb takes a setting on the command line. Those that train draw whole samples or nothing."""
+    """Whether a verb takes a setting on the command line. Training needs untruncated samples, so it has no ``--top-p``
+    and ``--top-k``."""
     return name not in FILE_ONLY and not (issubclass(config, TrainConfig) and name in ("top_p", "top_k"))
 
 
 def panels(config: type[Config]) -> dict[str, list[dataclasses.Field[Any]]]:
-    """The settings of a verb by panel; panels without any are left out."""
+    """The settings of a verb by panel; empty panels are left out."""
     fields = {field.name: field for field in dataclasses.fields(config)}
-    found = {panel: [fields[name] for name in names if name in fields] for panel, names in PANELS.items()}
-    return {panel: own for panel, own in found.items() if own}
+    by_panel = {panel: [fields[name] for name in names if name in fields] for panel, names in PANELS.items()}
+    return {panel: settings for panel, settings in by_panel.items() if settings}
 
 
 def player_flags(config: PlayerConfig, verb: type[PlayerConfig] = PlayerConfig) -> str:

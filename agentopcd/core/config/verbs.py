@@ -1,6 +1,6 @@
-"""The settings of each verb, one dataclass for each; what verbs share is in the classes on top.
+"""The settings of each verb, one dataclass per verb; shared settings are in the base classes at the top.
 
-A new setting is a field with a string under it, and a place in :data:`agentopcd.core.config.flags.PANELS`.
+A new setting is a field with a string under it and an entry in :data:`agentopcd.core.config.flags.PANELS`.
 """
 
 from __future__ import annotations
@@ -16,54 +16,59 @@ from agentopcd.core.types import Placement, Sampling
 OnPolicy = Literal["opcd"]
 Replay = Literal["prefix-replay"]
 ByTeacher = Literal["context-distillation", "seqkd"]
-"""Methods of training, by whose replies are learned from: the student's games, its replies to stored turns, the
-teacher's games."""
+"""Methods of training, grouped by the replies they learn from: the student's games, the student's replies to stored
+turns, or the teacher's games."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayerConfig(Config):
-    """Who plays what, and how replies are drawn. Every verb that plays takes these."""
+    """Who plays what, and how replies are sampled. Every verb that plays takes these settings."""
 
     env: str = ""
-    """A registered name, gym:ID, textarena:ID, rg:TASK, rows.jsonl, pkg.mod:Class or file.py:Class."""
+    """Environment: a registered name, gym:ID, textarena:ID, rg:TASK, rows.jsonl, pkg.mod:Class or file.py:Class."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Constructor arguments of the environment; as flags key=value with a JSON value, one each time."""
+    """Constructor arguments of the environment: key=value with a JSON value; repeat the flag for each argument."""
     rules: str = ""
-    """View of the rules text: full, hidden, none or one of the environment's own; empty: its default."""
+    """View of the rules text: full, hidden, none or one of the environment's own; empty: the environment's default."""
     history: Literal["", "transcript", "chat"] = ""
-    """Earlier turns: transcript (a fresh user message with the log) or chat; empty: the environment's default."""
+    """How earlier turns are shown: transcript (one user message with the whole log) or chat (one message per turn);
+    empty: the environment's default."""
     max_steps: int = 0
     """Replies per episode, invalid ones included; 0: the environment's own limit."""
     constrain: bool = False
-    """Hold replies to the legal actions that the environment lists; teacher and student are scored alike."""
+    """Restrict replies to the legal actions that the environment lists; teacher and student are scored under the same
+    restriction."""
     model: str = ""
-    """Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else a built-in one."""
+    """Model: a Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else a built-in
+    model."""
     temperature: float = 0.7
-    """Divides the logits when replies are drawn; 0 takes the likeliest token."""
+    """Divides the logits when replies are sampled; 0 takes the likeliest token."""
     top_p: float = 1.0
-    """Smallest set of tokens with this much mass; 1 keeps all."""
+    """Sample from the smallest set of tokens with this much probability mass; 1 keeps all."""
     top_k: int = 0
-    """Keep only this many tokens; 0 keeps all."""
+    """Sample from only this many of the likeliest tokens; 0 keeps all."""
     max_tokens: int = 128
     """Longest reply, in tokens."""
     seed: int = 0
-    """Seeds everything random: replies, task order, candidate chains."""
+    """Seed of everything random: replies, task order, candidate chains."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Matrix products; auto takes bfloat16 where the machine has instructions for it. Weights stay float32."""
+    """Precision of matrix products; auto uses bfloat16 if the hardware supports it, else float32. Weights stay
+    float32."""
     device: str = "auto"
-    """auto, cpu, cuda, ...: where the model lives."""
+    """Device of the model: auto, cpu, cuda, ..."""
     engine: Literal["auto", "transformers", "vllm", "server", "api"] = "auto"
-    """What samples; auto: servers if --server names any, vLLM on a GPU if it knows the model, else transformers. api: a
-    chat endpoint at --server that runs --model; it plays, scores and writes experience down, and cannot learn."""
+    """What samples replies. auto: the servers of --server if given, else vLLM on a GPU if it supports the model, else
+    transformers. api: the chat endpoint at --server that runs --model; it can play, score and extract experience, but
+    cannot learn."""
     server: str = ""
-    """Address of a running vLLM server, such as http://localhost:8000, or of an API; several with commas
-    (docs/engines.md)."""
+    """Address of a running vLLM server, such as http://localhost:8000, or of an API; separate several addresses with
+    commas (see docs/engines.md)."""
     sample_batch: int = 32
-    """Sequences per generate call, that vLLM runs at once, or under way at each server."""
+    """Sequences sampled at once: per generate call, in vLLM, or in flight at each server."""
     splits: str = ""
-    """A manifest written by `agentopcd envs splits -o FILE`; empty: made once and kept in the workspace."""
+    """Splits manifest written by `agentopcd envs splits -o FILE`; empty: built once and kept in the workspace."""
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Arguments of the chat template; as flags key=value, such as enable_thinking=false, one each time."""
+    """Arguments of the chat template: key=value, such as enable_thinking=false; repeat the flag for each argument."""
 
     def __post_init__(self) -> None:
         if not self.env:
@@ -82,9 +87,9 @@ class PlayerConfig(Config):
         if self.engine in ("server", "api") and not self.servers:
             raise ConfigError(f"--engine {self.engine} needs an address; add --server URL")
         if self.engine == "api" and not self.model:
-            raise ConfigError("--engine api needs the name that the API knows its model by; add --model NAME")
+            raise ConfigError("--engine api needs the API's name for its model; add --model NAME")
         if self.engine == "api" and self.constrain:
-            raise ConfigError("an API cannot hold replies to a list; leave out --constrain")
+            raise ConfigError("an API cannot restrict replies to a list; leave out --constrain")
         if self.server and self.engine in ("transformers", "vllm"):
             raise ConfigError(f"--server {self.server} is of no use to --engine {self.engine}; leave one of them out")
         for url in self.servers:
@@ -94,8 +99,8 @@ class PlayerConfig(Config):
     def _needs_weights(self, what_for: str) -> None:
         if self.engine == "api":
             raise ConfigError(
-                f"{self.model!r} behind an API has no weights here {what_for}: it can play, score and write experience "
-                "down, but not be the student; leave out --engine api and name a model whose weights you have"
+                f"{self.model!r} behind an API has no weights here {what_for}: it can play, score and extract "
+                "experience, but not be the student; leave out --engine api and name a model whose weights you have"
             )
 
     @property
@@ -112,15 +117,16 @@ class GatherConfig(PlayerConfig):
     """How experience is gathered."""
 
     placement: Placement = "user"
-    """Where contexts are put: in the user message, or in the system message."""
+    """Where contexts are placed: in the user message or in the system message."""
     chains: int = 4
-    """Accumulation chains: repetitions of extraction with other seeds; each leaves candidate contexts."""
+    """Accumulation chains: repetitions of extraction with different seeds; each chain yields candidate contexts."""
     chain_steps: int = 6
-    """Episodes a chain reads, spread over the episodes played; each one adds its items."""
+    """Episodes that each chain reads, spread over the episodes played; each episode adds its items."""
     show_earlier: bool = False
-    """Show the extractor what its chain already has, so that it need not repeat it; slower, and small models copy."""
+    """Show the extractor the items its chain already has, so that it need not repeat them; slower, and small models
+    tend to copy."""
     budget_tokens: int = 1024
-    """Longest context, in tokens of the model; the oldest whole items fall off."""
+    """Longest context, in tokens of the model; whole items are dropped to fit, the oldest first."""
     extract_tokens: int = 96
     """Longest reply of the extractor, in tokens."""
 
@@ -134,11 +140,11 @@ class ScoringConfig(PlayerConfig):
     """How a context is chosen."""
 
     candidates: int = 8
-    """At most this many distinct contexts, the latest of each chain first."""
+    """Score at most this many distinct contexts, the latest of each chain first."""
     select_tasks: int = 64
-    """Select tasks per candidate (per pair of halves with subsets), and per evaluation while training."""
+    """Select tasks per candidate and per evaluation while training; subsets plays one pair of halves on each task."""
     confirm_tasks: int = 256
-    """Confirm tasks the winner and the empty context play, at most what the split holds."""
+    """Confirm tasks that the winner and the empty context play; at most as many as the split holds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -156,56 +162,59 @@ class TrainConfig(PlayerConfig):
     tokens_per_batch: int = 4096
     """Tokens per forward pass, padding included; lower it when memory runs out. Does not change the result."""
     gradient_checkpointing: bool = False
-    """Keep less for the backward pass and compute it again: less memory, more time, the same result."""
+    """Recompute activations in the backward pass: less memory, more time, the same result."""
     learning_rate: float = 0.0
-    """AdamW, constant; 0: what the model suggests in its agentopcd.json (pocket does), else 2e-5. LoRA: times 10."""
+    """Constant AdamW learning rate. 0: the rate in the model's agentopcd.json (pocket has one), else 2e-5; ten times
+    that with LoRA."""
     weight_decay: float = 0.01
-    """Decoupled, on every parameter."""
+    """Decoupled weight decay, on every parameter."""
     clip_norm: float = 1.0
-    """Gradient norm is clipped to this; a step with a norm that is not finite is skipped."""
+    """Maximum gradient norm; a step whose norm is not finite is skipped."""
     lora_rank: int = 0
-    """Train a LoRA adapter of this rank, saved as PEFT does; the teacher is the model without it. 0: all weights."""
+    """Train a LoRA adapter of this rank, saved in PEFT's format; the teacher is the model without the adapter. 0: train
+    all weights."""
     merge: bool = False
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
     shard: bool = False
-    """Spread student and teacher over all processes (FSDP2); each also holds a whole student, to play with."""
+    """Shard student and teacher over all processes (FSDP2); each process also holds a whole student to play with."""
     method: OnPolicy | Replay | ByTeacher = "opcd"
-    """opcd learns from games of the student, prefix-replay from its replies to stored turns of train tasks. The
-    baselines learn from the teacher's games, played with the context: context-distillation by forward KL on its
-    top-k, seqkd by cross-entropy."""
+    """How the student learns. opcd: from its own games; prefix-replay: from its own replies to stored turns of train
+    tasks. The baselines learn from games that the teacher plays with the context: context-distillation by forward KL
+    on the teacher's top-k tokens, seqkd by cross-entropy."""
     answers: Literal["once", "fresh"] = "once"
-    """Baselines: the teacher answers each train task once, or anew in every epoch."""
+    """Baselines only: the teacher answers each train task once, or again in every epoch (fresh)."""
     teacher_kind: Literal["frozen", "periodic", "ema", "live"] = "frozen"
-    """The teacher is the student before training (frozen), as of the last copy (periodic), averaged (ema), or as it is
-    now (live, the paper's self-distillation)."""
+    """The teacher is the student before training (frozen), its latest periodic copy (periodic), its moving average
+    (ema), or its current state (live, the paper's self-distillation)."""
     teacher_every: int = 8
     """Steps between the copies of a periodic teacher."""
     teacher_keeps: float = 0.95
     """Share of its own weights that an ema teacher keeps at each step; 1 is frozen, 0 is live."""
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
-    """Form of the KL; raw is the paper's."""
+    """Form of the KL divergence; raw is the paper's."""
     support: int = 256
-    """Tokens of the top-k support: the student's, or with the baselines the teacher's."""
+    """Number of tokens in the top-k support: the student's likeliest tokens, or with the baselines the teacher's."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the loss; 0: the rollout temperature."""
     importance_cap: float = 0.0
-    """Weigh each token by how much likelier it is to the trainer than to the engine, at most by this; 0: do not."""
+    """Weight each token by its probability in the trainer over its probability in the engine, capped at this value;
+    0: no weights."""
     reduction: Literal["seq_mean", "token_mean"] = "seq_mean"
-    """seq_mean: every reply votes once (the paper); token_mean: every token does."""
+    """seq_mean: every reply has equal weight (as in the paper); token_mean: every token has equal weight."""
     cut_replies: Literal["keep", "drop"] = "keep"
-    """Train on replies that hit max_tokens, or leave them out."""
+    """Whether to keep or drop replies that hit max_tokens."""
     select_every: int = 8
-    """Steps between evaluations on select tasks; the best checkpoint is kept."""
+    """Steps between evaluations on select tasks; the best checkpoint becomes the student."""
     select_tasks: int = 64
     """Select tasks per evaluation."""
     save_every: int = 8
-    """Steps between checkpoints to resume from."""
+    """Steps between checkpoints for resuming a killed run."""
     keep_checkpoints: bool = False
-    """Keep the model of every evaluation on select tasks, in RUN/checkpoints, and not only the best one."""
+    """Keep the model of every evaluation on select tasks in RUN/checkpoints, not only the best one."""
     test_tasks: int = 256
-    """Test tasks of the evaluation before and after, at most what the split holds; 0: none."""
+    """Test tasks for the evaluation before and after training; at most as many as the split holds; 0: no evaluation."""
     force: bool = False
-    """Distil although nothing was confirmed: --context, else the newest candidate (learn: the winner on select)."""
+    """Distil without a confirmed context: --context, else the newest candidate (learn: the winner on select tasks)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -223,9 +232,9 @@ class TrainConfig(PlayerConfig):
         if not 0 <= self.teacher_keeps <= 1:
             raise ConfigError(f"teacher_keeps is {self.teacher_keeps}; it is a share, from 0 to 1")
         if self.teacher_kind != "frozen":
-            still = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.by_teacher}
-            for flag in (flag for flag, on in still.items() if on):
-                raise ConfigError(f"{flag} wants a teacher that stands still; leave it or --teacher-kind out")
+            frozen_only = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.by_teacher}
+            for flag in (flag for flag, on in frozen_only.items() if on):
+                raise ConfigError(f"{flag} wants a teacher that stands still; leave out {flag} or --teacher-kind")
         self._only_with("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic")
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
@@ -238,7 +247,7 @@ class TrainConfig(PlayerConfig):
             )
 
     def _only_with(self, name: str, on: bool, wanted: str) -> None:
-        """A setting that has no effect without another one is refused, and not passed over."""
+        """Refuse a setting that has no effect without another one, rather than ignore it."""
         if not on and getattr(self, name) != getattr(type(self), name):
             raise ConfigError(f"--{name.replace('_', '-')} is for {wanted}; leave it out, or add that")
 
@@ -271,13 +280,13 @@ class PlayConfig(GatherConfig):
     """`agentopcd play`: play episodes, store them, extract items."""
 
     episodes: int = 64
-    """Episodes to play, on tasks that this environment has not used for play yet."""
+    """Episodes to play, on tasks of the environment that were not yet used for play."""
     split: Literal["extract", "train"] = "extract"
     """Split to play on. Items may only come from extract; play train with --no-extract."""
     extract: bool = True
-    """Let the model write experience items from the finished episodes."""
+    """Let the model extract experience items from the finished episodes."""
     context: str = ""
-    """Play with this context in the prompt (a ref such as ENV/best, an id, or a text file); empty: without."""
+    """Play with this context in the prompt (a ref such as ENV/best, an id, or a text file); empty: no context."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -295,9 +304,10 @@ class ScoreConfig(ScoringConfig):
     method: Literal["uniform", "subsets"] = "uniform"
     """uniform: whole contexts on the same select tasks; subsets: a value for every item, from random halves."""
     confirm: bool = True
-    """Confirm the winner (uniform only); without, only the ranking is made."""
+    """Confirm the winner (uniform only); otherwise only rank the candidates."""
     traces: int = 0
-    """Also rank the newest episodes as they are, up to this many tokens (uniform only): what extraction is worth."""
+    """Also rank the newest raw episodes as a context of up to this many tokens (uniform only), to show what extraction
+    is worth."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -312,7 +322,7 @@ class ConfirmConfig(PlayerConfig):
     context: str = ""
     """Ref or id of the context to confirm."""
     confirm_tasks: int = 256
-    """Confirm tasks each of the two plays, at most what the split holds."""
+    """Confirm tasks that each of the two contexts plays; at most as many as the split holds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -324,14 +334,14 @@ class ConsolidateConfig(TrainConfig):
     """`agentopcd consolidate`: distil a context into the student's weights (arXiv:2602.12275, Algorithm 1)."""
 
     context: str = ""
-    """Ref or id in the store, or a text file; empty: ENV/best, the confirmed context."""
+    """Context to distil: a ref or id in the store, or a text file; empty: ENV/best, the confirmed context."""
     placement: Placement = "user"
-    """Where a context from a file is put: in the user message, or in the system message."""
+    """Where a context from a file is placed: in the user message or in the system message."""
     mix: int = 0
-    """Distil so many contexts at once, those that did best on select tasks: each episode draws one, weighted by its
-    success there. 0: one context."""
+    """Distil this many contexts at once, the best ones on select tasks; each episode draws one, weighted by its success
+    there. 0: distil one context."""
     teacher: str = ""
-    """Model that scores with the context; empty: a frozen copy of the student."""
+    """Model that scores replies with the context in its prompt; empty: the student itself (see --teacher-kind)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -348,15 +358,15 @@ class EvaluateConfig(PlayerConfig):
     """`agentopcd evaluate`: base, in-context and student on the same test tasks."""
 
     model: str = ""
-    """The base; empty: the model the student was trained from."""
+    """Base model; empty: the model that the student was trained from."""
     student: str = ""
-    """Student to compare; empty: the newest consolidated student of this environment."""
+    """Student to compare; empty: the environment's newest consolidated student."""
     context: str = ""
-    """Context of the in-context arm (ref, id or file); empty: what the student was distilled from, else ENV/best."""
+    """Context of the in-context arm (ref, id or file); empty: the student's distilled context, else ENV/best."""
     placement: Placement = "user"
-    """Where a context from a file is put: in the user message, or in the system message."""
+    """Where a context from a file is placed: in the user message or in the system message."""
     test_tasks: int = 256
-    """Test tasks, at most what the split holds."""
+    """Test tasks; at most as many as the split holds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -369,7 +379,7 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig):
     """`agentopcd learn`: rounds of play, extract, score and consolidate."""
 
     rounds: int = 1
-    """Rounds; each starts from the last student."""
+    """Number of rounds; each round starts from the last student."""
     episodes_per_round: int = 64
     """Episodes to play in each round."""
 

@@ -1,1 +1,1 @@
-"""Games: TextArena's, Gymnasium's, and what solves them."""
+"""Games: TextArena's, Gymnasium's, and solvers for the grid games."""

@@ -1,4 +1,4 @@
-"""Gymnasium environments as text environments: names for the actions, words for the observations."""
+"""Gymnasium environments as text environments: names for the actions, text for the observations."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
         "rules": "Blackjack. You see your sum, the dealer's card, and whether you hold a usable ace.",
     },
 }
-"""Ready actions and rules, so that ``gym:ID`` plays at once."""
+"""Predefined actions and rules, so that ``gym:ID`` works without configuration."""
 
 _SPEC_FIELDS = ("success_at",)
 
 
 def preset_fields(env_id: str) -> dict[str, Any]:
-    """Return what the spec of ``gym:ID`` takes from its preset and from Gymnasium's step limit.
+    """Return the fields that the spec of ``gym:ID`` takes from its preset, and Gymnasium's step limit.
 
     Raises:
         EnvError: Gymnasium has no such environment.
@@ -64,7 +64,7 @@ def _gym_spec(env_id: str) -> Any:
 
 
 def from_id(env_id: str, **kwargs: Any) -> FromGym:
-    """Build ``gym:ID`` with its ready actions and rules; arguments are Gymnasium's own for that id.
+    """Build ``gym:ID`` with its predefined actions and rules; other arguments are Gymnasium's own for that id.
 
     Raises:
         EnvError: an unknown id, an argument it does not take, or actions without names.
@@ -74,25 +74,25 @@ def from_id(env_id: str, **kwargs: Any) -> FromGym:
 
 
 class FromGym(TextEnv):
-    """A Gymnasium environment, spoken to in words.
+    """A Gymnasium environment with text actions and text observations.
 
     Observation: ``rules`` (first one only), ``state`` and ``actions``. The state is ``to_text(obs, env)``,
     else the observation if it is text, else the ``ansi`` rendering (a coloured cell becomes ``[cell]``),
     else ``str(obs)``.
     Action: the last bracketed name after the thinking. Any other reply is ``invalid``: nothing moves, and
-    the same state is shown again. An environment with text actions gets the reply as it stands.
+    the same state is shown again. An environment with text actions gets the text after the thinking.
     Reward, episode end, seeds: the environment's own.
-    Info: ``legal_actions``, and ``action``, what was understood, where the actions have names.
+    Info: if the actions have names, ``legal_actions`` and ``action``, the action that was understood.
 
     Args:
         env: an environment, or the id of one.
-        actions: name → action; the numbers ``0`` to ``n - 1`` where a discrete space has no names.
+        actions: name → action; for a discrete space, the default names are the numbers ``0`` to ``n - 1``.
         to_text: ``(obs, env) -> str``.
         rules: an explanation for the first observation.
-        **kwargs: arguments for ``gymnasium.make``, with an id.
+        **kwargs: arguments for ``gymnasium.make``, if ``env`` is an id.
 
     Raises:
-        EnvError: an id or argument that Gymnasium refuses, or an action space that needs names.
+        EnvError: Gymnasium refuses the id or an argument, or the action space needs names.
     """
 
     packages = ("gymnasium",)
@@ -211,7 +211,7 @@ def _named(env: gymnasium.Env[Any, Any], actions: Mapping[str, Any] | None) -> d
 
 
 def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a wrapped environment says in this package's words; arrays and clocks stay behind."""
+    """Return the entries of ``info`` that this package defines; arrays and timings are dropped."""
     names = ("task_key", "success", "metrics")
     return {name: info[name] for name in names if name in info}
 
@@ -222,7 +222,7 @@ class GymFrozenLake(FromGym):
     Observation: the map as letters, the player's cell in brackets.
     Action: ``[left]``, ``[down]``, ``[right]`` or ``[up]``; walking against the border stays in place.
     Reward: 1.0 at the goal, else 0.0. Episode end: goal or hole.
-    Seeds: one map each, drawn by Gymnasium's own generator, always with a way to the goal.
+    Seeds: one map per seed, drawn by Gymnasium's own generator, always with a path to the goal.
     Version: ``FrozenLake-v1``.
 
     Args:
@@ -251,7 +251,7 @@ class GymFrozenLake(FromGym):
         return super().reset(seed=chosen, options=options)
 
     def model(self) -> Lake | None:
-        """Return the map as it was at reset, for solving; ``None`` when steps are left to chance."""
+        """Return the map as it was at reset, for the solver; ``None`` if steps are random."""
         if self._slippery:
             return None
         size = self._size

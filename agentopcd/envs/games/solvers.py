@@ -1,7 +1,7 @@
 """The two grid games as plain transition models: what a move does, and the shortest way to win.
 
-These are for floors, ceilings and tests; the games themselves are TextArena's. Models know what counts
-as an invalid move, because two of those in a row end a game.
+The models serve floors, ceilings and tests; the games themselves are TextArena's. A model knows which moves
+are invalid, because two invalid moves in a row end a game.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Event = Literal["ok", "invalid", "won", "lost"]
 
 MOVES: dict[str, Cell] = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 MAX_STATES = 200_000
-"""Where the search for a solution gives up; only rooms with several boxes come near."""
+"""Number of states at which the search for a solution gives up; only rooms with several boxes come close."""
 
 
 class Model(Protocol):
@@ -34,7 +34,7 @@ class Model(Protocol):
     def start(self) -> Hashable: ...
 
     def move(self, state: Any, name: str) -> tuple[Any, Event]:
-        """Return the next state (the same one after an invalid move) and what happened."""
+        """Return the next state (unchanged after an invalid move) and the event."""
         ...
 
 
@@ -61,15 +61,15 @@ class Lake:
 
 
 Room = tuple[Cell, frozenset[tuple[Cell, bool]]]
-"""The player, and each box with whether it counts as delivered."""
+"""The player's cell, and each box with whether it counts as delivered."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Warehouse:
     """A Sokoban room.
 
-    A box counts as delivered once it was *pushed* onto a goal: TextArena shows a box that starts on a
-    goal as undelivered.
+    A box counts as delivered only after it was *pushed* onto a goal: TextArena shows a box that starts on
+    a goal as undelivered.
     """
 
     floor: frozenset[Cell]
@@ -100,7 +100,7 @@ class Warehouse:
 
 
 def shortest(model: Model, max_states: int = MAX_STATES) -> list[str] | None:
-    """Return a shortest winning list of moves, ``None`` if there is none or the search grew too large."""
+    """Return a shortest winning sequence of moves, ``None`` if there is none or the search grew too large."""
     came_from: dict[Any, tuple[Any, str]] = {}
     seen = {model.start}
     queue = deque([model.start])

@@ -1,6 +1,6 @@
 """TextArena games as text environments (TextArena 0.7.4).
 
-TextArena is imported when an environment is built, never before: it costs a third of a second.
+TextArena is imported when an environment is built, never before: the import takes a third of a second.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SWAPS: dict[str, tuple[tuple[str, str], ...]] = {
     "horizontal": (("left", "right"),),
     "both": (("up", "down"), ("left", "right")),
 }
-"""Which moves have exchanged names."""
+"""Name of a swap → the pairs of moves whose names are swapped."""
 
 _RULES_SHA256 = {"FrozenLake-v0": "aa4dbd78be9a7a9b", "Sokoban-v0": "884e23df29033da3"}
 """Start of the hash of the rules text this adapter was written for."""
 
 _LETTER_IN = {"rules": re.compile(r"(?<=')[A-Z](?=')"), "state": re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z])")}
-"""What is a letter of the board: quoted in the rules, alone on the board."""
+"""Pattern of a letter of the board, by part: quoted in the rules, standing alone on the board."""
 
 _LISTED_MOVES = re.compile(r"\n*Available (Actions|Moves):[^\n]*\s*\Z")
 _NO_MOVE = "no move"
@@ -63,15 +63,15 @@ class TextArenaEnv(TextEnv):
 
     Observation: ``rules`` (first one only), ``feedback``, ``state`` (the board), ``actions``; at the end
     ``outcome`` with the reason.
-    Action: a reply. With ``moves``, the last bracketed move after the thinking counts and exactly that is
-    sent; without, what follows the thinking is sent as it stands.
-    Reward: 1.0 when the game pays 1 or more, else 0.0; the game's own is ``metrics["game_reward"]``.
-    Episode end: as the game says, which ends after two invalid replies in a row. The number of replies is
-    limited by :func:`agentopcd.envs.make`.
+    Action: a reply. With ``moves``, the last bracketed move after the thinking is sent, and nothing else.
+    Without ``moves``, the text after the thinking is sent unchanged.
+    Reward: 1.0 when the game pays 1 or more, else 0.0; the game's own reward is ``metrics["game_reward"]``.
+    Episode end: decided by the game, which also ends after two invalid replies in a row. The number of replies
+    is limited by :func:`agentopcd.envs.make`.
     Info: ``invalid``, ``success``, ``rules_sha256`` on reset; with ``moves`` also ``legal_actions`` and
-    ``action``, what was understood.
+    ``action``, the move that was understood.
     Seeds: the same seed gives the same game, whatever else runs; the global generators of ``random`` and
-    numpy are left as they were.
+    numpy are left unchanged.
     """
 
     packages = ("textarena",)
@@ -139,18 +139,18 @@ class TextArenaEnv(TextEnv):
         return turn
 
     def _said(self, reply: str) -> str:
-        """Return what counts of a reply: the game obeys the *first* bracket, so it gets just one, or none."""
+        """Return the part of a reply that counts; the game obeys the *first* bracket, so it gets one or none."""
         if self._moves is None:
             return after_thinking(reply)
         word = last_bracket(reply, self._moves)
         return _NO_MOVE if word is None else f"[{self._moves[word]}]"
 
     def _sent(self, said: str) -> str:
-        """Return what the game is told; another world may mean something else by the same word."""
+        """Return what is sent to the game; a subclass may give the same word another meaning."""
         return said
 
     def _parts(self, messages: Sequence[Any]) -> dict[str, str]:
-        """Return the game's messages as parts, as the player sees them."""
+        """Return the game's messages as the parts that the player sees."""
         return _parts(messages)
 
     def _extra(self) -> dict[str, Any]:
@@ -160,11 +160,11 @@ class TextArenaEnv(TextEnv):
 
     def _rules_hash(self, messages: Sequence[Any]) -> str:
         text = "".join(text for _, text, kind in messages if _name(kind) == "PROMPT")
-        found = hashlib.sha256(text.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         wanted = _RULES_SHA256.get(self.env_id)
-        if wanted and found != wanted:
-            warnings.warn(f"the rules of {self.env_id} changed: {found}, not {wanted}", stacklevel=3)
-        return found
+        if wanted and digest != wanted:
+            warnings.warn(f"the rules of {self.env_id} changed: {digest}, not {wanted}", stacklevel=3)
+        return digest
 
     def _build(self) -> Any:
         import textarena
@@ -181,7 +181,7 @@ class TextArenaEnv(TextEnv):
 
     @contextmanager
     def _own_rng(self, seed: int | None = None) -> Iterator[None]:
-        """Run a piece of the game under the lock, with the game's own state of the global generators."""
+        """Run a piece of the game under the lock, with the global generators in the game's own state."""
         with _LOCK:
             outside = _rng_state()
             try:
@@ -197,15 +197,15 @@ class TextArenaEnv(TextEnv):
 
 
 class _Grid(TextArenaEnv):
-    """A grid game whose letters and moves may be others than TextArena's.
+    """A grid game whose letters and moves may differ from TextArena's.
 
-    The game itself runs as it is: letters are exchanged in what the player sees, moves in what it says.
-    What the game tells about a move names the true direction. The task key is that of TextArena's own
-    board, so a board that is held out in one world is held out in all of them.
+    The game itself is unchanged: letters are swapped in what the player sees, moves in what the player says.
+    The game's messages about a move name the true direction. The task key is that of TextArena's original
+    board, so a board that is held out in one variant is held out in all of them.
     """
 
     def __init__(self, env_id: str, letters: Mapping[str, tuple[str, str]], swap: str, **ta_kwargs: Any) -> None:
-        """Take, per role, TextArena's letter and the one to show."""
+        """``letters`` gives, for each role, TextArena's letter and the letter to show."""
         _check_letters({role: shown for role, (_, shown) in letters.items()})
         if not isinstance(swap, str) or swap not in SWAPS:
             raise EnvError(f"swap must be one of {', '.join(map(repr, SWAPS))}, got {swap!r}")
@@ -220,8 +220,8 @@ class _Grid(TextArenaEnv):
         return obs, info
 
     def word_for(self, move: str) -> str:
-        """Return what the player has to say for a true move."""
-        return self._meant.get(move, move)  # an exchange is its own inverse
+        """Return the word that the player must say to make a true move."""
+        return self._meant.get(move, move)  # a swap is its own inverse
 
     def _replies(self, moves: list[str] | None) -> list[str] | None:
         return None if moves is None else [f"[{self.word_for(move)}]" for move in moves]
@@ -254,7 +254,7 @@ class FrozenLake(_Grid):
     Action: ``[up]``, ``[down]``, ``[left]`` or ``[right]``; leaving the map counts as invalid.
     Reward: 1.0 at the goal, else 0.0; ``metrics["game_reward"]`` is the share of the way that was covered.
     Episode end: goal, hole, or two invalid replies in a row.
-    Seeds: one board each; 3x3 with 2 holes has 19 boards, 4x4 with 4 holes 757.
+    Seeds: one board per seed; 3x3 with 2 holes has 19 boards, 4x4 with 4 holes has 757.
     Version: TextArena ``FrozenLake-v0``.
 
     Args:
@@ -281,7 +281,7 @@ class FrozenLake(_Grid):
         return obs, info
 
     def model(self) -> Lake:
-        """Return the board as it was at reset, for solving; its moves are true directions."""
+        """Return the board as it was at reset, for the solver; its moves are true directions."""
         grid = self._game.state.game_state["grid"]
         size = len(grid)
         holes = frozenset((r, c) for r in range(size) for c in range(size) if grid[r][c] == "H")
@@ -298,16 +298,16 @@ class Sokoban(_Grid):
     Observation: the room, ``#`` wall, ``_`` floor, ``P`` player, ``X`` box, ``O`` goal, ``√`` box on goal.
     Action: ``[up]``, ``[down]``, ``[left]`` or ``[right]``; walking or pushing into something is invalid.
     Reward: 1.0 when solved, else 0.0; ``metrics["game_reward"]`` is the share of boxes on goals.
-    Episode end: solved, or two invalid replies in a row. A box stuck in a corner is not noticed.
-    Seeds: one room each; 6x6 with 1 box has about 2,228 rooms in 4,000 seeds.
+    Episode end: solved, or two invalid replies in a row. A box stuck in a corner does not end the episode.
+    Seeds: one room per seed; 6x6 with 1 box has about 2,228 rooms in 4,000 seeds.
     Version: TextArena ``Sokoban-v0``.
 
     Args:
         dim_room: rows and columns, walls included.
-        num_boxes: boxes, and goals for them.
+        num_boxes: number of boxes, and of goals.
         box: the letter drawn for a box.
         target: the letter drawn for a goal.
-        swap: the moves with exchanged names, as in :class:`FrozenLake`.
+        swap: the moves whose names are swapped, as in :class:`FrozenLake`.
     """
 
     def __init__(
@@ -327,7 +327,7 @@ class Sokoban(_Grid):
             swap,
             dim_room=tuple(dim_room),
             num_boxes=num_boxes,
-            max_turns=100_000,  # the step cap belongs to make(); the game's own skips invalid replies
+            max_turns=100_000,  # make() limits the steps; the game's own limit ignores invalid replies
         )
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -336,7 +336,7 @@ class Sokoban(_Grid):
         return obs, info
 
     def model(self) -> Warehouse:
-        """Return the room as it was at reset, for solving; its moves are true directions."""
+        """Return the room as it was at reset, for the solver; its moves are true directions."""
         fixed, state = self._game.room_fixed, self._start
         return Warehouse(
             floor=_cells(fixed != 0),
@@ -359,7 +359,7 @@ def _name(kind: Any) -> str:
 
 
 def _parts(messages: Sequence[Any]) -> dict[str, str]:
-    """Sort the game's messages into parts; of several boards only the newest is shown."""
+    """Sort the game's messages into parts; of several boards, only the newest is shown."""
     found: list[Part] = [(_KIND_OF[_name(kind)], text) for _, text, kind in messages if _name(kind) in _KIND_OF]
     texts: dict[str, list[str]] = {}
     for kind, text in found:
@@ -371,7 +371,7 @@ def _parts(messages: Sequence[Any]) -> dict[str, str]:
 
 
 def _result(state: Any) -> tuple[float, dict[str, Any]]:
-    """Return the final reward and what the game says about the end."""
+    """Return the final reward and the game's facts about the end."""
     rewards, facts = state.rewards, state.game_info[0]
     try:
         reward = float(rewards[0])

@@ -1,1 +1,1 @@
-"""Questions with one reply: rows from files, made-up sums and puzzles, and how replies are graded."""
+"""Questions with one reply: rows from files, generated sums and puzzles, and the grading of replies."""

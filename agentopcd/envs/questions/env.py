@@ -1,4 +1,4 @@
-"""Questions with one reply each: arithmetic made on the spot, and rows from a file."""
+"""Environments of questions with one reply each: generated arithmetic, and rows from a file."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _FORMAT_MARKS = ("Answer:", "\\boxed", "<answer>")
 
 
 class QuestionEnv(TextEnv):
-    """One question, one reply, no verdict in the text: what the grader thought stays in ``info``.
+    """One question and one reply. The text contains no verdict; the grade is only in ``info``.
 
-    Subclasses write ``draw``, which returns the question for a seed.
+    Subclasses implement ``draw``, which returns the question for a seed.
 
     Observation: ``state`` is the question, ``actions`` how to answer; the last observation is empty.
     Action: the reply.
     Reward: 1.0 for a right answer, else 0.0.
     Episode end: after one reply.
     Info: ``task_key`` (the question), ``success``, ``metrics`` (``no_answer``, ``grader_timeout``), and
-    ``split`` where the row names one.
+    ``split`` if the row names one.
     """
 
     def __init__(self, grader: str = "plain") -> None:
@@ -65,7 +65,7 @@ class QuestionEnv(TextEnv):
         return self.turn(success=grade.right, invalid=grade.answer is None, metrics=grade.metrics)
 
     def solution(self) -> list[str] | None:
-        """Return the one reply that is right; ``None`` where no right answer is on record."""
+        """Return the one right reply; ``None`` if no right answer is on record."""
         if self._row is None or not self._row.gold:
             return None
         gold = self._row.gold
@@ -95,7 +95,7 @@ _LEVELS = {
 
 
 class Arithmetic(QuestionEnv):
-    """Integer arithmetic made from the seed; nothing is downloaded.
+    """Integer arithmetic generated from the seed; nothing is downloaded.
 
     Level 1 adds or subtracts two numbers up to 20, never below zero (672 questions); 2 adds or subtracts
     two up to 100 (20,402); 3 three up to 100 (about 4 million); 4 multiplies two from 2 to 99 (9,604); 5
@@ -119,7 +119,7 @@ class Arithmetic(QuestionEnv):
 
     def draw(self, seed: int) -> QuestionRow:
         level = self._level
-        # its own generator, so that the question depends on the seed alone
+        # a generator of its own, so that the question depends only on the seed
         rng = _generator(seed)
         numbers = [int(n) for n in rng.integers(level.low, level.high + 1, size=level.numbers)]
         signs = [self._ops[int(i)] for i in rng.integers(len(self._ops), size=level.numbers - 1)]
@@ -171,12 +171,13 @@ class DatasetEnv(QuestionEnv):
         rows: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or a list of mappings; see
             :mod:`agentopcd.envs.questions.rows` for the columns that are understood.
         grade: ``(reply, gold) -> bool`` in place of the built-in grading.
-        actions: how to answer, in place of the built-in words.
+        actions: how to answer, in place of the built-in text.
         prompt_key: the column with the question, dotted for nested ones.
         answer_key: the column with the right answer.
         grader: ``plain``, ``symbolic`` or ``last-number``.
-        checks: what replies to all rows have to pass, in place of a right answer, such as ``{"max_words": 10}``; a
-            row's own ``checks`` come on top. See :mod:`agentopcd.envs.questions.text_checks`.
+        checks: checks that replies to all rows have to pass, in place of a right answer, such as
+            ``{"max_words": 10}``; a row's own ``checks`` are added. See
+            :mod:`agentopcd.envs.questions.text_checks`.
 
     Raises:
         EnvError: a file that cannot be read, rows without a known question or answer, or a right answer
@@ -208,7 +209,7 @@ class DatasetEnv(QuestionEnv):
 
     @property
     def num_tasks(self) -> int:
-        """Distinct questions; more seeds than this only repeat them."""
+        """Number of distinct questions; more seeds only repeat them."""
         return len(self.rows)
 
     def draw(self, seed: int) -> QuestionRow:

@@ -1,9 +1,9 @@
-r"""Is this reply right? Plain comparison of strings and exact fractions, safe against hostile replies.
+r"""Grade replies: plain comparison of strings and exact fractions, safe against hostile replies.
 
-What counts as the answer, after the last ``</think>``: the last balanced ``\boxed{…}`` or the last
-``Answer:`` line, whichever comes later; else a reply that is nothing but a number. With the grader
-``last-number``, for models too small to keep to a format, it is else the last number in the reply. Only short
-strings of digits are ever turned into numbers, so no reply can make the grader slow.
+Only the text after the last ``</think>`` counts. The answer is the last balanced ``\boxed{…}`` or the last
+``Answer:`` line, whichever comes later; failing both, the whole text if it is a number. The grader
+``last-number``, for models too small to keep to a format, then falls back on the last number in the reply.
+Only short strings of digits are ever turned into numbers, so no reply can make the grader slow.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Grade:
 
 
 def find_answer(reply: str) -> str | None:
-    r"""Return what the reply gives as its answer, as written; ``None`` if it gives none."""
+    r"""Return the answer that the reply gives, as written; ``None`` if it gives none."""
     text = after_thinking(reply)
     boxed, box_at = _last_box(text)
     lines = list(_ANSWER_LINE.finditer(text))
@@ -60,7 +60,7 @@ def find_answer(reply: str) -> str | None:
 def last_number(reply: str) -> str | None:
     """Return the last number written after the last ``</think>``, ``None`` if there is none.
 
-    A sign counts only where no digit or closing bracket stands before it: in ``9 -5`` it is the operator's.
+    A minus sign counts only if no digit or closing bracket precedes it: in ``9 -5`` it is an operator.
     """
     text = after_thinking(reply)
     found = list(_ANY_NUMBER.finditer(text))
@@ -71,7 +71,7 @@ def last_number(reply: str) -> str | None:
 
 
 def _last_box(text: str) -> tuple[str | None, int]:
-    """Return the content and the place of the balanced box that starts last, in one pass."""
+    """Return the content and the position of the balanced box that starts last, in one pass."""
     open_braces: list[tuple[bool, int, int]] = []
     content, found_at = None, -1
     for match in _BRACE.finditer(text):
@@ -86,7 +86,7 @@ def _last_box(text: str) -> tuple[str | None, int]:
 
 
 def normalise(text: str) -> str:
-    r"""Return the answer without what only decorates it: ``$``, ``*``, spaces, ``\text{}``, the final dot."""
+    r"""Return the answer without decoration: ``$``, ``*``, spaces, ``\text{}``, the final dot."""
     text = text.replace("−", "-").replace("\\left", "").replace("\\right", "")
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     text = _TEXT.sub(r"\1", text)
@@ -126,7 +126,7 @@ def grade_math(reply: str, gold: str, grader: GraderName = "plain") -> Grade:
     Args:
         reply: the whole reply, thinking included.
         gold: the right answer.
-        grader: ``symbolic`` also accepts equal formulas (math-verify, in a process of its own);
+        grader: ``symbolic`` also accepts equal formulas (math-verify, in a separate process);
             ``last-number`` falls back on the last number in the reply.
     """
     answer = find_answer(reply)
@@ -147,7 +147,7 @@ def grade_math(reply: str, gold: str, grader: GraderName = "plain") -> Grade:
 
 
 def _worth_symbols(answer: str, gold: str) -> bool:
-    """Two different plain numbers are different; a date is no subtraction."""
+    """Return whether symbolic comparison can help: two plain numbers need none, and a date is no subtraction."""
     plain = normalise(answer)
     if len(answer) > MAX_SYMBOLIC_CHARS or _DATE.fullmatch(plain):
         return False

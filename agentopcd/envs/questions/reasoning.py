@@ -11,13 +11,13 @@ from agentopcd.envs.questions.grading import Grade, find_answer
 from agentopcd.envs.questions.rows import QuestionRow
 
 SOLVED_AT = 0.99
-"""reasoning-gym pays part of the score for merely containing the answer; only the whole counts."""
+"""reasoning-gym gives a partial score for merely containing the answer; only the full score counts."""
 
 
 class ReasoningGym(QuestionEnv):
     """One reasoning-gym question per seed, graded by that package on the answer alone.
 
-    Observation, action, reward, end: as :class:`QuestionEnv`.
+    Observation, action, reward, episode end: as in :class:`QuestionEnv`.
     Info: ``metrics["grader_error"]`` is 1.0 where the package raised on an answer, which counts as wrong.
 
     Args:
@@ -48,7 +48,7 @@ class ReasoningGym(QuestionEnv):
             raise EnvError(f"rg:{self._task}: {error}") from error
 
     def draw(self, seed: int) -> QuestionRow:
-        # one data set per seed: item i is made from seed + i, so longer ones would share questions
+        # one data set per seed: item i is made from seed + i, so longer data sets would share questions
         self._scorer = self._create(seed)
         self._entry = self._scorer[0]
         gold = "" if self._entry["answer"] is None else str(self._entry["answer"])
@@ -60,7 +60,7 @@ class ReasoningGym(QuestionEnv):
             return Grade(False, None, {"no_answer": 1.0})
         try:
             score = float(self._scorer.score_answer(answer, self._entry))
-        except Exception:  # some scorers raise on text they do not expect; that is a wrong answer
+        except Exception:  # some scorers raise on unexpected text; such an answer is wrong
             return Grade(False, answer, {"grader_error": 1.0})
         return Grade(score >= SOLVED_AT, answer)
 

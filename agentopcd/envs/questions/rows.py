@@ -1,4 +1,4 @@
-"""Rows of question files: reading them, and finding question and answer in the common layouts.
+"""Read question files, and find question and answer in the common column layouts.
 
 ========================  =====================================  ==========================================
 layout                    question                               right answer
@@ -38,7 +38,7 @@ PROMPT_KEYS = ("prompt", "problem", "question", "input")
 ANSWER_KEYS = ("reward_model.ground_truth", "answer", "solution", "target", "label")
 
 COLUMNS = ("prompt", "instruction_id_list", "kwargs")
-"""Of IF-Eval's published file."""
+"""Columns of IF-Eval's published file."""
 
 _LETTER = "Reply with the letter of the right choice like this: <answer>A</answer>."
 _YES_NO = "Reply with <answer>yes</answer> or <answer>no</answer>."
@@ -56,9 +56,9 @@ class QuestionRow:
     actions: str = ""
     """How to answer."""
     split: str = ""
-    """The split the file puts it in; empty where it does not say."""
+    """The split that the file names; empty if it names none."""
     checks: tuple[tuple[str, Any], ...] = ()
-    """Of kind ``checks`` or ``instructions``: what a reply has to pass, by name.
+    """For the kinds ``checks`` and ``instructions``: the checks that a reply has to pass, by name.
 
     See :mod:`.text_checks` and :mod:`agentopcd.envs.questions.ifeval`.
     """
@@ -67,10 +67,10 @@ class QuestionRow:
 def load_rows(
     path: str, prompt_key: str | None = None, answer_key: str | None = None, *, free: bool = False
 ) -> list[QuestionRow]:
-    """Read a question file once per change of the file.
+    """Read a question file; it is read again only if it has changed.
 
     Args:
-        free: rows need no right answer; whoever asks has checks for all of them.
+        free: rows need no right answer, because the caller has checks for all of them.
 
     Raises:
         EnvError: a missing, empty or malformed file, or rows that cannot be understood.
@@ -134,17 +134,17 @@ def _read_parquet(path: Path) -> list[Raw]:
 def rows_from(
     raw: Sequence[Raw], prompt_key: str | None = None, answer_key: str | None = None, *, free: bool = False
 ) -> list[QuestionRow]:
-    """Turn raw rows into questions, each question once; see :func:`load_rows`.
+    """Turn raw rows into questions and drop repeats; see :func:`load_rows`.
 
     Raises:
-        EnvError: no rows, no known question or answer column, or a right answer that is empty or that the
-            grader would not accept.
+        EnvError: there are no rows, no column with questions or answers is known, or a right answer is empty or
+            would not be accepted by the grader.
         TaskLeak: the ``split`` column puts one question into two splits.
     """
     if not raw:
         raise EnvError("there are no rows")
-    own = free or prompt_key or answer_key or any("checks" in entry for entry in raw)
-    read = _own_layout(prompt_key, answer_key, free=free) if own else _layout(raw)
+    custom = free or prompt_key or answer_key or any("checks" in entry for entry in raw)
+    read = _own_layout(prompt_key, answer_key, free=free) if custom else _layout(raw)
     rows: dict[str, QuestionRow] = {}
     repeated = conflicting = 0
     for number, entry in enumerate(raw):
@@ -195,7 +195,7 @@ def _layout(raw: Sequence[Raw]) -> Callable[[Raw], QuestionRow]:
 
 
 def _choice_offset(raw: Sequence[Raw]) -> int:
-    """Return what ``cop`` counts from; the copies of this data set differ."""
+    """Return the number that ``cop`` counts from; copies of this data set differ."""
     found = {int(row["cop"]) for row in raw}
     if found & {-1}:
         raise EnvError("some rows have cop = -1: this is a test file without answers")
@@ -207,7 +207,7 @@ def _choice_offset(raw: Sequence[Raw]) -> int:
 
 
 def _ifeval(row: Raw) -> QuestionRow:
-    """Nothing of it is ever trained on."""
+    """Read a row of IF-Eval. All rows are ``test``: nothing is ever trained on them."""
     ids, settings = row["instruction_id_list"], row["kwargs"]
     if not isinstance(ids, list) or not isinstance(settings, list) or len(ids) != len(settings):
         raise EnvError(f"instruction_id_list and kwargs must be lists of one length, got {ids!r:.50}, {settings!r:.50}")
@@ -265,7 +265,7 @@ def _as_prompt(value: Any) -> str:
 
 
 def _as_gold(value: Any) -> str:
-    """Return the right answer, cut out of a worked solution where it is one."""
+    """Return the right answer, extracted from a worked solution if it is one."""
     text = str(value)
     if "####" in text:
         return text.rpartition("####")[2].strip()

@@ -1,7 +1,8 @@
-r"""Decide whether two answers are equal as formulas, with math-verify in a process of its own.
+r"""Decide whether two answers are equal as formulas, with math-verify in a separate process.
 
-math-verify works only in a main thread and can spend seconds on one hostile answer. So one worker
-process answers JSON lines. The caller waits :data:`WAIT_S` seconds, then kills it and starts the next.
+math-verify works only in a main thread and can spend seconds on one hostile answer. Therefore a worker
+process answers JSON lines. The caller waits :data:`WAIT_S` seconds, then kills the worker; the next call
+starts a new one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from agentopcd.core.errors import DependencyError
 
 WAIT_S = 3.0
 START_S = 60.0
-"""Longest wait for the worker to come up; its imports take a second or two on a quiet machine."""
+"""Longest wait for the worker to start; its imports take a second or two on an idle machine."""
 
 
 def require_math_verify() -> None:
@@ -28,7 +29,7 @@ def require_math_verify() -> None:
 
 
 class _Worker:
-    """The process and the pipe to it; one question at a time."""
+    """The worker process and the pipe to it; it takes one question at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,7 +40,7 @@ class _Worker:
             try:
                 process = self._running()
                 reply = self._exchange(process, json.dumps([gold, answer]), wait_s)
-            except (OSError, ValueError):  # the worker died: no verdict, and a new one next time
+            except (OSError, ValueError):  # the worker died: no verdict, and the next call starts a new one
                 reply = None
             if reply is None:
                 self._stop()
@@ -87,11 +88,11 @@ atexit.register(_WORKER.close)
 
 
 def equal(gold: str, answer: str, wait_s: float = WAIT_S) -> bool | None:
-    """Return whether math-verify holds two answers equal; ``None`` when it gave no verdict in time.
+    """Return whether math-verify considers two answers equal; ``None`` if it gave no verdict in time.
 
     Args:
         gold: the right answer, LaTeX without dollar signs.
-        answer: one answer, already cut out of its reply.
+        answer: one answer, already extracted from its reply.
         wait_s: seconds to wait for the verdict.
     """
     return _WORKER.ask(gold, answer, wait_s)
@@ -105,7 +106,7 @@ def _serve() -> None:
         gold, answer = json.loads(line)
         try:
             verdict = bool(verify(parse(f"${gold}$"), parse(f"${answer}$")))
-        except Exception:  # a formula it cannot read is not the right one
+        except Exception:  # a formula that cannot be parsed is not the right one
             verdict = False
         print(json.dumps(verdict), flush=True)
 

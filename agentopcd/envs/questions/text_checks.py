@@ -1,4 +1,4 @@
-"""Checks of free text that need no right answer: length, casing, beginning, ending, what is in it."""
+"""Checks of free text that need no right answer: length, casing, beginning, ending, content."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sentences(text: str) -> int:
 
 
 def _found(text: str, words: Any) -> list[bool]:
-    """Whether each of the words, or the one, is in the text, whatever its case."""
+    """For each of the words, or for the single word: whether the text contains it, ignoring case."""
     return [word.lower() in text.lower() for word in ([words] if isinstance(words, str) else words)]
 
 
@@ -63,7 +63,7 @@ def known_checks(checks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def grade_checks(reply: str, checks: Mapping[str, Any]) -> Grade:
-    """Whether the reply, after its reasoning, passes every check; an empty one passes none."""
+    """Grade whether the reply, after its reasoning, passes every check; an empty reply fails."""
     text = after_thinking(reply).strip()
     failed = [name for name, wanted in checks.items() if not CHECKS[name](text, wanted)]
     return Grade(bool(text) and not failed, text or None, {f"failed_{name}": 1.0 for name in failed})
