@@ -88,7 +88,7 @@ class _InChunks(torch.autograd.Function):
                 total += loss.detach()
                 if grads[0] is not None:
                     grads[0][where] = grad_RV @ weight32_VH
-                if grads[1] is not None:  # the first chunk writes without reading: adding to zeros would cost as much
+                if grads[1] is not None:  # the first chunk overwrites: adding to zeros costs as much as the product
                     grads[1].addmm_(grad_RV.T.to(grads[1].dtype), h_RH.to(grads[1].dtype), beta=int(start > 0))
                 if grads[2] is not None:
                     grads[2].copy_(grad_RV.sum(0)) if start == 0 else grads[2].add_(grad_RV.sum(0))

@@ -98,7 +98,7 @@ class StepMeter:
         self.rows = {name: [part for rows in of_all for part in rows.get(name, [])] for name in names}
 
     def result(self) -> dict[str, float]:
-        """The figures of the step, averaged over its tokens."""
+        """The figures of the step, over all its tokens."""
         column = {name: torch.cat(parts) for name, parts in self.rows.items()}
         value, position = column["value"], column["position"]
         figures = {
