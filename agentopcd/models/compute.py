@@ -57,7 +57,7 @@ def autocast(
 def freeze(model: Any, compute: torch.dtype) -> None:
     """Freeze ``model``: no gradients, dropout off, linear weights in ``compute``.
 
-    Autocast would cast the linear weights in every block. Casting them once gives the same products.
+    Autocast would cast the linear weights on every call. Casting them once gives the same products.
     """
     model.requires_grad_(False).eval()
     if compute == torch.float32:
