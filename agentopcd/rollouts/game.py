@@ -17,7 +17,7 @@ class Game:
     """An environment, how it is shown, and when it is cut off."""
 
     ref: str
-    """The environment's name, or ``file.py:Class``, or a file of questions."""
+    """The environment's reference, as ``--env`` takes it."""
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the environment; they define the tasks."""
     rules: str = ""
@@ -63,7 +63,7 @@ class Game:
 
     def describe(self) -> dict[str, Any]:
         """The game's part of a setup hash: ``kwargs`` define the tasks; the rest says how they are shown."""
-        # Listed only if set, so that setups from before this option keep their hash.
+        # Listed only if set, so that it does not change the hash of a setup without it.
         constrained = {"constrain": True} if self.constrain else {}
         return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view), **constrained,
                 "max_steps": self.step_limit, "history": self.form, "source": self.source}  # fmt: skip
