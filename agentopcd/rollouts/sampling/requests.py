@@ -119,7 +119,7 @@ def _loop() -> asyncio.AbstractEventLoop:
 def refused(server: Endpoint, error: openai.APIStatusError) -> EngineError:
     """The error to raise when ``server`` has refused a request."""
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return EngineError(f"{server.url} wants a key, or another one; set the environment variable {KEY}")
+        return EngineError(f"{server.url} asks for a key or refuses this one; set the environment variable {KEY}")
     return EngineError(f"{server.url} refused a request ({error.status_code}): {_message(error)}")
 
 

@@ -129,7 +129,7 @@ class Server(Endpoint):
         try:
             self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
             if not self._post("/reset_prefix_cache").get("success"):
-                raise EngineError(f"{self.url} keeps its prefix cache while somebody's requests run; let it alone")
+                raise EngineError(f"{self.url} cannot reset its prefix cache while others use it; use it alone")
         finally:
             self._post("/resume")
 
@@ -361,7 +361,7 @@ class ServerSampler:
             model = self._model(server)
             found = await asyncio.gather(*(server.complete(model, r, sampling, self.loaded.end_ids) for r in requests))
             if None in found:
-                raise EngineError(f"{server.url} is paused by somebody while its weights are checked; let it alone")
+                raise EngineError(f"{server.url} is paused by somebody while its weights are checked; use it alone")
             return [reply for reply in found if reply is not None]
 
         return patiently(lambda: in_background(ask()).result())

@@ -154,7 +154,7 @@ def _ask(
     for i, reply in zip(again, player.sampler.sample(list(again.values()), sampling), strict=True):
         replies[i] = MARKER + player.chat.reply(reply)
     if again:
-        session.say(f"{len(again)} of {len(requests)} replies asked for with {MARKER!r} as their opening")
+        session.say(f"asked again for {len(again)} of {len(requests)} replies, with {MARKER!r} as their first words")
     return dict(zip(places, replies, strict=True))
 
 
