@@ -1,13 +1,14 @@
-"""THE LOOP: on-policy context distillation, one file, read from top to bottom (arXiv:2602.12275, Algorithm 1).
+"""THE LOOP: on-policy context distillation (arXiv:2602.12275, Algorithm 1). Read this file from top to bottom.
 
 Each step:
 
-1. the student plays ``batch_size`` train tasks **without** the context;
-2. the teacher, **with** the context in its prompt, scores the very token ids the student sampled;
-3. the student minimises the reverse KL to it on those tokens, and takes one optimizer step.
+1. The student plays ``batch_size`` train tasks **without** the context.
+2. The teacher, **with** the context in its prompt, scores the very token ids that the student sampled.
+3. The student minimises the reverse KL to the teacher on those tokens and takes one optimizer step.
 
-``methods.py`` holds this method and those it is compared with, ``losses.py`` the formulas, ``positions.py`` the rows
-that are scored, ``chat.py`` the prompts, ``rollouts.py`` the games.
+The parts of a step are in ``distillation/``: ``methods.py`` has this method and its baselines, ``losses.py`` the
+formulas, ``positions.py`` the token positions that are scored. ``rollouts/chat.py`` renders the prompts, and
+``rollouts/player.py`` plays the episodes.
 """
 
 from __future__ import annotations
@@ -53,18 +54,18 @@ from agentopcd.rollouts.player import Player
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is taught, and on which tasks: gathered once, the same in every process.
+    """What is taught, and on which tasks. Built once; every process holds the same.
 
     Raises:
-        ConfigError: an empty context, or no tasks.
+        ConfigError: the context is empty, or there are no train or no select tasks.
     """
 
     config: ConsolidateConfig
     context: Context | Mixture
     train: Sequence[Task]
-    """Tasks to roll out on."""
+    """Tasks for the rollouts."""
     select: Sequence[Task]
-    """Tasks the checkpoint is chosen on; disjoint from ``train``."""
+    """Tasks for choosing the checkpoint; disjoint from ``train``."""
 
     def __post_init__(self) -> None:
         if not self.context.text:
@@ -75,14 +76,14 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consolidated:
-    """What a run of the loop leaves."""
+    """The result of a run of the loop."""
 
     folder: Path
-    """The best checkpoint, an ordinary Hugging Face folder."""
+    """The best checkpoint, as an ordinary Hugging Face folder."""
     model_id: str
     best_step: int
     select: dict[int, Rate]
-    """Success on select tasks by step, without the context; step 0 is the student before training."""
+    """Success rate on select tasks by step, without the context; step 0 is the student before training."""
 
 
 def consolidate(
@@ -96,14 +97,14 @@ def consolidate(
 ) -> Consolidated:
     """Distil the context into ``student``, in place, and save the best checkpoint as ``run.folder/student``.
 
-    A run that was killed goes on from its last checkpoint and ends bit-equal to an uninterrupted one
-    (transformers engine, same thread count): every random choice is a function of seed, step and task. Several
-    processes (see ``ranks.py``) share the episodes of a step; each holds the student and the teacher, or, with
-    ``config.shard``, a part of them (see ``sharding.py``).
+    A killed run resumes from its last checkpoint and ends bit-equal to an uninterrupted one (transformers engine,
+    same thread count), because every random choice is a function of seed, step and task. Several processes share the
+    episodes of a step (``models/parallel/ranks.py``). Each process holds the whole student and teacher or, with
+    ``config.shard``, a part of each (``models/parallel/sharding.py``).
 
     Args:
-        method: whose answers are learned from, and by which divergence. Its player plays with the student's weights
-            as they change, and never shows it the context.
+        method: whose answers the student learns from, and by which divergence. The method's player plays with the
+            student's current weights and never shows the student the context.
 
     Raises:
         AlignmentError: the two prompts of a turn differ in more than the context.
@@ -116,19 +117,21 @@ def consolidate(
     for step in range(progress.step + 1, config.steps + 1):
         clock = Clock()
 
-        # 1. The student plays without the context (or, with a baseline, the teacher has played with it).
+        # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.)
         played = play_step(method, draw(training.train, step, config), training.context, ranks)
         noted = noted or say_read_apart(played, say)
-        player.sampler.rest()
+        player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
 
-        # 2. The teacher, with the context, scores the same tokens. 3. The student learns from it.
+        # 2. The teacher scores the same tokens, with the context. 3. The student learns from those scores.
+        # Gradients add up over the batches, so a step is one update however it is split.
         meter = StepMeter(method.temperature, config.temperature, config.importance_cap)
         for batch in deal(played.samples, config, teacher, ranks):
             learn_from(batch, learner, teacher, method, meter, clock)
         norm, moved = learner.step(ranks, learned=bool(played.samples))
 
-        # The weights have changed: a teacher that moves and an engine with a copy of its own hear of it.
+        # The weights have changed. A moving teacher follows them, and an engine with its own copy takes them over, so
+        # that the next rollout is on-policy.
         gap_nats = None
         if moved:
             teacher.follow(learner.model, step)
@@ -136,7 +139,7 @@ def consolidate(
         progress.step, progress.skipped = step, progress.skipped + (not moved)
         clock.lap("update")
 
-        # What the step did, and, every so often, how the student does on select tasks.
+        # Log the step and, every ``select_every`` steps, evaluate the student on select tasks.
         meter.gather(ranks.everyone(meter.rows))
         record = meter.result() if played.samples else {"loss/value_nats": 0.0}
         record |= method.measured(rollout_record(played.episodes, played.samples, played.dropped))
@@ -151,7 +154,7 @@ def consolidate(
         say(console_line(record, config.steps, clock.total_s * (config.steps - step)))
         if evaluated:
             say(f"         select {progress.select[step]}, best at step {progress.best_step}")
-        # After an evaluation, too: the best checkpoint and the step it is said to be of must not part in a kill.
+        # Save after an evaluation too: after a kill, ``best`` on disk must be the step that ``progress`` names.
         if (ranks.main or config.shard) and (step % config.save_every == 0 or evaluated):
             checkpoint.save(run.folder, learner.trained, learner.optimizer, progress.to_dict(), teacher.weights)
     teacher.assert_unchanged()
@@ -164,16 +167,16 @@ def consolidate(
 def resume(
     learner: Learner, teacher: FrozenTeacher, player: Player, run: Run, say: Callable[[str], None]
 ) -> Progress | None:
-    """Go on after the last checkpoint of the run, if there is one."""
+    """Restore the run's last checkpoint and return its progress; None if there is no checkpoint."""
     state = checkpoint.load(run.folder, learner.trained, learner.optimizer, teacher.weights)
     if state is None:
         return None
     progress, ranks = Progress.from_dict(state), Ranks.current()
     sharding.update_whole(learner.student)
     player.sampler.update()
-    ranks.wait()  # all have read the log's place before it is cut
+    ranks.wait()  # every process has read the checkpoint before the log is cut
     if ranks.main:
-        run.rewind(progress.step)  # the steps after the checkpoint are run again
+        run.rewind(progress.step)  # steps after the checkpoint run again, so their log lines go
     say(f"resumed after step {progress.step}")
     return progress
 
@@ -186,9 +189,9 @@ def begin(
     run: Run,
     say: Callable[[str], None],
 ) -> Progress:
-    """Write down what the loss is, and how the student does before training."""
+    """Log the definition of the loss and the student's success before training."""
     progress, ranks = Progress(), Ranks.current()
-    method.player.sampler.update()  # an engine that cannot take weights says so now, not after the first step
+    method.player.sampler.update()  # an engine that cannot take weights fails now, not after the first step
     progress.select[0] = Rate(*success_on(method.player, training.select, ranks))
     if ranks.main:
         run.rewind(-1)
@@ -202,14 +205,15 @@ def begin(
 
 
 def deal(samples: Sequence[Sample], config: ConsolidateConfig, teacher: FrozenTeacher, ranks: Ranks) -> Iterator[Batch]:
-    """This process's batches of a step.
+    """Yield this process's batches of a step.
 
-    The weights of tokens are those of the whole step, so how it is split into batches and processes changes nothing.
+    Token weights are computed once, over the whole step. So the split into batches and processes does not change the
+    loss.
     """
     weights = losses.token_weights([sample.num_tokens for sample in samples], config.reduction)
     batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads))
     for (chunk, weights_N), counts, round_ in ranks.deal(batches, even=config.shard):
-        # Where weights are sharded, all processes must run a model equally often.
+        # A forward pass of sharded weights is a collective operation, so every process must make equally many.
         passes = max(teacher.passes(other) for other, _ in round_) if config.shard else 0
         yield Batch(samples=chunk, weights_N=weights_N, counts=counts, passes=passes)
 
@@ -217,25 +221,26 @@ def deal(samples: Sequence[Sample], config: ConsolidateConfig, teacher: FrozenTe
 def learn_from(
     batch: Batch, learner: Learner, teacher: FrozenTeacher, method: Method, meter: StepMeter, clock: Clock
 ) -> None:
-    """Let the teacher score a batch, and add the gradient of the student's loss on it to that of the step.
+    """Let the teacher score a batch, and add the gradient of the student's loss to the gradient of the step.
 
-    Nothing but hidden states is kept of either model: logits are made, compared and dropped a chunk of rows at a time.
+    Only hidden states are kept for the whole batch. Logits are computed, compared and dropped one chunk of rows at a
+    time.
     """
     teacher_NH = teacher.hidden(batch.samples, passes=batch.passes)
     clock.lap("teacher")
-    figures = meter if batch.counts else meter.aside()
+    figures = meter if batch.counts else meter.aside()  # a padding batch must not reach the log
     figures.begin(batch.samples)
     student_NH = learner.hidden(batch.samples)
 
     def loss_of(products_RV: torch.Tensor, rows: slice) -> torch.Tensor:
-        # Neither model is scored on what the engine was not allowed to say.
+        # Mask the tokens that the engine was not allowed to sample, in both models.
         student_RV = figures.keep(rows, models.scaled(learner.model, products_RV))
         teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows]))
         token = method.divergence(student_RV, teacher_RV, figures.ids[rows])
         figures.add(rows, student_RV, teacher_RV, token)
         return token.loss_N * figures.importance(rows, student_RV)
 
-    weights_N = batch.weights_N * batch.counts
+    weights_N = batch.weights_N * batch.counts  # zero for a padding batch, which still runs its backward pass
     in_chunks(loss_of, student_NH, weights_N, learner.model.get_output_embeddings()).backward()
     clock.lap("update")
 
@@ -246,7 +251,7 @@ def learn_from(
 def choose_checkpoint(
     progress: Progress, learner: Learner, player: Player, training: Training, run: Run
 ) -> dict[str, Any]:
-    """Evaluate the student on select tasks and save it if it is the best so far; what the step's record says of it."""
+    """Evaluate the student on select tasks, save it if it is the best so far, and return the fields for the log."""
     step, config, ranks = progress.step, training.config, Ranks.current()
     progress.select[step] = Rate(*success_on(player, training.select, ranks))
     names = [f"{CHECKPOINTS}/{step:06d}"] * config.keep_checkpoints
@@ -260,9 +265,9 @@ def choose_checkpoint(
 
 
 def finish(progress: Progress, config: ConsolidateConfig, run: Run) -> Consolidated:
-    """Make the best checkpoint the student."""
+    """Move the best checkpoint to ``run.folder/student``, merged into a whole model where ``config.merge`` asks."""
     folder, best, ranks = run.folder / "student", run.folder / "best", Ranks.current()
-    if ranks.main and best.is_dir():  # absent when a kill came right after this block
+    if ranks.main and best.is_dir():  # absent if an earlier call was killed right after this block
         shutil.rmtree(folder, ignore_errors=True)
         if config.merge:
             models.merge(best)

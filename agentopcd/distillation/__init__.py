@@ -1,1 +1,1 @@
-"""The parts of a training step."""
+"""The parts of a training step: samples, teacher, methods, losses, metrics, checkpoints."""

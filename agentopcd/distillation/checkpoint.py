@@ -1,4 +1,4 @@
-"""Where a training stands, and how a killed one goes on."""
+"""Checkpoints of a training: its progress, and how a killed run resumes."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from agentopcd.core.stats import Rate
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
-    """How far a training has come."""
+    """The state of a training besides its weights."""
 
     step: int = 0
     """Optimizer steps done, skipped ones included."""
     best_step: int = 0
-    """The step whose student did best on select tasks; 0: none was evaluated yet."""
+    """The step whose student did best on select tasks; 0: no trained student was evaluated yet."""
     skipped: int = 0
-    """Steps without an update: the gradient was not finite, or there was nothing to learn from."""
+    """Steps without an update, because the gradient was not finite or there were no samples."""
     select: dict[int, Rate] = dataclasses.field(default_factory=dict)
-    """Success on select tasks by step; step 0 is the student before training."""
+    """Success rate on select tasks by step; step 0 is the student before training."""
 
     def better(self, step: int) -> bool:
-        """Whether the student of ``step`` beats the best trained one so far; the earlier one wins a tie.
+        """Whether the student of ``step`` beats the best trained one so far. In a tie the earlier one stays the best.
 
-        The student before training never competes.
+        The student before training does not compete.
         """
         if self.best_step == 0:
             return True
-        best, now = self.select[self.best_step], self.select[step]
-        return now.wins * best.n > best.wins * now.n
+        best, new = self.select[self.best_step], self.select[step]
+        return new.wins * best.n > best.wins * new.n  # the fractions compared in integers, so a tie is exact
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON, as checkpoints hold it."""
+        """The progress as JSON, for a checkpoint."""
         select = {str(step): [rate.wins, rate.n] for step, rate in self.select.items()}
         return dataclasses.asdict(self) | {"select": select}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
-        """What :meth:`to_dict` wrote."""
+        """The progress that :meth:`to_dict` wrote."""
         select = {int(step): Rate(*rate) for step, rate in state["select"].items()}
         return cls(step=state["step"], best_step=state["best_step"], skipped=state["skipped"], select=select)
 
@@ -64,15 +64,15 @@ def save(
     state: Mapping[str, Any],
     teacher: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint into a run's ``folder``: parameters, optimizer moments, torch RNG, position. No pickle.
+    """Write a checkpoint into a run's ``folder``: parameters, optimizer moments, torch RNG state, progress. No pickle.
 
-    The last complete checkpoint survives a kill at any moment. Where parameters are sharded, every process calls
-    this and writes its part; any number of processes can read it again.
+    The last complete checkpoint survives a kill at any moment. If the parameters are sharded, every process calls this
+    function and writes its part; any number of processes can read the checkpoint again.
 
     Args:
-        trained: the parameters that are trained, by name.
-        state: what :meth:`Progress.to_dict` says.
-        teacher: parameters of a teacher that moves.
+        trained: the trained parameters by name.
+        state: the result of :meth:`Progress.to_dict`.
+        teacher: the parameters of a moving teacher by name.
     """
     moments = {
         f"optimizer.{index}.{name}": value.detach()
@@ -82,7 +82,7 @@ def save(
     tensors = {f"model.{name}": p.detach() for name, p in trained.items()} | moments
     tensors |= {f"teacher.{name}": p.detach() for name, p in (teacher or {}).items()}
     sharded, main = _place_in(trained)
-    new, now, old = (folder / name for name in ("checkpoint.tmp", "checkpoint", "checkpoint.old"))
+    new, current, old = (folder / name for name in ("checkpoint.tmp", "checkpoint", "checkpoint.old"))
     if main:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -90,17 +90,18 @@ def save(
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
         from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 
-        dist.barrier()
+        dist.barrier()  # the folder must exist before any process writes into it
         save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(new), save_distributed=True))
     else:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / "tensors.safetensors")
     if not main:
         return
+    # state.json comes last: a folder that holds it is complete. The old checkpoint goes only once the new one is there.
     write_json(new / "state.json", dict(state) | {"rng": torch.get_rng_state().numpy().tobytes().hex()})
-    if now.exists():
+    if current.exists():
         shutil.rmtree(old, ignore_errors=True)
-        now.rename(old)
-    new.rename(now)
+        current.rename(old)
+    new.rename(current)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -111,25 +112,29 @@ def load(
     teacher: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """Restore the last checkpoint of a run's ``folder`` in place and return its ``state``, or None if there is none."""
-    found = [folder / name for name in ("checkpoint", "checkpoint.old")]
-    at = next((path for path in found if (path / "state.json").is_file()), None)
-    if at is None:
+    # A kill between the two renames of ``save`` leaves ``checkpoint.old`` alone.
+    saved = [folder / name for name in ("checkpoint", "checkpoint.old")]
+    last = next((path for path in saved if (path / "state.json").is_file()), None)
+    if last is None:
         return None
     tensors: dict[str, Any]
     if _place_in(trained)[0]:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
         from torch.distributed.checkpoint.state_dict_loader import load as load_parts
 
-        reader = HuggingFaceStorageReader(str(at))
+        # PyTorch reads a sharded checkpoint into tensors that exist already, so list those that it may hold ...
+        reader = HuggingFaceStorageReader(str(last))
         tensors = {f"model.{name}": parameter.detach() for name, parameter in trained.items()}
         for index, parameter in enumerate(trained.values()):
             tensors |= {f"optimizer.{index}.{name}": torch.zeros_like(parameter) for name in MOMENTS}
             tensors[f"optimizer.{index}.step"] = torch.zeros(())
+        # ... and keep those that it does hold: before the first update, the optimizer has no moments.
         written = reader.read_metadata().state_dict_metadata
         tensors = {name: tensor for name, tensor in tensors.items() if name in written}
         load_parts(tensors, storage_reader=reader)
     else:
-        tensors = load_file(at / "tensors.safetensors")
+        tensors = load_file(last / "tensors.safetensors")
+    # What is left in ``tensors`` after these two loops belongs to the optimizer.
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors.pop(f"model.{name}"))
@@ -140,12 +145,12 @@ def load(
         _, index, name = key.split(".")
         entries.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-    state = json.loads((at / "state.json").read_text())
+    state = json.loads((last / "state.json").read_text())
     torch.set_rng_state(torch.tensor(list(bytes.fromhex(state.pop("rng"))), dtype=torch.uint8))
     return state
 
 
 def _place_in(trained: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether the parameters are sharded, and whether this process is the one that writes what is not."""
+    """Whether the parameters are sharded, and whether this process writes the files that all processes share."""
     sharded = any(isinstance(parameter, DTensor) for parameter in trained.values())
     return sharded, not sharded or dist.get_rank() == 0

@@ -1,4 +1,4 @@
-"""The loss over an output head, a chunk of rows at a time: memory that does not grow with the vocabulary."""
+"""The loss over an output head, one chunk of rows at a time, so that memory does not grow with the vocabulary."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.distillation import losses
 
 CHUNK_LOGITS = 1 << 22
-"""Logits of one model that are alive at once in :func:`in_chunks`: 16 MiB."""
+"""The number of logits of one model that are alive at once in :func:`in_chunks`: 16 MiB in float32."""
 
 
 def in_chunks(
@@ -24,23 +24,25 @@ def in_chunks(
     *,
     rows: int = 0,
 ) -> Float[Tensor, ""]:
-    r"""Weighted sum of token losses over an output head, without logits of all tokens at once.
+    r"""Weighted sum of token losses over an output head, without the logits of all tokens at once.
 
     .. math:: L = \sum_n w_n D_n(z_n), \qquad z_n = W h_n + b
 
-    A chunk of rows at a time: logits, losses, their gradient :math:`G` with respect to the logits by autograd, then
-    :math:`\partial h = G W` and :math:`\partial W \mathrel{+}= G^\top h`, both kept. ``backward`` only scales them, so
-    nothing is computed twice and at most ``rows`` rows of logits are alive, however many tokens and however large
-    the vocabulary. Values and gradients are those of ``losses.weighted_sum(loss_of(head(hidden)))`` up to rounding.
+    The forward pass takes one chunk of rows at a time. It computes the logits, the losses and, by autograd, the
+    gradient :math:`G` of the loss with respect to the logits. It then computes :math:`\partial h = G W` and
+    :math:`\partial W \mathrel{+}= G^\top h`, and keeps both. ``backward`` only scales them, so nothing is computed
+    twice. At most ``rows`` rows of logits are alive, whatever the number of tokens and the size of the vocabulary.
+    Values and gradients equal those of ``losses.weighted_sum(loss_of(head(hidden)))`` up to rounding.
 
     Args:
-        loss_of: takes float32 logits ``[R, V]`` of a chunk and its place among the ``N`` rows, and returns the token
-            losses ``[R]`` in nats.
+        loss_of: takes the float32 logits ``[R, V]`` of a chunk and the chunk's place among the ``N`` rows, and returns
+            the token losses ``[R]`` in nats.
         hidden_NH: the last hidden states of the positions that predict response tokens; gradients flow into them.
-        weights_N: the weight of each token, see :func:`agentopcd.distillation.losses.token_weights`; moved to the
-            device of ``hidden_NH``.
-        head: the output head. Gradients flow into its parameters where they ask for any.
-        rows: rows of a chunk; 0: as many as have :data:`CHUNK_LOGITS` logits, a multiple of four.
+        weights_N: the weight of each token, see :func:`agentopcd.distillation.losses.token_weights`. It is moved to
+            the device of ``hidden_NH``.
+        head: the output head. Gradients flow into those of its parameters that require any.
+        rows: rows per chunk; 0: the multiple of four whose logits come closest to :data:`CHUNK_LOGITS` from below,
+            and at least four.
 
     Returns:
         A scalar in nats, float32. With ``N = 0`` it is 0 and still has a graph.
@@ -59,7 +61,7 @@ def in_chunks(
 
 
 class _InChunks(torch.autograd.Function):
-    """A sum whose gradients are computed with it."""
+    """The sum of :func:`in_chunks`, whose forward pass computes the gradients, too."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -69,8 +71,10 @@ class _InChunks(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
         wanted = ctx.needs_input_grad[3:]
         make = torch.empty_like if len(hidden_NH) else torch.zeros_like
-        into = [make(t) if t is not None and w else None
-                for t, w in zip((hidden_NH, weight_VH, bias_V), wanted, strict=True)]  # fmt: skip
+        # The gradients of hidden states, weight and bias, in this order.
+        grads = [make(t) if t is not None and w else None
+                 for t, w in zip((hidden_NH, weight_VH, bias_V), wanted, strict=True)]  # fmt: skip
+        # The head works in float32 even under autocast, as agentopcd.models.Float32Head does.
         weight32_VH = weight_VH.detach().float()
         bias32_V = None if bias_V is None else bias_V.detach().float()
         with torch.autocast(hidden_NH.device.type, enabled=False):
@@ -82,19 +86,20 @@ class _InChunks(torch.autograd.Function):
                     loss = losses.weighted_sum(loss_of(logits_RV, where), weights_N[where])
                 (grad_RV,) = torch.autograd.grad(loss, logits_RV)
                 total += loss.detach()
-                if into[0] is not None:
-                    into[0][where] = grad_RV @ weight32_VH
-                if into[1] is not None:  # the first chunk only writes: reading zeros costs as much as the product
-                    into[1].addmm_(grad_RV.T.to(into[1].dtype), h_RH.to(into[1].dtype), beta=int(start > 0))
-                if into[2] is not None:
-                    into[2].copy_(grad_RV.sum(0)) if start == 0 else into[2].add_(grad_RV.sum(0))
-        ctx.into = into
+                if grads[0] is not None:
+                    grads[0][where] = grad_RV @ weight32_VH
+                if grads[1] is not None:  # the first chunk overwrites: adding to zeros costs as much as the product
+                    grads[1].addmm_(grad_RV.T.to(grads[1].dtype), h_RH.to(grads[1].dtype), beta=int(start > 0))
+                if grads[2] is not None:
+                    grads[2].copy_(grad_RV.sum(0)) if start == 0 else grads[2].add_(grad_RV.sum(0))
+        ctx.grads = grads
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        into, ctx.into = ctx.into, None  # scaled in place: no second copy of a large head's gradient
-        if into is None:
-            raise RuntimeError("the gradients of in_chunks were handed out; it can go backward once")
-        return (None, None, None, *(None if g is None else g.mul_(grad) for g in into))
+        # The gradients are scaled in place, which saves a copy of a large head's gradient and allows one backward only.
+        grads, ctx.grads = ctx.grads, None
+        if grads is None:
+            raise RuntimeError("in_chunks has handed its gradients out already; it can go backward once per forward")
+        return (None, None, None, *(None if g is None else g.mul_(grad) for g in grads))

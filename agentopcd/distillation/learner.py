@@ -1,4 +1,4 @@
-"""The student while it learns: what of it is trained, by which optimizer, at which rate."""
+"""The student while it learns: its trained parameters, its optimizer and its learning rate."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ class Learner:
     """A student with its optimizer. Changes the model in place.
 
     Args:
-        student: trained whole, or its adapter alone where it has one.
-        config: rate, weight decay, norm limit, gradient checkpointing.
-        compute: dtype of matrix products; the parameters that are trained are float32.
+        student: the model. All its weights are trained or, if it has an adapter, the adapter alone.
+        config: learning rate, weight decay, clipping norm, gradient checkpointing.
+        compute: dtype of matrix products; the trained parameters are float32.
 
     Raises:
-        ModelError: its logits are more than its output head makes of its hidden states.
+        ModelError: the student's logits cannot be recomputed from its hidden states and its output head.
         ConfigError: a parameter that would be trained is not float32.
     """
 
     def __init__(self, student: models.LoadedModel, config: TrainConfig, compute: torch.dtype) -> None:
         self.student, self.config, self.compute = student, config, compute
         self.whole = student.whole or student
-        """What plays and is saved."""
+        """The unsharded model, which plays and is saved; the same as ``student`` without sharding."""
         self.model = student.model.eval()  # dropout stays off, as in the teacher's passes
         self.device = next(self.model.parameters()).device
         with models.autocast(self.device, compute):
@@ -45,6 +45,7 @@ class Learner:
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         check_float32(self.trained)
         self.learning_rate = config.learning_rate or student.learning_rate * (10 if student.adapter else 1)
+        # AdamW with the settings of the paper's released code.
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
             lr=self.learning_rate,
@@ -56,22 +57,23 @@ class Learner:
     def hidden(self, samples: Sequence[Sample]) -> torch.Tensor:
         """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, with a graph."""
         pairs = [(sample.student_ids, sample.response_ids) for sample in samples]
-        # A sharded model's weights come and go with each layer, so their casts must not be kept.
+        # Sharding gathers and frees the weights layer by layer, so autocast must not keep copies of them.
         with models.autocast(self.device, self.compute, keep=not self.config.shard):
             return response_hidden(self.model, pairs, self.student.tokenizer.pad_token_id)
 
     def step(self, ranks: Ranks, *, learned: bool) -> tuple[float, bool]:
-        """Take the optimizer step that the gradients of all processes ask for.
+        """Sum the gradients of all processes, clip them and take one optimizer step.
 
         Args:
-            learned: whether there was anything to learn from.
+            learned: whether this step had any samples.
 
         Returns:
-            The gradient norm before clipping, and whether the weights moved: not where nothing was learned or the norm
-            is not finite.
+            The gradient norm before clipping, and whether the weights changed. They do not change if there were no
+            samples or if the norm is not finite.
         """
         ranks.sum_gradients(self.trained.values())
         norm = sharding.clip_gradients(self.trained.values(), self.config.clip_norm)
+        # Without samples there is no gradient, but AdamW's moments and weight decay could still move the weights.
         moved = math.isfinite(norm) and learned
         if moved:
             self.optimizer.step()
@@ -81,10 +83,10 @@ class Learner:
 
 
 def check_float32(parameters: Mapping[str, torch.Tensor]) -> None:
-    """Refuse masters of lower precision: at a rate of 1e-6 a bfloat16 parameter does not move, and nobody would know.
+    """Refuse master weights below float32: at a learning rate of 1e-6 a bfloat16 weight silently stays where it is.
 
     Raises:
-        ConfigError: naming one of them.
+        ConfigError: a parameter is not float32; the message names one.
     """
     wrong = {name for name, p in parameters.items() if p.dtype != torch.float32}
     if wrong:

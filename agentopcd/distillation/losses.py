@@ -1,8 +1,8 @@
-r"""The divergences between student and teacher: every formula has one home.
+r"""The formulas of training: divergences between student and teacher, token weights, importance weights, entropy.
 
-Every function takes logits of the rows that are trained on, ``[N, V]``: row ``n`` holds the scores before
-softmax for one sampled response token. Select those rows first (``logits[mask]``): a row that is multiplied
-by zero instead still poisons the gradient when it holds a NaN.
+Every function takes the logits ``[N, V]`` of the rows that are trained on. Row ``n`` holds the scores before
+softmax for one sampled response token. Select those rows first (``logits[mask]``). Multiplying the other rows by
+zero is not enough: 0 times NaN is NaN, in the value and in the gradient.
 
 With :math:`p` the student, :math:`q` the teacher, :math:`S` a support of :math:`k` tokens and the masses
 :math:`P = \sum_S p`, :math:`Q = \sum_S q`:
@@ -12,13 +12,13 @@ form      reverse direction, per token                                 what it i
 ========  ===========================================================  =====================================
 full      :math:`\sum_V p (\log p - \log q)`                           the definition
 tail      ``raw`` :math:`+ (1-P) \log \frac{1-P}{1-Q}`                 a KL of k+1 outcomes, never above full
-renorm    :math:`\sum_S \frac{p}{P} (\log \frac{p}{P} - \log \frac{q}{Q})`  a KL inside S, blind outside
+renorm    :math:`\sum_S \frac{p}{P} (\log \frac{p}{P} - \log \frac{q}{Q})`  a KL on S, blind to the rest
 raw       :math:`\sum_S p (\log p - \log q)`                           the paper's form; can be negative
 stopgrad  ``raw``, with the gradient of :math:`\sum_S [p \log \frac{p}{q}] \log p`, bracket held fixed
 ========  ===========================================================  =====================================
 
-Numbers are computed in float32 whatever the logits are (float64 stays float64), logarithms are natural,
-and the teacher is detached in here, so gradients reach the student only.
+All numbers are computed in float32, whatever the dtype of the logits (float64 stays float64). Logarithms are
+natural. The functions detach the teacher's logits, so gradients reach the student only.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ ForwardForm = Literal["full", "tail", "renorm", "raw"]
 Reduction = Literal["seq_mean", "token_mean"]
 
 LOG_FLOOR_NATS = -1e4
-"""Lowest log-probability used, the same for both models. ``exp`` of it is exactly 0, so it changes no value a
-model can produce; it only keeps a logit of -inf and an empty remainder finite, forward and backward."""
+"""Lowest log-probability used, the same for both models. Its ``exp`` is exactly 0, so it changes no value that a
+model can produce. It keeps a logit of -inf and an empty remainder finite, forward and backward."""
 
 
 class TokenDivergence(NamedTuple):
-    """One divergence per token, in nats, and how much probability its support covers."""
+    """The divergence of each token, in nats, and the probability mass on its support."""
 
     loss_N: Float[Tensor, " N"]
-    """Carries the gradient. For ``stopgrad`` its own value means nothing: read ``value_N``."""
+    """Carries the gradient. For ``stopgrad`` its value has no meaning; read ``value_N`` instead."""
     value_N: Float[Tensor, " N"]
-    """The divergence, detached. For ``stopgrad`` the ``raw`` value."""
+    """The divergence, detached. For ``stopgrad`` it is the ``raw`` value."""
     student_mass_N: Float[Tensor, " N"]
-    """The student's probability of the support, detached; 1 for ``full``."""
+    """The student's probability mass on the support, detached; 1 for ``full``."""
     teacher_mass_N: Float[Tensor, " N"]
-    """The teacher's probability of the same support, detached; 1 for ``full``."""
+    """The teacher's probability mass on the same support, detached; 1 for ``full``."""
 
 
 def full_kl(
@@ -68,20 +68,20 @@ def full_kl(
         \mathrm{reverse}: D_n = \sum_v p_{nv} (\log p_{nv} - \log q_{nv}), \qquad
         \mathrm{forward}: D_n = \sum_v q_{nv} (\log q_{nv} - \log p_{nv})
 
-    with :math:`p` the student without the context and :math:`q` the teacher with it, both scored on the same
-    response tokens. Reverse is the on-policy direction (arXiv:2602.12275, eq. 2): the student sampled the tokens,
-    and :math:`\partial D / \partial z_j = p_j (\log p_j - \log q_j - D)`. Forward is the off-policy one: the
-    teacher sampled them, and the gradient is :math:`p_j - q_j`. Both gradients are divided by the temperature and
-    flow into the student only.
+    with :math:`p` the student without the context and :math:`q` the teacher with it. Both score the same response
+    tokens. Reverse is the on-policy direction (arXiv:2602.12275, eq. 2): the student sampled the tokens, and
+    :math:`\partial D / \partial z_j = p_j (\log p_j - \log q_j - D)`. Forward is the off-policy direction: the
+    teacher sampled the tokens, and the gradient is :math:`p_j - q_j`. Both gradients are divided by the temperature
+    and flow into the student only.
 
     Args:
         student_logits_NV: scores before softmax, one row per response token.
         teacher_logits_NV: the same rows, scored with the context in the prompt.
         direction: ``reverse`` (student to teacher) or ``forward`` (teacher to student).
-        temperature: divides both logits; use the one the tokens were sampled with.
+        temperature: divides both logits; use the temperature that the tokens were sampled with.
 
     Returns:
-        Nats per token, float32; at least 0, and 0 only where the two distributions agree.
+        Nats per token, float32: at least 0, and 0 only if the two distributions agree.
 
     Raises:
         ConfigError: ``direction`` is unknown, ``temperature`` is not positive, or the two shapes differ.
@@ -101,34 +101,35 @@ def divergence(
     k: int = 256,
     temperature: float = 1.0,
 ) -> TokenDivergence:
-    r"""The loss of each token, by direction and form: see the table at the top of this module.
+    r"""The loss of each token, by direction and form; see the table at the top of this module.
 
     .. math::
         \mathrm{raw} &= \sum_S p_v (\log p_v - \log q_v) \\
         \mathrm{tail} &= \mathrm{raw} + (1-P) (\log(1-P) - \log(1-Q)) \\
         \mathrm{renorm} &= \sum_S \tfrac{p_v}{P} (\log \tfrac{p_v}{P} - \log \tfrac{q_v}{Q})
 
-    for ``reverse``, with :math:`S` the student's ``k`` likeliest tokens; ``forward`` exchanges :math:`p` with
-    :math:`q` and takes the teacher's. :math:`S` is the top-k of the very logits that are scored, taken without
-    gradient; both models are normalised over the whole vocabulary.
+    for ``reverse``, with :math:`S` the student's ``k`` likeliest tokens. ``forward`` swaps :math:`p` and :math:`q` and
+    takes :math:`S` from the teacher. :math:`S` is the top-k of the very logits that are scored, chosen without
+    gradient. Both models are normalised over the whole vocabulary.
 
-    ``raw`` is the form of arXiv:2602.12275. It is not a divergence: reverse, its gradient also lowers the student's
-    mass on :math:`S`; forward, it raises that mass. ``stopgrad`` (reverse only) drops that extra term: its gradient
-    is that of ``raw`` minus :math:`\nabla P`. ``tail`` treats everything outside :math:`S` as one more outcome, which
-    makes it a true KL between 0 and the full one; with ``k`` at least the vocabulary it is the full one. The
-    remainder :math:`1-P` is summed over the tokens outside :math:`S`, never subtracted, so nothing cancels.
+    ``raw`` is the form of arXiv:2602.12275. It is not a divergence. In the reverse direction its gradient also lowers
+    the student's mass on :math:`S`; in the forward direction it also raises that mass. ``stopgrad`` (reverse only)
+    drops the extra term: its gradient is the gradient of ``raw`` minus :math:`\nabla P`. ``tail`` treats everything
+    outside :math:`S` as one more outcome. So it is a true KL, between 0 and the full one, and equals the full one
+    once ``k`` reaches the size of the vocabulary. The remainder :math:`1-P` is a sum over the tokens outside
+    :math:`S`, never a difference, so no digits cancel.
 
     Args:
         student_logits_NV: scores before softmax, one row per response token.
         teacher_logits_NV: the same rows, scored with the context in the prompt.
-        direction: ``reverse`` where the student sampled the tokens, ``forward`` where the teacher did.
+        direction: ``reverse`` if the student sampled the tokens, ``forward`` if the teacher did.
         form: ``full``, ``tail``, ``renorm``, ``raw`` or, reverse only, ``stopgrad``.
-        k: tokens of the support, cut to the vocabulary; ``full`` has none and ignores it.
-        temperature: divides both logits; use the one the tokens were sampled with.
+        k: size of the support, at most the vocabulary; ``full`` ignores it.
+        temperature: divides both logits; use the temperature that the tokens were sampled with.
 
     Returns:
-        Loss, value and masses per token, in nats, float32; both masses are 1 for ``full``. ``renorm`` is 0
-        everywhere for ``k=1``.
+        Loss and value per token in nats, and both masses, float32. Both masses are 1 for ``full``. With ``k=1``,
+        ``renorm`` is 0 everywhere.
 
     Raises:
         ConfigError: ``direction`` or ``form`` is unknown, ``k`` or ``temperature`` is not positive, or the shapes
@@ -149,30 +150,29 @@ def divergence(
     else:
         loss_N = _coarse_kl(q_NK, q_rest_N, p_NK, p_rest_N, form)
     value_N = loss_N.detach()
-    if form == "stopgrad":  # the bracket is a constant, so only log p carries a gradient
+    if form == "stopgrad":  # the bracket is detached, so only log p carries a gradient
         loss_N = ((p_NK.exp() * (p_NK - q_NK)).detach() * p_NK).sum(-1)
     return TokenDivergence(loss_N, value_N, _mass(p_NK), _mass(q_NK))
 
 
 def token_weights(lengths: Sequence[int], reduction: Reduction) -> list[float]:
-    r"""The weight of each token of response ``i`` in the loss of one optimizer step.
+    r"""For each response, the weight of its tokens in the loss of one optimizer step.
 
     .. math:: L = \sum_i w_i \sum_t D_{it}, \qquad
         w_i = \frac{1}{B |y_i|} \;(\mathrm{seq\_mean}), \qquad
         w_i = \frac{1}{\sum_j |y_j|} \;(\mathrm{token\_mean})
 
-    ``seq_mean`` (arXiv:2602.12275) lets every response vote once, ``token_mean`` every token. Call it once
-    with the lengths of the whole step, over all micro-batches and ranks: then a split of the step changes
-    nothing.
+    ``seq_mean`` (arXiv:2602.12275) gives every response the same weight, ``token_mean`` every token. Call this
+    function once with the lengths of the whole step, over all micro-batches and ranks. Then the loss does not depend
+    on how the step is split.
 
     Args:
-        lengths: response tokens per response, in tokens. An empty response gets weight 0 and does not
+        lengths: the length of each response :math:`|y_i|`, in tokens. An empty response gets weight 0 and does not
             count in :math:`B`, the number of responses.
         reduction: ``seq_mean`` or ``token_mean``.
 
     Returns:
-        One weight per response; with it the weights of all tokens sum to 1. All 0 when every response is
-        empty.
+        One weight :math:`w_i` per response. The weights of all tokens sum to 1, or to 0 if every response is empty.
 
     Raises:
         ConfigError: ``reduction`` is unknown or a length is negative.
@@ -187,16 +187,15 @@ def token_weights(lengths: Sequence[int], reduction: Reduction) -> list[float]:
 
 
 def weighted_sum(loss_N: Float[Tensor, " N"], weights_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-    """Sum of the token losses times their weights: what ``backward`` is called on.
+    """The loss that ``backward`` is called on: the sum of the token losses times their weights.
 
     Args:
         loss_N: token losses in nats, with a graph.
-        weights_N: the weight of each token, see :func:`token_weights`; moved to the loss's device and dtype.
+        weights_N: the weight of each token, see :func:`token_weights`. It is moved to the device and dtype of the loss.
 
     Returns:
-        A scalar in nats. With ``N = 0`` it is 0 and still has a graph, provided the empty loss came from
-        student logits that have one (``logits[mask]`` with an all-false mask), so that every rank can run
-        backward.
+        A scalar in nats. With ``N = 0`` it is 0. It still has a graph if the empty loss comes from student logits that
+        have one (``logits[mask]`` with an all-false mask), so that every rank can run backward.
 
     Raises:
         ConfigError: there is not exactly one weight per token.
@@ -237,8 +236,8 @@ def token_logprobs(
     r"""Log-probability of one token per row, :math:`z_{n,y_n} - \log \sum_v e^{z_{nv}}`.
 
     Args:
-        logits_NV: scores before softmax; gradients flow into them if they ask for any.
-        ids_N: the token of each row, for instance the one that was sampled.
+        logits_NV: scores before softmax. Gradients flow into them if they require any.
+        ids_N: the token of each row, for instance the sampled one.
         temperature: divides the logits.
 
     Returns:
@@ -267,26 +266,26 @@ def importance_weights(
 
     .. math:: w_n = \min\left(c, \frac{p_n(y_n)}{p^{\mathrm{engine}}_n(y_n)}\right)
 
-    Where an engine with other numerics drew the token, its loss times this weight is, up to the cap, that of tokens
-    which the model in training would have drawn. No gradient flows through it.
+    An engine with other numerics samples from a slightly different distribution than the model in training. Weighting
+    each token's loss by :math:`w_n` corrects for the difference, up to the cap. No gradient flows through the weight.
 
     Args:
         logits_NV: the trained model's scores before softmax.
-        ids_N: the tokens that were sampled.
-        sampled_N: their log-probabilities as sampled, in nats.
-        cap: largest weight; bounds the variance.
-        temperature: the one they were sampled with.
+        ids_N: the sampled tokens.
+        sampled_N: their log-probabilities under the engine, in nats.
+        cap: largest weight :math:`c`; it bounds the variance.
+        temperature: the temperature that the tokens were sampled with.
 
     Returns:
-        A weight per token, float32, between 0 and ``cap``.
+        One weight per token, float32, between 0 and ``cap``.
 
     Raises:
         ConfigError: ``cap`` or ``temperature`` is not positive, or there is not exactly one token per row.
     """
     if not cap > 0:
         raise ConfigError(f"the cap of importance weights must be above 0, got {cap}")
-    own_N = token_logprobs(logits_NV.detach(), ids_N, temperature)
-    return (own_N - sampled_N.to(own_N)).exp().clamp(max=cap)
+    trainer_N = token_logprobs(logits_NV.detach(), ids_N, temperature)
+    return (trainer_N - sampled_N.to(trainer_N)).exp().clamp(max=cap)
 
 
 def topk_overlap(
@@ -299,7 +298,7 @@ def topk_overlap(
     Args:
         student_logits_NV: scores before softmax, one row per response token.
         teacher_logits_NV: the same rows, scored with the context in the prompt.
-        k: size of both sets; cut to the vocabulary.
+        k: size of both sets, at most the vocabulary.
 
     Returns:
         A fraction from 0 to 1 per row, float32, without gradient.
@@ -313,7 +312,7 @@ def topk_overlap(
 
 
 def _prepare(student_NV: Tensor, teacher_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Both logits checked, in float32 and tempered; the teacher's without a graph."""
+    """Check both logits, and return them in float32 and divided by the temperature, the teacher's without a graph."""
     _same_shape(student_NV, teacher_NV)
     return _tempered(student_NV, temperature), _tempered(teacher_NV.detach(), temperature)
 
@@ -328,6 +327,7 @@ def _same_shape(student_NV: Tensor, teacher_NV: Tensor) -> None:
 
 
 def _tempered(logits_NV: Tensor, temperature: float) -> Tensor:
+    """Logits in float32 (float64 stays float64), divided by the temperature."""
     if not temperature > 0:  # also refuses NaN
         raise ConfigError(f"temperature must be above 0, got {temperature}; use 1 to leave the logits as they are")
     if logits_NV.dtype != torch.float64:
@@ -341,7 +341,7 @@ def _one_of(name: str, got: str, known: Sequence[str]) -> None:
 
 
 def _support(logits_NV: Tensor, k: int) -> Tensor:
-    """Ids of the ``k`` likeliest tokens per row, or of all if there are fewer."""
+    """Ids ``[N, K]`` of the ``k`` likeliest tokens of each row, or of all tokens if there are fewer."""
     if k < 1:
         raise ConfigError(f"k must be 1 or more, got {k}")
     return logits_NV.detach().topk(min(k, logits_NV.shape[-1]), dim=-1).indices
@@ -352,17 +352,17 @@ def _log_probs(z_NV: Tensor) -> Tensor:
 
 
 def _outcomes(z_NV: Tensor, support_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each token of the support, and of everything outside it together."""
+    """Log-probability of each support token ``[N, K]``, and of all tokens outside the support together ``[N]``."""
     lse_N = z_NV.logsumexp(-1)
     support_log_NK = z_NV.gather(-1, support_NK) - lse_N[:, None]
-    # The lowest finite number stands in for -inf: a row without remainder would turn -inf into NaN backward.
+    # The lowest finite number stands in for -inf. With -inf, a row without remainder would give NaN gradients.
     rest_NV = z_NV.scatter(-1, support_NK, torch.finfo(z_NV.dtype).min)
     rest_log_N = rest_NV.logsumexp(-1) - lse_N
     return support_log_NK.clamp(min=LOG_FLOOR_NATS), rest_log_N.clamp(min=LOG_FLOOR_NATS)
 
 
 def _coarse_kl(a_NK: Tensor, a_rest_N: Tensor, b_NK: Tensor, b_rest_N: Tensor, form: str) -> Tensor:
-    """KL from ``a`` to ``b`` on a support: plus the remainder (``tail``), renormalised, or bare (the other forms)."""
+    """KL from ``a`` to ``b`` on the support: with the remainder (``tail``), renormalised (``renorm``) or bare."""
     if form == "tail":
         a_NK, b_NK = torch.cat([a_NK, a_rest_N[:, None]], -1), torch.cat([b_NK, b_rest_N[:, None]], -1)
     elif form == "renorm":
@@ -371,9 +371,10 @@ def _coarse_kl(a_NK: Tensor, a_rest_N: Tensor, b_NK: Tensor, b_rest_N: Tensor, f
 
 
 def _kl(a: Tensor, b: Tensor) -> Tensor:
-    """Sum over the last axis of exp(a) (a - b)."""
+    """The sum over the last axis of ``exp(a) * (a - b)``, for log-probabilities ``a`` and ``b``."""
     return (a.exp() * (a - b)).sum(-1)
 
 
 def _mass(log_NK: Tensor) -> Tensor:
+    """The probability mass ``[N]`` of the tokens with these log-probabilities, detached."""
     return log_NK.detach().exp().sum(-1)

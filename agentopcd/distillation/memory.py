@@ -1,4 +1,4 @@
-"""What a consolidation needs in memory, from the model's config alone: nothing is loaded."""
+"""An estimate of the memory and operations of a consolidation, from the model's config alone. It loads no weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from agentopcd.models.parallel.ranks import launched
 
 GIB = 2**30
 COPIES = 12
-"""About how many copies of a chunk of logits the loss holds at once: see ``benchmarks/loss_memory.py``."""
+"""About how many copies of a chunk of logits the loss holds at once, measured by ``benchmarks/loss_memory.py``."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,12 @@ class Memory:
     """Bytes per process; ``batch`` and ``loss`` are rough."""
 
     student: int
-    """Weights, gradients and AdamW's moments; with ``shard`` this process's part, and the whole copy that plays."""
+    """Weights, gradients and AdamW's moments. With ``shard``: this process's part of them, and the whole copy that
+    plays."""
     teacher: int
-    """A frozen model of the same size, or 0 where it is the student without its adapter."""
+    """A frozen model of the same size; 0 if the teacher is the student with its adapter off."""
     context: int
-    """Keys and values per 1,000 tokens that the teacher's prompts share."""
+    """Keys and values of 1,000 tokens that the teacher's prompts share."""
     casts: int
     """Copies of the linear weights that the student's forward pass casts to ``compute``; 0 for float32."""
     batch: int
@@ -39,7 +40,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """With a context of 1,000 tokens."""
+        """The sum, for a context of 1,000 tokens."""
         return sum(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def __str__(self) -> str:
@@ -48,7 +49,7 @@ class Memory:
 
 
 def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory:
-    """Estimate for training model ``name``.
+    """Estimate the memory that training model ``name`` needs.
 
     Raises:
         ModelError: there is no such model, or it has not been fetched yet.
@@ -59,22 +60,24 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     body = sum(m.weight.numel() for m in linears)
     total = sum(p.numel() for p in model.parameters())
     rest = total - body  # embeddings and output head, above all
+    # A frozen model keeps its linear weights in ``compute``; all else is float32. A trained parameter takes 16 bytes:
+    # weight, gradient and two moments.
     frozen = body * compute.itemsize + rest * 4
     adapter = sum(config.lora_rank * (m.in_features + m.out_features) for m in linears)
     layers, hidden = settings.num_hidden_layers, settings.hidden_size
     inner = getattr(settings, "intermediate_size", None) or 4 * hidden
-    kept = 36 * hidden + 10 * inner  # bytes per token and layer that autograd keeps
+    kept = 36 * hidden + 10 * inner  # bytes that autograd keeps per token and layer
     tokens = config.tokens_per_batch
     width = getattr(settings, "head_dim", None) or hidden // settings.num_attention_heads
     groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
     student = frozen + 16 * adapter if config.lora_rank else 16 * total
     teacher = 0 if config.lora_rank and not config.teacher else frozen
     if config.teacher_kind != "frozen":
-        teacher = 4 * total  # an average would not move in fewer bits
-    if config.shard:  # the rest and its gradient are gathered while a batch is computed
+        teacher = 4 * total  # float32, since an average would not move in bfloat16
+    if config.shard:  # embeddings and head, with their gradients, stay gathered while a batch is computed
         student = student // launched() + 4 * total + 8 * rest
         teacher = teacher // launched() + 4 * rest
-    # With shards, a cast is freed as soon as its layer has run if the backward pass repeats it.
+    # With sharding and gradient checkpointing, each cast is freed once its layer has run.
     cast_one_by_one = compute == torch.float32 or config.lora_rank or (config.shard and config.gradient_checkpointing)
     return Memory(
         student=student,
@@ -87,9 +90,10 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
 
 
 def train_flop(name: str, tokens: int) -> float:
-    """Operations to sample, score and train on ``tokens`` of replies: 2 a weight to sample and to score, 6 to train.
+    """Operations to sample, score and train on ``tokens`` reply tokens: 2 per weight and token to sample, 2 to score, 6
+    to train.
 
-    It is a lower bound: prompts come on top, and sampling is limited by memory rather than by operations.
+    This is a lower bound: prompts come on top, and memory bandwidth limits sampling, not operations.
 
     Raises:
         ModelError: there is no such model, or it has not been fetched yet.
@@ -100,7 +104,7 @@ def train_flop(name: str, tokens: int) -> float:
 
 
 def skeleton(name: str) -> Any:
-    """The model's shape without its weights; for a hub id only the config is fetched."""
+    """The model on the meta device, without weights. For a hub id, only the config is fetched."""
     from transformers import AutoModelForCausalLM
 
     if name in find.FETCHED and not (find.cache_dir() / name / "config.json").is_file():
@@ -124,7 +128,7 @@ def _config(name: str) -> Any:
 
 @functools.cache
 def _from_hub(name: str) -> Any:
-    """The config of a hub id, or why it is not available; asked once, because offline an answer takes half a minute."""
+    """The config of a hub id, or the error; cached, because without a network the answer takes half a minute."""
     try:
         return _config(name)
     except (OSError, ValueError, KeyError) as error:

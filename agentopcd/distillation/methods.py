@@ -1,8 +1,8 @@
-"""What a consolidation learns from, and by which divergence: a small class for each method.
+"""The training methods: whose answers a consolidation learns from, and by which divergence.
 
-``opcd`` is the method of the paper, the others are what it is compared with. All else is the same for all of them:
-tasks, teacher, masks, temperature, reduction, steps. A new method is a class here and its name in
-:data:`METHODS` and in the settings (``TrainConfig.method``).
+``opcd`` is the method of the paper; the others are its baselines. Everything else is the same for all methods: tasks,
+teacher, masks, temperature, reduction, steps. To add a method, write a class here and add its name to :data:`METHODS`
+and to the settings (``TrainConfig.method``).
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from agentopcd.rollouts.sampling import request_seed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What a method may use to prepare the episodes that it learns from."""
+    """What a method may use in :meth:`Method.prepare`."""
 
     config: TrainConfig
     context: Context | Mixture
     jobs: Callable[[], Sequence[Job]]
-    """Draws all jobs of the run, in order, without the context."""
+    """Returns all jobs of the run, in order, without the context."""
     teacher: Callable[[], Player]
-    """Makes a player with the teacher's weights."""
+    """Returns a player with the teacher's weights."""
     stored: Sequence[Episode]
     """Stored episodes of train tasks, for methods that replay them."""
     folder: Path
-    """Of the run; what is written here survives a kill."""
+    """The run's folder; files written here survive a kill."""
     ranks: Ranks
     say: Callable[[str], None]
 
 
 class Method:
-    """Whose answers are learned from, and by which divergence.
+    """Whose answers the student learns from, and by which divergence.
 
     Args:
-        player: plays with the student's weights as they change.
-        episodes: what :meth:`prepare` returned.
+        player: plays with the student's current weights.
+        episodes: the result of :meth:`prepare`.
     """
 
     direction: losses.Direction = "reverse"
     support_of = "student"
-    """Whose likeliest tokens are the support of the divergence."""
+    """The model whose likeliest tokens are the support of the divergence."""
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode] = ()) -> None:
         self.config, self.player = config, player
@@ -61,27 +61,27 @@ class Method:
 
     @classmethod
     def prepare(cls, needs: Needs) -> list[Episode]:
-        """The episodes that the method learns from, where it needs any before training begins."""
+        """The episodes that the method needs before training begins; none by default."""
         return []
 
     @property
     def by_teacher(self) -> bool:
-        """Whether the teacher answered, with the context in its prompt."""
+        """Whether the teacher gave the answers, with the context in its prompt."""
         return self.config.by_teacher
 
     @property
     def name(self) -> str:
-        """Of the loss, for logs."""
+        """The name of the loss, for logs."""
         form, k = self.config.divergence, self.config.support
         kl = "kl" if self.direction == "reverse" else "forward_kl"
         return f"{kl}_full" if form == "full" else f"{kl}_topk{k}_{form}"
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
-        """The episodes to learn from; ``jobs`` come without the context."""
+        """Yield the episodes to learn from. ``jobs`` carry no context."""
         raise NotImplementedError
 
     def divergence(self, student_NV: Tensor, teacher_NV: Tensor, ids_N: Tensor) -> losses.TokenDivergence:
-        """The loss of each token, from both models' logits before softmax and the token itself."""
+        """The loss of each token, from the logits ``[N, V]`` of both models and the token ids ``[N]``."""
         return losses.divergence(
             student_NV,
             teacher_NV,
@@ -92,7 +92,7 @@ class Method:
         )
 
     def measured(self, figures: dict[str, float | int]) -> dict[str, float | int]:
-        """Drop rollout figures that this method cannot measure."""
+        """``figures`` of the rollouts, without those that this method cannot measure."""
         return figures
 
 
@@ -104,9 +104,9 @@ class Opcd(Method):
 
 
 class PrefixReplay(Method):
-    """The student's own reply to a turn of a stored episode, one for each job; the environment is not asked again.
+    """Prefix replay, as OEL trains: the student answers one turn of a stored episode for each job.
 
-    As OEL trains: whoever played gathers the prompts, and training needs no environment.
+    The prompts come from earlier play, by whichever model, so training needs no environment.
     """
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode]) -> None:
@@ -121,6 +121,8 @@ class PrefixReplay(Method):
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
         player = self.player
+        # Turn and seed depend on the run's seed, the task and the repetition alone. So they are the same after a kill
+        # and for any number of processes.
         places = [(job.task.key, job.task.seed, job.rep) for job in jobs]
         turns = [
             random.Random(f"{self.config.seed}:{place}").choice(self.turns[job.task])
@@ -143,13 +145,13 @@ class PrefixReplay(Method):
             )  # fmt: skip
 
     def measured(self, figures: dict[str, float | int]) -> dict[str, float | int]:
-        """No environment has judged the replies."""
+        """Drop success and invalid share: no environment has judged the replies."""
         judged = ("rollout/success", "rollout/invalid_share")
         return {name: value for name, value in figures.items() if name not in judged}
 
 
 class ContextDistillation(Method):
-    """Off-policy context distillation: the teacher's answers, given with the context; forward KL on its top-k."""
+    """Off-policy context distillation: the teacher answers with the context; forward KL on the teacher's top-k."""
 
     direction, support_of = "forward", "teacher"
 
@@ -161,7 +163,7 @@ class ContextDistillation(Method):
     def prepare(cls, needs: Needs) -> list[Episode]:
         needs.say("the teacher answers, with the context")
         found = answers(needs.config, needs.teacher(), needs.context, needs.jobs(), needs.folder, needs.ranks)
-        needs.say(f"it won {sum(e.success for e in found)} of {len(found)} train episodes")
+        needs.say(f"the teacher won {sum(e.success for e in found)} of {len(found)} train episodes")
         return found
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
@@ -170,20 +172,20 @@ class ContextDistillation(Method):
 
 
 class SeqKd(ContextDistillation):
-    """Sequence-level distillation: cross-entropy on the teacher's answers. Masses are those of its top-k."""
+    """Sequence-level distillation: cross-entropy on the teacher's answers. Logged masses are on the teacher's top-k."""
 
     @property
     def name(self) -> str:
         return "cross_entropy"
 
     def divergence(self, student_NV: Tensor, teacher_NV: Tensor, ids_N: Tensor) -> losses.TokenDivergence:
-        seen = super().divergence(student_NV.detach(), teacher_NV, ids_N)
+        divergence = super().divergence(student_NV.detach(), teacher_NV, ids_N)  # for the masses alone
         loss_N = -losses.token_logprobs(student_NV, ids_N.to(student_NV.device), self.temperature)
-        return seen._replace(loss_N=loss_N, value_N=loss_N.detach())
+        return divergence._replace(loss_N=loss_N, value_N=loss_N.detach())
 
 
 def answered_as(job: Job, config: TrainConfig) -> int:
-    """The repetition under which the teacher answers the task of ``job``."""
+    """The repetition under which the teacher has answered the task of ``job``."""
     return 0 if config.answers == "once" else job.rep
 
 
@@ -193,7 +195,7 @@ METHODS: Mapping[str, type[Method]] = {
     "context-distillation": ContextDistillation,
     "seqkd": SeqKd,
 }
-"""Every method by the name that settings give it."""
+"""Every method by its name in the settings."""
 
 
 def answers(
@@ -201,31 +203,31 @@ def answers(
 ) -> list[Episode]:
     """The teacher's episodes with the context, for all ``jobs`` of a run, each played once and written to ``folder``.
 
-    A killed call goes on from what is written there.
+    After a kill, the call resumes from the episodes written there.
 
     Raises:
-        ConfigError: the environment broke every one of them.
+        ConfigError: the environment broke every episode.
     """
     asked = dict.fromkeys((job.task, answered_as(job, config)) for job in jobs)
     wanted = [Job(task, context.drawn(task, rep), rep) for task, rep in asked]
     found = [episode for file in sorted(folder.glob("answers-*.jsonl")) for episode in _read(file)]
     have = {(e.task, e.rep) for e in found}
-    ranks.wait()  # everybody has read before anybody writes
+    ranks.wait()  # every process has read before any process writes
     missing = ranks.mine([job for job in wanted if (job.task, job.rep) not in have])
-    own: list[Episode] = []
+    played: list[Episode] = []
     with (folder / f"answers-{ranks.index}.jsonl").open("a") as file:
         for episode in teacher.play(missing):
-            own.append(episode)
+            played.append(episode)
             file.write(json.dumps(transcript.to_json(episode)) + "\n")
-            file.flush()
-    found += [episode for share in ranks.everyone(own) for episode in share]
+            file.flush()  # a kill then loses no finished episode
+    found += [episode for share in ranks.everyone(played) for episode in share]
     if all(episode.stop_reason == "env_error" for episode in found):
         raise ConfigError(f"the environment broke all {len(found)} episodes of the teacher: {found[0].error}")
     return found
 
 
 def _read(file: Path) -> Iterator[Episode]:
-    """Complete lines; one that a kill has cut is dropped, from the file too."""
+    """The episodes of the file's complete lines. A last line that a kill has cut is removed from the file, too."""
     lines = file.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     if len(whole) < len(lines):

@@ -1,4 +1,7 @@
-"""What every training step logs (docs/method.md lists the fields). Names carry their unit."""
+"""The figures that every training step logs, and its line for people. Names carry their unit.
+
+``docs/method.md`` lists the fields.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,16 @@ from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
 
 FULL_EVERY = 4
-"""``full`` is computed on every fourth token: enough to see what the support leaves out."""
+"""The full KL is computed on every fourth token, which is enough to see what the support leaves out."""
 
 
 class StepMeter:
     """Collects per-token figures over the micro-batches of one step.
 
     Args:
-        temperature: the loss temperature; entropies and masses are of the tempered distributions.
-        sampling_temperature: to compare the trainer's log-probabilities with the sampler's.
-        importance_cap: largest importance weight of a token; 0: every token weighs 1.
+        temperature: the loss temperature, at which entropies and masses are taken.
+        sampling_temperature: the temperature at which the trainer's log-probabilities are compared with the sampler's.
+        importance_cap: largest importance weight of a token; 0: no importance weights.
     """
 
     def __init__(self, temperature: float, sampling_temperature: float, importance_cap: float = 0.0) -> None:
@@ -40,10 +43,10 @@ class StepMeter:
         self.sampling_temperature = sampling_temperature
         self.importance_cap = importance_cap
         self.rows: dict[str, list[Tensor]] = defaultdict(list)
-        """Parts of each column, a figure per token; ``full`` has one for every fourth."""
+        """The parts of each column: one figure per token, in ``full`` one per :data:`FULL_EVERY` tokens."""
 
     def begin(self, samples: Sequence[Sample]) -> None:
-        """Say whose rows come next, in the order of :func:`agentopcd.distillation.positions.response_hidden`."""
+        """Begin a batch: its rows come in the order of :func:`agentopcd.distillation.positions.response_hidden`."""
         self.ids = torch.tensor([i for s in samples for i in s.response_ids])
         self.sampled = torch.tensor([lp for s in samples for lp in s.logprobs])
         self.allowed = [ids for s in samples for ids in choices.allowed_in(s.choices, s.response_ids)]
@@ -51,12 +54,12 @@ class StepMeter:
         self.rows["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
 
     def keep(self, where: slice, logits_NV: Tensor) -> Tensor:
-        """Logits of those rows without what was not allowed there."""
+        """Mask the tokens that were not allowed in the rows ``where`` of the batch."""
         return choices.keep(logits_NV, self.allowed[where])
 
     @torch.no_grad()
     def add(self, where: slice, student_NV: Tensor, teacher_NV: Tensor, token: losses.TokenDivergence) -> None:
-        """Take in some of those rows, which start at a multiple of :data:`FULL_EVERY`."""
+        """Record the rows ``where`` of the batch, which start at a multiple of :data:`FULL_EVERY`."""
         student_NV = student_NV.detach()
         trainer_N = losses.token_logprobs(student_NV, self.ids[where].to(student_NV.device), self.sampling_temperature)
         columns = {
@@ -67,7 +70,7 @@ class StepMeter:
             "teacher_entropy": losses.entropy_nats(teacher_NV, self.temperature),
             "overlap": losses.topk_overlap(student_NV, teacher_NV),
         }
-        if len(self.sampled):  # else it was not the student who answered
+        if len(self.sampled):  # empty if the teacher answered
             columns["gap"] = (trainer_N - self.sampled[where].to(trainer_N)).abs()
         for name, column in columns.items():
             self.rows[name].append(column.float().cpu())
@@ -75,11 +78,11 @@ class StepMeter:
         self.rows["full"].append(losses.full_kl(*few, temperature=self.temperature).cpu())
 
     def aside(self) -> Self:
-        """A meter of the same settings whose figures nobody reads: for a batch that does not count."""
+        """A meter with the same settings whose figures are thrown away, for a batch that does not count."""
         return type(self)(self.temperature, self.sampling_temperature, self.importance_cap)
 
     def importance(self, where: slice, student_NV: Tensor) -> Tensor | float:
-        """Weights of those rows, see :func:`agentopcd.distillation.losses.importance_weights`; 1 without a cap."""
+        """:func:`agentopcd.distillation.losses.importance_weights` of the rows ``where``; 1 without a cap."""
         if not self.importance_cap:
             return 1.0
         ids, sampled = (column[where].to(student_NV.device) for column in (self.ids, self.sampled))
@@ -90,12 +93,12 @@ class StepMeter:
         return weights_N
 
     def gather(self, of_all: Sequence[dict[str, list[Tensor]]]) -> None:
-        """Replace this meter's rows by those of all processes."""
+        """Replace this meter's rows by the rows of all processes."""
         names = {name for rows in of_all for name in rows}
         self.rows = {name: [part for rows in of_all for part in rows.get(name, [])] for name in names}
 
     def result(self) -> dict[str, float]:
-        """All per-token figures of the step."""
+        """The figures of the step, over all its tokens."""
         column = {name: torch.cat(parts) for name, parts in self.rows.items()}
         value, position = column["value"], column["position"]
         figures = {
@@ -131,7 +134,7 @@ class StepMeter:
 
 
 def rollout_record(episodes: Sequence[Episode], samples: Sequence[Sample], dropped: int) -> dict[str, float | int]:
-    """Figures of the rollouts of one step; ``dropped`` counts cut replies left out of the loss."""
+    """Figures of the rollouts of one step; ``dropped`` counts the turns left out of the loss."""
     scored = [e for e in episodes if e.stop_reason != "env_error"]
     turns = [turn for e in scored for turn in e.turns]
     lengths = sorted(len(turn.response_ids) for turn in turns) or [0]
@@ -155,7 +158,7 @@ def rollout_record(episodes: Sequence[Episode], samples: Sequence[Sample], dropp
 
 
 def repetition(ids: Sequence[int]) -> float:
-    """Share of 4-grams that repeat an earlier one: 0 for none, near 1 for a loop."""
+    """Share of token 4-grams that repeat an earlier one: 0 for no repetition, near 1 for a loop."""
     grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
@@ -163,7 +166,7 @@ def repetition(ids: Sequence[int]) -> float:
 def definition(
     student: LoadedModel, teacher: FrozenTeacher, context: Context | Mixture, method: Method
 ) -> dict[str, Any]:
-    """What the loss is, once per run. A model's id covers its weights, tokenizer and chat template."""
+    """The definition of the loss, logged once per run. A model's id covers its weights, tokenizer and chat template."""
     config = method.config
     return {
         "student": student.id,
@@ -187,7 +190,7 @@ def definition(
 
 
 def context_tokens(chat: Chat, context: Context | Mixture) -> int:
-    """Tokens of the context, of the longest one of a mixture."""
+    """The number of tokens of the context; of the longest one, for a mixture."""
     return max(chat.count_tokens(part.text) for part in context.parts)
 
 
@@ -197,9 +200,9 @@ def update_record(
     """What the optimizer did in the last step.
 
     Args:
-        norm: of the gradient before clipping.
-        moved: whether the weights did.
-        gap_nats: how far an engine with its own weights was off after it took over the new ones.
+        norm: the gradient norm before clipping.
+        moved: whether the weights changed.
+        gap_nats: how far an engine with its own copy of the weights was off after it took over the new ones.
     """
     return {
         "step": progress.step,
@@ -213,13 +216,13 @@ def update_record(
 
 
 def select_record(progress: Progress, step: int) -> dict[str, Any]:
-    """Success on select tasks at ``step``."""
+    """Success rate on select tasks at ``step``, with its interval."""
     rate = progress.select[step]
     return {"select/success": rate.rate, "select/n": rate.n, "select/low": rate.low, "select/high": rate.high}
 
 
 def console_line(record: Mapping[str, Any], steps: int, eta_s: float) -> str:
-    """One line per step for people; ``record`` is the step's line of metrics.jsonl."""
+    """The line that people see for a step; ``record`` is the step's line of metrics.jsonl."""
     step, norm = record["step"], record["train/grad_norm"]
     won = f"success {record['rollout/success']:.2f} " if "rollout/success" in record else ""
     return (
@@ -233,13 +236,14 @@ def console_line(record: Mapping[str, Any], steps: int, eta_s: float) -> str:
 
 
 class Clock:
-    """Seconds by phase of one step."""
+    """The seconds that each phase of a step takes."""
 
     def __init__(self) -> None:
         self.started = self.last = time.perf_counter()
         self.phases: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
+        """Add the time since the last lap to ``phase``."""
         now = time.perf_counter()
         self.phases[phase] = self.phases.get(phase, 0.0) + now - self.last
         self.last = now

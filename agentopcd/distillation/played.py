@@ -1,4 +1,4 @@
-"""What a step of the loop plays: train tasks to learn from, select tasks to choose a checkpoint on."""
+"""What a step of the loop plays: train tasks to learn from, and select tasks to choose a checkpoint by."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from agentopcd.rollouts.player import Player
 
 
 def draw(train: Sequence[Task], step: int, config: TrainConfig) -> list[Job]:
-    """The jobs of one step: every task once per epoch, in an order seeded by epoch.
+    """The jobs of one step. Every task comes once per epoch, in an order that the seed and the epoch fix.
 
-    The epoch is the repetition, so a task that comes twice in one step gets other noise.
+    The epoch number is the repetition, so a task that comes twice in one step is sampled with different noise.
     """
     picked = []
     for place in range((step - 1) * config.batch_size, step * config.batch_size):
@@ -30,26 +30,25 @@ def draw(train: Sequence[Task], step: int, config: TrainConfig) -> list[Job]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Played:
-    """What all processes have played in one step."""
+    """What all processes together played in one step."""
 
     episodes: Sequence[Episode]
     samples: Sequence[Sample]
     dropped: int
-    """Turns left out: empty replies and, on request, cut ones."""
+    """Turns left out of the loss: those with an empty reply and, if ``cut_replies`` says so, with a cut one."""
     apart: int
-    """Later turns of a growing chat that are not read in one pass with those before."""
+    """Later turns of a growing chat that cannot be read in one pass with the turns before them."""
 
 
 def play_step(method: Method, jobs: Sequence[Job], context: Context | Mixture, ranks: Ranks) -> Played:
-    """Play this process's share of ``jobs`` and gather what all have played, in an order that does not depend on who
-    finished first: a sum of floats does.
-    """
+    """Play this process's share of ``jobs`` and gather the episodes of all processes."""
     chat, cut = method.player.chat, method.config.cut_replies
     mine = []
     for episode in method.play(ranks.mine(jobs)):
         mine.append((episode, *samples_of([episode], chat, context, cut, by_teacher=method.by_teacher)))
-    played = [one for share in ranks.everyone(mine) for one in share]
-    played.sort(key=lambda one: (one[0].task, one[0].rep))
+    played = [result for share in ranks.everyone(mine) for result in share]
+    # Sort by job, not by who finished first: a sum of floats depends on the order of its terms.
+    played.sort(key=lambda result: (result[0].task, result[0].rep))
     samples = [sample for _, of_episode, _ in played for sample in of_episode]
     return Played(
         episodes=[episode for episode, _, _ in played],
@@ -60,15 +59,15 @@ def play_step(method: Method, jobs: Sequence[Job], context: Context | Mixture, r
 
 
 def say_read_apart(played: Played, say: Callable[[str], None]) -> bool:
-    """Tell people if turns of a growing chat cost more than they need; whether there were any."""
+    """Say if turns of a growing chat cost more than they need to, and return whether there were any."""
     if played.apart:
-        why = "the template, or how earlier replies are shown, changes them"
-        say(f"note: {played.apart} later turns are not read in one pass with those before: {why}")
+        why = "the template, or how earlier replies are shown, changes the earlier turns"
+        say(f"note: {played.apart} later turns are not read in one pass with the turns before: {why}")
     return bool(played.apart)
 
 
 def success_on(player: Player, tasks: Sequence[Task], ranks: Ranks) -> list[int]:
-    """``[wins, n]`` of the student without the context; broken episodes do not count."""
+    """``[wins, n]`` of the student without the context. Episodes that the environment broke do not count."""
     jobs = [Job(task) for task in ranks.mine(tasks)]
     scored = [e.success for e in player.play(jobs) if e.stop_reason != "env_error"]
     return [sum(column) for column in zip(*ranks.everyone((sum(scored), len(scored))), strict=True)]

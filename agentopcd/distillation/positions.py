@@ -1,7 +1,7 @@
-"""Which positions predict a response token, and the hidden states there.
+"""Which positions predict the response tokens, and the hidden states at those positions.
 
-:func:`response_hidden` is the one place where positions are chosen, :class:`SharedPrefix` its equal for prompts with
-a common beginning; a test compares the two, so a misalignment would have to come from the prompts.
+:func:`sequences` alone chooses positions. :func:`response_hidden` reads prompts in full; :class:`SharedPrefix` returns
+the same for prompts with a common beginning. A test compares the two.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from agentopcd.core.errors import AlignmentError
 from agentopcd.rollouts.chat import common_length
 
 ROW_TOKENS = 512
-"""Tokens of a packed row where the shared prefix is shorter; else as many as the prefix has."""
+"""The least room of a packed row, in tokens. A longer shared prefix raises it to the prefix's length."""
 
 
 def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
-    """Hidden states that predict each response token, all responses one after the other.
+    """Hidden states that predict each response token, one response after the other.
 
-    :func:`sequences` chooses what is read. Sequences are padded on the left, so that responses end together, or, where
-    the model's attention takes sequences of any length (:func:`agentopcd.models.attend_without_padding`), packed.
+    :func:`sequences` chooses what is read. Sequences are padded on the left, so that they all end in the last column.
+    If the model's attention needs no padding (:func:`agentopcd.models.attend_without_padding`), they are packed into
+    one row instead.
 
     Args:
         model: a causal language model.
         pairs: ``(prompt ids, response ids)``.
-        pad_id: fills up on the left; masked.
+        pad_id: the token id of the padding, which is masked.
 
     Returns:
-        Last hidden states ``[N, H]``, the input of the output head, with ``N`` the sum of response lengths, in order.
+        Last hidden states ``[N, H]``, the input of the output head, in the order of ``pairs``. ``N`` is the sum of the
+        response lengths.
 
     Raises:
         AlignmentError: an empty prompt, which has no position to predict the first token from.
@@ -53,6 +55,7 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
         mask[row, left:] = 1
         keep[row, left + torch.tensor(predicting, dtype=torch.long)] = True
     device = next(model.parameters()).device
+    # Positions count from the first real token. A model with absolute positions would see the padding otherwise.
     position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
     out = models.decoder(model)(
         input_ids=ids.to(device),
@@ -64,10 +67,10 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
 
 
 def packed_hidden(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
-    """What :func:`response_hidden` returns for these :func:`sequences`, all of them in one row ``[1, T]``.
+    """The same as :func:`response_hidden` for these :func:`sequences`, with all of them packed into one row ``[1, T]``.
 
-    Without a mask and a cache, transformers takes a position that does not go on from the one before as the beginning
-    of a sequence that sees nothing of the others.
+    Without a mask and a cache, transformers starts a new sequence wherever the position ids do not go on counting, and
+    lets no sequence attend to another.
     """
     device = next(model.parameters()).device
     starts = itertools.accumulate((len(tokens) for tokens, _ in rows), initial=0)
@@ -81,14 +84,14 @@ def packed_hidden(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]
 
 
 def sequences(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[list[int], list[int]]]:
-    """What has to be read to score the responses of ``pairs``, and the positions in it that predict their tokens.
+    """The token sequences to read for the responses of ``pairs``, and the positions in them that predict the tokens.
 
     With prompt length X and response length Y, positions ``X-1 .. X+Y-2`` predict ``y_0 .. y_{Y-1}``
-    (``method.md`` §3). A prompt that begins with all of the pair before it (the next turn of a growing chat) goes on
-    with that pair's sequence: what came before is read once.
+    (``docs/method.md``, "Which rows are compared"). A prompt that begins with the whole pair before it (the next turn
+    of a growing chat) continues that pair's sequence, so that the earlier turns are read once.
 
     Returns:
-        ``(token ids, positions)`` of each sequence; positions rise, and all of them together are in the order of
+        ``(token ids, positions)`` of each sequence. Positions ascend, and over all sequences they follow the order of
         ``pairs``.
 
     Raises:
@@ -101,30 +104,32 @@ def sequences(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tupl
         if not (found and begins_with(prompt, found[-1][0])):
             found.append(([], []))
         tokens, predicting = found[-1]
-        tokens += [*prompt[len(tokens) :], *response]
+        tokens += [*prompt[len(tokens) :], *response]  # only what the sequence does not hold yet
+        # A position predicts the token after it: the last prompt token predicts the first response token.
         predicting += range(len(prompt) - 1, len(prompt) - 1 + len(response))
     return found
 
 
 def response_logits(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
-    """Scores ``[N, V]`` before softmax, float32, that predict each response token: see :func:`response_hidden`."""
+    """Logits ``[N, V]``, float32, that predict each response token; see :func:`response_hidden`."""
     return logits_of(model, response_hidden(model, pairs, pad_id))
 
 
 def logits_of(model: Any, hidden_RH: Tensor) -> Tensor:
-    """Logits ``[R, V]`` before softmax, float32, of rows of last hidden states."""
+    """Logits ``[R, V]``, float32, of rows of last hidden states ``[R, H]``."""
     return models.scaled(model, model.get_output_embeddings()(hidden_RH)).float()
 
 
 class SharedPrefix:
-    """A beginning that many prompts share, read by a frozen model once.
+    """A common beginning of many prompts, which a frozen model reads only once.
 
-    What follows it is scored in packed rows: all remainders one after the other, each seeing the shared keys and
-    values and itself. There is one copy of them however many samples there are, and the result differs from
-    :func:`response_hidden` by rounding only.
+    The rest of each prompt is scored in packed rows. A row holds many remainders one after the other; each attends to
+    the shared keys and values and to itself. One copy of the keys and values serves all samples. The result equals
+    :func:`response_hidden` up to rounding.
 
     Args:
-        model: a causal language model that :func:`agentopcd.models.attends_to_all`; it must not change afterwards.
+        model: a causal language model for which :func:`agentopcd.models.attends_to_all` is true. Its weights must not
+            change after the first use of :attr:`keys_and_values`.
         ids: the shared token ids.
     """
 
@@ -133,29 +138,31 @@ class SharedPrefix:
 
     @functools.cached_property
     def keys_and_values(self) -> list[tuple[Tensor, Tensor]]:
-        """For each layer, keys and values ``[1, H, C, D]`` of the shared tokens."""
+        """Keys and values ``[1, H, C, D]`` of the shared tokens, for each layer."""
         ids = torch.tensor([self.ids], device=next(self.model.parameters()).device)
         cache = models.decoder(self.model)(input_ids=ids, use_cache=True).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     def shared_by(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int:
-        """How many tokens all prompts of ``pairs`` share with the prefix; 0 where sharing does not pay.
+        """The number of tokens that all prompts of ``pairs`` share with the prefix; 0 if sharing does not pay.
 
-        A packed row costs attention between its samples, so what is shared must be longer than what is not.
+        A packed row spends attention between its samples only to mask it. So sharing pays only if the shared tokens are
+        at least as many as the others.
         """
+        # The last prompt token is never shared: its hidden state predicts the first response token.
         shared = min(common_length(self.ids, prompt[:-1]) for prompt, _ in pairs)
         rows = sequences(pairs)
         rest = sum(len(tokens) - shared for tokens, _ in rows)
         return shared if shared * len(rows) >= rest else 0
 
     def response_hidden(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int) -> Tensor:
-        """What :func:`response_hidden` returns, for prompts that begin with the first ``shared`` tokens."""
+        """The same as :func:`response_hidden`, for prompts that begin with the prefix's first ``shared`` tokens."""
         return torch.cat([self._row(row, shared) for row in self.rows(pairs, shared)])
 
     def rows(
         self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int
     ) -> list[list[tuple[list[int], list[int]]]]:
-        """The :func:`sequences` that follow the shared tokens, packed into rows: a forward pass each."""
+        """The :func:`sequences` after the shared tokens, packed into rows. Each row is one forward pass."""
         rows: list[list[tuple[list[int], list[int]]]] = [[]]
         room = max(shared, ROW_TOKENS)
         for tokens, predicting in sequences([(prompt[shared:], response) for prompt, response in pairs]):
@@ -173,6 +180,7 @@ class SharedPrefix:
         keep = [start + at for start, (_, predicting) in zip(starts, parts, strict=False) for at in predicting]
         ids = torch.tensor([[token for tokens, _ in parts for token in tokens]], device=device)
         positions = torch.cat([torch.arange(shared, shared + n) for n in lengths])[None].to(device)
+        # Each part attends causally to itself and fully to the shared tokens, never to another part.
         own = torch.block_diag(*(torch.ones(n, n).tril() for n in lengths)).bool()
         seen = torch.cat([torch.ones(sum(lengths), shared, dtype=torch.bool), own], dim=1).to(device)
         known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in self.keys_and_values]
@@ -188,4 +196,5 @@ class SharedPrefix:
 
 
 def begins_with(whole: Sequence[int], beginning: Sequence[int]) -> bool:
+    """Whether ``whole`` begins with ``beginning`` and is longer."""
     return len(whole) > len(beginning) and tuple(whole[: len(beginning)]) == tuple(beginning)

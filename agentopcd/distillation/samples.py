@@ -1,4 +1,4 @@
-"""What a step learns from: one sample for each turn, and the batches they are read in."""
+"""Training data of a step: one sample per turn, and the batches that the models read."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from agentopcd.rollouts.chat import Chat
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
-    """One turn to learn from: two prompts, one response, token ids throughout."""
+    """One turn to learn from: two prompts and one response, all as token ids."""
 
     student_ids: tuple[int, ...]
     """The prompt without the context."""
     teacher_ids: tuple[int, ...]
-    """The prompt with it; ends in the same generation header."""
+    """The prompt with the context; it ends in the same generation header as ``student_ids``."""
     response_ids: tuple[int, ...]
-    """What the student sampled, its end token included; the very same ids for both models."""
+    """The sampled response, end token included. Both models score these very ids."""
     logprobs: tuple[float, ...]
-    """Of the response, as sampled."""
+    """Log-probabilities of the response tokens as sampled, in nats; empty if the teacher answered."""
     turn: int
     """Index of the turn in its episode."""
     choices: tuple[tuple[int, ...], ...] = ()
-    """The replies that were allowed; none: all were."""
+    """The replies that were allowed; empty if every reply was."""
     context: str = ""
-    """Id of the context in the teacher's prompt; samples of one context are scored together."""
+    """Id of the context in the teacher's prompt. Samples with the same context are scored together."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.response_ids)
 
     def continues(self, before: Sample) -> bool:
-        """Whether both prompts begin with all of ``before``, so that one pass reads both.
+        """Whether both prompts begin with the prompt and the response of ``before``, so that one pass reads both turns.
 
         See :func:`agentopcd.distillation.positions.sequences`.
         """
@@ -47,27 +47,30 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples that one forward pass reads."""
+    """The samples of one forward pass of the student."""
 
     samples: Sequence[Sample]
     weights_N: torch.Tensor
     """The weight of each response token in the loss of the whole step."""
     counts: bool = True
-    """False for one that only keeps this process busy while others compute theirs."""
+    """False for a padding batch, which keeps this process in step with the others and adds nothing to the loss."""
     passes: int = 0
-    """Forward passes that the teacher makes at least."""
+    """The least number of forward passes that the teacher makes."""
 
 
 def samples_of(
     episodes: Iterable[Episode], chat: Chat, context: Context | Mixture, cut_replies: str, *, by_teacher: bool = False
 ) -> tuple[list[Sample], int]:
-    """One sample per turn, and how many were left out: empty responses and, on request, cut ones.
+    """One sample per turn, and the number of turns left out.
+
+    Turns with an empty response are left out, and so are turns with a cut one if ``cut_replies`` is ``drop``. Episodes
+    that the environment broke give no samples.
 
     Args:
-        by_teacher: the teacher answered, with the context, and not the student.
+        by_teacher: the teacher gave the answers, with the context, and not the student.
 
     Raises:
-        AlignmentError: the prompt that was really answered is not the one that is scored.
+        AlignmentError: the prompt that was answered during play is not the prompt that would be scored.
     """
     samples, dropped = [], 0
     for episode in episodes:
@@ -77,11 +80,12 @@ def samples_of(
                 dropped += 1
                 continue
             student_ids, teacher_ids = chat.prompts(turn.messages, shown)
+            # The prompts are rendered again here. A difference to what was answered would shift every position.
             asked = teacher_ids if by_teacher else student_ids
             if asked != turn.prompt_ids:
                 raise AlignmentError(
-                    f"turn {index} of task {episode.task.key} was answered to another prompt "
-                    f"({len(turn.prompt_ids)} tokens, rendered again {len(asked)})"
+                    f"turn {index} of task {episode.task.key} answered another prompt ({len(turn.prompt_ids)} tokens) "
+                    f"than would be scored ({len(asked)}); take the chat template and context of the rollout"
                 )
             samples.append(
                 Sample(
@@ -96,13 +100,14 @@ def samples_of(
 def micro_batches(
     samples: Sequence[Sample], weights: Sequence[float], budget: int, reads: Callable[[Sample], int] = lambda _: 0
 ) -> Iterable[tuple[list[Sample], torch.Tensor]]:
-    """Samples of similar length together, each with the weights of its tokens ``[N]``.
+    """Yield batches of samples of similar length, each with its token weights ``[N]``.
 
-    A batch holds at most ``budget`` tokens, padding included, or a single sequence; all of it was scored with one
-    context. Turns of a chat that only grows are one sequence.
+    A batch holds at most ``budget`` tokens, padding included, or a single longer sequence. All samples of a batch have
+    the same context. Consecutive turns of a growing chat form one sequence.
 
     Args:
-        reads: tokens that the teacher reads for a sample.
+        weights: the weight of each token of a sample, one number per sample.
+        reads: how many tokens the teacher reads for a sample.
     """
     chats: list[list[int]] = []
     for i, sample in enumerate(samples):
@@ -118,9 +123,11 @@ def micro_batches(
     def shown(chat: list[int]) -> str:
         return samples[chat[0]].context
 
+    # Similar lengths side by side waste the least padding.
     chats.sort(key=lambda chat: (shown(chat), length(chat)))
     while chats:
         size, alike = 1, [chat for chat in chats if shown(chat) == shown(chats[0])]
+        # ``alike`` is sorted by length, so the last chat taken sets the width of the padded batch.
         while size < len(alike) and (size + 1) * length(alike[size]) <= budget:
             size += 1
         chosen, chats = [i for chat in chats[:size] for i in chat], chats[size:]
@@ -129,5 +136,5 @@ def micro_batches(
 
 
 def read_apart(samples: Sequence[Sample]) -> int:
-    """Later turns of a growing chat that do not continue the one before, so that their whole prompt is read again."""
+    """The number of later turns that do not continue the turn before, so that their whole prompt is read again."""
     return sum(s.turn > 0 and not (i and s.continues(samples[i - 1])) for i, s in enumerate(samples))

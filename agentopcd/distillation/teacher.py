@@ -1,4 +1,4 @@
-"""Who the teacher is: a model that never learns, or one that follows the student."""
+"""The teachers: a frozen model, or a model that follows the student."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from agentopcd.rollouts.chat import common_length
 
 
 class FrozenTeacher:
-    """A model that never learns: the student as it was, or another one.
+    """A teacher that never learns: the student before training, or another model.
 
     Args:
-        loaded: the model to score with. Where it is the student itself, it is copied, or, if the student trains an
-            adapter, it is the student with the adapter off.
-        student: refused when their tokens do not match.
+        loaded: the model to score with. If it is the student itself, it is copied; if the student trains an adapter,
+            the teacher is the student with the adapter off.
+        student: the model that learns. It must have the teacher's vocabulary and end tokens.
         compute: dtype of matrix products.
-        prefixes: for each context, what the prompts with it have in common at their beginning. It is read once, and its
-            keys and values serve every sample of the run; none: each prompt is read whole.
-        shard: spread its weights over the processes. All of them must then make equally many :meth:`passes`.
+        prefixes: for each context, the token ids that all prompts with it begin with. Each is read once, and its keys
+            and values serve every sample of the run. Without prefixes each prompt is read in full.
+        shard: shard the teacher's weights over the processes. All processes must then make equally many forward passes;
+            see :meth:`passes`.
     """
 
     kind = "frozen"
     kept_in: torch.dtype | None = None
-    """Dtype of its linear weights; None: that of the products."""
+    """Dtype of the teacher's linear weights; None stands for ``compute``."""
 
     def __init__(
         self,
@@ -68,13 +69,16 @@ class FrozenTeacher:
         if isinstance(self.model, FSDPModule):
             with self._scoring():
                 for prefix in self.prefixes:
-                    _ = prefix.keys_and_values  # now, by all processes; each of them may need it at another time
+                    # Read it now, in all processes at once: a sharded pass needs all of them, and later each process
+                    # may need the prefix at a different time.
+                    _ = prefix.keys_and_values
 
     def hidden(self, samples: Sequence[Sample], passes: int = 0) -> Tensor:
-        """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, after the prompts with it.
+        """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, with the context in prompts.
 
         Args:
-            passes: forward passes to make at least; surplus ones read the first sample again.
+            passes: the least number of forward passes to make. Surplus passes read the first sample again, and their
+                result is dropped.
         """
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
         spare = passes - self.passes(samples) if passes else 0
@@ -87,7 +91,7 @@ class FrozenTeacher:
             return response_hidden(self.model, pairs, self.pad_id)
 
     def passes(self, samples: Sequence[Sample]) -> int:
-        """Forward passes that scoring ``samples`` takes."""
+        """The number of forward passes that scoring ``samples`` takes."""
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
         if (found := self._shared(pairs)) is not None:
             prefix, shared = found
@@ -95,14 +99,16 @@ class FrozenTeacher:
         return 1
 
     def _shared(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[SharedPrefix, int] | None:
-        """The prefix that these prompts share most of, and how many of its tokens, where that pays."""
-        found = [(prefix, prefix.shared_by(pairs)) for prefix in self.prefixes]
-        return max((one for one in found if one[1]), key=lambda one: one[1], default=None)
+        """The prefix of which these prompts share the most tokens, and how many; None if sharing does not pay."""
+        lengths = [(prefix, prefix.shared_by(pairs)) for prefix in self.prefixes]
+        return max((entry for entry in lengths if entry[1]), key=lambda entry: entry[1], default=None)
 
     @contextlib.contextmanager
     def _scoring(self) -> Iterator[None]:
+        """Inside this block the model scores: eval mode, no gradients, adapter off."""
         off = self.adapter.disable_adapter() if self.adapter else contextlib.nullcontext()
-        training = self.model.training  # of a student that checkpoints gradients, which keeps no cache
+        # A student that checkpoints gradients is in training mode, where transformers keeps no keys and values.
+        training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad(), off, models.autocast(next(self.model.parameters()).device, self.compute):
@@ -112,42 +118,49 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def logits(self, hidden_RH: Tensor) -> Tensor:
-        """Logits ``[R, V]`` before softmax, float32, of some of those rows."""
+        """Logits ``[R, V]``, float32, of some rows of :meth:`hidden`."""
         return logits_of(self.model, hidden_RH)
 
     def reads(self, sample: Sample) -> int:
-        """Tokens that ``sample`` costs it, besides its shared prefix."""
+        """The number of tokens that the teacher reads for ``sample``, without the shared prefix."""
         shared = max((common_length(prefix.ids, sample.teacher_ids) for prefix in self.prefixes), default=0)
         return len(sample.teacher_ids) + sample.num_tokens - shared
 
     def score(self, samples: Sequence[Sample]) -> Tensor:
-        """Logits ``[N, V]`` of all response tokens of ``samples`` at once."""
+        """Logits ``[N, V]``, float32, of all response tokens of ``samples`` at once."""
         return self.logits(self.hidden(samples))
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold of it: nothing, since it is made again."""
+        """The teacher's part of a checkpoint: nothing, because a resumed run builds the teacher again."""
         return {}
 
     def follow(self, student: Any, step: int) -> None:
-        """Hear that ``student``, a model, has taken this optimizer step: nothing to do."""
+        """Do nothing: a frozen teacher does not follow ``student``, a model, after an optimizer step."""
 
     def assert_unchanged(self) -> None:
-        """Raise if a parameter moved since the teacher was made."""
+        """Raise if a parameter has changed since the teacher was built.
+
+        Raises:
+            AlignmentError: the hash of the parameters differs.
+        """
         if models.parameter_hash(self.model, frozen=True) != self.own_hash:
-            raise AlignmentError("the frozen teacher's parameters changed during the run; its scores mean nothing")
+            raise AlignmentError("the frozen teacher's parameters changed during the run, so its scores are not valid")
 
 
 class MovingTeacher(FrozenTeacher):
-    """The student of some time ago; see :class:`FrozenTeacher`.
+    """A teacher that follows the student; see :class:`FrozenTeacher`.
 
     Args:
-        kind: ``live``: as it is now; ``periodic``: as it was at the last step that ``every`` divides; ``ema``: of its
-            own weights it keeps the share ``keeps`` at each step and takes the rest from the student.
+        kind: whose weights the teacher has. ``live``: the student's current ones. ``periodic``: the student's at the
+            last step that ``every`` divides. ``ema``: an exponential moving average of the student's.
+        every: steps between two copies, for ``periodic``.
+        keeps: the decay of the average, for ``ema``: the teacher's weights become ``keeps`` times their own value plus
+            ``1 - keeps`` times the student's.
     """
 
     kept_in = torch.float32
-    """An average of many small steps would not move in bfloat16."""
+    """In bfloat16, an average of many small steps would not move."""
 
     def __init__(
         self, student: models.LoadedModel, *, kind: str, every: int = 1, keeps: float = 0.0, compute: torch.dtype,
@@ -158,25 +171,29 @@ class MovingTeacher(FrozenTeacher):
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """All of its own: what a checkpoint must hold."""
+        """The teacher's part of a checkpoint: all its parameters by name."""
         return dict(self.model.named_parameters())
 
     @torch.no_grad()
     def follow(self, student: Any, step: int) -> None:
-        """Take over from ``student``, a model, what this kind takes after this optimizer step."""
+        """Update the teacher's weights from ``student``, a model that has just taken this optimizer step."""
         if self.kind == "periodic" and step % self.every:
             return
-        now = dict(student.named_parameters())
-        for name, own in self.weights.items():
+        learned = dict(student.named_parameters())
+        for name, weight in self.weights.items():
             if self.kind == "ema":
-                own.mul_(self.keeps).add_(now[name], alpha=1 - self.keeps)
+                weight.mul_(self.keeps).add_(learned[name], alpha=1 - self.keeps)
             else:
-                own.copy_(now[name])
+                weight.copy_(learned[name])
         for prefix in self.prefixes:
-            prefix.__dict__.pop("keys_and_values", None)  # of weights that are no more
+            prefix.__dict__.pop("keys_and_values", None)  # they were computed with the old weights
 
     def assert_unchanged(self) -> None:
-        """Raise if a gradient has reached it."""
+        """Raise if a gradient has reached the teacher; its weights may change, by :meth:`follow` alone.
+
+        Raises:
+            AlignmentError: a parameter has a gradient or asks for one.
+        """
         if any(p.requires_grad or p.grad is not None for p in self.weights.values()):
             raise AlignmentError("a gradient reached the teacher; it follows the student and never learns")
 
@@ -185,7 +202,7 @@ def teacher_of(
     config: TrainConfig, teacher: models.LoadedModel, student: models.LoadedModel, *, compute: torch.dtype,
     prefixes: Sequence[Sequence[int]] = (),
 ) -> FrozenTeacher:  # fmt: skip
-    """The teacher of these settings."""
+    """The teacher that the settings ask for."""
     if config.teacher_kind == "frozen":
         return FrozenTeacher(teacher, student, compute=compute, prefixes=prefixes, shard=config.shard)
     return MovingTeacher(

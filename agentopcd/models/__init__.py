@@ -1,8 +1,9 @@
-"""Weights: find, load, save, adapt and run a model.
+"""Models: find, load, save, adapt and run one.
 
-No code of a model repository is run. Masters are float32: at the learning rates of the paper a bfloat16 parameter does
-not move. Where the machine has bfloat16 matrix instructions the products are done in them (:func:`autocast`), the
-output head never (logits and everything after them are float32), and attention on a CPU neither.
+No code from a model repository is run. Master weights are float32, because at the paper's learning rates a bfloat16
+weight would not move. If the machine has bfloat16 matrix instructions, products are computed in bfloat16
+(:func:`autocast`). Two things stay in float32: the output head with everything after it, and, once
+:func:`prepare_process` has been called, attention on a CPU.
 """
 
 from agentopcd.models.adapter import add_adapter, merge

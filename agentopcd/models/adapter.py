@@ -1,4 +1,4 @@
-"""Train an adapter instead of all weights (LoRA, by PEFT), and merge it."""
+"""LoRA adapters, by PEFT: add one to a model, and merge one into its base."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from agentopcd.models import find
 from agentopcd.models.compute import freeze
 from agentopcd.models.load import LoadedModel, load_model, peft, save_model
 
-# -- adapter --------------------------------------------------------------------------------------
-
 
 def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int) -> None:
-    """Freeze the weights of ``loaded`` and put a LoRA adapter on all linear layers but the head, in place.
+    """Freeze the weights of ``loaded`` and add a LoRA adapter to all linear layers but the head, in place.
 
-    With the adapter off the model is the base, bit for bit, so one copy in memory is both student and teacher. The
+    With the adapter off, the model equals the base bit for bit. So one copy in memory is both student and teacher. The
     adapter's scale is 2 (``lora_alpha`` is twice the rank), its dropout is 0, and its weights are float32.
+
+    Args:
+        loaded: the model to adapt.
+        rank: the rank of the adapter.
+        compute: dtype in which the frozen linear weights are kept.
+        seed: seeds the adapter's initial weights; torch's global generator is left as it was.
 
     Raises:
         ModelError: PEFT is not installed.
@@ -28,16 +32,18 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
         r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # PEFT corrects it by itself for GPT-2
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # for GPT-2, PEFT corrects this setting itself
         torch.manual_seed(seed)
         loaded.adapter = peft().get_peft_model(loaded.model, settings)
+    # PEFT writes the base's name into the adapter's config. A hub id holds anywhere; all else needs its local folder.
     hub = not Path(loaded.name).exists() and loaded.name not in find.BUILT_IN
     loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder)
     loaded.adapter.eval()
 
 
 def merge(folder: Path) -> str:
-    """Replace the adapter in ``folder`` by the whole model, merged in float32; return its id."""
+    """Replace the adapter in ``folder`` by the whole model, merged in float32, and return the model's id."""
     loaded, facts = load_model(str(folder)), find.sidecar(folder)
-    own = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
-    return save_model(loaded, folder, parent_id=facts["parent_id"], facts=own)
+    # save_model writes the other facts itself; a merged model has no base.
+    kept = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
+    return save_model(loaded, folder, parent_id=facts["parent_id"], facts=kept)

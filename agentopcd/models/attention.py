@@ -1,4 +1,4 @@
-"""What a model's attention can do: see everything before, or pack sequences without padding."""
+"""What a model's attention can do: attend to all earlier tokens, and take packed sequences without padding."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Any
 
 import torch
 
-# -- attention ------------------------------------------------------------------------------------
 from agentopcd.models.load import LoadedModel
 
 
 def attends_to_all(model: Any) -> bool:
-    """Whether every layer of ``model`` attends to all earlier tokens: no window, no recurrent state."""
+    """Whether every layer of ``model`` attends to all earlier tokens, without a window or a recurrent state."""
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer
 
+    # transformers gives a layer with a window or a state another cache class.
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def attend_without_padding(loaded: LoadedModel, compute: torch.dtype) -> None:
-    """Switch a model on a GPU to flash-attn, which needs no padding, where it is installed and the model supports it.
+    """Switch a model on a GPU to flash-attn, which needs no padding, if it is installed and the model supports it.
 
-    A model that trains an adapter keeps its attention: it is its own teacher, and the shared prefix needs a mask. Not
-    run on a GPU yet.
+    A model that trains an adapter keeps its attention, because it is its own teacher and
+    :class:`~agentopcd.distillation.positions.SharedPrefix` needs a mask. Not run on a GPU yet.
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
 
@@ -33,5 +33,5 @@ def attend_without_padding(loaded: LoadedModel, compute: torch.dtype) -> None:
 
 
 def attends_without_padding(model: Any) -> bool:
-    """Whether ``model`` takes sequences packed into one row and computes no attention between them."""
+    """Whether ``model`` takes several sequences packed into one row, with no attention between them."""
     return "flash" in (model.config._attn_implementation or "")

@@ -1,4 +1,4 @@
-"""Where a model computes and in which precision: devices, dtypes, autocast, what is frozen."""
+"""Where and how a model computes: device, dtype, autocast, frozen weights, gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from torch.distributed.tensor import DTensor
 from agentopcd.core.errors import ModelError
 from agentopcd.core.text import first_line
 
-# -- compute --------------------------------------------------------------------------------------
-
 Compute = Literal["auto", "float32", "bfloat16"]
 
 
 def pick_device(device: str = "auto") -> torch.device:
-    """``auto`` is the first accelerator torch sees, else the CPU.
+    """The torch device of that name; ``auto`` is the first accelerator that torch sees, else the CPU.
 
     Raises:
         ModelError: torch cannot use the device.
@@ -32,7 +30,7 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def pick_compute(compute: Compute, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products; ``auto`` is bfloat16 where the machine has instructions for it, else float32."""
+    """The dtype of matrix products; ``auto`` is bfloat16 if the device has instructions for it, else float32."""
     if compute == "auto":
         has = _cpu_has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
         return torch.bfloat16 if has else torch.float32
@@ -49,7 +47,7 @@ def autocast(
 ) -> contextlib.AbstractContextManager[Any]:
     """Compute matrix products in ``compute``; does nothing for float32.
 
-    With ``keep`` each weight is cast once in the block, and all casts are held until its end.
+    With ``keep``, each weight is cast once per block, and all casts are held until the block ends.
     """
     if compute == torch.float32:
         return contextlib.nullcontext()
@@ -57,9 +55,9 @@ def autocast(
 
 
 def freeze(model: Any, compute: torch.dtype) -> None:
-    """Freeze ``model``: no gradients, dropout off, linear weights kept in ``compute``.
+    """Freeze ``model``: no gradients, dropout off, linear weights in ``compute``.
 
-    Autocast would cast those weights on every call; casting them once gives the same products.
+    Autocast would cast the linear weights on every call. Casting them once gives the same products.
     """
     model.requires_grad_(False).eval()
     if compute == torch.float32:
@@ -71,24 +69,29 @@ def freeze(model: Any, compute: torch.dtype) -> None:
 
 
 def parameter_hash(model: Any, *, frozen: bool = False) -> str:
-    """sha256 over all parameters in order: a frozen teacher's is the same before and after training.
+    """sha256 over all parameters in order. A frozen teacher has the same hash before and after training.
 
-    With ``frozen`` only the parameters that are not trained count, under the names they have without an adapter. Where
-    they are sharded, each process hashes its own part.
+    With ``frozen``, only parameters that are not trained count, under the names they have without an adapter. If the
+    parameters are sharded, each process hashes its own part.
     """
     digest = hashlib.sha256()
-    if hasattr(model, "reshard"):  # a sharded model, whose weights may be gathered just now
+    if hasattr(model, "reshard"):  # a sharded model, whose weights may still be gathered
         model.reshard()
     for name, parameter in model.named_parameters():
         if not (frozen and parameter.requires_grad):
             digest.update(name.replace(".base_layer.", ".").encode())
-            own: Any = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            digest.update(own.detach().cpu().contiguous().view(torch.uint8).numpy())
+            local: Any = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            digest.update(local.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def checkpoint_gradients(model: Any) -> None:
-    """Recompute activations in the backward pass; dropout stays off although the model is in training mode."""
+    """Recompute activations in the backward pass instead of keeping them. Dropout stays off.
+
+    Raises:
+        ModelError: the model's class has no gradient checkpointing.
+    """
+    # transformers checkpoints in training mode only, so dropout must be set to 0 where it lies.
     for module in model.modules():
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):

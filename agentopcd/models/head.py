@@ -1,4 +1,4 @@
-"""The output head: float32 logits, and what a model does to them afterwards."""
+"""The output head: float32 logits, and the scaling that a model applies to them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from agentopcd.core.errors import ModelError
 
-# -- head -----------------------------------------------------------------------------------------
-
 
 class Float32Head(torch.nn.Linear):
-    """An output head whose logits are float32 even under autocast: a bfloat16 logit of 20 is off by up to 0.06."""
+    """An output head whose logits are float32 even under autocast. A bfloat16 logit of 20 is off by up to 0.06."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         with torch.autocast(input.device.type, enabled=False):
@@ -23,7 +21,7 @@ class Float32Head(torch.nn.Linear):
 
 
 def float32_head(model: Any) -> None:
-    """Make the output head of ``model`` a :class:`Float32Head`, in place; its weights are neither copied nor changed.
+    """Turn the output head of ``model`` into a :class:`Float32Head`, in place. Its weights are not copied or changed.
 
     Raises:
         ModelError: the head is not a plain linear layer.
@@ -35,7 +33,9 @@ def float32_head(model: Any) -> None:
 
 
 def scaled(model: Any, logits: torch.Tensor) -> torch.Tensor:
-    """Apply what ``model`` does to the output of its head: a scale, a divisor, a soft cap, or nothing."""
+    """The logits after the scaling that ``model`` applies to its head's output: a scale, a divisor, a soft cap, or
+    nothing.
+    """
     config = model.config.get_text_config()
     if (scale := getattr(config, "logit_scale", None)) is not None:
         logits = logits * scale
@@ -48,10 +48,10 @@ def scaled(model: Any, logits: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def check_head(model: Any) -> None:
-    """Make sure that hidden states, output head and :func:`scaled` give the logits of ``model``.
+    """Check that the hidden states, the output head and :func:`scaled` together give the logits of ``model``.
 
     Raises:
-        ModelError: they do not, so a loss computed from hidden states would not be the model's own.
+        ModelError: they do not, so a loss computed from hidden states would not be the loss of the model.
     """
     ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
     logits = model(input_ids=ids, use_cache=False).logits.float()
@@ -64,5 +64,8 @@ def check_head(model: Any) -> None:
 
 
 def decoder(model: Any) -> Any:
-    """What to call for the last hidden states: a sharded model itself, so that its weights are gathered."""
+    """The module to call for the last hidden states.
+
+    For a sharded model this is the model itself, since only its own call gathers the weights.
+    """
     return model if isinstance(model, FSDPModule) else model.get_decoder()

@@ -1,9 +1,6 @@
-"""Load, save and run a model; :mod:`agentopcd.models.find` finds its files.
+"""Load a model with its tokenizer into memory, and save it; :mod:`agentopcd.models.find` finds its files.
 
-No code of a model repository is run. Master weights are float32: at the paper's learning rates a bfloat16 parameter
-would not move. Where the machine has bfloat16 matrix instructions, products are computed in bfloat16
-(:func:`autocast`). The output head never is: logits and everything after them are float32. Nor is attention on a CPU,
-once :func:`prepare_process` has been called.
+No code from a model repository is run. Parameters are loaded as float32, and adapters are merged into their base.
 """
 
 from __future__ import annotations
@@ -25,18 +22,15 @@ from agentopcd.models import find
 from agentopcd.models.head import float32_head
 
 LEARNING_RATE = 2e-5
-"""For models that suggest none; small ones want more than the paper's 1e-6 to 5e-6."""
-
-
-# -- load -----------------------------------------------------------------------------------------
+"""For models that suggest none. Small models need more than the paper's 1e-6 to 5e-6."""
 
 
 @dataclasses.dataclass
 class LoadedModel:
-    """A model in memory, its tokenizer, and who it is."""
+    """A model in memory, with its tokenizer and its identity."""
 
     name: str
-    """What was asked for."""
+    """The name that the model was asked for by."""
     id: str
     """sha256 over weights, config, tokenizer and chat template."""
     folder: Path
@@ -46,18 +40,21 @@ class LoadedModel:
     end_ids: tuple[int, ...]
     """Token ids that end a reply."""
     note: str = ""
-    """What a reader of its figures must know."""
+    """What a reader of the model's results must know."""
     parent_id: str | None = None
+    """The id of the model that a student was trained from."""
     learning_rate: float = LEARNING_RATE
-    """For consolidation, where the user names none."""
+    """The learning rate that the model suggests, for use if the settings give none."""
     adapter: Any = None
-    """The ``PeftModel`` around ``model`` while a LoRA adapter of it is trained: see :func:`add_adapter`."""
+    """The ``PeftModel`` around ``model`` while a LoRA adapter is trained; see
+    :func:`agentopcd.models.adapter.add_adapter`."""
     whole: LoadedModel | None = None
-    """Of a sharded student, the copy that plays and is saved: see :mod:`agentopcd.models.parallel.sharding`."""
+    """The unsharded copy of a sharded student, which plays and is saved; see
+    :mod:`agentopcd.models.parallel.sharding`."""
 
 
 def behind_api(name: str) -> LoadedModel:
-    """A model that others run: its weights are not visible here, so its name alone identifies it."""
+    """A model that others run behind an API. Its weights are not visible here, so its name alone identifies it."""
     id_ = hashlib.sha256(f"api\0{name}".encode()).hexdigest()
     return LoadedModel(name=name, id=id_, folder=Path(), model=None, tokenizer=None, end_ids=())
 
@@ -65,15 +62,16 @@ def behind_api(name: str) -> LoadedModel:
 def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     """Load ``name`` with float32 parameters.
 
-    It leaves the process as it is: threads, attention and the log level of transformers are for the caller to set.
-    :func:`prepare_process` sets them as the command line does, which takes the same to give the same numbers.
+    The function leaves the process as it is: the caller sets threads, attention and the log level of transformers.
+    :func:`agentopcd.models.process.prepare_process` sets them as the command line does; call it to get the same numbers
+    as the command line.
 
     Args:
         name: a built-in name, a folder written by ``save_pretrained``, a ``.gguf`` file, or a hub id.
-        device: where the parameters go.
+        device: the device of the parameters.
 
     Raises:
-        ModelError: it cannot be found or loaded, or its tokenizer has no chat template or end token.
+        ModelError: the model cannot be found or loaded, or its tokenizer has no chat template or end token.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,14 +80,14 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
         return _with_adapter(load_model(base, device=device), name, folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        found: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load model {name!r}: {first_line(error)}") from error
-    model, report = found
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        # transformers would fill them with random numbers and only warn.
+        # transformers only warns and fills missing weights with random numbers.
         raise ModelError(f"model {name!r} lacks {len(missing)} weights ({missing[0]}, ...); get a complete copy")
     if not tokenizer.chat_template:
         raise ModelError(
@@ -117,12 +115,12 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
 
 
 def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
-    """``base`` with the adapter of ``folder`` merged into it."""
+    """``base`` with the adapter in ``folder`` merged into its weights."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; other formats are not read")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT would skip them
+            warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT only warns and skips them
             model = peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {first_line(error)}") from error
@@ -146,10 +144,15 @@ def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
 
 
 def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict[str, Any]) -> str:
-    """Write an ordinary Hugging Face folder (safetensors, tokenizer, chat template) and return its id.
+    """Write an ordinary Hugging Face folder (safetensors, tokenizer, chat template) and return the model's id.
 
-    Where an adapter is trained, only the adapter is written, as PEFT does. ``facts`` go into ``agentopcd.json`` beside
-    the weights. The folder appears whole or not at all.
+    While an adapter is trained, only the adapter is written, as PEFT does. The folder appears whole or not at all.
+
+    Args:
+        loaded: the model to save.
+        folder: replaced if it exists.
+        parent_id: the id of the model that this one was trained from.
+        facts: written to ``agentopcd.json`` beside the weights.
     """
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -158,7 +161,8 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
     else:
         facts = facts | {"base": loaded.name if loaded.name in find.BUILT_IN else ""}
         loaded.adapter.save_pretrained(scratch)
-        settings = json.loads((scratch / find.ADAPTER).read_text())  # PEFT writes sets in arbitrary order
+        # PEFT writes sets in arbitrary order, which would change the id.
+        settings = json.loads((scratch / find.ADAPTER).read_text())
         ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
         (scratch / find.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
     loaded.tokenizer.save_pretrained(scratch)
@@ -169,6 +173,11 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
 
 
 def peft() -> Any:
+    """The PEFT library, imported on first use.
+
+    Raises:
+        ModelError: PEFT is not installed.
+    """
     try:
         import peft
     except ImportError as error:
@@ -180,7 +189,7 @@ def check_pair(student: LoadedModel, teacher: LoadedModel) -> None:
     """Refuse a teacher that cannot score the student's tokens.
 
     Raises:
-        ModelError: vocabularies or end tokens differ.
+        ModelError: the two models differ in their vocabularies or end tokens.
     """
     if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise ModelError(

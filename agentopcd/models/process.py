@@ -1,4 +1,6 @@
-"""What the command line sets for its whole process; a library call never does."""
+"""Settings for the whole process: log level, memory, attention, threads. The command line makes them, a library call
+never does.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,14 @@ from typing import Any
 
 import torch
 
-# -- process --------------------------------------------------------------------------------------
-
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def prepare_process() -> None:
-    """Set this process up for models: what the command line does once, before it loads one.
+    """Set this process up for models. The command line does so once, before it loads a model.
 
-    It silences transformers, keeps freed memory, computes attention on a CPU in float32 and takes no more threads than
-    the container has CPUs. The last two move the last digits of results. Calling it again changes nothing.
+    The function silences transformers, keeps freed memory, computes attention on a CPU in float32 and uses no more
+    threads than the container has CPUs. The last two change the last digits of results. A second call changes nothing.
     """
     quiet()
     keep_freed_memory()
@@ -38,25 +38,25 @@ def quiet() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed buffers: mapping large ones again at each token or step costs page faults.
+    """Let glibc keep freed buffers. Mapping large buffers again at each token or step costs page faults.
 
-    Does nothing without glibc (macOS, Windows, musl).
+    Without glibc (macOS, Windows, musl) the function does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
     m_trim_threshold, m_mmap_max = -1, -4
-    mallopt(m_mmap_max, 0)  # allocate from the heap, which is kept; a mapping of its own would be returned
+    mallopt(m_mmap_max, 0)  # allocate from the heap, which is kept; a separate mapping would be given back
     mallopt(m_trim_threshold, 512 << 20)
 
 
 def float32_attention() -> None:
     """On a CPU, keep the attention of transformers in float32 under autocast.
 
-    With gradients it takes 0.6 times as long as in bfloat16 for a hundred tokens and about as long for a thousand
-    (``benchmarks.machine``), and it rounds less. It is set for the whole process, because gradient checkpointing
-    computes attention again outside of any ``with`` block.
+    With gradients, float32 attention takes 0.6 times as long as bfloat16 for a hundred tokens and about as long for a
+    thousand (``benchmarks/machine.py``), and it rounds less. The setting holds for the whole process, because gradient
+    checkpointing recomputes attention outside of any ``with`` block.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -66,7 +66,7 @@ def float32_attention() -> None:
 
 
 def _in_float32(usual: Any, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-    """Under autocast on a CPU, ``usual`` on float32 ``[B, H, T, D]`` with autocast off; elsewhere just ``usual``."""
+    """Under autocast on a CPU, call ``usual`` on float32 ``[B, H, T, D]`` with autocast off; else call it unchanged."""
     if query.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return usual(module, query, key, value, attention_mask, **kwargs)
     if attention_mask is not None and attention_mask.is_floating_point():
@@ -76,10 +76,10 @@ def _in_float32(usual: Any, module: Any, query: Any, key: Any, value: Any, atten
 
 
 def fit_threads() -> None:
-    """Use no more threads than the container has CPUs: torch counts the host's, and waiting threads spin.
+    """Use no more threads than the container has CPUs. Torch counts the host's CPUs, and surplus threads spin.
 
-    ``OMP_NUM_THREADS`` wins. The quota is read from Linux control groups, version 2. The number follows from the
-    machine and not from a timing, because it changes the last digits of results.
+    ``OMP_NUM_THREADS``, if set, decides instead. The quota is read from Linux control groups, version 2. The number of
+    threads follows from the machine and not from a timing, because it changes the last digits of results.
     """
     try:
         quota, period = CPU_QUOTA.read_text().split()

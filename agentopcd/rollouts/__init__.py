@@ -1,1 +1,1 @@
-"""From a task to an episode: prompts, games, players, engines."""
+"""From a task to an episode: prompts, games, players and sampling engines."""

@@ -1,7 +1,7 @@
-"""Messages to token ids: the student's prompt and the teacher's prompt of one turn.
+"""Prompts: from messages to the token ids of the student's prompt and of the teacher's prompt for one turn.
 
-Both prompts are rendered by the same chat template from the same messages; only the context may differ.
-The response is not rendered at all: its sampled ids are appended to each prompt (``docs/method.md``).
+The same chat template renders both prompts from the same messages; only the context may differ. The response is not
+rendered at all: its sampled ids are appended to each prompt (``docs/method.md``, "Which rows are compared").
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Part, Request
 
 PROMPT_VERSION = "1"
-"""Part of every setup hash, so that results from different wordings are never pooled."""
+"""Part of every setup hash, so that results from different wordings of the prompts are never pooled."""
 
 EXPERIENCE_FRAME = "Lessons from earlier attempts. They may be incomplete or wrong."
-"""Stands before experience items, so that they are read as guesses and not as orders."""
+"""The line before experience items, so that a model reads them as guesses and not as orders."""
 
 _PROBE = "agentopcd-probe"
 
 
 class Chat:
-    """One tokenizer and its chat template.
+    """Renders prompts and reads replies with one tokenizer and its chat template.
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
-        template_args: passed to the template, such as ``{"enable_thinking": False}``.
+        template_args: arguments for the template, such as ``{"enable_thinking": False}``.
     """
 
     def __init__(self, tokenizer: Any, template_args: dict[str, Any] | None = None) -> None:
@@ -35,21 +35,22 @@ class Chat:
         self.template_args = dict(template_args or {})
         named = set(tokenizer.all_special_tokens)
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        # Longest first, so that ``neutral`` breaks a token before any other token inside it.
         self.special = tuple(sorted(named | added, key=lambda token: (-len(token), token)))
         self.default_system = self._find_default_system()
         self.header = self._find_header()
 
     def render(self, messages: Sequence[Message], context: Context = EMPTY) -> tuple[int, ...]:
-        """Token ids of the prompt, generation header included, with ``context`` placed in it.
+        """Token ids of the prompt, generation header included, with ``context`` in it.
 
         Raises:
-            ConfigError: the template takes no system message and the context wants one.
+            ConfigError: the context is placed as a system message, and the template takes none.
         """
         text = self.text(messages, context)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, messages: Sequence[Message], context: Context = EMPTY) -> str:
-        """The prompt as text, as :meth:`render` tokenises it."""
+        """The prompt as the text that :meth:`render` tokenises."""
         clean = [Message(role=m["role"], content=self.neutral(m["content"])) for m in messages]
         return self._apply(self._place(clean, context))
 
@@ -57,25 +58,25 @@ class Chat:
         self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
         choices: tuple[tuple[int, ...], ...] = (),
     ) -> Request:  # fmt: skip
-        """What a sampler is asked; see :meth:`render`."""
+        """The request to a sampler for these messages; see :meth:`render`."""
         return Request(prompt_ids=self.render(messages, context), seed=seed, choices=choices)
 
     def reply(self, reply: Completion) -> str:
-        """The reply's text, without end and other special tokens."""
+        """The text of a sampler's reply, without special tokens."""
         return self.reply_text(reply.token_ids)
 
     def opened(self, request: Request, opening: str) -> Request | None:
-        """The same request with the reply's first words given; None where the engine cannot do that."""
+        """The same request with the first words of the reply already given; None if the engine cannot do that."""
         ids = tuple(self.tokenizer(opening, add_special_tokens=False)["input_ids"])
         return dataclasses.replace(request, prompt_ids=request.prompt_ids + ids)
 
     def prompts(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Prompt ids of the student (no context) and of the teacher (with it).
+        """Prompt ids of the student, without the context, and of the teacher, with it.
 
         Raises:
             ConfigError: the template drops the context.
-            AlignmentError: they do not end in the same generation header, so the first response
-                token would be predicted from different places.
+            AlignmentError: the prompts do not end in the same generation header, so the two models would predict the
+                first response token from different positions.
         """
         student, teacher = self.render(messages), self.render(messages, context)
         if context.text and student == teacher:
@@ -87,19 +88,20 @@ class Chat:
         return student, teacher
 
     def prefix(self, context: Context) -> tuple[int, ...]:
-        """Token ids that every prompt with ``context`` begins with, whatever it asks."""
+        """The token ids that every prompt with ``context`` begins with, whatever its messages say."""
+        # Two prompts that differ from the first character of the message on share exactly the common beginning.
         one, other = (self.render([Message(role="user", content=text)], context) for text in ("0", "a"))
         return one[: common_length(one, other)]
 
     def reply_text(self, ids: Sequence[int]) -> str:
-        """A response as text, without end and other special tokens."""
+        """The text of response token ids, without special tokens."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def choices(self, replies: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Token ids of these replies, end token included.
+        """Token ids of each of these replies, end token included.
 
         Raises:
-            ConfigError: the tokenizer names no end token.
+            ConfigError: the tokenizer has no end token.
         """
         end = self.tokenizer.eos_token_id
         if end is None:
@@ -107,16 +109,18 @@ class Chat:
         return tuple((*self.tokenizer(text, add_special_tokens=False)["input_ids"], end) for text in replies)
 
     def neutral(self, text: str) -> str:
-        """``text`` with the tokenizer's special strings broken, so that no text can open a chat role."""
+        """``text`` with the tokenizer's special strings broken by a space, so that no text can open a chat role."""
         for token in self.special:
             if token in text:
                 text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
 
     def count_tokens(self, text: str) -> int:
+        """The number of tokens of ``text``, without special tokens."""
         return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _place(self, messages: list[Message], context: Context) -> list[Message]:
+        """``messages`` with the context before the first user message or at the end of the system message."""
         if not context.text:
             return messages
         text = self.neutral(framed(context))
@@ -135,7 +139,7 @@ class Chat:
             return self.tokenizer.apply_chat_template(
                 list(messages), tokenize=False, add_generation_prompt=header, **self.template_args
             )
-        except Exception as error:  # templates raise their own jinja errors
+        except Exception as error:  # a template can raise errors of its own
             if messages[0]["role"] == "system":
                 raise ConfigError(
                     f"this chat template takes no system message ({error}); place the context with --placement user"
@@ -143,10 +147,11 @@ class Chat:
             raise ConfigError(f"the chat template failed: {error}") from error
 
     def _find_default_system(self) -> str:
-        """The system message the template adds when none is given, or ''.
+        """The system message that the template adds if none is given; '' if it adds none.
 
-        Found by comparison: the prompt without a system message must equal the prompt with a probe, except
-        where the probe stands. A ``system`` context is appended to it, so that both prompts keep it.
+        The message is found by comparison: the prompt without a system message and the prompt with a probe as system
+        message must be equal except where the probe stands. A ``system`` context is appended to the default message, so
+        that both prompts keep it.
         """
         user = Message(role="user", content="hello")
         without = self._apply([user])
@@ -160,7 +165,7 @@ class Chat:
         return without[len(before) : len(without) - len(after)] if len(without) >= len(before) + len(after) else ""
 
     def _find_header(self) -> tuple[int, ...]:
-        """Token ids that open the model's reply."""
+        """The generation header: the token ids that open the model's reply; empty if the template has none."""
         user = [Message(role="user", content="hello")]
         bare, full = self._apply(user, header=False), self._apply(user)
         if not full.startswith(bare):
@@ -169,7 +174,7 @@ class Chat:
 
 
 class ApiChat(Chat):
-    """Messages as they are, for a model behind an API, whose template and tokenizer are unknown here."""
+    """Passes messages on as they are, to a model behind an API, whose template and tokenizer are unknown here."""
 
     special = ()
     default_system = ""
@@ -194,17 +199,21 @@ class ApiChat(Chat):
         raise ConfigError("an API cannot hold replies to a list; leave out --constrain")
 
     def count_tokens(self, text: str) -> int:
-        """An estimate at three bytes a token: the API's tokenizer is unknown."""
+        """An estimate at three bytes per token, rounded up, because the API's tokenizer is unknown."""
         return -(-len(text.encode(errors="replace")) // 3)
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the longest common beginning."""
+    """The length of the longest common beginning of two sequences."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Sequence[int]) -> None:
-    """Raise AlignmentError unless both prompts end in the same generation header (at least in the same token)."""
+    """Refuse two prompts that do not end in the same generation header or, without a header, in the same token.
+
+    Raises:
+        AlignmentError: the ends differ.
+    """
     n = max(1, len(header))
     if tuple(student[-n:]) != tuple(teacher[-n:]) or (header and tuple(student[-n:]) != tuple(header)):
         raise AlignmentError(
@@ -214,12 +223,12 @@ def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Se
 
 
 def framed(context: Context) -> str:
-    """The context as a model sees it: experience items stand under one line that says what they are."""
+    """The context as a model sees it. Experience items stand below :data:`EXPERIENCE_FRAME`."""
     return f"{EXPERIENCE_FRAME}\n{context.text}" if context.lines else context.text
 
 
 def shown(parts: Sequence[Part], kinds: Sequence[str] | None = None) -> str:
-    """Join the texts of ``parts`` (of the given kinds) by blank lines."""
+    """The texts of ``parts``, or of those of the given kinds, joined by blank lines."""
     return "\n\n".join(text for kind, text in parts if text and (kinds is None or kind in kinds))
 
 
@@ -227,13 +236,13 @@ def turn_messages(history: str, past: Sequence[tuple[Sequence[Part], str]], part
     """The prompt of one turn, without any context.
 
     Args:
-        history: ``transcript`` is a fresh user message per turn with the game's log so far (the form
-            of the paper); ``chat`` is a growing conversation.
+        history: ``transcript``: one fresh user message per turn, with the game's log so far (the paper's form);
+            ``chat``: a conversation that grows.
         past: earlier turns as ``(parts shown, what the model did)``.
         parts: the new observation.
 
     Raises:
-        ConfigError: an unknown ``history``.
+        ConfigError: ``history`` is unknown.
     """
     if history == "chat":
         messages: list[Message] = []
@@ -244,6 +253,7 @@ def turn_messages(history: str, past: Sequence[tuple[Sequence[Part], str]], part
         raise ConfigError(f"history is {history!r}; wanted 'transcript' or 'chat'")
     if not past:
         return [Message(role="user", content=shown(parts))]
+    # Rules open the log. A turn's feedback answers the action before it, so it stands above that turn's own heading.
     log = [shown(past[0][0], ["rules"])]
     for number, (seen, did) in enumerate(past, start=1):
         log += [shown(seen, ["feedback"]), f"Turn {number}:", shown(seen, ["state"]), f"You answered: {did}"]

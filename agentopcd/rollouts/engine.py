@@ -1,4 +1,4 @@
-"""Who samples the replies: the game and the player that some settings ask for, and the engine that was taken."""
+"""From settings to play: the game, the engine and the player that the settings ask for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 
 
 def game_of(config: PlayerConfig) -> Game:
-    """The environment of these settings, and how it is shown and cut off."""
+    """The game that the settings describe."""
     return Game(
         ref=config.env,
         kwargs=config.env_args,
@@ -31,11 +31,11 @@ def game_of(config: PlayerConfig) -> Game:
 
 
 def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, str]:
-    """The engine that samples from ``loaded``, and why it was taken.
+    """The name of the engine that samples from ``loaded``, and the reason for the choice.
 
     Raises:
-        ConfigError: vLLM or servers are wanted in several processes: the one would set up its own group of them, the
-            others would get weights from each of them.
+        ConfigError: the settings ask for vLLM, a server or an API in several processes. vLLM would set up a process
+            group of its own, and a server would get weights from every process.
     """
     several = launched() > 1
     engine = "server" if config.server and config.engine == "auto" else config.engine
@@ -56,7 +56,7 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
 
 
 def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: torch.dtype) -> Player:
-    """A player of the environment of these settings whose replies come from ``loaded``."""
+    """A player of the settings' environment, with replies from ``loaded``."""
     engine = engine_of(config, loaded)[0]
     chat = ApiChat(config.template_args) if engine == "api" else Chat(loaded.tokenizer, config.template_args)
     make: Callable[..., Sampler] = vllm_engine.sampler_of if engine == "vllm" else TransformersSampler

@@ -1,4 +1,4 @@
-"""An environment and how it is shown to a model and cut off."""
+"""A game: an environment, how it is shown to a model, and when it is cut off."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ class Game:
     """An environment, how it is shown, and when it is cut off."""
 
     ref: str
+    """The environment's reference, as ``--env`` takes it."""
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Arguments of the environment; they define the tasks."""
     rules: str = ""
+    """The view: which parts of an observation are shown; '': the environment's default."""
     max_steps: int = 0
+    """The most turns of an episode; 0: the environment's default."""
     history: str = ""
+    """How earlier turns are shown, ``transcript`` or ``chat``; '': the environment's default."""
     constrain: bool = False
     """Whether replies are held to the actions that the environment lists."""
 
@@ -29,7 +34,7 @@ class Game:
 
     @property
     def label(self) -> str:
-        """The name of these tasks in the store: the reference, and the arguments that change the tasks."""
+        """The name of the game's tasks in the store: the reference, and the arguments that change the tasks."""
         words = {k: v if isinstance(v, str) else json.dumps(v) for k, v in sorted(self.kwargs.items())}
         arguments = ",".join(f"{name}={word}" for name, word in words.items())
         return "".join((f"{self.ref},{arguments}" if arguments else self.ref).split())
@@ -51,22 +56,23 @@ class Game:
         return self.max_steps or self.spec.step_limit
 
     def make(self) -> Any:
-        """The environment; a slow one in a process of its own."""
+        """A new environment. One that declares itself slow runs in a process of its own."""
         if self.spec.slow:
             return envs.RemoteEnv(self.ref, self.step_limit, self.kwargs)
         return envs.make(self.ref, max_steps=self.step_limit, **self.kwargs)
 
     def describe(self) -> dict[str, Any]:
-        """Its part of a setup hash: ``kwargs`` define the tasks, the rest how they are shown."""
-        own = {"constrain": True} if self.constrain else {}
-        return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view), **own,
+        """The game's part of a setup hash: ``kwargs`` define the tasks; the rest says how they are shown."""
+        # Listed only if set, so that it does not change the hash of a setup without it.
+        constrained = {"constrain": True} if self.constrain else {}
+        return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view), **constrained,
                 "max_steps": self.step_limit, "history": self.form, "source": self.source}  # fmt: skip
 
     @property
     def source(self) -> str:
-        """sha256 of the file behind a reference such as ``file.py:Class`` or ``rows.jsonl``; else ''.
+        """sha256 of the file behind a reference such as ``file.py:Class`` or ``rows.jsonl``; '' for a built-in name.
 
-        It is part of the setup, so that episodes from before an edit are not taken for the same thing.
+        The hash is part of the setup, so that episodes from before and after an edit are never pooled.
         """
         file = Path(self.ref.rpartition(":")[0] if ".py:" in self.ref else self.ref)
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""

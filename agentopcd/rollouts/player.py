@@ -1,9 +1,9 @@
-"""Play episodes: many at once, each at its own turn.
+"""Play episodes: many at once, each at its own pace.
 
-An episode steps its environment as soon as its reply arrives, then asks for the next one, so no episode waits for a
-slow one. (The transformers engine answers everything in one batch, so there episodes advance together.) An episode
-that ends makes room for the next. Environments are stepped inline; each one that declares itself slow runs in a
-process of its own.
+An episode steps its environment as soon as its reply arrives and then asks for the next reply, so no episode waits for
+a slow one. (The transformers engine answers all requests in one batch, so its episodes advance together.) An episode
+that ends makes room for the next job. Environments are stepped in this thread; one that declares itself slow runs in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.sampling import Sampler, request_seed
 
 MAX_REPLY_IN_LOG = 300
-"""Characters of an earlier reply that a later prompt repeats, where the environment names no action."""
+"""The most characters of an earlier reply that a later prompt repeats, if the environment names no action."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Player:
-    """Everything that turns a job into an episode."""
+    """Everything that turns a job into an episode: game, sampler, chat and sampling settings."""
 
     game: Game
     sampler: Sampler
@@ -39,12 +39,12 @@ class Player:
     sampling: Sampling
     seed: int = 0
     concurrency: int = 64
-    """Episodes in flight."""
+    """The most episodes in flight."""
     retries: int = 2
-    """Restarts of an episode whose environment raised, before it ends as ``env_error``."""
+    """How often an episode whose environment raised is restarted before it ends as ``env_error``."""
 
     def setup(self) -> dict[str, Any]:
-        """Everything that affects play besides model, context and task; episodes of two setups are never pooled."""
+        """Everything that affects play besides model, context and task. Episodes of two setups are never pooled."""
         return {
             **self.game.describe(), "sampling": dataclasses.asdict(self.sampling), "engine": self.sampler.engine,
             "seed": self.seed, "template": chats.PROMPT_VERSION, "template_args": self.chat.template_args,
@@ -56,47 +56,48 @@ class Player:
 
 
 def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
-    """Play every job and yield episodes as they finish.
+    """Play every job and yield the episodes as they finish.
 
-    An environment that raises costs only that episode. It is restarted up to ``player.retries`` times, then
-    yielded with ``stop_reason="env_error"`` and the traceback; it never counts as a lost game.
+    An environment that raises costs only its own episode. The episode is restarted up to ``player.retries`` times, and
+    then yielded with ``stop_reason="env_error"`` and the traceback. It never counts as a lost game.
 
     Raises:
-        EnvError: the environment cannot be built, or a task's content is not what its key says.
+        EnvError: the environment cannot be built, or a task's content does not match its key.
     """
     waiting = deque((job, 0) for job in jobs)
     live: dict[int, _Live] = {}
     steps = _InProcesses(player.concurrency) if player.game.spec.slow else _Inline()
 
     def settle(*, wait: bool = False) -> Iterator[Episode]:
-        for one, well in steps.done(wait=wait):
-            if not well:
-                yield from _retry(one, waiting)
-            elif one.episode is not None:
-                yield one.episode
+        """Yield the episodes that have ended, and ask for the next reply of the others."""
+        for running, succeeded in steps.done(wait=wait):
+            if not succeeded:
+                yield from _retry(running, waiting)
+            elif running.episode is not None:
+                yield running.episode
             else:
-                live[player.sampler.submit(one.request(), player.sampling)] = one
+                live[player.sampler.submit(running.request(), player.sampling)] = running
 
     try:
         while waiting or live or steps.under_way:
             while waiting and len(live) + steps.under_way < player.concurrency:
-                one = _Live(player, *waiting.popleft())
-                steps.take(one, one.start)
+                episode = _Live(player, *waiting.popleft())
+                steps.take(episode, episode.start)
                 yield from settle()
             for ticket, reply in player.sampler.collect() if live else ():
-                one = live.pop(ticket)
-                steps.take(one, functools.partial(one.step, reply))
+                episode = live.pop(ticket)
+                steps.take(episode, functools.partial(episode.step, reply))
                 yield from settle()
-            yield from settle(wait=not live)
-    finally:
+            yield from settle(wait=not live)  # wait for an environment only if no reply is under way
+    finally:  # the caller may stop early
         player.sampler.drop(live)
         steps.close()
-        for one in live.values():
-            one.close()
+        for episode in live.values():
+            episode.close()
 
 
 class _Inline:
-    """Steps environments in this thread, at once."""
+    """Steps environments in this thread, as soon as they are taken."""
 
     def __init__(self) -> None:
         self._done: list[tuple[_Live, bool]] = []
@@ -105,11 +106,11 @@ class _Inline:
     def under_way(self) -> int:
         return len(self._done)
 
-    def take(self, one: _Live, act: Callable[[], None]) -> None:
-        self._done.append((one, one.guarded(act)))
+    def take(self, episode: _Live, act: Callable[[], None]) -> None:
+        self._done.append((episode, episode.guarded(act)))
 
     def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
-        """Episodes whose step is done, and whether it succeeded."""
+        """The episodes whose step is done, and whether it succeeded."""
         done, self._done = self._done, []
         return done
 
@@ -118,7 +119,7 @@ class _Inline:
 
 
 class _InProcesses:
-    """Steps slow environments: each in its own process, with a thread that waits for it."""
+    """Steps slow environments: each runs in its own process, and a thread waits for it."""
 
     def __init__(self, most: int) -> None:
         self._threads = ThreadPoolExecutor(most)
@@ -128,24 +129,25 @@ class _InProcesses:
     def under_way(self) -> int:
         return len(self._running)
 
-    def take(self, one: _Live, act: Callable[[], None]) -> None:
-        self._running[self._threads.submit(one.guarded, act)] = one
+    def take(self, episode: _Live, act: Callable[[], None]) -> None:
+        self._running[self._threads.submit(episode.guarded, act)] = episode
 
     def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
-        """See :class:`_Inline`; with ``wait``, at least one, if any is under way."""
+        """See :class:`_Inline`; with ``wait``, wait for at least one step if any is under way."""
         over, _ = wait_for(self._running, timeout=None if wait else 0, return_when=FIRST_COMPLETED)
         return [(self._running.pop(future), future.result()) for future in over]
 
     def close(self) -> None:
-        """End everything without waiting for steps that nobody needs any more."""
-        for one in self._running.values():
-            one.close()
+        """End everything, without waiting for steps that nobody needs any more."""
+        for episode in self._running.values():
+            episode.close()  # ends the process, so the thread that waits for it returns
         self._threads.shutdown(cancel_futures=True)
-        for one in self._running.values():  # those that were still being built the first time
-            one.close()
+        for episode in self._running.values():  # environments that were still being built the first time
+            episode.close()
 
 
 def _retry(broken: _Live, waiting: deque[tuple[Job, int]]) -> Iterator[Episode]:
+    """Put a broken episode's job back into the queue or, after the last retry, yield the episode as ``env_error``."""
     if broken.attempt < broken.player.retries:
         waiting.append((broken.job, broken.attempt + 1))
     else:
@@ -153,7 +155,7 @@ def _retry(broken: _Live, waiting: deque[tuple[Job, int]]) -> Iterator[Episode]:
 
 
 class _Live:
-    """One episode under way."""
+    """One episode in flight: its environment and its turns so far."""
 
     def __init__(self, player: Player, job: Job, attempt: int) -> None:
         self.player, self.job, self.attempt = player, job, attempt
@@ -169,10 +171,10 @@ class _Live:
         self._asked = Request(prompt_ids=(), seed=0)
 
     def guarded(self, act: Any) -> bool:
-        """Run ``act``; keep what the environment raises as this episode's error."""
+        """Run ``act`` and return whether it succeeded. What the environment raises becomes this episode's error."""
         try:
             act()
-        except AgentOpcdError:
+        except AgentOpcdError:  # our own errors concern the whole run
             self.close()
             raise
         except Exception:
@@ -182,6 +184,7 @@ class _Live:
         return True
 
     def start(self) -> None:
+        """Build the environment, reset it and check that the task is the one that the splits name."""
         self.env = self.player.game.make()
         obs, info = self.env.reset(seed=self.job.task.seed)
         key = envs.task_key(obs, info)
@@ -193,6 +196,7 @@ class _Live:
         self.parts = self._seen(obs, info)
 
     def request(self) -> Request:
+        """The request for the next reply."""
         game = self.player.game
         if game.constrain and not self.choices:
             raise EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
@@ -203,6 +207,7 @@ class _Live:
         return self._asked
 
     def step(self, reply: Completion) -> None:
+        """Give ``reply`` to the environment and record the turn; end the episode if the environment does."""
         if reply.error:
             raise RuntimeError(reply.error)  # costs this episode, not the run
         text = self.player.chat.reply(reply)
@@ -226,6 +231,7 @@ class _Live:
             self.episode = self.finish(stop, success=won)
 
     def finish(self, stop: StopReason, *, success: bool) -> Episode:
+        """Close the environment and return the episode."""
         self.close()
         return Episode(
             env=self.player.game.label, task=self.job.task, rep=self.job.rep, context_id=self.job.context.id,
@@ -234,6 +240,7 @@ class _Live:
         )  # fmt: skip
 
     def _seen(self, obs: str, info: Mapping[str, Any]) -> list[Part]:
+        """The parts of an observation that the view shows; also takes over the legal replies of the next turn."""
         game = self.player.game
         if game.constrain:
             self.choices = self.player.chat.choices(info.get("choices", game.spec.choices))
@@ -243,6 +250,6 @@ class _Live:
         if self.env is not None:
             try:
                 self.env.close()
-            except Exception as error:  # a close that fails must not hide why we are closing
+            except Exception as error:  # an error in close() must not hide the reason for closing
                 self.error = self.error or f"close() raised {error!r}"
             self.env = None

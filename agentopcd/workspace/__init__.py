@@ -1,1 +1,1 @@
-"""What a verb has open: the store, the environment with its splits, the model, and the ledger of runs."""
+"""What a verb works on: the store, an environment with its splits, a model, and the ledger of runs."""

@@ -1,4 +1,4 @@
-"""The ledger: one row of the store for each run of a verb, by which a repeated command is found again."""
+"""The ledger: one row of the store for each run of a verb, by which a repeated command finds its run again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from agentopcd.knowledge import EXTRACTION_VERSION, Store
 from agentopcd.knowledge.extract import Kind
 
 LATER_SETTINGS = ("keep_checkpoints", "mix")
-"""Settings that came after the first workspaces; each is false or 0 where it is not used."""
+"""Settings that are younger than the first workspaces. Each is false or 0 if it is not used."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Ledger:
-    """The runs of one verb's settings on one environment."""
+    """Begins, finds and closes runs with one verb's settings on one environment."""
 
     store: Store
     config: PlayerConfig
@@ -26,15 +26,15 @@ class Ledger:
     """The environment's name in the store."""
     kind: Kind
     work: Path
-    """The workspace."""
+    """The workspace folder."""
     model_id: Callable[[], str]
-    """Loads the model, if need be."""
+    """Returns the id of the model that plays; loads the model if need be."""
     say: Callable[[str], None]
     env_errors: list[str] = dataclasses.field(default_factory=list)
-    """Tracebacks of the episodes that the environment broke in spite of retries."""
+    """Tracebacks of the episodes that the environment broke despite retries."""
 
     def begin(self, verb: str, **facts: object) -> int:
-        """The run row of this verb: the unfinished one of the same settings and model, else a new one."""
+        """The run of this verb: the unfinished run with the same settings and model, else a new one."""
         identity = self._identity(facts)
         if (run_id := self.store.find_run(verb, identity)) is not None:
             self.say(f"resuming {verb} run {run_id}")
@@ -42,37 +42,41 @@ class Ledger:
         return self.store.start(verb, identity, self.config.seed)
 
     def stage(self, verb: str, **facts: object) -> int:
-        """The run row of one stage of a longer job: the finished one of the same settings, else as :meth:`begin`."""
+        """The run of one stage of a longer job: the finished run with the same settings, else that of :meth:`begin`."""
         done = self.finished(verb, **facts)
         return self.begin(verb, **facts) if done is None else done
 
     def finished(self, verb: str, **facts: object) -> int | None:
-        """The finished run of the same settings and model, if there is one."""
+        """The finished run with the same settings and model, if there is one."""
         return self.store.find_run(verb, self._identity(facts), status="done")
 
     def finish(self, run_id: int, result: dict[str, Any]) -> None:
-        """Close a run with its conclusions and what the environment broke."""
+        """Close a run with its result and the number of episodes that the environment broke."""
         broken = {"env_errors": len(self.env_errors), "env_error_samples": self.env_errors[:3]}
         self.store.finish(run_id, result | broken)
 
     def settle(self) -> None:
-        """Close every run that was killed after its folder had got its result, and before its row had."""
+        """Close every run that was killed after its result was written to its folder and before it reached its row."""
         for row in self.store.runs(status="running"):
             if folder := json.loads(row["config"]).get("folder"):
-                # By its name: its path was written by a command that may have been called from another folder.
+                # Use the folder's name alone: the command that wrote its path may have run in another directory.
                 file = self.work / "runs" / Path(folder).name / "result.json"
                 if file.is_file():
                     self.store.finish(row["id"], json.loads(file.read_text()))
 
     def result(self, run_id: int) -> dict[str, Any] | None:
-        """What a run concluded, or None while it is unfinished."""
+        """The result of a run, or None while it is unfinished."""
         row = self.store.run(run_id)
         return json.loads(row["result"]) if row["status"] == "done" and row["result"] else None
 
     def started_from(self, verb: str, context_id: str | None) -> str | None:
-        """The model that a run of these very settings on this context (None: on any) started from, finished or not.
+        """The model that a run with the same settings started from, whether the run is finished or not.
 
-        Without ``--model`` a repeated command would else take the student that its first call has made.
+        Without this, a repeated command without ``--model`` would take the student that its first call has made.
+
+        Args:
+            verb: the verb of the run.
+            context_id: the run's context; None: any.
         """
         wanted = run_config(self.config) | {"env": self.env}
         wanted |= {} if context_id is None else {"context_id": context_id}
@@ -83,15 +87,17 @@ class Ledger:
         return None
 
     def _identity(self, facts: dict[str, object]) -> dict[str, object]:
-        own = {"env": self.env, "model_id": self.model_id(), "kind": self.kind, "template": EXTRACTION_VERSION}
-        return run_config(self.config) | own | facts
+        """Everything that makes two runs the same run."""
+        common = {"env": self.env, "model_id": self.model_id(), "kind": self.kind, "template": EXTRACTION_VERSION}
+        return run_config(self.config) | common | facts
 
 
 def run_config(config: PlayerConfig) -> dict[str, Any]:
-    """Settings as JSON, with the environment's own name kept apart from the label that replaces it.
+    """The settings as JSON, as a run's row holds them.
 
-    Without the address of a server, since a run goes on at another one, and without :data:`LATER_SETTINGS` that are
-    not used, so that runs of an older version go on.
+    ``env_ref`` keeps the environment's reference, because the ledger replaces ``env`` by the label. Two kinds of
+    settings are left out: a server's address, since a run may resume at another one, and unused :data:`LATER_SETTINGS`,
+    so that runs of an older version resume.
     """
     settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
     return {

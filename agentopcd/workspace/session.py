@@ -1,4 +1,4 @@
-"""What every verb opens: the workspace's store, the environment with its splits, and a model that plays it."""
+"""The session that every verb opens: the workspace's store, an environment with its splits, and a model to play it."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from agentopcd.rollouts.player import Player
 from agentopcd.workspace.ledger import Ledger
 
 DEFAULT_MODEL = "smollm2-135m"
-"""For environments that name no model of their own."""
+"""The model for environments that name none."""
 
 Progress = Callable[[str, Iterable[Episode], int], Iterable[Episode]]
-"""Shows how far an iteration is: (label, items, how many there will be) → the same items."""
+"""Shows the progress of an iteration: takes (label, items, number of items) and yields the same items."""
 
 
 def no_progress(label: str, items: Iterable[Episode], total: int) -> Iterable[Episode]:
+    """Show nothing."""
     return items
 
 
 class Session:
-    """What one verb has open: a store, an environment with its splits, and a model that plays it.
+    """What one verb works on: a store, an environment with its splits, and a model that plays it.
+
+    The model is loaded on first use, so that a plan can be printed without it.
 
     Args:
         config: the verb's settings.
         work: the workspace folder.
         say: takes lines for people.
         progress: shows progress bars.
-
-    The model is loaded on first use, so that a plan can be printed without it.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Session:
         return models.pick_compute(self.config.compute, self.device)
 
     def model_name(self) -> tuple[str, str]:
-        """The model's name and why it was taken."""
+        """The model's name, and the reason for the choice."""
         if self.config.model:
             return self.config.model, "as given"
         if self._resumed_model:
@@ -108,11 +109,12 @@ class Session:
         return self.game.spec.model or DEFAULT_MODEL
 
     def newest_student(self) -> str | None:
+        """The folder of the newest student of this environment that still exists, if there is one."""
         rows = self.store.models(self.env, trained=True)
         return next((row["path"] for row in rows if row["path"] and Path(row["path"]).is_dir()), None)
 
     def resume_model(self, verb: str, context_id: str | None = None) -> None:
-        """Take the model that this command started from when it was given first, if it was."""
+        """Take the model that this command started from when it was first given, if it was given before."""
         if not self.config.model and self._model is None:
             self._resumed_model = self.ledger.started_from(verb, context_id) or ""
 
@@ -126,7 +128,7 @@ class Session:
         return self._model
 
     def use(self, model: models.LoadedModel | None) -> None:
-        """Play with ``model`` from now on; None: with one that is loaded afresh on its next use."""
+        """Play with ``model`` from now on; None: load a model again on the next use."""
         self._model, self._player = model, None
 
     def load(self, name: str) -> models.LoadedModel:
@@ -143,23 +145,23 @@ class Session:
 
     @property
     def player(self) -> Player:
-        """Plays this environment with the model that is loaded."""
+        """A player of this environment with the loaded model."""
         if self._player is None:
             self._player = self.player_for(self.loaded)
         return self._player
 
     def player_for(self, loaded: models.LoadedModel) -> Player:
-        """A player of this environment whose replies come from ``loaded``."""
+        """A player of this environment with replies from ``loaded``."""
         engine, why = engine_of(self.config, loaded)
         self._say_once(f"engine: {engine} ({why})")
         return player_of(self.config, loaded, self.compute)
 
     def setup(self, player: Player | None = None) -> str:
-        """Hash of all that changes play besides model, context and task."""
+        """A hash of everything that affects play besides model, context and task."""
         return setup_id((player or self.player).setup() | {"packages": dict(self.manifest.packages)})
 
     def bench(self, run_id: int, model: models.LoadedModel | None = None) -> Bench:
-        """Where contexts are tried for a run, with ``model`` or the one that plays."""
+        """A bench that tries contexts for a run, with ``model`` or, if None, the loaded model."""
         player = self.player_for(model) if model else self.player
         return Bench(
             store=self.store, env=self.env, setup=self.setup(player), model_id=(model or self.loaded).id,
@@ -167,7 +169,7 @@ class Session:
         )  # fmt: skip
 
     def _play(self, player: Player, label: str, jobs: Sequence[Job]) -> Iterator[Episode]:
-        """Show how far the jobs are, and write down what the environment breaks."""
+        """Play the jobs, show the progress, and record the episodes that the environment breaks."""
         errors = self.ledger.env_errors
         before = len(errors)
         for episode in self.progress(label, player.play(jobs), len(jobs)):
@@ -186,12 +188,12 @@ class Session:
     # -- tasks --------------------------------------------------------------------------------------
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
-        """The first ``n`` tasks of a split (all of them when there are fewer)."""
+        """The first ``n`` tasks of a split, or all tasks if there are fewer or ``n`` is None."""
         tasks = self.manifest.tasks(split)
         return tasks if n is None else tasks[:n]
 
     def _manifest(self) -> Manifest:
-        """The splits: a given file, else those this workspace made when it first met the environment."""
+        """The splits: from the given file, else those that the workspace made when it first met the environment."""
         if self.config.splits:
             manifest = Manifest.load(Path(self.config.splits))
             if (manifest.env, dict(manifest.kwargs)) != (self.game.ref, dict(self.game.kwargs)):
@@ -210,19 +212,24 @@ class Session:
         return manifest
 
     def _register_tasks(self) -> None:
-        """Every task gets its split before anything is played; a key that sat elsewhere raises TaskLeak."""
+        """Record the split of every task before anything is played.
+
+        Raises:
+            TaskLeak: a task is already recorded in another split.
+        """
         with self.store.write():
             for split in SPLITS:
-                own = "shared" if self.manifest.protocol != "disjoint" else split
-                self.store.add_tasks(self.env, self.manifest.tasks(split), own)
+                recorded = "shared" if self.manifest.protocol != "disjoint" else split
+                self.store.add_tasks(self.env, self.manifest.tasks(split), recorded)
 
     # -- contexts -----------------------------------------------------------------------------------
 
     def context(self, name: str, placement: Placement = "user") -> tuple[Context, bool]:
-        """A context by file, ref or id, and whether a person gave it as a file.
+        """A context by file, ref or id, and whether it came from a file.
 
         Raises:
-            ConfigError: an empty file, or neither a file nor a name in the store.
+            ConfigError: the file is empty or not UTF-8 text.
+            StoreError: ``name`` is neither a file nor a ref or id in the store.
         """
         if Path(name).is_file():
             try:
@@ -240,21 +247,21 @@ class Session:
             raise StoreError(f"{error} (and there is no file {name!r})") from error
 
     def confirmed(self, context: Context) -> bool:
-        """Whether this context ever passed the confirm gate for this environment, whatever the model."""
+        """Whether this context has ever passed the confirm gate for this environment, with any model."""
         moves = [m for m in self.store.log(best_ref(self.env)) if m["context_id"] == context.id]
         passed = [m for m in moves if m["actor"] == "confirm"]
         runs = {m["run_id"] for m in passed} - {None}
-        with_whom = {json.loads(self.store.run(run)["config"]).get("model_id") for run in runs}
-        if with_whom and self.loaded.id not in with_whom:
-            self.say(f"note: context {context.id[:12]} passed the confirm gate with another model than this student")
+        confirmed_with = {json.loads(self.store.run(run)["config"]).get("model_id") for run in runs}
+        if confirmed_with and self.loaded.id not in confirmed_with:
+            self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
         return bool(passed)
 
     def check_handover(self, context: Context) -> None:
-        """The gate before training: no leak, no item that is pending or retired.
+        """The handover gate, before training: refuse a context with a leak or with a pending or retired item.
 
         Raises:
             TaskLeak: an item came from a held-out task.
-            ConfigError: an item waits for a person, or was retired.
+            ConfigError: an item is pending or retired.
         """
         check_leaks(self.store, context.id)
         if blocked := self.store.blocked(context.id):

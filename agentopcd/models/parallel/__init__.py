@@ -1,1 +1,1 @@
-"""Several processes that train one student."""
+"""Several processes that train one student: how they share work, and how they share weights."""

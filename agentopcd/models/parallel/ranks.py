@@ -1,7 +1,7 @@
-"""Several processes that train one student: how work is shared, and the few values they exchange.
+"""The processes that train one student: how they share work, and the values they exchange.
 
-``torchrun`` starts them; with a single process every call is trivial. Gradients are summed once a step, and
-the loss is weighted over the whole step, so N processes compute what one does, up to rounding.
+``torchrun`` starts the processes; with a single process every call is trivial. Gradients are summed once per step, and
+the loss is weighted over the whole step. So N processes compute what one process computes, up to rounding.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from agentopcd.core.errors import ConfigError
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=1)
-"""How long the others wait while the first process plays, scores and evaluates."""
+"""How long the other processes wait while the first one plays, scores and evaluates."""
 
 
 def launched() -> int:
-    """Number of processes this one was started with."""
+    """The number of processes that were launched together with this one, itself included."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Ranks:
-    """The processes of this run, connected by gloo on CPUs and by NCCL on GPUs, one process per GPU."""
+    """The processes of this run, connected by gloo on CPUs and by NCCL on GPUs, with one process per GPU."""
 
     def __init__(self) -> None:
         self.count, self.index = 1, 0
         self._led = False
-        """Whether the others take part in something that the main process does, and hear nothing else."""
+        """Whether the other processes take part in the main one's work, and so cannot receive an assignment."""
         if launched() > 1:
             on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
             self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
@@ -48,26 +48,26 @@ class Ranks:
     @classmethod
     @functools.cache
     def current(cls) -> Self:
-        """The one object that this process shares."""
+        """The one instance of this process."""
         return cls()
 
     @property
     def main(self) -> bool:
-        """Whether this is the process that writes files and prints."""
+        """Whether this is the main process, which writes files and prints."""
         return self.index == 0
 
     def mine(self, items: Sequence[T]) -> list[T]:
-        """This process's share of ``items``; every item belongs to exactly one process."""
+        """This process's share of ``items``. Each item belongs to exactly one process."""
         return list(items[self.index :: self.count])
 
     def deal(self, batches: Sequence[T], *, even: bool) -> Iterator[tuple[T, bool, Sequence[T]]]:
-        """This process's share of ``batches``, a list that all processes have.
+        """Yield this process's share of ``batches``, a list that is the same in all processes.
 
         Args:
-            even: every process gets equally many; the last round is padded with batches that do not count.
+            even: give every process equally many batches, and pad the last round with batches that do not count.
 
         Yields:
-            The batch, whether it counts, and the batches of this round, one for each process or fewer.
+            A batch, whether it counts, and all batches of the round: one per process, or fewer in the last round.
         """
         for start in range(0, len(batches), self.count):
             round_ = batches[start : start + self.count]
@@ -76,15 +76,15 @@ class Ranks:
                 yield round_[self.index if counts else 0], counts, round_
 
     def everyone(self, value: T) -> list[T]:
-        """The ``value`` of each process, in order."""
+        """The ``value`` of each process, in the order of the processes."""
         if self.count == 1:
             return [value]
-        found: list[Any] = [None] * self.count
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.count
+        dist.all_gather_object(values, value)
+        return values
 
     def from_main(self, value: T) -> T:
-        """The ``value`` of the main process; those of the others are ignored."""
+        """The ``value`` of the main process; the values of the other processes are ignored."""
         if self.count == 1:
             return value
         box = [value]
@@ -93,25 +93,26 @@ class Ranks:
 
     @contextlib.contextmanager
     def led(self, assignment: object) -> Iterator[None]:
-        """Let the other processes take part in what the main one does in this block.
+        """Let the other processes take part in the main one's work in this block.
 
-        They get ``assignment`` from :meth:`from_main`. After an error in the block they wait for the main process in
-        the middle of their work, where no word reaches them: the launcher ends them.
+        The other processes get ``assignment`` from :meth:`from_main`. After an error in the block, they keep waiting
+        for the main process in the middle of their work, where no message reaches them. The launcher ends them.
         """
         self._led = True
         self.from_main(assignment)
         yield
-        self._led = False
+        self._led = False  # not in a ``finally``: after an error, ``dismiss`` must not send anything
 
     def dismiss(self) -> None:
-        """Let the processes that wait for an assignment end."""
+        """Let the processes that wait for an assignment end: they receive None."""
         if not self._led:
             self.from_main(None)
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Replace each gradient by its sum over all processes; a missing one counts as zero.
+        """Replace each gradient by its sum over all processes. A missing gradient counts as zero.
 
-        Gradients of sharded parameters are summed already, in the backward pass.
+        The sum is right because the loss weights are those of the whole step. Gradients of sharded parameters are
+        summed in the backward pass already.
         """
         if self.count > 1:
             for parameter in parameters:
@@ -122,6 +123,6 @@ class Ranks:
                 dist.all_reduce(parameter.grad)
 
     def wait(self) -> None:
-        """Wait until all processes get here."""
+        """Wait until all processes have reached this call."""
         if self.count > 1:
             self.state.wait_for_everyone()

@@ -1,7 +1,7 @@
-"""A model behind an API: any OpenAI-compatible chat endpoint, whose tokens and weights are not visible here.
+"""The API engine: a model behind any OpenAI-compatible chat endpoint, whose tokens and weights are not visible here.
 
-Messages go out and text comes back. That is enough to play, to score contexts and to extract experience. It cannot be
-the student, which must be scored on the very tokens that were sampled.
+Messages go out and text comes back. That is enough to play, to score contexts and to extract experience. Such a model
+cannot be the student, which must be scored on the very tokens that were sampled.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.sampling.requests import Endpoint, at_one_of, in_background, refused
 
 SEED_MASK = (1 << 31) - 1
-"""Some APIs take seeds of 32 bits only."""
+"""Cuts a seed to 31 bits, because some APIs take 32-bit integers only."""
 
 
 class ApiServer(Endpoint):
-    """One endpoint. An address with a path is taken as it is, since not all end in ``/v1``."""
+    """One chat endpoint. An address with a path is used unchanged, since not every API lives under ``/v1``."""
 
     def __init__(self, url: str) -> None:
         root = url.rstrip("/")
         super().__init__(root, root if urlsplit(root).path.strip("/") else f"{root}/v1")
         self.limit = "max_tokens"
-        """Its name for the length limit; newer models of some vendors take only ``max_completion_tokens``."""
+        """The API's name for the length limit. Newer models of some vendors take only ``max_completion_tokens``."""
 
     async def look_up(self) -> None:
-        """Check that it answers and accepts the key.
+        """Check that the API answers and accepts the key.
 
         Raises:
-            EngineError: it does not.
+            EngineError: nothing answers, or the key is refused.
         """
         try:
             await self.replies.models.list()
@@ -47,17 +47,17 @@ class ApiServer(Endpoint):
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise refused(self, error) from error
         except openai.APIStatusError:
-            pass  # not every API lists its models; the first request will tell
+            pass  # not every API lists its models; if something is wrong, the first request will show it
 
     async def chat(self, model: str, request: Request, sampling: Sampling, template_args: dict[str, Any]) -> Completion:
-        """One reply; where the API withholds it, a :class:`Completion` with ``error``."""
+        """One reply. If the API withholds it, the :class:`Completion` has an ``error``."""
         extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
         if template_args:
             extra["chat_template_kwargs"] = template_args
         limit = self.limit
         self.busy += 1
         try:
-            found: Any = await self.replies.chat.completions.create(
+            answer: Any = await self.replies.chat.completions.create(
                 model=model, messages=list(request.messages), seed=request.seed & SEED_MASK,  # type: ignore[arg-type]
                 temperature=sampling.temperature, top_p=sampling.top_p,
                 extra_body={limit: sampling.max_tokens} | extra,
@@ -69,9 +69,9 @@ class ApiServer(Endpoint):
             return await self.chat(model, request, sampling, template_args)
         finally:
             self.busy -= 1
-        if not found.choices:
+        if not answer.choices:
             raise EngineError(f"{self.url} answers without a reply; is that a chat endpoint?")
-        choice, used = found.choices[0], found.usage
+        choice, used = answer.choices[0], answer.usage
         text, why = choice.message.content or "", choice.finish_reason
         if why not in ("stop", "length"):
             return Completion(token_ids=(), logprobs=(), finish_reason="stop", error=f"{self.url} kept a reply: {why}")
@@ -82,12 +82,12 @@ class ApiServer(Endpoint):
 
 
 class ApiSampler:
-    """Samples from one API or several; each request goes to the least busy one.
+    """Samples from one API or several. Each request goes to the least busy API.
 
     Args:
-        loaded: what :func:`agentopcd.models.load.behind_api` returns.
-        urls: their addresses.
-        batch_size: requests in flight at each.
+        loaded: the result of :func:`agentopcd.models.load.behind_api`.
+        urls: the addresses of the APIs.
+        batch_size: the most requests in flight at each API.
         template_args: sent as ``chat_template_kwargs``, which vLLM's server, for example, understands.
     """
 
@@ -111,10 +111,10 @@ class ApiSampler:
             EngineError: the API cannot answer, or refuses to.
         """
         tickets = [self.submit(request, sampling) for request in requests]
-        found: dict[int, Completion] = {}
-        while len(found) < len(tickets):
-            found |= self.collect()
-        return [found[ticket] for ticket in tickets]
+        replies: dict[int, Completion] = {}
+        while len(replies) < len(tickets):
+            replies |= self.collect()
+        return [replies[ticket] for ticket in tickets]
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`agentopcd.rollouts.sampling.Sampler`."""
@@ -129,7 +129,7 @@ class ApiSampler:
     def collect(self) -> list[tuple[int, Completion]]:
         """See :class:`agentopcd.rollouts.sampling.Sampler`."""
         done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
-        return [(self._running.pop(one), one.result()) for one in done]
+        return [(self._running.pop(future), future.result()) for future in done]
 
     def drop(self, tickets: Iterable[int]) -> None:
         """See :class:`agentopcd.rollouts.sampling.Sampler`."""
@@ -139,10 +139,10 @@ class ApiSampler:
             del self._running[future]
 
     def rest(self) -> None:
-        """Nothing to free: the machine is not ours."""
+        """Do nothing: the machine is not ours."""
 
     def update(self) -> float | None:
-        """It cannot take weights.
+        """Refuse: an API cannot take weights.
 
         Raises:
             EngineError: always.

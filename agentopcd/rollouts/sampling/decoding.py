@@ -1,7 +1,7 @@
-"""A cheaper ``generate``, with the same result up to rounding.
+"""Faster decoding for transformers' ``generate`` on a CPU, with the same result up to rounding.
 
-Three avoidable things take most of a decoding step on a CPU: oneDNN repacks the weights for every product, the cache is
-copied at every token, and keys are copied for every head that shares them.
+Three avoidable costs take most of a decoding step on a CPU. oneDNN repacks the weights for every product. The cache of
+keys and values is copied at every token. Keys and values are copied for every head that shares them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from agentopcd import models
 
 PACKED_ROWS = 32
-"""Number of rows that weights are packed for: a batch of replies, one token each."""
+"""The number of rows that weights are packed for: a batch of replies, with one token each."""
 
 PLAIN = (torch.nn.Linear, models.Float32Head)
-"""Layers that are packed. Subclasses are not: some (routers of mixtures of experts) do more than a product."""
+"""Layers that are packed. Subclasses are not, because some do more than a product (routers of mixtures of experts)."""
 
 KNOWN = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "sliding_window"}
-"""Arguments of an attention call that, beside the mask, change nothing for a single new token."""
+"""Arguments of an attention call that :func:`_one_token` handles or, given the mask and one new token, may ignore."""
 
 
 @contextlib.contextmanager
 def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
-    """Inside this block all linear layers on a CPU use weights that are packed once; other devices are left alone.
+    """Inside this block, all linear layers on a CPU use weights that were packed once. Other devices are left alone.
 
     Products are computed in ``compute``, those of the output head in float32. The weights must not change inside the
-    block; the next block packs them again, because a fused optimizer leaves no trace of having changed them. A LoRA
-    adapter stays a separate product: added to bfloat16 weights, what it has learned could be lost in rounding.
+    block. Each block packs them anew, because a fused optimizer changes weights without leaving a trace. A LoRA
+    adapter stays a separate product: if it were added to bfloat16 weights, rounding could lose what it has learned.
     """
     head = model.get_output_embeddings()
     adapted = [m for m in model.modules() if hasattr(m, "lora_A") and type(m.base_layer) in PLAIN]
@@ -56,7 +56,7 @@ def packed_linears(model: Any, compute: torch.dtype) -> Iterator[None]:
 
 
 def _with_adapter(layer: Any, dtype: torch.dtype, forward: Any) -> Any:
-    """``forward`` plus the product of the layer's adapter, unless that is switched off."""
+    """``forward`` plus the product of the layer's adapter; ``forward`` alone if the adapter is off."""
     if layer.disable_adapters:
         return forward
     (name,) = layer.active_adapters
@@ -66,7 +66,7 @@ def _with_adapter(layer: Any, dtype: torch.dtype, forward: Any) -> Any:
 
 
 def can_pack(compute: torch.dtype) -> bool:
-    """Whether this torch packs weights, and this CPU multiplies packed ones in ``compute``."""
+    """Whether this build of torch can pack weights, and this CPU can multiply packed weights in ``compute``."""
     ops = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and hasattr(ops, "_reorder_linear_weight")):
         return False
@@ -79,7 +79,7 @@ def _packed_linear(dtype: torch.dtype, weight: torch.Tensor, bias: torch.Tensor 
 
 @contextlib.contextmanager
 def grouped_attention(device: torch.device) -> Iterator[None]:
-    """On a CPU, attention of a single new token by :func:`_one_token` inside this block."""
+    """Inside this block, :func:`_one_token` computes the attention of a single new token on a CPU."""
     if device.type != "cpu":
         yield
         return
@@ -92,11 +92,15 @@ def grouped_attention(device: torch.device) -> Iterator[None]:
 
 
 def _one_token(usual: Any, module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-    """Attention with the heads that share keys folded into the query axis, in float32, so that no key is copied.
+    """Attention of one new token, in the dtype of the cached keys (float32 on a CPU) and without copies of keys.
+
+    The heads that share keys become rows of one query, so the keys need not be copied for each head.
 
     Args:
-        query: ``[B, H, 1, D]``; anything longer is left to ``usual``.
-        key: ``[B, G, T, D]``, and ``value`` alike; head ``h`` reads group ``h // (H / G)``.
+        usual: the attention to call for all other inputs.
+        query: ``[B, H, 1, D]``; longer queries are left to ``usual``.
+        key: ``[B, G, T, D]``. Head ``h`` reads group ``h // (H / G)``.
+        value: the same shape as ``key``.
         attention_mask: ``[B, 1, 1, T]`` or None.
     """
     (batch, heads, new, width), groups = query.shape, key.shape[1]
@@ -111,7 +115,7 @@ def _one_token(usual: Any, module: Any, query: Any, key: Any, value: Any, attent
 
 
 def reserved_cache(model: Any, room: int, compute: torch.dtype) -> DynamicCache | None:
-    """A cache with room for ``room`` tokens; None where some layers forget and the model brings a cache of its own."""
+    """A cache with room for ``room`` tokens; None if some layer forgets, since such a model brings its own cache."""
     if not models.attends_to_all(model):
         return None
     on_cpu = next(model.parameters()).device.type == "cpu"
@@ -121,9 +125,9 @@ def reserved_cache(model: Any, room: int, compute: torch.dtype) -> DynamicCache 
 
 
 class _Reserved(DynamicLayer):
-    """A layer's keys and values in memory that is allocated once, in the dtype that attention reads.
+    """A layer's keys and values, in memory that is allocated once and in the dtype that attention reads.
 
-    Appending to a ``DynamicLayer`` copies all of it at every token, and under autocast converts it, too.
+    A ``DynamicLayer`` instead copies everything at every new token, and under autocast converts it, too.
     """
 
     def __init__(self, room: int, dtype: torch.dtype) -> None:
@@ -132,7 +136,7 @@ class _Reserved(DynamicLayer):
         self.all: list[torch.Tensor] = []
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-        """Keys and values so far ``[B, H, T, D]``, as views of that memory."""
+        """Append new keys and values, and return all of them so far ``[B, H, T, D]``, as views."""
         if not self.all:
             for new in (key_states, value_states):
                 self.all.append(new.new_empty((*new.shape[:2], self.room, new.shape[3]), dtype=self.dtype))

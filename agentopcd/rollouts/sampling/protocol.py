@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a sampler, whatever engine is behind it."""
+"""The interface of a sampler, whatever engine is behind it, and what engines share: batching, limits, seeds."""
 
 from __future__ import annotations
 
@@ -12,46 +12,47 @@ from agentopcd.core.types import Completion, Request, Sampling
 
 
 class Sampler(Protocol):
-    """Answers prompts. Token ids go in and come out, so nothing is ever tokenised twice.
+    """Answers prompts. Token ids go in and come out, so no text is ever tokenised twice.
 
-    The reply to a request depends on its prompt, its seed and the weights, not on its neighbours in
-    the batch (up to rounding, which follows the shape of the batch).
+    The reply to a request depends on its prompt, its seed and the weights. It does not depend on the other requests of
+    the batch, except for rounding, which depends on the batch's shape.
     """
 
     engine: str
-    """Name for the setup hash, such as ``transformers-float32``: replies of two engines never pool."""
+    """The name in the setup hash, such as ``transformers-float32``. Replies of two engines are never pooled."""
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order."""
         ...
 
     def submit(self, request: Request, sampling: Sampling) -> int:
-        """Ask for a completion; :meth:`collect` returns it with this ticket."""
+        """Ask for a completion and return a ticket; :meth:`collect` returns the completion with this ticket."""
         ...
 
     def collect(self) -> list[tuple[int, Completion]]:
-        """Completions that are ready, with their tickets; waits for at least one. Requires a pending request."""
+        """The completions that are ready, with their tickets. Waits for at least one; a request must be pending."""
         ...
 
     def drop(self, tickets: Iterable[int]) -> None:
-        """Forget requests whose completions nobody will collect."""
+        """Forget these requests: nobody will collect their completions."""
         ...
 
     def rest(self) -> None:
-        """No request comes until the weights have changed: an engine may free memory until then."""
+        """Free memory if possible: no request comes until the weights have changed."""
         ...
 
     def update(self) -> float | None:
-        """The weights changed. An engine with its own copy takes them over and measures how far it is off afterwards.
+        """Take over the model's changed weights, if the engine has its own copy, and measure how far it is off then.
 
         Returns:
-            Mean absolute difference of log-probabilities to the model's own, in nats; None without a copy.
+            The mean absolute difference between the engine's log-probabilities and the model's, in nats; None for an
+            engine without a copy.
         """
         ...
 
 
 class InBatches:
-    """Base of samplers that answer in batches: one call of ``sample`` answers everything submitted."""
+    """Base class of samplers that answer in batches: one call of ``sample`` answers all submitted requests."""
 
     def __init__(self) -> None:
         self._asked: dict[int, tuple[Request, Sampling]] = {}
@@ -67,7 +68,7 @@ class InBatches:
         """See :class:`Sampler`."""
         asked = dict(self._asked)
         self._asked.clear()
-        (sampling,) = {how for _, how in asked.values()}  # one player at a time
+        (sampling,) = {settings for _, settings in asked.values()}  # one player at a time, so one kind of settings
         return list(zip(asked, self.sample([request for request, _ in asked.values()], sampling), strict=True))
 
     def drop(self, tickets: Iterable[int]) -> None:
@@ -80,17 +81,23 @@ class InBatches:
         raise NotImplementedError
 
     def rest(self) -> None:
-        """Nothing to free."""
+        """Do nothing: there is no memory to free."""
 
     def update(self) -> None:
-        """Nothing to do: the weights that sample are those that train."""
+        """Do nothing: the weights that sample are the weights that train."""
 
 
 def check_room(requests: Sequence[Request], sampling: Sampling, room: int, name: str) -> None:
-    """Refuse prompts that leave no room for the longest reply in the ``room`` positions of model ``name``.
+    """Refuse prompts that leave no room for the longest reply.
+
+    Args:
+        requests: the prompts to check.
+        sampling: says how long a reply may be.
+        room: the number of positions of the model; 0: unknown, so nothing is refused.
+        name: the model's name, for the message.
 
     Raises:
-        ConfigError: a prompt and the longest reply do not fit.
+        ConfigError: a prompt and the longest reply do not fit into the positions.
     """
     longest = max((len(r.prompt_ids) for r in requests), default=0)
     if room and longest + sampling.max_tokens > room:
@@ -101,6 +108,6 @@ def check_room(requests: Sequence[Request], sampling: Sampling, room: int, name:
 
 
 def request_seed(*parts: object) -> int:
-    """A 63-bit seed from what identifies a request (run seed, task, repetition, turn)."""
+    """A 63-bit seed from the parts that identify a request: run seed, task, repetition and turn, for instance."""
     digest = hashlib.blake2b("\0".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,6 +1,6 @@
-"""Requests to OpenAI-compatible servers: many at once, asked again while a server is away.
+"""Requests to OpenAI-compatible servers: many at once, and repeated while a server is away.
 
-What is served, and whose weights it has, is for the samplers to know.
+This module knows nothing of models and weights; the samplers do.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ E = TypeVar("E", bound="Endpoint")
 T = TypeVar("T")
 
 KEY = "AGENTOPCD_API_KEY"
-"""Environment variable with the key that is sent to the servers."""
+"""The environment variable with the key that is sent to the servers."""
 RETRIES = 60
-"""Attempts at a request while no server answers: about eight minutes."""
+"""The most attempts at a request while no server answers: about eight minutes in all."""
 LONGEST_WAIT_S = 8.0
 REPLY_TIMEOUT_S = 600.0
 RETRIED = (openai.APIConnectionError, openai.APITimeoutError, openai.InternalServerError, openai.RateLimitError)
 
 
 def client_options() -> dict[str, Any]:
-    """How every client is set up: with the user's key, and without retries of its own."""
+    """Options of every client: the user's key, and no retries of the client's own."""
     return {"api_key": os.environ.get(KEY) or "none", "max_retries": 0, "timeout": REPLY_TIMEOUT_S}
 
 
 class Endpoint:
-    """One server as requests see it: its client, how busy it is, and its recent failures.
+    """One server: its client, how busy it is, and its recent failures.
 
     Args:
-        url: its name in messages.
-        api: the address below which its API lies.
+        url: the server's name in messages.
+        api: the base address of the server's API.
     """
 
     def __init__(self, url: str, api: str) -> None:
         self.url = url
         self.replies = openai.AsyncOpenAI(base_url=api, **client_options())
         self.busy = 0
-        """Requests under way."""
+        """The number of requests in flight."""
         self.failures = 0
-        """Failures in a row."""
+        """The number of failures in a row."""
         self.rests_until = 0.0
-        """When others stop being preferred to it, on the clock of :func:`time.monotonic`."""
+        """Until when other servers are preferred, on the clock of :func:`time.monotonic`."""
 
     def failed(self) -> float:
         """Record a failure and return how many seconds to leave the server alone."""
@@ -63,10 +63,14 @@ class Endpoint:
 
 
 async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T:
-    """What ``ask`` gets from the least busy server, or from another one where that fails.
+    """The answer of the least busy server or, after a failure, of another one.
+
+    Args:
+        servers: the servers to choose from.
+        ask: sends the request to a server.
 
     Raises:
-        EngineError: none answers in spite of retries, or one refuses.
+        EngineError: no server answers in spite of retries, or a server refuses the request.
     """
     for attempt in range(RETRIES):
         now = time.monotonic()
@@ -77,7 +81,7 @@ async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T
             wait = server.failed()
             if attempt == RETRIES - 1:
                 raise EngineError(f"{server.url} does not answer: {_message(error)}") from error
-            if all(s.rests_until > time.monotonic() for s in servers):
+            if all(s.rests_until > time.monotonic() for s in servers):  # else another one is tried at once
                 await asyncio.sleep(wait)
         except openai.APIStatusError as error:
             raise refused(server, error) from error
@@ -88,7 +92,7 @@ async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T
 
 
 def patiently(act: Callable[[], T]) -> T:
-    """Call ``act``, and again while its server is away."""
+    """Call ``act``, and call it again while its server is away."""
     for attempt in range(RETRIES):
         try:
             return act()
@@ -100,22 +104,22 @@ def patiently(act: Callable[[], T]) -> T:
 
 
 def in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-    """Start ``work`` on the loop of all requests."""
+    """Start ``work`` on the event loop of all requests."""
     return asyncio.run_coroutine_threadsafe(work, _loop())
 
 
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """One loop for all requests, in a thread that ends with the process."""
+    """The event loop of all requests, in a thread that ends with the process."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="agentopcd-requests", daemon=True).start()
     return loop
 
 
 def refused(server: Endpoint, error: openai.APIStatusError) -> EngineError:
-    """The error for people where ``server`` refused a request."""
+    """The error to raise when ``server`` has refused a request."""
     if isinstance(error, openai.AuthenticationError | openai.PermissionDeniedError):
-        return EngineError(f"{server.url} wants a key, or another one; set the environment variable {KEY}")
+        return EngineError(f"{server.url} asks for a key or refuses this one; set the environment variable {KEY}")
     return EngineError(f"{server.url} refused a request ({error.status_code}): {_message(error)}")
 
 

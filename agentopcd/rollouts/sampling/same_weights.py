@@ -1,4 +1,4 @@
-"""Check that an engine samples with the model's weights, by comparing log-probabilities with the model's own."""
+"""A check that an engine samples with the model's weights: its log-probabilities are compared with the model's own."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from agentopcd import models
 from agentopcd.core.types import Completion, Request, Sampling
 
 GAP_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
-"""Mean difference of log-probabilities that equal weights never reach; a test allows them 0.1 in bfloat16."""
+"""Mean difference of log-probabilities, in nats, that equal weights never reach. A test holds equal weights to 0.1 in
+bfloat16."""
 PROBES = ("Count from one to twenty.", "What do you see, and where do you go?")
 SAMPLING = Sampling(temperature=0.7, max_tokens=16)
-"""Not 1, which would hide an engine that leaves the temperature out of its log-probabilities."""
+"""The temperature is not 1, which would hide an engine that leaves the temperature out of its log-probabilities."""
 
 
 @torch.no_grad()
@@ -22,7 +23,15 @@ def gap_nats(
     compute: torch.dtype,
     sample: Callable[[Sequence[Request], Sampling], Sequence[Completion]],
 ) -> float:
-    """Mean absolute difference to the model's own log-probabilities, in nats, on short replies to fixed prompts."""
+    """The mean absolute difference between an engine's log-probabilities and the model's, in nats.
+
+    The engine gives short replies to two fixed prompts, and the model scores the very tokens of these replies.
+
+    Args:
+        loaded: the model.
+        compute: dtype of the model's matrix products; use the engine's.
+        sample: asks the engine.
+    """
     model, gaps = loaded.model, []
     device, was_training = next(model.parameters()).device, model.training
     probes = [
@@ -36,11 +45,12 @@ def gap_nats(
     model.eval()
     try:
         for request, reply in zip(requests, replies, strict=True):
+            # A position predicts the token after it, so the reply's logits start at the last prompt token.
             ids = torch.tensor([[*request.prompt_ids, *reply.token_ids]], device=device)
             with models.autocast(device, compute):
                 logits = model(input_ids=ids, use_cache=False).logits[0, len(request.prompt_ids) - 1 : -1]
-            own = (logits.float() / SAMPLING.temperature).log_softmax(-1)
-            chosen = own.gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
+            logprobs = (logits.float() / SAMPLING.temperature).log_softmax(-1)
+            chosen = logprobs.gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
             gaps.append((chosen.cpu() - torch.tensor(reply.logprobs)).abs())
     finally:
         model.train(was_training)
@@ -48,6 +58,9 @@ def gap_nats(
 
 
 def named_weights(loaded: models.LoadedModel) -> dict[str, torch.Tensor]:
-    """All parameters by name, with the output head even where it is tied: an engine keeps its own packed copy."""
-    found = {name: p.detach() for name, p in loaded.model.named_parameters()}
-    return found | {"lm_head.weight": loaded.model.get_output_embeddings().weight.detach()}
+    """All parameters by name. The output head is among them even if it is tied to the embeddings.
+
+    ``named_parameters`` leaves a tied head out, but an engine keeps its own packed copy of the head.
+    """
+    weights = {name: p.detach() for name, p in loaded.model.named_parameters()}
+    return weights | {"lm_head.weight": loaded.model.get_output_embeddings().weight.detach()}

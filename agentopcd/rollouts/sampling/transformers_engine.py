@@ -1,4 +1,4 @@
-"""The transformers engine: padded ``generate``, batched by length."""
+"""The transformers engine: ``generate`` on padded batches of prompts of similar length."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from agentopcd.rollouts.sampling.protocol import InBatches, check_room
 
 
 class TransformersSampler(InBatches):
-    """Samples from the very model object it is given, so the weights that sample are those that train.
+    """Samples from the very model object that is trained, so there is no copy of weights to update.
 
     Args:
-        loaded: the model; it is switched to eval mode while it samples.
+        loaded: the model; it is in eval mode while it samples.
         compute: dtype of matrix products, see :func:`agentopcd.models.compute.pick_compute`.
         batch_size: sequences per ``generate`` call. Requests are sorted by prompt length first.
     """
@@ -61,7 +61,7 @@ class TransformersSampler(InBatches):
         chooser = _SeededChoice(requests, sampling, width)
         was_training, vendor = model.training, model.generation_config
         model.eval()
-        # generate() fills settings that we leave open from the model's own file; none of those may leak in.
+        # generate() fills settings that we leave open from the model's own file. None of them may leak in.
         model.generation_config = GenerationConfig()
         try:
             with models.autocast(device, self.compute), decoding.grouped_attention(device):
@@ -80,7 +80,7 @@ class TransformersSampler(InBatches):
         return [self._completion(row, lps) for row, lps in zip(rows, logprobs, strict=True)]
 
     def _config(self, sampling: Sampling) -> GenerationConfig:
-        # Greedy on scores that leave one choice: the choice itself is made by _SeededChoice.
+        # _SeededChoice draws the token and leaves it as the only finite score, so greedy search must take it.
         return GenerationConfig(
             do_sample=False,
             temperature=1.0,
@@ -105,9 +105,9 @@ class TransformersSampler(InBatches):
 
 
 class _SeededChoice(LogitsProcessor):
-    """Draws each row's next token with noise that depends on the row's seed and position alone.
+    """Draws each row's next token with noise that depends only on the row's seed and the token's position.
 
-    It draws by inversion: one uniform number per (seed, position) against the cumulative distribution. The
+    The draw is by inversion: one uniform number per (seed, position) is looked up in the cumulative distribution. The
     chosen token is left as the only finite score, and its log-probability is kept.
     """
 
@@ -134,7 +134,7 @@ class _SeededChoice(LogitsProcessor):
     def _draw(self, logprobs_BV: torch.Tensor) -> torch.Tensor:
         position = len(self.logprobs)
         noise = [random.Random(f"{seed}:{position}").random() for seed in self.seeds]
-        if logprobs_BV.device.type == "mps":  # has no float64
+        if logprobs_BV.device.type == "mps":  # MPS has no float64
             return self._draw_from(logprobs_BV.cpu(), noise).to(logprobs_BV.device)
         return self._draw_from(logprobs_BV, noise)
 
@@ -142,13 +142,13 @@ class _SeededChoice(LogitsProcessor):
     def _draw_from(logprobs_BV: torch.Tensor, noise: Sequence[float]) -> torch.Tensor:
         cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
         target_B = torch.tensor(noise, dtype=torch.float64, device=logprobs_BV.device) * cumulative_BV[:, -1]
-        # right=True steps over zero-probability tokens when the number falls on a boundary.
+        # right=True skips tokens of probability zero when the number falls on a boundary.
         chosen_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True).squeeze(1)
         return chosen_B.clamp_(max=logprobs_BV.shape[1] - 1)
 
 
 def truncated_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Log-probabilities [B, V] after temperature, top-k and top-p (in that order), float32."""
+    """Log-probabilities ``[B, V]``, float32, after temperature, top-k and top-p, in that order."""
     logits_BV = logits_BV / sampling.temperature
     if 0 < sampling.top_k < logits_BV.shape[1]:
         kth_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]

@@ -1,4 +1,4 @@
-"""The mask of :mod:`agentopcd.rollouts.sampling.choices` inside vLLM, which imports this once it has started."""
+"""The mask of :mod:`agentopcd.rollouts.sampling.choices` inside vLLM, which imports this module when it starts."""
 
 from __future__ import annotations
 

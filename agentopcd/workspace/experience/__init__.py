@@ -1,1 +1,1 @@
-"""From play to a chosen context."""
+"""From play to a chosen context: play, extract items, grow candidate contexts, choose one."""

@@ -1,4 +1,4 @@
-"""Accumulation chains: what the model writes down from its episodes, and the pool of contexts that grows from it."""
+"""Accumulation chains: the model extracts items from episodes, and each chain of items grows a context in the pool."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ from agentopcd.workspace.session import Session
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gathered:
-    """What one play run left in the store."""
+    """What one play run has left in the store."""
 
     run_id: int
     rate: Rate
     items: list[str]
-    """Ids of the items found, each once."""
+    """Ids of the extracted items, each once."""
     flagged: int
-    """Items that wait for a person."""
+    """The number of items that wait for a person."""
     unparsed: int
-    """Extractor replies without an item."""
+    """The number of extractor replies without an item."""
     candidates: list[Context]
-    """The chains' contexts, the latest of each chain first, each once."""
+    """The chains' contexts, each once: first the latest of each chain, then the earlier ones."""
 
     def to_dict(self) -> dict[str, Any]:
+        """The result as JSON, for the ledger."""
         return {
             "run": self.run_id, "episodes": self.rate.n, "wins": self.rate.wins, "success": self.rate.rate,
             "low": self.rate.low, "high": self.rate.high, "items": self.items, "flagged": self.flagged,
@@ -53,7 +54,7 @@ class Gathered:
 
     @classmethod
     def from_dict(cls, done: Mapping[str, Any], store: Store) -> Gathered:
-        """What :meth:`to_dict` wrote, with the contexts from the store."""
+        """The result that :meth:`to_dict` wrote, with the contexts read from the store."""
         return cls(
             run_id=done["run"], rate=Rate(done["wins"], done["episodes"]), items=done["items"],
             flagged=done["flagged"], unparsed=done["replies_without_item"],
@@ -62,9 +63,13 @@ class Gathered:
 
 
 def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathered) -> Gathered:
-    """Run the accumulation chains over the run's episodes and name every step in the pool.
+    """Run the accumulation chains over the run's episodes, and add the context of every step to the pool.
 
-    Chain ``c`` reads its own seeded draw of the episodes; each step appends that episode's items.
+    Each chain reads the episodes of its own seeded draw. Each step reads one episode and appends that episode's items
+    to the chain's context.
+
+    Raises:
+        ConfigError: the run has no finished episode.
     """
     store, chat = session.store, session.player.chat
     ids = [row["id"] for row in store.episodes(run_id=run_id)]
@@ -83,11 +88,11 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
             origin = Origin(
                 run_id=run_id, episode=store.transcript(id_), episode_id=id_, shown=shown, first_line=c * 1000
             )
-            got = ingest(store, reply, origin, special=chat.special, count_tokens=chat.count_tokens)
-            unparsed += not got.parsed
-            flagged |= set(got.flagged)
-            items |= dict.fromkeys(got.ids)
-            texts = [item.text for item in store.items(ids=got.accepted)]
+            ingested = ingest(store, reply, origin, special=chat.special, count_tokens=chat.count_tokens)
+            unparsed += not ingested.parsed
+            flagged |= set(ingested.flagged)
+            items |= dict.fromkeys(ingested.ids)
+            texts = [item.text for item in store.items(ids=ingested.accepted)]
             chains[c] = assemble(
                 [*chains[c].lines, *texts], budget=config.budget_tokens,
                 count_tokens=chat.count_tokens, placement=config.placement,
@@ -103,16 +108,16 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
 def _replies(
     session: Session, config: GatherConfig, readings: dict[int, list[int]], chains: dict[int, Context]
 ) -> Iterator[dict[int, str]]:
-    """The extractor's replies of each step, by chain.
+    """Yield the extractor's replies of each step, by chain.
 
-    Where the extractor sees the chain's earlier items, a step waits for the one before; else all steps
-    of all chains are asked at once, which is much faster.
+    If the extractor sees the chain's earlier items, each step waits for the step before. Otherwise all steps of all
+    chains are asked at once, which is much faster.
     """
     steps = range(len(readings[0]))
     if not config.show_earlier:
-        everything = _ask(session, config, [(c, s) for s in steps for c in readings], readings, chains)
+        replies = _ask(session, config, [(c, s) for s in steps for c in readings], readings, chains)
         for s in steps:
-            yield {c: everything[c, s] for c in readings}
+            yield {c: replies[c, s] for c in readings}
         return
     for s in steps:
         replies = _ask(session, config, [(c, s) for c in readings], readings, chains)
@@ -123,7 +128,7 @@ def _ask(
     session: Session, config: GatherConfig, places: Sequence[tuple[int, int]], readings: dict[int, list[int]],
     chains: dict[int, Context],
 ) -> dict[tuple[int, int], str]:  # fmt: skip
-    """The extractor's replies at these (chain, step) places."""
+    """The extractor's replies at these ``(chain, step)`` places."""
     player = session.player
     requests = []
     for c, s in places:
@@ -135,54 +140,61 @@ def _ask(
         temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
     )
     session.say(f"extracting from {len(requests)} episodes")
-    # A model too small to keep to the format gets a second try, with the marker as its first words; where the
-    # first reply of no chain keeps to it, the others are asked that way at once. Saying nothing keeps to it.
+    # A reply that is not in the format is asked for again, with the marker as its first words. Small models need this.
+    # If the first reply of no chain is in the format, all later ones are asked that way at once. An empty reply is in
+    # the format.
     first = len(readings)
     prompted = [player.chat.opened(request, MARKER) for request in requests]
     replies = _texts(session, player.sampler.sample(requests[:first], sampling))
     if any(_in_format(reply) for reply in replies) or prompted[0] is None:
         replies += _texts(session, player.sampler.sample(requests[first:], sampling))
     else:
-        replies += ["?"] * (len(requests) - first)
+        replies += ["?"] * (len(requests) - first)  # never in the format, so each of them is asked below
     again = {i: request for i, request in enumerate(prompted) if request is not None and not _in_format(replies[i])}
     for i, reply in zip(again, player.sampler.sample(list(again.values()), sampling), strict=True):
         replies[i] = MARKER + player.chat.reply(reply)
     if again:
-        session.say(f"{len(again)} of {len(requests)} replies asked for with {MARKER!r} as their opening")
+        session.say(f"asked again for {len(again)} of {len(requests)} replies, with {MARKER!r} as their first words")
     return dict(zip(places, replies, strict=True))
 
 
 def _texts(session: Session, replies: Sequence[Completion]) -> list[str]:
-    """The replies as text. What an API kept back is told, and not taken for having nothing to say."""
+    """The replies as text. A reply that an API withheld is reported, and is not taken for an empty one."""
     if kept := [reply.error for reply in replies if reply.error]:
         session.say(f"warning: {len(kept)} of {len(replies)} lessons are missing ({kept[0]})")
     return [session.player.chat.reply(reply) or reply.error for reply in replies]
 
 
 def _in_format(reply: str) -> bool:
-    """Whether an extractor's reply holds an item, or nothing at all: no lesson is an answer too."""
+    """Whether an extractor's reply is in the format: it holds an item or is empty, since no lesson is an answer too."""
     return MARKER in reply or not after_thinking(reply).strip()
 
 
 def _first_chain(session: Session, run_id: int) -> int:
-    """Number of this run's first chain: where it began before it was killed, else the next free one.
+    """The number of this run's first chain: the same as before a kill, else the next free number.
 
-    A chain that has found nothing yet has no name, so it began right after the chains that came before.
+    A chain without an item has no name in the store. So this run's first chain comes right after the last chain of
+    earlier runs, whichever of this run's chains have names.
     """
     moves = session.store.moves(pool_prefix(session.env))
     names = ((move["name"].split("/")[-2], move["run_id"]) for move in moves)
     owners = {int(name): owner for name, owner in names if name.isdecimal()}  # a person may name refs freely
-    own = min((chain for chain, owner in owners.items() if owner == run_id), default=max(owners, default=-1) + 1)
-    return max((chain for chain in owners if chain < own), default=-1) + 1
+    named = min((chain for chain, owner in owners.items() if owner == run_id), default=max(owners, default=-1) + 1)
+    return max((chain for chain in owners if chain < named), default=-1) + 1
 
 
 def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[Context]:
-    """Distinct contexts of the pool (of one run, if given): the latest step of each chain, newest chain first."""
+    """The distinct contexts of the pool: the latest step of each chain, newest chain first; then the steps before.
+
+    Args:
+        run_id: only contexts of this run; None: of all runs.
+        prefix: the prefix of the pool's refs; '': that of the session's environment.
+    """
     store = session.store
     names = store.refs(prefix or pool_prefix(session.env))
     if run_id is not None:
-        own = {move["name"] for move in store.moves(run_id=run_id)}
-        names = {name: id_ for name, id_ in names.items() if name in own}
+        moved = {move["name"] for move in store.moves(run_id=run_id)}
+        names = {name: id_ for name, id_ in names.items() if name in moved}
     chains: dict[str, list[str]] = {}
     for name, id_ in names.items():
         chains.setdefault(name.rpartition("/")[0], []).append(id_)
@@ -193,9 +205,13 @@ def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[
 
 
 def chains_of(store: Store, run: Mapping[str, Any]) -> list[list[str]]:
-    """The context id of every step, 0 included, of every chain of a finished play run; ``config`` is read already.
+    """For every chain of a finished play run, the context id after every step, step 0 included.
 
-    A step without a ref keeps the context before it: a chain has none until its first item.
+    A step without a ref keeps the context of the step before, because a chain has no ref until its first item.
+
+    Args:
+        store: holds the chains' refs.
+        run: the run's row, with ``config`` already parsed.
     """
     config, played = run["config"], json.loads(run["result"])["episodes"]
     reached: defaultdict[str, dict[int, str]] = defaultdict(dict)

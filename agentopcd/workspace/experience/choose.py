@@ -1,4 +1,4 @@
-"""Which context is worth distilling: rank candidates on select tasks, confirm the winner, value items."""
+"""Which context is worth distilling: rank candidates on select tasks, confirm the winner, and value single items."""
 
 from __future__ import annotations
 
@@ -24,10 +24,17 @@ def choose(
     session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int, gate: bool = True,
     traces: int = 0,
 ) -> tuple[Ranking, Confirmation | None]:  # fmt: skip
-    """Rank candidates on select tasks; confirm the winner once, against the empty context, on fresh tasks.
+    """Rank candidates on select tasks. Confirm the winner once, against the empty context, on fresh tasks.
 
     Args:
-        traces: tokens of the :func:`raw_traces` that are ranked beside them and never win; 0: none.
+        gate: whether to confirm the winner.
+        traces: the most tokens of the :func:`raw_traces` that are ranked beside the candidates and never win; 0: none.
+
+    Returns:
+        The ranking, and the result of the confirmation; None if there was none.
+
+    Raises:
+        ConfigError: there is no candidate besides the raw traces.
     """
     bench = session.bench(run_id)
     ranked = list(candidates[: config.candidates])
@@ -48,13 +55,13 @@ def choose(
 
 
 def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
-    """What extraction would have read, as a context: the newest episodes of extract tasks that fit (paper, Table 6).
+    """The episodes that extraction reads, as a context: the newest ones of extract tasks that fit (paper, Table 6).
 
     Args:
-        budget: most tokens.
+        budget: the most tokens of the context.
 
     Raises:
-        ConfigError: no such episode was played, or not even the newest fits.
+        ConfigError: no such episode was played, or not even the newest one fits.
     """
     split = "extract" if session.manifest.protocol == "disjoint" else "shared"
     rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id)
@@ -79,7 +86,11 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
 def value_items(
     session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int
 ) -> list[dict[str, Any]]:
-    """A value with an interval for every active item of the candidates, from complementary random halves."""
+    """The value of each active item of the candidates, with an interval, from complementary random halves of the items.
+
+    Raises:
+        ConfigError: the candidates have no active item.
+    """
     store = session.store
     ids = dict.fromkeys(item.id for context in candidates for item in store.items(context_id=context.id))
     items = [item for item in store.items(ids=list(ids)) if item.status in ("active", "pinned")]

@@ -1,4 +1,4 @@
-"""What is distilled: the confirmed context of the store, one that a person gives, or several at once."""
+"""Which context a consolidation distils: the confirmed one of the store, one that a person gives, or a mixture."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from agentopcd.workspace.session import Session
 
 
 def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixture:
-    """The context to distil. A file is a person's word; a context of the store must have been confirmed.
+    """The context to distil. A file is taken as it is; a context of the store must have passed the confirm gate.
 
     Raises:
-        ConfigError: nothing was confirmed and ``force`` is not set, or there is no context at all.
+        ConfigError: no context was confirmed and ``force`` is not set, or there is no context at all.
     """
     flags = player_flags(config)
     if config.mix:
@@ -47,10 +47,10 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
 def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
     """The ``config.mix`` contexts of the pool that did best on select tasks with this model, weighted by their success.
 
-    One of them must have been confirmed, unless ``force`` is set.
+    At least one of them must have passed the confirm gate, unless ``force`` is set.
 
     Raises:
-        ConfigError: too few have won a select task, or none of them was confirmed.
+        ConfigError: too few contexts have won a select task, or none of the best was confirmed.
     """
     session.resume_model("consolidate")
     candidates, arena = pool(session), Arena(session.env, session.setup(), "select")
@@ -74,7 +74,7 @@ def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
 
 
 def shares(context: Context | Mixture) -> dict[str, float]:
-    """How much of a training each context is."""
+    """The share of each context in a training, by context id; the shares sum to 1."""
     if isinstance(context, Context):
         return {context.id: 1.0}
     total = sum(context.weights)

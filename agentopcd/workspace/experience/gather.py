@@ -1,7 +1,7 @@
-"""Play, store every turn, and let the model extract items: from tasks to candidate contexts.
+"""What ``agentopcd play`` does: play tasks, store every turn, and let the model extract items into candidate contexts.
 
-Everything is written down as it happens and seeded by what it is for, so a killed call goes on when it
-is repeated, and nothing is stored twice.
+Everything is stored as it happens, and every seed follows from what it is for. So a killed call resumes when it is
+repeated, and nothing is stored twice.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from agentopcd.workspace.session import Session
 
 
 def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
-    """Play ``config.episodes`` episodes, store them, and let the model extract items from them.
+    """Play ``config.episodes`` episodes, store them and, with ``config.extract``, let the model extract items.
 
-    A run that has finished is read back, not repeated.
+    A finished run is read back, not repeated.
     """
     if (done := session.ledger.result(run_id)) is not None:
         return Gathered.from_dict(done, session.store)
@@ -35,9 +35,12 @@ def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
 
 
 def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Context) -> list[tuple[Task, int]]:
-    """The tasks this run plays: unused ones first, then used ones again, with fresh noise.
+    """The tasks that this run plays, each with its repetition: unused tasks first, then used ones with fresh noise.
 
-    What this run itself has stored counts as unused, so that a resumed run plans the same tasks.
+    Episodes that this run itself has stored do not count as used, so that a resumed run plans the same tasks.
+
+    Raises:
+        ConfigError: the split has no tasks.
     """
     tasks = session.tasks(config.split)
     used = session.store.used(session.env, context.id, besides=run_id)
