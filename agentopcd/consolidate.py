@@ -8,7 +8,8 @@ Each step:
 
 The parts of a step are in ``distillation/``: ``methods.py`` has this method and its baselines, ``losses.py`` the
 formulas, ``positions.py`` the token positions that are scored. ``rollouts/chat.py`` renders the prompts, and
-``rollouts/player.py`` plays the episodes.
+``rollouts/player.py`` plays the episodes. The letters at the end of a tensor's name are its axes: N response tokens,
+H hidden size, R the rows of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -118,6 +119,7 @@ def consolidate(
         clock = Clock()
 
         # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.)
+        # Each turn becomes a sample with both prompts, the student's without and the teacher's with the context.
         played = play_step(method, draw(training.train, step, config), training.context, ranks)
         noted = noted or say_read_apart(played, say)
         player.sampler.rest()  # the engine may free its memory for the passes below

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: its progress, and how a killed run resumes."""
+"""Checkpoints of a training: its progress, which step is the best so far, and how a killed run resumes."""
 
 from __future__ import annotations
 

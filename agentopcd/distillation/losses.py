@@ -362,12 +362,18 @@ def _outcomes(z_NV: Tensor, support_NK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _coarse_kl(a_NK: Tensor, a_rest_N: Tensor, b_NK: Tensor, b_rest_N: Tensor, form: str) -> Tensor:
-    """KL from ``a`` to ``b`` on the support: with the remainder (``tail``), renormalised (``renorm``) or bare."""
-    if form == "tail":
-        a_NK, b_NK = torch.cat([a_NK, a_rest_N[:, None]], -1), torch.cat([b_NK, b_rest_N[:, None]], -1)
-    elif form == "renorm":
-        a_NK, b_NK = a_NK.log_softmax(-1), b_NK.log_softmax(-1)
-    return _kl(a_NK, b_NK)
+    """KL from ``a`` to ``b`` on the support, with the rest (``tail``), renormalised (``renorm``), or bare (``raw``).
+
+    The value of ``stopgrad`` is that of ``raw``.
+    """
+    match form:
+        case "tail":
+            return _kl(torch.cat([a_NK, a_rest_N[:, None]], -1), torch.cat([b_NK, b_rest_N[:, None]], -1))
+        case "renorm":
+            return _kl(a_NK.log_softmax(-1), b_NK.log_softmax(-1))
+        case "raw" | "stopgrad":
+            return _kl(a_NK, b_NK)
+    raise AssertionError(f"the form {form!r} has no formula")  # a new one must not pass for another
 
 
 def _kl(a: Tensor, b: Tensor) -> Tensor:

@@ -143,6 +143,10 @@ class SharedPrefix:
         cache = models.decoder(self.model)(input_ids=ids, use_cache=True).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
+    def forget(self) -> None:
+        """Drop the keys and values: the model has changed, and the next use computes them again."""
+        vars(self).pop("keys_and_values", None)
+
     def shared_by(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> int:
         """The number of tokens that all prompts of ``pairs`` share with the prefix; 0 if sharing does not pay.
 

@@ -1,4 +1,7 @@
-"""The teachers: a frozen model, or a model that follows the student."""
+"""The teachers: a frozen model, or a model that follows the student.
+
+Their prompts, with the context, come ready in the samples: ``samples_of`` asks ``rollouts/chat.py`` for them.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +189,7 @@ class MovingTeacher(FrozenTeacher):
             else:
                 weight.copy_(learned[name])
         for prefix in self.prefixes:
-            prefix.__dict__.pop("keys_and_values", None)  # they were computed with the old weights
+            prefix.forget()  # its keys and values were computed with the old weights
 
     def assert_unchanged(self) -> None:
         """Raise if a gradient has reached the teacher; its weights may change, by :meth:`follow` alone.

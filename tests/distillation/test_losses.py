@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.distillation import losses
 from agentopcd.distillation.losses import (
@@ -251,6 +253,11 @@ def test_a_temperature_must_be_positive(temperature: float) -> None:
     for call in calls:
         with pytest.raises(ConfigError, match="temperature must be above 0"):
             call()
+
+
+def test_settings_offer_the_forms_that_have_a_formula() -> None:
+    (offered,) = (get_args(hint) for name, hint in get_type_hints(TrainConfig).items() if name == "divergence")
+    assert set(offered) == set(get_args(Form)) == set(FORMS)
 
 
 def test_unknown_names_and_empty_supports_are_refused(unchecked: ModuleType) -> None:
