@@ -50,7 +50,7 @@ learner.check_float32 = all_sharded
 PARTS = Context("- EXPERIENCE ITEM: always go left"), Context("- EXPERIENCE ITEM: answers that end in five are wrong")
 MIXED = Mixture(PARTS, (0.6, 0.4))
 MIXES = f"""
-from agentopcd.workspace.experience import find_context
+from agentopcd.workspace.experience import find_context as module
 from agentopcd.cli import main
 from agentopcd.core.types import Context, Mixture
 mixed = {MIXED!r}
@@ -58,7 +58,7 @@ def find_context(session, config):
     for part in mixed.parts:
         session.store.add_context(part)
     return mixed
-handover.find_context = find_context
+module.find_context = find_context
 main()
 """
 
