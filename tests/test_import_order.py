@@ -30,7 +30,7 @@ INSIDE = {
     "core": ["errors types text", "stats runs transcript config.base", "config.verbs", "config.flags", "config"],
     "models": [
         "process",
-        "find compute head parallel.ranks",
+        "find compute head parallel.ranks merged tokens",
         "load",
         "adapter attention parallel.sharding",
         "models",
@@ -53,7 +53,8 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "chat sampling.choices sampling.protocol sampling.requests",
+        "marks sampling.choices sampling.protocol sampling.requests",
+        "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",

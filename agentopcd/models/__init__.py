@@ -17,8 +17,16 @@ from agentopcd.models.compute import (
     pick_compute,
     pick_device,
 )
-from agentopcd.models.head import Float32Head, check_head, decoder, float32_head, scaled
-from agentopcd.models.load import LoadedModel, behind_api, check_pair, load_model, save_model
+from agentopcd.models.head import Float32Head, check_head, decoder, float32_head, positions, scaled
+from agentopcd.models.load import (
+    LoadedModel,
+    behind_api,
+    check_pair,
+    check_savable,
+    load_model,
+    save_model,
+    shared_rows,
+)
 from agentopcd.models.process import prepare_process
 
 __all__ = [
@@ -33,6 +41,7 @@ __all__ = [
     "behind_api",
     "check_head",
     "check_pair",
+    "check_savable",
     "checkpoint_gradients",
     "decoder",
     "float32_head",
@@ -42,7 +51,9 @@ __all__ = [
     "parameter_hash",
     "pick_compute",
     "pick_device",
+    "positions",
     "prepare_process",
     "save_model",
     "scaled",
+    "shared_rows",
 ]

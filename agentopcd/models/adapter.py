@@ -9,7 +9,8 @@ import torch
 
 from agentopcd.models import find
 from agentopcd.models.compute import freeze
-from agentopcd.models.load import LoadedModel, load_model, peft, save_model
+from agentopcd.models.load import LoadedModel, load_model, save_model
+from agentopcd.models.merged import peft
 
 
 def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int) -> None:

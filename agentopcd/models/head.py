@@ -69,3 +69,8 @@ def decoder(model: Any) -> Any:
     For a sharded model this is the model itself, since only its own call gathers the weights.
     """
     return model if isinstance(model, FSDPModule) else model.get_decoder()
+
+
+def positions(model: Any) -> int:
+    """The number of positions that ``model`` was made for; 0 if its config names none."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 0

@@ -38,8 +38,7 @@ class TransformersSampler(InBatches):
         Raises:
             ConfigError: a prompt and its longest reply do not fit into the model's positions.
         """
-        room = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
-        check_room(requests, sampling, room, self.loaded.name)
+        check_room(requests, sampling, models.positions(self.loaded.model), self.loaded.name)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         replies: dict[int, Completion] = {}
         with decoding.packed_linears(self.loaded.model, self.compute):
