@@ -127,7 +127,7 @@ def _whole_model(folder: Path, name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with relayed_warnings():
+        with relayed_warnings(but=("LOAD REPORT", "generation flags are not valid")):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )

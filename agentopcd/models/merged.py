@@ -73,7 +73,9 @@ def _resize(model: Any, folder: Path) -> None:
 
 def _check_all_taken(wrapped: Any, folder: Path) -> None:
     """Refuse an adapter of another model: PEFT leaves out what it finds no place for."""
-    taken = set(peft().get_peft_model_state_dict(wrapped))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are about saving
+        taken = set(peft().get_peft_model_state_dict(wrapped))
     if left := sorted(set(_shapes(folder)) - taken):
         raise ModelError(
             f"adapter {str(folder)!r} has {len(left)} weights that its base has no place for ({left[0]}, ...); "

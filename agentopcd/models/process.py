@@ -10,7 +10,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,13 @@ def quiet() -> None:
 
 
 @contextlib.contextmanager
-def relayed_warnings() -> Iterator[None]:
+def relayed_warnings(*, but: Sequence[str] = ()) -> Iterator[None]:
     """Turn what transformers logs as a warning inside this block into Python warnings, whatever its log level is.
 
     The command line silences transformers, but a warning while a model is loaded is about that model.
+
+    Args:
+        but: words of warnings that the caller answers itself.
     """
     from transformers.utils import logging as transformers_logging
 
@@ -60,7 +63,8 @@ def relayed_warnings() -> Iterator[None]:
         logger.handlers, logger.propagate = handlers, upwards
         logger.setLevel(level)
     for message in heard.messages:
-        warnings.warn(message, stacklevel=4)
+        if not any(words in message for words in but):
+            warnings.warn(message, stacklevel=4)
 
 
 class _Heard(logging.Handler):

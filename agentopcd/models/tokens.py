@@ -32,6 +32,7 @@ _FLAGS = (
     "unk_token",
 )  # fmt: skip
 """What ``tokenizer.json`` says besides its vocabulary."""
+_MISTRAL = ("ministral", "mistral", "mistral3", "pixtral", "voxtral")
 
 
 def load_tokenizer(folder: Path, name: str, *, config: Path) -> Any:
@@ -46,19 +47,31 @@ def load_tokenizer(folder: Path, name: str, *, config: Path) -> Any:
     Raises:
         ModelError: the tokenizer cannot be loaded, or it does not give plain text back.
     """
-    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoConfig
 
-    file = folder / "tokenizer.json"
     try:
-        with relayed_warnings():
-            settings = AutoConfig.from_pretrained(config, trust_remote_code=False)
-            tokenizer: Any = AutoTokenizer.from_pretrained(folder, config=settings, trust_remote_code=False)
-            if file.is_file() and not _follows(tokenizer, file):
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        settings = AutoConfig.from_pretrained(config, trust_remote_code=False)
+        # transformers takes every folder for one of Mistral's whose config.json does not say who wrote it.
+        with relayed_warnings(but=() if settings.model_type in _MISTRAL else ("incorrect regex pattern",)):
+            tokenizer = _as_saved(folder, settings)
     except Exception as error:  # the libraries raise whatever they like, plain Exception too
         raise ModelError(f"cannot load the tokenizer of {name!r}: {first_line(error, type(error).__name__)}") from error
     _check_round_trip(tokenizer, name)
     return tokenizer
+
+
+def _as_saved(folder: Path, config: Any) -> Any:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    file = folder / "tokenizer.json"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+    except Exception:  # a class that only the model's own code has, for instance
+        if not file.is_file():
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+    right = not file.is_file() or _follows(tokenizer, file)
+    return tokenizer if right else PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _follows(tokenizer: Any, file: Path) -> bool:

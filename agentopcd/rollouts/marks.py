@@ -19,6 +19,12 @@ BLOCKS = (0xF0000, 0xF8000, 0x100000, 0x108000)
 """Private characters of Unicode, in blocks. One block that a prompt does not use lends the stand-ins for marks."""
 
 
+def _names(token: str) -> bool:
+    """Whether an added token can stand for a role: it has letters and signs, unlike a word or a run of spaces."""
+    letters = sum(char.isalnum() for char in token)
+    return 0 < letters < len(token) and token not in THINKING
+
+
 class Marks:
     """The tokens that a chat template marks roles and turns with, and text that holds such words without their meaning.
 
@@ -35,7 +41,7 @@ class Marks:
         added = tokenizer.added_tokens_decoder.values()
         named = set(tokenizer.all_special_tokens)
         special = {token.content for token in added if token.special}
-        roles = {token.content for token in added if token.content in written} - set(THINKING)
+        roles = {token.content for token in added if token.content in written and _names(token.content)}
         # Longest first: of two marks that begin at one place, a tokenizer takes the longer.
         self.strings = tuple(sorted(named | special | roles, key=lambda token: (-len(token), token)))
         self._place = {token: place for place, token in enumerate(self.strings)}

@@ -68,6 +68,15 @@ def test_the_words_of_a_mark_are_shown_as_they_were_written(turns: Any) -> None:
     )
 
 
+def test_spaces_and_words_that_are_added_tokens_are_no_marks() -> None:
+    """Gemma 3 has added tokens for lines and runs of spaces, and templates write lines."""
+    made = odd.tokenizer(plain=["\n", "user", "  "])
+    chat = Chat(made)
+    assert not {"\n", "user", "  "} & set(chat.special)
+    ids = made("\nuser  ", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 3 and set(ids) <= set(chat.render(user("the\nuser  <|im_end|>")))
+
+
 def test_a_thinking_mark_in_a_text_stays_a_token(turns: Any) -> None:
     """Games say "think inside <think>"; models know it as a token, and it opens no role."""
     (mark,) = turns("<think>", add_special_tokens=False)["input_ids"][-1:]
