@@ -143,6 +143,9 @@ def _whole_model(folder: Path, name: str) -> Any:
             f"model {name!r} has {len(spare)} weights that its config.json has no place for ({spare[0]}, ...), so it "
             "would not be the model that was saved; get the config.json that belongs to the weights"
         )
+    for weight, values in model.named_parameters():
+        if not torch.isfinite(values.detach().sum()):  # one NaN or infinity makes the sum one
+            raise ModelError(f"model {name!r} has numbers that are not finite in {weight}; get a good copy")
     _make_savable(model.generation_config)
     return model
 
@@ -175,7 +178,13 @@ def _fit_tokens(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
             f"{len(outside)} tokens of the tokenizer of {name!r} ({outside[0]!r}, ...) have no row in the model's "
             f"embeddings, which have {rows}; take the tokenizer that belongs to the model"
         )
-    end_ids = tuple(id_ for id_ in _end_ids(tokenizer, model, name) if id_ < rows)
+    named = _end_ids(tokenizer, model, name)
+    end_ids = tuple(id_ for id_ in named if 0 <= id_ < rows)
+    if len(end_ids) < len(named):
+        lost = next(id_ for id_ in named if id_ not in end_ids)
+        warnings.warn(
+            f"end token {lost} of {name!r} has no row in its {rows} embeddings and ends nothing", stacklevel=3
+        )
     if not end_ids:
         raise ModelError(f"model {name!r} names no end-of-sequence token; its replies would never end")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
@@ -188,8 +197,10 @@ def _end_ids(tokenizer: Any, model: Any, name: str) -> list[int]:
     found: list[int] = []
     for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
         for token in source if isinstance(source, list) else [source]:
+            if not isinstance(token, int | None):
+                raise ModelError(f"model {name!r} names {token!r} as an end token; wanted a number (eos_token_id)")
             if token is not None and token not in found:
-                found.append(int(token))
+                found.append(token)
     last = tokens.end_of_turn(tokenizer)
     if last is not None and last not in found:
         warnings.warn(

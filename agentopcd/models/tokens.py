@@ -24,6 +24,8 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.js
 """A folder with one of these files has a tokenizer."""
 
 PROBE = "agentopcd-probe"
+LONG_PROBE = f"{PROBE} " * 500 + "end"
+"""Seen whole in a prompt only if the template cuts nothing."""
 
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
@@ -103,6 +105,10 @@ def _check_round_trip(tokenizer: Any, name: str) -> None:
                 f"the tokenizer of {name!r} does not give text back: {text[:40]!r} becomes {back[:40]!r} "
                 f"({len(text)} characters become {len(back)}); get the tokenizer.json that belongs to the model"
             )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = {} if backend is None else backend.get_vocab(with_added_tokens=False)
+    if len(set(words.values())) < len(words):
+        raise ModelError(f"two words of the vocabulary of {name!r} have one number; get a good copy of tokenizer.json")
     if lost := [text for text in RARE if _there_and_back(tokenizer, f"a {text} b") != f"a {text} b"]:
         warnings.warn(f"the tokenizer of {name!r} does not give back {', '.join(map(repr, lost))}", stacklevel=4)
 
@@ -130,9 +136,11 @@ def template_of(folder: Path) -> str:
     return json.loads(old.read_text(encoding="utf-8")).get("chat_template", "") if old.is_file() else ""
 
 
-def conversation(tokenizer: Any, *roles: str, header: bool = False, **template_args: Any) -> str:
-    """A conversation of these roles, each of which says :data:`PROBE`; '' if the template refuses it."""
-    messages = [{"role": role, "content": PROBE} for role in roles]
+def conversation(
+    tokenizer: Any, *roles: str, header: bool = False, says: str = PROBE, **template_args: Any
+) -> str:  # fmt: skip
+    """A conversation of these roles, each of which says the same; '' if the template refuses it."""
+    messages = [{"role": role, "content": says} for role in roles]
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header, **template_args)
     except Exception:  # a template can raise errors of its own
@@ -158,8 +166,8 @@ def check_template(tokenizer: Any, name: str) -> None:
             f"model {name!r} has a tokenizer without a chat template; take an instruct model, or set "
             "tokenizer.chat_template and save it with the model"
         )
-    text = conversation(tokenizer, "user", header=True)
-    if text and PROBE not in text:
+    text = conversation(tokenizer, "user", header=True, says=LONG_PROBE)
+    if text and LONG_PROBE not in text:
         raise ModelError(f"the chat template of {name!r} leaves out what the user says; get the model's own template")
     ids = set(tokenizer(text, add_special_tokens=False)["input_ids"])
     written = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.content in text}

@@ -130,8 +130,11 @@ def test_a_warning_of_the_library_is_not_swallowed(own: Path, monkeypatch: pytes
 # -- the template ---------------------------------------------------------------------------------------
 
 
-def test_a_template_that_drops_the_message_is_refused(own: Path) -> None:
-    (own / "chat_template.jinja").write_text("{{ '<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n' }}")
+@pytest.mark.parametrize("said", ["''", "m['content'][:3]", "m['content'][:1000]", "'hello'"])
+def test_a_template_that_drops_or_cuts_the_message_is_refused(said: str, own: Path) -> None:
+    (own / "chat_template.jinja").write_text(
+        tiny.TEMPLATE.replace("message['content']", said.replace("m[", "message["))
+    )
     with pytest.raises(ModelError, match="leaves out what the user says"):
         models.load_model(str(own))
 
@@ -203,6 +206,39 @@ def test_a_damaged_file_is_one_line(file: str, content: str, own: Path) -> None:
         models.load_model(str(own))
     except ModelError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("ends", [[[2]], ["2"], {"a": 1}, 2.5, [None, [None]]])
+def test_end_tokens_that_are_no_numbers_are_one_line(ends: Any, own: Path) -> None:
+    odd.edit(own / "generation_config.json", eos_token_id=ends)
+    with pytest.raises(ModelError, match=r"as an end token|cannot load model"):
+        models.load_model(str(own))
+
+
+def test_an_end_token_without_a_row_ends_nothing_and_is_told(own: Path) -> None:
+    odd.edit(own / "tokenizer_config.json", eos_token="<|new|>")
+    with pytest.warns(UserWarning, match="has no row in its .* embeddings and ends nothing"):
+        assert models.load_model(str(own)).end_ids == (tiny.END,)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(bad: float, own: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(own / "model.safetensors")
+    weights["model.norm.weight"][3] = bad
+    save_file(weights, own / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"not finite in model\.norm\.weight"):
+        models.load_model(str(own))
+
+
+def test_two_words_of_one_number_are_refused(own: Path) -> None:
+    settings = json.loads((own / "tokenizer.json").read_text())
+    words = settings["model"]["vocab"]
+    words[next(word for word in words if len(word) > 3)] = words["5"]
+    (own / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="have one number|does not give text back"):
+        models.load_model(str(own))
 
 
 def test_a_damaged_sidecar_is_one_line(own: Path) -> None:
