@@ -27,7 +27,13 @@ FOLDERS = {
 """Folder or module at the top of the package: it imports only from those with a lower number."""
 
 INSIDE = {
-    "core": ["errors types text", "stats runs transcript config.base", "config.verbs", "config.flags", "config"],
+    "core": [
+        "errors types text",
+        "encoding stats runs transcript config.base",
+        "config.verbs",
+        "config.flags",
+        "config",
+    ],
     "models": [
         "process",
         "find compute head parallel.ranks",
@@ -36,9 +42,10 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load games.solvers questions.symbolic",
+        "views load games.solvers questions.symbolic questions.answers questions.files",
         "base spec questions.grading",
-        "builtin games.gym_bridge games.textarena questions.text_checks",
+        "builtin games.gym_bridge games.textarena questions.text_checks questions.values",
+        "questions.choices",
         "registry questions.rows",
         "check floors remote splits questions.env",
         "questions.ifeval questions.puzzles questions.reasoning",

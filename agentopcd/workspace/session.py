@@ -13,7 +13,9 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
+from agentopcd.core.encoding import decoded
 from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.text import lines_of
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.splits import Manifest, build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
@@ -228,14 +230,14 @@ class Session:
         """A context by file, ref or id, and whether it came from a file.
 
         Raises:
-            ConfigError: the file is empty or not UTF-8 text.
+            ConfigError: the file is empty or no text.
             StoreError: ``name`` is neither a file nor a ref or id in the store.
         """
         if Path(name).is_file():
             try:
-                text = Path(name).read_text(encoding="utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"context file {name!r} is not UTF-8 text ({error})") from error
+                text = "\n".join(lines_of(decoded(Path(name).read_bytes()))).strip()
+            except ConfigError as error:
+                raise ConfigError(f"context file {name!r} cannot be read: {error}") from None
             if not text:
                 raise ConfigError(f"context file {name!r} is empty; write the context into it")
             context = Context(text, placement)
