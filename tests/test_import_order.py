@@ -60,7 +60,8 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "chat sampling.choices sampling.protocol sampling.requests",
+        "replies sampling.choices sampling.protocol sampling.requests",
+        "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
@@ -75,7 +76,7 @@ INSIDE = {
         "metrics played",
     ],
     "workspace": [
-        "ledger",
+        "day ledger",
         "session",
         "evaluation.table experience.chains experience.choose",
         "evaluation.drift experience.find_context experience.gather",

@@ -1,13 +1,9 @@
-"""Text helpers shared by the whole package: a reply without its reasoning, lines, the first line of an error."""
+"""Text helpers shared by the whole package: a reply without its reasoning, the first line of an error."""
 
 from __future__ import annotations
 
-import re
-
 THINKING, END_OF_THINKING = "<think>", "</think>"
 """The marks around a reply's reasoning. Those of other model families are read as these: ``rollouts/replies.py``."""
-
-_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def after_thinking(reply: str) -> str:
@@ -22,14 +18,6 @@ def after_thinking(reply: str) -> str:
 def still_thinking(reply: str) -> bool:
     """Whether a reply ends inside its reasoning: it was cut there, or the model never came out of it."""
     return THINKING in reply.rpartition(END_OF_THINKING)[2]
-
-
-def lines_of(text: str) -> list[str]:
-    r"""The lines of a text. Only ``\n``, ``\r\n`` and ``\r`` end one.
-
-    ``str.splitlines`` would also cut at form feeds and at characters such as U+2028, which people have inside a line.
-    """
-    return _LINE_END.split(text)
 
 
 def first_line(error: object, otherwise: str = "") -> str:

@@ -164,7 +164,7 @@ class Context:
     @property
     def lines(self) -> list[str]:
         """The experience items in it, marker removed; empty for free text."""
-        return [line[len(MARKER) :].strip() for line in self.text.split("\n") if line.startswith(MARKER)]
+        return [line[len(MARKER) :].strip() for line in self.text.splitlines() if line.startswith(MARKER)]
 
     @property
     def parts(self) -> tuple[Context, ...]:

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from agentopcd.core.text import after_thinking, lines_of
+from agentopcd.core.text import after_thinking
 from agentopcd.core.types import MARKER, Context
 
 MAX_ITEM_TOKENS = 120
@@ -73,7 +73,7 @@ def parse(reply: str) -> list[Parsed]:
     """
     reply = reply.encode("utf-8", "replace").decode()  # a lone surrogate cannot be stored
     found: list[Parsed] = []
-    for line in lines_of(after_thinking(reply)):
+    for line in after_thinking(reply).splitlines():
         for raw, text in _pieces(line):
             if any(char.isalnum() for char in text):
                 found.append(Parsed(text.strip(), raw.strip(), len(found)))
