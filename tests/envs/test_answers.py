@@ -48,6 +48,8 @@ RIGHT = [
     ("Answer: <answer>7</answer>", "7"),
     ("I put it in a \\boxed answer.\nAnswer: 7", "7"),
     ("Answer: Yes.", "yes"),
+    ("I shall end with Answer:\n**Answer:** yes", "yes"),
+    ("Answer: Answer: yes", "yes"),
     ("Answer: **True**", "yes"),
     ("<answer>NO</answer>", "no"),
     ("Answer: A. Aspirin", "A"),
