@@ -7,6 +7,7 @@ rendered at all: its sampled ids are appended to each prompt (``docs/method.md``
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Part, Request
 from agentopcd.models import tokens
+from agentopcd.rollouts import replies
 from agentopcd.rollouts.marks import Marks
 
 PROMPT_VERSION = "1"
@@ -31,10 +33,14 @@ class Chat:
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
         template_args: arguments for the template, such as ``{"enable_thinking": False}``.
+        day: the day that the template tells the model, if it tells one; today's, for as long as this object lives.
     """
 
-    def __init__(self, tokenizer: Any, template_args: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, template_args: dict[str, Any] | None = None, day: datetime.date | None = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self.day = day or datetime.date.today()
         self.template_args = dict(template_args or {})
         self.teacher: Chat | None = None
         """Renders the teacher's prompts, if the teacher has another template; see :meth:`taught_by`."""
@@ -51,7 +57,7 @@ class Chat:
 
     def taught_by(self, tokenizer: Any) -> bool:
         """Let a teacher read its prompts in its own template, and return whether that differs from the student's."""
-        teacher, talk = Chat(tokenizer, self.template_args), [Message(role="user", content=_PROBE)]
+        teacher, talk = Chat(tokenizer, self.template_args, self.day), [Message(role="user", content=_PROBE)]
         self.teacher = teacher if teacher.render(talk) != self.render(talk) else None
         return self.teacher is not None
 
@@ -83,12 +89,17 @@ class Chat:
         """The request to a sampler for these messages; see :meth:`render`."""
         return Request(prompt_ids=self.render(messages, context), seed=seed, choices=choices)
 
-    def reply(self, reply: Completion) -> str:
-        """The text of a sampler's reply, without special tokens."""
-        return self.reply_text(reply.token_ids)
+    def reply(self, reply: Completion, *, begun: bool = False) -> str:
+        """The text of a sampler's reply, its thinking between ``<think>`` and ``</think>``; see :mod:`.replies`.
+
+        Args:
+            begun: the answer itself had begun before: it was :meth:`opened`, or held to :meth:`choices`.
+        """
+        return self.reader.text(reply.token_ids, begun=begun)
 
     def opened(self, request: Request, opening: str) -> Request | None:
-        """The same request with the first words of the reply already given; None if the engine cannot do that."""
+        """The same request with the first words of the answer already given; None if the engine cannot do that."""
+        opening = self.reader.before_answer + opening  # they are no thoughts
         return dataclasses.replace(request, prompt_ids=request.prompt_ids + self._reply_ids(opening))
 
     def prompts(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -99,15 +110,15 @@ class Chat:
             AlignmentError: the prompts do not end in the same generation header, so the two models would predict the
                 first response token from different positions.
         """
-        student, reader = self.render(messages), self.teacher or self
-        without = student if reader is self else reader.render(messages)
-        teacher = reader.render(messages, context)
+        student, judge = self.render(messages), self.teacher or self
+        without = student if judge is self else judge.render(messages)
+        teacher = judge.render(messages, context)
         if context.text and without == teacher:
             raise ConfigError(
                 f"this chat template drops a context placed as {context.placement}, so there would be nothing to "
                 "learn; place it with --placement user"
             )
-        check_same_header(without, teacher, reader.header)
+        check_same_header(without, teacher, judge.header)
         return student, teacher
 
     def prefix(self, context: Context) -> tuple[int, ...]:
@@ -117,8 +128,28 @@ class Chat:
         return one[: common_length(one, other)]
 
     def reply_text(self, ids: Sequence[int]) -> str:
-        """The text of response token ids, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of response token ids, without special tokens; see :meth:`reply`."""
+        return self.reader.text(ids)
+
+    @functools.cached_property
+    def reader(self) -> replies.Reader:
+        """Reads the model's replies."""
+        return replies.Reader(self.tokenizer, self._apply([Message(role="user", content=_PROBE)]).rpartition(_PROBE)[2])
+
+    @functools.cached_property
+    def says_day(self) -> bool:
+        """Whether the template tells the model what day it is."""
+        talks = (("user",), ("system", "user"), ("user", "assistant", "user"))
+        days = (datetime.date(1999, 12, 31), datetime.date(2026, 1, 1))
+        for roles in talks:
+            talk = [Message(role=role, content=_PROBE) for role in roles]
+            try:
+                one, other = (self._apply(talk, day=day) for day in days)
+            except ConfigError:  # no system message, for example
+                continue
+            if one != other:
+                return True
+        return False
 
     def choices(self, replies: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each of these replies, end token included.
@@ -175,12 +206,14 @@ class Chat:
             before, rest = self.default_system, messages
         return [Message(role="system", content=f"{before}\n\n{text}" if before else text), *rest]
 
-    def _apply(self, messages: Sequence[Message], *, header: bool = True) -> str:
+    def _apply(self, messages: Sequence[Message], *, header: bool = True, day: datetime.date | None = None) -> str:
         if not self._keeps_replies and any(message["role"] == "assistant" for message in messages):
             raise ConfigError("this chat template leaves earlier turns of a chat out; take --history transcript")
+        # The template's own clock would change prompts that are rendered again after midnight.
+        clock = {"strftime_now": (day or self.day).strftime} if asks_clock(self.tokenizer) else {}
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=header, **self.template_args
+                list(messages), tokenize=False, add_generation_prompt=header, **clock, **self.template_args
             )
         except Exception as error:  # a template can raise errors of its own
             if messages[0]["role"] == "system":
@@ -231,6 +264,7 @@ class ApiChat(Chat):
     default_system = ""
     header = ()
     teacher = None
+    says_day = False  # as far as is known here
 
     def __init__(self, template_args: dict[str, Any] | None = None) -> None:
         self.template_args = dict(template_args or {})
@@ -241,8 +275,8 @@ class ApiChat(Chat):
     ) -> Request:  # fmt: skip
         return Request(prompt_ids=(), seed=seed, messages=tuple(self._place(list(messages), context)))
 
-    def reply(self, reply: Completion) -> str:
-        return reply.text
+    def reply(self, reply: Completion, *, begun: bool = False) -> str:
+        return replies.read_text(reply.text)
 
     def opened(self, request: Request, opening: str) -> Request | None:
         return None
@@ -253,6 +287,11 @@ class ApiChat(Chat):
     def count_tokens(self, text: str) -> int:
         """An estimate at three bytes per token, rounded up, because the API's tokenizer is unknown."""
         return -(-len(text.encode(errors="replace")) // 3)
+
+
+def asks_clock(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template looks at the clock, under some condition at least."""
+    return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

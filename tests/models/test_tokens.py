@@ -237,7 +237,7 @@ def test_two_words_of_one_number_are_refused(own: Path) -> None:
     words = settings["model"]["vocab"]
     words[next(word for word in words if len(word) > 3)] = words["5"]
     (own / "tokenizer.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match="have one number|does not give text back"):
+    with pytest.raises(ModelError, match=r"have one number|does not give text back"):
         models.load_model(str(own))
 
 
