@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from agentopcd.core.text import first_line
 from agentopcd.models.process import relayed_warnings
 
 TEXTS = (
-    'Take 3 + 4, then  go left.\nWhat\'s next?\n\n  [up] (a_b) {"x": 12} <y> A.B; a , b ! C: ~`@#$%^&*-=/|\\ end',
+    "Take 3 + 4, then  go left.\nWhat's next?\n\n  [up] (a_b) {'x': 12} <y> A.B; a , b ! C: end",
+    f"All signs: {' '.join(string.digits + string.ascii_letters + string.punctuation)} end",
     "One two. " * 2000 + "end",
 )
-"""Text without which no game can be played. The second is long, so that a tokenizer that cuts is seen."""
+"""Text without which no game can be played. The last is long, so that a tokenizer that cuts is seen."""
 
 RARE = ("a\tb", "é ü ñ", "→ █ ▒ ♞", "日本", "🦓")
 """Text that some games show; a tokenizer that loses it is used, with a warning."""
@@ -26,7 +28,6 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.js
 PROBE = "agentopcd-probe"
 LONG_PROBE = f"{PROBE} " * 500 + "end"
 """Seen whole in a prompt only if the template cuts nothing."""
-
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _FLAGS = (
