@@ -60,7 +60,8 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "marks replies sampling.choices sampling.protocol sampling.requests",
+        "replies sampling.choices sampling.protocol sampling.requests",
+        "marks",
         "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",

@@ -50,6 +50,9 @@ def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Seq
     rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
     ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]
     turns = [turn for id_ in ids for turn in session.store.transcript(id_).turns if turn.response_ids]
+    # A student with more tokens than its base (an adapter over a resized vocabulary) is compared on those of both.
+    rows = models.shared_rows(contestant.model, base.model)
+    turns = [turn for turn in turns if max(turn.response_ids) < rows]
     temperature = session.config.temperature or 1.0  # greedy play (0) is measured on the untempered distribution
     chat, pad_id = session.player_for(base.model).chat, base.model.tokenizer.pad_token_id
     entropy = kl = 0.0
@@ -66,7 +69,7 @@ def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Seq
                 own_RV = choices.keep(logits_of(contestant.model.model, own_NH[where]), allowed[where])
                 base_RV = own_RV if same else choices.keep(logits_of(base.model.model, base_NH[where]), allowed[where])
                 entropy += float(losses.entropy_nats(own_RV, temperature).sum())
-                kl += float(losses.full_kl(own_RV, base_RV, temperature=temperature).sum())
+                kl += float(losses.full_kl(own_RV[:, :rows], base_RV[:, :rows], temperature=temperature).sum())
     tokens = sum(len(turn.response_ids) for turn in turns)
     return Drift(entropy_nats=entropy / max(tokens, 1), kl_nats=kl / max(tokens, 1), tokens=tokens, episodes=len(ids))
 
