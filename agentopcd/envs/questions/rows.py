@@ -62,6 +62,8 @@ class QuestionRow:
 
     See :mod:`.text_checks` and :mod:`agentopcd.envs.questions.ifeval`.
     """
+    source: Raw = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """The row as it was read, for graders of the user's own."""
 
 
 def load_rows(
@@ -174,7 +176,7 @@ def _checked(number: int, row: QuestionRow, raw: Raw) -> QuestionRow:
     split = str(raw.get("split") or row.split)
     if split and split not in SPLITS:
         raise EnvError(f"row {number} is in split {split!r}; splits are {', '.join(SPLITS)}")
-    return dataclasses.replace(row, split=split)
+    return dataclasses.replace(row, split=split, source=raw)
 
 
 def _layout(raw: Sequence[Raw]) -> Callable[[Raw], QuestionRow]:
