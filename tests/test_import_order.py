@@ -30,7 +30,7 @@ INSIDE = {
     "core": ["errors types text", "stats runs transcript config.base", "config.verbs", "config.flags", "config"],
     "models": [
         "process",
-        "find compute head parallel.ranks",
+        "find compute head parallel.ranks shortcuts",
         "load",
         "adapter attention parallel.sharding",
         "models",
@@ -62,7 +62,7 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "chunks samples",
+        "chunks compare samples",
         "memory teacher learner",
         "methods",
         "metrics played",

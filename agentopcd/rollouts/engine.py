@@ -55,12 +55,16 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
         return "transformers", f"vLLM cannot be imported: {error}"
 
 
-def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: torch.dtype) -> Player:
-    """A player of the settings' environment, with replies from ``loaded``."""
+def player_of(
+    config: PlayerConfig, loaded: models.LoadedModel, compute: torch.dtype, say: Callable[[str], None] = print
+) -> Player:
+    """A player of the settings' environment, with replies from ``loaded``; ``say`` takes lines for people."""
     engine = engine_of(config, loaded)[0]
     chat = ApiChat(config.template_args) if engine == "api" else Chat(loaded.tokenizer, config.template_args)
-    make: Callable[..., Sampler] = vllm_engine.sampler_of if engine == "vllm" else TransformersSampler
-    if engine == "server":
+    make: Callable[..., Sampler] = functools.partial(TransformersSampler, say=say)
+    if engine == "vllm":
+        make = vllm_engine.sampler_of
+    elif engine == "server":
         from agentopcd.rollouts.sampling import vllm_server
 
         make = functools.partial(vllm_server.sampler_of, urls=config.servers)
