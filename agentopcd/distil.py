@@ -133,6 +133,7 @@ def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.
         return  # behind an API
     with models.autocast(session.device, session.compute):
         models.check_head(loaded.model)
+        models.check_backward(loaded.model)
     if config.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
         raise ModelError(f"{type(loaded.model).__name__} has no gradient checkpointing; leave it out")
 

@@ -34,11 +34,11 @@ LIMIT_NATS = {torch.float32: 1e-5, torch.bfloat16: 0.02}
 PROMPT_TOKENS, RESPONSE_TOKENS = 960, 64
 """The most tokens of a row that are compared."""
 INSTEAD = {
-    "head": "whole sequences go through its own forward pass, because hidden states and output head",
-    "together": "each sequence is read alone, because several in one pass",
-    "prefix": "each prompt is read in full, because a shared beginning that is read once",
+    "head": "logits come from whole forward passes; those from hidden states and output head",
+    "together": "each sequence is read alone; several in one pass",
+    "prefix": "each prompt is read in full; after a beginning that is read once it",
 }
-"""What is done instead of each shortcut, for the line that says so."""
+"""What is done instead of each shortcut, and how the line that says so goes on."""
 
 
 def few(pairs: Sequence[Pair]) -> list[Pair]:
@@ -84,14 +84,16 @@ def compare(
         return []
     if prefix and not models.attends_to_all(model):
         known.prefix = prefix = False
-        lines.append(f"note: {name}: {INSTEAD['prefix']} does not serve a window, a state or ALiBi")
+        lines.append(f"note: {name}: {INSTEAD['prefix']} would miss what a window, a state or ALiBi needs")
     with known.timed():
         for shortcut, (own, read) in _ways(model, rows, pad_id, prefix=prefix).items():
             off, fault = _off_nats(model, own, read)
             known.off_nats[shortcut] = off
             if not off <= LIMIT_NATS[compute]:  # also refuses NaN
                 setattr(known, shortcut, False)
-                lines.append(f"note: {name}: {INSTEAD[shortcut]}, {fault}")
+                lines.append(f"note: {name}: {INSTEAD[shortcut]} {fault}")
+            if not known.head:
+                break  # nothing is scored by hidden states then
     return lines
 
 
@@ -131,6 +133,6 @@ def _off_nats(model: Any, own: Sequence[Tensor], read: Callable[[], Tensor]) -> 
     try:
         found = logits_of(model, read()).split([len(row) for row in own])
     except Exception as error:  # whatever the code of an architecture raises
-        return math.inf, f"fails ({first_line(error, otherwise=type(error).__name__)})"
+        return math.inf, f"would fail ({first_line(error, otherwise=type(error).__name__)})"
     off = max(float(losses.full_kl(one, other).mean()) for one, other in zip(own, found, strict=True))
-    return off, f"is off by {off:.2g} nats a token"
+    return off, f"would be off by {off:.2g} nats a token"

@@ -23,7 +23,7 @@ from agentopcd.models.compute import (
     pick_compute,
     pick_device,
 )
-from agentopcd.models.head import Float32Head, check_head, decoder, float32_head, scaled
+from agentopcd.models.head import Float32Head, check_backward, check_head, decoder, float32_head, scaled
 from agentopcd.models.load import LoadedModel, behind_api, check_pair, load_model, save_model
 from agentopcd.models.process import prepare_process
 from agentopcd.models.shortcuts import Shortcuts, forget_shortcuts, own_logits, shortcuts_of
@@ -39,6 +39,7 @@ __all__ = [
     "attends_without_padding",
     "autocast",
     "behind_api",
+    "check_backward",
     "check_head",
     "check_pair",
     "check_positions",

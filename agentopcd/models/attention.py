@@ -21,7 +21,7 @@ def positions_of(model: Any) -> int:
     with a long context would be another function than its student. So the model ends where its scale begins to move.
     """
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None) or 0
+    positions = max(0, getattr(config, "max_position_embeddings", None) or 0)  # XLNet's is -1
     ropes = getattr(config, "rope_parameters", None) or {}
     for rope in [
         ropes,

@@ -65,7 +65,7 @@ def check_head(model: Any) -> None:
     kind = type(model).__name__
     try:
         logits = model(input_ids=ids, use_cache=False).logits.float()
-        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
         again = scaled(model, model.get_output_embeddings()(hidden)).float()
     except Exception as error:  # whatever the code of an architecture raises
         raise ModelError(
@@ -80,4 +80,34 @@ def decoder(model: Any) -> Any:
 
     For a sharded model this is the model itself, since only its own call gathers the weights.
     """
-    return model if isinstance(model, FSDPModule) else model.get_decoder()
+    if isinstance(model, FSDPModule):
+        return model
+    found = model.get_decoder()
+    # Where a class does not say which part is its decoder, transformers guesses, and may name the model or its head.
+    wrong = found is None or found is model or found is model.get_output_embeddings()
+    return getattr(model, "model", found) if wrong else found
+
+
+def check_backward(model: Any) -> None:
+    """Check that a gradient reaches the embeddings of ``model``, which is left as it was.
+
+    Raises:
+        ModelError: the backward pass fails.
+    """
+    ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    embedded: list[torch.Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+            torch.autograd.grad(hidden.float().sum(), embedded)
+    except Exception as error:  # whatever the code of an architecture raises
+        why = first_line(error, otherwise=type(error).__name__)
+        raise ModelError(f"{type(model).__name__} cannot be trained here: its backward pass fails ({why})") from error
+    finally:
+        hook.remove()

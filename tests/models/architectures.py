@@ -14,6 +14,7 @@ SIZES: dict[str, Any] = {
 HEAD = {**SIZES, "head_dim": 8}
 MOE = {**HEAD, "moe_intermediate_size": 16}
 GPT = {"n_positions": 2048, "n_embd": 32, "n_layer": 2, "n_head": 4}
+BERT = {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1}
 LOCAL = {**HEAD, "sliding_window": 8}
 MAMBA: dict[str, Any] = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "max_position_embeddings": None}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
@@ -81,9 +82,6 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
          "chunk_size": 8},
     ),
     "rwkv": ("rwkv", {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2, "context_length": 2048}),
-    "xlstm": (
-        "xlstm", {"hidden_size": 32, "embedding_dim": 32, "num_heads": 4, "num_hidden_layers": 2, "chunk_size": 8}
-    ),
     "recurrent_gemma": (
         "recurrent_gemma",
         {**SIZES, "lru_width": 32, "attention_window_size": 16, "block_types": ["recurrent", "attention"]},
@@ -150,12 +148,92 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "nanochat": ("nanochat", HEAD),
     "llama4": ("llama4_text", {**MOE, "intermediate_size_mlp": 64, "num_local_experts": 2, "attention_chunk_size": 16}),
     "minimax": ("minimax", {**HEAD, "num_local_experts": 4, "block_size": 8}),
-    "modernbert-decoder": ("modernbert-decoder", {**SIZES, "local_attention": 8}),
+    "modernbert-decoder": ("modernbert-decoder", {**SIZES, "local_attention": 8, **BERT}),
+    "gemma3n": (
+        "gemma3n_text",
+        {**LOCAL, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 320, "altup_num_inputs": 2,
+         "laurel_rank": 4, "num_kv_shared_layers": 0, "activation_sparsity_pattern": [0.0, 0.0],
+         "layer_types": ["sliding_attention", "full_attention"], "intermediate_size": [64, 64]},
+    ),
+    "gemma4": ("gemma4_text", {**LOCAL, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 320}),
+    "jetmoe": ("jetmoe", {**SIZES, "kv_channels": 8, "num_local_experts": 4}),
+    "dbrx": (
+        "dbrx",
+        {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 2048,
+         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
+         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0}},
+    ),
+    "nemotron_h": (
+        "nemotron_h",
+        {**HEAD, "layers_block_type": ["mamba", "attention"], "mamba_num_heads": 8, "mamba_head_dim": 8,
+         "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
+    ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        {**HEAD, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
+         "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "glm4_moe": ("glm4_moe", {**MOE, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}),
+    "ernie4_5_moe": ("ernie4_5_moe", {**MOE, "moe_num_experts": 4, "moe_k": 2}),
+    "dots1": (
+        "dots1",
+        {**MOE, "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    ),
+    "lfm2_moe": (
+        "lfm2_moe",
+        {**SIZES, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3, "num_experts": 4,
+         "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
+    "flex_olmo": ("flex_olmo", {**SIZES, "num_experts": 4, "num_experts_per_tok": 2}),
+    "cwm": ("cwm", {**LOCAL, "bos_token_id": 1}),
+    "bitnet": ("bitnet", SIZES),
+    "zamba": (
+        "zamba",
+        {**SIZES, "n_mamba_heads": 2, "mamba_d_state": 8, "mamba_dt_rank": 4, "attn_layer_period": 2,
+         "attn_layer_offset": 1, "layers_block_type": ["mamba", "hybrid"], "use_mamba_kernels": False},
+    ),
+    "minicpm3": (
+        "minicpm3",
+        {**SIZES, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+         "num_key_value_heads": 4},
+    ),
+    "gpt_neox_japanese": ("gpt_neox_japanese", SIZES),
+    "roformer": ("roformer", {**SIZES, "is_decoder": True}),
+    "hunyuan_v1_moe": ("hunyuan_v1_moe", {**HEAD, "num_experts": 4, "moe_topk": 2}),
+    "bart": (
+        "bart",
+        {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "is_decoder": True},
+    ),
+    "olmo_hybrid": (
+        "olmo_hybrid",
+        {**HEAD, "linear_num_value_heads": 4, "linear_num_key_heads": 4, "linear_key_head_dim": 8,
+         "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"]},
+    ),
+    "granite_swa": ("granite_swa", {**SIZES, "sliding_window": 8}),
+    "jais2": ("jais2", SIZES),
+    "solar_open": (
+        "solar_open", {**MOE, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    ),
+    "afmoe": ("afmoe", {**MOE, "num_experts": 4, "num_experts_per_tok": 2, "num_dense_layers": 1, "sliding_window": 8}),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        {**MOE, "n_routed_experts": 4, "num_experts_per_tok": 2, "v_head_dim": 8, "sliding_window": 8},
+    ),
+    "youtu": (
+        "youtu",
+        {**SIZES, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+         "num_key_value_heads": 4},
+    ),
+    "cpmant": (
+        "cpmant", {"hidden_size": 32, "num_attention_heads": 4, "dim_head": 8, "dim_ff": 64, "num_hidden_layers": 2}
+    ),
     "xlnet": ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}),
     "bert": ("bert", {**SIZES, "is_decoder": True}),
     "bert, no decoder": ("bert", SIZES),
     "reformer": (
-        "reformer", {"hidden_size": 32, "attn_layers": ["local"], "num_attention_heads": 2, "is_decoder": True}
+        "reformer",
+        {"hidden_size": 32, "attn_layers": ["local"], "num_attention_heads": 2, "is_decoder": True,
+         "axial_pos_embds": False},
     ),
 }  # fmt: skip
 """By name: the model type of transformers, and what its config needs to be tiny."""
@@ -169,10 +247,8 @@ def build(folder: Path, name: str) -> Path:
     kind, changes = ARCHITECTURES[name]
     tiny.build(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    config = AutoConfig.for_model(
-        kind, **changes, vocab_size=len(tokenizer), bos_token_id=None, eos_token_id=tiny.END, pad_token_id=tiny.PAD,
-        tie_word_embeddings=False,
-    )  # fmt: skip
+    common = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tiny.END, "pad_token_id": tiny.PAD}
+    config = AutoConfig.for_model(kind, **common | {"tie_word_embeddings": False} | changes)
     (folder / "model.safetensors").unlink()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

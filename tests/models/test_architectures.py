@@ -29,10 +29,18 @@ from agentopcd.workspace.session import Session
 from tests import tiny
 from tests.models import architectures
 
-FEW = ("llama", "mpt", "bloom", "gpt2", "gemma2", "mamba", "rwkv")
+FEW = ("llama", "mpt", "bloom", "gpt2", "rwkv")
 """Run by default; the others are slow together."""
-REFUSED: dict[str, str] = {}
-"""Architectures that cannot be trained, and a word of the line that says so."""
+UNSAMPLED = {"bert, no decoder", "xlnet", "cpmant"}
+"""Architectures whose ``generate`` gives other probabilities than their own forward pass: refused by every verb."""
+UNTRAINED = {
+    "bert": "does more to its logits",
+    "roformer": "does more to its logits",
+    "modernbert-decoder": "does more to its logits",
+    "hyperclovax": "does more to its logits",
+    "reformer": "backward pass fails",
+}
+"""Architectures that play and are evaluated, but cannot be trained, and words of the line that says so."""
 EVERY = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in architectures.ARCHITECTURES]
 COMMON: dict[str, Any] = {"compute": "float32", "max_tokens": 8, "temperature": 0.9}
 CONTEXT = Context("The answer is always 7. Say it in one word, and say nothing else, whatever the question asks. " * 3)
@@ -59,26 +67,34 @@ def test_an_architecture_gives_what_its_own_forward_pass_gives_or_is_refused(
 
     monkeypatch.setattr(loop, "play_step", spy)
     desk = Desk(tmp_path / "work", questions, str(folder), said)
-    try:
-        desk.play()
-        record = desk.consolidate()
-        student, entropies = desk.evaluate()
-    except AgentOpcdError as error:
-        assert "\n" not in str(error)
-        assert name in REFUSED and REFUSED[name] in str(error), error
+    if name in UNSAMPLED:
+        for refused in (desk.play, desk.consolidate, desk.evaluate):
+            with pytest.raises(AgentOpcdError, match=r".") as line:
+                refused()
+            assert "\n" not in str(line.value)
+            assert name != "cpmant" or "cannot be sampled here" in str(line.value)
+        assert desk.turns() == []
         return
-    assert name not in REFUSED
-    base, changed = models.load_model(str(folder)), models.load_model(student)
-    assert record["loss/value_nats"] == pytest.approx(loss(base.model, learned), abs=2e-4)
-    for model in (base, changed):
+    desk.play()
+    base = models.load_model(str(folder))
+    students = {}
+    if name in UNTRAINED:
+        with pytest.raises(AgentOpcdError, match=UNTRAINED[name]):
+            desk.consolidate()
+    else:
+        record = desk.consolidate()
+        assert record["loss/value_nats"] == pytest.approx(loss(base.model, learned), abs=2e-4)
+        assert record["engine/logprob_gap_mean_nats"] < 1e-3
+        (student,) = (desk.work / "runs").glob("consolidate-*/student")
+        students = {"student": models.load_model(str(student))}
+    entropies = desk.evaluate()
+    for model in (base, *students.values()):
         assert off_nats(model.model, desk.turns(model_id=model.id)) < 1e-3
-    contexts = {"base": "", "in-context": CONTEXT.id, "student": ""}
+    assert set(entropies) == {"base", *(["in-context", "student"] if students else [])}
     for label, value in entropies.items():
-        model, shown = changed if label == "student" else base, contexts[label] or EMPTY.id
-        assert value == pytest.approx(
-            entropy(model.model, desk.turns(model_id=model.id, context_id=shown, split="test")), abs=2e-3
-        )
-    assert set(entropies) == set(contexts)
+        model, shown = students.get(label, base), CONTEXT if label == "in-context" else EMPTY
+        turns = desk.turns(model_id=model.id, context_id=shown.id, split="test")
+        assert value == pytest.approx(entropy(model.model, turns), abs=2e-3), label
 
 
 @torch.no_grad()
@@ -102,25 +118,24 @@ class Desk:
     said: list[str]
 
     def play(self) -> None:
-        config = PlayConfig(env=self.env, model=self.model, episodes=4, extract=False, **COMMON)
+        config = PlayConfig(env=self.env, model=self.model, episodes=2, extract=False, **COMMON)
         self._run(config, lambda session: gather(session, config, run_id=session.ledger.begin("play")))
 
     def consolidate(self) -> dict[str, Any]:
         """The record of the one step."""
         config = ConsolidateConfig(
-            env=self.env, model=self.model, steps=1, batch_size=4, select_tasks=4, test_tasks=4, **COMMON
+            env=self.env, model=self.model, steps=1, batch_size=3, select_tasks=2, test_tasks=3, **COMMON
         )
         self._run(config, lambda session: distil_context(session, config, self._known(session)))
         (metrics,) = (self.work / "runs").glob("consolidate-*/metrics.jsonl")
         records = [json.loads(line) for line in metrics.read_text().splitlines()]
         return next(record for record in records if record["step"] == 1)
 
-    def evaluate(self) -> tuple[str, dict[str, float]]:
-        """The student's folder, and the entropy of each contestant's replies."""
-        config = EvaluateConfig(env=self.env, model=self.model, test_tasks=4, **COMMON)
+    def evaluate(self) -> dict[str, float]:
+        """The entropy of each contestant's replies."""
+        config = EvaluateConfig(env=self.env, model=self.model, test_tasks=3, **COMMON)
         _, drift = self._run(config, lambda session: evaluate_student(session, config))
-        (student,) = (self.work / "runs").glob("consolidate-*/student")
-        return str(student), {label: value.entropy_nats for label, value in drift.items()}
+        return {label: value.entropy_nats for label, value in drift.items()}
 
     def turns(self, **where: Any) -> list[Turn]:
         with Store.open(self.work / "store.db") as store:
