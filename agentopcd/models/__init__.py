@@ -12,7 +12,7 @@ from agentopcd.models.attention import (
     attends_to_all,
     attends_without_padding,
     check_positions,
-    positions_of,
+    positions,
 )
 from agentopcd.models.compute import (
     Compute,
@@ -55,7 +55,7 @@ __all__ = [
     "parameter_hash",
     "pick_compute",
     "pick_device",
-    "positions_of",
+    "positions",
     "prepare_process",
     "save_model",
     "scaled",

@@ -13,7 +13,7 @@ from agentopcd.core.errors import ModelError
 from agentopcd.models.load import LoadedModel
 
 
-def positions_of(model: Any) -> int:
+def positions(model: Any) -> int:
     """The most positions at which ``model`` is one function of its tokens; 0 if it names none.
 
     Two kinds of rotary scales follow the longest row of a batch beyond a length: dynamic NTK beyond the model's
@@ -21,16 +21,13 @@ def positions_of(model: Any) -> int:
     with a long context would be another function than its student. So the model ends where its scale begins to move.
     """
     config = model.config.get_text_config()
-    positions = max(0, getattr(config, "max_position_embeddings", None) or 0)  # XLNet's is -1
+    found = max(0, getattr(config, "max_position_embeddings", None) or 0)  # XLNet's is -1
     ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in [
-        ropes,
-        *(part for part in ropes.values() if isinstance(part, dict)),
-    ]:  # one, or one for each layer type
+    for rope in (ropes, *(part for part in ropes.values() if isinstance(part, dict))):  # in all, or by layer type
         if rope.get("rope_type") == "longrope":
-            first = int(rope.get("original_max_position_embeddings") or positions)
-            positions = min(positions or first, first)
-    return positions
+            first = int(rope.get("original_max_position_embeddings") or found)
+            found = min(found or first, first)
+    return found
 
 
 def check_positions(model: Any, tokens: int) -> None:
@@ -39,9 +36,9 @@ def check_positions(model: Any, tokens: int) -> None:
     Raises:
         ModelError: the row is too long.
     """
-    if (positions := positions_of(model)) and tokens > positions:
+    if (room := positions(model)) and tokens > room:
         raise ModelError(
-            f"a prompt and its reply are {tokens} tokens, and {type(model).__name__} reads {positions} (its "
+            f"a prompt and its reply are {tokens} tokens, and {type(model).__name__} reads {room} (its "
             "max_position_embeddings, or as many as its rotary scale stays the same for); shorten the context or the "
             "replies, or take a model with more positions"
         )

@@ -137,7 +137,7 @@ def test_the_rows_that_are_compared_need_padding_and_a_growing_chat() -> None:
 @pytest.mark.parametrize(("name", "positions_"), [("phi3, longrope", 512), ("llama, dynamic", 2048), ("llama", 2048)])
 def test_a_model_ends_where_its_rotary_scale_begins_to_move(name: str, positions_: int, tmp_path: Path) -> None:
     model = load(name, tmp_path).model
-    assert models.positions_of(model) == positions_
+    assert models.positions(model) == positions_
     fits, beyond = (ids(positions_ - 10, 3), ids(10, 4)), (ids(positions_ - 10, 3), ids(11, 4))
     short = (ids(20, 1), ids(10, 2))
     with torch.no_grad():

@@ -58,7 +58,7 @@ class TransformersSampler(InBatches):
             ConfigError: a prompt and its longest reply do not fit into the model's positions.
             AlignmentError: whichever way the model samples, the log-probabilities are not those of its forward pass.
         """
-        check_room(requests, sampling, models.positions_of(self.loaded.model), self.loaded.name)
+        check_room(requests, sampling, models.positions(self.loaded.model), self.loaded.name)
         known = models.shortcuts_of(self.loaded.model)
         state = (self.compute, self.loaded.adapter is not None, self.loaded.model.config._attn_implementation)
         if requests and known.decoding_seen != state:
@@ -90,8 +90,9 @@ class TransformersSampler(InBatches):
     def _fault(self, way: str, probes: Sequence[Request], sampling: Sampling) -> str:
         """How the log-probabilities of this way differ from those of the model's own forward pass; '' if they agree."""
         known = models.shortcuts_of(self.loaded.model)
-        # Float32 tells a wrong way from rounding. Weights that are kept in bfloat16, below an adapter, cannot show it.
-        whole = all(p.dtype == torch.float32 for p in self.loaded.model.parameters())
+        # Float32 tells a wrong way from rounding. Flash attention, and the weights below an adapter, are in bfloat16.
+        flash = models.attends_without_padding(self.loaded.model)
+        whole = not flash and all(p.dtype == torch.float32 for p in self.loaded.model.parameters())
         for compute in dict.fromkeys([torch.float32, self.compute] if whole else [self.compute]):
             try:
                 with models.heard(self.loaded):

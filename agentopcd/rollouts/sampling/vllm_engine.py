@@ -237,7 +237,7 @@ class VllmSampler:
             self._asleep = False
 
     def _positions(self) -> int:
-        return min(models.positions_of(self.loaded.model) or LONGEST, LONGEST)
+        return min(models.positions(self.loaded.model) or LONGEST, LONGEST)
 
     def _ask(self, name: str, request: Request, sampling: Sampling) -> None:
         from vllm import SamplingParams

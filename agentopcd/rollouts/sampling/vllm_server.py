@@ -283,7 +283,7 @@ class ServerSampler:
         ServerSampler.current = self
 
     def _room(self) -> int:
-        positions = models.positions_of(self.loaded.model)
+        positions = models.positions(self.loaded.model)
         return min((room for room in (positions, *(server.room for server in self.servers)) if room), default=0)
 
     def _send(self, ticket: int) -> None:
