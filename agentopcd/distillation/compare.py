@@ -112,9 +112,10 @@ def _ways(
         own = _own(model, rows)
         ways["head"] = (own, alone)
     ways["together"] = (own, lambda: response_hidden(model, rows, pad_id))
-    # The longest row and its cut copy begin alike.
+    # The longest row and its cut copy begin alike. All but one token of the cut prompt is shared: what a reply sees of
+    # the beginning shows best right after it.
     long, cut = rows[1:3]
-    if prefix and (shared := len(cut[0]) // 2):
+    if prefix and (shared := len(cut[0]) - 1):
         beginning = SharedPrefix(model, cut[0][:shared])
         ways["prefix"] = (own[1:3], lambda: beginning.response_hidden([long, cut], shared))
     return ways

@@ -55,6 +55,8 @@ def attends_to_all(model: Any) -> bool:
     by_ids = "position_ids" in inspect.signature(model.get_decoder().forward).parameters
     if not by_ids or getattr(model.config, "alibi", False):
         return False
+    if "local" in getattr(model.config, "attention_layers", ()):  # GPT-Neo's windows have no cache class of their own
+        return False
     # transformers gives a layer with a window or a state another cache class.
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 

@@ -43,7 +43,7 @@ def compared(model: Any, **settings: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("known", [True, False])
-@pytest.mark.parametrize("name", ["llama", "mpt", "bloom", "falcon, alibi"])
+@pytest.mark.parametrize("name", ["llama", "mpt", "bloom", "falcon, alibi", "gpt_neo", "mistral"])
 def test_a_teacher_scores_as_its_own_forward_pass_whatever_tells_it_positions(
     name: str, known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
