@@ -12,7 +12,7 @@ from typing import Any
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, player_flags
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, write_json
 from agentopcd.core.types import Context, Episode, Message, Mixture, Task
 from agentopcd.distillation.methods import METHODS, Needs
@@ -75,6 +75,8 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     session.resume_model("consolidate", context.id)
     student = session.loaded
     teacher_model = session.load(config.teacher) if config.teacher else student
+    for model in {student.id: student, teacher_model.id: teacher_model}.values():
+        check_trainable(session, config, model)
     identity = run_config(config) | {
         "env": session.env, "student": student.id, "teacher_id": teacher_model.id, "context_id": context.id,
         "setup": session.setup(), "splits": {name: len(tasks) for name, tasks in session.manifest.splits.items()},
@@ -135,6 +137,8 @@ def check_before(
         ModelError: the teacher cannot score the student's tokens, or the student cannot be saved.
         ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions.
     """
+    if student.model is None:
+        return  # behind an API, which is refused later
     models.check_pair(student, teacher)
     models.check_savable(student)
     chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
@@ -146,6 +150,21 @@ def check_before(
             f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
             f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
         )
+
+
+def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.LoadedModel) -> None:
+    """Refuse, before anything is played, a model that cannot be trained or teach.
+
+    Raises:
+        ModelError: its logits cannot be recomputed from its hidden states, or it has no gradient checkpointing.
+    """
+    if loaded.model is None:
+        return  # behind an API
+    with models.autocast(session.device, session.compute):
+        models.check_head(loaded.model)
+        models.check_backward(loaded.model)
+    if config.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
+        raise ModelError(f"{type(loaded.model).__name__} has no gradient checkpointing; leave it out")
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
@@ -200,7 +219,7 @@ def train_student(
         config=config,
         context=context,
         jobs=lambda: [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)],
-        teacher=lambda: player_of(config, teacher, compute, day),
+        teacher=lambda: player_of(config, teacher, compute, day, say),
         stored=assignment.stored,
         folder=run.folder,
         ranks=Ranks.current(),
@@ -209,7 +228,7 @@ def train_student(
     episodes = kind.prepare(needs)
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
-    player = player_of(config, student, compute, day)
+    player = player_of(config, student, compute, day, say)
     if config.shard:
         student = sharding.sharded_copy(student)
     if teacher is not student and player.chat.taught_by(teacher.tokenizer):
