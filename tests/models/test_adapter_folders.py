@@ -27,7 +27,7 @@ def adapter(base: Path, folder: Path, made: Any = None, *, more: int = 0, templa
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        net = AutoModelForCausalLM.from_pretrained(base)
+        net: Any = AutoModelForCausalLM.from_pretrained(base)
         if more:
             net.resize_token_embeddings(net.get_input_embeddings().weight.shape[0] + more)
         shape: Any = {"r": 2, "init_lora_weights": False, "task_type": "CAUSAL_LM", "target_modules": "all-linear"}
