@@ -29,16 +29,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ENV = ("--env", "frozen-lake-4x4", "--compute", "float32", "--max-tokens", "12")
-GATHER = ("--chains", "2", "--chain-steps", "2", "--extract-tokens", "48")
-CHOOSE = ("--candidates", "2", "--select-tasks", "6", "--confirm-tasks", "6")
-TRAIN = ("--steps", "3", "--batch-size", "3", "--select-every", "2", "--save-every", "1", "--test-tasks", "4")
+ENV = ("--env", "frozen-lake-4x4", "--compute", "float32", "--max-steps", "2", "--max-tokens", "48")
+GATHER = ("--chains", "2", "--chain-steps", "2")
+CHOOSE = ("--candidates", "2", "--select-tasks", "3", "--confirm-tasks", "4")
+TRAIN = ("--steps", "2", "--batch-size", "2", "--select-every", "1", "--save-every", "1", "--test-tasks", "2")
 
 COMMANDS = {
-    "play": ("play", *ENV, *GATHER, "--episodes", "10"),
+    "play": ("play", *ENV, *GATHER, "--episodes", "6"),
     "score": ("knowledge", "score", *ENV, *CHOOSE),
-    "consolidate": ("consolidate", *ENV, *TRAIN, "--select-tasks", "4", "--context", "context.txt"),
-    "learn": ("learn", *ENV, *GATHER, *CHOOSE, *TRAIN, "--rounds", "2", "--episodes-per-round", "6", "--force"),
+    "consolidate": ("consolidate", *ENV, *TRAIN, "--select-tasks", "3", "--context", "context.txt"),
+    "learn": ("learn", *ENV, *GATHER, *CHOOSE, *TRAIN, "--episodes-per-round", "4", "--force"),
     "import": ("knowledge", "import", "all.jsonl"),
 }
 

@@ -51,7 +51,7 @@ class Odd(gymnasium.Env[Any, Any]):
             return otherwise
         found = self.plan[place]
         if isinstance(found, BaseException):
-            raise found
+            raise type(found)(*found.args)  # a new one each time: an exception keeps its traceback
         return found
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:

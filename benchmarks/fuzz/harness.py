@@ -131,7 +131,7 @@ def _fault(name: str, number: int, error: BaseException, case: Case) -> Fault:
     ]
     what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
     place = "" if isinstance(error, Silent) or not ours else ours[-1]
-    return Fault(name, number, isinstance(error, Silent), what, place, case.shown)
+    return Fault(name, number, isinstance(error, Silent), what, place, case.shown[:240])
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ def try_settings(case: Case) -> None:
         data, how = damage_bytes(rng, data)
     (case.folder / "run.toml").write_bytes(data)
     words = [*COMMANDS[verb], "--config", "run.toml", "--dry-run", "--json", "--work", str(stock.workspace())]
-    words += ["--env", "math"] if "env" not in lines else []
+    words += ["--env", "frozen-lake"] if "env" not in lines else []
     words += ["--model", str(stock.MODEL)] if "model" not in lines else []
     words += ["--context", "empty"] if verb == "confirm" and "context" not in lines else []
     case.shown = f"{verb}, {how}: {data[:300]!r}"

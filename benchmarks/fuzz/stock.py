@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer
+
 from agentopcd import models
 from agentopcd.core.types import EMPTY, MARKER, Episode, Task, Turn
 from agentopcd.knowledge import Store
@@ -36,7 +38,8 @@ def still() -> Iterator[None]:
     """Nothing is fetched, and numbers do not depend on the number of threads."""
     import torch
 
-    before, threads, fetch = dict(os.environ), torch.get_num_threads(), find._fetched
+    before, threads = dict(os.environ), torch.get_num_threads()
+    fetch, build = find._fetched, typer.main.get_command
     os.environ.update(HF_HUB_OFFLINE="1", COLUMNS="100", AGENTOPCD_CACHE=str(shelf() / "cache"))
     os.environ.pop("AGENTOPCD_WORK", None)
     models.prepare_process()
@@ -46,10 +49,11 @@ def still() -> Iterator[None]:
         raise find.ModelError(f"{name} is not fetched by a fuzzer")
 
     find._fetched = refuse
+    typer.main.get_command = functools.cache(build)  # else it is built again for every call
     try:
         yield
     finally:
-        find._fetched = fetch
+        find._fetched, typer.main.get_command = fetch, build
         torch.set_num_threads(threads)
         os.environ.clear()
         os.environ.update(before)
@@ -60,9 +64,9 @@ MODEL = FIXTURE / "model"
 
 @functools.cache
 def workspace() -> Path:
-    """A workspace in which ``math`` has been met, so that dry runs need not look at 4,000 tasks again."""
+    """A workspace that has met its environment, one of few tasks."""
     work = shelf() / "work"
-    call("play", "--env", "math", "--model", str(MODEL), "--dry-run", "--work", str(work))
+    call("play", "--env", "frozen-lake", "--model", str(MODEL), "--dry-run", "--work", str(work))
     return work
 
 

@@ -199,7 +199,7 @@ def try_store(case: Case) -> None:
     elif words == "check":
         call("store", "check", "--work", str(work), may_fail=True)
     else:
-        call("play", "--env", "math", "--model", str(stock.MODEL), "--dry-run", "--work", str(work))
+        call("play", "--env", "frozen-lake", "--model", str(stock.MODEL), "--dry-run", "--work", str(work))
 
 
 def _damage_store(rng: random.Random, work: Path, file: Path) -> str:
