@@ -18,12 +18,13 @@ from concurrent.futures import wait as wait_for
 from typing import Any
 
 from agentopcd import envs
-from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.core.errors import AgentOpcdError, ConfigError, EnvError, GameFault
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Turn
 from agentopcd.rollouts import chat as chats
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.sampling import Sampler, request_seed
+from agentopcd.rollouts.sampling.protocol import check_room
 
 MAX_REPLY_IN_LOG = 300
 """The most characters of an earlier reply that a later prompt repeats, if the environment names no action."""
@@ -48,6 +49,7 @@ class Player:
         return {
             **self.game.describe(), "sampling": dataclasses.asdict(self.sampling), "engine": self.sampler.engine,
             "seed": self.seed, "template": chats.PROMPT_VERSION, "template_args": self.chat.template_args,
+            **({"day": self.chat.day.isoformat()} if self.chat.says_day else {}),
         }  # fmt: skip
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
@@ -73,10 +75,11 @@ def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
         for running, succeeded in steps.done(wait=wait):
             if not succeeded:
                 yield from _retry(running, waiting)
-            elif running.episode is not None:
-                yield running.episode
+            elif running.episode is None and (request := running.request()) is not None:
+                live[player.sampler.submit(request, player.sampling)] = running
             else:
-                live[player.sampler.submit(running.request(), player.sampling)] = running
+                assert running.episode is not None
+                yield running.episode
 
     try:
         while waiting or live or steps.under_way:
@@ -171,15 +174,14 @@ class _Live:
         self._asked = Request(prompt_ids=(), seed=0)
 
     def guarded(self, act: Any) -> bool:
-        """Run ``act`` and return whether it succeeded. What the environment raises becomes this episode's error."""
+        """Run ``act`` and return whether it succeeded. What the game does wrong becomes this episode's error."""
         try:
             act()
-        except AgentOpcdError:  # our own errors concern the whole run
-            self.close()
-            raise
-        except Exception:
+        except Exception as error:
             self.error = traceback.format_exc(limit=-8)
             self.close()
+            if isinstance(error, AgentOpcdError) and not isinstance(error, GameFault):
+                raise  # our own errors concern the whole run
             return False
         return True
 
@@ -195,8 +197,8 @@ class _Live:
             )
         self.parts = self._seen(obs, info)
 
-    def request(self) -> Request:
-        """The request for the next reply."""
+    def request(self) -> Request | None:
+        """The request for the next reply; None if there is no room for one, which ends the episode."""
         game = self.player.game
         if game.constrain and not self.choices:
             raise EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
@@ -204,14 +206,22 @@ class _Live:
         task, rep = self.job.task, self.job.rep
         seed = request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns))
         self._asked = self.player.chat.request(self._messages, self.job.context, seed=seed, choices=self.choices)
+        sampler, sampling = self.player.sampler, self.player.sampling
+        try:
+            check_room([self._asked], sampling, sampler.room, "the model")
+        except ConfigError as error:  # the observations have grown too long; other episodes go on
+            self.error = f"{type(error).__name__}: {error}"
+            self.episode = self.finish("env_error", success=False)
+            return None
         return self._asked
 
     def step(self, reply: Completion) -> None:
         """Give ``reply`` to the environment and record the turn; end the episode if the environment does."""
         if reply.error:
             raise RuntimeError(reply.error)  # costs this episode, not the run
-        text = self.player.chat.reply(reply)
-        obs, reward, terminated, truncated, info = self.env.step(text)
+        text = self.player.chat.reply(reply, begun=bool(self.choices))
+        said = after_thinking(text)  # what a model tries out while it thinks is no move, whatever the game looks for
+        obs, reward, terminated, truncated, info = self.env.step(said)
         self.turns.append(
             Turn(
                 parts=self.parts, messages=self._messages, prompt_ids=self._asked.prompt_ids, choices=self.choices,
@@ -221,12 +231,11 @@ class _Live:
             )
         )  # fmt: skip
         self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}
-        did = str(info.get("action") or after_thinking(text).strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
+        did = str(info.get("action") or said.strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
         self.past.append((self.parts, did))
         self.parts = self._seen(obs, info)
         if terminated or truncated:
-            spec = self.player.game.spec
-            won = envs.succeeded(reward, bool(terminated), info, spec.success_at)
+            won = self.player.game.solved([turn.reward for turn in self.turns], bool(terminated), info)
             stop: StopReason = "solved" if won else "failed" if terminated else "max_steps"
             self.episode = self.finish(stop, success=won)
 
@@ -248,8 +257,5 @@ class _Live:
 
     def close(self) -> None:
         if self.env is not None:
-            try:
-                self.env.close()
-            except Exception as error:  # an error in close() must not hide the reason for closing
-                self.error = self.error or f"close() raised {error!r}"
+            self.env.close()
             self.env = None
