@@ -78,7 +78,7 @@ def try_rows(case: Case) -> None:
         if not isinstance(rows[at], dict):
             rows[at] = {"question": rows[at]}
     ending = rng.choice((".jsonl", ".jsonl", ".jsonl", ".csv", ".parquet"))
-    data = _written(rows, ending)
+    data = written = _written(rows, ending)
     if rng.random() < 0.25:
         data, how = damage_bytes(rng, data)
         done.append(how)
@@ -88,7 +88,7 @@ def try_rows(case: Case) -> None:
     free = {"checks": {"max_words": 3}} if rng.random() < 0.05 else {}
     kept = load_rows(str(file), free=bool(free))
     if (raw := _read_again(data, ending)) is not None:
-        _check_rows(kept, raw, is_table=ending == ".csv")
+        _check_rows(kept, raw, is_table=ending == ".csv" and not free, whole=data == written)
     _check_play(file.name, kept, free)
 
 
@@ -129,7 +129,7 @@ def _read_again(data: bytes, ending: str) -> list[Any] | None:
     return None
 
 
-def _check_rows(kept: list[QuestionRow], raw: list[Any], *, is_table: bool) -> None:
+def _check_rows(kept: list[QuestionRow], raw: list[Any], *, is_table: bool, whole: bool) -> None:
     for number, row in enumerate(raw):
         if not isinstance(row, dict):
             raise Silent(f"row {number} is no object and was read")
@@ -138,7 +138,7 @@ def _check_rows(kept: list[QuestionRow], raw: list[Any], *, is_table: bool) -> N
     asked = " ".join(row.prompt for row in kept)
     for number, row in enumerate(raw):
         text = " ".join(_texts(row))
-        for mark in set(re.findall(r"<<\d+>>", text)) - set(re.findall(r"<<\d+>>", asked)):
+        for mark in set(re.findall(r"<<\d+>>", text)) - set(re.findall(r"<<\d+>>", asked)) if whole else ():
             raise Silent(f"row {number}, with {mark} in it, is not among the questions: {row!r:.200}")
     for one in kept:
         source = _source(one, raw)
@@ -177,7 +177,14 @@ def _texts(value: Any) -> Iterator[str]:
 def _is_from(gold: str, source: Any) -> bool:
     if gold.casefold() in ("yes", "no", "true", "false") or gold in "ABCDEFGHIJ":
         return True
-    return any(gold in text for text in _texts(source)) and gold not in ("None", "nan", "null")
+    return any(gold in text or _number(gold) == _number(text) is not None for text in _texts(source))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _check_play(ref: str, kept: list[QuestionRow], arguments: dict[str, Any]) -> None:
@@ -221,7 +228,8 @@ OTHER_GRADES: tuple[Callable[[str], Any], ...] = (
 def _reply(rng: random.Random) -> str:
     """What a model may write: pieces that graders look for, in any order."""
     pieces = [rng.choice(PIECES) if rng.random() < 0.7 else odd_text(rng) for _ in range(rng.randint(0, 12))]
-    return rng.choice(("", " ", "\n")).join(pieces) * rng.choice((1, 1, 1, 1, 50))
+    reply = rng.choice(("", " ", "\n")).join(pieces)
+    return (reply * rng.choice((1, 1, 1, 1, 50)))[:50_000]
 
 
 def try_reply(case: Case) -> None:
@@ -229,7 +237,7 @@ def try_reply(case: Case) -> None:
     rng = case.rng
     reply, gold = _reply(rng), rng.choice(GOLDS)
     case.shown = f"gold {gold!r}, reply {reply[:300]!r}"
-    began = time.perf_counter()
+    began = time.process_time()
     grader = rng.choice(("plain", "last-number"))
     first = grade_math(reply, gold, grader)
     if (again := grade_math(reply, gold, grader)) != first:
@@ -238,8 +246,8 @@ def try_reply(case: Case) -> None:
         reply, CHECKS
     ):
         raise Silent("two grades for one reply")
-    if time.perf_counter() - began > 1:
-        raise Silent(f"grading took {time.perf_counter() - began:.1f} s")
+    if time.process_time() - began > 1:
+        raise Silent(f"grading took {time.process_time() - began:.1f} s")
     if first.right and grader == "plain" and not first.answer:
         raise Silent("right without an answer")
     open_, closed = reply.rfind("<think>"), reply.rfind("</think>")
@@ -262,7 +270,7 @@ def try_items(case: Case) -> None:
     names = ("up", "down")
     if (word := last_bracket(reply, names)) is not None and word not in names:
         raise Silent(f"{word!r} is no action of {names}")
-    began = time.perf_counter()
+    began = time.process_time()
     for piece in parse(reply):
         text = sanitise(piece.text, SPECIAL)
         if (again := sanitise(text, SPECIAL)) != text:
@@ -275,8 +283,8 @@ def try_items(case: Case) -> None:
         shown = item_texts(Context(render([text])))
         if shown != [normalise(text)] or identify(shown[0]) != identify(text):
             raise Silent(f"a context with the item {text!r:.100} shows {shown!r:.100}")
-    if time.perf_counter() - began > 1:
-        raise Silent(f"reading items took {time.perf_counter() - began:.1f} s")
+    if time.process_time() - began > 1:
+        raise Silent(f"reading items took {time.process_time() - began:.1f} s")
 
 
 def try_checks(case: Case) -> None:
