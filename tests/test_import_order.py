@@ -36,7 +36,7 @@ INSIDE = {
     ],
     "models": [
         "process",
-        "find compute head parallel.ranks merged tokens shortcuts",
+        "find compute head parallel.ranks merged shortcuts tokens",
         "load",
         "adapter attention parallel.sharding",
         "models",
@@ -62,7 +62,8 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "marks replies sampling.choices sampling.protocol sampling.requests",
+        "replies sampling.choices sampling.protocol sampling.requests",
+        "marks",
         "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
