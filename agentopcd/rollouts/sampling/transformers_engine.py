@@ -51,6 +51,11 @@ class TransformersSampler(InBatches):
         self.say = say
         self.engine = f"transformers-{str(compute).removeprefix('torch.')}"
 
+    @property
+    def room(self) -> int:
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
+        return models.positions(self.loaded.model)
+
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order.
 
@@ -58,7 +63,7 @@ class TransformersSampler(InBatches):
             ConfigError: a prompt and its longest reply do not fit into the model's positions.
             AlignmentError: whichever way the model samples, the log-probabilities are not those of its forward pass.
         """
-        check_room(requests, sampling, models.positions(self.loaded.model), self.loaded.name)
+        check_room(requests, sampling, self.room, self.loaded.name)
         known = models.shortcuts_of(self.loaded.model)
         state = (self.compute, self.loaded.adapter is not None, self.loaded.model.config._attn_implementation)
         if requests and known.decoding_seen != state:
