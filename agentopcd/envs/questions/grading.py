@@ -24,7 +24,7 @@ _BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]")
 _BARE_BOX = re.compile(r"\\boxed(?:\s+|(?=[0-9]))([-+−–]?(?:\\?\$)?[0-9][^\s${}\\)]*|[A-J](?![^\s.$]))")
 """``\\boxed 7``: a box without braces, around a number or a letter; not the word itself, as in "a \\boxed answer"."""
 _ANSWER_LINE = re.compile(
-    r"\banswer\b[*_ \t]*[:：](?:[*_\s]|(?:\\\[|\$\$)[ \t]*\n)*(?!answer\b[*_ \t]*[:：])((?:(?!</answer>)[^\n])+)",
+    r"\banswer\b[*_ \t]*[:：](?:[*_\s]|(?:\\\[|\$\$)[ \t]*\n)*+(?!answer\b[*_ \t]*[:：])((?:(?!</answer>)[^\n])+)",
     re.IGNORECASE,
 )
 _TAG = re.compile(
