@@ -120,12 +120,12 @@ def _csv(text: str) -> Iterator[Raw]:
         for fields in reader:
             if not fields:
                 continue
-            if len(fields) > len(names):
+            if len(fields) != len(names):
                 raise EnvError(
                     f"line {reader.line_num} has {len(fields)} fields, and there are {len(names)} columns "
-                    f"({', '.join(names)}); put a field that holds the separator in quotes"
+                    f"({', '.join(names)}); was it cut, or does a field without quotes hold the separator?"
                 )
-            yield dict(zip(names, [*fields, *[None] * (len(names) - len(fields))], strict=True))
+            yield dict(zip(names, fields, strict=True))
     except csv.Error as error:
         raise EnvError(f"line {reader.line_num} is not CSV: {error}") from None
     finally:
