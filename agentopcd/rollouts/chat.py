@@ -214,8 +214,6 @@ class ApiChat(Chat):
     default_system = ""
     header = ()
 
-    says_day = False  # as far as is known here
-
     def __init__(self, template_args: dict[str, Any] | None = None) -> None:
         self.template_args = dict(template_args or {})
 
@@ -224,6 +222,11 @@ class ApiChat(Chat):
         choices: tuple[tuple[int, ...], ...] = (),
     ) -> Request:  # fmt: skip
         return Request(prompt_ids=(), seed=seed, messages=tuple(self._place(list(messages), context)))
+
+    @functools.cached_property
+    def says_day(self) -> bool:
+        """False: what the API's template says cannot be known here."""
+        return False
 
     def reply(self, reply: Completion, *, begun: bool = False) -> str:
         return replies.read_text(reply.text)
