@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Part, Request
@@ -117,6 +117,7 @@ class Chat:
     @functools.cached_property
     def says_day(self) -> bool:
         """Whether the template tells the model what day it is."""
+        talks: tuple[tuple[Literal["system", "user", "assistant"], ...], ...]
         talks = (("user",), ("system", "user"), ("user", "assistant", "user"))
         days = (datetime.date(1999, 12, 31), datetime.date(2026, 1, 1))
         for roles in talks:
