@@ -81,10 +81,16 @@ def _json(text: str) -> Iterator[Raw]:
             value, at = decoder.raw_decode(text, at)
         except RecursionError:
             raise EnvError(f"line {line} is nested too deeply") from None
-        except ValueError as error:
-            told = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-            here = text.count("\n", 0, error.pos) + 1 if isinstance(error, json.JSONDecodeError) else line
+        except json.JSONDecodeError as error:
+            here, bracket = text.count("\n", 0, error.pos) + 1, text[error.pos :].lstrip()[:1] in ("]", "}")
+            told = (
+                "a comma too many before the bracket"
+                if bracket and text[: error.pos].rstrip().endswith(",")
+                else error.msg
+            )
             raise EnvError(f"line {here} is not JSON: {told}") from None
+        except ValueError as error:  # ours, or a number of thousands of digits
+            raise EnvError(f"line {line} is not JSON: {first_line(error)}") from None
         for row in value if isinstance(value, list) else [value]:
             if not isinstance(row, dict):
                 got = "list of " * isinstance(value, list) + type(row).__name__
