@@ -12,7 +12,7 @@ from typing import Any
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, player_flags
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, write_json
 from agentopcd.core.types import Context, Episode, Mixture, Task
 from agentopcd.distillation.methods import METHODS, Needs
@@ -74,6 +74,8 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     session.resume_model("consolidate", context.id)
     student = session.loaded
     teacher_model = session.load(config.teacher) if config.teacher else student
+    for model in {student.id: student, teacher_model.id: teacher_model}.values():
+        check_trainable(session, config, model)
     identity = run_config(config) | {
         "env": session.env, "student": student.id, "teacher_id": teacher_model.id, "context_id": context.id,
         "setup": session.setup(), "splits": {name: len(tasks) for name, tasks in session.manifest.splits.items()},
@@ -121,6 +123,21 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out
+
+
+def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.LoadedModel) -> None:
+    """Refuse, before anything is played, a model that cannot be trained or teach.
+
+    Raises:
+        ModelError: its logits cannot be recomputed from its hidden states, or it has no gradient checkpointing.
+    """
+    if loaded.model is None:
+        return  # behind an API
+    with models.autocast(session.device, session.compute):
+        models.check_head(loaded.model)
+        models.check_backward(loaded.model)
+    if config.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
+        raise ModelError(f"{type(loaded.model).__name__} has no gradient checkpointing; leave it out")
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
@@ -175,7 +192,7 @@ def train_student(
         config=config,
         context=context,
         jobs=lambda: [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)],
-        teacher=lambda: player_of(config, teacher, compute, day),
+        teacher=lambda: player_of(config, teacher, compute, day, say),
         stored=assignment.stored,
         folder=run.folder,
         ranks=Ranks.current(),
@@ -184,7 +201,7 @@ def train_student(
     episodes = kind.prepare(needs)
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
-    player = player_of(config, student, compute, day)
+    player = player_of(config, student, compute, day, say)
     if config.shard:
         student = sharding.sharded_copy(student)
     prefixes = [player.chat.prefix(part) for part in context.parts]

@@ -36,7 +36,7 @@ INSIDE = {
     ],
     "models": [
         "process",
-        "find compute head parallel.ranks",
+        "find compute head parallel.ranks shortcuts",
         "load",
         "adapter attention parallel.sharding",
         "models",
@@ -72,7 +72,7 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "chunks samples",
+        "chunks compare samples",
         "memory teacher learner",
         "methods",
         "metrics played",
