@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from agentopcd.core.errors import EnvError
+from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv
 from agentopcd.envs.questions.grading import Grade, GraderName, check_grader, grade_choice, grade_math
 from agentopcd.envs.questions.rows import QuestionRow, load_rows, rows_from
@@ -226,8 +227,9 @@ class DatasetEnv(QuestionEnv):
     def grade(self, reply: str, row: QuestionRow) -> Grade:
         if self._grade is None:
             return super().grade(reply, row)
+        said = after_thinking(reply)
         seen = (row.source,) if self._sees_row else ()
-        return Grade(bool(self._grade(reply, row.gold, *seen)), reply)
+        return Grade(bool(self._grade(said, row.gold, *seen)), said)
 
     def solution(self) -> list[str] | None:
         """Return the one right reply; ``None`` if none is known. A grader of the user's own decides what is right."""
