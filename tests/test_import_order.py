@@ -27,7 +27,13 @@ FOLDERS = {
 """Folder or module at the top of the package: it imports only from those with a lower number."""
 
 INSIDE = {
-    "core": ["errors types text", "stats runs transcript config.base", "config.verbs", "config.flags", "config"],
+    "core": [
+        "errors types text",
+        "encoding stats runs transcript config.base",
+        "config.verbs",
+        "config.flags",
+        "config",
+    ],
     "models": [
         "process",
         "find compute head parallel.ranks",
@@ -36,10 +42,10 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load success games.solvers questions.symbolic",
+        "views load success games.solvers questions.symbolic questions.answers questions.files",
         "base guard spec questions.grading",
-        "builtin games.gym_bridge games.inside questions.text_checks",
-        "games.textarena",
+        "builtin games.gym_bridge games.inside questions.text_checks questions.values",
+        "games.textarena questions.choices",
         "registry questions.rows",
         "scan walks",
         "probe",
@@ -56,7 +62,8 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "chat sampling.choices sampling.protocol sampling.requests",
+        "replies sampling.choices sampling.protocol sampling.requests",
+        "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
@@ -71,7 +78,7 @@ INSIDE = {
         "metrics played",
     ],
     "workspace": [
-        "ledger",
+        "day ledger",
         "session",
         "evaluation.table experience.chains experience.choose",
         "evaluation.drift experience.find_context experience.gather",
