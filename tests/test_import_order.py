@@ -47,7 +47,7 @@ INSIDE = {
         "builtin games.gym_bridge games.inside questions.text_checks questions.values",
         "games.textarena questions.choices",
         "registry questions.rows",
-        "scan walks",
+        "manifest scan walks",
         "probe",
         "check floors remote splits questions.env",
         "questions.ifeval questions.puzzles questions.reasoning",
