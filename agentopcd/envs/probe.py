@@ -51,7 +51,7 @@ class Probe:
         self.warnings: list[str] = []
         self.keys: dict[str, list[int]] = {}
         """Task key → its seeds."""
-        self.wins = 0
+        self.wins, self.slowest_s = 0, 0.0
         self.ended = self.said = self.proven = self.faulty = False
         """Whether an episode came to an end of its own, whether anything ever said or paid for a result, whether a
         solution won, and whether the game broke."""
@@ -126,6 +126,8 @@ class Probe:
             if steps:
                 self.keys.setdefault(task_key(steps[0].obs, steps[0].info), []).append(seed)
             env.close()
+        if self.slowest_s > SLOW_STEP_S:
+            self.warn(f"a step took {self.slowest_s:.1f} s; set slow=True in the spec")
         if len(self.keys) == 1:
             self.warn("one task for every seed: pass first(key=...) if they differ")
         elif len(self.keys) < self.n and not self.faulty:
@@ -164,8 +166,7 @@ class Probe:
             json.dumps(info)
         except (TypeError, ValueError) as error:
             self.error(f"info cannot be written as JSON: {error}")
-        if step.took_s > SLOW_STEP_S:
-            self.warn(f"a step took {step.took_s:.1f} s; set slow=True in the spec")
+        self.slowest_s = max(self.slowest_s, step.took_s)
 
     def resets(self) -> None:
         """More seeds can be reset; what cannot is left out of the splits."""
