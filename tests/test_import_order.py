@@ -43,8 +43,8 @@ INSIDE = {
     ],
     "envs": [
         "views load success games.solvers questions.symbolic questions.answers questions.files",
-        "base guard spec questions.grading",
-        "builtin games.gym_bridge games.inside questions.text_checks questions.values",
+        "base guard spec games.inside questions.grading",
+        "builtin games.gym_bridge questions.text_checks questions.values",
         "games.textarena questions.choices",
         "registry questions.rows",
         "manifest scan walks",

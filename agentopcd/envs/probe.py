@@ -36,7 +36,7 @@ LONG_S = 5.0
 """Seconds spent on finding out whether an episode ever ends."""
 LONG_REPLIES = 2000
 """The most replies of that search."""
-ALIKE = 8
+ALIKE = 4
 """Episodes with the same replies that must be the same for seeds of one task key."""
 MORE_SEEDS, RESETS_S = 300, 3.0
 """Seeds beyond those that are played, which are only reset, and the seconds spent on it."""
@@ -325,7 +325,7 @@ class Probe:
 
     def alike(self) -> None:
         """Seeds with one task key are one task: the same replies give the same episode."""
-        for seeds in (seeds[:4] for seeds in self.keys.values() if len(seeds) > 1):
+        for seeds in (seeds[:3] for seeds in self.keys.values() if len(seeds) > 1):
             first, *others = (
                 [transcript(self.make(), seed, replies=replies) for replies in range(ALIKE)] for seed in seeds
             )
