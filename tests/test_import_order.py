@@ -27,7 +27,7 @@ FOLDERS = {
 """Folder or module at the top of the package: it imports only from those with a lower number."""
 
 INSIDE = {
-    "core": ["errors types text", "stats runs transcript config.base", "config.verbs", "config.flags", "config"],
+    "core": ["errors", "text", "types", "stats runs transcript config.base", "config.verbs", "config.flags", "config"],
     "models": [
         "process",
         "find compute head parallel.ranks",
@@ -45,11 +45,13 @@ INSIDE = {
         "envs",
     ],
     "knowledge": [
-        "refs database extract items",
-        "assemble queries",
+        "faults refs extract items",
+        "database",
+        "assemble episodes",
+        "queries",
         "store",
-        "bench exchange ingest",
-        "score",
+        "bench care exchange ingest",
+        "repair score",
         "knowledge",
     ],
     "rollouts": [
@@ -62,12 +64,13 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "chunks samples",
+        "best chunks samples",
         "memory teacher learner",
         "methods",
         "metrics played",
     ],
     "workspace": [
+        "paths",
         "ledger",
         "session",
         "evaluation.table experience.chains experience.choose",
@@ -79,7 +82,7 @@ INSIDE = {
         "paper.plan config envs knowledge",
         "paper.report",
         "paper.run",
-        "reproduce verbs",
+        "reproduce store verbs",
         "cli",
     ],
 }

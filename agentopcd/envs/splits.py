@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentopcd.core.errors import EnvError, TaskLeak, did_you_mean
+from agentopcd.core.runs import write_text
 from agentopcd.core.types import SPLITS, Task
 from agentopcd.envs.registry import get_spec, make
 from agentopcd.envs.spec import EnvSpec
@@ -141,12 +142,12 @@ class Manifest:
             }
             raw["seeds"] = (int(raw["seeds"][0]), int(raw["seeds"][1]))
             return cls(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise EnvError(f"not a splits manifest: {error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+            raise EnvError(f"not a splits manifest ({error}); remove it to cut the tasks again") from None
 
     def save(self, path: str | Path) -> None:
         """Write the manifest to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:
@@ -159,6 +160,8 @@ class Manifest:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise EnvError(f"cannot read splits {str(path)!r}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            raise EnvError(f"{path}: not a splits manifest ({error}); remove it to cut the tasks again") from None
         except EnvError as error:
             raise EnvError(f"{path}: {error}") from None
 
