@@ -27,7 +27,14 @@ FOLDERS = {
 """Folder or module at the top of the package: it imports only from those with a lower number."""
 
 INSIDE = {
-    "core": ["errors", "text", "types", "stats runs transcript config.base", "config.verbs", "config.flags", "config"],
+    "core": [
+        "errors text",
+        "types",
+        "encoding stats runs transcript config.base",
+        "config.verbs",
+        "config.flags",
+        "config",
+    ],
     "models": [
         "process",
         "find compute head parallel.ranks",
@@ -36,9 +43,10 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load games.solvers questions.symbolic",
+        "views load games.solvers questions.symbolic questions.answers questions.files",
         "base spec questions.grading",
-        "builtin games.gym_bridge games.textarena questions.text_checks",
+        "builtin games.gym_bridge games.textarena questions.text_checks questions.values",
+        "questions.choices",
         "registry questions.rows",
         "check floors remote splits questions.env",
         "questions.ifeval questions.puzzles questions.reasoning",
@@ -55,7 +63,8 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "chat sampling.choices sampling.protocol sampling.requests",
+        "replies sampling.choices sampling.protocol sampling.requests",
+        "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
@@ -70,7 +79,7 @@ INSIDE = {
         "metrics played",
     ],
     "workspace": [
-        "paths",
+        "day paths",
         "ledger",
         "session",
         "evaluation.table experience.chains experience.choose",

@@ -207,8 +207,8 @@ def import_(
 
     Example: agentopcd knowledge import rules.txt --as sokoban/mine
     """
+    from agentopcd.core.encoding import read_text
     from agentopcd.core.errors import ConfigError, did_you_mean
-    from agentopcd.core.text import read_text
     from agentopcd.knowledge.exchange import GATES, is_export
 
     if placement not in ("user", "system"):

@@ -349,6 +349,8 @@ class _Load:
     def _ref(self, row: Row) -> bool:
         row["name"] = self.prefix + row["name"]
         check_ref(row["name"])
+        if not isinstance(row["context_id"], (str, type(None))):
+            raise StoreError(f"ref {row['name']!r} points at no context; the file was changed")
         row["run_id"] = self.runs.get(row["run_id"])
         self.refs.setdefault(row["name"], []).append(row)
         return False  # counted at the end, when all moves of a ref are known

@@ -73,7 +73,7 @@ def _open(damaged: Path, new: Path, path: Path) -> sqlite3.Connection:
         try:
             source.execute("PRAGMA writable_schema = ON")  # or SQLite reads nothing of a file that was cut short
             found = {row["name"] for row in source.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if found >= set(TABLES):
+            if found & set(TABLES):
                 return source
         except sqlite3.Error:
             pass

@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from agentopcd.cli.knowledge import app
+from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.runs import write_text
-from agentopcd.core.text import read_text, split_lines
+from agentopcd.core.text import split_lines
 from agentopcd.core.types import EMPTY, MARKER, Context, Job
 from agentopcd.knowledge import Origin, Store, ingest
 from agentopcd.knowledge.exchange import dump, from_jsonl, is_export, load, to_jsonl
@@ -102,10 +103,10 @@ def test_marks_and_line_ends_cost_no_item(tmp_path: Path, encoding: str, end: st
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"caf\xe9", "line 1: invalid continuation byte|line 1: unexpected end"),
-        (b"a\nb\n\xff\n", "line 3: invalid start byte.; save it as UTF-8"),
-        (b"PK\x03\x04\x00\x00", "not text: it holds zero bytes"),
-        (b"\xff\xfea", "line 1: truncated data"),
+        (b"caf\xe9", r"a\.txt: line 1 is not UTF-8 text .byte 0xe9"),
+        (b"a\nb\n\xff\n", "line 3 is not UTF-8 text"),
+        (b"PK\x03\x04\x00\x00", "is NUL, so this is no UTF-8 text"),
+        (b"\xff\xfea", "line 1 is not UTF-16 text"),
     ],
 )
 def test_other_encodings_are_refused_with_the_line(tmp_path: Path, data: bytes, words: str) -> None:

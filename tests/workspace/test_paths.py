@@ -187,7 +187,7 @@ def test_contexts_from_files(rows: str, tmp_path: Path) -> None:
         context, _ = session.context(str(tmp_path / "bom.txt"))
         assert context == Context("- EXPERIENCE ITEM: a\r\n- EXPERIENCE ITEM: b")
         assert [item.text for item in session.store.items(context_id=context.id)] == ["a", "b"]
-        with pytest.raises(ConfigError, match=r"not UTF-8 text .line 1"):
+        with pytest.raises(ConfigError, match="line 1 is not UTF-8 text"):
             session.context(str(tmp_path / "latin.txt"))
         (tmp_path / "export.txt").write_text('{"format":"agentopcd-kb","version":2}\n{"type":"end","rows":0}\n')
         with pytest.raises(ConfigError, match="is a knowledge export, not a context"):
