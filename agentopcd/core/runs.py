@@ -79,29 +79,35 @@ class Run:
             file.write(json.dumps(record, sort_keys=True) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """All complete lines written so far. A line cut off by a kill is left out.
-
-        Raises:
-            ConfigError: a line is damaged.
-        """
-        for number, record in enumerate(found := self._lines(), 1):
-            if record is None:
-                raise ConfigError(f"{self.metrics_file} cannot be read: line {number} is damaged; remove that line")
-        return [record for record in found if record is not None]
+        """What was logged so far; see :func:`read_records`."""
+        return read_records(self.metrics_file)
 
     def rewind(self, step: int) -> int:
         """Drop the records after ``step``, whose steps run again, and the damaged lines; return the number of these."""
-        lines = self._lines()
+        lines = _records(self.metrics_file)
         kept = [record for record in lines if record is not None and record.get("step", 0) <= step]
         write_text(self.metrics_file, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
         return lines.count(None)
 
-    def _lines(self) -> list[dict[str, Any] | None]:
-        """The record of each complete line; None for a damaged line."""
-        if not self.metrics_file.is_file():
-            return []
-        *lines, _ = self.metrics_file.read_bytes().split(b"\n")  # a last line without its end was cut by a kill
-        return [_record(line) for line in lines]
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The records of a log of ours. A line cut off by a kill is left out; without a file there are none.
+
+    Raises:
+        ConfigError: a line is damaged.
+    """
+    for number, record in enumerate(found := _records(file), 1):
+        if record is None:
+            raise ConfigError(f"{file} cannot be read: line {number} is damaged; remove that line")
+    return [record for record in found if record is not None]
+
+
+def _records(file: Path) -> list[dict[str, Any] | None]:
+    """The record of each complete line; None for a damaged line."""
+    if not file.is_file():
+        return []
+    *lines, _ = file.read_bytes().split(b"\n")  # a last line without its end was cut by a kill
+    return [_record(line) for line in lines]
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -49,7 +49,8 @@ def told(path: Path | str, what: str = ":") -> Iterator[None]:
     except (OverflowError, UnicodeError) as error:  # whole numbers beyond 64 bits, halves of a surrogate pair
         raise StoreError(f"{path} cannot hold this value: {error}") from error
     except OSError as error:
-        raise StoreError(f"cannot use the knowledge store {path}: {error.strerror or error}") from error
+        why = f"{error.strerror or error}; {_REMEDIES['SQLITE_CANTOPEN']}"
+        raise StoreError(f"cannot use the knowledge store {path}: {why}") from error
 
 
 def check_file(path: Path, *, create: bool) -> None:
