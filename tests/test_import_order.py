@@ -37,7 +37,7 @@ INSIDE = {
     ],
     "models": [
         "process",
-        "find compute head parallel.ranks",
+        "find compute head parallel.ranks merged tokens shortcuts",
         "load",
         "adapter attention parallel.sharding",
         "models",
@@ -65,7 +65,7 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "replies sampling.choices sampling.protocol sampling.requests",
+        "marks replies sampling.choices sampling.protocol sampling.requests",
         "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
@@ -75,7 +75,7 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "best chunks samples",
+        "best chunks compare samples",
         "memory teacher learner",
         "methods",
         "metrics played",
