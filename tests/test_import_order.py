@@ -28,7 +28,8 @@ FOLDERS = {
 
 INSIDE = {
     "core": [
-        "errors types text",
+        "errors text",
+        "types",
         "encoding stats runs transcript config.base",
         "config.verbs",
         "config.flags",
@@ -43,22 +44,24 @@ INSIDE = {
     ],
     "envs": [
         "views load success games.solvers questions.symbolic questions.answers questions.files",
-        "base guard spec questions.grading",
-        "builtin games.gym_bridge games.inside questions.text_checks questions.values",
+        "base guard spec games.inside questions.grading",
+        "builtin games.gym_bridge questions.text_checks questions.values",
         "games.textarena questions.choices",
         "registry questions.rows",
-        "scan walks",
+        "manifest scan walks",
         "probe",
         "check floors remote splits questions.env",
         "questions.ifeval questions.puzzles questions.reasoning",
         "envs",
     ],
     "knowledge": [
-        "refs database extract items",
-        "assemble queries",
+        "faults refs extract items",
+        "database",
+        "assemble episodes",
+        "queries",
         "store",
-        "bench exchange ingest",
-        "score",
+        "bench care exchange ingest",
+        "repair score",
         "knowledge",
     ],
     "rollouts": [
@@ -73,13 +76,14 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "chunks compare samples",
+        "best chunks compare samples",
         "memory teacher learner",
         "methods",
         "metrics played",
     ],
     "workspace": [
-        "day ledger",
+        "day paths",
+        "ledger",
         "session",
         "evaluation.table experience.chains experience.choose",
         "evaluation.drift experience.find_context experience.gather",
@@ -90,7 +94,7 @@ INSIDE = {
         "paper.plan config envs knowledge",
         "paper.report",
         "paper.run",
-        "reproduce verbs",
+        "reproduce store verbs",
         "cli",
     ],
 }
