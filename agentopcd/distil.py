@@ -10,7 +10,7 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
-from agentopcd.core.config import ConsolidateConfig, player_flags
+from agentopcd.core.config import ConsolidateConfig, TrainConfig, player_flags
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, write_json
 from agentopcd.core.types import Context, Episode, Mixture, Task
@@ -18,6 +18,7 @@ from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import Arm
+from agentopcd.models.load import peft
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.engine import player_of
@@ -38,6 +39,9 @@ class Distilled:
     teacher_id: str
     context_id: str
     best_step: int
+    steps: int
+    skipped: int
+    """Steps that changed nothing."""
     evaluation: Evaluation | None
     repeated: bool = False
     """True if the run had already finished, so that nothing was trained."""
@@ -46,7 +50,7 @@ class Distilled:
         return {
             "folder": self.folder, "model": self.model_id, "parent": self.parent_id,
             "teacher": self.teacher_id, "context": self.context_id,
-            "best_step": self.best_step, "repeated": self.repeated,
+            "best_step": self.best_step, "steps": self.steps, "skipped": self.skipped, "repeated": self.repeated,
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
         }  # fmt: skip
 
@@ -55,7 +59,8 @@ class Distilled:
         """Rebuild the result that :meth:`to_dict` wrote when the run ended, without its evaluation."""
         return cls(
             folder=done["folder"], model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
-            context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
+            context_id=done["context"], best_step=done["best_step"], steps=done.get("steps", 0),
+            skipped=done.get("skipped", 0), evaluation=None, repeated=True,
         )  # fmt: skip
 
 
@@ -65,12 +70,11 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     Repeat a killed call to resume it. A finished call is reported, not repeated.
     """
     ranks = Ranks.current()
-    if ranks.count > 1 and config.device != "auto":
-        raise ConfigError(f"device is {config.device!r} with {ranks.count} processes; leave it out")
-    if config.shard and ranks.count == 1:
-        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
+    check_launch(config, ranks.count)
     session.resume_model("consolidate", context.id)
     student = session.loaded
+    for part in context.parts:
+        session.say_confirmed_with(part)
     teacher_model = session.load(config.teacher) if config.teacher else student
     identity = run_config(config) | {
         "env": session.env, "student": student.id, "teacher_id": teacher_model.id, "context_id": context.id,
@@ -109,7 +113,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     )
     out = Distilled(
         folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
-        context_id=context.id, best_step=result.best_step, evaluation=None,
+        context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped, evaluation=None,
     )  # fmt: skip
     if test:
         # Training has changed the weights in memory, so only the saved student plays; the other arms are read back.
@@ -119,6 +123,20 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out
+
+
+def check_launch(config: TrainConfig, processes: int) -> None:
+    """Refuse settings of training that do not fit the number of processes or the installed packages.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    if processes > 1 and config.device != "auto":
+        raise ConfigError(f"device is {config.device!r} with {processes} processes; leave it out")
+    if config.shard and processes == 1:
+        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
+    if config.lora_rank:
+        peft()
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:

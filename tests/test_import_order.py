@@ -27,7 +27,14 @@ FOLDERS = {
 """Folder or module at the top of the package: it imports only from those with a lower number."""
 
 INSIDE = {
-    "core": ["errors types text", "stats runs transcript config.base", "config.verbs", "config.flags", "config"],
+    "core": [
+        "errors types text callable_module files",
+        "terminal",
+        "stats runs transcript config.base",
+        "config.verbs",
+        "config.flags",
+        "config",
+    ],
     "models": [
         "process",
         "find compute head parallel.ranks",
@@ -36,7 +43,7 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load games.solvers questions.symbolic",
+        "views load look games.solvers questions.symbolic",
         "base spec questions.grading",
         "builtin games.gym_bridge games.textarena questions.text_checks",
         "registry questions.rows",

@@ -9,12 +9,17 @@ import warnings
 if __name__ != "agentopcd.cli":
     raise ImportError("import this package as agentopcd.cli; the link at the root is only for readers")
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from agentopcd.cli import config, envs, knowledge, reproduce, verbs
+from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
+from agentopcd.core.terminal import without_password
+
+STOPPED = 130
+"""Exit code of a command that was interrupted."""
 
 app = typer.Typer(
     name="agentopcd",
@@ -35,7 +40,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         import agentopcd
 
-        typer.echo(f"agentopcd {agentopcd.__version__}")
+        print(f"agentopcd {agentopcd.__version__}")
         raise typer.Exit()
 
 
@@ -49,10 +54,12 @@ def root(
 
 
 def main() -> None:
-    """Entry point: an error of this package or of the parser is one line on stderr and exit code 2."""
+    """Entry point: an error of this package, of the parser or of the machine is one line on stderr and exit code 2."""
+    terminal.guard()
     warnings.showwarning = _warn
     try:
-        sys.exit(_run() or 0)
+        code = _run() or 0
+        sys.stdout.flush()  # a full disk shows now, or never
     except AgentOpcdError as error:
         _refuse(str(error))
     except typer.TyperException as error:
@@ -61,9 +68,22 @@ def main() -> None:
             usage.show()  # a group called without a command shows its help
             sys.exit(2)
         _refuse(f"{usage.format_message()} (see --help)")
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; repeat the command to resume", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        _stop(str(stop))
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the reader has seen enough, as `head` has
+            _leave("", 1)
+        _refuse(f"an environment or a library ended the program (exit code {end.code!r}); it must not call exit()")
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            _leave("", 1)
+        if not error.strerror:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _refuse(f"{where}{error.strerror}; mend that, and give the command again")
+    if code == STOPPED:  # the parser returns this where it was interrupted
+        _stop()
+    sys.exit(code)
 
 
 def _run() -> Any:
@@ -86,9 +106,26 @@ def _run() -> Any:
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning in one line, without the code location that Python adds."""
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {_line(str(message))}", file=sys.stderr)
 
 
-def _refuse(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+def _refuse(message: str) -> NoReturn:
+    _leave(f"error: {_line(message)}", 2)
+
+
+def _stop(message: str = "") -> NoReturn:
+    _leave(message or "stopped", STOPPED)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    """End with a line on stderr, if any. What cannot be written is dropped: Python would complain about it later."""
+    for number, stream, text in ((1, sys.stdout, ""), (2, sys.stderr, line)):
+        try:
+            print(text, file=stream, end="\n" if text else "", flush=True)
+        except (AgentOpcdError, OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    sys.exit(code)
+
+
+def _line(message: str) -> str:
+    return without_password(" ".join(message.split()))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from agentopcd.cli.options import json_option
+from agentopcd.core.files import path_of
+from agentopcd.core.terminal import emit
 
 if TYPE_CHECKING:
     from agentopcd.knowledge import Store
@@ -17,7 +20,7 @@ app = typer.Typer(help="Manage what was learned: items, contexts, refs, episodes
 Work = Annotated[
     Path, typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; the store is its store.db.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+AsJson = Annotated[bool, json_option("Print JSON instead of text.")]
 WORK = Path("agentopcd-work")
 
 
@@ -47,16 +50,16 @@ def open_store(work: Path, *, create: bool = False) -> Store:
     """
     from agentopcd.knowledge import Store
 
-    return Store.open(work / "store.db", create=create)
+    return Store.open(path_of(work) / "store.db", create=create)
 
 
 def _print(rows: list[dict[str, Any]], lines: list[str], as_json: bool, after: str) -> None:
     if as_json:
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        emit(rows, indent=1)
         return
     for line in lines:
-        typer.echo(line)
-    typer.echo(after)
+        print(line)
+    print(after)
 
 
 @app.command("list", epilog="Example: agentopcd knowledge list items --status pending")
@@ -114,9 +117,9 @@ def show(
     with open_store(work) as store:
         view = store_views.describe(store, name)
     if as_json:
-        typer.echo(json.dumps(view, indent=1, ensure_ascii=False))
+        emit(view, indent=1)
     else:
-        typer.echo(store_views.text(view))
+        print(store_views.text(view))
 
 
 @app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")
@@ -156,11 +159,11 @@ def export(
             pieces = to_jsonl(dump(store, None if context_id is None else [context_id], episodes=episodes))
         if output is None:
             for piece in pieces:
-                typer.echo(piece, nl=False)
+                print(piece, end="")
             return
         with output.open("w", encoding="utf-8", newline="") as file:
             file.writelines(pieces)
-    typer.echo(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
+    print(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
 
 
 @app.command("import", epilog="Example: agentopcd knowledge import rules.txt --as sokoban/mine")
@@ -193,10 +196,10 @@ def import_(
     with open_store(work, create=True) as store:
         result = _import(store, file, text, ref, prefix, placement, gate)
     if as_json:
-        typer.echo(json.dumps(result))
+        emit(result)
         return
-    typer.echo(", ".join(f"{value} {key}" for key, value in result.items() if value) or "nothing new")
-    typer.echo("imported items are pending; agentopcd knowledge list items --status pending shows them")
+    print(", ".join(f"{value} {key}" for key, value in result.items() if value) or "nothing new")
+    print("imported items are pending; agentopcd knowledge list items --status pending shows them")
 
 
 def _import(
@@ -246,4 +249,4 @@ def move(
         before = store.refs(ref).get(ref)
         store.move(ref, target, "person", reason, expect=store.resolve(expect) if expect else ANY)
     was = f"was {before[:12]}; undo with: agentopcd knowledge move {ref} {before[:12]}" if before else "is new"
-    typer.echo(f"{ref} -> {target[:12]} ({was})")
+    print(f"{ref} -> {target[:12]} ({was})")

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import path_of
+from agentopcd.core.terminal import plain
 
 CHECKPOINTS = "checkpoints"
 """Subfolder of a run with the model of every evaluation, named by step; it exists only if these models are kept."""
@@ -22,7 +24,7 @@ CHECKPOINTS = "checkpoints"
 
 def workspace(folder: str | Path | None = None) -> Path:
     """The workspace folder: ``folder``, else ``$AGENTOPCD_WORK``, else ``./agentopcd-work``. Created if missing."""
-    path = Path(folder or os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
+    path = path_of(folder or os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +66,7 @@ class Run:
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one JSON line."""
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps(record, sort_keys=True) + "\n")
+            file.write(json.dumps(plain(record), sort_keys=True) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """All complete lines written so far. A line cut off by a kill is left out."""

@@ -17,11 +17,12 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.core.files import is_file, path_of
 from agentopcd.envs.load import load
+from agentopcd.envs.look import builds_environment
 from agentopcd.envs.spec import EnvSpec
 
 if TYPE_CHECKING:
@@ -122,10 +123,10 @@ def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
 
 
 def _rows_spec(ref: str) -> EnvSpec:
-    if not Path(ref).is_file():
+    if not is_file(ref):
         raise EnvError(f"no file {ref!r} with questions")
     entry_point = "agentopcd.envs.questions.env:DatasetEnv"
-    return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat")
+    return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": str(path_of(ref))}, max_steps=1, history="chat")
 
 
 def _object_spec(ref: str) -> EnvSpec:
@@ -135,6 +136,11 @@ def _object_spec(ref: str) -> EnvSpec:
     for spec in _specs().values():
         if spec.entry_point is target:  # the file also calls register(): keep the fields given there
             return dataclasses.replace(spec, id=ref)
+    if callable(target) and not builds_environment(target):
+        raise EnvError(
+            f"{ref} does not look like an environment, so it is not called; wanted a class with reset and step, or a "
+            "function that builds one (say so with its annotation: -> gymnasium.Env)"
+        )
     return EnvSpec(id=ref, entry_point=target)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.core.terminal import guard
 from agentopcd.envs.registry import make, registered
 from agentopcd.envs.spec import EnvSpec
 
@@ -68,6 +69,7 @@ class RemoteEnv:
 
 def _serve(pipe: multiprocessing.connection.Connection, ref: str | EnvSpec, max_steps: int, kwargs: Any) -> None:
     """Answer calls until the pipe closes."""
+    guard()  # what the environment prints goes to the same terminal
     env: Any = None
     while True:
         try:

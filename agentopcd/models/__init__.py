@@ -18,7 +18,7 @@ from agentopcd.models.compute import (
     pick_device,
 )
 from agentopcd.models.head import Float32Head, check_head, decoder, float32_head, scaled
-from agentopcd.models.load import LoadedModel, behind_api, check_pair, load_model, save_model
+from agentopcd.models.load import LoadedModel, behind_api, check_files, check_pair, load_model, save_model
 from agentopcd.models.process import prepare_process
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "attends_without_padding",
     "autocast",
     "behind_api",
+    "check_files",
     "check_head",
     "check_pair",
     "checkpoint_gradients",

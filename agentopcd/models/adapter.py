@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from agentopcd.core.errors import ModelError
+from agentopcd.core.text import first_line
 from agentopcd.models import find
 from agentopcd.models.compute import freeze
 from agentopcd.models.load import LoadedModel, load_model, peft, save_model
@@ -25,7 +27,7 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
         seed: seeds the adapter's initial weights; torch's global generator is left as it was.
 
     Raises:
-        ModelError: PEFT is not installed.
+        ModelError: PEFT is not installed, or it cannot adapt a model of this kind.
     """
     freeze(loaded.model, compute)
     settings = peft().LoraConfig(
@@ -34,7 +36,13 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out")  # for GPT-2, PEFT corrects this setting itself
         torch.manual_seed(seed)
-        loaded.adapter = peft().get_peft_model(loaded.model, settings)
+        try:
+            loaded.adapter = peft().get_peft_model(loaded.model, settings)
+        except Exception as error:  # PEFT knows many models that it cannot adapt, and has no error of its own for them
+            raise ModelError(
+                f"PEFT cannot put an adapter on {loaded.name!r} ({type(loaded.model).__name__}): "
+                f"{first_line(error, type(error).__name__)}; leave out --lora-rank to train all weights"
+            ) from error
     # PEFT writes the base's name into the adapter's config. A hub id holds anywhere; all else needs its local folder.
     hub = not Path(loaded.name).exists() and loaded.name not in find.BUILT_IN
     loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder)

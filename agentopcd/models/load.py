@@ -78,13 +78,14 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     folder = find.find_model(name)
     if (base := find.base_of_adapter(folder)) is not None:
         return _with_adapter(load_model(base, device=device), name, folder)
+    _check_config(folder, name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load model {name!r}: {first_line(error)}") from error
+    except Exception as error:  # libraries raise whatever they like at the many kinds of models that they do not know
+        raise ModelError(f"cannot load model {name!r}: {first_line(error, type(error).__name__)}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         # transformers only warns and fills missing weights with random numbers.
@@ -112,6 +113,47 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
         parent_id=facts.get("parent_id"),
         learning_rate=facts.get("learning_rate", LEARNING_RATE),
     )
+
+
+def check_files(name: str) -> str:
+    """Refuse a model that cannot be loaded, as far as its files show without its weights.
+
+    Returns:
+        Why nothing could be looked at, if its files are not on this machine yet; else ''.
+
+    Raises:
+        ModelError: the model cannot be found or loaded.
+    """
+    folder = find.find_local(name)
+    if folder is None:
+        return f"{name} is not on this machine yet, so it was not looked at; it is fetched or converted on first use"
+    if (base := find.base_of_adapter(folder)) is not None:
+        peft()
+        return check_files(base)
+    _check_config(folder, name)
+    return ""
+
+
+def _check_config(folder: Path, name: str) -> None:
+    """Refuse a model whose config cannot be read, or whose weights are quantised: they are no float32 parameters.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"cannot read the config of model {name!r}: {first_line(error, type(error).__name__)}"
+        ) from error
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise ModelError(
+            f"the weights of model {name!r} are quantised ({method}), and parameters must be float32 here; "
+            "name the model that it was made from, or a .gguf file, which is dequantised"
+        )
 
 
 def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:

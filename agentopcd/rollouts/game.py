@@ -6,10 +6,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from agentopcd import envs
+from agentopcd.core.files import is_file, path_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,5 +74,5 @@ class Game:
 
         The hash is part of the setup, so that episodes from before and after an edit are never pooled.
         """
-        file = Path(self.ref.rpartition(":")[0] if ".py:" in self.ref else self.ref)
-        return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+        file = path_of(self.ref.rpartition(":")[0] if ".py:" in self.ref else self.ref)
+        return hashlib.sha256(file.read_bytes()).hexdigest() if is_file(file) else ""
