@@ -73,6 +73,8 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     check_launch(config, ranks.count)
     session.resume_model("consolidate", context.id)
     student = session.loaded
+    if config.lora_rank:
+        models.check_adapter(student, config.lora_rank)
     for part in context.parts:
         session.say_confirmed_with(part)
     teacher_model = session.load(config.teacher) if config.teacher else student

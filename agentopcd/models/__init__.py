@@ -6,7 +6,7 @@ weight would not move. If the machine has bfloat16 matrix instructions, products
 :func:`prepare_process` has been called, attention on a CPU.
 """
 
-from agentopcd.models.adapter import add_adapter, merge
+from agentopcd.models.adapter import add_adapter, check_adapter, merge
 from agentopcd.models.attention import attend_without_padding, attends_to_all, attends_without_padding
 from agentopcd.models.compute import (
     Compute,
@@ -31,6 +31,7 @@ __all__ = [
     "attends_without_padding",
     "autocast",
     "behind_api",
+    "check_adapter",
     "check_files",
     "check_head",
     "check_pair",

@@ -52,8 +52,20 @@ def test_an_adapter_on_what_peft_does_not_know_is_refused(tmp_path: Path, monkey
         n_groups=1, chunk_size=8, tie_word_embeddings=False,
     )  # fmt: skip
     loaded.model = transformers.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ModelError, match=r"PEFT cannot put an adapter on .* \(Mamba2ForCausalLM\): .*leave out --lora"):
-        models.add_adapter(loaded, 2, torch.float32, seed=0)
+    adapts = (lambda: models.check_adapter(loaded, 2), lambda: models.add_adapter(loaded, 2, torch.float32, seed=0))
+    for adapt in adapts:
+        with pytest.raises(ModelError, match=r"PEFT cannot put an adapter on .* \(Mamba2ForCausalLM\): .*--lora-rank"):
+            adapt()
+
+
+def test_an_adapter_is_tried_without_touching_the_model(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    loaded = models.load_model(str(tiny.build(tmp_path / "model")))
+    before = models.parameter_hash(loaded.model)
+    state = torch.get_rng_state()
+    models.check_adapter(loaded, 2)
+    assert models.parameter_hash(loaded.model) == before and loaded.adapter is None
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_folder_of_a_sound_model_is_looked_at_without_its_weights(tmp_path: Path) -> None:
