@@ -30,7 +30,7 @@ demo-real: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo-real.sh
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-vllm: .venv/.vllm
 	$(BIN)/python -m pytest -m vllm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from agentopcd.models.load import peft
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.engine import player_of
+from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.ledger import run_config
@@ -188,12 +190,12 @@ def train_student(
     training = assignment.training
     config, context = training.config, training.context
     compute = models.pick_compute(config.compute, next(student.model.parameters()).device)
-    kind = METHODS[config.method]
+    kind, day = METHODS[config.method], functools.partial(day_of, assignment.work)
     needs = Needs(
         config=config,
         context=context,
         jobs=lambda: [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)],
-        teacher=lambda: player_of(config, teacher, compute),
+        teacher=lambda: player_of(config, teacher, compute, day),
         stored=assignment.stored,
         folder=run.folder,
         ranks=Ranks.current(),
@@ -202,7 +204,7 @@ def train_student(
     episodes = kind.prepare(needs)
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
-    player = player_of(config, student, compute)
+    player = player_of(config, student, compute, day)
     if config.shard:
         student = sharding.sharded_copy(student)
     prefixes = [player.chat.prefix(part) for part in context.parts]

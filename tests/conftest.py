@@ -26,6 +26,12 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with a test of minutes (it sets its own time limit) first: no process ends alone with one."""
+    long = {item.path for item in items if item.get_closest_marker("timeout")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     if models := sys.modules.get("agentopcd.models"):

@@ -30,7 +30,7 @@ INSIDE = {
     "core": [
         "errors types text callable_module files",
         "terminal",
-        "stats runs transcript config.base",
+        "encoding stats runs transcript config.base",
         "config.verbs",
         "config.flags",
         "config",
@@ -43,9 +43,10 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load look games.solvers questions.symbolic",
+        "views load look games.solvers questions.symbolic questions.answers questions.files",
         "base spec questions.grading",
-        "builtin games.gym_bridge games.textarena questions.text_checks",
+        "builtin games.gym_bridge games.textarena questions.text_checks questions.values",
+        "questions.choices",
         "registry questions.rows",
         "check floors remote splits questions.env",
         "questions.ifeval questions.puzzles questions.reasoning",
@@ -60,7 +61,8 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "chat sampling.choices sampling.protocol sampling.requests",
+        "replies sampling.choices sampling.protocol sampling.requests",
+        "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
@@ -75,7 +77,7 @@ INSIDE = {
         "metrics played",
     ],
     "workspace": [
-        "ledger",
+        "day ledger",
         "session",
         "evaluation.table experience.chains experience.choose",
         "evaluation.drift experience.find_context experience.gather",

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-END_OF_THINKING = "</think>"
+THINKING, END_OF_THINKING = "<think>", "</think>"
+"""The marks around a reply's reasoning. Those of other model families are read as these: ``rollouts/replies.py``."""
 
 
 def after_thinking(reply: str) -> str:
-    """The text after the last ``</think>``, unchanged; the whole reply if there is no such mark."""
-    return reply.rpartition(END_OF_THINKING)[2]
+    """The text after the last ``</think>``, unchanged; the whole reply if it has no such marks.
+
+    A reply that has begun to think and has not ended has said nothing yet: it is empty.
+    """
+    said = reply.rpartition(END_OF_THINKING)[2]
+    return "" if THINKING in said else said
+
+
+def still_thinking(reply: str) -> bool:
+    """Whether a reply ends inside its reasoning: it was cut there, or the model never came out of it."""
+    return THINKING in reply.rpartition(END_OF_THINKING)[2]
 
 
 def first_line(error: object, otherwise: str = "") -> str:

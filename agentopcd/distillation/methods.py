@@ -137,7 +137,8 @@ class PrefixReplay(Method):
         for job, turn, request, reply in zip(jobs, turns, asked, replies, strict=True):
             answered = dataclasses.replace(
                 turn, prompt_ids=request.prompt_ids, response_ids=reply.token_ids, logprobs=reply.logprobs,
-                reply=player.chat.reply(reply), finish_reason=reply.finish_reason, reward=0.0, invalid=False,
+                reply=player.chat.reply(reply, begun=bool(turn.choices)), finish_reason=reply.finish_reason,
+                reward=0.0, invalid=False,
             )  # fmt: skip
             yield Episode(
                 env=player.game.label, task=job.task, rep=job.rep, context_id=EMPTY.id, turns=[answered], outcome=[],

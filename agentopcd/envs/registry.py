@@ -4,7 +4,7 @@ The form of a reference decides how it is resolved; the kinds are never tried in
 
 1. a registered id: ``frozen-lake``, ``math``;
 2. a scheme: ``gym:ID``, ``textarena:ID``, ``rg:TASK``;
-3. a path that ends in ``.jsonl``, ``.csv`` or ``.parquet``: questions from that file;
+3. a path that ends like a file of rows (:data:`FILE_ENDINGS`), or several with commas between them: their questions;
 4. ``pkg.mod:attr`` or ``path/file.py:attr``: a class, a factory or an :class:`EnvSpec`;
 5. a name that an installed package declares in the entry-point group ``agentopcd.envs``.
 
@@ -20,16 +20,18 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
-from agentopcd.core.files import is_file, path_of
+from agentopcd.core.files import is_file
 from agentopcd.envs.load import load
 from agentopcd.envs.look import builds_environment
+from agentopcd.envs.questions.files import row_files
 from agentopcd.envs.spec import EnvSpec
 
 if TYPE_CHECKING:
     import gymnasium
 
 GROUP = "agentopcd.envs"
-FILE_ENDINGS = (".jsonl", ".csv", ".parquet")
+FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+"""Ends of the names of question files, in any case. What such a file is, its content says."""
 SCHEMES = {
     "gym": ("agentopcd.envs.games.gym_bridge:from_id", "env_id"),
     "textarena": ("agentopcd.envs.games.textarena:TextArenaEnv", "env_id"),
@@ -55,7 +57,7 @@ def register(id: str, entry_point: Any = None, /, **spec: Any) -> Any:
         return decorate
     if id in _specs():
         raise EnvError(f"an environment {id!r} is already registered; choose another id")
-    if not id or ":" in id or id.endswith(FILE_ENDINGS):
+    if not id or ":" in id or is_rows(id):
         raise EnvError(f"environment id {id!r} must not be empty, hold ':' or end like a file")
     return _add(EnvSpec(id=id, entry_point=entry_point, **spec))
 
@@ -101,7 +103,7 @@ def get_spec(ref: str) -> EnvSpec:
     scheme, colon, rest = ref.partition(":")
     if colon and scheme in SCHEMES:
         return _scheme_spec(ref, scheme, rest)
-    if ref.endswith(FILE_ENDINGS):
+    if is_rows(ref):
         return _rows_spec(ref)
     if colon:
         return _object_spec(ref)
@@ -122,11 +124,17 @@ def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
     return spec
 
 
+def is_rows(ref: str) -> bool:
+    """Whether a reference names files with questions."""
+    return all(name.lower().endswith(FILE_ENDINGS) for name in ref.split(","))
+
+
 def _rows_spec(ref: str) -> EnvSpec:
-    if not is_file(ref):
-        raise EnvError(f"no file {ref!r} with questions")
+    for file in row_files(ref):
+        if not is_file(file):
+            raise EnvError(f"no file {file!r} with questions")
     entry_point = "agentopcd.envs.questions.env:DatasetEnv"
-    return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": str(path_of(ref))}, max_steps=1, history="chat")
+    return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat")
 
 
 def _object_spec(ref: str) -> EnvSpec:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -196,7 +197,7 @@ def build_splits(
     finally:
         env.close()
     if rows_say:
-        splits, protocol = rows_say, "disjoint"
+        splits, protocol = _completed(rows_say, found, salt, spec, sizes, ref), "disjoint"
     elif len(found) < MIN_DISTINCT and not sizes:
         splits, protocol = {SHARED: _ranked(found, salt)}, "shared"
     else:
@@ -256,12 +257,57 @@ def _scan(env: Any, seeds: Iterable[int]) -> tuple[dict[str, int], dict[str, lis
 def _named_splits(named: Mapping[str, Mapping[str, int]]) -> dict[str, list[Task]]:
     owner: dict[str, str] = {}
     for split, keys in named.items():
+        if split not in SPLITS:
+            raise EnvError(
+                f"info['split'] of seed {next(iter(keys.values()))} is {split!r}; splits are {', '.join(SPLITS)}"
+            )
         for key, seed in keys.items():
             if owner.setdefault(key, split) != split:
                 raise TaskLeak(f"the question of seed {seed} is in both {owner[key]!r} and {split!r}")
     if not named:
         return {}
     return {name: [Task(seed, key) for key, seed in named.get(name, {}).items()] for name in SPLITS}
+
+
+def _completed(
+    named: Mapping[str, list[Task]],
+    found: Mapping[str, int],
+    salt: str,
+    spec: EnvSpec,
+    given: Mapping[str, int],
+    ref: str,
+) -> dict[str, list[Task]]:
+    """The splits that the rows name, and those that they do not name, cut from the tasks that are left.
+
+    Left are the tasks without a split and, for all but ``test``, those of ``train``: who names only train and test
+    still needs tasks to choose on. Too few tasks are not cut; those without a split are then ``train``, too.
+
+    Raises:
+        EnvError: a size is given for a split that the rows name, or more is asked for than is left.
+    """
+    if clash := [name for name in given if named[name] and name != "train"]:
+        raise EnvError(f"the rows of {ref} say which are {clash[0]!r}, so its size cannot be given")
+    taken = {task.key for tasks in named.values() for task in tasks}
+    loose = {key: seed for key, seed in found.items() if key not in taken}
+    pool = loose | {task.key: task.seed for task in named["train"]}
+    absent = [name for name in SPLITS if not named[name] and name != "train" and (loose or name != "test")]
+    if not pool or (len(pool) < MIN_DISTINCT and not given):
+        absent = []
+    if not loose and not absent:
+        return dict(named)
+    cut_from = (
+        f"{', '.join(absent)} are cut from {'the others' if loose else 'train'}" if absent else "the others are train"
+    )
+    warnings.warn(f"{ref} names a split for {len(taken)} of {len(found)} tasks; {cut_from}", stacklevel=3)
+    usual = _sizes(spec, given, len(pool))
+    sizes = {name: usual[name] if name in absent else 0 for name in SPLITS if name != "train"}
+    test = _ranked(loose, salt)[: sizes["test"]]
+    rest = {key: seed for key, seed in pool.items() if key not in {task.key for task in test}}
+    train = {"train": usual["train"]} if "train" in usual else {}
+    cut = _cut(_ranked(rest, salt), {**sizes, "test": 0, **train}, ref)
+    return {name: named[name] if named[name] and name != "train" else cut[name] for name in SPLITS} | (
+        {"test": test} if test else {}
+    )
 
 
 def _rules_hash(obs: str, info: Mapping[str, Any]) -> str:

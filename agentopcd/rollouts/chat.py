@@ -7,11 +7,14 @@ rendered at all: its sampled ids are appended to each prompt (``docs/method.md``
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Part, Request
+from agentopcd.rollouts import replies
 
 PROMPT_VERSION = "1"
 """Part of every setup hash, so that results from different wordings of the prompts are never pooled."""
@@ -28,10 +31,14 @@ class Chat:
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
         template_args: arguments for the template, such as ``{"enable_thinking": False}``.
+        day: the day that the template tells the model, if it tells one; today's, for as long as this object lives.
     """
 
-    def __init__(self, tokenizer: Any, template_args: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, template_args: dict[str, Any] | None = None, day: datetime.date | None = None
+    ) -> None:
         self.tokenizer = tokenizer
+        self.day = day or datetime.date.today()
         self.template_args = dict(template_args or {})
         named = set(tokenizer.all_special_tokens)
         added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
@@ -61,12 +68,17 @@ class Chat:
         """The request to a sampler for these messages; see :meth:`render`."""
         return Request(prompt_ids=self.render(messages, context), seed=seed, choices=choices)
 
-    def reply(self, reply: Completion) -> str:
-        """The text of a sampler's reply, without special tokens."""
-        return self.reply_text(reply.token_ids)
+    def reply(self, reply: Completion, *, begun: bool = False) -> str:
+        """The text of a sampler's reply, its thinking between ``<think>`` and ``</think>``; see :mod:`.replies`.
+
+        Args:
+            begun: the answer itself had begun before: it was :meth:`opened`, or held to :meth:`choices`.
+        """
+        return self.reader.text(reply.token_ids, begun=begun)
 
     def opened(self, request: Request, opening: str) -> Request | None:
-        """The same request with the first words of the reply already given; None if the engine cannot do that."""
+        """The same request with the first words of the answer already given; None if the engine cannot do that."""
+        opening = self.reader.before_answer + opening  # they are no thoughts
         ids = tuple(self.tokenizer(opening, add_special_tokens=False)["input_ids"])
         return dataclasses.replace(request, prompt_ids=request.prompt_ids + ids)
 
@@ -94,8 +106,28 @@ class Chat:
         return one[: common_length(one, other)]
 
     def reply_text(self, ids: Sequence[int]) -> str:
-        """The text of response token ids, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text of response token ids, without special tokens; see :meth:`reply`."""
+        return self.reader.text(ids)
+
+    @functools.cached_property
+    def reader(self) -> replies.Reader:
+        """Reads the model's replies."""
+        return replies.Reader(self.tokenizer, self._apply([Message(role="user", content=_PROBE)]).rpartition(_PROBE)[2])
+
+    @functools.cached_property
+    def says_day(self) -> bool:
+        """Whether the template tells the model what day it is."""
+        talks = (("user",), ("system", "user"), ("user", "assistant", "user"))
+        days = (datetime.date(1999, 12, 31), datetime.date(2026, 1, 1))
+        for roles in talks:
+            talk = [Message(role=role, content=_PROBE) for role in roles]
+            try:
+                one, other = (self._apply(talk, day=day) for day in days)
+            except ConfigError:  # no system message, for example
+                continue
+            if one != other:
+                return True
+        return False
 
     def choices(self, replies: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each of these replies, end token included.
@@ -134,10 +166,12 @@ class Chat:
             before, rest = self.default_system, messages
         return [Message(role="system", content=f"{before}\n\n{text}" if before else text), *rest]
 
-    def _apply(self, messages: Sequence[Message], *, header: bool = True) -> str:
+    def _apply(self, messages: Sequence[Message], *, header: bool = True, day: datetime.date | None = None) -> str:
+        # The template's own clock would change prompts that are rendered again after midnight.
+        clock = {"strftime_now": (day or self.day).strftime} if asks_clock(self.tokenizer) else {}
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=header, **self.template_args
+                list(messages), tokenize=False, add_generation_prompt=header, **clock, **self.template_args
             )
         except Exception as error:  # a template can raise errors of its own
             if messages[0]["role"] == "system":
@@ -180,6 +214,8 @@ class ApiChat(Chat):
     default_system = ""
     header = ()
 
+    says_day = False  # as far as is known here
+
     def __init__(self, template_args: dict[str, Any] | None = None) -> None:
         self.template_args = dict(template_args or {})
 
@@ -189,8 +225,8 @@ class ApiChat(Chat):
     ) -> Request:  # fmt: skip
         return Request(prompt_ids=(), seed=seed, messages=tuple(self._place(list(messages), context)))
 
-    def reply(self, reply: Completion) -> str:
-        return reply.text
+    def reply(self, reply: Completion, *, begun: bool = False) -> str:
+        return replies.read_text(reply.text)
 
     def opened(self, request: Request, opening: str) -> Request | None:
         return None
@@ -201,6 +237,11 @@ class ApiChat(Chat):
     def count_tokens(self, text: str) -> int:
         """An estimate at three bytes per token, rounded up, because the API's tokenizer is unknown."""
         return -(-len(text.encode(errors="replace")) // 3)
+
+
+def asks_clock(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template looks at the clock, under some condition at least."""
+    return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

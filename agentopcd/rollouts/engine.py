@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from agentopcd.core.config import PlayerConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
 from agentopcd.models.parallel.ranks import launched
-from agentopcd.rollouts.chat import ApiChat, Chat
+from agentopcd.rollouts.chat import ApiChat, Chat, asks_clock
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling import Sampler, vllm_engine
@@ -72,10 +73,22 @@ def check_engine(config: PlayerConfig) -> None:
             in_background(ApiServer(url).look_up()).result()
 
 
-def player_of(config: PlayerConfig, loaded: models.LoadedModel, compute: torch.dtype) -> Player:
-    """A player of the settings' environment, with replies from ``loaded``."""
+def player_of(
+    config: PlayerConfig,
+    loaded: models.LoadedModel,
+    compute: torch.dtype,
+    day: Callable[[], datetime.date] | None = None,
+) -> Player:
+    """A player of the settings' environment, with replies from ``loaded``.
+
+    Args:
+        day: returns the day for a chat template that tells the model one.
+    """
     engine = engine_of(config, loaded)[0]
-    chat = ApiChat(config.template_args) if engine == "api" else Chat(loaded.tokenizer, config.template_args)
+    if engine == "api":
+        chat = ApiChat(config.template_args)
+    else:
+        chat = Chat(loaded.tokenizer, config.template_args, day() if day and asks_clock(loaded.tokenizer) else None)
     make: Callable[..., Sampler] = vllm_engine.sampler_of if engine == "vllm" else TransformersSampler
     if engine == "server":
         from agentopcd.rollouts.sampling import vllm_server

@@ -10,6 +10,7 @@ from typing import Any
 
 from agentopcd import envs
 from agentopcd.core.files import is_file, path_of
+from agentopcd.envs.questions.files import row_files
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,9 +71,11 @@ class Game:
 
     @property
     def source(self) -> str:
-        """sha256 of the file behind a reference such as ``file.py:Class`` or ``rows.jsonl``; '' for a built-in name.
+        """sha256 of the files behind a reference such as ``file.py:Class`` or ``rows.jsonl``; '' for a built-in name.
 
         The hash is part of the setup, so that episodes from before and after an edit are never pooled.
         """
-        file = path_of(self.ref.rpartition(":")[0] if ".py:" in self.ref else self.ref)
-        return hashlib.sha256(file.read_bytes()).hexdigest() if is_file(file) else ""
+        names = (self.ref.rpartition(":")[0],) if ".py:" in self.ref else row_files(self.ref)
+        files = [path_of(name) for name in names]
+        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if is_file(file)]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""

@@ -48,6 +48,7 @@ class Player:
         return {
             **self.game.describe(), "sampling": dataclasses.asdict(self.sampling), "engine": self.sampler.engine,
             "seed": self.seed, "template": chats.PROMPT_VERSION, "template_args": self.chat.template_args,
+            **({"day": self.chat.day.isoformat()} if self.chat.says_day else {}),
         }  # fmt: skip
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
@@ -210,8 +211,9 @@ class _Live:
         """Give ``reply`` to the environment and record the turn; end the episode if the environment does."""
         if reply.error:
             raise RuntimeError(reply.error)  # costs this episode, not the run
-        text = self.player.chat.reply(reply)
-        obs, reward, terminated, truncated, info = self.env.step(text)
+        text = self.player.chat.reply(reply, begun=bool(self.choices))
+        said = after_thinking(text)  # what a model tries out while it thinks is no move, whatever the game looks for
+        obs, reward, terminated, truncated, info = self.env.step(said)
         self.turns.append(
             Turn(
                 parts=self.parts, messages=self._messages, prompt_ids=self._asked.prompt_ids, choices=self.choices,
@@ -221,7 +223,7 @@ class _Live:
             )
         )  # fmt: skip
         self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}
-        did = str(info.get("action") or after_thinking(text).strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
+        did = str(info.get("action") or said.strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
         self.past.append((self.parts, did))
         self.parts = self._seen(obs, info)
         if terminated or truncated:

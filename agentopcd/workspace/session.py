@@ -15,15 +15,17 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
+from agentopcd.core.encoding import decoded
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.files import is_file, path_of
-from agentopcd.core.text import first_line
+from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.splits import Manifest, build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
 from agentopcd.knowledge.extract import Kind
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.player import Player
+from agentopcd.workspace.day import day_of
 from agentopcd.workspace.ledger import Ledger
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -176,7 +178,10 @@ class Session:
         """A player of this environment with replies from ``loaded``."""
         engine, why = engine_of(self.config, loaded)
         self._say_once(f"engine: {engine} ({why})")
-        return player_of(self.config, loaded, self.compute)
+        player = player_of(self.config, loaded, self.compute, functools.partial(day_of, self.work))
+        if player.chat.says_day:
+            self._say_once(f"note: the chat template says what day it is; in this workspace it stays {player.chat.day}")
+        return player
 
     def setup(self, player: Player | None = None) -> str:
         """A hash of everything that affects play besides model, context and task."""
@@ -193,11 +198,18 @@ class Session:
     def _play(self, player: Player, label: str, jobs: Sequence[Job]) -> Iterator[Episode]:
         """Play the jobs, show the progress, and record the episodes that the environment breaks."""
         errors = self.ledger.env_errors
-        before = len(errors)
+        before, silent, turns = len(errors), 0, 0
         for episode in self.progress(label, player.play(jobs), len(jobs)):
             if episode.stop_reason == "env_error":
                 errors.append(episode.error or "")
+            turns += len(episode.turns)
+            silent += sum(still_thinking(turn.reply) for turn in episode.turns)
             yield episode
+        if silent:
+            self.say(
+                f"warning: {silent} of {turns} replies were cut in their thinking, or never came out of it, and count "
+                "as no answer; raise --max-tokens, or let the model think less (--template-arg enable_thinking=false)"
+            )
         if broken := errors[before:]:
             last = broken[0].strip().splitlines()[-1]
             self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted")
@@ -255,9 +267,9 @@ class Session:
         """
         if is_file(name):
             try:
-                text = path_of(name).read_text(encoding="utf-8-sig").strip()
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"context file {name!r} is not UTF-8 text ({error})") from error
+                text = decoded(path_of(name).read_bytes()).strip()
+            except (ConfigError, OSError) as error:
+                raise ConfigError(f"context file {name!r} cannot be read: {error}") from error
             if not text:
                 raise ConfigError(f"context file {name!r} is empty; write the context into it")
             context = Context(text, placement)

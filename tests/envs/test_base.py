@@ -29,7 +29,7 @@ from agentopcd.envs import (
         ("[[right]]", "right"),
         ("<think>[down]</think> [up]", "up"),
         ("<think>[down]</think> nothing", None),
-        ("<think>[down] and never ends", "down"),
+        ("<think>[down] and never ends", None),
         ("</think>[up]</think>[left]", "left"),
         ("right", None),
         ("", None),
@@ -49,6 +49,7 @@ def test_last_bracket_passes_over_words_that_are_no_names() -> None:
 def test_after_think_is_the_whole_text_without_a_mark() -> None:
     assert after_thinking("plain") == "plain"
     assert after_thinking("a</think>b</think>c") == "c"
+    assert after_thinking("a</think>b<think>c") == ""  # it thinks again, and has not come out of it
 
 
 def test_any_text_takes_spaces_newlines_and_unicode() -> None:

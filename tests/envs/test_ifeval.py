@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import warnings
 from pathlib import Path
@@ -53,6 +54,59 @@ def test_a_reply_must_follow_every_instruction(tmp_path: Path) -> None:
     assert not won and set(failed) == {"failed_number_words", "failed_frequency"}
     assert not played(file, 0, "  ")[0]
     assert played(file, 0, "<think>well, well</think>Rivers run.")[0]
+
+
+def only(folder: Path, id_: str, settings: dict[str, Any]) -> Any:
+    """An environment of two prompts: a sound one, and one with this check."""
+    row = {"key": 9, "prompt": "Say it.", "instruction_id_list": [id_], "kwargs": [settings]}
+    return envs.make("ifeval", file=written(folder, [ROWS[0], row]))
+
+
+def right(env: Any, seed: int, reply: str) -> bool:
+    env.reset(seed=seed)
+    return bool(env.step(reply)[4]["success"])
+
+
+@pytest.mark.parametrize("character", ["#", "!", "é", "Q"])
+def test_the_frequency_of_any_character_is_counted(tmp_path: Path, character: str) -> None:
+    """The package draws a letter by chance in place of one that is not in a to z."""
+    env = only(
+        tmp_path, "keywords:letter_frequency", {"letter": character, "let_frequency": 3, "let_relation": "at least"}
+    )
+    three, two = f"{character} and {character.lower()}{character}", f"{character}{character}"
+    everything = "abcdefghijklmnoprstuvwxyz" * 5
+    assert {right(env, 1, f"{three} {everything}") for _ in range(20)} == {True}
+    assert {right(env, 1, f"{two} {everything}") for _ in range(20)} == {False}
+
+
+@pytest.mark.parametrize(
+    ("id_", "settings"),
+    [
+        ("length_constraints:number_words", {"relation": "at least"}),
+        ("length_constraints:number_words", {"relation": "at least", "num_words": -1}),
+        ("keywords:frequency", {"keyword": "leaf", "frequency": 2}),
+        ("keywords:letter_frequency", {"letter": "ab", "let_frequency": 2, "let_relation": "at least"}),
+        ("keywords:existence", {}),
+        ("detectable_format:multiple_sections", {"section_spliter": "Part"}),
+    ],
+)
+def test_a_prompt_whose_check_would_be_drawn_by_chance_is_left_out(
+    tmp_path: Path, id_: str, settings: dict[str, Any]
+) -> None:
+    with pytest.warns(UserWarning, match="1 of 2 prompts are left out: a check of theirs lacks a setting"):
+        env = only(tmp_path, id_, settings)
+    assert prompts_of(env) == 1
+    check = [(id_, settings)]
+    before = random.getstate()
+    assert len({ifeval.grade_instructions("w leaf " * n, "p", check).right for n in (60,) for _ in range(20)}) == 1
+    assert random.getstate() == before
+
+
+def test_a_setting_that_a_check_does_not_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match=r"the prompt 'Say it\.': instruction 'keywords:frequency' cannot have"):
+        only(tmp_path, "keywords:frequency", {"keyword": "leaf", "relation": "about", "frequency": 2})
+    with pytest.raises(EnvError, match="cannot have"):
+        only(tmp_path, "punctuation:no_comma", {"commas": 2})
 
 
 def prompts_of(env: Any) -> int:

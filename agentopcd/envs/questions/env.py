@@ -41,10 +41,10 @@ class QuestionEnv(TextEnv):
     def grade(self, reply: str, row: QuestionRow) -> Grade:
         """Return the verdict on a reply."""
         if row.kind == "choice":
-            return grade_choice(reply, row.gold)
+            return grade_choice(reply, row.gold, row.also)
         if row.kind == "checks":
             return grade_checks(reply, dict(row.checks))
-        return grade_math(reply, row.gold, self._grader)
+        return grade_math(reply, row.gold, self._grader, row.also)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)

@@ -1,4 +1,4 @@
-"""Read question files, and find question and answer in the common column layouts.
+"""Question files: find question and right answer of every row, in the common layouts; a file may mix them.
 
 ========================  =====================================  ==========================================
 layout                    question                               right answer
@@ -7,43 +7,51 @@ DAPO, verl                ``prompt`` (chat messages)             ``reward_model.
 GSM8K                     ``question``                           ``answer``, after ``####``
 MATH                      ``problem``                            last box of ``solution``
 MedMCQA                   ``question``, ``opa`` … ``opd``        ``cop``, counted from 0 or from 1
+MMLU, ARC, RACE           ``question``, ``choices`` or           letter, text or number of the choice, see
+                          ``options``, or ``A`` … ``D``          :mod:`.choices`
 HateCheck                 ``test_case``                          ``label_gold``: hateful, non-hateful
 ETHOS                     ``comment``                            ``isHate``, a share, cut at 0.5
 TweetEval (yes or no)     ``text``                               ``label``: 0 or 1
 IF-Eval                   ``prompt``                             none: ``instruction_id_list``, ``kwargs``
 your own                  first of ``prompt, problem,            first of ``reward_model.ground_truth,
-                          question, input``                      answer, solution, target, label``
+                          question, input, instruction``         answer, solution, target, label, answers``
 free text                 the same                               none: ``checks``, see :mod:`.text_checks`
 ========================  =====================================  ==========================================
+
+An ``instruction`` beside the question stands before it, and so does the ``passage`` (``context``, ``article``,
+``paragraph``) that a ``question`` is about. A right answer may be text, a number, true or false (yes or no), a list of
+texts that are all right, or an object that holds one of these. The rest is refused, with the number of its row.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import functools
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from agentopcd.core.errors import DependencyError, EnvError, TaskLeak
+from agentopcd.core.errors import EnvError, TaskLeak
 from agentopcd.core.types import SPLITS
-from agentopcd.envs.questions.grading import find_answer, same
+from agentopcd.envs.questions import choices
+from agentopcd.envs.questions.answers import same
+from agentopcd.envs.questions.files import Raw, read_rows, row_files
+from agentopcd.envs.questions.grading import find_answer
 from agentopcd.envs.questions.text_checks import known_checks
+from agentopcd.envs.questions.values import answers_of, blank, missing, question_of
 from agentopcd.envs.views import hash_prompt
 
-PROMPT_KEYS = ("prompt", "problem", "question", "input")
-ANSWER_KEYS = ("reward_model.ground_truth", "answer", "solution", "target", "label")
+PROMPT_KEYS = ("prompt", "problem", "question", "input", "instruction")
+ANSWER_KEYS = ("reward_model.ground_truth", "answer", "solution", "target", "label", "answers")
+PASSAGE_KEYS = ("passage", "context", "article", "paragraph")
+"""Columns with the text that a ``question`` is about."""
 
 COLUMNS = ("prompt", "instruction_id_list", "kwargs")
 """Columns of IF-Eval's published file."""
 
-_LETTER = "Reply with the letter of the right choice like this: <answer>A</answer>."
 _YES_NO = "Reply with <answer>yes</answer> or <answer>no</answer>."
-
-Raw = Mapping[str, Any]
+_FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,73 +70,49 @@ class QuestionRow:
 
     See :mod:`.text_checks` and :mod:`agentopcd.envs.questions.ifeval`.
     """
+    also: tuple[str, ...] = ()
+    """Other answers that are as right as ``gold``."""
+
+
+Reader = Callable[[Raw], QuestionRow]
 
 
 def load_rows(
     path: str, prompt_key: str | None = None, answer_key: str | None = None, *, free: bool = False
 ) -> list[QuestionRow]:
-    """Read a question file; it is read again only if it has changed.
+    """Read a question file, or several with commas between their names; a file is read again only if it has changed.
 
     Args:
         free: rows need no right answer, because the caller has checks for all of them.
 
     Raises:
         EnvError: a missing, empty or malformed file, or rows that cannot be understood.
-        DependencyError: a ``.parquet`` file without pyarrow installed.
+        DependencyError: a parquet file without pyarrow installed.
     """
-    file = Path(path).resolve()
+    files = row_files(path)
     try:
-        stamp = file.stat().st_mtime_ns
-    except OSError:
-        raise EnvError(f"no file {path!r} with questions") from None
-    return _load(str(file), stamp, prompt_key, answer_key, free)
+        states = [Path(file).stat() for file in files]
+    except (OSError, ValueError) as error:
+        missed = error.filename if isinstance(error, OSError) else path
+        raise EnvError(f"no file {missed!r} with questions") from None
+    stamps = tuple((state.st_mtime_ns, state.st_size) for state in states)
+    return list(_load(files, stamps, prompt_key, answer_key, free))
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, _stamp: int, prompt_key: str | None, answer_key: str | None, free: bool) -> list[QuestionRow]:
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}
-    reader = readers.get(Path(path).suffix)
-    if reader is None:
-        raise EnvError(f"{path!r} must end in {', '.join(readers)}")
-    try:
-        return rows_from(reader(Path(path)), prompt_key, answer_key, free=free)
-    except EnvError as error:
-        raise EnvError(f"{path}: {error}") from None
-
-
-def _read_jsonl(path: Path) -> list[Raw]:
-    rows: list[Raw] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise EnvError(f"line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise EnvError(f"line {number} must be an object, got {type(row).__name__}")
-            rows.append(row)
-    return rows
-
-
-def _read_csv(path: Path) -> list[Raw]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        head = file.readline()
-        file.seek(0)
-        delimiter = ";" if head.count(";") > head.count(",") else ","
-        return list(csv.DictReader(file, delimiter=delimiter))
-
-
-def _read_parquet(path: Path) -> list[Raw]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise DependencyError("reading .parquet needs pyarrow; run: pip install pyarrow") from None
-    try:
-        return parquet.read_table(path).to_pylist()
-    except Exception as error:
-        raise EnvError(f"cannot be read as parquet: {error}") from error
+def _load(
+    files: tuple[str, ...], _stamps: object, prompt_key: str | None, answer_key: str | None, free: bool
+) -> list[QuestionRow]:
+    raw: list[tuple[str, Raw]] = []
+    for file in files:
+        try:
+            found = read_rows(Path(file))
+        except EnvError as error:
+            raise EnvError(f"{file}: {error}") from None
+        if not found:
+            raise EnvError(f"{file}: there are no rows")
+        raw += [(f"{file}: row {number}", row) for number, row in enumerate(found, 1)]
+    return _questions(raw, prompt_key, answer_key, free=free)
 
 
 def rows_from(
@@ -141,69 +125,116 @@ def rows_from(
             would not be accepted by the grader.
         TaskLeak: the ``split`` column puts one question into two splits.
     """
+    return _questions([(f"row {n}", row) for n, row in enumerate(raw, 1)], prompt_key, answer_key, free=free)
+
+
+def _questions(
+    raw: Sequence[tuple[str, Raw]], prompt_key: str | None, answer_key: str | None, *, free: bool
+) -> list[QuestionRow]:
+    """The questions of named rows; the name of a row stands in every message about it."""
     if not raw:
         raise EnvError("there are no rows")
-    custom = free or prompt_key or answer_key or any("checks" in entry for entry in raw)
-    read = _own_layout(prompt_key, answer_key, free=free) if custom else _layout(raw)
+    own = _own(prompt_key, answer_key, free=free) if free or prompt_key or answer_key else None
+    readers = _readers(raw)
     rows: dict[str, QuestionRow] = {}
-    repeated = conflicting = 0
-    for number, entry in enumerate(raw):
-        row = _checked(number, read(entry), entry)
+    conflicting = 0
+    for name, entry in raw:
+        try:
+            row = _checked((own or _reader(entry, readers))(entry), entry)
+        except EnvError as error:
+            raise EnvError(f"{name}: {error}") from None
         key = hash_prompt(row.prompt)
         kept = rows.setdefault(key, row)
-        if kept.split != row.split:
-            raise TaskLeak(f"row {number} puts a question of {kept.split!r} in {row.split!r}: it is in both")
-        repeated += kept is not row
+        if not kept.split and row.split:  # it was met first without a split
+            kept = rows[key] = dataclasses.replace(kept, split=row.split)
+        if row.split and kept.split != row.split:
+            raise TaskLeak(f"{name} puts a question of {kept.split!r} in {row.split!r}: it is in both")
         conflicting += kept.gold != row.gold
     if conflicting:
         warnings.warn(f"{conflicting} repeated questions have another answer; the first counts", stacklevel=2)
-    elif repeated > len(rows):
+    elif (repeated := len(raw) - len(rows)) > len(rows):
         warnings.warn(f"{repeated} of {len(raw)} rows repeat a question and were left out", stacklevel=2)
     return list(rows.values())
 
 
-def _checked(number: int, row: QuestionRow, raw: Raw) -> QuestionRow:
+def _checked(row: QuestionRow, raw: Raw) -> QuestionRow:
     if not row.prompt.strip():
-        raise EnvError(f"row {number} has an empty question")
-    if row.kind in ("math", "choice") and not row.gold.strip():
-        raise EnvError(f"row {number} has an empty answer")
-    if row.kind == "math":
-        answer = find_answer(f"Answer: {row.gold}")
-        if answer is None or not same(answer, row.gold):
-            raise EnvError(f"row {number}: the grader would not accept its own answer {row.gold!r}")
-    split = str(raw.get("split") or row.split)
+        raise EnvError("has an empty question")
+    for what, text in (("question", row.prompt), *(("answer", gold) for gold in (row.gold, *row.also))):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            half = text[error.start]
+            raise EnvError(f"its {what} holds half a surrogate pair, {half!a}, which is no character") from None
+    for gold in (row.gold, *row.also) if row.kind in ("math", "choice") else ():
+        if not gold.strip():
+            raise EnvError("has an empty answer")
+        answer = find_answer(f"Answer: {gold}")
+        if row.kind == "math" and (answer is None or not same(answer, gold)):
+            raise EnvError(f"the grader would not accept its own answer {gold!r}")
+    named = raw.get("split")
+    split = row.split if blank(named) else str(named).strip()
     if split and split not in SPLITS:
-        raise EnvError(f"row {number} is in split {split!r}; splits are {', '.join(SPLITS)}")
+        raise EnvError(f"is in split {split!r}; splits are {', '.join(SPLITS)}")
     return dataclasses.replace(row, split=split)
 
 
-def _layout(raw: Sequence[Raw]) -> Callable[[Raw], QuestionRow]:
-    """Choose the reader by the columns of the first row."""
-    keys = set(raw[0])
-    if set(COLUMNS) <= keys:
+# -- layouts -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Readers:
+    """Readers of the layouts whose meaning only the whole file shows."""
+
+    medmcqa: Reader
+    choice: Reader
+    tweets: bool
+    """Whether every ``text`` with a ``label`` is labelled 0 or 1."""
+
+
+def _readers(raw: Sequence[tuple[str, Raw]]) -> _Readers:
+    rows = [row for _, row in raw]
+    cop_from = functools.cache(lambda: choices.medmcqa_offset(rows))
+    counted_from = functools.cache(lambda: choices.counted_from(rows))
+    tweets = [row for row in rows if _has(row, "text", "label")]
+    return _Readers(
+        medmcqa=lambda row: _choice(choices.medmcqa(row, cop_from)),
+        choice=lambda row: _choice(choices.of_row(_question(row), row, counted_from())),
+        tweets=all(_flag(row["label"]) is not None for row in tweets),
+    )
+
+
+def _reader(row: Raw, readers: _Readers) -> Reader:
+    """Choose the reader of a row by the columns that it fills."""
+    if _has_checks(row):
+        return _own(None, None, free=False)
+    if _has(row, *COLUMNS):
         return _ifeval
-    if {"opa", "opb", "opc", "opd", "cop"} <= keys:
-        offset = _choice_offset(raw)
-        return lambda row: _medmcqa(row, offset)
-    if {"test_case", "label_gold"} <= keys:
-        return lambda row: _yes_no(row, "test_case", row["label_gold"] == "hateful", "hateful")
-    if {"comment", "isHate"} <= keys:
-        return lambda row: _yes_no(row, "comment", float(row["isHate"]) >= 0.5, "hateful")
-    if {"text", "label"} <= keys and {str(row.get("label")) for row in raw} <= {"0", "1"}:
-        return lambda row: _yes_no(row, "text", str(row["label"]) == "1", "offensive")
-    return _own_layout(None, None, free=False)
+    if choices.is_medmcqa(row):
+        return readers.medmcqa
+    if _has(row, "test_case"):
+        return _hatecheck
+    if _has(row, "comment") and "isHate" in row:
+        return _ethos
+    if readers.tweets and _has(row, "text", "label"):
+        return lambda row: _yes_no(row["text"], bool(_flag(row["label"])), "offensive")
+    if choices.listed(row) is not None and any(_has(row, key) for key in PROMPT_KEYS):
+        return readers.choice
+    return _own(None, None, free=False)
 
 
-def _choice_offset(raw: Sequence[Raw]) -> int:
-    """Return the number that ``cop`` counts from; copies of this data set differ."""
-    found = {int(row["cop"]) for row in raw}
-    if found & {-1}:
-        raise EnvError("some rows have cop = -1: this is a test file without answers")
-    if found <= {0, 1, 2, 3} and 0 in found:
-        return 0
-    if found <= {1, 2, 3, 4} and 4 in found:
-        return 1
-    raise EnvError(f"cop holds {sorted(found)}: cannot tell whether it counts from 0 or from 1")
+def _has(row: Raw, *columns: str) -> bool:
+    return all(not blank(row.get(column)) for column in columns)
+
+
+def _has_checks(row: Raw) -> bool:
+    """Whether a row brings checks. Parquet fills the checks of rows without any with nulls."""
+    wanted = row.get("checks")
+    return any(not missing(value) for value in wanted.values()) if isinstance(wanted, Mapping) else not blank(wanted)
+
+
+def _flag(value: Any) -> bool | None:
+    return _FLAGS.get(str(value).strip().casefold())
 
 
 def _ifeval(row: Raw) -> QuestionRow:
@@ -211,64 +242,78 @@ def _ifeval(row: Raw) -> QuestionRow:
     ids, settings = row["instruction_id_list"], row["kwargs"]
     if not isinstance(ids, list) or not isinstance(settings, list) or len(ids) != len(settings):
         raise EnvError(f"instruction_id_list and kwargs must be lists of one length, got {ids!r:.50}, {settings!r:.50}")
+    if not all(isinstance(one, Mapping) for one in settings):
+        raise EnvError(f"kwargs must be a list of objects, got {settings!r:.50}")
     checks = tuple(zip(ids, settings, strict=True))
-    return QuestionRow(prompt=str(row["prompt"]), gold="", kind="instructions", split="test", checks=checks)
+    return QuestionRow(prompt=question_of(row["prompt"]), gold="", kind="instructions", split="test", checks=checks)
 
 
-def _medmcqa(row: Raw, offset: int) -> QuestionRow:
-    choices = "\n".join(f"{letter}. {row['op' + letter.lower()]}" for letter in "ABCD")
-    gold = "ABCD"[int(row["cop"]) - offset]
-    return QuestionRow(prompt=f"{row['question']}\n{choices}", gold=gold, kind="choice", actions=_LETTER)
+def _choice(found: choices.Choice) -> QuestionRow:
+    return QuestionRow(prompt=found.prompt, gold=found.letter, kind="choice", actions=choices.ACTIONS)
 
 
-def _yes_no(row: Raw, key: str, yes: bool, word: str) -> QuestionRow:
+def _hatecheck(row: Raw) -> QuestionRow:
+    label = str(row.get("label_gold")).strip()
+    if label not in ("hateful", "non-hateful"):
+        raise EnvError(f"label_gold must be hateful or non-hateful, got {row.get('label_gold')!r:.40}")
+    return _yes_no(row["test_case"], label == "hateful", "hateful")
+
+
+def _ethos(row: Raw) -> QuestionRow:
+    try:
+        share = float(row["isHate"])
+    except (TypeError, ValueError):
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise EnvError(f"isHate must be a share from 0 to 1, got {row['isHate']!r:.40}")
+    return _yes_no(row["comment"], share >= 0.5, "hateful")
+
+
+def _yes_no(text: Any, yes: bool, word: str) -> QuestionRow:
     actions = f"Is this text {word}? {_YES_NO}"
-    return QuestionRow(prompt=str(row[key]), gold="yes" if yes else "no", kind="choice", actions=actions)
+    return QuestionRow(prompt=question_of(text), gold="yes" if yes else "no", kind="choice", actions=actions)
 
 
-def _own_layout(prompt_key: str | None, answer_key: str | None, *, free: bool) -> Callable[[Raw], QuestionRow]:
-    prompts = (prompt_key,) if prompt_key else PROMPT_KEYS
+def _own(prompt_key: str | None, answer_key: str | None, *, free: bool) -> Reader:
     answers = (answer_key,) if answer_key else ANSWER_KEYS
 
     def read(row: Raw) -> QuestionRow:
-        prompt = _first(row, prompts, "question", "prompt_key")
-        if free or "checks" in row:
-            checks = known_checks(row["checks"]) if "checks" in row else {}
-            return QuestionRow(prompt=_as_prompt(prompt), gold="", kind="checks", checks=tuple(checks.items()))
-        gold = _first(row, answers, "answer", "answer_key")
-        return QuestionRow(prompt=_as_prompt(prompt), gold=_as_gold(gold))
+        prompt = question_of(_first(row, (prompt_key,), "question", "prompt_key")) if prompt_key else _question(row)
+        if free or _has_checks(row):
+            wanted: Any = row.get("checks")
+            if isinstance(wanted, Mapping):
+                wanted = {name: value for name, value in wanted.items() if not missing(value)}
+            checks = {} if blank(wanted) else known_checks(wanted)
+            return QuestionRow(prompt=prompt, gold="", kind="checks", checks=tuple(checks.items()))
+        gold, *also = answers_of(_first(row, answers, "answer", "answer_key")) or ("",)
+        return QuestionRow(prompt=prompt, gold=gold, also=tuple(also))
 
     return read
 
 
+def _question(row: Raw) -> str:
+    """The question with what belongs to it: an instruction, and the passage that it is about."""
+    value = _first(row, PROMPT_KEYS, "question", "prompt_key")
+    before = ["instruction"] if value is not row.get("instruction") else []
+    if value is row.get("question"):
+        before += PASSAGE_KEYS
+    text = question_of(value)
+    beside = [row[key] for key in before if isinstance(row.get(key), str) and not blank(row[key])]
+    return "\n\n".join([*(one for one in beside if one not in text), text])
+
+
 def _first(row: Raw, keys: Sequence[str], what: str, argument: str) -> Any:
+    empty = False
     for key in keys:
         value: Any = row
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
-        if value is not None:
+        if not blank(value):
             return value
+        empty = empty or isinstance(value, str)
+    if empty:
+        raise EnvError(f"has an empty {what}")
     raise EnvError(
         f"no {what} in a row with the keys {', '.join(map(str, row))}; looked for {', '.join(keys)};"
         f" name it with --env-arg {argument}=KEY"
     )
-
-
-def _as_prompt(value: Any) -> str:
-    """Return the text of a question, which may be a list of chat messages."""
-    if isinstance(value, str):
-        return value
-    try:
-        return "\n\n".join(str(message["content"]) for message in value)
-    except (TypeError, KeyError):
-        raise EnvError(f"a question must be text or chat messages, got {value!r:.80}") from None
-
-
-def _as_gold(value: Any) -> str:
-    """Return the right answer, extracted from a worked solution if it is one."""
-    text = str(value)
-    if "####" in text:
-        return text.rpartition("####")[2].strip()
-    if "\\boxed" in text:
-        return find_answer(text) or ""
-    return text.strip()

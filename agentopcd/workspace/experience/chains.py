@@ -13,7 +13,7 @@ from typing import Any
 from agentopcd.core.config import GatherConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Rate
-from agentopcd.core.text import after_thinking
+from agentopcd.core.text import after_thinking, still_thinking
 from agentopcd.core.types import EMPTY, MARKER, Completion, Context, Sampling
 from agentopcd.knowledge import (
     Origin,
@@ -152,7 +152,7 @@ def _ask(
         replies += ["?"] * (len(requests) - first)  # never in the format, so each of them is asked below
     again = {i: request for i, request in enumerate(prompted) if request is not None and not _in_format(replies[i])}
     for i, reply in zip(again, player.sampler.sample(list(again.values()), sampling), strict=True):
-        replies[i] = MARKER + player.chat.reply(reply)
+        replies[i] = MARKER + player.chat.reply(reply, begun=True)
     if again:
         session.say(f"asked again for {len(again)} of {len(requests)} replies, with {MARKER!r} as their first words")
     return dict(zip(places, replies, strict=True))
@@ -166,8 +166,12 @@ def _texts(session: Session, replies: Sequence[Completion]) -> list[str]:
 
 
 def _in_format(reply: str) -> bool:
-    """Whether an extractor's reply is in the format: it holds an item or is empty, since no lesson is an answer too."""
-    return MARKER in reply or not after_thinking(reply).strip()
+    """Whether an extractor's reply is in the format: it holds an item or is empty, since no lesson is an answer too.
+
+    One that never came out of its thinking is no answer.
+    """
+    said = after_thinking(reply)
+    return MARKER in said or not (said.strip() or still_thinking(reply))
 
 
 def _first_chain(session: Session, run_id: int) -> int:

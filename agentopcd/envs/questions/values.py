@@ -1,0 +1,146 @@
+"""What a cell of a row says: a question or a right answer, as text. What is no text is read where its form is common.
+
+Nothing is turned into text by ``str()``: a cell that is not understood is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from agentopcd.core.errors import EnvError
+from agentopcd.envs.questions.grading import find_answer
+
+_SPEAKERS = {"system": "System", "developer": "System", "user": "User", "human": "User", "assistant": "Assistant"}
+_TEXT_PARTS = ("text", "input_text")
+_DUMPED = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
+_IN_OBJECTS = ("target", "value", "text", "answer", "ground_truth")
+"""Keys under which an object holds the right answer: those of verl's search rows, TriviaQA and SQuAD."""
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell holds nothing: null, or the NaN that data frames write for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def blank(value: Any) -> bool:
+    """Whether a cell holds nothing, or only space."""
+    return missing(value) or (isinstance(value, str) and not value.strip())
+
+
+def question_of(value: Any) -> str:
+    """The text of a question, which may be a list of chat messages.
+
+    A conversation of several speakers keeps their names; messages of the user alone stand one after the other.
+
+    Raises:
+        EnvError: the cell is neither, or a message of it is no text.
+    """
+    if isinstance(value, str):
+        if not _DUMPED.match(value):
+            return value
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise EnvError(
+                f"the question is a list that was written by str(): {value[:60]!r}; write it as JSON"
+            ) from None
+    if not isinstance(value, Sequence) or not value or not all(isinstance(one, Mapping) for one in value):
+        raise EnvError(f"a question must be text or chat messages, got {value!r:.80}")
+    said = [(str(_either(one, "role", "from") or "user"), _either(one, "content", "value")) for one in value]
+    if len(said) > 1 and said[-1][0] == "assistant" and not said[-1][1]:
+        said.pop()  # the place of the reply
+    told = [(role, _content(role, content)) for role, content in said]
+    if told[-1][0] == "assistant":
+        raise EnvError("the last message is the assistant's, so the question would show a reply; leave it out")
+    if any(one.get("tool_calls") for one in value):
+        raise EnvError("a message calls a tool, which cannot be shown here")
+    if len(told) == 1 or {role for role, _ in told} <= {"user", "human"}:
+        return "\n\n".join(text for _, text in told)
+    return "\n\n".join(f"{_SPEAKERS[role]}: {text}" for role, text in told)
+
+
+def _either(message: Mapping[str, Any], one: str, other: str) -> Any:
+    return message.get(one) if one in message else message.get(other)
+
+
+def _content(role: str, content: Any) -> str:
+    if role not in _SPEAKERS:
+        raise EnvError(f"a message is by {role!r}; only {', '.join(_SPEAKERS)} can be shown")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(_part(part) for part in content)
+    if not isinstance(content, str):
+        raise EnvError(f"a message of the {role} must be text, got {content!r:.60}")
+    return content
+
+
+def _part(part: Any) -> str:
+    if isinstance(part, Mapping) and part.get("type", "text") in _TEXT_PARTS and isinstance(part.get("text"), str):
+        return part["text"]
+    if isinstance(part, str):
+        return part
+    what = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise EnvError(f"a message has a part of type {what!r}; only text can be shown")
+
+
+def answers_of(value: Any) -> tuple[str, ...]:
+    """The right answers of a cell, the first one first: text, a number, yes or no, or a list or an object of texts.
+
+    Raises:
+        EnvError: the cell is none of these.
+    """
+    if isinstance(value, Mapping):
+        key = next((key for key in _IN_OBJECTS if not missing(value.get(key))), None)
+        if key is None:
+            raise EnvError(
+                f"the answer is an object with the keys {', '.join(map(str, value))}; name one: answer_key=KEY.KEY"
+            )
+        more = value.get("aliases")
+        listed = [*answers_of(value[key]), *(answers_of(more) if more else ())]
+        return tuple(dict.fromkeys(listed))
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if len(value) > 1 and not all(isinstance(one, str) for one in value):
+            raise EnvError(
+                f"the answer is a list, {value!r:.60}, and whether it is one answer or several cannot be told; write "
+                "one as text, several as a list of texts"
+            )
+        return tuple(dict.fromkeys(_answer(one) for one in value))
+    return (_answer(value),)
+
+
+def _answer(value: Any) -> str:
+    """The right answer as text, extracted from a worked solution if it is one."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float | Decimal):
+        if not math.isfinite(value):
+            raise EnvError(f"the answer is {value}, which is no number that a reply can give")
+        return format(Decimal(repr(value)) if isinstance(value, float) else value, "f")
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str):
+        raise EnvError(f"an answer must be text or a number, got {value!r:.60}")
+    if "####" in value:
+        return value.rpartition("####")[2].strip()
+    if "\\boxed" in value:
+        return find_answer(value) or ""
+    return value.strip()
+
+
+def whole(value: Any, name: str) -> int:
+    """The whole number of a cell.
+
+    Raises:
+        EnvError: there is none.
+    """
+    try:
+        number = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number.is_integer():
+        raise EnvError(f"{name} must be a whole number, got {value!r:.40}")
+    return int(number)
