@@ -34,7 +34,7 @@ def _builds(target: Any, seen: set[int]) -> bool:
         return _builds(target.func, seen)
     if inspect.isclass(target):
         return _is_class(target)
-    function = target if inspect.isroutine(target) else vars(type(target)).get("__call__")
+    function: Any = target if inspect.isroutine(target) else vars(type(target)).get("__call__")
     function = inspect.unwrap(getattr(function, "__func__", function))
     code = getattr(function, "__code__", None)
     if not isinstance(code, CodeType):  # written in C
