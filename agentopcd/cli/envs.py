@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentopcd.cli.options import json_option, parse_env_args
+from agentopcd.cli.options import json_option, parse_env_args, progress
 from agentopcd.core.terminal import emit
 
 app = typer.Typer(name="envs", help="Show environments, check them, play them by hand.", no_args_is_help=True)
@@ -18,6 +18,10 @@ Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class,
 EnvArgs = Annotated[
     list[str] | None,
     typer.Option("--env-arg", metavar="NAME=VALUE", help="Argument of the environment; repeat the flag for more."),
+]
+SuccessWhen = Annotated[
+    str,
+    typer.Option("--success-when", help="When an episode is solved: 'return >= 475', 'reward > 0' or 'terminated'."),
 ]
 Json = Annotated[bool, json_option("Print JSON for programs.")]
 
@@ -103,6 +107,7 @@ def check(
     ref: Ref,
     env_arg: EnvArgs = None,
     n: Annotated[int, typer.Option("--seeds", help="Number of seeds to check.", min=2)] = 32,
+    success_when: SuccessWhen = "",
     as_json: Json = False,
 ) -> None:
     """Check that an environment keeps the contract; exit code 1 if it does not.
@@ -112,9 +117,10 @@ def check(
     import dataclasses
     from functools import partial
 
-    from agentopcd.envs import check_env, make
+    from agentopcd.envs import check_env, get_spec, make
 
-    report = check_env(partial(make, ref, **parse_env_args(env_arg or [])), n)
+    maker = partial(make, ref, **parse_env_args(env_arg or []))
+    report = check_env(maker, n, spec=get_spec(ref), success_when=success_when)
     if as_json:
         emit({**dataclasses.asdict(report), "ok": report.ok}, indent=2)
     else:
@@ -138,6 +144,7 @@ def try_(
     rules: Annotated[str | None, typer.Option(help="full, hidden, none or a view of the environment's own.")] = None,
     env_arg: EnvArgs = None,
     max_steps: Annotated[int | None, typer.Option(help="Replies before the episode is cut off.", min=1)] = None,
+    success_when: SuccessWhen = "",
     random: Annotated[bool, typer.Option("--random", help="Play random moves.")] = False,
     solve: Annotated[bool, typer.Option("--solve", help="Play the known solution.")] = False,
     as_json: Annotated[bool, json_option("Print one JSON line per step.")] = False,
@@ -148,8 +155,10 @@ def try_(
     """
     from agentopcd.core.errors import ConfigError
     from agentopcd.envs import apply_view, get_spec, join_parts, make, parts_of, task_key
-    from agentopcd.envs.views import succeeded
+    from agentopcd.envs.success import rule_of
 
+    if success_when:
+        rule_of(success_when)
     if random and solve:
         raise ConfigError("--random and --solve exclude each other; choose one")
     spec = get_spec(ref)
@@ -160,17 +169,21 @@ def try_(
     say: Callable[[Any], None] = emit if as_json else lambda facts: print(f"{facts['text']}\n")
     say({"text": join_parts(apply_view(parts_of(obs, info), view)), "task_key": key})
     replies = _replies(env, info, spec.play_format, random, solve, seed)
-    steps, total, state = 0, 0.0, "stopped"
+    rewards: list[float] = []
+    state = "stopped"
     for reply in replies:
         obs, reward, terminated, truncated, info = env.step(reply)
-        steps, total = steps + 1, total + float(reward)
+        rewards.append(reward)
         text = join_parts(apply_view(parts_of(obs, info), view))
-        say({"text": text, "reply": reply, "reward": float(reward), "invalid": bool(info.get("invalid"))})
+        say({"text": text, "reply": reply, "reward": reward, "invalid": bool(info.get("invalid"))})
         if terminated or truncated:
-            won = succeeded(reward, bool(terminated), info, spec.success_at)
-            state = "success" if won else "failed" if terminated else "out of steps"
+            won = spec.solved(rewards, terminated, info, success_when)
+            lost = "failed" if terminated else "out of steps"
+            state = "over (nothing says whether that is success: --success-when)" if won is None else lost
+            state = "success" if won else state
             break
     env.close()
+    steps, total = len(rewards), sum(rewards)
     result = {"result": state, "steps": steps, "reward": total, "task_key": key}
     if as_json:
         emit(result)
@@ -237,7 +250,7 @@ def splits(
     named = {"test": test, "confirm": confirm, "select": select, "extract": extract, "train": train}
     sizes = {name: size for name, size in named.items() if size is not None}
     kwargs = parse_env_args(env_arg or [])
-    manifest = build_splits(ref, kwargs, seeds=seeds, salt=salt, sizes=sizes or None)
+    manifest = build_splits(ref, kwargs, seeds=seeds, salt=salt, sizes=sizes or None, progress=progress)
     if out is not None:
         manifest.save(out)
     if as_json:

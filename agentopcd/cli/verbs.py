@@ -42,9 +42,9 @@ def play(config: PlayConfig, call: Call) -> None:
     Example: agentopcd play --env sokoban --episodes 64
     """
     with _open(config, call) as session:
+        if config.context:
+            session.context(config.context, config.placement)  # a wrong name is told before a model is loaded
         if call.dry_run:
-            if config.context:
-                session.context(config.context, config.placement)
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
             if config.extract:
                 plan.append(f"{config.chains} chains of {config.chain_steps} extractions")
@@ -110,13 +110,12 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
     if not config.context:
         raise ConfigError("no context given; add --context REF (see `agentopcd knowledge list refs`)")
     with _open(config, call) as session:
+        context, _ = session.context(config.context)
         if call.dry_run:
-            session.context(config.context)
             n = len(session.tasks("confirm", config.confirm_tasks))
             return _plan(session, call, [f"2 contexts on {n} confirm tasks"])
         from agentopcd.knowledge import confirm
 
-        context, _ = session.context(config.context)
         run_id = session.ledger.begin("confirm", context_id=context.id)
         outcome = confirm(session.bench(run_id), context, session.tasks("confirm", config.confirm_tasks))
         session.say(str(outcome))

@@ -5,6 +5,7 @@
     AgentOpcdError
     ├── ConfigError (ValueError)      an invalid setting, flag, file or reference
     │   ├── EnvError                  an environment that cannot be found or built, or that breaks the contract
+    │   │   └── GameFault             what one game did wrong: it costs that episode, not the run
     │   ├── ModelError                a model that cannot be found, loaded or paired
     │   ├── EngineError               a sampling server that cannot be reached, or that refuses a request
     │   └── StoreError                a store that cannot be opened, or an unknown or ambiguous reference
@@ -34,6 +35,10 @@ class ConfigError(AgentOpcdError, ValueError):
 
 class EnvError(ConfigError):
     """An environment that cannot be found or built, or that breaks the adapter contract."""
+
+
+class GameFault(EnvError):
+    """A game that raised, hung, left Python or returned nonsense. It costs its own episode; the run goes on."""
 
 
 class ModelError(ConfigError):

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from agentopcd.core.errors import GameFault
 from agentopcd.core.types import Task
 from agentopcd.envs.games.solvers import Model, shortest
+from agentopcd.envs.guard import Hang
 from agentopcd.envs.registry import get_spec, make
-from agentopcd.envs.views import succeeded
+from agentopcd.envs.spec import EnvSpec
 
 PLAYED_EPISODES = 1000
 """Random episodes to play if the exact share is unknown; the standard error is then below 1.6 points."""
@@ -54,7 +57,12 @@ class Floors:
 
 
 def floors(
-    ref: str, env_kwargs: Mapping[str, Any] | None, tasks: Iterable[Task], *, max_steps: int | None = None
+    ref: str,
+    env_kwargs: Mapping[str, Any] | None,
+    tasks: Iterable[Task],
+    *,
+    max_steps: int | None = None,
+    success_when: str = "",
 ) -> Floors:
     """Compute the floors and the ceiling of an environment on some tasks.
 
@@ -63,21 +71,22 @@ def floors(
         env_kwargs: its arguments.
         tasks: the tasks that a result is about.
         max_steps: replies per episode; the spec's own by default.
+        success_when: a rule for success in place of what the environment says.
     """
-    tasks = list(tasks)
-    limit = get_spec(ref).step_limit if max_steps is None else max_steps
+    tasks, spec = list(tasks), get_spec(ref)
+    limit = spec.step_limit if max_steps is None else max_steps
     env = make(ref, max_steps=limit, **dict(env_kwargs or {}))
     try:
         models, solutions, moves = _read(env, tasks)
         if not tasks or not models:
-            played = _played(env, tasks, moves, get_spec(ref).success_at) if tasks and moves else None
+            played, episodes = _played(env, tasks, moves, spec, success_when) if tasks and moves else (None, 0)
             return Floors(
                 random=played,
                 blind=None,
                 blind_moves=(),
                 solvable=_share_within(solutions, limit) if moves else None,
                 n=len(tasks),
-                random_episodes=0 if played is None else _episodes(len(tasks)),
+                random_episodes=episodes,
             )
     finally:
         env.close()
@@ -111,19 +120,27 @@ def solvable_share(
 
 
 def _read(env: Any, tasks: Sequence[Task]) -> tuple[list[Model], list[Sequence[str] | None], list[str]]:
-    """Reset every task once; return the models and solutions, where available, and the listed moves."""
+    """Reset every task once; return the models and solutions, where available, and the listed moves.
+
+    Without listed moves nothing follows from the tasks, so only the first is reset: resets can be slow.
+    """
     models: list[Model] = []
     solutions: list[Sequence[str] | None] = []
     moves: list[str] = []
     inner = env.unwrapped
     for task in tasks:
-        _, info = env.reset(seed=task.seed)
+        try:
+            _, info = env.reset(seed=task.seed)
+        except GameFault:  # counted by whoever plays it
+            continue
         moves = list(info.get("legal_actions", ()))
         model = inner.model() if hasattr(inner, "model") else None
         if model is not None:
             models.append(model)
-        elif hasattr(inner, "solution"):
+        elif hasattr(inner, "solution") and moves:
             solutions.append(inner.solution())
+        elif not moves:
+            break
     return models, solutions, moves
 
 
@@ -209,21 +226,41 @@ def _promising(
     return dict(entry for _, entry in open_ended[:beam])
 
 
-def _episodes(tasks: int) -> int:
-    return tasks * max(1, PLAYED_EPISODES // tasks)
+def _played(
+    env: Any, tasks: Sequence[Task], moves: Sequence[str], spec: EnvSpec, success_when: str
+) -> tuple[float | None, int]:
+    """Return the share of random episodes that were won, and their number, playing each task equally often.
 
-
-def _played(env: Any, tasks: Sequence[Task], moves: Sequence[str], success_at: float) -> float:
-    """Return the share of random episodes that were won, playing each task equally often."""
+    Episodes that the game breaks are left out, with a warning. The share is ``None`` if nothing says what success is.
+    """
     rng = random.Random(0)
-    wins = 0
-    for task in list(tasks) * (_episodes(len(tasks)) // len(tasks)):
-        _, info = env.reset(seed=task.seed)
-        over = False
-        while not over:
-            reply = rng.choice(info.get("legal_actions") or moves)
-            _, reward, terminated, truncated, info = env.step(reply)
-            over = terminated or truncated
-            if over:
-                wins += succeeded(reward, terminated, info, success_at)
-    return wins / _episodes(len(tasks))
+    wins = played = 0
+    faults: list[GameFault] = []
+    for task in list(tasks) * max(1, PLAYED_EPISODES // len(tasks)):
+        try:
+            won = _random_episode(env, task, moves, rng, spec, success_when)
+        except GameFault as fault:
+            faults.append(fault)
+            if isinstance(fault, Hang):
+                break
+            continue
+        if won is None:
+            return None, 0
+        wins, played = wins + won, played + 1
+    if faults:
+        warnings.warn(f"{len(faults)} random episodes of {spec.id} broke off ({faults[0]}); not counted", stacklevel=3)
+    return (wins / played, played) if played else (None, 0)
+
+
+def _random_episode(
+    env: Any, task: Task, moves: Sequence[str], rng: random.Random, spec: EnvSpec, success_when: str
+) -> bool | None:
+    """Whether one random episode was won; ``None`` if nothing says so."""
+    _, info = env.reset(seed=task.seed)
+    rewards: list[float] = []
+    over = terminated = False
+    while not over:
+        _, reward, terminated, truncated, info = env.step(rng.choice(info.get("legal_actions") or moves))
+        rewards.append(reward)
+        over = terminated or truncated
+    return spec.solved(rewards, terminated, info, success_when)

@@ -14,6 +14,7 @@ from typing import Any
 
 from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
 from agentopcd.core.files import is_file, path_of
+from agentopcd.core.text import first_line
 
 _FILES: dict[Path, ModuleType] = {}
 """Files that were run already; a second run would register the same ids again."""
@@ -27,19 +28,39 @@ def load(ref: str) -> Any:
         DependencyError: an optional package is missing.
     """
     where, _, attribute = ref.rpartition(":")
-    try:
-        module = _load_file(Path(where)) if where.endswith(".py") else _load_module(where)
-    except (EnvError, DependencyError):
-        raise
-    except Exception as error:
-        raise EnvError(f"cannot import {where!r}: {type(error).__name__}: {error}") from error
-    target: Any = module
+    target: Any = load_module(where)
     for name in attribute.split("."):
         if not name or not hasattr(target, name):
             public = [known for known in vars(target) if not known.startswith("_")]
             raise EnvError(f"{where!r} has no {attribute!r}{did_you_mean(attribute, public)}")
         target = getattr(target, name)
     return target
+
+
+def load_module(where: str) -> ModuleType:
+    """Return the module that ``pkg.mod`` or ``path/file.py`` names.
+
+    Raises:
+        EnvError: it cannot be imported.
+        DependencyError: an optional package is missing.
+    """
+    with importing(repr(where)):
+        return _load_file(Path(where)) if where.endswith(".py") else _load_named(where)
+
+
+@contextmanager
+def importing(what: str) -> Iterator[None]:
+    """Turn whatever other people's code raises while it is imported, ``sys.exit()`` included, into an EnvError."""
+    try:
+        yield
+    except (EnvError, DependencyError):
+        raise
+    except SystemExit as leaving:
+        code = "" if leaving.code is None else repr(leaving.code)
+        raise EnvError(f"cannot import {what}: it called exit({code}); run it alone to see why") from leaving
+    except Exception as error:
+        said = first_line(error, otherwise="(no message)")
+        raise EnvError(f"cannot import {what}: {type(error).__name__}: {said}") from error
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -63,7 +84,7 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _load_module(name: str) -> ModuleType:
+def _load_named(name: str) -> ModuleType:
     if not name:
         raise EnvError("a reference with ':' needs a module or a file before it")
     with _on_path(Path.cwd()):

@@ -3,7 +3,7 @@
 The form of a reference decides how it is resolved; the kinds are never tried in turn:
 
 1. a registered id: ``frozen-lake``, ``math``;
-2. a scheme: ``gym:ID``, ``textarena:ID``, ``rg:TASK``;
+2. a scheme: ``gym:ID``, ``gym:PACKAGE:ID``, ``textarena:ID``, ``rg:TASK``;
 3. a path that ends like a file of rows (:data:`FILE_ENDINGS`), or several with commas between them: their questions;
 4. ``pkg.mod:attr`` or ``path/file.py:attr``: a class, a factory or an :class:`EnvSpec`;
 5. a name that an installed package declares in the entry-point group ``agentopcd.envs``.
@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.files import is_file
-from agentopcd.envs.load import load
+from agentopcd.envs.load import importing, load
 from agentopcd.envs.look import builds_environment
 from agentopcd.envs.questions.files import row_files
-from agentopcd.envs.spec import EnvSpec
+from agentopcd.envs.spec import EnvSpec, written_on
 
 if TYPE_CHECKING:
     import gymnasium
@@ -59,7 +60,7 @@ def register(id: str, entry_point: Any = None, /, **spec: Any) -> Any:
         raise EnvError(f"an environment {id!r} is already registered; choose another id")
     if not id or ":" in id or is_rows(id):
         raise EnvError(f"environment id {id!r} must not be empty, hold ':' or end like a file")
-    return _add(EnvSpec(id=id, entry_point=entry_point, **spec))
+    return _add(EnvSpec(id=id, entry_point=entry_point, **{**written_on(entry_point), **spec}))
 
 
 def _add(spec: EnvSpec) -> EnvSpec:
@@ -149,7 +150,7 @@ def _object_spec(ref: str) -> EnvSpec:
             f"{ref} does not look like an environment, so it is not called; wanted a class with reset and step, or a "
             "function that builds one (say so with its annotation: -> gymnasium.Env)"
         )
-    return EnvSpec(id=ref, entry_point=target)
+    return EnvSpec(id=ref, entry_point=target, **written_on(target))
 
 
 def _plugin_spec(name: str) -> EnvSpec:
@@ -163,13 +164,11 @@ def _plugin_spec(name: str) -> EnvSpec:
     if len({entry.value for entry in hits}) > 1:
         owners = ", ".join(f"{entry.dist.name if entry.dist else '?'} ({entry.value})" for entry in hits)
         raise EnvError(f"environment {name!r} is declared more than once: {owners}; remove one package")
-    try:
+    with importing(f"environment {name!r} ({hits[0].value})"):
         target = hits[0].load()
-    except Exception as error:
-        raise EnvError(f"environment {name!r} ({hits[0].value}) does not import: {error}") from error
     if isinstance(target, EnvSpec):
         return dataclasses.replace(target, id=name)
-    return EnvSpec(id=name, entry_point=target)
+    return EnvSpec(id=name, entry_point=target, **written_on(target))
 
 
 def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> gymnasium.Env[str, str]:
@@ -182,37 +181,64 @@ def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> 
 
     Raises:
         EnvError: the reference or an argument is invalid, or the result is not an environment.
+        GameFault: the environment's own code raised or hung while it was built.
         DependencyError: an optional package is missing.
     """
     spec = ref if isinstance(ref, EnvSpec) else get_spec(ref)
     limit = spec.step_limit if max_steps is None else max_steps
     if not isinstance(limit, int) or limit < 1:
         raise EnvError(f"max_steps must be a whole number above 0, got {limit!r}")
-    from gymnasium.wrappers import TimeLimit
+    from agentopcd.envs.guard import SLOW_STEP_LIMIT_S, STEP_LIMIT_S, Guarded
 
-    return TimeLimit(_build(spec, kwargs), max_episode_steps=limit)
+    return Guarded(_build(spec, kwargs), limit, spec.limit_s or (SLOW_STEP_LIMIT_S if spec.slow else STEP_LIMIT_S))
 
 
 def _build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env[str, str]:
     import gymnasium
 
+    from agentopcd.envs.guard import BUILD_LIMIT_S, faults
+
     target = load(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
     if not callable(target):
         raise EnvError(f"{spec.id} is a {type(target).__name__}, not a class or a function that builds one")
+    _look_first(spec.id, target)
     arguments = {**spec.kwargs, **kwargs}
     check_arguments(spec.id, target, arguments)
-    env = target(**arguments)
+    with faults(f"building {spec.id}", BUILD_LIMIT_S, ours=True):
+        env = target(**arguments)
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"{spec.id} built a {type(env).__name__}; an environment is a gymnasium.Env")
     return _as_text(env)
 
 
+def _look_first(name: str, target: Callable[..., Any]) -> None:
+    """Refuse what cannot be an environment before it is called: a name such as ``shutil:rmtree`` would run.
+
+    Raises:
+        EnvError: another class, or a function of Python itself.
+    """
+    import gymnasium
+
+    if isinstance(target, type) and not issubclass(target, gymnasium.Env):
+        raise EnvError(f"{name} is the class {target.__qualname__}; an environment is a gymnasium.Env")
+    home = str(getattr(target, "__module__", None) or "builtins").partition(".")[0]
+    if home in sys.stdlib_module_names:
+        raise EnvError(f"{name} is a function of Python's own module {home}; wanted one that builds an environment")
+
+
 def _as_text(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[str, str]:
-    """Return a text environment unchanged; wrap any other in the Gymnasium bridge."""
+    """Return a text environment unchanged; wrap any other in the Gymnasium bridge.
+
+    Where no space is declared, text is assumed: that is what people write first.
+    """
     from gymnasium.spaces import Text
 
-    for space in ("observation_space", "action_space"):
-        if not isinstance(getattr(env, space, None), Text):
+    from agentopcd.envs.base import AnyText
+
+    for name in ("observation_space", "action_space"):
+        if getattr(env, name, None) is None:
+            setattr(env.unwrapped, name, AnyText())
+        if not isinstance(getattr(env, name), Text):
             from agentopcd.envs.games.gym_bridge import FromGym
 
             return FromGym(env)

@@ -8,10 +8,15 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.core.errors import AgentOpcdError, EnvError, GameFault
 from agentopcd.core.terminal import guard
+from agentopcd.envs.guard import BUILD_LIMIT_S, KNOWN_INFO, SLOW_STEP_LIMIT_S, Hang
 from agentopcd.envs.registry import make, registered
 from agentopcd.envs.spec import EnvSpec
+
+_GRACE_S = 5.0
+"""Seconds beyond the limit before a process is killed: its own alarm rings at the limit, and that keeps its traceback.
+"""
 
 
 class RemoteEnv:
@@ -21,9 +26,12 @@ class RemoteEnv:
         ref: a reference, resolved in that process; for an id registered in this process, the spec itself is sent.
         max_steps: replies per episode.
         kwargs: arguments of the environment.
+        limit_s: seconds that one reset or step may take; then the process is killed, whatever it does.
     """
 
-    def __init__(self, ref: str, max_steps: int, kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, ref: str, max_steps: int, kwargs: Mapping[str, Any], limit_s: float = SLOW_STEP_LIMIT_S) -> None:
+        self._limit_s = limit_s
+        self._building_s = BUILD_LIMIT_S  # the first call builds the environment
         ways = multiprocessing.get_all_start_methods()
         # Not fork: it would copy torch and its threads.
         context: Any = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
@@ -43,7 +51,7 @@ class RemoteEnv:
     def close(self) -> None:
         """End the process, even in the middle of a step."""
         if self._process.is_alive():
-            self._process.terminate()
+            self._process.kill()
         self._process.join()
         self._pipe.close()
 
@@ -51,19 +59,23 @@ class RemoteEnv:
         """Call a method of the environment and return its result.
 
         Raises:
-            EnvError: the method raised an error of this package.
-            RuntimeError: it raised another error (the message holds the traceback), or its process died.
+            EnvError: the environment cannot be built.
+            GameFault: it raised or hung (the message of the cause holds the traceback), or its process died.
         """
+        limit_s, self._building_s = self._limit_s + self._building_s, 0.0
         try:
             self._pipe.send((name, argument))
-            status, result = self._pipe.recv()
+            if not self._pipe.poll(limit_s + _GRACE_S):
+                self.close()
+                raise Hang(f"{name} gave no answer within {limit_s:.0f} s; its process was killed")
+            status, result, traced = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(1)
-            raise RuntimeError(f"the environment's process died (exit code {self._process.exitcode})") from error
+            raise GameFault(f"the environment's process died (exit code {self._process.exitcode})") from error
         if status == "refused":
             raise EnvError(result)
-        if status == "broke":
-            raise RuntimeError(f"in the environment's process:\n{result}")
+        if status == "fault":
+            raise GameFault(result) from RuntimeError(f"in the environment's process:\n{traced}")
         return result
 
 
@@ -79,9 +91,10 @@ def _serve(pipe: multiprocessing.connection.Connection, ref: str | EnvSpec, max_
         try:
             if env is None:
                 env = make(ref, max_steps=max_steps, **kwargs)
-            answer = ("done", env.reset(seed=argument) if name == "reset" else env.step(argument))
+            *values, info = env.reset(seed=argument) if name == "reset" else env.step(argument)
+            answer = ("done", (*values, {key: info[key] for key in KNOWN_INFO if key in info}), "")
+        except GameFault as fault:
+            answer = ("fault", str(fault), traceback.format_exc(limit=-8))
         except AgentOpcdError as error:
-            answer = ("refused", str(error))
-        except Exception:
-            answer = ("broke", traceback.format_exc(limit=-8))
+            answer = ("refused", str(error), "")
         pipe.send(answer)

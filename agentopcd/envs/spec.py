@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.envs.success import rule_of, solved
 from agentopcd.envs.views import View
 
 DEFAULT_MAX_STEPS = 20
 """Replies per episode if neither the spec nor the caller sets a limit, so that every episode ends."""
+
+HISTORIES = ("transcript", "chat")
 
 _BASIC_VIEWS: Mapping[str, View] = {"full": {}, "hidden": {"rules": None}, "none": {"rules": None}}
 
@@ -25,8 +28,11 @@ class EnvSpec:
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_steps: int | None = None
     """Replies per episode, invalid ones included; ``None`` means :data:`DEFAULT_MAX_STEPS`."""
-    success_at: float = 1.0
-    """Smallest final reward that counts as solved if the environment does not report ``success``."""
+    success_at: float | None = None
+    """Smallest final reward that counts as solved if the environment does not report ``success``; ``None``: 1, where
+    the rewards can say it (see :func:`agentopcd.envs.success.solved`)."""
+    success_when: str = ""
+    """The rule in place of ``success_at``: ``return >= 475``, ``reward > 0`` or ``terminated``."""
     views: Mapping[str, View] = dataclasses.field(default_factory=dict)
     """Views for ``--rules NAME``, besides the built-in ``full``, ``hidden`` and ``none``."""
     play_format: str = "{}"
@@ -36,7 +42,9 @@ class EnvSpec:
     choices: tuple[str, ...] = ()
     """All legal replies, for ``--constrain``; ``info["choices"]`` replaces them for one state."""
     slow: bool = False
-    """Steps take long, so each episode runs its environment in a separate process (``info`` must be picklable)."""
+    """Steps take long, so each episode runs its environment in a separate process."""
+    limit_s: float = 0.0
+    """Seconds that one reset or step may take before it counts as hung; 0: a minute, ten if ``slow``."""
     seeds: int = 4000
     """Default number of reset seeds to scan for splits."""
     split_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -46,6 +54,20 @@ class EnvSpec:
     model: str = ""
     """Built-in model that was made for this environment; the default if the user names no model."""
     summary: str = ""
+
+    def __post_init__(self) -> None:
+        if self.success_when:
+            rule_of(self.success_when)
+        if self.history not in HISTORIES:
+            raise EnvError(f"{self.id}: history is {self.history!r}{did_you_mean(str(self.history), HISTORIES)}")
+
+    def solved(
+        self, rewards: Sequence[float], terminated: bool, info: Mapping[str, Any], chosen: str = ""
+    ) -> bool | None:
+        """Whether an episode that just ended was solved, see :func:`agentopcd.envs.success.solved`."""
+        return solved(
+            rewards, terminated, info, chosen=chosen, success_when=self.success_when, success_at=self.success_at
+        )
 
     def view(self, rules: str | None = None) -> View:
         """Return the view called ``rules``; ``None`` means ``hidden`` if the spec defines it, else ``full``.
@@ -63,3 +85,23 @@ class EnvSpec:
     def step_limit(self) -> int:
         """Number of replies after which an episode is cut off."""
         return DEFAULT_MAX_STEPS if self.max_steps is None else self.max_steps
+
+
+_ON_CLASSES: Mapping[str, tuple[type, ...]] = {
+    "max_steps": (int,), "success_at": (int, float), "success_when": (str,), "views": (Mapping,), "play_format": (str,),
+    "history": (str,), "choices": (tuple, list), "slow": (bool,), "limit_s": (int, float), "seeds": (int,),
+    "split_sizes": (Mapping,),
+}  # fmt: skip
+"""Fields that an environment may also write on its class. Another type under such a name is the game's own affair."""
+
+
+def written_on(target: Any) -> dict[str, Any]:
+    """The fields of a spec that an environment has written on its class, as in ``max_steps = 8``."""
+    if not isinstance(target, type):
+        return {}
+    fields: dict[str, Any] = {}
+    for name, types in _ON_CLASSES.items():
+        value = getattr(target, name, None)
+        if isinstance(value, types) and isinstance(value, bool) == (name == "slow"):
+            fields[name] = value
+    return fields | ({"choices": tuple(fields["choices"])} if "choices" in fields else {})

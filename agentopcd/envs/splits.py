@@ -8,7 +8,6 @@ so no key is in two splits. Different seeds are *not* different tasks: Frozen La
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping
@@ -19,8 +18,9 @@ from typing import Any, Literal
 from agentopcd.core.errors import EnvError, TaskLeak, did_you_mean
 from agentopcd.core.types import SPLITS, Task
 from agentopcd.envs.registry import get_spec, make
+from agentopcd.envs.scan import Progress, no_progress, rules_hash, scan
 from agentopcd.envs.spec import EnvSpec
-from agentopcd.envs.views import hash_text, join_parts, parts_of, task_key
+from agentopcd.envs.views import hash_text, task_key
 
 MIN_DISTINCT = 100
 """Fewer tasks than this are not split: with a handful of test tasks, no statistical test can pass."""
@@ -171,8 +171,12 @@ def build_splits(
     seeds: int | None = None,
     salt: str = "0",
     sizes: Mapping[str, int] | None = None,
+    progress: Progress = no_progress,
 ) -> Manifest:
     """Cut an environment's tasks into splits.
+
+    A seed whose reset fails is left out, with a warning. Looking at a slow environment stops when there are enough
+    tasks, with a warning, unless ``seeds`` or ``sizes`` ask for more.
 
     Args:
         ref: the environment.
@@ -180,9 +184,11 @@ def build_splits(
         seeds: number of seeds to scan, from 0; by default the spec's number, or all rows of a file.
         salt: changes the assignment of tasks to splits.
         sizes: tasks per split; ``train`` takes the rest unless given.
+        progress: takes (label, items, number of items), shows how far the iteration is, and yields the items.
 
     Raises:
-        EnvError: unknown splits, or sizes beyond the number of distinct tasks.
+        EnvError: unknown splits, sizes beyond the number of distinct tasks, no seed that can be reset, or an
+            environment that ignores its seed.
         TaskLeak: a file puts one question into two splits.
     """
     spec = get_spec(ref)
@@ -193,7 +199,9 @@ def build_splits(
         if spec.split_seeds:
             return _fixed(ref, kwargs, spec, env, bool(sizes) or seeds is not None)
         count = _seed_count(spec, env, seeds)
-        found, rows_say, rules = _scan(env, range(count))
+        may_stop = seeds is None and not sizes and not hasattr(env.unwrapped, "num_tasks")
+        seen = scan(env, ref, count, may_stop=may_stop, progress=progress)
+        found, rows_say = seen.first, _named_splits(seen.named)
     finally:
         env.close()
     if rows_say:
@@ -206,9 +214,9 @@ def build_splits(
         env=ref,
         kwargs=kwargs,
         packages=_versions(_packages(env)),
-        rules_sha256=rules,
+        rules_sha256=seen.rules_sha256,
         salt=salt,
-        seeds=(0, count),
+        seeds=(0, seen.count),
         distinct=len(found),
         splits=splits,
         protocol=protocol,
@@ -237,21 +245,6 @@ def _seed_count(spec: EnvSpec, env: Any, seeds: int | None) -> int:
     if count < 1:
         raise EnvError(f"seeds must be above 0, got {count}")
     return count
-
-
-def _scan(env: Any, seeds: Iterable[int]) -> tuple[dict[str, int], dict[str, list[Task]], str]:
-    """Return the first seed of every key, the splits that the rows name, and the hash of the rules."""
-    found: dict[str, int] = {}
-    named: dict[str, dict[str, int]] = {}
-    rules = ""
-    for seed in seeds:
-        obs, info = env.reset(seed=seed)
-        rules = rules or _rules_hash(obs, info)
-        key = task_key(obs, info)
-        found.setdefault(key, seed)
-        if info.get("split"):
-            named.setdefault(info["split"], {}).setdefault(key, seed)
-    return found, _named_splits(named), rules
 
 
 def _named_splits(named: Mapping[str, Mapping[str, int]]) -> dict[str, list[Task]]:
@@ -310,13 +303,6 @@ def _completed(
     )
 
 
-def _rules_hash(obs: str, info: Mapping[str, Any]) -> str:
-    if "rules_sha256" in info:
-        return str(info["rules_sha256"])
-    rules = join_parts(part for part in parts_of(obs, info) if part[0] == "rules")
-    return hashlib.sha256(rules.encode()).hexdigest()[:16] if rules else ""
-
-
 def _ranked(found: Mapping[str, int], salt: str) -> list[Task]:
     return [Task(found[key], key) for key in sorted(found, key=lambda key: hash_text(f"{salt}:{key}"))]
 
@@ -357,7 +343,7 @@ def _fixed(ref: str, kwargs: dict[str, Any], spec: EnvSpec, env: Any, resized: b
     rules = ""
     for seed in sorted({seed for seeds in spec.split_seeds.values() for seed in seeds}):
         obs, info = env.reset(seed=seed)
-        rules = rules or _rules_hash(obs, info)
+        rules = rules or rules_hash(obs, info)
         keys[seed] = task_key(obs, info)
     return Manifest(
         env=ref,

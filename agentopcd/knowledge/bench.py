@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 
+from agentopcd.core.errors import EnvError
 from agentopcd.core.types import EMPTY, Context, Episode, Job, Task
 from agentopcd.knowledge.queries import Arena, Arm, Place
 from agentopcd.knowledge.store import Store
@@ -38,7 +39,11 @@ class Bench:
 
     def play_missing(self, label: str, jobs: Sequence[Job]) -> int:
         """Play the jobs that the store lacks and store each episode as it finishes; return the number of
-        environment errors."""
+        environment errors.
+
+        Raises:
+            EnvError: the environment broke every one of the jobs.
+        """
         contexts = {job.context.id: job.context for job in jobs}
         done = {id_: self.store.outcomes(self.arm(context), self.arena()) for id_, context in contexts.items()}
         missing = [job for job in dict.fromkeys(jobs) if _place(job) not in done[job.context.id]]
@@ -46,6 +51,11 @@ class Bench:
         if missing:
             for episode in self.play(label, missing):
                 errors += self.store.add_episodes(self.run_id, self.model_id, self.setup, [episode])[0] is None
+        if errors and errors == len(dict.fromkeys(jobs)):
+            raise EnvError(
+                f"all {errors} episodes broke off, so there is nothing to go on with; see the warning above, and try "
+                "`agentopcd envs check`"
+            )
         return errors
 
 

@@ -29,6 +29,7 @@ def game_of(config: PlayerConfig) -> Game:
         max_steps=config.max_steps,
         history=config.history,
         constrain=config.constrain,
+        success_when=config.success_when,
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentopcd import envs
 from agentopcd.core.files import is_file, path_of
+from agentopcd.envs.guard import SLOW_STEP_LIMIT_S
 from agentopcd.envs.questions.files import row_files
+from agentopcd.envs.success import ask, rule_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,8 +31,12 @@ class Game:
     """How earlier turns are shown, ``transcript`` or ``chat``; '': the environment's default."""
     constrain: bool = False
     """Whether replies are held to the actions that the environment lists."""
+    success_when: str = ""
+    """The rule for success, see :mod:`agentopcd.envs.success`; '': what the environment says."""
 
     def __post_init__(self) -> None:
+        if self.success_when:
+            rule_of(self.success_when)
         envs.get_spec(self.ref).view(self.rules or None)  # a wrong name fails before a model is loaded
 
     @property
@@ -59,14 +65,26 @@ class Game:
     def make(self) -> Any:
         """A new environment. One that declares itself slow runs in a process of its own."""
         if self.spec.slow:
-            return envs.RemoteEnv(self.ref, self.step_limit, self.kwargs)
+            return envs.RemoteEnv(self.ref, self.step_limit, self.kwargs, self.spec.limit_s or SLOW_STEP_LIMIT_S)
         return envs.make(self.ref, max_steps=self.step_limit, **self.kwargs)
+
+    def solved(self, rewards: Sequence[float], terminated: bool, info: Mapping[str, Any]) -> bool:
+        """Whether an episode that just ended was solved.
+
+        Raises:
+            EnvError: neither the environment nor its rewards say, and there is no rule.
+        """
+        said = self.spec.solved(rewards, terminated, info, self.success_when)
+        if said is None:
+            raise ask(self.ref, rewards)
+        return said
 
     def describe(self) -> dict[str, Any]:
         """The game's part of a setup hash: ``kwargs`` define the tasks; the rest says how they are shown."""
         # Listed only if set, so that it does not change the hash of a setup without it.
-        constrained = {"constrain": True} if self.constrain else {}
-        return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view), **constrained,
+        extra: dict[str, Any] = {"constrain": True} if self.constrain else {}
+        extra |= {"success_when": self.success_when} if self.success_when else {}
+        return {"env": self.ref, "kwargs": dict(self.kwargs), "view": dict(self.view), **extra,
                 "max_steps": self.step_limit, "history": self.form, "source": self.source}  # fmt: skip
 
     @property

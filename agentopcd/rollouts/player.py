@@ -18,12 +18,13 @@ from concurrent.futures import wait as wait_for
 from typing import Any
 
 from agentopcd import envs
-from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.core.errors import AgentOpcdError, ConfigError, EnvError, GameFault
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Turn
 from agentopcd.rollouts import chat as chats
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.sampling import Sampler, request_seed
+from agentopcd.rollouts.sampling.protocol import check_room
 
 MAX_REPLY_IN_LOG = 300
 """The most characters of an earlier reply that a later prompt repeats, if the environment names no action."""
@@ -74,10 +75,11 @@ def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
         for running, succeeded in steps.done(wait=wait):
             if not succeeded:
                 yield from _retry(running, waiting)
-            elif running.episode is not None:
-                yield running.episode
+            elif running.episode is None and (request := running.request()) is not None:
+                live[player.sampler.submit(request, player.sampling)] = running
             else:
-                live[player.sampler.submit(running.request(), player.sampling)] = running
+                assert running.episode is not None
+                yield running.episode
 
     try:
         while waiting or live or steps.under_way:
@@ -172,15 +174,14 @@ class _Live:
         self._asked = Request(prompt_ids=(), seed=0)
 
     def guarded(self, act: Any) -> bool:
-        """Run ``act`` and return whether it succeeded. What the environment raises becomes this episode's error."""
+        """Run ``act`` and return whether it succeeded. What the game does wrong becomes this episode's error."""
         try:
             act()
-        except AgentOpcdError:  # our own errors concern the whole run
-            self.close()
-            raise
-        except Exception:
+        except Exception as error:
             self.error = traceback.format_exc(limit=-8)
             self.close()
+            if isinstance(error, AgentOpcdError) and not isinstance(error, GameFault):
+                raise  # our own errors concern the whole run
             return False
         return True
 
@@ -196,8 +197,8 @@ class _Live:
             )
         self.parts = self._seen(obs, info)
 
-    def request(self) -> Request:
-        """The request for the next reply."""
+    def request(self) -> Request | None:
+        """The request for the next reply; None if there is no room for one, which ends the episode."""
         game = self.player.game
         if game.constrain and not self.choices:
             raise EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
@@ -205,6 +206,13 @@ class _Live:
         task, rep = self.job.task, self.job.rep
         seed = request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns))
         self._asked = self.player.chat.request(self._messages, self.job.context, seed=seed, choices=self.choices)
+        sampler, sampling = self.player.sampler, self.player.sampling
+        try:
+            check_room([self._asked], sampling, sampler.room, "the model")
+        except ConfigError as error:  # the observations have grown too long; other episodes go on
+            self.error = f"{type(error).__name__}: {error}"
+            self.episode = self.finish("env_error", success=False)
+            return None
         return self._asked
 
     def step(self, reply: Completion) -> None:
@@ -227,8 +235,7 @@ class _Live:
         self.past.append((self.parts, did))
         self.parts = self._seen(obs, info)
         if terminated or truncated:
-            spec = self.player.game.spec
-            won = envs.succeeded(reward, bool(terminated), info, spec.success_at)
+            won = self.player.game.solved([turn.reward for turn in self.turns], bool(terminated), info)
             stop: StopReason = "solved" if won else "failed" if terminated else "max_steps"
             self.episode = self.finish(stop, success=won)
 
@@ -250,8 +257,5 @@ class _Live:
 
     def close(self) -> None:
         if self.env is not None:
-            try:
-                self.env.close()
-            except Exception as error:  # an error in close() must not hide the reason for closing
-                self.error = self.error or f"close() raised {error!r}"
+            self.env.close()
             self.env = None

@@ -12,8 +12,8 @@ from agentopcd.core.config import PlayerConfig
 from agentopcd.knowledge import EXTRACTION_VERSION, Store
 from agentopcd.knowledge.extract import Kind
 
-LATER_SETTINGS = ("keep_checkpoints", "mix")
-"""Settings that are younger than the first workspaces. Each is false or 0 if it is not used."""
+LATER_SETTINGS = ("keep_checkpoints", "mix", "success_when")
+"""Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -211,7 +212,7 @@ class Session:
                 "as no answer; raise --max-tokens, or let the model think less (--template-arg enable_thinking=false)"
             )
         if broken := errors[before:]:
-            last = broken[0].strip().splitlines()[-1]
+            last = re.sub(r"^[\w.]*(GameFault|Hang): ", "", broken[0].strip().splitlines()[-1])
             self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted")
 
     def _say_once(self, line: str) -> None:
@@ -240,7 +241,7 @@ class Session:
         file = self.work / "splits" / f"{name}.json"
         if file.is_file():
             return Manifest.load(file)
-        manifest = build_splits(self.game.ref, self.game.kwargs)
+        manifest = build_splits(self.game.ref, self.game.kwargs, progress=self.progress)
         file.parent.mkdir(exist_ok=True)
         manifest.save(file)
         return manifest

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agentopcd.cli import app
-from agentopcd.core.errors import AgentOpcdError
+from agentopcd.core.errors import AgentOpcdError, EngineError
 from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge import Store
 from agentopcd.rollouts.sampling import vllm_engine
@@ -118,16 +118,20 @@ def rows(work: Path) -> list[dict[str, Any]]:
         return [{**row, "result": json.loads(row["result"] or "null")} for row in store.runs()]
 
 
-def test_a_refused_run_is_closed_as_failed_and_taken_up_again(model: str, work: Path) -> None:
+def test_a_refused_run_is_closed_as_failed_and_taken_up_again(
+    model: str, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     play = ["play", "--model", model, "--episodes", "2", "--max-tokens", "4", "--no-extract", "--compute", "float32"]
-    refused(work, *play, "--context", "mine")
+
+    def away(*_: object) -> None:
+        raise EngineError("no server answers")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agentopcd.workspace.session.player_of", away)
+        assert refused(work, *play) == "no server answers"
     (row,) = rows(work)
     assert (row["status"], row["finished_at"] is None) == ("failed", False)
-    assert row["result"]["error"].startswith("unknown context 'mine'")
-    with Store.open(work / "store.db") as store:
-        context = Context("Be brief.")
-        store.add_context(context, {"order": "hand"})
-        store.move("mine", context.id, "person")
-    assert "resuming play run 1" in run(work, *play, "--context", "mine")
+    assert row["result"] == {"error": "no server answers"}
+    assert "resuming play run 1" in run(work, *play)
     (row,) = rows(work)
     assert (row["status"], row["result"]["episodes"]) == ("done", 2)

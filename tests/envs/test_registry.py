@@ -140,7 +140,11 @@ def test_wrong_arguments_print_the_signature() -> None:
 
 def test_what_is_no_environment_is_refused() -> None:
     with pytest.raises(EnvError, match="built a dict"):
+        make(EnvSpec(id="x", entry_point=lambda: {}))
+    with pytest.raises(EnvError, match=r"is the class dict; an environment is a gymnasium\.Env"):
         make(EnvSpec(id="x", entry_point=dict))
+    with pytest.raises(EnvError, match="function of Python's own module shutil"):
+        make("shutil:rmtree", path="/nowhere/at/all")
     with pytest.raises(EnvError, match="not a class or a function"):
         make(EnvSpec(id="x", entry_point="agentopcd.envs.registry:GROUP"))
 
@@ -163,7 +167,7 @@ def test_plugins_are_listed_by_name_and_imported_on_use(monkeypatch: pytest.Monk
     monkeypatch.setattr(registry, "_plugins", lambda: found)
     assert [spec.id for spec in list_envs()][-2:] == ["acme/bad", "acme/lake"]
     assert "Frozen Lake" in make("acme/lake").reset(seed=0)[0]
-    with pytest.raises(EnvError, match="does not import"):
+    with pytest.raises(EnvError, match=r"cannot import environment 'acme/bad' \(no_mod:X\)"):
         get_spec("acme/bad")
     with pytest.raises(EnvError, match="did you mean 'acme/lake'"):
         get_spec("acme/lakes")

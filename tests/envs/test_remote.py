@@ -24,8 +24,9 @@ from agentopcd.core.errors import EnvError
 class Nap(TextEnv):
     """Each step waits for the partner (seed 0 and 1 are one another's) to have come as far."""
 
-    def __init__(self, folder: str = "", exits: int = -1, refuses: bool = False) -> None:
+    def __init__(self, folder="", exits=-1, refuses=False, hangs=-1, unsendable=False) -> None:
         self.folder, self.exits, self.refuses = pathlib.Path(folder), exits, refuses
+        self.hangs, self.unsendable = hangs, unsendable
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -38,6 +39,11 @@ class Nap(TextEnv):
         self.at += 1
         if self.exits == self.own:
             os._exit(3)
+        while self.hangs == self.own:
+            try:
+                time.sleep(60)
+            except:
+                pass  # the alarm does not get through
         if self.own in (0, 1):
             (self.folder / f"{self.own}-{self.at}").touch()
             until = time.monotonic() + 20
@@ -45,10 +51,11 @@ class Nap(TextEnv):
                 assert time.monotonic() < until, "the partner never came"
                 time.sleep(0.01)
         if self.at == 2:
-            return self.turn(success=True, outcome=action, metrics={"pid": os.getpid()})
+            obs, *rest, info = self.turn(success=True, outcome=action, metrics={"pid": os.getpid()})
+            return obs, *rest, (info | {"redo": lambda: None} if self.unsendable else info)
         return self.turn(state=f"at {self.at}")
 
-SLOW = EnvSpec(id="nap", entry_point=Nap, slow=True)
+SLOW = EnvSpec(id="nap", entry_point=Nap, slow=True, limit_s=LIMIT_S)
 '''
 
 
@@ -60,7 +67,7 @@ def tokenizer(tiny_model_dir: Path) -> Any:
 
 
 def naps(tokenizer: Any, folder: Path, *, concurrency: int = 64, retries: int = 1, **kwargs: Any) -> Player:
-    (folder / "nap.py").write_text(NAP)
+    (folder / "nap.py").write_text(NAP.replace("LIMIT_S", "2" if "hangs" in kwargs else "30"))
     game = Game(ref=f"{folder / 'nap.py'}:SLOW", kwargs={"folder": str(folder), **kwargs})
     return Player(
         game=game, sampler=Scripted(tokenizer, lambda prompt: "[go]"), chat=Chat(tokenizer), sampling=Sampling(),
@@ -86,12 +93,32 @@ def test_a_process_that_dies_costs_its_episode_only(tokenizer: Any, tmp_path: Pa
     assert not multiprocessing.active_children()
 
 
-def test_what_a_slow_environment_refuses_ends_the_run_and_leaves_no_process(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(EnvError, match="no such level"):
-        list(play(naps(tokenizer, tmp_path, refuses=True), [Job(Task(2, "nap-2")), Job(Task(3, "nap-3"))]))
+def test_what_a_slow_environment_refuses_costs_its_episode_and_leaves_no_process(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    player = naps(tokenizer, tmp_path, refuses=True)
+    episodes = list(play(player, [Job(Task(2, "nap-2")), Job(Task(3, "nap-3"))]))
+    assert [episode.stop_reason for episode in episodes] == ["env_error", "env_error"]
+    assert all("GameFault: reset(seed=" in str(e.error) and "no such level" in str(e.error) for e in episodes)
     with pytest.raises(EnvError, match="gave task nap-2, the splits say other"):
         list(play(naps(tokenizer, tmp_path), [Job(Task(2, "other"))]))
     assert not multiprocessing.active_children()
+
+
+def test_a_process_that_hangs_is_killed_whatever_it_does(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentopcd.envs.remote._GRACE_S", 0.0)
+    player = naps(tokenizer, tmp_path, hangs=3, retries=0)
+    episodes = {e.task.seed: e for e in play(player, [Job(Task(2, "nap-2")), Job(Task(3, "nap-3"))])}
+    assert {seed: e.stop_reason for seed, e in episodes.items()} == {2: "solved", 3: "env_error"}
+    assert "step gave no answer within 2 s; its process was killed" in str(episodes[3].error)
+    assert not multiprocessing.active_children()
+
+
+def test_only_what_this_package_reads_crosses_the_pipe(tokenizer: Any, tmp_path: Path) -> None:
+    (episode,) = play(naps(tokenizer, tmp_path, unsendable=True), [Job(Task(2, "nap-2"))])
+    assert episode.stop_reason == "solved", episode.error
 
 
 def test_whoever_stops_early_leaves_no_process_behind(tokenizer: Any, tmp_path: Path) -> None:

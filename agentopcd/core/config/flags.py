@@ -16,7 +16,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "env", "env_args", "model", "student", "context", "method", "rounds", "episodes", "episodes_per_round", "steps",
         "batch_size", "learning_rate", "max_tokens", "seed",
     ),
-    "Environment": ("rules", "history", "placement", "max_steps", "constrain", "split", "splits"),
+    "Environment": ("rules", "history", "placement", "max_steps", "constrain", "success_when", "split", "splits"),
     "Sampling": ("temperature", "top_p", "top_k", "engine", "server", "sample_batch"),
     "Model": ("device", "compute", "template_args"),
     "Experience": ("extract", "chains", "chain_steps", "extract_tokens", "budget_tokens", "show_earlier"),

@@ -39,6 +39,9 @@ class PlayerConfig(Config):
     constrain: bool = False
     """Restrict replies to the legal actions that the environment lists; teacher and student are scored under the same
     restriction."""
+    success_when: str = ""
+    """When an episode is solved, in place of what the environment says: 'reward >= 1' (the last reward), 'return >=
+    475' (the sum of all) or 'terminated' (it came to its own end)."""
     model: str = ""
     """Model: a Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else a built-in
     model."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
+import numpy as np
 from gymnasium.spaces import Discrete, Text
 
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv, last_bracket
 from agentopcd.envs.games.solvers import Cell, Lake, shortest
+from agentopcd.envs.load import load_module
+from agentopcd.envs.views import hash_text
 
 _COLOURED = re.compile(r"\x1b\[[0-9;]*m(.*?)\x1b\[0m", re.DOTALL)
 _ESCAPE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -22,45 +28,69 @@ _LAKE_RULES = (
     "You walk on a frozen lake. S is the start, F is ice, H is a hole, G is the goal; the cell you stand on"
     " is in brackets. Reach G without falling into a hole."
 )
+_BLACKJACK = {
+    "actions": {"stick": 0, "hit": 1},
+    "rules": "Blackjack. You see your sum, the dealer's card, and whether you hold a usable ace.",
+    "success_at": 1.0,
+}
+_CLIFF = {
+    "actions": {"up": 0, "right": 1, "down": 2, "left": 3},
+    "rules": "Walk from the lower left corner (x is you) to T. C is a cliff: it sends you back.",
+    "success_at": -1.0,  # every move costs 1, and only the goal ends it
+}
+_FROZEN_LAKE = {"actions": _LAKE_ACTIONS, "rules": _LAKE_RULES, "success_at": 1.0}
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "FrozenLake-v1": {"actions": _LAKE_ACTIONS, "rules": _LAKE_RULES},
-    "CliffWalking-v1": {
-        "actions": {"up": 0, "right": 1, "down": 2, "left": 3},
-        "rules": "Walk from the lower left corner (x is you) to T. C is a cliff: it sends you back.",
-        "success_at": -1.0,  # every move costs 1, and only the goal ends it
-    },
+    "FrozenLake-v1": _FROZEN_LAKE,
+    "FrozenLake8x8-v1": _FROZEN_LAKE,
+    "CliffWalking-v1": _CLIFF,
+    "CliffWalkingSlippery-v1": _CLIFF,
+    "tabular/CliffWalking-v0": _CLIFF,
     "Taxi-v4": {
         "actions": {"down": 0, "up": 1, "right": 2, "left": 3, "pickup": 4, "dropoff": 5},
         "rules": "Drive the taxi to the passenger, pick them up, and drop them off where they want to go.",
+        "success_at": 1.0,  # a delivery pays 20
     },
-    "Blackjack-v1": {
-        "actions": {"stick": 0, "hit": 1},
-        "rules": "Blackjack. You see your sum, the dealer's card, and whether you hold a usable ace.",
-    },
+    "Blackjack-v1": _BLACKJACK,
+    "tabular/Blackjack-v0": _BLACKJACK,
+    "Acrobot-v1": {"success_when": "terminated"},  # every step costs 1, and only the goal ends it
+    "MountainCar-v0": {"success_when": "terminated"},
 }
-"""Predefined actions and rules, so that ``gym:ID`` works without configuration."""
+"""Predefined actions, rules and success, so that ``gym:ID`` works without configuration."""
 
-_SPEC_FIELDS = ("success_at",)
+_SPEC_FIELDS = ("success_at", "success_when")
+_MINIGRID = ("MiniGrid-", "BabyAI-")
+"""Families that pay more than 0 once, for success, and less the later it comes."""
 
 
 def preset_fields(env_id: str) -> dict[str, Any]:
-    """Return the fields that the spec of ``gym:ID`` takes from its preset, and Gymnasium's step limit.
+    """Return the fields of the spec of ``gym:ID``: success, if it is known, and Gymnasium's step limit.
+
+    Where no preset says when an episode is solved, the threshold that the environment was registered with does: a
+    ``reward_threshold`` is a sum of rewards.
 
     Raises:
         EnvError: Gymnasium has no such environment.
     """
-    preset = _PRESETS.get(env_id, {})
+    spec = _gym_spec(env_id)
+    preset = _PRESETS.get(spec.id, {})
     fields = {name: preset[name] for name in _SPEC_FIELDS if name in preset}
-    limit = _gym_spec(env_id).max_episode_steps
-    return {**fields, "max_steps": limit}
+    if not fields and spec.id.startswith(_MINIGRID):
+        fields = {"success_when": "reward > 0"}
+    elif not fields and spec.reward_threshold is not None:
+        fields = {"success_when": f"return >= {spec.reward_threshold:g}"}
+    return {**fields, "max_steps": spec.max_episode_steps}
 
 
 def _gym_spec(env_id: str) -> Any:
+    """Return Gymnasium's spec of ``ID`` or ``PACKAGE:ID``; the package registers its environments when imported."""
+    package, _, name = env_id.rpartition(":")
+    if package:
+        load_module(package)
     try:
-        return gymnasium.spec(env_id)
+        return gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError) as error:
-        known = [name for name in gymnasium.registry if ":" not in name]
-        raise EnvError(f"Gymnasium has no {env_id!r}{did_you_mean(env_id, known)} ({error})") from None
+        known = [known for known in gymnasium.registry if ":" not in known]
+        raise EnvError(f"Gymnasium has no {env_id!r}{did_you_mean(name, known)} ({error})") from None
 
 
 def from_id(env_id: str, **kwargs: Any) -> FromGym:
@@ -69,7 +99,7 @@ def from_id(env_id: str, **kwargs: Any) -> FromGym:
     Raises:
         EnvError: an unknown id, an argument it does not take, or actions without names.
     """
-    preset = {name: v for name, v in _PRESETS.get(env_id, {}).items() if name not in _SPEC_FIELDS}
+    preset = {name: v for name, v in _PRESETS.get(_gym_spec(env_id).id, {}).items() if name not in _SPEC_FIELDS}
     return FromGym(env_id, **{**preset, **kwargs})
 
 
@@ -78,11 +108,13 @@ class FromGym(TextEnv):
 
     Observation: ``rules`` (first one only), ``state`` and ``actions``. The state is ``to_text(obs, env)``,
     else the observation if it is text, else the ``ansi`` rendering (a coloured cell becomes ``[cell]``),
-    else ``str(obs)``.
+    else ``str(obs)`` with every number of it.
     Action: the last bracketed name after the thinking. Any other reply is ``invalid``: nothing moves, and
     the same state is shown again. An environment with text actions gets the text after the thinking.
     Reward, episode end, seeds: the environment's own.
     Info: if the actions have names, ``legal_actions`` and ``action``, the action that was understood.
+    Task key: the first state. Where seeds that look alike at first go on differently (hidden state, random steps), it
+    also covers how fixed sequences of actions would go on.
 
     Args:
         env: an environment, or the id of one.
@@ -111,15 +143,56 @@ class FromGym(TextEnv):
         self._to_text = to_text
         self._rules = rules
         self._seen = ""
+        self._name = repr((env, sorted(kwargs.items()))) if isinstance(env, str) else ""
+        self._hides = _HIDES.get(self._name)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         inner_seed = int(self.np_random.integers(2**31)) if seed is None else seed
+        course = self._course(inner_seed) if self._hidden() else None
         obs, inner = self._env.reset(seed=inner_seed, options=options)
         self._seen = self._words(obs)
         text, info = self.first(rules=self._rules, state=self._seen, actions=self._how)
+        if course is not None:
+            info["task_key"] = hash_text(f"{self._seen}\n{course}")
         info.update(_kept(inner), **self._legal())
         return text, info
+
+    def _hidden(self) -> bool:
+        """Whether some of the first seeds look the same at first and go on differently."""
+        if self._hides is None:
+            self._hides = self._actions is not None and self._differs_later()
+            if self._name:
+                _HIDES[self._name] = self._hides
+        return self._hides
+
+    def _differs_later(self) -> bool:
+        alike: dict[str, list[int]] = {}
+        for seed in range(_LOOK_AT_SEEDS):
+            obs, inner = self._env.reset(seed=seed)
+            if "task_key" in inner:  # the environment says itself what its tasks are
+                return False
+            alike.setdefault(self._words(obs), []).append(seed)
+        for seeds in (seeds for seeds in alike.values() if len(seeds) > 1):
+            courses = [self._course(seed) for seed in seeds]
+            if len(set(courses)) > 1 and self._course(seeds[0]) == courses[0]:  # and the seed decides which way
+                return True
+        return False
+
+    def _course(self, seed: int) -> str:
+        """How this seed goes on under fixed sequences of actions."""
+        actions = list((self._actions or {}).values())
+        always = [itertools.repeat(action) for action in actions[:_SEQUENCES]]
+        mixed = [random.Random(number).choices(actions, k=_LOOK_AHEAD) for number in range(_SEQUENCES)]
+        course: list[str] = []
+        for sequence in (*always, *mixed):
+            self._env.reset(seed=seed)
+            for action in itertools.islice(sequence, _LOOK_AHEAD):
+                obs, reward, terminated, truncated, _ = self._env.step(action)
+                course.append(f"{self._words(obs)} {float(reward)} {bool(terminated)}")
+                if terminated or truncated:
+                    break
+        return hash_text("\n".join(course))
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         chosen = self._chosen(action)
@@ -164,10 +237,23 @@ class FromGym(TextEnv):
         if self._env.render_mode == "ansi":
             drawn = _COLOURED.sub(r"[\1]", str(self._env.render()))
             return _ESCAPE.sub("", drawn).strip("\n")
-        return str(obs)
+        with np.printoptions(threshold=sys.maxsize):  # numpy would write "..." for the middle of a large array
+            text = str(obs)
+        if len(text) > _MOST_CHARS:
+            raise EnvError(
+                f"an observation of {self._env} takes {len(text):,} characters as text, more than {_MOST_CHARS:,}; say"
+                " what to show, as in FromGym(env, to_text=lambda obs, env: ...)"
+            )
+        return text
 
 
 _NOTHING = object()
+_MOST_CHARS = 50_000
+"""Longest observation that is written out as numbers."""
+_LOOK_AT_SEEDS, _SEQUENCES, _LOOK_AHEAD = 32, 4, 30
+"""How many seeds are compared to see whether anything is hidden; sequences of one action, and of mixed ones; steps."""
+_HIDES: dict[str, bool] = {}
+"""Whether Gymnasium's environment of this id, with these arguments, hides something; found out once."""
 
 
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
@@ -176,7 +262,7 @@ def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     if "render_mode" not in given and _draws_text(spec):
         given["render_mode"] = "ansi"
     try:
-        return gymnasium.make(env_id, disable_env_checker=True, **given)
+        return gymnasium.make(spec.id, disable_env_checker=True, **given)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise EnvError(f"gym:{env_id}: {error}") from error
 
@@ -193,21 +279,38 @@ def _draws_text(spec: Any) -> bool:
     try:
         if isinstance(creator, str):
             creator = load_env_creator(creator)
-    except (ImportError, AttributeError):
+    except Exception:  # what is missing is told when it is built
         return False
     return "ansi" in getattr(creator, "metadata", {}).get("render_modes", [])
 
 
 def _named(env: gymnasium.Env[Any, Any], actions: Mapping[str, Any] | None) -> dict[str, Any] | None:
     if actions:
-        return {str(name).casefold(): action for name, action in actions.items()}
-    space = env.action_space
-    if isinstance(space, Text):
+        return sayable(actions)
+    space = getattr(env, "action_space", None)
+    if space is None or isinstance(space, Text):
         return None
     if isinstance(space, Discrete):
         start = int(space.start)
         return {str(k): k for k in range(start, start + int(space.n))}
     raise EnvError(f"actions of {env} are {space}; name some, as in FromGym(env, actions={{'left': 0}})")
+
+
+def sayable(actions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the actions by the word that a reply is read as.
+
+    Raises:
+        EnvError: a name that no reply in brackets is read as, or two that are read as the same word.
+    """
+    words: dict[str, Any] = {}
+    for name, action in actions.items():
+        word = str(name).strip().casefold()
+        if not word or last_bracket(f"[{word}]") != word:
+            raise EnvError(f"the action {name!r} cannot be said in brackets; give it a name of plain words")
+        if word in words:
+            raise EnvError(f"two actions are read as [{word}]; their names must differ in more than case and spaces")
+        words[word] = action
+    return words
 
 
 def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,6 +339,9 @@ class GymFrozenLake(FromGym):
             raise EnvError(f"a lake needs a size of 2 or more and ice above 0 up to 1, got {size}, {ice}")
         self._size, self._slippery, self._ice = size, is_slippery, ice
         super().__init__(self._lake(0), actions=_LAKE_ACTIONS, rules=_LAKE_RULES)
+
+    def _hidden(self) -> bool:
+        return False  # a map is a task, slippery or not
 
     def _lake(self, seed: int) -> gymnasium.Env[Any, Any]:
         from gymnasium.envs.toy_text.frozen_lake import generate_random_map

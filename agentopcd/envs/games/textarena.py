@@ -6,7 +6,6 @@ TextArena is imported when an environment is built, never before: the import tak
 from __future__ import annotations
 
 import hashlib
-import inspect
 import random
 import re
 import threading
@@ -21,6 +20,7 @@ from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Part
 from agentopcd.envs.base import TextEnv, last_bracket
+from agentopcd.envs.games.inside import for_several, is_open, result_of, signature_of, state_key
 from agentopcd.envs.games.solvers import Lake, Warehouse, shortest
 from agentopcd.envs.views import hash_text
 
@@ -70,6 +70,7 @@ class TextArenaEnv(TextEnv):
     is limited by :func:`agentopcd.envs.make`.
     Info: ``invalid``, ``success``, ``rules_sha256`` on reset; with ``moves`` also ``legal_actions`` and
     ``action``, the move that was understood.
+    Task key: the first board, or, in a game that hides something or draws later, its whole state.
     Seeds: the same seed gives the same game, whatever else runs; the global generators of ``random`` and
     numpy are left unchanged.
     """
@@ -107,6 +108,8 @@ class TextArenaEnv(TextEnv):
         parts = self._parts(messages)
         self._board = parts.get("state", "")
         obs, info = self.first(**parts, actions=self.actions)
+        if not is_open(self.env_id):
+            info["task_key"] = state_key(self._game, self._board or obs, self._rng)
         info.update(self._extra(), rules_sha256=self._rules_hash(messages))
         return obs, info
 
@@ -122,7 +125,7 @@ class TextArenaEnv(TextEnv):
         parts: dict[str, Any] = {**self._parts(messages)}
         self._board = parts["state"] = parts.get("state") or self._board
         if done:
-            reward, facts = _result(state)
+            reward, facts = result_of(state)
             turn = self.turn(
                 success=reward >= 1,
                 invalid=bool(facts.get("invalid_move")),
@@ -175,9 +178,12 @@ class TextArenaEnv(TextEnv):
             known = [name.removesuffix("-raw") for name in ENV_REGISTRY if name.endswith("-raw")]
             raise EnvError(f"TextArena has no game {self.env_id!r}{did_you_mean(self.env_id, known)}")
         try:
-            return textarena.make(raw, **self._kwargs)
+            game = textarena.make(raw, **self._kwargs)
         except TypeError as error:
-            raise EnvError(f"{self.env_id}: {error}; it takes {_signature(ENV_REGISTRY[raw])}") from None
+            raise EnvError(f"{self.env_id}: {error}; it takes {signature_of(ENV_REGISTRY[raw])}") from None
+        if state := for_several(type(game)):
+            raise EnvError(f"{self.env_id} is a game for several players ({state}); only games for one can be played")
+        return game
 
     @contextmanager
     def _own_rng(self, seed: int | None = None) -> Iterator[None]:
@@ -368,26 +374,6 @@ def _parts(messages: Sequence[Any]) -> dict[str, str]:
     if "state" in texts:
         parts["state"] = texts["state"][-1].strip("\n")
     return parts
-
-
-def _result(state: Any) -> tuple[float, dict[str, Any]]:
-    """Return the final reward and the game's facts about the end."""
-    rewards, facts = state.rewards, state.game_info[0]
-    try:
-        reward = float(rewards[0])
-    except (TypeError, ValueError, KeyError) as error:
-        raise EnvError(f"the game ended without a usable reward: {rewards!r}") from error
-    return reward, facts
-
-
-def _signature(spec: Any) -> str:
-    import importlib
-
-    target = spec.entry_point
-    if isinstance(target, str):
-        module, _, name = target.partition(":")
-        target = getattr(importlib.import_module(module), name)
-    return str(inspect.signature(target))
 
 
 def _rng_state() -> _Rng:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -170,7 +171,8 @@ class DatasetEnv(QuestionEnv):
     Args:
         rows: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or a list of mappings; see
             :mod:`agentopcd.envs.questions.rows` for the columns that are understood.
-        grade: ``(reply, gold) -> bool`` in place of the built-in grading.
+        grade: ``(reply, gold) -> bool`` or ``(reply, gold, row) -> bool`` in place of the built-in grading; ``row`` is
+            the row as it was given, with all its columns.
         actions: how to answer, in place of the built-in text.
         prompt_key: the column with the question, dotted for nested ones.
         answer_key: the column with the right answer.
@@ -188,7 +190,7 @@ class DatasetEnv(QuestionEnv):
         self,
         rows: str | Iterable[Mapping[str, Any]],
         *,
-        grade: Callable[[str, str], bool] | None = None,
+        grade: Callable[..., bool] | None = None,
         actions: str | None = None,
         prompt_key: str | None = None,
         answer_key: str | None = None,
@@ -205,6 +207,7 @@ class DatasetEnv(QuestionEnv):
         if any(row.kind == "instructions" for row in self.rows):
             raise EnvError("these are prompts of IF-Eval; play them with --env ifeval --env-arg file=PROMPTS.jsonl")
         self._grade = grade
+        self._sees_row = grade is not None and _wants_row(grade)
         self._actions = actions
 
     @property
@@ -223,4 +226,26 @@ class DatasetEnv(QuestionEnv):
     def grade(self, reply: str, row: QuestionRow) -> Grade:
         if self._grade is None:
             return super().grade(reply, row)
-        return Grade(bool(self._grade(reply, row.gold)), reply)
+        seen = (row.source,) if self._sees_row else ()
+        return Grade(bool(self._grade(reply, row.gold, *seen)), reply)
+
+    def solution(self) -> list[str] | None:
+        """Return the one right reply; ``None`` if none is known. A grader of the user's own decides what is right."""
+        replies = super().solution()
+        if replies is None or self._grade is None or self._row is None:
+            return replies
+        row = self._row
+        return next(([reply] for reply in (*replies, row.gold) if self.grade(reply, row).right), None)
+
+
+def _wants_row(grade: Callable[..., bool]) -> bool:
+    """Whether a grader takes the row: a parameter ``row``, or a third one without a default."""
+    try:
+        signature = inspect.signature(grade)
+    except (TypeError, ValueError):  # builtins without a signature
+        return False
+    try:
+        signature.bind("", "")
+    except TypeError:
+        return True
+    return "row" in signature.parameters

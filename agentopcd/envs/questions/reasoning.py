@@ -64,6 +64,13 @@ class ReasoningGym(QuestionEnv):
             return Grade(False, answer, {"grader_error": 1.0})
         return Grade(score >= SOLVED_AT, answer)
 
+    def solution(self) -> list[str] | None:
+        """Return the right reply; ``None`` if the package scores its own answer below a full score."""
+        replies = super().solution()
+        if replies is None or self._row is None:
+            return None
+        return replies if self.grade(replies[0], self._row).right else None
+
 
 def _several_lines(reply: str) -> str | None:
     """Return everything after the last ``Answer:``, for answers such as a grid."""

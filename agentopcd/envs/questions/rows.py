@@ -72,6 +72,8 @@ class QuestionRow:
     """
     also: tuple[str, ...] = ()
     """Other answers that are as right as ``gold``."""
+    source: Raw = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    """The row as it was read, for graders of the user's own."""
 
 
 Reader = Callable[[Raw], QuestionRow]
@@ -176,7 +178,7 @@ def _checked(row: QuestionRow, raw: Raw) -> QuestionRow:
     split = row.split if blank(named) else str(named).strip()
     if split and split not in SPLITS:
         raise EnvError(f"is in split {split!r}; splits are {', '.join(SPLITS)}")
-    return dataclasses.replace(row, split=split)
+    return dataclasses.replace(row, split=split, source=raw)
 
 
 # -- layouts -------------------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ class ApiSampler:
     """
 
     engine = "api"
+    room = 0
+    """Unknown: the API refuses what is too long, which costs that episode."""
 
     def __init__(
         self, loaded: LoadedModel, *, urls: Sequence[str], batch_size: int = 32, compute: torch.dtype | None = None,

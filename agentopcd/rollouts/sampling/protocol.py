@@ -21,6 +21,11 @@ class Sampler(Protocol):
     engine: str
     """The name in the setup hash, such as ``transformers-float32``. Replies of two engines are never pooled."""
 
+    @property
+    def room(self) -> int:
+        """The most tokens of a prompt and its reply together; 0: unknown."""
+        ...
+
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order."""
         ...
@@ -53,6 +58,11 @@ class Sampler(Protocol):
 
 class InBatches:
     """Base class of samplers that answer in batches: one call of ``sample`` answers all submitted requests."""
+
+    @property
+    def room(self) -> int:
+        """See :class:`Sampler`: unknown, unless the engine says otherwise."""
+        return 0
 
     def __init__(self) -> None:
         self._asked: dict[int, tuple[Request, Sampling]] = {}

@@ -32,14 +32,18 @@ class TransformersSampler(InBatches):
         self.batch_size = batch_size
         self.engine = f"transformers-{str(compute).removeprefix('torch.')}"
 
+    @property
+    def room(self) -> int:
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
+        return getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order.
 
         Raises:
             ConfigError: a prompt and its longest reply do not fit into the model's positions.
         """
-        room = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
-        check_room(requests, sampling, room, self.loaded.name)
+        check_room(requests, sampling, self.room, self.loaded.name)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         replies: dict[int, Completion] = {}
         with decoding.packed_linears(self.loaded.model, self.compute):

@@ -118,7 +118,7 @@ class VllmSampler:
         Raises:
             ConfigError: a prompt and its longest reply do not fit into the model's positions.
         """
-        check_room(requests, sampling, self._positions(), self.loaded.name)
+        check_room(requests, sampling, self.room, self.loaded.name)
         tickets = [self.submit(request, sampling) for request in requests]
         while not all(ticket in self._ready for ticket in tickets):
             self._step()
@@ -126,7 +126,7 @@ class VllmSampler:
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`.protocol.Sampler`."""
-        check_room([request], sampling, self._positions(), self.loaded.name)
+        check_room([request], sampling, self.room, self.loaded.name)
         self._start()
         ticket = next(self._tickets)
         self._ask(str(ticket), request, sampling)
@@ -196,7 +196,7 @@ class VllmSampler:
                 f"{self.loaded.name!r} is an adapter itself, and vLLM would play without it: train it with --merge, or "
                 "take --engine transformers"
             )
-        positions = self._positions()
+        positions = self.room
         _prepare(_cache_gib(config, positions))
         lora: dict[str, Any] = {}
         if adapter is not None:
@@ -245,7 +245,9 @@ class VllmSampler:
             self._llm.wake_up()
             self._asleep = False
 
-    def _positions(self) -> int:
+    @property
+    def room(self) -> int:
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
         return min(getattr(self.loaded.model.config, "max_position_embeddings", None) or LONGEST, LONGEST)
 
     def _ask(self, name: str, request: Request, sampling: Sampling) -> None:

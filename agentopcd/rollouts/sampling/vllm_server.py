@@ -197,7 +197,7 @@ class ServerSampler:
             EngineError: the servers cannot answer, or refuse to.
         """
         self._begin()
-        check_room(requests, sampling, self._room(), self.loaded.name)
+        check_room(requests, sampling, self.room, self.loaded.name)
         tickets = [self.submit(request, sampling) for request in requests]
         replies: dict[int, Completion] = {}
         while len(replies) < len(tickets):
@@ -209,7 +209,7 @@ class ServerSampler:
         if request.choices:
             raise EngineError("a server cannot hold replies to a list; leave out --constrain or --server")
         self._begin()
-        check_room([request], sampling, self._room(), self.loaded.name)
+        check_room([request], sampling, self.room, self.loaded.name)
         ticket = next(self._tickets)
         self._asked[ticket] = (request, sampling)
         self._send(ticket)
@@ -285,7 +285,8 @@ class ServerSampler:
             self._take_over(server)
         ServerSampler.current = self
 
-    def _room(self) -> int:
+    @property
+    def room(self) -> int:
         positions = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
         return min((room for room in (positions, *(server.room for server in self.servers)) if room), default=0)
 

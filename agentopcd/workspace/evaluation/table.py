@@ -146,7 +146,13 @@ def tabulate(
         comparisons={
             f"{a} - {b}": store.compare(arms[a], arms[b], arena) for a, b in wanted if a in arms and b in arms
         },
-        floors=floors(session.game.ref, session.game.kwargs, tasks, max_steps=session.game.step_limit),
+        floors=floors(
+            session.game.ref,
+            session.game.kwargs,
+            tasks,
+            max_steps=session.game.step_limit,
+            success_when=session.game.success_when,
+        ),
         overlap=session.manifest.overlap(),
         protocol=session.manifest.protocol,
         recovered=_recovered({label: store.outcomes(arm, arena) for label, arm in arms.items()}),

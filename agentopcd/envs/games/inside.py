@@ -1,0 +1,128 @@
+"""The inside of a TextArena game: its whole state, whether its steps draw at random, for how many it is, its result."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import inspect
+import random
+from collections import deque
+from collections.abc import Iterator, Mapping
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from agentopcd.core.errors import EnvError
+from agentopcd.envs.views import hash_text
+
+OPEN_GAMES = frozenset({
+    "Countdown", "Crosswords", "Cryptarithm", "FifteenPuzzle", "FrozenLake", "LightsOut", "LogicPuzzle", "PegJump",
+    "RushHour", "Slitherlink", "Sokoban", "Sudoku", "TowerOfHanoi",
+})  # fmt: skip
+"""Games of TextArena 0.7.4 whose board says all there is to know, so that the board alone is their task."""
+
+_SEVERAL = {"TwoPlayerState", "FFAMultiPlayerState", "TeamMultiPlayerState", "MinimalMultiPlayerState", "State"}
+_NOT_STATE = {"state", "env_id", "entry_point", "action_space"}
+_DEEPEST = 12
+
+
+def is_open(env_id: str) -> bool:
+    """Whether the game's first board says all."""
+    return env_id.partition("-v")[0] in OPEN_GAMES
+
+
+def state_key(game: Any, seen: str, rng: Any) -> str:
+    """Return the key of a game that was just reset: what is seen, what is not, and the draws to come, if any."""
+    facts = {name: value for name, value in vars(game).items() if name not in _NOT_STATE}
+    words = [seen, canonical(game.state.game_state), canonical(facts)]
+    if draws_later(type(game)):
+        words.append(canonical(rng))
+    return hash_text("\n".join(words))
+
+
+def canonical(value: Any, depth: int = 0) -> str:
+    """Return text that is the same for the same state in every process.
+
+    Functions, modules and files are no state. Objects of other modules than the game's are opened up as well: their
+    attributes decide, not their addresses.
+    """
+    if depth > _DEEPEST:
+        return "..."
+    if value is None or isinstance(value, str | int | float | bool | bytes | complex):
+        return repr(value)
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, np.ndarray | np.generic):
+        return repr(value.tolist())
+    if isinstance(value, Mapping):
+        return (
+            f"{{{','.join(sorted(f'{canonical(k, depth + 1)}:{canonical(v, depth + 1)}' for k, v in value.items()))}}}"
+        )
+    if isinstance(value, set | frozenset):
+        return f"{{{','.join(sorted(canonical(item, depth + 1) for item in value))}}}"
+    if isinstance(value, list | tuple | deque):
+        return f"[{','.join(canonical(item, depth + 1) for item in value)}]"
+    if isinstance(value, random.Random):
+        return repr(value.getstate())
+    if callable(value) or isinstance(value, ModuleType) or not hasattr(value, "__dict__"):
+        return type(value).__name__
+    return f"{type(value).__name__}{canonical(vars(value), depth + 1)}"
+
+
+def draws_later(cls: type) -> bool:
+    """Whether a step of this game draws at random, in its own methods or in functions of its module."""
+    return any(_draws(function) for function in _reached(cls, "step"))
+
+
+def _draws(function: FunctionType) -> bool:
+    named = set(_names(function.__code__))
+    if "random" in named:  # the module, numpy's, or a method of that name
+        return True
+    return any(getattr(function.__globals__.get(name), "__module__", None) == "random" for name in named)
+
+
+def _reached(cls: type, method: str) -> Iterator[FunctionType]:
+    """The functions that a method can call: methods of the class, and functions of their modules, by name."""
+    waiting, seen = [getattr(cls, method, None)], set()
+    while waiting:
+        function = waiting.pop()
+        if not isinstance(function, FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        yield function
+        for name in _names(function.__code__):
+            waiting += [getattr(cls, name, None), function.__globals__.get(name)]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:  # comprehensions and lambdas
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def for_several(cls: type) -> str:
+    """Return the name of the state for several players that the game's reset builds; '' for a game of one."""
+    named = {name for function in _reached(cls, "reset") for name in _names(function.__code__)}
+    return "" if "SinglePlayerState" in named else min(named & _SEVERAL, default="")
+
+
+def result_of(state: Any) -> tuple[float, dict[str, Any]]:
+    """Return the final reward and the game's facts about the end."""
+    rewards, facts = state.rewards, state.game_info[0]
+    try:
+        reward = float(rewards[0])
+    except (TypeError, ValueError, KeyError) as error:
+        if facts.get("invalid_move"):  # some games mistake the order of arguments and put the reason in its place
+            return 0.0, facts
+        raise EnvError(f"the game ended without a usable reward: {rewards!r}") from error
+    return reward, facts
+
+
+def signature_of(spec: Any) -> str:
+    target = spec.entry_point
+    if isinstance(target, str):
+        module, _, name = target.partition(":")
+        target = getattr(importlib.import_module(module), name)
+    return str(inspect.signature(target))

@@ -1,0 +1,250 @@
+"""Whatever a game does wrong is one fault with one line, in play, splits, floors, check, show and try alike."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import pytest
+
+from agentopcd.core.errors import EnvError, GameFault
+from agentopcd.core.types import Job, Task
+from agentopcd.envs import AnyText, EnvSpec, TextEnv, build_splits, check_env, get_spec, make, register
+from agentopcd.envs.floors import floors
+from agentopcd.envs.guard import Guarded, Hang, OutOfTime, time_limit
+from agentopcd.rollouts.player import play
+from tests.rollouts.scripted import player_of
+
+HERE = "tests.envs.test_guard"
+
+
+class Room(TextEnv):
+    """Say [left] or [right]. What it does wrong is said by ``fault``."""
+
+    fault = ""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.n = int(seed or 0)
+        if self.fault == "one seed" and seed == 7:
+            [].pop()
+        if self.fault == "hangs" and seed == 2:
+            while True:
+                with contextlib.suppress(Exception):
+                    time.sleep(0.01)
+        half = " \ud83d" if self.fault == "half a pair" and self.n == 1 else ""
+        obs, info = self.first(key=self.n, state=f"Room {self.n}.{half}", actions="Answer [left] or [right].")
+        return obs, info | {"legal_actions": ["[left]", "[right]"]}
+
+    def step(self, action: str) -> Any:
+        odd = self.n % 2
+        match self.fault if odd else "":
+            case "nan":
+                return self.turn(success=True, reward=float("nan"))
+            case "raises":
+                raise ValueError("no such room\nand more")
+            case "env error":
+                return self.turn(feedbak="No.")
+            case "exits":
+                raise SystemExit(0)
+            case "word":
+                obs, *rest, info = self.turn(success=True)
+                return obs, *rest, info | {"metrics": {"level": "hard"}}
+            case "info":
+                return "Done.", 1.0, True, False, None
+            case "four":
+                return "Done.", 1.0, True, {}
+        return self.turn(success="[right]" in action)
+
+    def close(self) -> None:
+        if self.fault == "close":
+            raise RuntimeError("already closed")
+
+
+FAULTS = {
+    "nan": "the reward nan is not a finite number",
+    "raises": "step raised ValueError: no such room",
+    "env error": "step: unknown part kind 'feedbak'; did you mean 'feedback'?",
+    "exits": "step called exit(0)",
+    "word": "info['metrics']['level'] must be a finite number, got 'hard'",
+    "info": "info must be a dict, got NoneType",
+    "four": "step must return (observation, reward, terminated, truncated, info), got 4 values",
+}
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(Room, "fault", request.param)
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model_dir)
+
+
+@pytest.mark.parametrize("fault", FAULTS, indirect=True)
+def test_a_fault_costs_its_own_episodes_everywhere(fault: str, tokenizer: Any) -> None:
+    said = FAULTS[fault]
+    player = player_of(tokenizer, lambda prompt: "[right]", f"{HERE}:Room")
+    episodes = {e.task.seed: e for e in play(player, [Job(Task(seed, str(seed))) for seed in range(4)])}
+    assert {seed: e.stop_reason for seed, e in episodes.items()} == {
+        0: "solved", 1: "env_error", 2: "solved", 3: "env_error"
+    }  # fmt: skip
+    assert str(episodes[1].error).strip().splitlines()[-1].endswith(f"GameFault: {said}")
+    assert build_splits(f"{HERE}:Room", seeds=10).distinct == 10
+    with pytest.warns(UserWarning, match="random episodes of .*Room broke off"):
+        found = floors(f"{HERE}:Room", {}, [Task(seed, str(seed)) for seed in range(4)])
+    assert found.random == pytest.approx(0.5, abs=0.07) and found.random_episodes == 500
+    report = check_env(f"{HERE}:Room", n=4)
+    assert report.errors == [said]
+
+
+@pytest.mark.parametrize("fault", ["one seed", "half a pair"], indirect=True)
+def test_a_seed_that_cannot_be_reset_is_left_out_and_told(fault: str) -> None:
+    with pytest.warns(UserWarning, match=r"1 of 10 seeds of .*Room cannot be reset and are left out \(seed \d: "):
+        manifest = build_splits(f"{HERE}:Room", seeds=10)
+    assert manifest.distinct == 9
+    if fault == "one seed":
+        report = check_env(f"{HERE}:Room", n=4)
+        assert report.ok
+        assert "1 of 300 more seeds cannot be reset: reset(seed=7) raised IndexError: pop from empty list" in (
+            report.warnings
+        )
+
+
+@pytest.mark.parametrize("fault", ["close"], indirect=True)
+def test_a_close_that_raises_is_a_warning(fault: str) -> None:
+    with pytest.warns(UserWarning, match=r"close\(\) raised RuntimeError: already closed; ignored"):
+        assert build_splits(f"{HERE}:Room", seeds=10).distinct == 10
+    report = check_env(f"{HERE}:Room", n=4)
+    assert report.ok and "close() raised RuntimeError: already closed; ignored" in report.warnings
+
+
+@pytest.mark.parametrize("fault", ["hangs"], indirect=True)
+def test_a_hang_is_stopped_and_told(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentopcd.envs.walks.CHECK_LIMIT_S", 0.2)
+    report = check_env(f"{HERE}:Room", n=4)
+    assert report.errors == ["reset(seed=2) gave no answer within 0 s"]
+    env = Guarded(Room(), 3, limit_s=0.2)
+    with pytest.raises(Hang, match=r"reset\(seed=2\) gave no answer within 0 s"):
+        env.reset(seed=2)
+    assert env.reset(seed=3)[0].startswith("Room 3.")
+
+
+def test_the_alarm_of_somebody_else_goes_on() -> None:
+    rang = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with time_limit(10):
+            pass
+        with pytest.raises(OutOfTime), time_limit(0.05):
+            while True:
+                pass
+        assert not rang
+        time.sleep(0.4)
+        assert rang == [1]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_no_seed_at_all_stops_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reset(self: Room, *, seed: int | None = None, options: Any = None) -> Any:
+        raise OSError("the file is gone")
+
+    monkeypatch.setattr(Room, "reset", reset)
+    words = r"no tasks of .*Room: 20 of the seeds looked at cannot be reset \(.*OSError: the file is gone\)"
+    with pytest.raises(EnvError, match=words):
+        build_splits(f"{HERE}:Room")
+
+
+class IgnoresItsSeed(Room):
+    count = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        IgnoresItsSeed.count += 1
+        return super().reset(seed=IgnoresItsSeed.count)
+
+
+def test_an_environment_that_ignores_its_seed_is_refused() -> None:
+    with pytest.raises(EnvError, match="gave another task the second time"):
+        build_splits(f"{HERE}:IgnoresItsSeed", seeds=5)
+
+
+class Unbuildable(Room):
+    def __init__(self) -> None:
+        open("/nonexistent/games/train.json").close()
+
+
+class NoSpaces(gymnasium.Env):
+    """What people write first."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return f"Room {int(self.np_random.integers(100_000))}. Say [go].", {}
+
+    def step(self, action: str) -> Any:
+        return "Done.", float("[go]" in action), True, False, {}
+
+
+class Old(gymnasium.Env):
+    """The interface before 0.26."""
+
+    observation_space = action_space = AnyText()
+
+    def reset(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return "Say [go]."
+
+
+class Coroutine(Room):
+    async def step(self, action: str) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.turn(success=True)
+
+
+def test_what_cannot_be_built_is_one_line() -> None:
+    with pytest.raises(GameFault, match=r"building .*Unbuildable raised FileNotFoundError: .*train\.json"):
+        make(f"{HERE}:Unbuildable")
+    with pytest.raises(GameFault, match=r"reset\(seed=0\) raised TypeError: .*'seed'"):
+        make(f"{HERE}:Old").reset(seed=0)
+    env = make(f"{HERE}:Coroutine")
+    env.reset(seed=0)
+    with pytest.raises(GameFault, match="step is a coroutine"):
+        env.step("[go]")
+
+
+def test_where_no_space_is_declared_text_is_assumed() -> None:
+    env = make(f"{HERE}:NoSpaces")
+    assert env.reset(seed=0)[0].endswith("Say [go].") and env.step("[go]")[1] == 1.0
+    assert check_env(f"{HERE}:NoSpaces", n=8).errors == []
+
+
+def test_a_module_that_leaves_python_is_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "quits.py"
+    file.write_text("import sys\nsys.exit()\n")
+    with pytest.raises(EnvError, match=r"cannot import .*quits\.py.*: it called exit\(\)"):
+        get_spec(f"{file}:E")
+
+
+class Settled(Room):
+    max_steps = 8
+    history = "chat"
+    success_when = "return >= 2"
+    choices: ClassVar = ["[left]", "[right]"]
+    seeds = "not a number: the game's own affair"
+
+
+def test_what_is_written_on_a_class_counts() -> None:
+    spec = get_spec(f"{HERE}:Settled")
+    assert (spec.step_limit, spec.history, spec.success_when) == (8, "chat", "return >= 2")
+    assert (spec.choices, spec.seeds) == (("[left]", "[right]"), EnvSpec(id="", entry_point="").seeds)
+    assert register("settled-in-a-test", Settled, max_steps=3).step_limit == 3
+    with pytest.raises(EnvError, match="history is 'chatty'"):
+        EnvSpec(id="x", entry_point=Room, history="chatty")
