@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
+from pathlib import Path
 
 if __name__ != "agentopcd.cli":
     raise ImportError("import this package as agentopcd.cli; the link at the root is only for readers")
@@ -17,9 +19,13 @@ from agentopcd.cli import config, envs, knowledge, reproduce, verbs
 from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.terminal import without_password
+from agentopcd.core.text import first_line
 
 STOPPED = 130
 """Exit code of a command that was interrupted."""
+OF_THE_MACHINE = (OSError, ImportError, MemoryError, OverflowError, RecursionError, UnicodeError)
+"""Errors that come from files, packages, memory or other people's text, and from SQLite. Most of them are told where
+they arise, with a remedy; these are the others."""
 
 app = typer.Typer(
     name="agentopcd",
@@ -74,13 +80,12 @@ def main() -> None:
         if isinstance(end.__context__, BrokenPipeError):  # the reader has seen enough, as `head` has
             _leave("", 1)
         _refuse(f"an environment or a library ended the program (exit code {end.code!r}); it must not call exit()")
-    except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            _leave("", 1)
-        if not error.strerror:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        _refuse(f"{where}{error.strerror}; mend that, and give the command again")
+    except BrokenPipeError:
+        _leave("", 1)
+    except Exception as error:
+        if not (isinstance(error, OF_THE_MACHINE) or type(error).__module__ == "sqlite3"):
+            raise  # a fault of ours: its traceback helps to mend it
+        _refuse(f"{_reason(error)}; mend that, and give the command again")
     if code == STOPPED:  # the parser returns this where it was interrupted
         _stop()
     sys.exit(code)
@@ -102,6 +107,16 @@ def _run() -> Any:
         return app(standalone_mode=False)
     finally:
         ranks.dismiss()
+
+
+def _reason(error: Exception) -> str:
+    """What happened, to which file or else in which line of ours."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "agentopcd" in frame.filename] or frames
+    where = f" ({Path(ours[-1].filename).name}, line {ours[-1].lineno})" if ours else ""
+    return f"{type(error).__name__}: {first_line(error, 'no reason given')}{where}"
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

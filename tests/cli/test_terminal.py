@@ -133,6 +133,14 @@ cli.main()
         ("raise KeyboardInterrupt", 130, "stopped; the same command goes on from here"),
         ("raise SystemExit(0)", 2, "error: an environment or a library ended the program"),
         ("open('/nonexistent/games/train.json')", 2, "error: /nonexistent/games/train.json: No such file or directory"),
+        ("import sqlite3; sqlite3.connect('/nonexistent/x.db')", 2, "error: OperationalError: unable to open database"),
+        (
+            "import no_such_package",
+            2,
+            "error: ModuleNotFoundError: No module named 'no_such_package' (options.py, line",
+        ),
+        ("'\\ud83d'.encode()", 2, "error: UnicodeEncodeError: "),
+        ("raise MemoryError", 2, "error: MemoryError: no reason given"),
     ],
 )
 def test_main_ends_in_one_line(body: str, code: int, said: str, root: Path) -> None:
@@ -140,6 +148,45 @@ def test_main_ends_in_one_line(body: str, code: int, said: str, root: Path) -> N
     done = subprocess.run([sys.executable, "-c", plan], cwd=root, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(root: Path) -> None:
+    plan = MAIN.format(body="raise KeyError('x')", command="configured(ConfirmConfig, run)", words="'--env', 'math'")
+    done = subprocess.run([sys.executable, "-c", plan], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+BAR = """
+import sys
+from agentopcd.core import terminal
+terminal.guard()
+from agentopcd.cli.options import progress
+for i in progress("play", range(2), 2):
+    print("a game \\x1b[2J\\x07")
+    print("a library \\x1b]0;t\\x07", file=sys.stderr)
+print("after \\x1b[1m")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no pseudo-terminal")
+def test_beside_a_progress_bar_text_is_harmless_and_the_bar_is_a_bar(root: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    env = os.environ | {"TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", BAR], cwd=root, stdout=theirs, stderr=theirs, env=env) as running:
+        os.close(theirs)
+        shown = b""
+        try:
+            while some := os.read(ours, 4096):
+                shown += some
+        except OSError:  # the other end is closed
+            pass
+    os.close(ours)
+    assert running.returncode == 0, shown
+    assert shown.count(rb"a game \u001b[2J\u0007") == 2 and shown.count(rb"a library \u001b]0;t\u0007") == 2
+    assert rb"after \u001b[1m" in shown and b"\x1b[2J" not in shown and b"\x07" not in shown
+    assert b"\x1b[2K" in shown and b"2/2" in shown  # what rich itself writes
 
 
 def test_ctrl_c_in_a_command_that_does_not_go_on(root: Path) -> None:
