@@ -121,7 +121,7 @@ def consolidate(
 
         # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.)
         # Each turn becomes a sample with both prompts, the student's without and the teacher's with the context.
-        played = play_step(method, draw(training.train, step, config), training.context, ranks)
+        played = play_step(method, draw(training.train, step, config), training.context, ranks, teacher.fits)
         noted = noted or say_read_apart(played, say)
         player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
@@ -267,9 +267,9 @@ def learn_from(
     student_NH = learner.hidden(batch.samples)
 
     def loss_of(products_RV: torch.Tensor, rows: slice) -> torch.Tensor:
-        # Mask the tokens that the engine was not allowed to sample, in both models.
-        student_RV = figures.keep(rows, models.scaled(learner.model, products_RV))
-        teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows]))
+        # Only tokens that both models know; of these, mask those that the engine was not allowed to sample, in both.
+        student_RV = figures.keep(rows, models.scaled(learner.model, products_RV)[:, : teacher.rows])
+        teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows])[:, : teacher.rows])
         token = method.divergence(student_RV, teacher_RV, figures.ids[rows])
         figures.add(rows, student_RV, teacher_RV, token)
         return token.loss_N * figures.importance(rows, student_RV)

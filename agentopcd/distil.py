@@ -14,13 +14,14 @@ from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, player_flags
 from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, write_json
-from agentopcd.core.types import Context, Episode, Mixture, Task
+from agentopcd.core.types import Context, Episode, Message, Mixture, Task
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import Arm
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.engine import player_of
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
@@ -86,6 +87,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         earlier = Distilled.repeating(done)
         table = _table(session, config, context, earlier) if config.test_tasks else None
         return dataclasses.replace(earlier, evaluation=table)
+    check_before(session, config, context, student, teacher_model)
     train = session.tasks("train")
     session.manifest.guard_training(train)
     stored = replayed(session, run.folder, train, config) if config.replays else []
@@ -138,6 +140,29 @@ def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.
         models.check_backward(loaded.model)
     if config.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
         raise ModelError(f"{type(loaded.model).__name__} has no gradient checkpointing; leave it out")
+
+
+def check_before(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, student: models.LoadedModel,
+    teacher: models.LoadedModel,
+) -> None:  # fmt: skip
+    """Refuse, before anything is played, what could not be scored or saved after hours of play.
+
+    Raises:
+        ModelError: the teacher cannot score the student's tokens, or the student cannot be saved.
+        ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions.
+    """
+    models.check_pair(student, teacher)
+    models.check_savable(student)
+    chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
+    task = next(iter(session.tasks("train")), None)
+    messages = (session.game.opening(task.seed) if task else None) or [Message(role="user", content="")]
+    longest = max(len(chat.render(messages, part)) for part in context.parts)
+    if room and longest + config.max_tokens > room:
+        raise ConfigError(
+            f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
+            f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
+        )
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
@@ -204,7 +229,10 @@ def train_student(
     player = player_of(config, student, compute, day, say)
     if config.shard:
         student = sharding.sharded_copy(student)
-    prefixes = [player.chat.prefix(part) for part in context.parts]
+    if teacher is not student and player.chat.taught_by(teacher.tokenizer):
+        say(f"note: teacher {teacher.name} has another chat template than the student; each reads its own")
+    judge = player.chat.teacher or player.chat
+    prefixes = [judge.prefix(part) for part in context.parts]
     return consolidate(
         training,
         student=student,

@@ -36,7 +36,7 @@ INSIDE = {
     ],
     "models": [
         "process",
-        "find compute head parallel.ranks shortcuts",
+        "find compute head parallel.ranks merged tokens shortcuts",
         "load",
         "adapter attention parallel.sharding",
         "models",
@@ -62,7 +62,7 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "replies sampling.choices sampling.protocol sampling.requests",
+        "marks replies sampling.choices sampling.protocol sampling.requests",
         "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",

@@ -67,7 +67,10 @@ class FrozenTeacher:
         if shard:
             sharding.shard(self.model)
         self.name, self.compute = loaded.name, compute
-        self.pad_id = student.tokenizer.pad_token_id
+        self.pad_id = loaded.tokenizer.pad_token_id
+        self.rows = models.shared_rows(student, loaded)
+        """The number of tokens that both models have a row for. Both distributions are cut to these tokens."""
+        self.positions = models.positions(self.model)
         self.own_hash = models.parameter_hash(self.model, frozen=True)
         wanted = [ids for ids in prefixes if ids]
         self.wants_prefix = bool(wanted)
@@ -147,6 +150,11 @@ class FrozenTeacher:
         """The number of tokens that the teacher reads for ``sample``, without the shared prefix."""
         shared = max((common_length(prefix.ids, sample.teacher_ids) for prefix in self._shareable), default=0)
         return len(sample.teacher_ids) + sample.num_tokens - shared
+
+    def fits(self, sample: Sample) -> bool:
+        """Whether the teacher can score ``sample``: its prompt fits, and the reply has only tokens that it knows."""
+        room = not self.positions or len(sample.teacher_ids) + sample.num_tokens <= self.positions
+        return room and max(sample.response_ids) < self.rows
 
     def score(self, samples: Sequence[Sample]) -> Tensor:
         """Logits ``[N, V]``, float32, of all response tokens of ``samples`` at once."""

@@ -24,7 +24,15 @@ from agentopcd.models.compute import (
     pick_device,
 )
 from agentopcd.models.head import Float32Head, check_backward, check_head, decoder, float32_head, scaled
-from agentopcd.models.load import LoadedModel, behind_api, check_pair, load_model, save_model
+from agentopcd.models.load import (
+    LoadedModel,
+    behind_api,
+    check_pair,
+    check_savable,
+    load_model,
+    save_model,
+    shared_rows,
+)
 from agentopcd.models.process import prepare_process
 from agentopcd.models.shortcuts import Shortcuts, forget_shortcuts, own_logits, shortcuts_of
 
@@ -43,6 +51,7 @@ __all__ = [
     "check_head",
     "check_pair",
     "check_positions",
+    "check_savable",
     "checkpoint_gradients",
     "decoder",
     "float32_head",
@@ -59,5 +68,6 @@ __all__ = [
     "prepare_process",
     "save_model",
     "scaled",
+    "shared_rows",
     "shortcuts_of",
 ]

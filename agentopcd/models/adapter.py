@@ -11,7 +11,8 @@ import torch
 
 from agentopcd.models import find
 from agentopcd.models.compute import freeze
-from agentopcd.models.load import LoadedModel, load_model, peft, save_model
+from agentopcd.models.load import LoadedModel, load_model, save_model
+from agentopcd.models.merged import peft
 
 NOISE = 0.02
 """The spread of the noise in :func:`heard`: about a tenth of what a layer puts out, at rank 16."""
