@@ -18,7 +18,8 @@ from agentopcd.core.config import PlayerConfig
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.text import still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
-from agentopcd.envs.splits import Manifest, build_splits
+from agentopcd.envs.manifest import Manifest
+from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
 from agentopcd.knowledge.extract import Kind
 from agentopcd.rollouts.engine import engine_of, game_of, player_of
