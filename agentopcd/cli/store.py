@@ -61,7 +61,7 @@ def backup(
     from agentopcd.knowledge import care
     from agentopcd.knowledge.database import now
 
-    target = output or work / f"store-{now()[:19].replace(':', '')}.db"
+    target = path_of(output) if output else path_of(work) / f"store-{now()[:19].replace(':', '')}.db"
     refuse_store(target, work)
     with read_store(work) as store:
         care.backup(store, target)
