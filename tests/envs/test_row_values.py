@@ -152,6 +152,16 @@ def test_what_belongs_to_the_question_stands_before_it() -> None:
         one(stem="2+5?", answer="7")
 
 
+def test_two_questions_in_a_row_are_one_too_many() -> None:
+    assert one(prompt="Solve this: 2+5?", problem="2+5?", answer="7").prompt == "Solve this: 2+5?"
+    assert one(prompt="2+5?", question="Q: 2+5?", answer="7").prompt == "2+5?"
+    assert one(prompt="2+5?", input={"id": 3}, answer="7").prompt == "2+5?"
+    with pytest.raises(EnvError, match="row 1: has two questions, the second in 'question'; name the right one with"):
+        one(prompt="1+1?", question="2+5?", answer="7")
+    (row,) = rows_from([{"prompt": "1+1?", "question": "2+5?", "answer": "7"}], "question")
+    assert row.prompt == "2+5?"
+
+
 # -- choices -------------------------------------------------------------------------------------------
 
 FOUR = "2+5?\nA. 6\nB. 7\nC. 8\nD. 9"

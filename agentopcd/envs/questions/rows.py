@@ -303,8 +303,22 @@ def _question(row: Raw) -> str:
     if value is row.get("question"):
         before += PASSAGE_KEYS
     text = question_of(value)
+    _check_rivals(row, value, text)
     beside = [row[key] for key in before if isinstance(row.get(key), str) and not blank(row[key])]
     return "\n\n".join([*(one for one in beside if one not in text), text])
+
+
+def _check_rivals(row: Raw, taken: Any, text: str) -> None:
+    """Refuse a row with a second question that is neither part of the first nor holds it."""
+    for key in PROMPT_KEYS[:-1]:  # an instruction is no second question
+        value = row.get(key)
+        if blank(value) or value is taken or not isinstance(value, str | list):
+            continue
+        one, other = (" ".join(question.split()).casefold() for question in (text, question_of(value)))
+        if one not in other and other not in one:
+            raise EnvError(
+                f"has two questions, the second in {key!r}; name the right one with --env-arg prompt_key=KEY"
+            )
 
 
 def _first(row: Raw, keys: Sequence[str], what: str, argument: str) -> Any:
