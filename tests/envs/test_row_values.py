@@ -223,6 +223,16 @@ def test_choices_that_do_not_tell_are_refused_with_their_row(row: dict[str, Any]
         one(question="2+5?", **row)
 
 
+def test_named_columns_keep_their_choices() -> None:
+    row = {"stem": "2+5?", "choices": ["6", "7"], "key": "B"}
+    (found,) = rows_from([row], "stem", "key")
+    assert (found.prompt, found.gold, found.kind) == ("2+5?\nA. 6\nB. 7", "B", "choice")
+    (found,) = rows_from([{**row, "stem": "Is 2+5 6 or 7?", "key": "7"}], "stem", "key")  # it shows them itself
+    assert (found.prompt, found.gold, found.kind) == ("Is 2+5 6 or 7?", "7", "math")
+    numbered = [{"stem": f"q{n}", "choices": ["x", "y"], "key": n, "answer": "A"} for n in (0, 1)]
+    assert [found.gold for found in rows_from(numbered, "stem", "key")] == ["A", "B"]
+
+
 def test_choices_that_the_question_lists_are_not_listed_twice() -> None:
     text = "2+5?\n(A) 6\n(B) 7"
     assert one(question=text, choices=["6", "7"], answer="B").prompt == text
