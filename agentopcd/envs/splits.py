@@ -158,8 +158,8 @@ class Manifest:
         """
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EnvError(f"cannot read splits {str(path)!r}: {error.strerror}") from None
+        except (OSError, UnicodeError) as error:
+            raise EnvError(f"cannot read splits {str(path)!r}: {getattr(error, 'strerror', '') or error}") from None
         except EnvError as error:
             raise EnvError(f"{path}: {error}") from None
 
