@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from agentopcd.cli import config, envs, knowledge, reproduce, verbs
+from agentopcd.cli import config, envs, knowledge, reproduce, store, verbs
 from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.terminal import without_password
@@ -39,6 +39,7 @@ verbs.add_to(app, knowledge.app)
 app.command("reproduce")(reproduce.reproduce)
 app.add_typer(envs.app, name="envs")
 app.add_typer(knowledge.app, name="knowledge")
+app.add_typer(store.app, name="store")
 app.add_typer(config.app, name="config")
 
 
