@@ -143,20 +143,6 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     return out
 
 
-def check_launch(config: TrainConfig, processes: int) -> None:
-    """Refuse settings of training that do not fit the number of processes or the installed packages.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-    if processes > 1 and config.device != "auto":
-        raise ConfigError(f"device is {config.device!r} with {processes} processes; leave it out")
-    if config.shard and processes == 1:
-        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
-    if config.lora_rank:
-        peft()
-
-
 def check_before(
     session: Session, config: ConsolidateConfig, context: Context | Mixture, student: models.LoadedModel,
     teacher: models.LoadedModel,
@@ -180,6 +166,20 @@ def check_before(
             f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
             f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
         )
+
+
+def check_launch(config: TrainConfig, processes: int) -> None:
+    """Refuse settings of training that do not fit the number of processes or the installed packages.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    if processes > 1 and config.device != "auto":
+        raise ConfigError(f"device is {config.device!r} with {processes} processes; leave it out")
+    if config.shard and processes == 1:
+        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
+    if config.lora_rank:
+        peft()
 
 
 def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.LoadedModel) -> None:

@@ -65,7 +65,7 @@ def read_store(work: Path) -> Store:
     """
     from agentopcd.knowledge import Store
 
-    store = Store.open(work / "store.db", create=False, to_read=True)
+    store = Store.open(path_of(work) / "store.db", create=False, to_read=True)
     if store.note:
         print(f"note: {store.note}", file=sys.stderr)
     return store
@@ -182,7 +182,7 @@ def export(
             for piece in pieces:
                 print(piece, end="")
             return
-        write_text(output, pieces)
+        write_text(path_of(output), pieces)
     print(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
 
 

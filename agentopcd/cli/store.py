@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from agentopcd.cli.knowledge import WORK, Work, read_store, refuse_store
+from agentopcd.core.files import path_of
 
 app = typer.Typer(help="Look after the store's file: check it, repair it, back it up.", no_args_is_help=True)
 
@@ -38,7 +39,7 @@ def repair(work: Work = WORK) -> None:
     """
     from agentopcd.knowledge.repair import repair as mend
 
-    result = mend(work / "store.db")
+    result = mend(path_of(work) / "store.db")
     for line in result.lost:
         print(line)
     print(f"{work / 'store.db'} was written anew; the damaged files are kept as {result.kept}")

@@ -311,7 +311,10 @@ class Session:
             StoreError: ``name`` is neither a file nor a ref or id in the store.
         """
         if is_file(name):
-            text = read_text(path_of(name)).strip()
+            try:
+                text = read_text(path_of(name)).strip()
+            except ConfigError as error:
+                raise ConfigError(f"context file {error}") from error
             if is_export(text):
                 raise ConfigError(
                     f"{name!r} is a knowledge export, not a context; import it with `agentopcd knowledge import "
