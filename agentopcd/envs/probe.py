@@ -227,7 +227,7 @@ class Probe:
                 return
             env.reset(seed=seed)
             with faults("solution()", CHECK_LIMIT_S):
-                replies = inner.solution()
+                replies = inner.solution()  # pyright: ignore[reportAttributeAccessIssue]
             if replies is None:
                 continue
             self.proven = True
