@@ -24,8 +24,8 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
-from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import CHECKPOINTS, Run
+from agentopcd.core.errors import AlignmentError, ConfigError, ModelError
+from agentopcd.core.runs import CHECKPOINTS, Run, write_json
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import Context, Mixture, Task
 from agentopcd.distillation import checkpoint, losses
@@ -51,6 +51,7 @@ from agentopcd.models.load import LoadedModel
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling.same_weights import limit_nats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,16 +121,22 @@ def consolidate(
 
         # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.)
         # Each turn becomes a sample with both prompts, the student's without and the teacher's with the context.
-        played = play_step(method, draw(training.train, step, config), training.context, ranks)
+        played = play_step(method, draw(training.train, step, config), training.context, ranks, teacher.fits)
         noted = noted or say_read_apart(played, say)
         player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
+
+        # At the start of a run, the shortcuts of scoring are compared with the models' own forward passes.
+        compare_shortcuts(learner, teacher, played.samples, run, say)
+        clock.lap("compare")
 
         # 2. The teacher scores the same tokens, with the context. 3. The student learns from those scores.
         # Gradients add up over the batches, so a step is one update however it is split.
         meter = StepMeter(method.temperature, config.temperature, config.importance_cap)
         for batch in deal(played.samples, config, teacher, ranks):
             learn_from(batch, learner, teacher, method, meter, clock)
+        meter.gather(ranks.everyone(meter.rows))
+        check_sampler(meter, config, teacher.compute)
         norm, moved = learner.step(ranks, learned=bool(played.samples))
 
         # The weights have changed. A moving teacher follows them, and an engine with its own copy takes them over, so
@@ -142,7 +149,6 @@ def consolidate(
         clock.lap("update")
 
         # Log the step and, every ``select_every`` steps, evaluate the student on select tasks.
-        meter.gather(ranks.everyone(meter.rows))
         record = meter.result() if played.samples else {"loss/value_nats": 0.0}
         record |= method.measured(rollout_record(played.episodes, played.samples, played.dropped))
         record |= update_record(progress, learner, norm, moved, gap_nats) | clock.times()
@@ -203,6 +209,32 @@ def begin(
     return progress
 
 
+def compare_shortcuts(
+    learner: Learner, teacher: FrozenTeacher, samples: Sequence[Sample], run: Run, say: Callable[[str], None]
+) -> None:
+    """On the first samples, set aside every shortcut of scoring that is off, say so, and write what was found to
+    ``shortcuts.json`` in the run folder.
+
+    Raises:
+        ModelError: without the shortcut, the loss cannot be computed, or the weights cannot be sharded.
+    """
+    if not samples or "together" in models.shortcuts_of(teacher.model).off_nats:
+        return
+    for line in (*learner.compare(samples), *teacher.compare(samples)):
+        say(line)
+    for who, model in (("student", learner.model), ("teacher", teacher.model)):
+        known, kind = models.shortcuts_of(model), type(learner.whole.model).__name__
+        if not known.head:
+            raise ModelError(f"{kind}: the {who}'s loss needs logits from its hidden states; it cannot be trained here")
+        if learner.config.shard and not known.together:
+            raise ModelError(
+                f"{kind}: the {who} reads each sequence alone, which sharding cannot do; leave out --shard"
+            )
+    if Ranks.current().main:
+        found = {"student": models.shortcuts_of(learner.whole.model), "teacher": models.shortcuts_of(teacher.model)}
+        write_json(run.folder / "shortcuts.json", {who: known.to_dict() for who, known in found.items()})
+
+
 # -- 2. score, 3. learn ---------------------------------------------------------------------------------
 
 
@@ -235,9 +267,9 @@ def learn_from(
     student_NH = learner.hidden(batch.samples)
 
     def loss_of(products_RV: torch.Tensor, rows: slice) -> torch.Tensor:
-        # Mask the tokens that the engine was not allowed to sample, in both models.
-        student_RV = figures.keep(rows, models.scaled(learner.model, products_RV))
-        teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows]))
+        # Only tokens that both models know; of these, mask those that the engine was not allowed to sample, in both.
+        student_RV = figures.keep(rows, models.scaled(learner.model, products_RV)[:, : teacher.rows])
+        teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows])[:, : teacher.rows])
         token = method.divergence(student_RV, teacher_RV, figures.ids[rows])
         figures.add(rows, student_RV, teacher_RV, token)
         return token.loss_N * figures.importance(rows, student_RV)
@@ -245,6 +277,21 @@ def learn_from(
     weights_N = batch.weights_N * batch.counts  # zero for a padding batch, which still runs its backward pass
     in_chunks(loss_of, student_NH, weights_N, learner.model.get_output_embeddings()).backward()
     clock.lap("update")
+
+
+def check_sampler(meter: StepMeter, config: ConsolidateConfig, compute: torch.dtype) -> None:
+    """Stop the run if the student did not give the replies of this step: their log-probabilities say so.
+
+    Raises:
+        AlignmentError: the mean gap to the engine's log-probabilities is larger than rounding makes it.
+    """
+    gap, limit = meter.gap_nats(), limit_nats(compute, config.temperature)
+    if gap > limit:
+        raise AlignmentError(
+            f"the engine's log-probabilities of this step's replies are off by {gap:.3g} nats a token from the "
+            f"student's (more than {limit:.3g}): the replies are not the student's own, so nothing is learned; "
+            "take another --engine or --compute float32"
+        )
 
 
 # -- choose, finish -------------------------------------------------------------------------------------

@@ -12,15 +12,16 @@ from typing import Any
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, player_flags
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, write_json
-from agentopcd.core.types import Context, Episode, Mixture, Task
+from agentopcd.core.types import Context, Episode, Message, Mixture, Task
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import Arm
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.engine import player_of
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
@@ -74,6 +75,8 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     session.resume_model("consolidate", context.id)
     student = session.loaded
     teacher_model = session.load(config.teacher) if config.teacher else student
+    for model in {student.id: student, teacher_model.id: teacher_model}.values():
+        check_trainable(session, config, model)
     identity = run_config(config) | {
         "env": session.env, "student": student.id, "teacher_id": teacher_model.id, "context_id": context.id,
         "setup": session.setup(), "splits": {name: len(tasks) for name, tasks in session.manifest.splits.items()},
@@ -84,6 +87,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         earlier = Distilled.repeating(done)
         table = _table(session, config, context, earlier) if config.test_tasks else None
         return dataclasses.replace(earlier, evaluation=table)
+    check_before(session, config, context, student, teacher_model)
     train = session.tasks("train")
     session.manifest.guard_training(train)
     stored = replayed(session, run.folder, train, config) if config.replays else []
@@ -121,6 +125,46 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out
+
+
+def check_before(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, student: models.LoadedModel,
+    teacher: models.LoadedModel,
+) -> None:  # fmt: skip
+    """Refuse, before anything is played, what could not be scored or saved after hours of play.
+
+    Raises:
+        ModelError: the teacher cannot score the student's tokens, or the student cannot be saved.
+        ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions.
+    """
+    if student.model is None:
+        return  # behind an API, which is refused later
+    models.check_pair(student, teacher)
+    models.check_savable(student)
+    chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
+    task = next(iter(session.tasks("train")), None)
+    messages = (session.game.opening(task.seed) if task else None) or [Message(role="user", content="")]
+    longest = max(len(chat.render(messages, part)) for part in context.parts)
+    if room and longest + config.max_tokens > room:
+        raise ConfigError(
+            f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
+            f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
+        )
+
+
+def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.LoadedModel) -> None:
+    """Refuse, before anything is played, a model that cannot be trained or teach.
+
+    Raises:
+        ModelError: its logits cannot be recomputed from its hidden states, or it has no gradient checkpointing.
+    """
+    if loaded.model is None:
+        return  # behind an API
+    with models.autocast(session.device, session.compute):
+        models.check_head(loaded.model)
+        models.check_backward(loaded.model)
+    if config.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
+        raise ModelError(f"{type(loaded.model).__name__} has no gradient checkpointing; leave it out")
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
@@ -175,7 +219,7 @@ def train_student(
         config=config,
         context=context,
         jobs=lambda: [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)],
-        teacher=lambda: player_of(config, teacher, compute, day),
+        teacher=lambda: player_of(config, teacher, compute, day, say),
         stored=assignment.stored,
         folder=run.folder,
         ranks=Ranks.current(),
@@ -184,10 +228,13 @@ def train_student(
     episodes = kind.prepare(needs)
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
-    player = player_of(config, student, compute, day)
+    player = player_of(config, student, compute, day, say)
     if config.shard:
         student = sharding.sharded_copy(student)
-    prefixes = [player.chat.prefix(part) for part in context.parts]
+    if teacher is not student and player.chat.taught_by(teacher.tokenizer):
+        say(f"note: teacher {teacher.name} has another chat template than the student; each reads its own")
+    judge = player.chat.teacher or player.chat
+    prefixes = [judge.prefix(part) for part in context.parts]
     return consolidate(
         training,
         student=student,

@@ -36,7 +36,7 @@ INSIDE = {
     ],
     "models": [
         "process",
-        "find compute head parallel.ranks",
+        "find compute head parallel.ranks merged shortcuts tokens",
         "load",
         "adapter attention parallel.sharding",
         "models",
@@ -63,6 +63,7 @@ INSIDE = {
     ],
     "rollouts": [
         "replies sampling.choices sampling.protocol sampling.requests",
+        "marks",
         "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
@@ -72,7 +73,7 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "chunks samples",
+        "chunks compare samples",
         "memory teacher learner",
         "methods",
         "metrics played",

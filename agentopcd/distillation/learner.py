@@ -10,6 +10,7 @@ import torch
 from agentopcd import models
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.distillation.compare import compare
 from agentopcd.distillation.positions import response_hidden
 from agentopcd.distillation.samples import Sample
 from agentopcd.models.parallel import sharding
@@ -60,6 +61,17 @@ class Learner:
         # Sharding gathers and frees the weights layer by layer, so autocast must not keep copies of them.
         with models.autocast(self.device, self.compute, keep=not self.config.shard):
             return response_hidden(self.model, pairs, self.student.tokenizer.pad_token_id)
+
+    def compare(self, samples: Sequence[Sample]) -> list[str]:
+        """Compare the shortcuts of scoring on some of ``samples``, set aside those that differ, and return a line each.
+
+        Raises:
+            ModelError: the logits cannot be recomputed from hidden states and output head.
+        """
+        pairs = [(sample.student_ids, sample.response_ids) for sample in samples]
+        with models.autocast(self.device, self.compute, keep=not self.config.shard), models.heard(self.student):
+            pad_id = self.student.tokenizer.pad_token_id
+            return compare(self.model, pairs, pad_id, self.compute, name=f"the student {self.student.name}")
 
     def step(self, ranks: Ranks, *, learned: bool) -> tuple[float, bool]:
         """Sum the gradients of all processes, clip them and take one optimizer step.

@@ -97,6 +97,10 @@ class StepMeter:
         names = {name for rows in of_all for name in rows}
         self.rows = {name: [part for rows in of_all for part in rows.get(name, [])] for name in names}
 
+    def gap_nats(self) -> float:
+        """The mean distance between the sampler's log-probabilities and the trainer's; 0 if none are known."""
+        return float(torch.cat(self.rows["gap"]).mean()) if self.rows.get("gap") else 0.0
+
     def result(self) -> dict[str, float]:
         """The figures of the step, over all its tokens."""
         column = {name: torch.cat(parts) for name, parts in self.rows.items()}

@@ -40,12 +40,18 @@ class Played:
     """Later turns of a growing chat that cannot be read in one pass with the turns before them."""
 
 
-def play_step(method: Method, jobs: Sequence[Job], context: Context | Mixture, ranks: Ranks) -> Played:
-    """Play this process's share of ``jobs`` and gather the episodes of all processes."""
+def play_step(
+    method: Method, jobs: Sequence[Job], context: Context | Mixture, ranks: Ranks, fits: Callable[[Sample], bool]
+) -> Played:
+    """Play this process's share of ``jobs`` and gather the episodes of all processes.
+
+    Args:
+        fits: whether the teacher can score a sample.
+    """
     chat, cut = method.player.chat, method.config.cut_replies
     mine = []
     for episode in method.play(ranks.mine(jobs)):
-        mine.append((episode, *samples_of([episode], chat, context, cut, by_teacher=method.by_teacher)))
+        mine.append((episode, *samples_of([episode], chat, context, cut, by_teacher=method.by_teacher, fits=fits)))
     played = [result for share in ranks.everyone(mine) for result in share]
     # Sort by job, not by who finished first: a sum of floats depends on the order of its terms.
     played.sort(key=lambda result: (result[0].task, result[0].rep))

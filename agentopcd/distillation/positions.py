@@ -26,6 +26,7 @@ ROW_TOKENS = 512
 def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Tensor:
     """Hidden states that predict each response token, one response after the other.
 
+    A model that cannot read several sequences in one pass reads them one by one (:func:`alone_hidden`). For the others,
     :func:`sequences` chooses what is read. Sequences are padded on the left, so that they all end in the last column.
     If the model's attention needs no padding (:func:`agentopcd.models.attend_without_padding`), they are packed into
     one row instead.
@@ -41,8 +42,12 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
 
     Raises:
         AlignmentError: an empty prompt, which has no position to predict the first token from.
+        ModelError: a row has more tokens than the model has positions.
     """
     rows = sequences(pairs)
+    models.check_positions(model, max(len(tokens) for tokens, _ in rows))
+    if not models.shortcuts_of(model).together:
+        return torch.cat([alone_hidden(model, prompt, response) for prompt, response in pairs])
     if models.attends_without_padding(model):
         return packed_hidden(model, rows)
     width = max(len(tokens) for tokens, _ in rows)
@@ -64,6 +69,17 @@ def response_hidden(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[in
         use_cache=False,
     )
     return out.last_hidden_state[keep.to(device)]
+
+
+def alone_hidden(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """The same as :func:`response_hidden` for one pair, with nothing but its tokens: no padding, mask or position ids.
+
+    Raises:
+        AlignmentError: the prompt is empty.
+    """
+    ((tokens, predicting),) = sequences([(prompt, response)])
+    ids = torch.tensor([tokens], device=next(model.parameters()).device)
+    return models.decoder(model)(input_ids=ids, use_cache=False).last_hidden_state[0, predicting]
 
 
 def packed_hidden(model: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
@@ -161,6 +177,7 @@ class SharedPrefix:
 
     def response_hidden(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], shared: int) -> Tensor:
         """The same as :func:`response_hidden`, for prompts that begin with the prefix's first ``shared`` tokens."""
+        models.check_positions(self.model, max(len(prompt) + len(response) for prompt, response in pairs))
         return torch.cat([self._row(row, shared) for row in self.rows(pairs, shared)])
 
     def rows(

@@ -59,7 +59,13 @@ class Batch:
 
 
 def samples_of(
-    episodes: Iterable[Episode], chat: Chat, context: Context | Mixture, cut_replies: str, *, by_teacher: bool = False
+    episodes: Iterable[Episode],
+    chat: Chat,
+    context: Context | Mixture,
+    cut_replies: str,
+    *,
+    by_teacher: bool = False,
+    fits: Callable[[Sample], bool] = lambda _: True,
 ) -> tuple[list[Sample], int]:
     """One sample per turn, and the number of turns left out.
 
@@ -68,6 +74,7 @@ def samples_of(
 
     Args:
         by_teacher: the teacher gave the answers, with the context, and not the student.
+        fits: whether the teacher can score a sample; turns for which it cannot are left out.
 
     Raises:
         AlignmentError: the prompt that was answered during play is not the prompt that would be scored.
@@ -87,13 +94,14 @@ def samples_of(
                     f"turn {index} of task {episode.task.key} answered another prompt ({len(turn.prompt_ids)} tokens) "
                     f"than would be scored ({len(asked)}); take the chat template and context of the rollout"
                 )
-            samples.append(
-                Sample(
-                    student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
-                    logprobs=() if by_teacher else turn.logprobs, turn=index, choices=turn.choices,
-                    context=shown.id,
-                )
+            sample = Sample(
+                student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
+                logprobs=() if by_teacher else turn.logprobs, turn=index, choices=turn.choices, context=shown.id,
             )  # fmt: skip
+            if fits(sample):
+                samples.append(sample)
+            else:
+                dropped += 1
     return samples, dropped
 
 

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from agentopcd import models
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import AlignmentError
+from agentopcd.distillation.compare import compare
 from agentopcd.distillation.positions import SharedPrefix, logits_of, response_hidden
 from agentopcd.distillation.samples import Sample
 from agentopcd.models.parallel import sharding
@@ -60,15 +61,20 @@ class FrozenTeacher:
             self.kind, self.model = "lora_base", loaded.model
         else:
             self.model = copy.deepcopy(loaded.model) if itself else loaded.model
+            models.forget_shortcuts(self.model)  # the copy is compared again, in the state in which it scores
             models.freeze(self.model, self.kept_in or compute)
         self.hash = models.parameter_hash(self.model, frozen=True)
         if shard:
             sharding.shard(self.model)
-        self.compute = compute
-        self.pad_id = student.tokenizer.pad_token_id
+        self.name, self.compute = loaded.name, compute
+        self.pad_id = loaded.tokenizer.pad_token_id
+        self.rows = models.shared_rows(student, loaded)
+        """The number of tokens that both models have a row for. Both distributions are cut to these tokens."""
+        self.positions = models.positions(self.model)
         self.own_hash = models.parameter_hash(self.model, frozen=True)
-        shareable = [ids for ids in prefixes if ids] if models.attends_to_all(self.model) else []
-        self.prefixes = [SharedPrefix(self.model, ids) for ids in shareable]
+        wanted = [ids for ids in prefixes if ids]
+        self.wants_prefix = bool(wanted)
+        self.prefixes = [SharedPrefix(self.model, ids) for ids in wanted if models.attends_to_all(self.model)]
         if isinstance(self.model, FSDPModule):
             with self._scoring():
                 for prefix in self.prefixes:
@@ -93,6 +99,17 @@ class FrozenTeacher:
                 return prefix.response_hidden(pairs, shared)
             return response_hidden(self.model, pairs, self.pad_id)
 
+    def compare(self, samples: Sequence[Sample]) -> list[str]:
+        """Compare the shortcuts of scoring on some of ``samples``, set aside those that differ, and return a line each.
+
+        Raises:
+            ModelError: the logits cannot be recomputed from hidden states and output head.
+        """
+        pairs = [(s.teacher_ids, s.response_ids) for s in samples]
+        with self._scoring():
+            name = f"the teacher {self.name}"
+            return compare(self.model, pairs, self.pad_id, self.compute, prefix=self.wants_prefix, name=name)
+
     def passes(self, samples: Sequence[Sample]) -> int:
         """The number of forward passes that scoring ``samples`` takes."""
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
@@ -101,9 +118,14 @@ class FrozenTeacher:
             return len(prefix.rows(pairs, shared))
         return 1
 
+    @property
+    def _shareable(self) -> list[SharedPrefix]:
+        """The prefixes that are read once; none if the model scores otherwise after a shared prefix."""
+        return self.prefixes if models.shortcuts_of(self.model).prefix else []
+
     def _shared(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[SharedPrefix, int] | None:
         """The prefix of which these prompts share the most tokens, and how many; None if sharing does not pay."""
-        lengths = [(prefix, prefix.shared_by(pairs)) for prefix in self.prefixes]
+        lengths = [(prefix, prefix.shared_by(pairs)) for prefix in self._shareable]
         return max((entry for entry in lengths if entry[1]), key=lambda entry: entry[1], default=None)
 
     @contextlib.contextmanager
@@ -126,8 +148,13 @@ class FrozenTeacher:
 
     def reads(self, sample: Sample) -> int:
         """The number of tokens that the teacher reads for ``sample``, without the shared prefix."""
-        shared = max((common_length(prefix.ids, sample.teacher_ids) for prefix in self.prefixes), default=0)
+        shared = max((common_length(prefix.ids, sample.teacher_ids) for prefix in self._shareable), default=0)
         return len(sample.teacher_ids) + sample.num_tokens - shared
+
+    def fits(self, sample: Sample) -> bool:
+        """Whether the teacher can score ``sample``: its prompt fits, and the reply has only tokens that it knows."""
+        room = not self.positions or len(sample.teacher_ids) + sample.num_tokens <= self.positions
+        return room and max(sample.response_ids) < self.rows
 
     def score(self, samples: Sequence[Sample]) -> Tensor:
         """Logits ``[N, V]``, float32, of all response tokens of ``samples`` at once."""

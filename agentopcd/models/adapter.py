@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from agentopcd.models import find
 from agentopcd.models.compute import freeze
-from agentopcd.models.load import LoadedModel, load_model, peft, save_model
+from agentopcd.models.load import LoadedModel, load_model, save_model
+from agentopcd.models.merged import peft
+
+NOISE = 0.02
+"""The spread of the noise in :func:`heard`: about a tenth of what a layer puts out, at rank 16."""
 
 
 def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int) -> None:
@@ -39,6 +45,27 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
     hub = not Path(loaded.name).exists() and loaded.name not in find.BUILT_IN
     loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder)
     loaded.adapter.eval()
+
+
+@contextlib.contextmanager
+def heard(loaded: LoadedModel) -> Iterator[None]:
+    """Inside this block a fresh adapter of ``loaded`` changes the model, so that a pass without it would be seen.
+
+    The second matrix of a fresh adapter is zero; here it holds noise. Without an adapter, or with one that has learned,
+    the block changes nothing.
+    """
+    parameters = loaded.model.named_parameters() if loaded.adapter is not None else ()
+    fresh = [p for name, p in parameters if "lora_B" in name and not p.any()]
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in fresh:
+            parameter.copy_(torch.randn(parameter.shape, generator=noise) * NOISE)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in fresh:
+                parameter.zero_()
 
 
 def merge(folder: Path) -> str:

@@ -13,6 +13,8 @@ from agentopcd.core.errors import ModelError
 from agentopcd.core.text import first_line
 
 Compute = Literal["auto", "float32", "bfloat16"]
+RANDOM = ("dropout", "layerdrop", "jitter")
+"""Words in the names of what a model does at random while it is in training mode."""
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -91,10 +93,10 @@ def checkpoint_gradients(model: Any) -> None:
     Raises:
         ModelError: the model's class has no gradient checkpointing.
     """
-    # transformers checkpoints in training mode only, so dropout must be set to 0 where it lies.
+    # transformers checkpoints in training mode only, so what is random there must be set to 0 where it lies.
     for module in model.modules():
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if any(word in name for word in RANDOM) and isinstance(value, float):
                 setattr(module, name, 0.0)
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

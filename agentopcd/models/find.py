@@ -69,6 +69,7 @@ def find_model(name: str) -> Path:
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
             raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
+        _refuse_two_models(path, name)
         return path.resolve()
     looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if not looks_like_hub:
@@ -76,14 +77,39 @@ def find_model(name: str) -> Path:
             f"no model {name!r}: neither a built-in name, a folder, a .gguf file nor a hub id "
             f"(owner/name){did_you_mean(name, BUILT_IN)}"
         )
-    return _from_hub(name)
+    folder = _from_hub(name)
+    _refuse_two_models(folder, name)
+    return folder
+
+
+def _refuse_two_models(folder: Path, name: str) -> None:
+    """Refuse a folder with an adapter and whole weights: either could be meant, and the two give other replies."""
+    whole = [*folder.glob("model*.safetensors*"), *folder.glob("pytorch_model*.bin")]
+    if whole and (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"{name!r} holds a whole model ({min(whole).name}) and an adapter ({ADAPTER}); move one of them away, "
+            "so that it is clear which one is meant"
+        )
+
+
+def folders_of(name: str) -> list[Path]:
+    """The folders of model ``name``: its own and, for an adapter, that of its base, and so on to a whole model.
+
+    Raises:
+        ModelError: see :func:`find_model`; also if an adapter is, in the end, an adapter of itself.
+    """
+    folders = [find_model(name)]
+    while (base := base_of_adapter(folders[-1])) is not None:
+        folder = find_model(base)
+        if folder in folders:
+            raise ModelError(f"the adapter in {folders[-1]} names {base!r} as its base, which is an adapter of itself")
+        folders.append(folder)
+    return folders
 
 
 def find_base(name: str) -> Path:
     """The local folder of model ``name``; for an adapter, the folder of its base model."""
-    folder = find_model(name)
-    base = base_of_adapter(folder)
-    return folder if base is None else find_base(base)
+    return folders_of(name)[-1]
 
 
 def base_of_adapter(folder: Path) -> str | None:
@@ -94,8 +120,8 @@ def base_of_adapter(folder: Path) -> str | None:
     file = folder / ADAPTER
     if not file.is_file():
         return None
-    base = sidecar(folder).get("base") or json.loads(file.read_text()).get("base_model_name_or_path")
-    if not base:
+    base = sidecar(folder).get("base") or read_json(file).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         raise ModelError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
     return base
 
@@ -109,7 +135,7 @@ def fingerprint(folder: Path) -> str:
     for file in sorted(folder.iterdir()):
         describes = file.name == "agentopcd.json" or file.suffix == ".md"
         if file.name == ADAPTER:  # the base counts by its own hash, below, not by its path
-            settings = json.loads(file.read_text()) | {"base_model_name_or_path": ""}
+            settings = read_json(file) | {"base_model_name_or_path": ""}
             digest.update(json.dumps(settings, sort_keys=True).encode())
         elif file.is_file() and not describes and not file.name.startswith("."):
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
@@ -210,10 +236,25 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder.
+
+    Raises:
+        ModelError: the file cannot be read, or it holds no object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"cannot read {file}: {first_line(error)}; get a complete copy of the model") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file} holds no JSON object; get a complete copy of the model")
+    return found
+
+
 def sidecar(folder: Path) -> dict[str, Any]:
     """The facts in a model folder's ``agentopcd.json``; empty if there is no such file."""
     file = folder / "agentopcd.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def write_sidecar(folder: Path, **facts: Any) -> None:

@@ -9,6 +9,12 @@ import torch.nn.functional as F
 from torch.distributed.fsdp import FSDPModule
 
 from agentopcd.core.errors import ModelError
+from agentopcd.core.text import first_line
+
+FACTORS = ("logit_scale", "lm_head_multiplier")
+"""Names of factors in the configs of models: Cohere's, Falcon-H1's."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""Names of soft caps in the configs of models: Gemma's, RecurrentGemma's."""
 
 
 class Float32Head(torch.nn.Linear):
@@ -33,16 +39,18 @@ def float32_head(model: Any) -> None:
 
 
 def scaled(model: Any, logits: torch.Tensor) -> torch.Tensor:
-    """The logits after the scaling that ``model`` applies to its head's output: a scale, a divisor, a soft cap, or
+    """The logits after the scaling that ``model`` applies to its head's output: factors, divisors, soft caps, or
     nothing.
     """
     config = model.config.get_text_config()
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
+    for name in FACTORS:
+        if (factor := getattr(config, name, None)) is not None:
+            logits = logits * factor
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
+    for name in CAPS:
+        if (cap := getattr(config, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
     return logits
 
 
@@ -54,13 +62,17 @@ def check_head(model: Any) -> None:
         ModelError: they do not, so a loss computed from hidden states would not be the loss of the model.
     """
     ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
-    logits = model(input_ids=ids, use_cache=False).logits.float()
-    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-    again = scaled(model, model.get_output_embeddings()(hidden)).float()
-    if again.shape != logits.shape or (again - logits).abs().max() > 1e-3 * logits.abs().max():
+    kind = type(model).__name__
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+        hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+        again = scaled(model, model.get_output_embeddings()(hidden)).float()
+    except Exception as error:  # whatever the code of an architecture raises
         raise ModelError(
-            f"{type(model).__name__} does more to its logits than a scale and a soft cap; it cannot be trained here"
-        )
+            f"{kind} cannot be trained here: {first_line(error, otherwise=type(error).__name__)}"
+        ) from error
+    if again.shape != logits.shape or not (again - logits).abs().max() <= 1e-3 * logits.abs().max():
+        raise ModelError(f"{kind} does more to its logits than a scale and a soft cap; it cannot be trained here")
 
 
 def decoder(model: Any) -> Any:
@@ -68,4 +80,34 @@ def decoder(model: Any) -> Any:
 
     For a sharded model this is the model itself, since only its own call gathers the weights.
     """
-    return model if isinstance(model, FSDPModule) else model.get_decoder()
+    if isinstance(model, FSDPModule):
+        return model
+    found = model.get_decoder()
+    # Where a class does not say which part is its decoder, transformers guesses, and may name the model or its head.
+    wrong = found is None or found is model or found is model.get_output_embeddings()
+    return getattr(model, "model", found) if wrong else found
+
+
+def check_backward(model: Any) -> None:
+    """Check that a gradient reaches the embeddings of ``model``, which is left as it was.
+
+    Raises:
+        ModelError: the backward pass fails.
+    """
+    ids = torch.arange(8, device=next(model.parameters()).device)[None] % model.config.get_text_config().vocab_size
+    embedded: list[torch.Tensor] = []
+
+    def keep(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1].clone()  # some architectures scale it in place
+
+    hook = model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            hidden = decoder(model)(input_ids=ids, use_cache=False).last_hidden_state
+            torch.autograd.grad(hidden.float().sum(), embedded)
+    except Exception as error:  # whatever the code of an architecture raises
+        why = first_line(error, otherwise=type(error).__name__)
+        raise ModelError(f"{type(model).__name__} cannot be trained here: its backward pass fails ({why})") from error
+    finally:
+        hook.remove()

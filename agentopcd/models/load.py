@@ -9,17 +9,20 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from agentopcd.core.errors import ModelError
 from agentopcd.core.text import first_line
-from agentopcd.models import find
+from agentopcd.models import find, tokens
 from agentopcd.models.head import float32_head
+from agentopcd.models.merged import merged
+from agentopcd.models.process import relayed_warnings
 
 LEARNING_RATE = 2e-5
 """For models that suggest none. Small models need more than the paper's 1e-6 to 5e-6."""
@@ -73,74 +76,140 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
     Raises:
         ModelError: the model cannot be found or loaded, or its tokenizer has no chat template or end token.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    own, *bases = folders = find.folders_of(name)
+    tokenizer = _tokenizer(folders, name)
+    model = _whole_model(folders[-1], name)
+    for folder in reversed(folders[:-1]):
+        model = merged(model, folder)
+    tokens.check_template(tokenizer, name)
+    model.eval()
+    float32_head(model)
+    end_ids = _fit_tokens(tokenizer, model, name)
+    model.to(torch.device(device))
+    facts, inherited = find.sidecar(own), [find.sidecar(folder) for folder in bases]
+    said = [facts, *inherited]
+    return LoadedModel(
+        name=name,
+        id=find.fingerprint(own),
+        folder=own,
+        model=model,
+        tokenizer=tokenizer,
+        end_ids=end_ids,
+        note=next((one["note"] for one in said if "note" in one), ""),
+        parent_id=facts.get("parent_id"),
+        learning_rate=next((one["learning_rate"] for one in said if "learning_rate" in one), LEARNING_RATE),
+    )
 
-    folder = find.find_model(name)
-    if (base := find.base_of_adapter(folder)) is not None:
-        return _with_adapter(load_model(base, device=device), name, folder)
+
+def _tokenizer(folders: Sequence[Path], name: str) -> Any:
+    """The tokenizer and chat template of the first of these folders that has them: an adapter's own before its base's.
+
+    Training with new tokens or a new template leaves them beside the adapter.
+    """
+    place = next((folder for folder in folders if tokens.has_tokenizer(folder)), folders[-1])
+    tokenizer = tokens.load_tokenizer(place, name, config=folders[-1])
+    before = folders[: folders.index(place)]
+    if template := next((text for folder in before if (text := tokens.template_of(folder))), ""):
+        tokenizer.chat_template = template
+    for folder in folders[folders.index(place) + 1 :]:
+        if not tokenizer.chat_template and tokens.has_tokenizer(folder):
+            tokenizer.chat_template = tokens.load_tokenizer(folder, name, config=folders[-1]).chat_template
+            warnings.warn(f"the tokenizer of {name!r} has no chat template, so that of {folder} is used", stacklevel=3)
+    return tokenizer
+
+
+def _whole_model(folder: Path, name: str) -> Any:
+    """The model in ``folder``, in float32, with every weight that the folder holds.
+
+    Raises:
+        ModelError: the model cannot be loaded, or config and weights do not belong together.
+    """
+    from transformers import AutoModelForCausalLM
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load model {name!r}: {first_line(error)}") from error
+        with relayed_warnings(but=("LOAD REPORT", "generation flags are not valid")):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+    except Exception as error:  # the libraries raise whatever they like
+        raise ModelError(f"cannot load model {name!r}: {first_line(error, type(error).__name__)}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         # transformers only warns and fills missing weights with random numbers.
         raise ModelError(f"model {name!r} lacks {len(missing)} weights ({missing[0]}, ...); get a complete copy")
-    if not tokenizer.chat_template:
+    if spare := sorted(report["unexpected_keys"]):
+        # transformers only warns and leaves them out: the model would be another one, with fewer layers for instance.
         raise ModelError(
-            f"model {name!r} has a tokenizer without a chat template; take an instruct model, or set "
-            "tokenizer.chat_template and save it with the model"
+            f"model {name!r} has {len(spare)} weights that its config.json has no place for ({spare[0]}, ...), so it "
+            "would not be the model that was saved; get the config.json that belongs to the weights"
         )
-    end_ids = _end_ids(tokenizer, model, name)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = end_ids[0]
-    model.eval()
-    float32_head(model)
-    model.to(torch.device(device))
-    facts = find.sidecar(folder)
-    return LoadedModel(
-        name=name,
-        id=find.fingerprint(folder),
-        folder=folder,
-        model=model,
-        tokenizer=tokenizer,
-        end_ids=end_ids,
-        note=facts.get("note", ""),
-        parent_id=facts.get("parent_id"),
-        learning_rate=facts.get("learning_rate", LEARNING_RATE),
-    )
+    for weight, values in model.named_parameters():
+        if not torch.isfinite(values.detach().sum()):  # one NaN or infinity makes the sum one
+            raise ModelError(f"model {name!r} has numbers that are not finite in {weight}; get a good copy")
+    _make_savable(model.generation_config)
+    return model
 
 
-def _with_adapter(base: LoadedModel, name: str, folder: Path) -> LoadedModel:
-    """``base`` with the adapter in ``folder`` merged into its weights."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(f"adapter {name!r} has no adapter_model.safetensors; other formats are not read")
+def _make_savable(settings: Any) -> None:
+    """Let a vendor's generation config say that it samples, if it has settings of sampling.
+
+    transformers loads such a file and refuses to write it again, with the first student. Play here ignores the file.
+    """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT only warns and skips them
-            model = peft().PeftModel.from_pretrained(base.model, folder).merge_and_unload()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
-        raise ModelError(f"cannot put adapter {name!r} on {base.name!r}: {first_line(error)}") from error
-    facts = find.sidecar(folder)
-    return dataclasses.replace(
-        base, name=name, id=find.fingerprint(folder), folder=folder, model=model.eval(),
-        note=facts.get("note", base.note), parent_id=facts.get("parent_id"),
-        learning_rate=facts.get("learning_rate", base.learning_rate),
-    )  # fmt: skip
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True
 
 
-def _end_ids(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
+def _fit_tokens(tokenizer: Any, model: Any, name: str) -> tuple[int, ...]:
+    """Check that the model has a row for every token that can occur, mend the padding, and return the end tokens.
+
+    Raises:
+        ModelError: a token that text or template can contain has no row, or nothing ends a reply.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    shown = tokens.conversation(tokenizer, "user", header=True) + tokens.conversation(tokenizer, "user", "assistant")
+    special = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+    outside = [
+        token for token, id_ in tokenizer.get_vocab().items() if id_ >= rows and (id_ not in special or token in shown)
+    ]
+    if outside:
+        raise ModelError(
+            f"{len(outside)} tokens of the tokenizer of {name!r} ({outside[0]!r}, ...) have no row in the model's "
+            f"embeddings, which have {rows}; take the tokenizer that belongs to the model"
+        )
+    named = _end_ids(tokenizer, model, name)
+    end_ids = tuple(id_ for id_ in named if 0 <= id_ < rows)
+    if len(end_ids) < len(named):
+        lost = next(id_ for id_ in named if id_ not in end_ids)
+        warnings.warn(
+            f"end token {lost} of {name!r} has no row in its {rows} embeddings and ends nothing", stacklevel=3
+        )
+    if not end_ids:
+        raise ModelError(f"model {name!r} names no end-of-sequence token; its replies would never end")
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= rows:
+        tokenizer.pad_token_id = end_ids[0]
+    return end_ids
+
+
+def _end_ids(tokenizer: Any, model: Any, name: str) -> list[int]:
+    """The tokens that end a reply, by tokenizer, generation config and chat template."""
     found: list[int] = []
     for source in (tokenizer.eos_token_id, model.generation_config.eos_token_id):
         for token in source if isinstance(source, list) else [source]:
+            if not isinstance(token, int | None):
+                raise ModelError(f"model {name!r} names {token!r} as an end token; wanted a number (eos_token_id)")
             if token is not None and token not in found:
-                found.append(int(token))
-    if not found:
-        raise ModelError(f"model {name!r} names no end-of-sequence token; its replies would never end")
-    return tuple(found)
+                found.append(token)
+    last = tokens.end_of_turn(tokenizer)
+    if last is not None and last not in found:
+        warnings.warn(
+            f"the chat template of {name!r} ends a turn with {tokenizer.convert_ids_to_tokens(last)!r}, which neither "
+            "the tokenizer nor generation_config.json names as an end token; replies end there, too",
+            stacklevel=4,
+        )
+        found.append(last)
+    return found
 
 
 def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict[str, Any]) -> str:
@@ -172,32 +241,53 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
     return find.fingerprint(folder)
 
 
-def peft() -> Any:
-    """The PEFT library, imported on first use.
+def check_savable(loaded: LoadedModel) -> None:
+    """Try, with the small files, whether the model can be saved and its tokenizer read back.
 
     Raises:
-        ModelError: PEFT is not installed.
+        ModelError: it cannot, so that a student would be lost after its training.
     """
-    try:
-        import peft
-    except ImportError as error:
-        raise ModelError("LoRA adapters need PEFT; install it with: pip install 'agentopcd[peft]'") from error
-    return peft
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        try:
+            loaded.model.config.save_pretrained(folder)
+            loaded.model.generation_config.save_pretrained(folder)
+            loaded.tokenizer.save_pretrained(folder)
+        except Exception as error:  # the libraries raise whatever they like
+            reason = first_line(error, type(error).__name__)
+            raise ModelError(f"model {loaded.name!r} can be loaded, but not saved: {reason}") from error
+        again = tokens.load_tokenizer(folder, loaded.name, config=folder)
+    if (again.get_vocab(), again.chat_template) != (loaded.tokenizer.get_vocab(), loaded.tokenizer.chat_template):
+        raise ModelError(f"the tokenizer of {loaded.name!r} is another one after it was saved; save it anew yourself")
 
 
 def check_pair(student: LoadedModel, teacher: LoadedModel) -> None:
     """Refuse a teacher that cannot score the student's tokens.
 
+    Two sizes of a family may pad one vocabulary to other numbers of rows. Then the rows that both have must stand for
+    the same tokens; see :func:`shared_rows`.
+
     Raises:
         ModelError: the two models differ in their vocabularies or end tokens.
     """
-    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+    rows = shared_rows(student, teacher)
+    mine, theirs = (
+        {token: id_ for token, id_ in model.tokenizer.get_vocab().items() if id_ < rows} for model in (student, teacher)
+    )
+    if mine != theirs:
+        other = min(set(mine.items()) ^ set(theirs.items()), key=lambda pair: pair[1])
         raise ModelError(
-            f"teacher {teacher.name!r} and student {student.name!r} have different vocabularies; "
-            "on-policy distillation scores the same token ids, so take models of one family"
+            f"teacher {teacher.name!r} and student {student.name!r} have different vocabularies (token {other[1]} is "
+            f"{other[0]!r} in one of them); on-policy distillation scores the same token ids, so take models of one "
+            "family"
         )
     if set(student.end_ids) != set(teacher.end_ids):
         raise ModelError(
             f"teacher {teacher.name!r} ends replies with {sorted(teacher.end_ids)}, student {student.name!r} "
             f"with {sorted(student.end_ids)}; take an instruct model for both"
         )
+
+
+def shared_rows(one: LoadedModel, other: LoadedModel) -> int:
+    """The number of tokens that two models both have a row for: the smaller of their padded vocabularies."""
+    return min(model.model.get_output_embeddings().weight.shape[0] for model in (one, other))

@@ -4,9 +4,13 @@ never does.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import logging
 import os
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,43 @@ def quiet() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     hub_logging.set_verbosity_error()
+
+
+@contextlib.contextmanager
+def relayed_warnings(*, but: Sequence[str] = ()) -> Iterator[None]:
+    """Turn what transformers logs as a warning inside this block into Python warnings, whatever its log level is.
+
+    The command line silences transformers, but a warning while a model is loaded is about that model.
+
+    Args:
+        but: words of warnings that the caller answers itself.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.get_verbosity()  # the first call sets the logger up, which must not happen inside the block
+    logger, heard = logging.getLogger("transformers"), _Heard()
+    level, handlers, upwards = logger.level, logger.handlers[:], logger.propagate
+    logger.setLevel(logging.WARNING)
+    logger.handlers, logger.propagate = [heard], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, upwards
+        logger.setLevel(level)
+    for message in heard.messages:
+        if not any(words in message for words in but):
+            warnings.warn(message, stacklevel=4)
+
+
+class _Heard(logging.Handler):
+    """Keeps each message once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages[" ".join(record.getMessage().split())] = None
 
 
 def keep_freed_memory() -> None:

@@ -10,11 +10,13 @@ import dataclasses
 import datetime
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Part, Request
+from agentopcd.models import tokens
 from agentopcd.rollouts import replies
+from agentopcd.rollouts.marks import Marks
 
 PROMPT_VERSION = "1"
 """Part of every setup hash, so that results from different wordings of the prompts are never pooled."""
@@ -22,7 +24,7 @@ PROMPT_VERSION = "1"
 EXPERIENCE_FRAME = "Lessons from earlier attempts. They may be incomplete or wrong."
 """The line before experience items, so that a model reads them as guesses and not as orders."""
 
-_PROBE = "agentopcd-probe"
+_PROBE = tokens.PROBE
 
 
 class Chat:
@@ -40,12 +42,24 @@ class Chat:
         self.tokenizer = tokenizer
         self.day = day or datetime.date.today()
         self.template_args = dict(template_args or {})
-        named = set(tokenizer.all_special_tokens)
-        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        # Longest first, so that ``neutral`` breaks a token before any other token inside it.
-        self.special = tuple(sorted(named | added, key=lambda token: (-len(token), token)))
+        self.teacher: Chat | None = None
+        """Renders the teacher's prompts, if the teacher has another template; see :meth:`taught_by`."""
+        talks = (("user",), ("system", "user"), ("user", "assistant", "user"), ("user", "assistant"))
+        written = [
+            tokens.conversation(tokenizer, *roles, header=roles[-1] == "user", **self.template_args) for roles in talks
+        ]
+        self.marks = Marks(tokenizer, "".join(written))
+        self.special = self.marks.strings
+        """The words of the tokens that no text can become; see :class:`~agentopcd.rollouts.marks.Marks`."""
+        self._keeps_replies = not written[2] or written[2].count(_PROBE) >= 3
         self.default_system = self._find_default_system()
         self.header = self._find_header()
+
+    def taught_by(self, tokenizer: Any) -> bool:
+        """Let a teacher read its prompts in its own template, and return whether that differs from the student's."""
+        teacher, talk = Chat(tokenizer, self.template_args, self.day), [Message(role="user", content=_PROBE)]
+        self.teacher = teacher if teacher.render(talk) != self.render(talk) else None
+        return self.teacher is not None
 
     def render(self, messages: Sequence[Message], context: Context = EMPTY) -> tuple[int, ...]:
         """Token ids of the prompt, generation header included, with ``context`` in it.
@@ -53,13 +67,20 @@ class Chat:
         Raises:
             ConfigError: the context is placed as a system message, and the template takes none.
         """
-        text = self.text(messages, context)
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        messages = self._place(list(messages), context)
+        texts = [message["content"] for message in messages]
+        if not self.marks.inside(texts):
+            text = self._apply(messages)
+            ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            if self.marks.only_written(text, ids):
+                return ids
+        block = self.marks.free_block(texts)
+        hidden = [Message(role=m["role"], content=self.marks.hide(m["content"], block)) for m in messages]
+        return self.marks.encode(self._apply(hidden), block)
 
     def text(self, messages: Sequence[Message], context: Context = EMPTY) -> str:
-        """The prompt as the text that :meth:`render` tokenises."""
-        clean = [Message(role=m["role"], content=self.neutral(m["content"])) for m in messages]
-        return self._apply(self._place(clean, context))
+        """The prompt as text. In :meth:`render`, words of a message that look like a special token are none."""
+        return self._apply(self._place(list(messages), context))
 
     def request(
         self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
@@ -79,8 +100,7 @@ class Chat:
     def opened(self, request: Request, opening: str) -> Request | None:
         """The same request with the first words of the answer already given; None if the engine cannot do that."""
         opening = self.reader.before_answer + opening  # they are no thoughts
-        ids = tuple(self.tokenizer(opening, add_special_tokens=False)["input_ids"])
-        return dataclasses.replace(request, prompt_ids=request.prompt_ids + ids)
+        return dataclasses.replace(request, prompt_ids=request.prompt_ids + self._reply_ids(opening))
 
     def prompts(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Prompt ids of the student, without the context, and of the teacher, with it.
@@ -90,13 +110,15 @@ class Chat:
             AlignmentError: the prompts do not end in the same generation header, so the two models would predict the
                 first response token from different positions.
         """
-        student, teacher = self.render(messages), self.render(messages, context)
-        if context.text and student == teacher:
+        student, judge = self.render(messages), self.teacher or self
+        without = student if judge is self else judge.render(messages)
+        teacher = judge.render(messages, context)
+        if context.text and without == teacher:
             raise ConfigError(
                 f"this chat template drops a context placed as {context.placement}, so there would be nothing to "
                 "learn; place it with --placement user"
             )
-        check_same_header(student, teacher, self.header)
+        check_same_header(without, teacher, judge.header)
         return student, teacher
 
     def prefix(self, context: Context) -> tuple[int, ...]:
@@ -117,6 +139,7 @@ class Chat:
     @functools.cached_property
     def says_day(self) -> bool:
         """Whether the template tells the model what day it is."""
+        talks: tuple[tuple[Literal["system", "user", "assistant"], ...], ...]
         talks = (("user",), ("system", "user"), ("user", "assistant", "user"))
         days = (datetime.date(1999, 12, 31), datetime.date(2026, 1, 1))
         for roles in talks:
@@ -135,27 +158,45 @@ class Chat:
         Raises:
             ConfigError: the tokenizer has no end token.
         """
-        end = self.tokenizer.eos_token_id
-        if end is None:
+        if self.end is None:
             raise ConfigError("the tokenizer has no end token, which a listed reply must have; leave --constrain out")
-        return tuple((*self.tokenizer(text, add_special_tokens=False)["input_ids"], end) for text in replies)
+        return tuple((*self._reply_ids(text), self.end) for text in replies)
 
-    def neutral(self, text: str) -> str:
-        """``text`` with the tokenizer's special strings broken by a space, so that no text can open a chat role."""
-        for token in self.special:
-            if token in text:
-                text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
+    @functools.cached_property
+    def end(self) -> int | None:
+        """The token that ends a reply: the one that the template writes there, else the tokenizer's end token."""
+        last = tokens.end_of_turn(self.tokenizer)
+        return self.tokenizer.eos_token_id if last is None else last
 
     def count_tokens(self, text: str) -> int:
-        """The number of tokens of ``text``, without special tokens."""
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        """The number of tokens of ``text`` as part of a message."""
+        if not self.marks.inside([text]):
+            return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        block = self.marks.free_block([text])
+        return len(self.marks.encode(self.marks.hide(text, block), block))
+
+    @functools.cached_property
+    def _opened(self) -> tuple[str, tuple[int, ...]]:
+        """A prompt, as text and as token ids, to tokenise beginnings of replies behind."""
+        text = self._apply([Message(role="user", content="hello")])
+        return text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _reply_ids(self, text: str) -> tuple[int, ...]:
+        """Token ids of the words of a reply, as they stand behind a prompt.
+
+        Tokenised alone, they could begin with another token: SentencePiece puts a space before the first word.
+        """
+        prompt, before = self._opened
+        whole = tuple(self.tokenizer(prompt + text, add_special_tokens=False)["input_ids"])
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _place(self, messages: list[Message], context: Context) -> list[Message]:
         """``messages`` with the context before the first user message or at the end of the system message."""
         if not context.text:
             return messages
-        text = self.neutral(framed(context))
+        text = framed(context)
         if context.placement == "user":
             first = next(i for i, m in enumerate(messages) if m["role"] == "user")
             with_context = Message(role="user", content=f"{text}\n\n{messages[first]['content']}")
@@ -167,6 +208,8 @@ class Chat:
         return [Message(role="system", content=f"{before}\n\n{text}" if before else text), *rest]
 
     def _apply(self, messages: Sequence[Message], *, header: bool = True, day: datetime.date | None = None) -> str:
+        if not self._keeps_replies and any(message["role"] == "assistant" for message in messages):
+            raise ConfigError("this chat template leaves earlier turns of a chat out; take --history transcript")
         # The template's own clock would change prompts that are rendered again after midnight.
         clock = {"strftime_now": (day or self.day).strftime} if asks_clock(self.tokenizer) else {}
         try:
@@ -199,12 +242,20 @@ class Chat:
         return without[len(before) : len(without) - len(after)] if len(without) >= len(before) + len(after) else ""
 
     def _find_header(self) -> tuple[int, ...]:
-        """The generation header: the token ids that open the model's reply; empty if the template has none."""
+        """The generation header: the token ids that open the model's reply; empty if the template has none.
+
+        They are taken from a prompt: tokenised alone, a header in plain words could have other tokens. A token that
+        holds the last sign of the message, too, is not counted.
+        """
         user = [Message(role="user", content="hello")]
         bare, full = self._apply(user, header=False), self._apply(user)
         if not full.startswith(bare):
             return ()
-        return tuple(self.tokenizer(full[len(bare) :], add_special_tokens=False)["input_ids"])
+        if not self.tokenizer.is_fast:
+            return tuple(self.tokenizer(full[len(bare) :], add_special_tokens=False)["input_ids"])
+        read = self.tokenizer(full, add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in read["offset_mapping"]]
+        return tuple(id_ for id_, start in zip(read["input_ids"], starts, strict=True) if start >= len(bare))
 
 
 class ApiChat(Chat):
@@ -213,8 +264,7 @@ class ApiChat(Chat):
     special = ()
     default_system = ""
     header = ()
-
-    says_day = False  # as far as is known here
+    teacher = None
 
     def __init__(self, template_args: dict[str, Any] | None = None) -> None:
         self.template_args = dict(template_args or {})
@@ -224,6 +274,11 @@ class ApiChat(Chat):
         choices: tuple[tuple[int, ...], ...] = (),
     ) -> Request:  # fmt: skip
         return Request(prompt_ids=(), seed=seed, messages=tuple(self._place(list(messages), context)))
+
+    @functools.cached_property
+    def says_day(self) -> bool:
+        """False: what the API's template says cannot be known here."""
+        return False
 
     def reply(self, reply: Completion, *, begun: bool = False) -> str:
         return replies.read_text(reply.text)
@@ -252,11 +307,13 @@ def common_length(one: Sequence[int], other: Sequence[int]) -> int:
 def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Sequence[int]) -> None:
     """Refuse two prompts that do not end in the same generation header or, without a header, in the same token.
 
+    The first token of a header in plain words depends on the message before it, so only the two ends are compared.
+
     Raises:
         AlignmentError: the ends differ.
     """
     n = max(1, len(header))
-    if tuple(student[-n:]) != tuple(teacher[-n:]) or (header and tuple(student[-n:]) != tuple(header)):
+    if tuple(student[-n:]) != tuple(teacher[-n:]):
         raise AlignmentError(
             f"student prompt ends in {list(student[-n:])}, teacher prompt in {list(teacher[-n:])}, the template "
             f"opens replies with {list(header)}; only the context may differ between the two"

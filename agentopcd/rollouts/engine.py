@@ -62,19 +62,23 @@ def player_of(
     loaded: models.LoadedModel,
     compute: torch.dtype,
     day: Callable[[], datetime.date] | None = None,
+    say: Callable[[str], None] = print,
 ) -> Player:
     """A player of the settings' environment, with replies from ``loaded``.
 
     Args:
         day: returns the day for a chat template that tells the model one.
+        say: takes lines for people.
     """
     engine = engine_of(config, loaded)[0]
     if engine == "api":
         chat = ApiChat(config.template_args)
     else:
         chat = Chat(loaded.tokenizer, config.template_args, day() if day and asks_clock(loaded.tokenizer) else None)
-    make: Callable[..., Sampler] = vllm_engine.sampler_of if engine == "vllm" else TransformersSampler
-    if engine == "server":
+    make: Callable[..., Sampler] = functools.partial(TransformersSampler, say=say)
+    if engine == "vllm":
+        make = vllm_engine.sampler_of
+    elif engine == "server":
         from agentopcd.rollouts.sampling import vllm_server
 
         make = functools.partial(vllm_server.sampler_of, urls=config.servers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd import envs
+from agentopcd.core.types import Message
 from agentopcd.envs.guard import SLOW_STEP_LIMIT_S
 from agentopcd.envs.questions.files import row_files
 from agentopcd.envs.success import ask, rule_of
+from agentopcd.rollouts.chat import turn_messages
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,21 @@ class Game:
         if self.spec.slow:
             return envs.RemoteEnv(self.ref, self.step_limit, self.kwargs, self.spec.limit_s or SLOW_STEP_LIMIT_S)
         return envs.make(self.ref, max_steps=self.step_limit, **self.kwargs)
+
+    def opening(self, seed: int) -> list[Message] | None:
+        """The messages of a first turn, without any context; None if the environment cannot be reset to this seed."""
+        env = None
+        try:
+            env = self.make()
+            obs, info = env.reset(seed=seed)
+            parts = envs.apply_view(envs.parts_of(obs, info), self.view)
+            return turn_messages(self.form, [], parts)
+        except Exception:  # play meets the same error, and counts it
+            return None
+        finally:
+            if env is not None:
+                with contextlib.suppress(Exception):
+                    env.close()
 
     def solved(self, rewards: Sequence[float], terminated: bool, info: Mapping[str, Any]) -> bool:
         """Whether an episode that just ended was solved.

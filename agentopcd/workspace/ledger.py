@@ -30,6 +30,8 @@ class Ledger:
     model_id: Callable[[], str]
     """Returns the id of the model that plays; loads the model if need be."""
     say: Callable[[str], None]
+    shortcuts: Callable[[], dict[str, Any]] = dict
+    """Returns what the comparisons of shortcuts found, by model (:class:`agentopcd.models.Shortcuts`)."""
     env_errors: list[str] = dataclasses.field(default_factory=list)
     """Tracebacks of the episodes that the environment broke despite retries."""
 
@@ -53,7 +55,8 @@ class Ledger:
     def finish(self, run_id: int, result: dict[str, Any]) -> None:
         """Close a run with its result and the number of episodes that the environment broke."""
         broken = {"env_errors": len(self.env_errors), "env_error_samples": self.env_errors[:3]}
-        self.store.finish(run_id, result | broken)
+        found = {"shortcuts": found} if (found := self.shortcuts()) else {}
+        self.store.finish(run_id, result | broken | found)
 
     def settle(self) -> None:
         """Close every run that was killed after its result was written to its folder and before it reached its row."""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -65,13 +66,14 @@ class Session:
         self.store = Store.open(work / "store.db")
         self.ledger = Ledger(
             store=self.store, config=config, env=self.env, kind=self.kind, work=work,
-            model_id=lambda: self.loaded.id, say=say,
+            model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found,
         )  # fmt: skip
         self.ledger.settle()
         self._model: models.LoadedModel | None = None
         self._player: Player | None = None
         self._resumed_model = ""
         self._said: set[str] = set()
+        self._shortcuts: dict[str, models.Shortcuts] = {}
         self.manifest = self._manifest()
         if self.manifest.protocol != "disjoint":
             why = {"shared": "too few tasks to split", "paper": "the paper's own seeds"}[self.manifest.protocol]
@@ -144,8 +146,13 @@ class Session:
         loaded = models.load_model(name, device=self.device)
         if loaded.note:
             self._say_once(f"note: {loaded.note}")
+        self._shortcuts[loaded.id] = models.shortcuts_of(loaded.model)
         self.store.add_model(loaded.id, loaded.name, str(loaded.folder))
         return loaded
+
+    def _shortcuts_found(self) -> dict[str, Any]:
+        """What the comparisons of shortcuts found, for each model that this session has loaded."""
+        return {id_: found for id_, known in self._shortcuts.items() if (found := known.to_dict())}
 
     @property
     def player(self) -> Player:
@@ -158,7 +165,7 @@ class Session:
         """A player of this environment with replies from ``loaded``."""
         engine, why = engine_of(self.config, loaded)
         self._say_once(f"engine: {engine} ({why})")
-        player = player_of(self.config, loaded, self.compute, functools.partial(day_of, self.work))
+        player = player_of(self.config, loaded, self.compute, functools.partial(day_of, self.work), self._say_once)
         if player.chat.says_day:
             self._say_once(f"note: the chat template says what day it is; in this workspace it stays {player.chat.day}")
         return player

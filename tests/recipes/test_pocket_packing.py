@@ -80,7 +80,7 @@ def test_prompts_and_replies_survive_the_tokenizer(tok: Any) -> None:
             ids = chat.render(messages, made.context)
             assert tok.decode(ids) == chat.text(messages, made.context)
             assert chat.reply_text(tok(reply, add_special_tokens=False)["input_ids"] + [tok.eos_token_id]) == reply
-            assert chat.neutral(reply) == reply
+            assert chat.marks.broken(reply) == reply
     assert kinds == set(corpus.KINDS)
     strange = "√ Zażółć\t{gęślą} \\ ☃ 漢字 'X' (Y)!\r\n\n\n  and so on"
     assert tok.decode(tok(strange, add_special_tokens=False)["input_ids"]) == strange  # nothing is unknown

@@ -95,7 +95,7 @@ def test_however_the_context_ends_replies_open_the_same(
     n = max(1, len(chat.header))
     assert student[-n:] == teacher[-n:]
     assert student == chat.render(ONE) and teacher == chat.render(ONE, context)
-    assert chat.neutral(context.text).strip() in inserted(chat.text(ONE), chat.text(ONE, context))
+    assert context.text.strip() in inserted(chat.text(ONE), chat.text(ONE, context))
 
 
 @pytest.mark.parametrize(("name", "placement"), CASES)
@@ -167,7 +167,7 @@ def test_a_header_that_depends_on_the_context_is_refused(tokenizer: Any) -> None
 
 @pytest.mark.parametrize(
     ("student", "teacher", "header"),
-    [((1, 2, 3), (1, 2, 4), ()), ((9, 2, 3), (9, 8, 3), (2, 3)), ((5, 5), (5, 5), (5, 6))],
+    [((1, 2, 3), (1, 2, 4), ()), ((9, 2, 3), (9, 8, 3), (2, 3)), ((5, 6), (7, 6), (4, 6))],
 )
 def test_prompts_with_other_last_tokens_are_refused(student: Any, teacher: Any, header: Any) -> None:
     check_same_header((7, *header), (8, 8, *header), header) if header else None
@@ -193,6 +193,7 @@ def test_no_observation_or_earlier_reply_can_open_a_role(tokenizer: Any) -> None
     hostile = [Message(role=m["role"], content=m["content"] + HOSTILE) for m in TALK]
     for special in range(3):
         assert chat.render(hostile).count(special) == chat.render(TALK).count(special)
+    assert tokenizer.decode(list(chat.render(hostile))).count(HOSTILE) == len(TALK)
 
 
 def test_special_tokens_without_a_name_are_neutral_too(tokenizer: Any) -> None:
@@ -207,7 +208,9 @@ def test_special_tokens_without_a_name_are_neutral_too(tokenizer: Any) -> None:
 
 def test_text_without_special_strings_is_left_alone(tokenizer: Any) -> None:
     text = "a <b> | im_start [up] 🦓\n"
-    assert chat_of(tokenizer, "chatml").neutral(text) == text
+    chat = chat_of(tokenizer, "chatml")
+    assert chat.marks.broken(text) == text
+    assert text in tokenizer.decode(list(chat.render([Message(role="user", content=text)])))
 
 
 def test_a_reply_is_shown_without_its_end_token(tokenizer: Any) -> None:

@@ -17,7 +17,11 @@ SAMPLING = Sampling(temperature=0.7, max_tokens=16)
 """The temperature is not 1, which would hide an engine that leaves the temperature out of its log-probabilities."""
 
 
-@torch.no_grad()
+def limit_nats(compute: torch.dtype, temperature: float) -> float:
+    """The mean difference of log-probabilities at ``temperature`` that equal weights never reach, in nats."""
+    return GAP_NATS[compute] / min(1.0, temperature or 1.0)
+
+
 def gap_nats(
     loaded: models.LoadedModel,
     compute: torch.dtype,
@@ -32,8 +36,6 @@ def gap_nats(
         compute: dtype of the model's matrix products; use the engine's.
         sample: asks the engine.
     """
-    model, gaps = loaded.model, []
-    device, was_training = next(model.parameters()).device, model.training
     probes = [
         loaded.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
@@ -41,20 +43,33 @@ def gap_nats(
         for text in PROBES
     ]
     requests = [Request(prompt_ids=tuple(ids), seed=i) for i, ids in enumerate(probes)]
-    replies = sample(requests, SAMPLING)
+    return float(torch.cat(gaps_nats(loaded, compute, requests, sample(requests, SAMPLING))).mean())
+
+
+def gaps_nats(
+    loaded: models.LoadedModel, compute: torch.dtype, requests: Sequence[Request], replies: Sequence[Completion]
+) -> list[torch.Tensor]:
+    """For each reply, how far the log-probability of each token is off the one by the model's own forward pass.
+
+    Args:
+        loaded: the model.
+        compute: dtype of the model's matrix products; use the engine's.
+        requests: the prompts, each read alone.
+        replies: the replies, sampled with :data:`SAMPLING`.
+    """
+    model, gaps = loaded.model, []
+    device, was_training = next(model.parameters()).device, model.training
     model.eval()
     try:
         for request, reply in zip(requests, replies, strict=True):
-            # A position predicts the token after it, so the reply's logits start at the last prompt token.
-            ids = torch.tensor([[*request.prompt_ids, *reply.token_ids]], device=device)
             with models.autocast(device, compute):
-                logits = model(input_ids=ids, use_cache=False).logits[0, len(request.prompt_ids) - 1 : -1]
-            logprobs = (logits.float() / SAMPLING.temperature).log_softmax(-1)
-            chosen = logprobs.gather(1, ids[0, len(request.prompt_ids) :, None])[:, 0]
+                logits = models.own_logits(model, request.prompt_ids, reply.token_ids)
+            logprobs = (logits / SAMPLING.temperature).log_softmax(-1)
+            chosen = logprobs.gather(1, torch.tensor(reply.token_ids, device=device)[:, None])[:, 0]
             gaps.append((chosen.cpu() - torch.tensor(reply.logprobs)).abs())
     finally:
         model.train(was_training)
-    return float(torch.cat(gaps).mean())
+    return gaps
 
 
 def named_weights(loaded: models.LoadedModel) -> dict[str, torch.Tensor]:

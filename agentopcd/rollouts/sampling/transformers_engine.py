@@ -2,58 +2,134 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from agentopcd import models
+from agentopcd.core.errors import AlignmentError
+from agentopcd.core.text import first_line
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.rollouts.sampling import decoding
 from agentopcd.rollouts.sampling.choices import allowed_ids, keep
 from agentopcd.rollouts.sampling.protocol import InBatches, check_room
+from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
+
+WAYS = ("fast", "padded", "alone")
+"""Ways to sample, the cheapest first: by :mod:`.decoding`; by transformers' own decoding; without batches either."""
+CHECKED_TOKENS = 1024
+"""The most tokens of a prompt that the ways are compared on."""
 
 
 class TransformersSampler(InBatches):
     """Samples from the very model object that is trained, so there is no copy of weights to update.
 
+    The first requests are sampled by the cheapest of :data:`WAYS` and their log-probabilities compared with the model's
+    own forward pass. If they differ, the next way is tried, and the model keeps the first one that agrees.
+
     Args:
         loaded: the model; it is in eval mode while it samples.
         compute: dtype of matrix products, see :func:`agentopcd.models.compute.pick_compute`.
         batch_size: sequences per ``generate`` call. Requests are sorted by prompt length first.
+        say: takes the line that names a way which was set aside.
     """
 
-    def __init__(self, loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 32) -> None:
+    def __init__(
+        self, loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 32,
+        say: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.loaded = loaded
         self.compute = compute
         self.batch_size = batch_size
+        self.say = say
         self.engine = f"transformers-{str(compute).removeprefix('torch.')}"
 
     @property
     def room(self) -> int:
         """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
-        return getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        return models.positions(self.loaded.model)
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order.
 
         Raises:
             ConfigError: a prompt and its longest reply do not fit into the model's positions.
+            AlignmentError: whichever way the model samples, the log-probabilities are not those of its forward pass.
         """
         check_room(requests, sampling, self.room, self.loaded.name)
+        known = models.shortcuts_of(self.loaded.model)
+        state = (self.compute, self.loaded.adapter is not None, self.loaded.model.config._attn_implementation)
+        if requests and known.decoding_seen != state:
+            with known.timed():
+                known.decoding = self._choose(requests, sampling)
+            known.decoding_seen = state
+        return self._sample(requests, sampling, known.decoding, self.compute)
+
+    def _choose(self, requests: Sequence[Request], sampling: Sampling) -> str:
+        """The first of :data:`WAYS` that gives the log-probabilities of the model's own forward pass."""
+        by_length = sorted(requests, key=lambda r: len(r.prompt_ids))
+        long = by_length[-1].prompt_ids[:CHECKED_TOKENS]
+        # Prompts of one length would need no padding, so one is cut.
+        prompts = [by_length[0].prompt_ids[:CHECKED_TOKENS], long, long[len(long) // 3 :]]
+        probes = [Request(prompt_ids=ids, seed=seed) for seed, ids in enumerate(prompts)]
+        few = dataclasses.replace(SAMPLING, max_tokens=min(SAMPLING.max_tokens, sampling.max_tokens))
+        faults: list[str] = []
+        for way in WAYS:
+            if not (fault := self._fault(way, probes, few)):
+                if faults:
+                    self.say(f"note: {self.loaded.name} is sampled the slower way, {way}: {faults[0]}")
+                return way
+            faults.append(fault)
+        raise AlignmentError(
+            f"{self.loaded.name} ({type(self.loaded.model).__name__}) cannot be sampled here: {faults[-1]}; its "
+            "replies would not be those of the model that is trained and measured, so take another model"
+        )
+
+    def _fault(self, way: str, probes: Sequence[Request], sampling: Sampling) -> str:
+        """How the log-probabilities of this way differ from those of the model's own forward pass; '' if they agree."""
+        known = models.shortcuts_of(self.loaded.model)
+        # Float32 tells a wrong way from rounding. Flash attention, and the weights below an adapter, are in bfloat16.
+        flash = models.attends_without_padding(self.loaded.model)
+        whole = not flash and all(p.dtype == torch.float32 for p in self.loaded.model.parameters())
+        for compute in dict.fromkeys([torch.float32, self.compute] if whole else [self.compute]):
+            try:
+                with models.heard(self.loaded):
+                    replies = self._sample(probes, sampling, way, compute)
+                    gaps = gaps_nats(self.loaded, compute, probes, replies)
+            except Exception as error:  # whatever the code of an architecture raises
+                known.off_nats[f"{way} decoding"] = math.inf
+                return f"{way} decoding fails ({first_line(error, otherwise=type(error).__name__)})"
+            off = max(float(gap.mean()) for gap in gaps)
+            known.off_nats[f"{way} decoding"] = off
+            if not off <= limit_nats(compute, sampling.temperature):  # also refuses NaN
+                return f"{way} decoding is off by {off:.2g} nats a token from its forward pass"
+        return ""
+
+    def _sample(
+        self, requests: Sequence[Request], sampling: Sampling, way: str, compute: torch.dtype
+    ) -> list[Completion]:
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
+        size = 1 if way == "alone" else self.batch_size
         replies: dict[int, Completion] = {}
-        with decoding.packed_linears(self.loaded.model, self.compute):
-            for start in range(0, len(order), self.batch_size):
-                chunk = order[start : start + self.batch_size]
-                replies.update(zip(chunk, self._batch([requests[i] for i in chunk], sampling), strict=True))
+        fast = way == "fast"
+        with decoding.packed_linears(self.loaded.model, compute) if fast else contextlib.nullcontext():
+            for start in range(0, len(order), size):
+                chunk = order[start : start + size]
+                batch = self._batch([requests[i] for i in chunk], sampling, fast, compute)
+                replies.update(zip(chunk, batch, strict=True))
         return [replies[i] for i in range(len(requests))]
 
     @torch.no_grad()
-    def _batch(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def _batch(
+        self, requests: Sequence[Request], sampling: Sampling, fast: bool, compute: torch.dtype
+    ) -> list[Completion]:
         model, pad = self.loaded.model, self.loaded.tokenizer.pad_token_id
         device = next(model.parameters()).device
         width = max(len(r.prompt_ids) for r in requests)
@@ -67,13 +143,15 @@ class TransformersSampler(InBatches):
         model.eval()
         # generate() fills settings that we leave open from the model's own file. None of them may leak in.
         model.generation_config = GenerationConfig()
+        cheaper = decoding.grouped_attention(device) if fast else contextlib.nullcontext()
+        cache = decoding.reserved_cache(model, width + sampling.max_tokens, compute) if fast else None
         try:
-            with models.autocast(device, self.compute), decoding.grouped_attention(device):
+            with models.autocast(device, compute), cheaper:
                 out = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     generation_config=self._config(sampling),
-                    past_key_values=decoding.reserved_cache(model, width + sampling.max_tokens, self.compute),
+                    past_key_values=cache,
                     logits_processor=LogitsProcessorList([chooser]),
                 )
         finally:

@@ -239,7 +239,7 @@ class VllmSampler:
     @property
     def room(self) -> int:
         """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
-        return min(getattr(self.loaded.model.config, "max_position_embeddings", None) or LONGEST, LONGEST)
+        return min(models.positions(self.loaded.model) or LONGEST, LONGEST)
 
     def _ask(self, name: str, request: Request, sampling: Sampling) -> None:
         from vllm import SamplingParams

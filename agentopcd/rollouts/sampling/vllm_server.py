@@ -284,7 +284,8 @@ class ServerSampler:
 
     @property
     def room(self) -> int:
-        positions = getattr(self.loaded.model.config, "max_position_embeddings", None) or 0
+        """See :class:`.protocol.Sampler`."""
+        positions = models.positions(self.loaded.model)
         return min((room for room in (positions, *(server.room for server in self.servers)) if room), default=0)
 
     def _send(self, ticket: int) -> None:

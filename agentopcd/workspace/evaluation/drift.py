@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from agentopcd import models
+from agentopcd.core.errors import AlignmentError
 from agentopcd.core.types import Task, Turn
 from agentopcd.distillation import losses
+from agentopcd.distillation.compare import Pair, compare
 from agentopcd.distillation.positions import logits_of, response_hidden
 from agentopcd.rollouts.sampling import choices
+from agentopcd.rollouts.sampling.same_weights import limit_nats
 from agentopcd.workspace.evaluation.table import Contestant
 from agentopcd.workspace.session import Session
 
@@ -41,34 +45,88 @@ def drifts(
 ) -> Mapping[str, Drift]:
     """The drift of each contestant from the first one, which is the base."""
     base, *_ = contestants
+    for contestant in contestants:
+        _compare(session, contestant, tasks, setup=setup)
     return {contestant.label: drift(session, contestant, base, tasks, setup=setup) for contestant in contestants}
 
 
 def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Sequence[Task], *, setup: str) -> Drift:
-    """The drift of a contestant from ``base``, on its stored replies to the first :data:`EPISODES` of ``tasks``."""
-    arm, wanted = contestant.arm, {(task.key, task.seed, 0) for task in tasks[:EPISODES]}
-    rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
-    ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]
-    turns = [turn for id_ in ids for turn in session.store.transcript(id_).turns if turn.response_ids]
+    """The drift of a contestant from ``base``, on its stored replies to the first :data:`EPISODES` of ``tasks``.
+
+    Raises:
+        AlignmentError: the model does not give these replies the log-probabilities that they were sampled with.
+    """
+    ids, turns = _replies(session, contestant, tasks, setup=setup)
+    # A student with more tokens than its base (an adapter over a resized vocabulary) is compared on those of both.
+    rows = models.shared_rows(contestant.model, base.model)
+    turns = [turn for turn in turns if max(turn.response_ids) < rows]
     temperature = session.config.temperature or 1.0  # greedy play (0) is measured on the untempered distribution
     chat, pad_id = session.player_for(base.model).chat, base.model.tokenizer.pad_token_id
-    entropy = kl = 0.0
+    entropy = kl = gap = 0.0
     for batch in _batches(turns):
         asked = [(turn.prompt_ids, turn.response_ids) for turn in batch]
         plain = [(chat.render(turn.messages), turn.response_ids) for turn in batch]
+        said = torch.tensor([token for turn in batch for token in turn.response_ids], device=session.device)
+        sampled = torch.tensor([logprob for turn in batch for logprob in turn.logprobs], device=session.device)
         allowed = [ids for turn in batch for ids in choices.allowed_in(turn.choices, turn.response_ids)]
         with torch.inference_mode(), models.autocast(session.device, session.compute):
-            own_NH = response_hidden(contestant.model.model, asked, pad_id)
+            own = _logits(contestant.model.model, asked, pad_id)
             same = contestant.model is base.model and asked == plain  # the base without a context is not read twice
-            base_NH = own_NH if same else response_hidden(base.model.model, plain, pad_id)
-            for start in range(0, len(own_NH), ROWS):
+            other = own if same else _logits(base.model.model, plain, pad_id)
+            for start in range(0, len(allowed), ROWS):
                 where = slice(start, start + ROWS)
-                own_RV = choices.keep(logits_of(contestant.model.model, own_NH[where]), allowed[where])
-                base_RV = own_RV if same else choices.keep(logits_of(base.model.model, base_NH[where]), allowed[where])
+                own_RV = choices.keep(own(where), allowed[where])
+                base_RV = own_RV if same else choices.keep(other(where), allowed[where])
+                if len(sampled) == len(said):
+                    gap += float((losses.token_logprobs(own_RV, said[where], temperature) - sampled[where]).abs().sum())
                 entropy += float(losses.entropy_nats(own_RV, temperature).sum())
-                kl += float(losses.full_kl(own_RV, base_RV, temperature=temperature).sum())
+                kl += float(losses.full_kl(own_RV[:, :rows], base_RV[:, :rows], temperature=temperature).sum())
     tokens = sum(len(turn.response_ids) for turn in turns)
+    _check_sampler(session, contestant, gap / max(tokens, 1))
     return Drift(entropy_nats=entropy / max(tokens, 1), kl_nats=kl / max(tokens, 1), tokens=tokens, episodes=len(ids))
+
+
+def _replies(
+    session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str
+) -> tuple[list[int], list[Turn]]:
+    """The stored episodes of a contestant on the first :data:`EPISODES` of ``tasks``, and their turns with replies."""
+    arm, wanted = contestant.arm, {(task.key, task.seed, 0) for task in tasks[:EPISODES]}
+    rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
+    ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]
+    return ids, [turn for id_ in ids for turn in session.store.transcript(id_).turns if turn.response_ids]
+
+
+def _compare(session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str) -> None:
+    """Compare the shortcuts of scoring on a contestant's replies, and say which of them its model does without."""
+    model, pad_id = contestant.model.model, contestant.model.tokenizer.pad_token_id
+    if "head" in models.shortcuts_of(model).off_nats:
+        return  # on the replies of another contestant with the same model
+    turns = _replies(session, contestant, tasks[:4], setup=setup)[1]
+    pairs = [(turn.prompt_ids, turn.response_ids) for turn in turns]
+    with torch.inference_mode(), models.autocast(session.device, session.compute):
+        for line in compare(model, pairs, pad_id, session.compute, name=contestant.model.name):
+            session.say(line)
+
+
+def _check_sampler(session: Session, contestant: Contestant, gap_nats: float) -> None:
+    """Refuse replies that the contestant's model did not give: their log-probabilities say so."""
+    limit = limit_nats(session.compute, session.config.temperature)
+    cut = session.config.top_p < 1 or session.config.top_k > 0  # then replies were sampled from a part of the tokens
+    if gap_nats > limit and not cut:
+        raise AlignmentError(
+            f"the stored replies of {contestant.label} were sampled with log-probabilities {gap_nats:.3g} nats a token "
+            f"off those of {contestant.model.name} (more than {limit:.3g}), so they are not its own; play them "
+            "in a new workspace, with another --engine or --compute float32"
+        )
+
+
+def _logits(model: Any, pairs: Sequence[Pair], pad_id: int) -> Callable[[slice], Tensor]:
+    """What gives the logits of some of the response tokens of ``pairs``."""
+    if models.shortcuts_of(model).head:
+        hidden_NH = response_hidden(model, pairs, pad_id)
+        return lambda where: logits_of(model, hidden_NH[where])
+    logits_NV = torch.cat([models.own_logits(model, *pair) for pair in pairs])
+    return lambda where: logits_NV[where]
 
 
 def _batches(turns: Sequence[Turn]) -> list[list[Turn]]:

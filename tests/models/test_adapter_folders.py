@@ -1,0 +1,182 @@
+"""Adapters as others write them: with a tokenizer, a template or a vocabulary of their own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentopcd import models
+from agentopcd.core.errors import ModelError
+from agentopcd.models import find
+from agentopcd.rollouts.chat import Chat
+from tests import odd_tokenizers as odd
+from tests import tiny
+
+SAYS = tiny.TEMPLATE.replace("'\n' + message['content']", "' says: ' + message['content']")
+HI: Any = [{"role": "user", "content": "hi"}]
+
+
+def adapter(base: Path, folder: Path, made: Any = None, *, more: int = 0, template: str = "", **settings: Any) -> Path:
+    """Write an adapter of ``base`` as TRL does: with ``made`` beside it, over a vocabulary of ``more`` tokens more."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        net = AutoModelForCausalLM.from_pretrained(base)
+        if more:
+            net.resize_token_embeddings(net.get_input_embeddings().weight.shape[0] + more)
+        lora = LoraConfig(
+            r=2, init_lora_weights=False, task_type="CAUSAL_LM", **{"target_modules": "all-linear"} | settings
+        )
+        get_peft_model(net, lora).save_pretrained(folder)
+    if made is not None:
+        made.save_pretrained(folder)
+    if template:
+        (folder / "chat_template.jinja").write_text(template)
+    odd.edit(folder / find.ADAPTER, base_model_name_or_path=str(base))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return odd.model(tmp_path_factory.mktemp("base") / "base", odd.tokenizer(), tie=False)
+
+
+def shown(folder: Path) -> str:
+    return Chat(models.load_model(str(folder)).tokenizer).text(HI)
+
+
+def test_the_tokenizer_and_template_beside_an_adapter_are_taken(base: Path, tmp_path: Path) -> None:
+    assert (
+        shown(adapter(base, tmp_path / "a", odd.tokenizer(SAYS)))
+        == "<|im_start|>user says: hi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_template_alone_beside_an_adapter_is_taken(base: Path, tmp_path: Path) -> None:
+    assert "says: hi" in shown(adapter(base, tmp_path / "a", template=SAYS))
+
+
+def test_an_adapter_without_these_files_takes_those_of_its_base(base: Path, tmp_path: Path) -> None:
+    assert shown(adapter(base, tmp_path / "a")) == shown(base)
+
+
+def test_a_base_without_a_template_or_a_tokenizer_does(base: Path, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(base, tmp_path / "bare"))
+    for file in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        (bare / file).unlink()
+        assert "says: hi" in shown(adapter(bare, tmp_path / f"a-{file}", odd.tokenizer(SAYS)))
+
+
+def test_a_tokenizer_without_a_template_takes_the_one_of_the_base_with_a_warning(base: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="has no chat template, so that of .*base is used"):
+        assert shown(adapter(base, tmp_path / "a", odd.tokenizer(None))) == shown(base)
+
+
+def test_an_adapter_of_an_adapter_takes_the_nearest_files(base: Path, tmp_path: Path) -> None:
+    first = adapter(base, tmp_path / "first", odd.tokenizer(SAYS))
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    for file in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        (second / file).unlink()
+    odd.edit(second / find.ADAPTER, base_model_name_or_path=str(first))
+    assert "says: hi" in shown(second)
+    one, two = models.load_model(str(first)), models.load_model(str(second))
+    zero = models.load_model(str(base))
+    name = "model.layers.0.mlp.up_proj.weight"
+    step = one.model.get_parameter(name) - zero.model.get_parameter(name)
+    torch.testing.assert_close(two.model.get_parameter(name) - one.model.get_parameter(name), step)
+
+
+# -- resized vocabularies -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+def test_an_adapter_over_a_resized_vocabulary_loads_with_its_own_rows(tie: bool, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    made = odd.tokenizer()
+    base = odd.model(tmp_path / "base", made, tie=tie)
+    rows = len(made)
+    made.add_tokens(["<box>", "<goal>"])
+    loaded = models.load_model(str(adapter(base, tmp_path / "a", made, more=2)))
+    assert loaded.model.get_input_embeddings().weight.shape[0] == rows + 2
+    net = AutoModelForCausalLM.from_pretrained(base)
+    net.resize_token_embeddings(rows + 2)
+    ids = torch.tensor([[1, 40, 50, rows, rows + 1]])
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(net, tmp_path / "a")(ids).logits
+        torch.testing.assert_close(loaded.model(ids).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_tokenizer_with_more_words_than_the_base_has_rows_is_refused(base: Path, tmp_path: Path) -> None:
+    made = odd.tokenizer()
+    made.add_tokens(["<box>"])
+    with pytest.raises(ModelError, match=r"'<box>'.* have no row"):
+        models.load_model(str(adapter(base, tmp_path / "a", made)))
+
+
+def test_rows_for_one_end_alone_are_refused(base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = adapter(base, tmp_path / "a", more=2)
+    weights = load_file(folder / "adapter_model.safetensors")
+    (head,) = [name for name in weights if "lm_head" in name]
+    del weights[head]
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="both embeddings and output head"):
+        models.load_model(str(folder))
+
+
+# -- which model is meant -------------------------------------------------------------------------------
+
+
+def test_a_left_over_adapter_file_is_not_followed(base: Path, tmp_path: Path) -> None:
+    """transformers would load the base that it names and pass over the weights beside it."""
+    whole = odd.model(tmp_path / "whole", odd.tokenizer(), seed=5)
+    made = adapter(base, tmp_path / "a")
+    for file in (find.ADAPTER, "adapter_model.safetensors"):
+        shutil.copy(made / file, whole)
+        with pytest.raises(ModelError, match=r"a whole model \(model\.safetensors\) and an adapter"):
+            models.load_model(str(whole))
+
+
+def test_an_adapter_of_itself_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = adapter(base, tmp_path / "a")
+    odd.edit(folder / find.ADAPTER, base_model_name_or_path=str(folder))
+    with pytest.raises(ModelError, match="adapter of itself"):
+        models.load_model(str(folder))
+
+
+def test_an_adapter_of_a_larger_base_is_refused(base: Path, tmp_path: Path) -> None:
+    """PEFT would merge the layers that it finds and leave the others out."""
+    deep = odd.model(tmp_path / "deep", odd.tokenizer(), tie=False, num_hidden_layers=3)
+    folder = adapter(deep, tmp_path / "a")
+    odd.edit(folder / find.ADAPTER, base_model_name_or_path=str(base))
+    with pytest.raises(ModelError, match=r"14 weights that its base has no place for .*layers\.2"):
+        models.load_model(str(folder))
+
+
+def test_an_adapter_that_is_no_lora_is_refused_in_one_line(base: Path, tmp_path: Path) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    net = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(net, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(tmp_path / "a")  # type: ignore[arg-type]
+    odd.edit(tmp_path / "a" / find.ADAPTER, base_model_name_or_path=str(base))
+    with pytest.raises(ModelError, match="cannot put adapter"):
+        models.load_model(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"base_model_name_or_path": 3}', "\xff"])
+def test_a_damaged_adapter_config_is_one_line(content: str, base: Path, tmp_path: Path) -> None:
+    folder = adapter(base, tmp_path / "a")
+    (folder / find.ADAPTER).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        models.load_model(str(folder))
