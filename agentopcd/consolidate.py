@@ -25,10 +25,10 @@ import torch
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import AlignmentError, ConfigError, ModelError
-from agentopcd.core.runs import CHECKPOINTS, Run, write_json
+from agentopcd.core.runs import CHECKPOINTS, Run, write_json, writing
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import Context, Mixture, Task
-from agentopcd.distillation import checkpoint, losses
+from agentopcd.distillation import best, checkpoint, losses
 from agentopcd.distillation.checkpoint import Progress
 from agentopcd.distillation.chunks import in_chunks
 from agentopcd.distillation.learner import Learner
@@ -114,7 +114,9 @@ def consolidate(
     config, player, ranks = training.config, method.player, Ranks.current()
     say = say if ranks.main else lambda line: None
     learner = Learner(student, config, teacher.compute)
-    progress = resume(learner, teacher, player, run, say) or begin(training, learner, teacher, method, run, say)
+    progress = resume(training, learner, teacher, player, run, say) or begin(
+        training, learner, teacher, method, run, say
+    )
     noted = False
     for step in range(progress.step + 1, config.steps + 1):
         clock = Clock()
@@ -173,20 +175,42 @@ def consolidate(
 
 
 def resume(
-    learner: Learner, teacher: FrozenTeacher, player: Player, run: Run, say: Callable[[str], None]
+    training: Training,
+    learner: Learner,
+    teacher: FrozenTeacher,
+    player: Player,
+    run: Run,
+    say: Callable[[str], None],
 ) -> Progress | None:
     """Restore the run's last checkpoint and return its progress; None if there is no checkpoint."""
-    state = checkpoint.load(run.folder, learner.trained, learner.optimizer, teacher.weights)
+    state = checkpoint.load(run.folder, learner.trained, learner.optimizer, teacher.weights, say)
     if state is None:
         return None
     progress, ranks = Progress.from_dict(state), Ranks.current()
     sharding.update_whole(learner.student)
     player.sampler.update()
-    ranks.wait()  # every process has read the checkpoint before the log is cut
+    lost = progress.best_step > 0 and not best.is_there(run.folder, progress)
+    ranks.wait()  # every process has read the folder before one changes it
     if ranks.main:
-        run.rewind(progress.step)  # steps after the checkpoint run again, so their log lines go
+        checkpoint.tidy(run.folder, progress.step)
+        if dropped := run.rewind(progress.step):  # steps after the checkpoint run again, so their log lines go
+            say(f"warning: {dropped} damaged lines of {run.metrics_file.name} are left out")
+        best.put_back(run.folder, progress)
+    if lost:
+        replace_best(progress, learner, training, run, say)
     say(f"resumed after step {progress.step}")
     return progress
+
+
+def replace_best(
+    progress: Progress, learner: Learner, training: Training, run: Run, say: Callable[[str], None]
+) -> None:
+    """Do without the best student so far, which is no longer on disk: with that of the checkpoint, else a later one."""
+    gone, progress.best_step, progress.best_id = progress.best_step, 0, ""
+    if progress.step in progress.select:
+        save_best(progress, learner, training, run)
+    instead = f"that of step {progress.best_step} takes its place" if progress.best_step else "a later one is chosen"
+    say(f"warning: the best student so far, that of step {gone}, is gone or damaged in {run.folder}; {instead}")
 
 
 def begin(
@@ -301,26 +325,42 @@ def choose_checkpoint(
     progress: Progress, learner: Learner, player: Player, training: Training, run: Run
 ) -> dict[str, Any]:
     """Evaluate the student on select tasks, save it if it is the best so far, and return the fields for the log."""
-    step, config, ranks = progress.step, training.config, Ranks.current()
+    step, ranks = progress.step, Ranks.current()
     progress.select[step] = Rate(*success_on(player, training.select, ranks))
-    names = [f"{CHECKPOINTS}/{step:06d}"] * config.keep_checkpoints
+    if ranks.main and training.config.keep_checkpoints:
+        save_student(learner, training, step, run.folder / CHECKPOINTS / f"{step:06d}")
     if progress.better(step):
-        progress.best_step = step
-        names.append("best")
-    facts = {"step": step, "context": training.context.id}
-    for name in names if ranks.main else ():
-        models.save_model(learner.whole, run.folder / name, parent_id=learner.student.id, facts=facts)
+        save_best(progress, learner, training, run)
     return select_record(progress, step)
+
+
+def save_best(progress: Progress, learner: Learner, training: Training, run: Run) -> None:
+    """Save the student as the best one so far; the one before is kept until the next."""
+    progress.best_step = progress.step
+    if Ranks.current().main:
+        best.move_aside(run.folder)
+        progress.best_id = save_student(learner, training, progress.step, run.folder / "best")
+
+
+def save_student(learner: Learner, training: Training, step: int, folder: Path) -> str:
+    """Save the student of a step as an ordinary model folder and return its id."""
+    facts = {"step": step, "context": training.context.id}
+    with writing(folder):
+        return models.save_model(learner.whole, folder, parent_id=learner.student.id, facts=facts)
 
 
 def finish(progress: Progress, config: ConsolidateConfig, run: Run) -> Consolidated:
     """Move the best checkpoint to ``run.folder/student``, merged into a whole model where ``config.merge`` asks."""
-    folder, best, ranks = run.folder / "student", run.folder / "best", Ranks.current()
-    if ranks.main and best.is_dir():  # absent if an earlier call was killed right after this block
-        shutil.rmtree(folder, ignore_errors=True)
-        if config.merge:
-            models.merge(best)
-        best.rename(folder)
+    folder, chosen, ranks = run.folder / "student", run.folder / "best", Ranks.current()
+    if ranks.main and chosen.is_dir():  # absent if an earlier call was killed right after this block
+        with writing(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            if config.merge:
+                models.merge(chosen, folder)
+                shutil.rmtree(chosen)
+            else:
+                chosen.rename(folder)
+            shutil.rmtree(run.folder / "best.old", ignore_errors=True)
     ranks.wait()
     return Consolidated(
         folder=folder,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, player_flags
 from agentopcd.core.errors import ConfigError, ModelError
-from agentopcd.core.runs import Run, write_json
+from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Episode, Message, Mixture, Task
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import Arm
+from agentopcd.models import find
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
@@ -27,6 +27,7 @@ from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.ledger import run_config
+from agentopcd.workspace.paths import kept
 from agentopcd.workspace.session import Session
 
 
@@ -54,10 +55,20 @@ class Distilled:
         }  # fmt: skip
 
     @classmethod
-    def repeating(cls, done: Mapping[str, Any]) -> Distilled:
-        """Rebuild the result that :meth:`to_dict` wrote when the run ended, without its evaluation."""
+    def repeating(cls, done: Mapping[str, Any], run: Run) -> Distilled:
+        """Rebuild the result that :meth:`to_dict` wrote when the run ended, without its evaluation.
+
+        Raises:
+            ConfigError: the student is gone or was changed.
+        """
+        folder = run.folder / "student"  # not as it was written: the workspace may have been moved
+        if not folder.is_dir() or find.fingerprint(folder) != done["model"]:
+            what = "was changed" if folder.is_dir() else "is gone"
+            raise ConfigError(
+                f"{run.folder} is done, but its student {what}; put it back, or remove {run.folder} to train again"
+            )
         return cls(
-            folder=done["folder"], model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
+            folder=str(folder), model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
             context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
         )  # fmt: skip
 
@@ -84,7 +95,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     run = Run(session.work, "consolidate", identity)
     if (done := run.result) is not None:
         session.say(f"already done: {run.folder}")
-        earlier = Distilled.repeating(done)
+        earlier = Distilled.repeating(done, run)
         table = _table(session, config, context, earlier) if config.test_tasks else None
         return dataclasses.replace(earlier, evaluation=table)
     check_before(session, config, context, student, teacher_model)
@@ -110,9 +121,8 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     )
     with ranks.led(assignment):
         result = train_student(assignment, student, teacher_model, run, session.say)
-    session.store.add_model(
-        result.model_id, str(result.folder), str(result.folder), student.id, run_id, shares(context)
-    )
+    path = kept(session.work, result.folder)
+    session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
     out = Distilled(
         folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
         context_id=context.id, best_step=result.best_step, evaluation=None,
@@ -184,7 +194,7 @@ def replayed(session: Session, folder: Path, train: Sequence[Task], config: Cons
                 f"--split train --no-extract {player_flags(config)}`"
             )
         write_json(file, ids)
-    episodes = [session.store.transcript(id_) for id_ in json.loads(file.read_text())]
+    episodes = [session.store.transcript(id_) for id_ in read_json(file, "remove it to choose the episodes anew")]
     session.say(f"replaying the turns of {len(episodes)} stored episodes; the environment is not run")
     return episodes
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
-from agentopcd.core.runs import Run, write_json
+from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.workspace.experience.choose import choose
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.ledger import run_config
+from agentopcd.workspace.paths import inside, written_down
 from agentopcd.workspace.session import Progress, Session, no_progress
 
 
@@ -43,12 +43,14 @@ def learn(
     run = Run(work, "learn", run_config(config))
     start = run.folder / "start.json"
     if run.result is None and start.is_file():  # resumed after a kill: the newest student may be this run's own
-        name = json.loads(start.read_text())["model"]
+        written = read_json(start, f"remove {run.folder} to begin again")["model"]
+        here = inside(work, written)
+        name = str(here) if here is not None and here.is_dir() else written  # the workspace may have been moved
     else:
         with Session(pick(config, PlayConfig), work, say=say) as session:
             name = session.model_name()[0]
         (run.folder / "result.json").unlink(missing_ok=True)
-        write_json(start, {"model": name})
+        write_json(start, {"model": written_down(work, name)})
     for number in range(1, config.rounds + 1):
         say(f"round {number} of {config.rounds}")
         settings = dataclasses.replace(config, model=name, seed=config.seed + number - 1)

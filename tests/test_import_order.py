@@ -28,7 +28,8 @@ FOLDERS = {
 
 INSIDE = {
     "core": [
-        "errors types text",
+        "errors text",
+        "types",
         "encoding stats runs transcript config.base",
         "config.verbs",
         "config.flags",
@@ -54,11 +55,13 @@ INSIDE = {
         "envs",
     ],
     "knowledge": [
-        "refs database extract items",
-        "assemble queries",
+        "faults refs extract items",
+        "database",
+        "assemble episodes",
+        "queries",
         "store",
-        "bench exchange ingest",
-        "score",
+        "bench care exchange ingest",
+        "repair score",
         "knowledge",
     ],
     "rollouts": [
@@ -73,13 +76,14 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "chunks compare samples",
+        "best chunks compare samples",
         "memory teacher learner",
         "methods",
         "metrics played",
     ],
     "workspace": [
-        "day ledger",
+        "day paths",
+        "ledger",
         "session",
         "evaluation.table experience.chains experience.choose",
         "evaluation.drift experience.find_context experience.gather",
@@ -90,7 +94,7 @@ INSIDE = {
         "paper.plan config envs knowledge",
         "paper.report",
         "paper.run",
-        "reproduce verbs",
+        "reproduce store verbs",
         "cli",
     ],
 }

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentopcd.cli import config, envs, knowledge, reproduce, verbs
+from agentopcd.cli import config, envs, knowledge, reproduce, store, verbs
 from agentopcd.core.errors import AgentOpcdError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ verbs.add_to(app, knowledge.app)
 app.command("reproduce")(reproduce.reproduce)
 app.add_typer(envs.app, name="envs")
 app.add_typer(knowledge.app, name="knowledge")
+app.add_typer(store.app, name="store")
 app.add_typer(config.app, name="config")
 
 

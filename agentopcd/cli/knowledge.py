@@ -40,7 +40,7 @@ class Status(StrEnum):
 
 
 def open_store(work: Path, *, create: bool = False) -> Store:
-    """The store of a workspace.
+    """The store of a workspace, to write to.
 
     Raises:
         StoreError: there is none, or it cannot be used.
@@ -48,6 +48,20 @@ def open_store(work: Path, *, create: bool = False) -> Store:
     from agentopcd.knowledge import Store
 
     return Store.open(work / "store.db", create=create)
+
+
+def read_store(work: Path) -> Store:
+    """The store of a workspace, to read from, even if it is locked or cannot be written.
+
+    Raises:
+        StoreError: there is none, or it cannot be read.
+    """
+    from agentopcd.knowledge import Store
+
+    store = Store.open(work / "store.db", create=False, to_read=True)
+    if store.note:
+        typer.echo(f"note: {store.note}", err=True)
+    return store
 
 
 def _print(rows: list[dict[str, Any]], lines: list[str], as_json: bool, after: str) -> None:
@@ -74,7 +88,7 @@ def list_(
     """
     from agentopcd.cli import store_views
 
-    with open_store(work) as store:
+    with read_store(work) as store:
         match what:
             case What.items:
                 rows = store_views.item_rows(store, status.value if status else None, env)
@@ -83,9 +97,9 @@ def list_(
             case What.refs:
                 rows = store_views.ref_rows(store, env)
             case What.episodes:
-                rows = store_views.episode_rows(store, env)
-    total = len(rows)
-    rows = rows[-limit:]
+                rows, total = store.newest_episodes(limit, env)
+    if what is not What.episodes:
+        rows, total = rows[-limit:], len(rows)
     after = f"{total} {what.value}" + (f", the newest {limit} shown" if total > limit else "")
     if not total:
         after += (
@@ -111,7 +125,7 @@ def show(
     """
     from agentopcd.cli import store_views
 
-    with open_store(work) as store:
+    with read_store(work) as store:
         view = store_views.describe(store, name)
     if as_json:
         typer.echo(json.dumps(view, indent=1, ensure_ascii=False))
@@ -139,16 +153,19 @@ def export(
     Example: agentopcd knowledge export sokoban/best -o best.txt
     """
     from agentopcd.core.errors import ConfigError
+    from agentopcd.core.runs import write_text
     from agentopcd.knowledge.exchange import dump, export_text, to_jsonl
 
     if (name is None) is not everything:
         raise ConfigError("give either a REF to export or --all")
     if episodes and not everything:
         raise ConfigError("--episodes goes with --all: a single context is exported without its episodes")
-    as_text = output is not None and output.suffix in (".txt", ".md")
+    as_text = output is not None and output.suffix.lower() in (".txt", ".md")
     if as_text and name is None:
         raise ConfigError("the whole store does not fit into a text file; use a name that ends in .jsonl")
-    with open_store(work) as store:
+    if output is not None:
+        refuse_store(output, work)
+    with read_store(work) as store:
         context_id = store.resolve(name) if name is not None else None
         if context_id is not None and as_text:
             pieces = iter([export_text(store, context_id)])
@@ -158,9 +175,20 @@ def export(
             for piece in pieces:
                 typer.echo(piece, nl=False)
             return
-        with output.open("w", encoding="utf-8", newline="") as file:
-            file.writelines(pieces)
+        write_text(output, pieces)
     typer.echo(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
+
+
+def refuse_store(output: Path, work: Path) -> None:
+    """Refuse to write over the store itself.
+
+    Raises:
+        ConfigError: ``output`` is one of the store's files.
+    """
+    from agentopcd.core.errors import ConfigError
+
+    if output.resolve() in {(work / f"store.db{ending}").resolve() for ending in ("", "-wal", "-shm", "-journal")}:
+        raise ConfigError(f"{output} is the store itself; give -o another name")
 
 
 @app.command("import", epilog="Example: agentopcd knowledge import rules.txt --as sokoban/mine")
@@ -179,19 +207,23 @@ def import_(
 
     Example: agentopcd knowledge import rules.txt --as sokoban/mine
     """
+    from agentopcd.core.encoding import read_text
     from agentopcd.core.errors import ConfigError, did_you_mean
+    from agentopcd.knowledge.exchange import GATES, is_export
 
     if placement not in ("user", "system"):
         raise ConfigError(f"unknown placement {placement!r}{did_you_mean(placement, ('user', 'system'))}")
-    is_export = file.suffix == ".jsonl"
-    if ref and is_export:
+    if gate not in GATES:
+        raise ConfigError(f"unknown gate {gate!r}{did_you_mean(gate, GATES)}")
+    text = read_text(file)
+    rows = is_export(text) or file.suffix.lower() in (".jsonl", ".ndjson")
+    if ref and rows:
         raise ConfigError("--as names the context of a text file; use --prefix for the refs of an export")
-    try:
-        text = file.read_bytes().decode()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {file} as text: {error}") from error
+    if prefix and not rows:
+        raise ConfigError("--prefix is for the refs of an export; --as names the context of a text file")
+    settings = {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}
     with open_store(work, create=True) as store:
-        result = _import(store, file, text, ref, prefix, placement, gate)
+        result = _import(store, text, rows, settings, ref)
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -199,29 +231,32 @@ def import_(
     typer.echo("imported items are pending; agentopcd knowledge list items --status pending shows them")
 
 
-def _import(
-    store: Store, file: Path, text: str, ref: str | None, prefix: str, placement: str, gate: str
-) -> dict[str, Any]:
-    """Import inside a run of its own, so that the store records the import."""
+def _import(store: Store, text: str, rows: bool, settings: dict[str, str], ref: str | None) -> dict[str, Any]:
+    """Import inside a run of its own, so that the store records the import: all of it, or that it has failed."""
+    from contextlib import suppress
+
+    from agentopcd.core.errors import StoreError
     from agentopcd.knowledge.exchange import from_jsonl, import_text, load
 
-    run_id = store.start("import", {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}, 0)
     try:
-        if file.suffix == ".jsonl":
-            lines = text.split("\n")  # not splitlines: JSON strings may hold other line ends
-            result: dict[str, Any] = load(store, from_jsonl(lines), prefix, gate=gate)
-        else:
-            place = "system" if placement == "system" else "user"
-            found = import_text(store, text, run_id=run_id, placement=place, ref=ref)
-            result = {
-                "context": found.context_id,
-                "items": found.items,
-                "changed by sanitising": found.changed,
-            }
-    except BaseException:
-        store.finish(run_id, status="failed")
+        with store.write():
+            run_id = store.start("import", settings, 0)
+            if rows:
+                lines = text.split("\n")  # not splitlines: JSON strings may hold other line ends
+                result: dict[str, Any] = load(store, from_jsonl(lines), settings["prefix"], gate=settings["gate"])
+            else:
+                place = "system" if settings["placement"] == "system" else "user"
+                found = import_text(store, text, run_id=run_id, placement=place, ref=ref)
+                result = {
+                    "context": found.context_id,
+                    "items": found.items,
+                    "changed by sanitising": found.changed,
+                }
+            store.finish(run_id, result)
+    except Exception:
+        with suppress(StoreError), store.write():  # the first error is the one to tell
+            store.finish(store.start("import", settings, 0), status="failed")
         raise
-    store.finish(run_id, result)
     return result
 
 

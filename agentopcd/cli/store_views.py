@@ -8,10 +8,11 @@ from typing import Any
 
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.stats import Rate
+from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.episodes import Arena, Arm
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
-from agentopcd.knowledge.queries import Arena, Arm
 from agentopcd.knowledge.store import Store
 
 UNKNOWN = "unknown (written by hand or imported)"
@@ -33,19 +34,15 @@ def context_rows(store: Store, env: str | None = None) -> list[Row]:
     names: dict[str, list[str]] = {}
     for name, context_id in store.refs().items():
         names.setdefault(context_id, []).append(name)
-    rows = []
+    rows, played = [], set() if env is None else store.played_in(env)
     for row in store.contexts():
         refs = names.get(row["id"], [])
-        if env is None or any(name.startswith(f"{env}/") for name in refs) or _played(store, row["id"], env):
+        if env is None or row["id"] in played or any(name.startswith(f"{env}/") for name in refs):
             rows.append(
                 {"id": row["id"], "items": row["items"], "placement": row["placement"], "refs": refs,
                  "tokens": json.loads(row["recipe"]).get("tokens"), "text": row["rendered"]}
             )  # fmt: skip
     return rows
-
-
-def _played(store: Store, context_id: str, env: str) -> bool:
-    return any(row["env"] == env for row in store.scores(context_id))
 
 
 def ref_rows(store: Store, env: str | None = None) -> list[Row]:
@@ -57,17 +54,12 @@ def ref_rows(store: Store, env: str | None = None) -> list[Row]:
     return rows
 
 
-def episode_rows(store: Store, env: str | None = None) -> list[Row]:
-    """Episodes with their split."""
-    return store.episodes(env=env)
-
-
 def line(what: str, row: Row) -> str:
     """One row of a list as one line."""
     if what == "items":
         return f"{row['id'][:12]}  {row['status']:<8} support {row['support']}  {_short(row['text'])}"
     if what == "contexts":
-        label = "empty" if row["id"] == EMPTY.id else _short(row["text"].splitlines()[0])
+        label = "empty" if row["id"] == EMPTY.id else _short(first_line(row["text"]))
         names = f"  ({', '.join(row['refs'])})" if row["refs"] else ""
         return f"{row['id'][:12]}  {row['items']:>3} items  {row['placement']:<6} {label}{names}"
     if what == "refs":
@@ -95,10 +87,10 @@ def describe(store: Store, name: str) -> Row:
     Raises:
         StoreError: nothing, or more than one thing, has this name.
     """
-    if name.isdigit() and len(name) < 8 and store.lookup("episode", id=int(name)):
-        return episode_view(store, int(name))
+    if name.isascii() and name.isdigit() and len(name) < 8 and (row := store.episode(int(name))):
+        return episode_view(store, row)
     items = store.prefixed("item", name)
-    contexts = store.prefixed("context", name) if name not in store.refs() else []
+    contexts = store.prefixed("context", name) if store.ref(name) is None else []
     if len(items) + len(contexts) > 1:
         raise StoreError(f"{name!r} is the start of {len(items)} items and {len(contexts)} contexts; give more digits")
     return item_view(store, items[0]) if items else context_view(store, store.resolve(name))
@@ -165,7 +157,6 @@ def _kind(config: Mapping[str, Any], episode: Episode) -> Any:
 def context_view(store: Store, context_id: str) -> Row:
     """Text, recipe, items, refs, scores, leaks, and the models that were trained on the context."""
     row = store.context_row(context_id)
-    trained = [model["id"] for model in store.models() if context_id in store.model_contexts(model["id"])]
     return {
         "kind": "context", "id": context_id, "placement": row["placement"], "text": row["rendered"],
         "recipe": json.loads(row["recipe"]), "created_at": row["created_at"],
@@ -176,7 +167,7 @@ def context_view(store: Store, context_id: str) -> Row:
         ],
         "scores": _scores(store, context_id),
         "leaks": [leak._asdict() for leak in store.leaks(context_id)],
-        "models": trained,
+        "models": store.students(context_id),
     }  # fmt: skip
 
 
@@ -199,13 +190,11 @@ def _scores(store: Store, context_id: str) -> list[Row]:
     return rows
 
 
-def episode_view(store: Store, episode_id: int) -> Row:
+def episode_view(store: Store, row: Row) -> Row:
     """The row of an episode and all its turns."""
-    row = next(row for row in store.episodes() if row["id"] == episode_id)
-    try:
-        episode = store.transcript(episode_id)
-    except StoreError:
+    if store.lookup("transcript", episode_id=row["id"]) is None:
         return {"kind": "episode", **row, "transcript": None}
+    episode = store.transcript(row["id"])
     turns = [
         {"saw": [list(part) for part in turn.parts], "prompt": list(turn.messages), "reply": turn.reply,
          "reward": turn.reward, "invalid": turn.invalid, "finish_reason": turn.finish_reason,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from pathlib import Path
 
 from agentopcd.core.errors import ConfigError
 
@@ -37,3 +38,17 @@ def decoded(data: bytes) -> str:
             f"character {text.index(chr(0)) + 1} is NUL, so this is no UTF-8 text; save the file as UTF-8"
         )
     return text
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, its line ends as they are.
+
+    Raises:
+        ConfigError: the file cannot be read, or is no text (:func:`decoded`).
+    """
+    try:
+        return decoded(Path(path).read_bytes())
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {str(path)!r} ({getattr(error, 'strerror', None) or error})") from error

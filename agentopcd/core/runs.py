@@ -5,17 +5,23 @@ The settings identify a run: the same command opens the same folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from agentopcd.core.errors import ConfigError
 
+CHECKPOINT = ("checkpoint", "checkpoint.old")
+"""Subfolders of a run with its last checkpoint and the one before."""
 CHECKPOINTS = "checkpoints"
 """Subfolder of a run with the model of every evaluation, named by step; it exists only if these models are kept."""
 
@@ -44,39 +50,72 @@ class Run:
         slug = re.sub(r"[^a-z0-9]+", "-", str(identity.get("env", "")).lower()).strip("-")[-40:]
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
         self.folder = root / "runs" / "-".join(part for part in (verb, slug, digest) if part)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file, text = self.folder / "config.json", json_text(identity)
-        if not file.is_file() or file.read_text() != text:
-            write_text(file, text)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file, text = self.folder / "config.json", json_text(identity)
+            if not file.is_file() or file.read_bytes() != text.encode():
+                write_text(file, text)
         self.metrics_file = self.folder / "metrics.jsonl"
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """Result of the run, or None while it is unfinished."""
+        """Result of the run, or None while it is unfinished.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
         file = self.folder / "result.json"
-        return json.loads(file.read_text()) if file.is_file() else None
+        return read_json(file, f"remove {self.folder} to run it again") if file.is_file() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Record the result and delete the checkpoint, which is no longer needed."""
+        """Record the result and delete the checkpoints, which are no longer needed."""
         write_json(self.folder / "result.json", result)
-        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
+        for name in CHECKPOINT:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one JSON line."""
-        with self.metrics_file.open("a") as file:
+        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, sort_keys=True) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """All complete lines written so far. A line cut off by a kill is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        lines = self.metrics_file.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """What was logged so far; see :func:`read_records`."""
+        return read_records(self.metrics_file)
 
-    def rewind(self, step: int) -> None:
-        """Drop the records after ``step``: those steps run again."""
-        kept = [record for record in self.records() if record.get("step", 0) <= step]
+    def rewind(self, step: int) -> int:
+        """Drop the records after ``step``, whose steps run again, and the damaged lines; return the number of these."""
+        lines = _records(self.metrics_file)
+        kept = [record for record in lines if record is not None and record.get("step", 0) <= step]
         write_text(self.metrics_file, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
+        return lines.count(None)
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The records of a log of ours. A line cut off by a kill is left out; without a file there are none.
+
+    Raises:
+        ConfigError: a line is damaged.
+    """
+    for number, record in enumerate(found := _records(file), 1):
+        if record is None:
+            raise ConfigError(f"{file} cannot be read: line {number} is damaged; remove that line")
+    return [record for record in found if record is not None]
+
+
+def _records(file: Path) -> list[dict[str, Any] | None]:
+    """The record of each complete line; None for a damaged line."""
+    if not file.is_file():
+        return []
+    *lines, _ = file.read_bytes().split(b"\n")  # a last line without its end was cut by a kill
+    return [_record(line) for line in lines]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step", 0), int) else None
 
 
 def json_text(value: Any) -> str:
@@ -87,8 +126,66 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json_text(value))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a file atomically: a kill leaves either the old or the new content."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text)
-    scratch.replace(path)
+def write_text(path: Path, text: str | Iterable[str]) -> None:
+    """Replace a file atomically: a kill leaves either the old or the new content.
+
+    Raises:
+        ConfigError: the file cannot be written; then the old content is left.
+    """
+    if path.exists() and not path.is_file():  # a pipe or a device
+        scratch = path
+    else:
+        path = path.resolve()  # a link stays a link
+        scratch = path.with_name(path.name + ".tmp")
+    with writing(path):
+        try:
+            with scratch.open("w", encoding="utf-8", newline="") as file:
+                file.writelines([text] if isinstance(text, str) else text)
+            if scratch != path:
+                scratch.replace(path)
+        except BaseException:
+            if scratch != path:
+                scratch.unlink(missing_ok=True)
+            raise
+
+
+_ROOM = "make room on the disk and repeat the command; what was written before is kept"
+_REMEDIES: dict[int | None, str] = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: _ROOM,
+    errno.ENOENT: "its folder is not there, or was removed while the command ran",
+}
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise what goes wrong while ``path`` is written as one line with a remedy.
+
+    Raises:
+        ConfigError: the disk is full, the folder is gone, or it may not be written.
+    """
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"cannot write {path}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        code = getattr(error, "errno", None)  # weights are written by a library that puts it into words alone
+        if found := re.search(r"os error (\d+)", str(error)):
+            code = int(found[1])
+        why = os.strerror(code) if code else str(error)
+        raise ConfigError(
+            f"cannot write {path} ({why}); {_REMEDIES.get(code, 'check that you may write there')}"
+        ) from error
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file of ours.
+
+    Raises:
+        ConfigError: the file cannot be read; the message ends with ``remedy``.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {remedy}") from error

@@ -1,6 +1,8 @@
-"""Text helpers shared by the whole package: a reply without its reasoning, the first line of an error."""
+"""Text helpers shared by the whole package: the lines of a text, a reply without its reasoning, an error in short."""
 
 from __future__ import annotations
+
+import re
 
 THINKING, END_OF_THINKING = "<think>", "</think>"
 """The marks around a reply's reasoning. Those of other model families are read as these: ``rollouts/replies.py``."""
@@ -24,3 +26,11 @@ def first_line(error: object, otherwise: str = "") -> str:
     """The first line with a word in an error's message, cut to 300 characters; ``otherwise`` if there is none."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if any(sign.isalnum() for sign in line)), otherwise)[:300]
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a text, as editors and models end them.
+
+    ``str.splitlines`` would also cut at form feeds and at U+2028, which stand inside of sentences.
+    """
+    return re.split(r"\r\n|\n|\r", text)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentopcd.core.types import Episode, Task, Turn
+
+UNREADABLE = (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading a damaged transcript may raise."""
 
 
 def to_json(episode: Episode) -> dict[str, Any]:
@@ -44,3 +48,49 @@ def pack(data: dict[str, Any]) -> bytes:
 def unpack(body: bytes) -> dict[str, Any]:
     """The plain data of a stored transcript."""
     return json.loads(zlib.decompress(body))
+
+
+def differs(row: Mapping[str, Any], data: Any) -> str:
+    """What in an episode's row is not as in its transcript, or what of the transcript cannot be read; empty if nothing.
+
+    Args:
+        row: the columns of the store.
+        data: the transcript as plain data.
+    """
+    try:
+        episode = from_json(data)
+        said = facts(episode)
+        read = all(_readable(turn) for turn in episode.turns) and _pairs(episode.outcome)
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error}"[:200]
+    if not read:
+        return "a turn is not as it was written"
+    return next((f"{name} is {row[name]!r}, not {value!r}" for name, value in said.items() if row[name] != value), "")
+
+
+def facts(episode: Episode) -> dict[str, Any]:
+    """What the row of an episode says, from the episode itself, by the columns of the store."""
+    return {
+        "env": episode.env, "task_key": episode.task.key, "seed": episode.task.seed, "rep": episode.rep,
+        "context_id": episode.context_id, "success": int(episode.success), "reward": float(episode.reward),
+        "stop": episode.stop_reason, "turns": len(episode.turns), "prompt_tokens": episode.prompt_tokens,
+        "output_tokens": episode.output_tokens,
+    }  # fmt: skip
+
+
+def _readable(turn: Turn) -> bool:
+    words = [turn.reply, turn.finish_reason, *(text for message in turn.messages for text in message.values())]
+    ids = [*turn.prompt_ids, *turn.response_ids, *(token for choice in turn.choices for token in choice), *turn.usage]
+    figures = [turn.reward, *turn.logprobs]
+    return (
+        _pairs(turn.parts)
+        and all(isinstance(word, str) for word in words)
+        and all(type(token) is int for token in ids)
+        and all(isinstance(figure, (int, float)) for figure in figures)
+        and isinstance(turn.invalid, bool)
+        and len(turn.usage) == 2
+    )
+
+
+def _pairs(parts: Sequence[Any]) -> bool:
+    return all(len(part) == 2 and all(isinstance(text, str) for text in part) for part in parts)

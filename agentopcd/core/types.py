@@ -10,6 +10,8 @@ import hashlib
 import random
 from typing import Literal, NamedTuple, TypedDict
 
+from agentopcd.core.text import split_lines
+
 PART_KINDS = ("rules", "feedback", "state", "actions", "outcome")
 """The kinds of text an observation is made of, in the order they are shown."""
 
@@ -164,7 +166,7 @@ class Context:
     @property
     def lines(self) -> list[str]:
         """The experience items in it, marker removed; empty for free text."""
-        return [line[len(MARKER) :].strip() for line in self.text.splitlines() if line.startswith(MARKER)]
+        return [line[len(MARKER) :].strip() for line in split_lines(self.text) if line.startswith(MARKER)]
 
     @property
     def parts(self) -> tuple[Context, ...]:

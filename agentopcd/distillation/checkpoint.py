@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
-from agentopcd.core.runs import write_json
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import CHECKPOINT, json_text, write_json, writing
 from agentopcd.core.stats import Rate
+from agentopcd.core.text import first_line
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -26,6 +30,8 @@ class Progress:
     """Optimizer steps done, skipped ones included."""
     best_step: int = 0
     """The step whose student did best on select tasks; 0: no trained student was evaluated yet."""
+    best_id: str = ""
+    """The model id of that student on disk."""
     skipped: int = 0
     """Steps without an update, because the gradient was not finite or there were no samples."""
     select: dict[int, Rate] = dataclasses.field(default_factory=dict)
@@ -50,7 +56,8 @@ class Progress:
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """The progress that :meth:`to_dict` wrote."""
         select = {int(step): Rate(*rate) for step, rate in state["select"].items()}
-        return cls(step=state["step"], best_step=state["best_step"], skipped=state["skipped"], select=select)
+        known = {name: state[name] for name in ("step", "best_step", "skipped")}
+        return cls(**known, best_id=state.get("best_id", ""), select=select)  # version 0.1 wrote no id
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -66,13 +73,17 @@ def save(
 ) -> None:
     """Write a checkpoint into a run's ``folder``: parameters, optimizer moments, torch RNG state, progress. No pickle.
 
-    The last complete checkpoint survives a kill at any moment. If the parameters are sharded, every process calls this
-    function and writes its part; any number of processes can read the checkpoint again.
+    The last complete checkpoint survives a kill or a full disk at any moment, and the one before it is kept. If the
+    parameters are sharded, every process calls this function and writes its part; any number of processes can read the
+    checkpoint again.
 
     Args:
         trained: the trained parameters by name.
         state: the result of :meth:`Progress.to_dict`.
         teacher: the parameters of a moving teacher by name.
+
+    Raises:
+        ConfigError: the checkpoint cannot be written.
     """
     moments = {
         f"optimizer.{index}.{name}": value.detach()
@@ -82,27 +93,68 @@ def save(
     tensors = {f"model.{name}": p.detach() for name, p in trained.items()} | moments
     tensors |= {f"teacher.{name}": p.detach() for name, p in (teacher or {}).items()}
     sharded, main = _place_in(trained)
-    new, current, old = (folder / name for name in ("checkpoint.tmp", "checkpoint", "checkpoint.old"))
-    if main:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir()
-    if sharded:
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-        from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+    new, current, old = (folder / name for name in ("checkpoint.tmp", *CHECKPOINT))
+    try:
+        with writing(new):
+            if main:
+                for path in (new, old) if _is_whole(current) else (new,):  # before, so that two at most need room
+                    shutil.rmtree(path, ignore_errors=True)
+                new.mkdir()
+            _write_tensors(tensors, new, sharded)
+            if not main:
+                return
+            # state.json comes last: a folder that holds it is complete.
+            write_json(new / "state.json", _sealed(state, new))
+            if current.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                current.rename(old)
+            new.rename(current)
+    except ConfigError:
+        shutil.rmtree(new, ignore_errors=True)  # it fills the disk, and is of no use
+        raise
 
-        dist.barrier()  # the folder must exist before any process writes into it
-        save_parts(tensors, storage_writer=HuggingFaceStorageWriter(str(new), save_distributed=True))
-    else:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, new / "tensors.safetensors")
-    if not main:
+
+def _write_tensors(tensors: Mapping[str, torch.Tensor], folder: Path, sharded: bool) -> None:
+    if not sharded:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "tensors.safetensors")
         return
-    # state.json comes last: a folder that holds it is complete. The old checkpoint goes only once the new one is there.
-    write_json(new / "state.json", dict(state) | {"rng": torch.get_rng_state().numpy().tobytes().hex()})
-    if current.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        current.rename(old)
-    new.rename(current)
-    shutil.rmtree(old, ignore_errors=True)
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save as save_parts
+
+    dist.barrier()  # the folder must exist before any process writes into it
+    save_parts(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+def _sealed(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The content of state.json: the progress, torch's RNG state, and hashes of all files and of this content."""
+    content = dict(state) | {"rng": torch.get_rng_state().numpy().tobytes().hex()}
+    content["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    return content | {"sha256": hashlib.sha256(json_text(content).encode()).hexdigest()}
+
+
+def _unsealed(folder: Path) -> dict[str, Any]:
+    """The content of state.json without the hashes.
+
+    Raises:
+        ValueError: a file of the checkpoint is not as it was written. Checkpoints of version 0.1 have no hashes.
+    """
+    content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    if (sha256 := content.pop("sha256", None)) is not None:
+        if hashlib.sha256(json_text(content).encode()).hexdigest() != sha256:
+            raise ValueError("state.json was changed")
+        for name, wanted in content.pop("files").items():
+            if _sha256(folder / name) != wanted:
+                raise ValueError(f"{name} was changed")
+    return content
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / "state.json").is_file()
 
 
 def load(
@@ -110,13 +162,64 @@ def load(
     trained: Mapping[str, Any],
     optimizer: torch.optim.Optimizer,
     teacher: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any] | None:
-    """Restore the last checkpoint of a run's ``folder`` in place and return its ``state``, or None if there is none."""
-    # A kill between the two renames of ``save`` leaves ``checkpoint.old`` alone.
-    saved = [folder / name for name in ("checkpoint", "checkpoint.old")]
-    last = next((path for path in saved if (path / "state.json").is_file()), None)
-    if last is None:
+    """Restore the last sound checkpoint of a run's ``folder`` in place and return its ``state``.
+
+    Args:
+        say: told which checkpoint was damaged, if one was.
+
+    Returns:
+        The state, or None if there is no checkpoint.
+
+    Raises:
+        ConfigError: there are checkpoints, and all of them are damaged.
+    """
+    found = [path for name in CHECKPOINT if (path := folder / name).exists()]
+    damages = []
+    for path in found:
+        try:
+            state = _restore(path, trained, optimizer, teacher)
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
+            damages.append(f"{path.name} is damaged ({first_line(error, type(error).__name__)})")
+            continue
+        if damages:
+            say(f"warning: {damages[0]}, so the training goes on from {path.name}")
+        return state
+    if damages:
+        raise ConfigError(
+            f"no checkpoint in {folder} can be read: {'; '.join(damages)}; put a copy back, or remove "
+            "these folders to train again from the start"
+        )
+    return None
+
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, RecursionError, SafetensorError)
+"""What reading a damaged checkpoint may raise."""
+
+
+def tidy(folder: Path, step: int) -> None:
+    """Remove a damaged checkpoint once the one before it, of ``step``, was restored, and put that one in its place."""
+    current, old = (folder / name for name in CHECKPOINT)
+    if _step(old) == step != _step(current):
+        shutil.rmtree(current, ignore_errors=True)
+        old.rename(current)
+
+
+def _step(folder: Path) -> int | None:
+    try:
+        return json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"]
+    except UNREADABLE:
         return None
+
+
+def _restore(
+    last: Path, trained: Mapping[str, Any], optimizer: torch.optim.Optimizer, teacher: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Restore one checkpoint in place and return its ``state``."""
+    state = _unsealed(last)
     tensors: dict[str, Any]
     if _place_in(trained)[0]:
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -145,7 +248,6 @@ def load(
         _, index, name = key.split(".")
         entries.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
-    state = json.loads((last / "state.json").read_text())
     torch.set_rng_state(torch.tensor(list(bytes.fromhex(state.pop("rng"))), dtype=torch.uint8))
     return state
 

@@ -10,14 +10,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from agentopcd.core import transcript
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import write_text, writing
+from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Context, Episode, Job, Mixture, Task, Turn
 from agentopcd.distillation import losses
 from agentopcd.models.parallel.ranks import Ranks
@@ -216,21 +220,42 @@ def answers(
     ranks.wait()  # every process has read before any process writes
     missing = ranks.mine([job for job in wanted if (job.task, job.rep) not in have])
     played: list[Episode] = []
-    with (folder / f"answers-{ranks.index}.jsonl").open("a") as file:
-        for episode in teacher.play(missing):
-            played.append(episode)
-            file.write(json.dumps(transcript.to_json(episode)) + "\n")
-            file.flush()  # a kill then loses no finished episode
+    path = folder / f"answers-{ranks.index}.jsonl"
+    for episode in teacher.play(missing):
+        played.append(episode)
+        with writing(path), path.open("a", encoding="utf-8") as file:  # at once: a kill loses no finished episode
+            file.write(_line(transcript.to_json(episode)))
     found += [episode for share in ranks.everyone(played) for episode in share]
     if all(episode.stop_reason == "env_error" for episode in found):
         raise ConfigError(f"the environment broke all {len(found)} episodes of the teacher: {found[0].error}")
     return found
 
 
-def _read(file: Path) -> Iterator[Episode]:
-    """The episodes of the file's complete lines. A last line that a kill has cut is removed from the file, too."""
-    lines = file.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        file.write_text("".join(whole))
-    return (transcript.from_json(json.loads(line)) for line in whole)
+def _line(episode: dict[str, Any]) -> str:
+    """One line of a file of answers: an episode as JSON, a tab, and the checksum of the JSON."""
+    body = json.dumps(episode)
+    return f"{body}\t{zlib.crc32(body.encode()):08x}\n"
+
+
+def _read(file: Path) -> list[Episode]:
+    """The episodes of the file's complete lines. A last line that a kill has cut is removed from the file, too.
+
+    Raises:
+        ConfigError: a line is damaged. Lines of version 0.1 have no checksum.
+    """
+    *lines, cut = file.read_bytes().split(b"\n")
+    if cut:
+        write_text(file, b"".join(line + b"\n" for line in lines).decode("utf-8", "replace"))
+    found = []
+    for number, line in enumerate(lines, 1):
+        body, _, checksum = line.partition(b"\t")
+        try:
+            if checksum and int(checksum, 16) != zlib.crc32(body):
+                raise ValueError("its checksum is another")
+            found.append(transcript.from_json(json.loads(body)))
+        except transcript.UNREADABLE as error:
+            raise ConfigError(
+                f"line {number} of {file} is damaged ({first_line(error)}); remove that line, and the teacher answers "
+                "again"
+            ) from error
+    return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from agentopcd.core.errors import EnvError, TaskLeak, did_you_mean
+from agentopcd.core.runs import write_text
 from agentopcd.core.types import SPLITS, Task
 from agentopcd.envs.registry import make
 from agentopcd.envs.views import task_key
@@ -126,7 +127,7 @@ class Manifest:
             raw["seeds"] = tuple(raw["seeds"])
             manifest = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise EnvError(f"not a splits manifest: {type(error).__name__}: {error}") from None
+            raise EnvError(f"not a splits manifest: {type(error).__name__}: {error}; remove it to cut the tasks again") from None
         manifest._check()
         return manifest
 
@@ -159,7 +160,7 @@ class Manifest:
 
     def save(self, path: str | Path) -> None:
         """Write the manifest to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Manifest:

@@ -8,10 +8,11 @@ if __name__ != "agentopcd.knowledge":
 
 from agentopcd.knowledge.assemble import assemble, render
 from agentopcd.knowledge.bench import Bench, Play, places_of
+from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, Origin, ingest
 from agentopcd.knowledge.items import Item, flags, identify, item_ids, parse, sanitise
-from agentopcd.knowledge.queries import Arena, Arm, Leak, Place
+from agentopcd.knowledge.queries import Leak
 from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix
 from agentopcd.knowledge.score import (
     Confirmation,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 from agentopcd.core.errors import EnvError
 from agentopcd.core.types import EMPTY, Context, Episode, Job, Task
-from agentopcd.knowledge.queries import Arena, Arm, Place
+from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.store import Store
 
 Play = Callable[[str, Sequence[Job]], Iterable[Episode]]

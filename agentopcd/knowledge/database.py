@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
 from agentopcd.core.errors import StoreError
+from agentopcd.knowledge.faults import UNREADABLE, check_file, copy_to_read, name_of, told
 
 Row = dict[str, Any]
 
@@ -25,6 +27,9 @@ MIN_SQLITE = (3, 37, 0)
 
 BUSY_TIMEOUT_S = 10
 """How long a writer waits for another one."""
+
+READ_TIMEOUT_S = 2
+"""How long a reader waits for a store that another process holds, before it reads a copy."""
 
 
 def now() -> str:
@@ -56,53 +61,97 @@ def check_columns(columns: Iterable[str]) -> None:
             raise StoreError(f"{column!r} is not a column of the store")
 
 
+def _identity(path: Path | str) -> tuple[int, int] | None:
+    """What tells a file from another one at the same path; None if there is none."""
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _create(path: Path, kind: type[Database]) -> None:
+    """Make an empty store. The file appears whole or not at all, so that an empty file is never a new store."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+        scratch = Path(folder) / path.name
+        kind._connect(scratch).close()
+        try:
+            os.link(scratch, path)
+        except FileExistsError:  # another process was faster
+            pass
+        except OSError:  # a file system without links
+            scratch.rename(path)
+
+
 class Database:
     """One connection to a store file. Use it in the process and thread that opened it."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path | str) -> None:
         self.path = path
+        self.note = ""
+        """What a reader must know about this store; empty if nothing."""
         self._connection = connection
         self._pid = os.getpid()
         self._reading = False
+        self._file = _identity(path)
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
-    def open(cls, path: Path | str, *, create: bool = True) -> Self:
+    def open(cls, path: Path | str, *, create: bool = True, to_read: bool = False) -> Self:
         """Open a store and bring its schema up to date.
 
         Args:
             path: the file, or ``":memory:"``.
             create: create a new store if there is none.
+            to_read: nothing will be written, so a store that is locked or that cannot be written is opened as well.
 
         Raises:
-            StoreError: SQLite is too old, or the file is missing, is not a store, or is newer than this code.
+            StoreError: SQLite is too old, or the file is missing, is empty, is not a store, or is newer than this code.
         """
         if sqlite3.sqlite_version_info < MIN_SQLITE:
             wanted = ".".join(map(str, MIN_SQLITE[:2]))
             raise StoreError(f"the store needs SQLite {wanted} or newer, Python has {sqlite3.sqlite_version}")
-        if path != ":memory:":
-            path = Path(path)
-            if not path.exists() and not create:
-                raise StoreError(f"no knowledge store at {path}; play first, or point --work at another folder")
+        if path == ":memory:":
+            return cls._connect(path)
+        path = Path(path)
+        with told(path):
+            check_file(path, create=create)
+            if not path.exists():
+                _create(path, cls)
         try:
-            if isinstance(path, Path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"cannot open the knowledge store {path}: {error}") from error
+            return cls._connect(path, wait_s=READ_TIMEOUT_S if to_read else BUSY_TIMEOUT_S)
+        except StoreError as error:
+            if not to_read or name_of(error.__cause__) not in UNREADABLE:
+                raise
+        with told(path):
+            copy = copy_to_read(path)
         try:
-            database = cls(connection, path)
-            database._prepare()
-        except sqlite3.Error as error:
-            connection.close()
-            raise StoreError(f"{path} cannot be used as a knowledge store: {error}") from error
+            database = cls._connect(Path(copy.name) / path.name)
         except BaseException:
-            connection.close()
+            copy.cleanup()
             raise
+        database.path, database._file, database._copy = path, None, copy
+        database.note = f"{path} is locked or cannot be written, so this was read from a copy made just now"
+        return database
+
+    @classmethod
+    def _connect(cls, path: Path | str, wait_s: float = BUSY_TIMEOUT_S) -> Self:
+        with told(path, " cannot be used as a knowledge store:"):
+            connection = sqlite3.connect(path, timeout=wait_s, isolation_level=None)
+            try:
+                database = cls(connection, path)
+                database._prepare(wait_s)
+            except BaseException:
+                connection.close()
+                raise
         return database
 
     def close(self) -> None:
         """Close the connection. Committed data stays."""
         self._connection.close()
+        if self._copy is not None:
+            self._copy.cleanup()
 
     def __enter__(self) -> Self:
         return self
@@ -110,18 +159,17 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _prepare(self) -> None:
+    def _prepare(self, wait_s: float) -> None:
         connection = self._connection
         connection.row_factory = sqlite3.Row
         connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
         version = self._version()
         if version == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
             # Another process may have migrated the file between the two checks, so check once more.
             version = self._version()
             if version == 0:
                 raise StoreError(f"{self.path} is a database of another program, not a knowledge store")
-        self._use_wal()
+        self._use_wal(wait_s)
         connection.execute("PRAGMA synchronous = NORMAL")
         newest = migrations()[-1][0]
         if version < newest:
@@ -132,9 +180,9 @@ class Database:
     def _version(self) -> int:
         return self._connection.execute("PRAGMA user_version").fetchone()[0]
 
-    def _use_wal(self) -> None:
+    def _use_wal(self, wait_s: float) -> None:
         """Switch to write-ahead logging. The switch ignores the busy timeout, hence the loop."""
-        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        deadline = time.monotonic() + wait_s
         while True:
             try:
                 mode = self._connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -161,16 +209,21 @@ class Database:
         self._check_process()
         if self._reading:
             raise StoreError("this store is being read in one view; finish reading before writing to it")
+        if self._copy is not None:
+            raise StoreError(f"{self.path} was opened to read only")
         if self._connection.in_transaction:
             yield
             return
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._check_place()
+            self._execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # SQLite itself rolls back after some errors
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
             raise
-        self._connection.execute("COMMIT")
 
     @contextmanager
     def read(self) -> Iterator[None]:
@@ -179,13 +232,22 @@ class Database:
         if self._connection.in_transaction:
             yield
             return
-        self._connection.execute("BEGIN")
+        self._execute("BEGIN")
         self._reading = True
         try:
             yield
         finally:
             self._reading = False
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+    def _check_place(self) -> None:
+        """Refuse to write into a file that is no longer at its path: SQLite would, and the rows would be gone."""
+        if self._file is not None and _identity(self.path) != self._file:
+            raise StoreError(
+                f"{self.path} was removed or replaced while this command was using it, so nothing more can be stored; "
+                "put it back, or repeat the command to begin a new store"
+            )
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -194,7 +256,22 @@ class Database:
     def query(self, sql: str, parameters: Mapping[str, Any] | Sequence[Any] = ()) -> list[Row]:
         """The rows of one SELECT, as dictionaries."""
         self._check_process()
-        return [dict(row) for row in self._connection.execute(sql, parameters)]
+        with told(self.path):
+            return [dict(row) for row in self._connection.execute(sql, parameters)]
+
+    def change(self, sql: str, parameters: Sequence[Any] = ()) -> int:
+        """Run one statement that changes rows and return their number; for the few rows that may change at all."""
+        return self._execute(sql, parameters).rowcount
+
+    def copy_into(self, target: sqlite3.Connection) -> None:
+        """Copy the whole file into another database, while others go on using this one."""
+        self._check_process()
+        with told(self.path):
+            self._connection.backup(target)
+
+    def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        with told(self.path):
+            return self._connection.execute(sql, parameters)
 
     def insert(self, table: str, row: Mapping[str, Any], *, unique: Sequence[str] = ()) -> int | None:
         """Insert one row.
@@ -214,15 +291,13 @@ class Database:
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
         conflict = f"ON CONFLICT ({', '.join(unique)}) DO NOTHING" if unique else ""
         with self.write():
-            cursor = self._connection.execute(
-                f"INSERT INTO {table} ({columns}) VALUES ({marks}) {conflict}", tuple(row.values())
-            )
+            cursor = self._execute(f"INSERT INTO {table} ({columns}) VALUES ({marks}) {conflict}", tuple(row.values()))
         return cursor.lastrowid if cursor.rowcount == 1 else None
 
     def update_run(self, run_id: int, result: str | None, status: str) -> None:
         """Close a run; runs are the only rows that change."""
         with self.write():
-            self._connection.execute(
+            self._execute(
                 "UPDATE run SET result = ?, status = ?, finished_at = ? WHERE id = ?",
                 (result, status, now(), run_id),
             )

@@ -1,30 +1,35 @@
 """Import and export: lossless JSON lines, and plain text for people.
 
-A JSON lines file is a header followed by typed rows in foreign-key order. Run and episode numbers are local
-to the file. An import adds the rows that the receiving store lacks and overwrites nothing.
+A JSON lines file is a header, typed rows in foreign-key order, and the number of the rows as its end. Run and episode
+numbers are local to the file. An import adds the rows that the receiving store lacks and overwrites nothing.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from agentopcd.core.errors import AgentOpcdError, ConfigError, StoreError, did_you_mean
-from agentopcd.core.transcript import pack, unpack
+from agentopcd.core.transcript import UNREADABLE, differs, pack, unpack
 from agentopcd.core.types import EMPTY, MARKER, Context, Placement
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.faults import REPAIR
 from agentopcd.knowledge.items import flags, identify, item_ids, normalise, parse, sanitise
+from agentopcd.knowledge.refs import check_ref
 from agentopcd.knowledge.store import EPISODE_KEY, Found, Store
 
-FORMAT, VERSION = "agentopcd-kb", 1
+FORMAT, VERSION = "agentopcd-kb", 2
+ENDLESS = 1
+"""The version whose files have no end, so that a file cut short could not be told from a whole one."""
 
 IMPORTED = "import"
 """Actor of the events that an import adds: decisions of the receiver, which are not exported again."""
 
 GATES = ("review", "keep")
+KINDS = ("run", "task", "item", "context", "model", "episode", "source", "event", "ref")
+"""Types of rows, in the order in which they refer to each other."""
 
 
 # -- JSON lines: out ---------------------------------------------------------------------------------
@@ -44,9 +49,17 @@ def dump(store: Store, contexts: Iterable[str] | None = None, *, episodes: bool 
     yield {"format": FORMAT, "version": VERSION}
     for row in rows:
         if row["type"] == "episode":  # unpacked one by one: together they may not fit in memory
-            body = store.lookup("transcript", episode_id=row["transcript"])
-            row = {**row, "transcript": unpack(body["body"]) if body else None}
+            row = {**row, "transcript": _transcript(store, row["transcript"])}
         yield row
+    yield {"type": "end", "rows": len(rows)}
+
+
+def _transcript(store: Store, episode_id: int) -> Row | None:
+    body = store.lookup("transcript", episode_id=episode_id)
+    try:
+        return unpack(body["body"]) if body else None
+    except UNREADABLE as error:
+        raise StoreError(f"the transcript of episode {episode_id} in {store.path} is damaged; {REPAIR}") from error
 
 
 class _Dump:
@@ -148,7 +161,20 @@ def _typed(kind: str, row: Row) -> Row:
 def to_jsonl(rows: Iterable[Row]) -> Iterator[str]:
     """One JSON text per row, line end included."""
     for row in rows:
-        yield json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+        line = json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+        if any("\ud800" <= char <= "\udfff" for char in line):  # half a surrogate pair, which only an escape can write
+            line = json.dumps(row, separators=(",", ":")) + "\n"
+        yield line
+
+
+def is_export(text: str) -> bool:
+    """Whether a text is an export, whole or not, whatever its file is called: its first line is a row of one."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and (row.get("format") == FORMAT or row.get("type") in (*KINDS, "end"))
 
 
 def from_jsonl(lines: Iterable[str]) -> Iterator[Row]:
@@ -162,8 +188,8 @@ def from_jsonl(lines: Iterable[str]) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
-            raise StoreError(f"line {number} is not JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"line {number} is not JSON ({error}); export again") from error
         if not isinstance(row, dict):
             raise StoreError(f"line {number} is not a JSON object")
         yield row
@@ -195,19 +221,38 @@ def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "re
     header = next(stream, {})
     if header.get("format") != FORMAT:
         raise StoreError(f'not a knowledge export: the first line has no "format": "{FORMAT}"')
-    if header.get("version") != VERSION:
+    if header.get("version") not in (ENDLESS, VERSION):
         raise StoreError(f"export version {header.get('version')!r}, this version of agentopcd reads {VERSION}")
     with store.write():
         importer = _Load(store, prefix)
-        for number, row in enumerate(stream, 2):
+        for number, row in enumerate(_to_the_end(stream, header["version"] == ENDLESS), 2):
             try:
                 importer.take(row)
-            except (AttributeError, KeyError, TypeError, ValueError, sqlite3.Error) as error:
-                if isinstance(error, AgentOpcdError):
-                    raise
-                raise StoreError(f"row {number} ({row.get('type')!r}) cannot be imported: {error!r}") from error
+            except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+                why = str(error) if isinstance(error, AgentOpcdError) else repr(error)
+                raise StoreError(f"row {number} ({row.get('type')!r:.40}) cannot be imported: {why}") from error
         importer.end(gate)
     return importer.new
+
+
+def _to_the_end(rows: Iterator[Row], endless: bool) -> Iterator[Row]:
+    """The rows before the end of an export.
+
+    Raises:
+        StoreError: there is no end, it counts other rows, or rows follow it.
+    """
+    count = 0
+    for row in rows:
+        if row.get("type") == "end":
+            if row.get("rows") != count:
+                raise StoreError(f"the export should hold {row.get('rows')!r:.40} rows and holds {count}; export again")
+            if (more := next(rows, None)) is not None:
+                raise StoreError(f"the export goes on after its end, with {str(more)[:60]!r}; import each file alone")
+            return
+        count += 1
+        yield row
+    if not endless:
+        raise StoreError(f"the export was cut short after {count} rows: its last line is missing; export again")
 
 
 class _Load:
@@ -219,19 +264,19 @@ class _Load:
         self.episodes: dict[int, int] = {}
         self.items: set[str] = set()
         self.refs: dict[str, list[Row]] = {}
-        self.new: dict[str, int] = dict.fromkeys(
-            ("run", "task", "item", "context", "model", "episode", "source", "event", "ref"), 0
-        )
+        self.new: dict[str, int] = dict.fromkeys(KINDS, 0)
 
     def take(self, row: Row) -> None:
         row = dict(row)
         kind = row.pop("type")
-        if kind not in self.new:
-            raise StoreError(f"unknown row type {kind!r}{did_you_mean(str(kind), self.new)}")
+        if kind not in KINDS:
+            raise StoreError(f"unknown row type {kind!r:.40}{did_you_mean(str(kind)[:40], KINDS)}")
         self.new[kind] += bool(getattr(self, f"_{kind}")(row))
 
     def _run(self, row: Row) -> bool:
         number = row.pop("id")
+        for name in ("config", "result"):
+            _object_or_null(row, name)
         known = self.store.lookup("run", **row)
         self.runs[number] = known["id"] if known else _must(self.store.insert("run", row))
         return known is None
@@ -249,11 +294,11 @@ class _Load:
 
     def _context(self, row: Row) -> bool:
         links = row.pop("items")
+        _object_or_null(row, "recipe")
         context = Context(row["rendered"], row["placement"])
         if context.id != row["id"]:
             raise StoreError(f"context {row['id'][:12]} does not fit its text; the file was changed")
-        shown = item_ids(context)
-        if shown and shown != links:
+        if links not in (item_ids(context), _ids_before(context)):
             raise StoreError(f"context {row['id'][:12]} shows other items than it lists; the file was changed")
         if self.store.insert("context", row, unique=("id",)) is None:
             return False
@@ -272,6 +317,8 @@ class _Load:
 
     def _episode(self, row: Row) -> bool:
         number, transcript = row.pop("id"), row.pop("transcript")
+        if transcript is not None and (odd := differs(row, transcript)):
+            raise StoreError(f"the transcript does not fit its episode ({odd}); the file was changed")
         row["run_id"] = self.runs[row["run_id"]]
         episode_id = self.store.insert("episode", row, unique=EPISODE_KEY)
         if episode_id is not None and transcript is not None:
@@ -301,6 +348,9 @@ class _Load:
 
     def _ref(self, row: Row) -> bool:
         row["name"] = self.prefix + row["name"]
+        check_ref(row["name"])
+        if not isinstance(row["context_id"], (str, type(None))):
+            raise StoreError(f"ref {row['name']!r} points at no context; the file was changed")
         row["run_id"] = self.runs.get(row["run_id"])
         self.refs.setdefault(row["name"], []).append(row)
         return False  # counted at the end, when all moves of a ref are known
@@ -317,11 +367,23 @@ class _Load:
             if not history:
                 for move in moves:
                     self.store.insert("ref_move", move)
-                self.new["ref"] += 1
+                self.new["ref"] += last is not None  # the numbers of an extraction's chains are no refs yet
         if gate == "review":
             for item in self.store.items(ids=self.items):
                 if item.status in ("active", "pinned"):
                     self.store.event(item.id, "flag", IMPORTED, f"was {item.status} where it came from")
+
+
+def _ids_before(context: Context) -> list[str]:
+    """The items that version 0.1 saw in a context: it took more characters for ends of lines."""
+    lines = [line[len(MARKER) :] for line in context.text.splitlines() if line.startswith(MARKER)]
+    return [identify(line) for line in lines if normalise(line)]
+
+
+def _object_or_null(row: Row, name: str) -> None:
+    """Refuse JSON text that is no object: whoever reads the column would stumble over it."""
+    if row[name] is not None and not isinstance(json.loads(row[name]), dict):
+        raise StoreError(f"{name} is no JSON object; the file was changed")
 
 
 def _must(value: Any) -> Any:

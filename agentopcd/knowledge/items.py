@@ -11,13 +11,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
-from agentopcd.core.text import after_thinking
+from agentopcd.core.text import after_thinking, split_lines
 from agentopcd.core.types import MARKER, Context
 
 MAX_ITEM_TOKENS = 120
 """Longer items are flagged; the paper's are about 50 to 60 tokens."""
 
-_MARKER = re.compile(r"(?:[-*•–]\s*|\d+[.)]\s*)?\**EXPERIENCE ITEM\**[ \t]*:\**", re.IGNORECASE)
+_MARKER = re.compile(r"EXPERIENCE ITEM\**[ \t]*:\**", re.IGNORECASE)
+_BULLET = "-*•–"
 _INVISIBLE = re.compile("[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
 _SPACES = re.compile(r"\s+")
 
@@ -73,7 +74,7 @@ def parse(reply: str) -> list[Parsed]:
     """
     reply = reply.encode("utf-8", "replace").decode()  # a lone surrogate cannot be stored
     found: list[Parsed] = []
-    for line in after_thinking(reply).splitlines():
+    for line in split_lines(after_thinking(reply)):
         for raw, text in _pieces(line):
             if any(char.isalnum() for char in text):
                 found.append(Parsed(text.strip(), raw.strip(), len(found)))
@@ -81,10 +82,37 @@ def parse(reply: str) -> list[Parsed]:
 
 
 def _pieces(line: str) -> Iterable[tuple[str, str]]:
-    marks = list(_MARKER.finditer(line))
-    ends = [mark.start() for mark in marks[1:]] + [len(line)]
-    for mark, end in zip(marks, ends, strict=False):
-        yield line[mark.start() : end], line[mark.end() : end]
+    marks = list(_marks(line))
+    ends = [start for start, _ in marks[1:]] + [len(line)]
+    for (start, stop), end in zip(marks, ends, strict=False):
+        yield line[start:end], line[stop:end]
+
+
+def _marks(text: str) -> Iterable[tuple[int, int]]:
+    """Start and end of every marker, with the bullet, number or stars before it.
+
+    These are looked for backwards from the words: a pattern that begins with them would try every start in a long run
+    of stars or digits, which takes the square of its length.
+    """
+    last = 0
+    for words in _MARKER.finditer(text):
+        start = bullet = _back(text, words.start(), last, "*".__eq__)
+        bullet = _back(text, bullet, last, str.isspace)
+        before = text[bullet - 1] if bullet > last else ""
+        if before and before in _BULLET:
+            start = bullet - 1
+        elif before and before in ".)":
+            digits = _back(text, bullet - 1, last, str.isdecimal)
+            start = digits if digits < bullet - 1 else start
+        yield start, words.end()
+        last = words.end()
+
+
+def _back(text: str, end: int, first: int, belongs: Callable[[str], bool]) -> int:
+    """Where the run of characters before ``end`` begins, at ``first`` or later."""
+    while end > first and belongs(text[end - 1]):
+        end -= 1
+    return end
 
 
 def sanitise(text: str, special: Sequence[str] = ()) -> str:
@@ -101,7 +129,10 @@ def sanitise(text: str, special: Sequence[str] = ()) -> str:
     """
     text = _INVISIBLE.sub("", text)
     text = "".join(_visible(char) for char in text)
-    text = _MARKER.sub(" ", _SPACES.sub(" ", unicodedata.normalize("NFC", text)))
+    text = _SPACES.sub(" ", unicodedata.normalize("NFC", text))
+    marks = list(_marks(text))
+    starts, ends = [*(start for start, _ in marks), len(text)], [0, *(end for _, end in marks)]
+    text = " ".join(text[end:start] for end, start in zip(ends, starts, strict=True))
     text = _SPACES.sub(" ", text).strip()
     return _neutralise(text, [s.strip() for s in special if len(s.strip()) > 1])
 

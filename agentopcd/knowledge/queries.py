@@ -1,46 +1,17 @@
-"""Queries of the store: every score is recomputed from episode rows, nothing is cached."""
+"""Queries of the store, but for those of :mod:`agentopcd.knowledge.episodes`: runs, models, items, contexts, refs."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from agentopcd.core.errors import StoreError, did_you_mean
-from agentopcd.core.stats import Comparison, Rate, compare
-from agentopcd.core.transcript import from_json, unpack
-from agentopcd.core.types import EMPTY, Context, Episode
-from agentopcd.knowledge.database import Database, Row, check_columns
+from agentopcd.core.types import EMPTY, Context
+from agentopcd.knowledge.database import Row, check_columns
+from agentopcd.knowledge.episodes import Episodes
 from agentopcd.knowledge.items import Item
-
-Place = tuple[str, int, int]
-"""Task key, seed and repetition: the key by which two episodes are paired."""
-
-
-class Arm(NamedTuple):
-    """Who plays: a model and the context it is shown."""
-
-    model_id: str
-    context_id: str = EMPTY.id
-
-
-class Arena(NamedTuple):
-    """Where arms are compared, and which of their episodes count."""
-
-    env: str
-    setup: str
-    split: str | None = None
-    """Only tasks of this split; None: any split."""
-    places: Collection[Place] | None = None
-    """Only these places; None: all that were played."""
-
-
-class Count(NamedTuple):
-    """Result of one arm: its rate (with interval) and the number of distinct tasks behind it."""
-
-    rate: Rate
-    tasks: int
 
 
 class Leak(NamedTuple):
@@ -52,16 +23,14 @@ class Leak(NamedTuple):
     split: str
 
 
-_SPLIT = "(:split IS NULL OR t.split IN (:split, 'shared'))"
-"""``shared`` stands for all splits at once."""
-
-
 def natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key that puts ``pool/2`` before ``pool/10``."""
-    return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in re.split(r"(\d+)", name)]
+    pieces = re.split("([0-9]+)", name)
+    pieces[1::2] = [digits.lstrip("0") for digits in pieces[1::2]]
+    return [(0, len(piece), piece) if odd % 2 else (1, 0, piece) for odd, piece in enumerate(pieces)]
 
 
-class Queries(Database):
+class Queries(Episodes):
     """All read access to the store."""
 
     # -- any table ----------------------------------------------------------------------------------
@@ -117,97 +86,6 @@ class Queries(Database):
         """The split of a task, or None if the store does not know the task."""
         rows = self.query("SELECT split FROM task WHERE env = ? AND key = ?", (env, key))
         return rows[0]["split"] if rows else None
-
-    # -- episodes -----------------------------------------------------------------------------------
-
-    def used(self, env: str, context_id: str, *, besides: int) -> set[tuple[int, int]]:
-        """The ``(seed, rep)`` pairs that any run but ``besides`` has played with a context, whatever the model."""
-        rows = self.query(
-            "SELECT seed, rep FROM episode WHERE env = ? AND run_id != ? AND context_id = ?", (env, besides, context_id)
-        )
-        return {(row["seed"], row["rep"]) for row in rows}
-
-    def episodes(
-        self,
-        *,
-        run_id: int | None = None,
-        model_id: str | None = None,
-        context_id: str | None = None,
-        env: str | None = None,
-        setup: str | None = None,
-        split: str | None = None,
-    ) -> list[Row]:
-        """Episode rows with their ``split``, oldest first; every filter is optional."""
-        return self.query(
-            "SELECT e.*, t.split FROM episode e JOIN task t ON t.env = e.env AND t.key = e.task_key"
-            " WHERE (:run_id IS NULL OR e.run_id = :run_id) AND (:model_id IS NULL OR e.model_id = :model_id)"
-            " AND (:context_id IS NULL OR e.context_id = :context_id) AND (:env IS NULL OR e.env = :env)"
-            f" AND (:setup IS NULL OR e.setup = :setup) AND {_SPLIT} ORDER BY e.id",
-            {
-                "run_id": run_id, "model_id": model_id, "context_id": context_id, "env": env,
-                "setup": setup, "split": split,
-            },
-        )  # fmt: skip
-
-    def transcript(self, episode_id: int) -> Episode:
-        """The stored episode in full, with every turn and token id.
-
-        Raises:
-            StoreError: there is no such episode, or it was imported without its transcript.
-        """
-        rows = self.query("SELECT body FROM transcript WHERE episode_id = ?", (episode_id,))
-        if not rows:
-            raise StoreError(f"no transcript of episode {episode_id} in {self.path}")
-        return from_json(unpack(rows[0]["body"]))
-
-    def outcomes(self, arm: Arm, arena: Arena) -> dict[Place, bool]:
-        """Success of one arm by place."""
-        rows = self.query(
-            "SELECT e.task_key, e.seed, e.rep, e.success FROM episode e"
-            " JOIN task t ON t.env = e.env AND t.key = e.task_key WHERE e.model_id = :model_id"
-            f" AND e.context_id = :context_id AND e.env = :env AND e.setup = :setup AND {_SPLIT}",
-            {**arm._asdict(), "env": arena.env, "setup": arena.setup, "split": arena.split},
-        )
-        by_place = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
-        if arena.places is None:
-            return by_place
-        wanted = set(arena.places)
-        return {place: success for place, success in by_place.items() if place in wanted}
-
-    def counts(self, arms: Iterable[Arm], arena: Arena) -> dict[Arm, Count]:
-        """Rate and number of distinct tasks of each arm."""
-        counts: dict[Arm, Count] = {}
-        for arm in arms:
-            outcomes = self.outcomes(arm, arena)
-            rate = Rate(sum(outcomes.values()), len(outcomes))
-            counts[arm] = Count(rate, len({key for key, _, _ in outcomes}))
-        return counts
-
-    def compare(self, first: Arm, second: Arm, arena: Arena) -> Comparison:
-        """Compare two arms over their pairs: rates, difference with interval, one-sided p."""
-        a, b = self.outcomes(first, arena), self.outcomes(second, arena)
-        return compare(a, b, {place: place[0] for place in a})
-
-    def competitors(self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None) -> int:
-        """Number of arms with a context that have played on a split: the K of "best of K", or the looks taken."""
-        rows = self.query(
-            "SELECT count(*) AS n FROM (SELECT DISTINCT e.model_id, e.context_id FROM episode e"
-            " JOIN task t ON t.env = e.env AND t.key = e.task_key"
-            " WHERE e.env = :env AND e.context_id != :empty"
-            " AND (:model_id IS NULL OR e.model_id = :model_id) AND (:setup IS NULL OR e.setup = :setup)"
-            f" AND {_SPLIT})",
-            {"env": env, "split": split, "model_id": model_id, "setup": setup, "empty": EMPTY.id},
-        )
-        return rows[0]["n"]
-
-    def scores(self, context_id: str) -> list[Row]:
-        """Where a context has played: ``model_id, env, setup, split``, ``n``, ``tasks`` and ``wins``."""
-        return self.query(
-            "SELECT e.model_id, e.env, e.setup, t.split, count(*) AS n, count(DISTINCT e.task_key) AS tasks,"
-            " sum(e.success) AS wins FROM episode e JOIN task t ON t.env = e.env AND t.key = e.task_key"
-            " WHERE e.context_id = ? GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
-            (context_id,),
-        )
 
     # -- items and contexts -------------------------------------------------------------------------
 
@@ -294,7 +172,7 @@ class Queries(Database):
 
     def ref(self, name: str) -> str | None:
         """The context id that a ref points at, or None if there is no such ref."""
-        rows = self.query("SELECT context_id FROM ref WHERE name = ?", (name,))
+        rows = self.query("SELECT context_id FROM ref_move WHERE name = ? ORDER BY id DESC LIMIT 1", (name,))
         return rows[0]["context_id"] if rows else None
 
     def moves(self, prefix: str = "", *, run_id: int | None = None) -> list[Row]:
@@ -317,21 +195,20 @@ class Queries(Database):
         """
         if name == "empty":
             return EMPTY.id
-        refs = self.refs()
-        if name in refs:
-            return refs[name]
+        if (target := self.ref(name)) is not None:
+            return target
         ids = self.prefixed("context", name)
         if len(ids) == 1:
             return ids[0]
         if len(ids) > 1:
             raise StoreError(f"{name!r} is the start of {len(ids)} contexts; give more digits")
-        raise StoreError(f"unknown context {name!r}{did_you_mean(name, ['empty', *refs])}")
+        raise StoreError(f"unknown context {name!r}{did_you_mean(name, ['empty', *self.refs()])}")
 
     def prefixed(self, table: str, prefix: str) -> list[str]:
         """Ids in the table ``item``, ``context`` or ``model`` that start with 4 or more given hexadecimal digits."""
         if len(prefix) < 4 or not re.fullmatch("[0-9a-f]+", prefix):
             return []
-        rows = self.query(f"SELECT id FROM {table} WHERE substr(id, 1, ?) = ?", (len(prefix), prefix))
+        rows = self.query(f"SELECT id FROM {table} WHERE id BETWEEN ? AND ? ORDER BY id", (prefix, prefix + "g"))
         return [row["id"] for row in rows]
 
     # -- safety -------------------------------------------------------------------------------------
@@ -358,6 +235,15 @@ class Queries(Database):
             " WHERE item_id = ? UNION SELECT m.id FROM model m JOIN hit ON m.parent_id = hit.id)"
             " SELECT m.id FROM model m JOIN hit USING (id) ORDER BY m.created_at, m.rowid",
             (item_id,),
+        )
+        return [row["id"] for row in rows]
+
+    def students(self, context_id: str) -> list[str]:
+        """Ids of the models into which a context was consolidated, newest first."""
+        rows = self.query(
+            "SELECT m.id FROM model m JOIN model_context c ON c.model_id = m.id WHERE c.context_id = ?"
+            " ORDER BY m.created_at DESC, m.rowid DESC",
+            (context_id,),
         )
         return [row["id"] for row in rows]
 

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import NamedTuple
+
+from agentopcd.core.errors import StoreError
+
+LONGEST = 4000
+"""The most characters of a ref: it begins with an environment's name, which may hold its arguments."""
+
+
+def check_ref(name: str) -> None:
+    """Refuse a name that could not be typed, printed or told from the empty context.
+
+    Raises:
+        StoreError: the name is empty, is ``empty``, is too long, or holds spaces or control characters.
+    """
+    odd = any(char.isspace() or unicodedata.category(char) in ("Cc", "Cs") for char in name)
+    if not name or name == "empty" or odd or len(name) > LONGEST:
+        shown = ascii(name) if len(name) <= 100 else f"a text of {len(name)} characters"
+        raise StoreError(f"{shown} cannot name a ref; use something like 'sokoban/best'")
 
 
 def best_ref(env: str) -> str:

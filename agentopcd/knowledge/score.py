@@ -17,8 +17,8 @@ from agentopcd.core.stats import Z95, Comparison, detectable
 from agentopcd.core.types import EMPTY, Context, Job, Placement, Task
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.bench import Bench, places_of
+from agentopcd.knowledge.episodes import Count
 from agentopcd.knowledge.items import Item
-from agentopcd.knowledge.queries import Count
 from agentopcd.knowledge.refs import PoolStep, best_ref
 from agentopcd.knowledge.store import Store
 

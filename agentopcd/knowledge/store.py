@@ -21,11 +21,12 @@ from typing import Any, NamedTuple
 
 import agentopcd
 from agentopcd.core.errors import StoreError, TaskLeak, did_you_mean
-from agentopcd.core.transcript import pack, to_json
+from agentopcd.core.transcript import facts, pack, to_json
 from agentopcd.core.types import EMPTY, SPLITS, Context, Episode, Task
 from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.items import identify, item_texts, normalise
 from agentopcd.knowledge.queries import Queries
+from agentopcd.knowledge.refs import check_ref
 
 EVENTS = ("add", "flag", "approve", "pin", "retire", "restore", "supersede", "distinct", "note")
 """Kinds of events of an item; the last event that is neither ``note`` nor ``distinct`` sets its status."""
@@ -134,6 +135,11 @@ class Store(Queries):
                 link = {"model_id": model_id, "context_id": context_id, "weight": float(weight)}
                 self.insert("model_context", link, unique=("model_id", "context_id"))
 
+    def move_model(self, model_id: str, path: str) -> None:
+        """Note where a model lies now."""
+        with self.write():
+            self.change("UPDATE model SET path = ? WHERE id = ?", (path, model_id))
+
     def add_episodes(self, run_id: int, model_id: str, setup: str, episodes: Iterable[Episode]) -> list[int | None]:
         """Store finished episodes with every turn, in one transaction; an episode already stored stays unchanged.
 
@@ -156,11 +162,7 @@ class Store(Queries):
             return None
         self._require(run_id, model_id, episode)
         row = {
-            "run_id": run_id, "model_id": model_id, "context_id": episode.context_id, "setup": setup,
-            "env": episode.env, "task_key": episode.task.key, "seed": episode.task.seed, "rep": episode.rep,
-            "success": int(episode.success), "reward": float(episode.reward), "stop": episode.stop_reason,
-            "turns": len(episode.turns), "prompt_tokens": episode.prompt_tokens,
-            "output_tokens": episode.output_tokens, "created_at": now(),
+            "run_id": run_id, "model_id": model_id, "setup": setup, "created_at": now(), **facts(episode),
         }  # fmt: skip
         episode_id = self.insert("episode", row, unique=EPISODE_KEY)
         if episode_id is None:
@@ -296,8 +298,8 @@ class Store(Queries):
         Raises:
             StoreError: an invalid name, an unknown context, or a ref that does not point where expected.
         """
-        if not name or name == "empty" or any(char.isspace() for char in name):
-            raise StoreError(f"{name!r} cannot name a ref; use something like 'sokoban/best'")
+        if context_id is not None:
+            check_ref(name)
         with self.write():
             if context_id is not None:
                 self.context_row(context_id)

@@ -68,9 +68,13 @@ def heard(loaded: LoadedModel) -> Iterator[None]:
                 parameter.zero_()
 
 
-def merge(folder: Path) -> str:
-    """Replace the adapter in ``folder`` by the whole model, merged in float32, and return the model's id."""
+def merge(folder: Path, into: Path | None = None) -> str:
+    """Write the whole model of the adapter in ``folder``, merged in float32, and return the model's id.
+
+    Args:
+        into: the folder of the whole model; None: in the adapter's place.
+    """
     loaded, facts = load_model(str(folder)), find.sidecar(folder)
     # save_model writes the other facts itself; a merged model has no base.
     kept = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
-    return save_model(loaded, folder, parent_id=facts["parent_id"], facts=kept)
+    return save_model(loaded, into or folder, parent_id=facts["parent_id"], facts=kept)

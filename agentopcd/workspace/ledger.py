@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.core.config import PlayerConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import read_json
 from agentopcd.knowledge import EXTRACTION_VERSION, Store
 from agentopcd.knowledge.extract import Kind
+from agentopcd.workspace.paths import recall
 
 LATER_SETTINGS = ("keep_checkpoints", "mix", "success_when")
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
@@ -59,13 +62,21 @@ class Ledger:
         self.store.finish(run_id, result | broken | found)
 
     def settle(self) -> None:
-        """Close every run that was killed after its result was written to its folder and before it reached its row."""
+        """Close every run that was killed after its result was written to its folder and before it reached its row.
+
+        An import is one transaction, so one that still seems to run was killed (by version 0.1).
+        """
         for row in self.store.runs(status="running"):
+            if row["verb"] == "import":
+                self.store.finish(row["id"], status="failed")
             if folder := json.loads(row["config"]).get("folder"):
                 # Use the folder's name alone: the command that wrote its path may have run in another directory.
                 file = self.work / "runs" / Path(folder).name / "result.json"
                 if file.is_file():
-                    self.store.finish(row["id"], json.loads(file.read_text()))
+                    try:
+                        self.store.finish(row["id"], read_json(file, "remove it and repeat the command of that run"))
+                    except ConfigError as error:  # this run alone is lost, not the command that looks in
+                        self.say(f"warning: {error}")
 
     def result(self, run_id: int) -> dict[str, Any] | None:
         """The result of a run, or None while it is unfinished."""
@@ -80,13 +91,23 @@ class Ledger:
         Args:
             verb: the verb of the run.
             context_id: the run's context; None: any.
+
+        Raises:
+            ConfigError: that model is gone.
         """
         wanted = run_config(self.config) | {"env": self.env}
         wanted |= {} if context_id is None else {"context_id": context_id}
         for config in (json.loads(row["config"]) for row in self.store.runs(verb)):
             if all(config.get(name) == value for name, value in wanted.items()):
                 model = self.store.lookup("model", id=config["model_id"])
-                return model["path"] if model else None
+                if model is None or not model["path"]:
+                    return None
+                if (name := recall(self.work, model)) is None:
+                    raise ConfigError(
+                        f"this command started from the model {model['name']}, which is no longer at {model['path']}; "
+                        "put it back, or name another one with --model"
+                    )
+                return name
         return None
 
     def _identity(self, facts: dict[str, object]) -> dict[str, object]:

@@ -15,17 +15,21 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
+from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.runs import writing
 from agentopcd.core.text import still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
+from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
 from agentopcd.rollouts.engine import engine_of, game_of, player_of
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.ledger import Ledger
+from agentopcd.workspace.paths import inside, kept, recall
 
 DEFAULT_MODEL = "smollm2-135m"
 """The model for environments that name none."""
@@ -105,9 +109,11 @@ class Session:
             return self.config.model, "as given"
         if self._resumed_model:
             return self._resumed_model, "as when this command was given first"
-        if newest := self.newest_student():
-            return newest, "the newest student of this workspace for this environment"
-        return self.default_model, "the built-in model; no student of this environment yet"
+        newest, gone = self._newest()
+        missing = f"; missing: {', '.join(gone)}" if gone else ""
+        if newest is not None:
+            return newest, f"the newest student of this workspace for this environment{missing}"
+        return self.default_model, f"the built-in model; no student of this environment{missing or ' yet'}"
 
     @property
     def default_model(self) -> str:
@@ -116,8 +122,19 @@ class Session:
 
     def newest_student(self) -> str | None:
         """The folder of the newest student of this environment that still exists, if there is one."""
-        rows = self.store.models(self.env, trained=True)
-        return next((row["path"] for row in rows if row["path"] and Path(row["path"]).is_dir()), None)
+        newest, gone = self._newest()
+        if gone:
+            self._say_once(f"warning: newer students of this environment are missing: {', '.join(gone)}")
+        return newest
+
+    def _newest(self) -> tuple[str | None, list[str]]:
+        """The folder of the newest student that still exists, and the newer ones that are gone."""
+        gone: list[str] = []
+        for row in self.store.models(self.env, trained=True):
+            if (name := recall(self.work, row)) is not None:
+                return name, gone
+            gone.append(row["path"] or row["name"])
+        return None, gone
 
     def resume_model(self, verb: str, context_id: str | None = None) -> None:
         """Take the model that this command started from when it was first given, if it was given before."""
@@ -147,8 +164,28 @@ class Session:
         if loaded.note:
             self._say_once(f"note: {loaded.note}")
         self._shortcuts[loaded.id] = models.shortcuts_of(loaded.model)
-        self.store.add_model(loaded.id, loaded.name, str(loaded.folder))
+        self.store.add_model(loaded.id, loaded.name, kept(self.work, loaded.folder))
+        known = self.store.lookup("model", id=loaded.id)
+        if known is not None and recall(self.work, known) is None:  # it was moved
+            self.store.move_model(loaded.id, kept(self.work, loaded.folder))
+        if name not in (self.config.model, getattr(self.config, "student", "")):
+            self._refuse_changed(loaded)
         return loaded
+
+    def _refuse_changed(self, loaded: models.LoadedModel) -> None:
+        """Refuse a student of this workspace whose files are no longer those that were trained.
+
+        Raises:
+            ConfigError: the files were changed.
+        """
+        here = self.work / kept(self.work, loaded.folder)
+        rows = [row for row in self.store.models() if row["run_id"] and row["path"]]
+        trained = {row["id"] for row in rows if inside(self.work, row["path"]) == here}
+        if trained and loaded.id not in trained:
+            raise ConfigError(
+                f"{loaded.name} is not the model that was trained there: its files were changed; put them back, or "
+                "name a model with --model"
+            )
 
     def _shortcuts_found(self) -> dict[str, Any]:
         """What the comparisons of shortcuts found, for each model that this session has loaded."""
@@ -228,8 +265,9 @@ class Session:
         if file.is_file():
             return Manifest.load(file)
         manifest = build_splits(self.game.ref, self.game.kwargs, progress=self.progress)
-        file.parent.mkdir(exist_ok=True)
-        manifest.save(file)
+        with writing(file):
+            file.parent.mkdir(exist_ok=True)
+            manifest.save(file)
         return manifest
 
     def _register_tasks(self) -> None:
@@ -249,14 +287,16 @@ class Session:
         """A context by file, ref or id, and whether it came from a file.
 
         Raises:
-            ConfigError: the file is empty or not UTF-8 text.
+            ConfigError: the file is empty, is not text, or is an export of a store.
             StoreError: ``name`` is neither a file nor a ref or id in the store.
         """
         if Path(name).is_file():
-            try:
-                text = Path(name).read_text(encoding="utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise ConfigError(f"context file {name!r} is not UTF-8 text ({error})") from error
+            text = read_text(name).strip()
+            if is_export(text):
+                raise ConfigError(
+                    f"{name!r} is a knowledge export, not a context; import it with `agentopcd knowledge import "
+                    f"{name}`, then name one of its refs"
+                )
             if not text:
                 raise ConfigError(f"context file {name!r} is empty; write the context into it")
             context = Context(text, placement)

@@ -13,6 +13,7 @@ import torch
 
 from agentopcd import consolidate as loop
 from agentopcd import models
+from agentopcd.core import transcript
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run
@@ -169,6 +170,32 @@ def test_a_killed_baseline_ends_bit_equal(method: str, model_dir: Path, tmp_path
     with pytest.raises(Killed):
         train(model_dir, tmp_path / "killed", method=method, kill_at=4)
     assert train(model_dir, tmp_path / "killed", method=method).weights == whole.weights
+
+
+@pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]", b"9"])
+def test_a_damaged_answer_is_told_with_its_line(damage: bytes, tmp_path: Path) -> None:
+    episode = transcript.to_json(methods._read(_answers(tmp_path))[0])
+    assert methods._read(_answers(tmp_path, json.dumps(episode) + "\n"))[1] == transcript.from_json(
+        episode
+    )  # as in 0.1
+    body = (tmp_path / "answers-0.jsonl").read_bytes()
+    for at in (b'"rep": 0', b"\n"):  # a changed digit, and a line of another kind
+        broken = body.replace(b'"rep": 0', b'"rep": 1', 1) if at != b"\n" else body + damage + b"\n"
+        (tmp_path / "answers-0.jsonl").write_bytes(broken)
+        with pytest.raises(ConfigError, match=r"line [13] of .*answers-0.jsonl is damaged .*remove that line") as error:
+            methods._read(tmp_path / "answers-0.jsonl")
+        assert "\n" not in str(error.value)
+
+
+def _answers(folder: Path, more: str = "") -> Path:
+    """A file with one answer, and a line cut by a kill unless ``more`` follows."""
+    episode = Episode(
+        env="math", task=TRAIN[0], rep=0, context_id="c", turns=[], outcome=[], success=False, reward=0.0,
+        stop_reason="failed",
+    )  # fmt: skip
+    file = folder / "answers-0.jsonl"
+    file.write_text(methods._line(transcript.to_json(episode)) + (more or '{"env": "ma'))
+    return file
 
 
 def test_answers_that_are_there_are_not_asked_for_again(model_dir: Path, tmp_path: Path) -> None:

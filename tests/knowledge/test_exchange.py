@@ -183,8 +183,8 @@ def test_files_that_are_no_export(store: Store) -> None:
         load(store, from_jsonl(['{"a": 1}']))
     with pytest.raises(StoreError, match="not a knowledge export"):
         load(store, iter([]))
-    with pytest.raises(StoreError, match="export version 2"):
-        load(store, from_jsonl(['{"format": "agentopcd-kb", "version": 2}']))
+    with pytest.raises(StoreError, match="export version 3"):
+        load(store, from_jsonl(['{"format": "agentopcd-kb", "version": 3}']))
     with pytest.raises(StoreError, match="line 2 is not JSON"):
         list(from_jsonl(["{}", "{"]))
     with pytest.raises(StoreError, match="line 1 is not a JSON object"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import re
+import time
 import unicodedata
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from agentopcd.core.types import EMPTY, MARKER, Job, Task
 from agentopcd.knowledge import Found, Origin, Store, flags, identify, ingest, item_ids, parse, sanitise
 from agentopcd.knowledge.exchange import dump
+from agentopcd.knowledge.items import _marks
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>", "[INST]", "<|end of text|>", " ", "\n")
 
@@ -194,3 +198,30 @@ def test_items_of_a_context_are_its_items(store: Store, kit) -> None:
     assert item_ids(context) == [identify("Avoid holes."), identify("Go to G.")]
     ids = store.add_items(1, [Found("Avoid holes."), Found("Go to G.")])
     assert [item.id for item in store.items(context_id=store.add_context(context))] == ids
+
+
+PATTERN = re.compile(r"(?:[-*•–]\s*|\d+[.)]\s*)?\**EXPERIENCE ITEM\**[ \t]*:\**", re.IGNORECASE)
+"""What a marker is; a search with it takes the square of the length of a run of stars or digits."""
+
+
+def test_markers_are_found_as_their_pattern_finds_them() -> None:
+    rng = random.Random(0)
+    pieces = ["*", "**", "-", "•", " ", "\t", "1", "12", "٣", "²", ".", ")", ":", "EXPERIENCE ITEM", "a", "\n",
+              "experience item:", "EXPERIENCE ITEM**:**", "EXPERIENCE ITEM :"]  # fmt: skip
+    found = 0
+    for _ in range(4000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(1, 14)))
+        marks = [(mark.start(), mark.end()) for mark in PATTERN.finditer(text)]
+        assert list(_marks(text)) == marks, text
+        found += len(marks)
+    assert found > 1000
+
+
+@pytest.mark.parametrize("run", ["*", "1", "-", " ", "* ", "1.", "EXPERIENCE ITEM", "EXPERIENCE ITEM:", "up,", "(1,"])
+def test_long_runs_take_no_square_of_their_length(run: str) -> None:
+    """The pattern took 20 s for 100,000 stars."""
+    reply = run * 100_000
+    began = time.process_time()
+    flags(sanitise(reply))
+    parse(f"{MARKER}{reply}")
+    assert time.process_time() - began < 5

@@ -192,6 +192,29 @@ def test_chains_of_two_runs_get_names_of_their_own(lab: Lab) -> None:
     assert {name.split("/")[-2] for name in names} == {"00", "01", "02", "03"}
 
 
+def test_two_plays_at_once_keep_their_names_apart(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one extracts, from start to end, while the first waits for its first reply."""
+    ask, second = chains._ask, []
+
+    def meanwhile(*asked: Any) -> Any:
+        if not second:
+            second.append(None)
+            second[0] = lab.play(seed=1)
+        return ask(*asked)
+
+    monkeypatch.setattr(chains, "_ask", meanwhile)
+    first = lab.play()
+    with lab.open() as session:
+        moves = session.store.moves(f"{lab.rows}/pool/")
+        named = {
+            run: {m["name"].split("/")[-2] for m in moves if m["run_id"] == run} for run in {m["run_id"] for m in moves}
+        }
+        assert named == {first.run_id: {"00", "01"}, second[0].run_id: {"02", "03"}}
+        own = [context.id for context in chains.pool(session, first.run_id)]
+        session.store.move(f"{lab.rows}/pool/00/02", EMPTY.id, "person")  # what others do to a name is not this run's
+        assert [context.id for context in chains.pool(session, first.run_id)] == own
+
+
 def test_a_chain_without_an_item_keeps_its_number_when_the_run_goes_on(lab: Lab) -> None:
     lab.play()  # chains 0 and 1
     with lab.open() as session:

@@ -19,7 +19,7 @@ from agentopcd.cli.paper.plan import Plan, of_experience
 from agentopcd.cli.paper.report import Chosen, Finding, Result
 from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, PlayConfig, PlayerConfig, ScoreConfig, pick
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import CHECKPOINTS
+from agentopcd.core.runs import CHECKPOINTS, read_records
 from agentopcd.core.stats import Rate, compare
 from agentopcd.core.types import EMPTY, Context, Task
 from agentopcd.distil import distil_context
@@ -267,7 +267,7 @@ def _of_seed(outcomes: Mapping[Place, bool], seed: int) -> Outcomes:
 
 
 def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
-    seeds = [[json.loads(line) for line in file.read_text().splitlines()][1:] for file in logs]  # the first is step 0
+    seeds = [read_records(file)[1:] for file in logs]  # the first is step 0
     found: dict[str, list[float | None]] = {}
     for name, key in CURVES.items():
         steps = [[record[key] for record in step if key in record] for step in zip(*seeds, strict=True)]

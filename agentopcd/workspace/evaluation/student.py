@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from agentopcd import models
 from agentopcd.core.config import EvaluateConfig
@@ -12,6 +11,7 @@ from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import best_ref
 from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drifts
 from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
+from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
 
 
@@ -63,10 +63,16 @@ def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedMod
         base = session.load(config.model)
     else:
         parent = student.parent_id if student else None
-        rows = [row for row in session.store.models() if row["id"] == parent and row["path"]]
-        if student is not None and not (rows and Path(rows[0]["path"]).is_dir()):
+        row = session.store.lookup("model", id=parent) if student else None
+        name = recall(session.work, row) if row else None
+        if student is not None and name is None:
             raise ConfigError(f"the model that {student.name} was trained from is not here; give the base with --model")
-        base = session.load(rows[0]["path"] if student else session.default_model)
-        session.say(f"base: {rows[0]['name'] if student else session.default_model}")
+        base = session.load(name or session.default_model)
+        if parent is not None and base.id != parent:
+            raise ConfigError(
+                f"{name} is no longer the model that the student was trained from: its files were changed; give the "
+                "base with --model"
+            )
+        session.say(f"base: {row['name'] if row else session.default_model}")
     session.use(base)  # the run's row must name the base as its model
     return base

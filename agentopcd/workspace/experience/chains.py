@@ -75,7 +75,7 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
     ids = [row["id"] for row in store.episodes(run_id=run_id)]
     if not ids:
         raise ConfigError("no finished episode to extract from: the environment broke every one of them")
-    first = _first_chain(session, run_id)
+    first = _take_chains(session, config, run_id)
     depth = min(config.chain_steps, len(ids))
     readings = {c: random.Random(f"{config.seed}:chain:{c}").sample(ids, depth) for c in range(config.chains)}
     chains = dict.fromkeys(range(config.chains), EMPTY)
@@ -174,31 +174,53 @@ def _in_format(reply: str) -> bool:
     return MARKER in said or not (said.strip() or still_thinking(reply))
 
 
+def _take_chains(session: Session, config: GatherConfig, run_id: int) -> int:
+    """Take the numbers of all chains of this run at once, and return the first: another play may run beside this one.
+
+    A number is taken by a move of the chain's step 0 to nothing.
+    """
+    with session.store.write():
+        first, owners = _first_chain(session, run_id), _owners(session)
+        for chain in range(first, first + config.chains):
+            if chain not in owners:
+                ref = PoolStep(session.env, chain, 0).ref
+                session.store.move(ref, None, "extract", "takes the chain's number", run_id)
+    return first
+
+
 def _first_chain(session: Session, run_id: int) -> int:
     """The number of this run's first chain: the same as before a kill, else the next free number.
 
-    A chain without an item has no name in the store. So this run's first chain comes right after the last chain of
-    earlier runs, whichever of this run's chains have names.
+    In stores of version 0.1, a chain without an item has no name. So this run's first chain comes right after the last
+    chain of earlier runs, whichever of this run's chains have names.
     """
-    moves = session.store.moves(pool_prefix(session.env))
-    names = ((move["name"].split("/")[-2], move["run_id"]) for move in moves)
-    owners = {int(name): owner for name, owner in names if name.isdecimal()}  # a person may name refs freely
+    owners = _owners(session)
     named = min((chain for chain, owner in owners.items() if owner == run_id), default=max(owners, default=-1) + 1)
     return max((chain for chain in owners if chain < named), default=-1) + 1
+
+
+def _owners(session: Session) -> dict[int, int | None]:
+    """The run that named each chain of this environment first; None for a person."""
+    owners: dict[int, int | None] = {}
+    for move in session.store.moves(pool_prefix(session.env)):
+        name = move["name"].split("/")[-2]
+        if name.isdecimal():  # a person may name refs freely
+            owners.setdefault(int(name), move["run_id"])
+    return owners
 
 
 def pool(session: Session, run_id: int | None = None, prefix: str = "") -> list[Context]:
     """The distinct contexts of the pool: the latest step of each chain, newest chain first; then the steps before.
 
     Args:
-        run_id: only contexts of this run; None: of all runs.
+        run_id: only contexts that this run has put there; None: of all runs.
         prefix: the prefix of the pool's refs; '': that of the session's environment.
     """
     store = session.store
     names = store.refs(prefix or pool_prefix(session.env))
     if run_id is not None:
-        moved = {move["name"] for move in store.moves(run_id=run_id)}
-        names = {name: id_ for name, id_ in names.items() if name in moved}
+        moved = {move["name"]: move["context_id"] for move in store.moves(run_id=run_id)}
+        names = {name: moved[name] for name in names if moved.get(name)}
     chains: dict[str, list[str]] = {}
     for name, id_ in names.items():
         chains.setdefault(name.rpartition("/")[0], []).append(id_)
@@ -222,7 +244,7 @@ def chains_of(store: Store, run: Mapping[str, Any]) -> list[list[str]]:
     for name in store.refs(pool_prefix(config["env"])):
         chain, _, step = name.rpartition("/")
         for move in store.log(name):
-            if move["run_id"] == run["id"] and move["actor"] == "extract":
+            if move["run_id"] == run["id"] and move["actor"] == "extract" and move["context_id"]:
                 reached[chain][int(step)] = move["context_id"]
     depth, silent = min(config["chain_steps"], played), [{}] * (config["chains"] - len(reached))
     chains = []

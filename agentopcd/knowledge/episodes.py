@@ -1,0 +1,190 @@
+"""Queries about episodes: every score is recomputed from their rows, nothing is cached.
+
+The largest tables by far, so no query may read all their rows to answer about a few of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from agentopcd.core.errors import StoreError
+from agentopcd.core.stats import Comparison, Rate, compare
+from agentopcd.core.transcript import UNREADABLE, from_json, unpack
+from agentopcd.core.types import EMPTY, Episode
+from agentopcd.knowledge.database import Database, Row
+from agentopcd.knowledge.faults import REPAIR
+
+Place = tuple[str, int, int]
+"""Task key, seed and repetition: the key by which two episodes are paired."""
+
+
+class Arm(NamedTuple):
+    """Who plays: a model and the context it is shown."""
+
+    model_id: str
+    context_id: str = EMPTY.id
+
+
+class Arena(NamedTuple):
+    """Where arms are compared, and which of their episodes count."""
+
+    env: str
+    setup: str
+    split: str | None = None
+    """Only tasks of this split; None: any split."""
+    places: Collection[Place] | None = None
+    """Only these places; None: all that were played."""
+
+
+class Count(NamedTuple):
+    """Result of one arm: its rate (with interval) and the number of distinct tasks behind it."""
+
+    rate: Rate
+    tasks: int
+
+
+MANY = 100_000
+"""More episodes than an index is read for as a whole."""
+
+_EPISODES = "SELECT e.*, t.split FROM episode e JOIN task t ON t.env = e.env AND t.key = e.task_key"
+
+_SPLIT = "(:split IS NULL OR t.split IN (:split, 'shared'))"
+"""``shared`` stands for all splits at once."""
+
+
+_ARMS = """
+    WITH RECURSIVE arm (model_id, context_id, env, setup) AS (
+      SELECT * FROM (SELECT model_id, context_id, env, setup FROM episode ORDER BY 1, 2, 3, 4 LIMIT 1)
+      UNION ALL
+      SELECT e.model_id, e.context_id, e.env, e.setup FROM arm a JOIN episode e ON e.id = COALESCE(
+        (SELECT id FROM episode WHERE model_id = a.model_id AND context_id = a.context_id AND env = a.env
+         AND setup > a.setup ORDER BY setup LIMIT 1),
+        (SELECT id FROM episode WHERE model_id = a.model_id AND context_id = a.context_id
+         AND env > a.env ORDER BY env, setup LIMIT 1),
+        (SELECT id FROM episode WHERE model_id = a.model_id
+         AND context_id > a.context_id ORDER BY context_id, env, setup LIMIT 1),
+        (SELECT id FROM episode WHERE model_id > a.model_id ORDER BY model_id, context_id, env, setup LIMIT 1)))
+"""
+"""Who has played what in which setup, found by leaps along an index: a few steps each, however many episodes."""
+
+
+class Episodes(Database):
+    """All read access to episodes and their transcripts."""
+
+    def used(self, env: str, context_id: str, *, besides: int) -> set[tuple[int, int]]:
+        """The ``(seed, rep)`` pairs that any run but ``besides`` has played with a context, whatever the model."""
+        rows = self.query(  # model by model: the index of the episodes begins with the model and the context
+            "SELECT e.seed, e.rep FROM model m CROSS JOIN episode e ON e.model_id = m.id"
+            " WHERE e.context_id = ? AND e.env = ? AND e.run_id != ?",
+            (context_id, env, besides),
+        )
+        return {(row["seed"], row["rep"]) for row in rows}
+
+    def episodes(
+        self,
+        *,
+        run_id: int | None = None,
+        model_id: str | None = None,
+        context_id: str | None = None,
+        env: str | None = None,
+        setup: str | None = None,
+        split: str | None = None,
+    ) -> list[Row]:
+        """Episode rows with their ``split``, oldest first; every filter is optional."""
+        given = {"run_id": run_id, "model_id": model_id, "context_id": context_id, "env": env, "setup": setup}
+        given = {name: value for name, value in given.items() if value is not None}
+        where = " AND ".join([_SPLIT, *(f"e.{name} = :{name}" for name in given)])
+        return self.query(f"{_EPISODES} WHERE {where} ORDER BY e.id", {**given, "split": split})
+
+    def episode(self, episode_id: int) -> Row | None:
+        """One episode's row with its ``split``."""
+        rows = self.query(f"{_EPISODES} WHERE e.id = ?", (episode_id,))
+        return rows[0] if rows else None
+
+    def newest_episodes(self, limit: int, env: str | None = None) -> tuple[list[Row], int]:
+        """The last ``limit`` episode rows with their ``split``, oldest first, and the number of all episodes."""
+        where, values = ("", {}) if env is None else ("WHERE env = :env", {"env": env})
+        total: int = self.query(f"SELECT count(*) AS n FROM episode {where}", values)[0]["n"]
+        # The index of an environment is not in the order of the numbers: of many rows, go back from the newest instead.
+        back = "NOT INDEXED" if total > MANY else ""
+        newest = f"SELECT id FROM episode {back} {where} ORDER BY id DESC LIMIT :limit"
+        rows = self.query(f"{_EPISODES} WHERE e.id IN ({newest}) ORDER BY e.id", {**values, "limit": limit})
+        return rows, total
+
+    def transcript(self, episode_id: int) -> Episode:
+        """The stored episode in full, with every turn and token id.
+
+        Raises:
+            StoreError: there is no such episode, or it was imported without its transcript.
+        """
+        rows = self.query("SELECT body FROM transcript WHERE episode_id = ?", (episode_id,))
+        if not rows:
+            raise StoreError(f"no transcript of episode {episode_id} in {self.path}")
+        try:
+            return from_json(unpack(rows[0]["body"]))
+        except UNREADABLE as error:
+            raise StoreError(f"the transcript of episode {episode_id} in {self.path} is damaged; {REPAIR}") from error
+
+    def outcomes(self, arm: Arm, arena: Arena) -> dict[Place, bool]:
+        """Success of one arm by place."""
+        rows = self.query(
+            "SELECT e.task_key, e.seed, e.rep, e.success FROM episode e"
+            " JOIN task t ON t.env = e.env AND t.key = e.task_key WHERE e.model_id = :model_id"
+            f" AND e.context_id = :context_id AND e.env = :env AND e.setup = :setup AND {_SPLIT}",
+            {**arm._asdict(), "env": arena.env, "setup": arena.setup, "split": arena.split},
+        )
+        by_place = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
+        if arena.places is None:
+            return by_place
+        wanted = set(arena.places)
+        return {place: success for place, success in by_place.items() if place in wanted}
+
+    def counts(self, arms: Iterable[Arm], arena: Arena) -> dict[Arm, Count]:
+        """Rate and number of distinct tasks of each arm."""
+        counts: dict[Arm, Count] = {}
+        for arm in arms:
+            outcomes = self.outcomes(arm, arena)
+            rate = Rate(sum(outcomes.values()), len(outcomes))
+            counts[arm] = Count(rate, len({key for key, _, _ in outcomes}))
+        return counts
+
+    def compare(self, first: Arm, second: Arm, arena: Arena) -> Comparison:
+        """Compare two arms over their pairs: rates, difference with interval, one-sided p."""
+        a = self.outcomes(first, arena)
+        rows = self.query(  # the second arm may have played far more: look up only what the first has played, too
+            "SELECT b.task_key, b.seed, b.rep, b.success"
+            " FROM episode a CROSS JOIN episode b USING (env, setup, seed, rep)"
+            " WHERE a.model_id = ? AND a.context_id = ? AND a.env = ? AND a.setup = ?"
+            " AND b.model_id = ? AND b.context_id = ?",
+            (*first, arena.env, arena.setup, *second),
+        )
+        b = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
+        return compare(a, b, {place: place[0] for place in a})
+
+    def competitors(self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None) -> int:
+        """Number of arms with a context that have played on a split: the K of "best of K", or the looks taken."""
+        rows = self.query(
+            f"{_ARMS} SELECT count(*) AS n FROM (SELECT DISTINCT model_id, context_id FROM arm a"
+            " WHERE a.env = :env AND a.context_id != :empty"
+            " AND (:model_id IS NULL OR a.model_id = :model_id) AND (:setup IS NULL OR a.setup = :setup)"
+            " AND EXISTS (SELECT 1 FROM episode e JOIN task t ON t.env = e.env AND t.key = e.task_key"
+            " WHERE e.model_id = a.model_id AND e.context_id = a.context_id AND e.env = a.env AND e.setup = a.setup"
+            f" AND {_SPLIT}))",
+            {"env": env, "split": split, "model_id": model_id, "setup": setup, "empty": EMPTY.id},
+        )
+        return rows[0]["n"]
+
+    def played_in(self, env: str) -> set[str]:
+        """Ids of the contexts with which anybody has played an environment."""
+        return {row["context_id"] for row in self.query(f"{_ARMS} SELECT context_id FROM arm WHERE env = ?", (env,))}
+
+    def scores(self, context_id: str) -> list[Row]:
+        """Where a context has played: ``model_id, env, setup, split``, ``n``, ``tasks`` and ``wins``."""
+        return self.query(
+            "SELECT e.model_id, e.env, e.setup, t.split, count(*) AS n, count(DISTINCT e.task_key) AS tasks,"
+            " sum(e.success) AS wins FROM model m CROSS JOIN episode e ON e.model_id = m.id"
+            " JOIN task t ON t.env = e.env AND t.key = e.task_key"
+            " WHERE e.context_id = ? GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4",
+            (context_id,),
+        )

@@ -1,0 +1,54 @@
+"""Paths of models as the store and the run folders keep them.
+
+A folder inside the workspace is kept relative to it, so that it is found from any folder, and after the workspace was
+moved or copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentopcd.models import find
+
+
+def kept(work: Path, folder: str | Path) -> str:
+    """The path to write down for a model's folder: relative to the workspace if it is inside, else in full."""
+    path, root = Path(folder).resolve(), work.resolve()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def written_down(work: Path, name: str) -> str:
+    """A model's name to write down: the path of :func:`kept` for a folder in the workspace, else as it was typed."""
+    path = kept(work, name)
+    return path if Path(name).is_dir() and not Path(path).is_absolute() else name
+
+
+def inside(work: Path, path: str | Path) -> Path | None:
+    """The folder of a run of this workspace that a path names, whatever workspace it was written in; None if none.
+
+    Version 0.1 wrote paths as they were typed, with the workspace in front.
+    """
+    parts = Path(path).parts
+    if "runs" not in parts:
+        return None
+    last = len(parts) - 1 - parts[::-1].index("runs")
+    return work.joinpath(*parts[last:])
+
+
+def recall(work: Path, model: Mapping[str, Any]) -> str | None:
+    """The name to load a model of the store by; None if it is no longer where it was.
+
+    Args:
+        model: the model's row.
+    """
+    if not model["path"]:
+        return None
+    here = inside(work, model["path"])
+    if here is not None and model["run_id"] is not None:  # trained here: another workspace's copy is not taken for it
+        return str(here) if here.is_dir() else None
+    for place in (work / model["path"], Path(model["path"]), here):
+        if place is not None and place.is_dir():
+            return str(place)
+    return model["name"] if model["name"] in find.BUILT_IN else None

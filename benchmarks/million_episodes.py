@@ -1,0 +1,124 @@
+"""How long the knowledge commands take on a store with very many episodes.
+
+    python benchmarks/million_episodes.py --episodes 1000000
+
+makes a store of so many short episodes in a temporary folder (0.9 GB for a million, a minute), then times each command
+in a process of its own, start of Python included (the first row is the start alone), and the query in one process: by
+the clock and as time of the processor. The median of --repeat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from agentopcd.cli import store_views
+from agentopcd.core.transcript import pack, to_json
+from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Task
+from agentopcd.knowledge import Origin, Store, ingest
+from agentopcd.knowledge.database import now
+
+ENVS, MODELS, CONTEXTS, TASKS = ("room", "hall"), 5, 300, 2000
+ROWS = """INSERT INTO episode (run_id, model_id, context_id, setup, env, task_key, seed, rep, success, reward, stop,
+    turns, prompt_tokens, output_tokens, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'failed', 1, 3, 2, ?)"""
+
+
+def build(path: Path, episodes: int) -> None:
+    """A store with ``episodes`` episodes: two environments, and as many arms as a study of 300 contexts has."""
+    with Store.open(path) as store:
+        run_id = store.start("play", {"env": ENVS[0]}, 0)
+        models = [f"{number:064x}" for number in range(1, MODELS + 1)]
+        for model in models:
+            store.add_model(model, "pocket")
+        contexts = [EMPTY, *(Context(f"{MARKER} Rule {number}.") for number in range(CONTEXTS - 1))]
+        for context in contexts:
+            store.add_context(context)
+        for number, context in enumerate(contexts[1:]):
+            store.move(f"{ENVS[0]}/pool/{number:02d}/01", context.id, "extract", run_id=run_id)
+        for env in ENVS:
+            store.add_tasks(env, [f"task-{number:060d}" for number in range(TASKS)], "extract")
+        store.finish(run_id, {})
+        connection = store._connection
+        with store.write():
+            connection.executemany(ROWS, _rows(run_id, models, contexts, episodes))
+            body = pack(to_json(_episode()))
+            connection.execute("INSERT INTO transcript SELECT id, ? FROM episode", (body,))
+        origin = Origin(run_id=run_id, episode=_episode(), episode_id=1)
+        ingest(store, f"{MARKER} The door on the left opens.", origin)
+
+
+def _rows(run_id: int, models: list[str], contexts: list[Context], episodes: int) -> Iterator[tuple[object, ...]]:
+    arms = [(model, context.id) for model in models for context in contexts]
+    at = now()
+    for number in range(episodes):
+        model, context = arms[number % len(arms)]
+        turn = number // len(arms)
+        env = ENVS[number % 10 == 9]  # a tenth is played in the second environment
+        key = f"task-{turn % TASKS:060d}"
+        yield run_id, model, context, "s" * 64, env, key, turn, 0, number % 3 == 0, float(number % 3 == 0), at
+
+
+def _episode() -> Episode:
+    return Episode(
+        env=ENVS[0], task=Task(0, f"task-{0:060d}"), rep=0, context_id=EMPTY.id, turns=[],
+        outcome=[("outcome", "Over.")], success=True, reward=1.0, stop_reason="failed",
+    )  # fmt: skip
+
+
+COMMANDS: dict[str, Callable[[Store], object]] = {
+    "--help": lambda store: None,
+    "show 5": lambda store: store_views.describe(store, "5"),
+    "list episodes --limit 5": lambda store: store.newest_episodes(5),
+    "list episodes --limit 5 --env room": lambda store: store.newest_episodes(5, "room"),
+    "list contexts --env hall": lambda store: store_views.context_rows(store, "hall"),
+    "list contexts --env nowhere": lambda store: store_views.context_rows(store, "nowhere"),
+    "list refs": store_views.ref_rows,
+    "show room/pool/07/01": lambda store: store_views.describe(store, "room/pool/07/01"),
+}
+
+
+def main() -> None:
+    """Build the store and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--episodes", type=int, default=1_000_000)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--store", type=Path, help="a store to keep, and to use again; by default a temporary one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path: Path = options.store or Path(folder) / "store.db"
+        if not path.exists():
+            build(path, options.episodes)
+        with Store.open(path) as store:
+            episodes = store.newest_episodes(1)[1]
+        print(f"{episodes} episodes, {path.stat().st_size / 1e9:.2f} GB", flush=True)
+        print(f"{'agentopcd knowledge ...':36s} {'command':>9s} {'query':>9s} {'processor':>10s}")
+        for words, query in COMMANDS.items():
+            measure(words, query, path, options.repeat)
+
+
+def measure(words: str, query: Callable[[Store], object], path: Path, repeat: int) -> None:
+    """Print one row of the table."""
+    where = [] if words == "--help" else ["--work", str(path.parent)]
+    command = [sys.executable, "-m", "agentopcd", "knowledge", *words.split(), *where]
+    whole, clock, processor = [], [], []
+    with Store.open(path) as store:
+        for _ in range(repeat):
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            whole.append(time.perf_counter() - began)
+            began, used = time.perf_counter(), time.process_time()
+            query(store)
+            clock.append(time.perf_counter() - began)
+            processor.append(time.process_time() - used)
+    figures = [statistics.median(times) for times in (whole, clock, processor)]
+    print("{:36s} {:7.2f} s {:7.3f} s {:8.3f} s".format(words, *figures), flush=True)
+
+
+if __name__ == "__main__":
+    main()
