@@ -101,6 +101,8 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "- **errors**: it can be built, and results from it would be wrong. The first error is shown."
     yield "- **refused**: it cannot be built here: something is missing, or its actions are no words."
     yield "- **too slow**: not done in the time for one environment."
+    yield ""
+    yield "Limits of time were met on two busy cores. The command goes on with what the file of `--kept` does not hold."
     for family, title in FAMILIES.items():
         mine = [row for row in rows if row["family"] == family]
         counts = {

@@ -93,10 +93,15 @@ def _load_named(name: str) -> ModuleType:
 
 @contextmanager
 def _on_path(folder: Path) -> Iterator[None]:
-    """Put ``folder`` on the import path; a console script does not have it there."""
+    """Put ``folder`` first on the import path; a console script does not have it there.
+
+    Afterwards it stands last, where it hides nothing: a game may import its neighbours only when it begins.
+    """
     sys.path.insert(0, str(folder))
     try:
         yield
     finally:
         if str(folder) in sys.path:
             sys.path.remove(str(folder))
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))

@@ -227,7 +227,7 @@ class Probe:
                 return
             env.reset(seed=seed)
             with faults("solution()", CHECK_LIMIT_S):
-                replies = inner.solution()
+                replies = inner.solution()  # pyright: ignore[reportAttributeAccessIssue]
             if replies is None:
                 continue
             self.proven = True
@@ -263,10 +263,13 @@ class Probe:
             steps = list(walk(env, game % self.n, replies=self.n + game, most=left))
             left -= len(steps) - 1
             self._won(steps)
-        if not self.ended and not self.proven and "return" not in rule:
+        replies = LONG_REPLIES - left
+        if not self.ended and known and "return" not in rule and not self.proven:
+            self.warn(f"no episode came to an end of its own in {replies:,} random replies")
+        elif not self.ended and not known:
             self.error(
-                f"no episode came to an end of its own in {LONG_REPLIES - left:,} replies; end it, as in"
-                " turn(success=...), or give solution() if only a good reply can"
+                f"no episode came to an end of its own in {replies:,} replies; end it, as in turn(success=...), or"
+                " give solution() if only a good reply can"
             )
         elif not self.said and not known:
             self.error(

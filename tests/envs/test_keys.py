@@ -244,3 +244,9 @@ class Unpaid(Endless):
 def test_what_never_ends_or_never_says_anything_is_not_ok(name: str, words: str) -> None:
     report = check_env(f"tests.envs.test_keys:{name}", n=4)
     assert any(words in error for error in report.errors), report
+
+
+def test_where_a_rule_says_what_an_end_is_random_replies_need_not_reach_one() -> None:
+    report = check_env("tests.envs.test_keys:Endless", n=4, success_when="terminated")
+    assert report.errors == []
+    assert "no episode came to an end of its own in 2,000 random replies" in report.warnings

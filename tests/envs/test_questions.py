@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agentopcd.core.errors import DependencyError, EnvError
@@ -282,3 +283,15 @@ def test_a_warning_is_one_line_on_the_command_line(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr == "warning: 1 repeated questions have another answer; the first counts\n"
+
+
+@pytest.mark.parametrize("task", ["list_functions", "pool_matrix"])
+def test_tasks_that_use_the_global_generators_are_held_to_their_seed(task: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    env = make(f"rg:{task}")
+    random.seed(1)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    first = [env.reset(seed=seed)[0] for seed in (1, 2, 3)]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    random.seed(2)
+    assert [make(f"rg:{task}").reset(seed=seed)[0] for seed in (1, 2, 3)] == first

@@ -81,6 +81,19 @@ def test_pkg_mod_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pyt
     assert "number" in make("some_guess_module.py:Guess").reset(seed=0)[0]
 
 
+def test_a_game_may_import_its_neighbour_only_when_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "words_beside_the_game.py").write_text("WORDS = ['apple']\n")
+    (tmp_path / "lazy.py").write_text(
+        "from agentopcd.envs import TextEnv\n"
+        "class Lazy(TextEnv):\n"
+        "    def reset(self, *, seed=None, options=None):\n"
+        "        super().reset(seed=seed)\n"
+        "        from words_beside_the_game import WORDS\n"
+        "        return self.first(key=seed, state=WORDS[0])\n"
+    )
+    assert make(f"{tmp_path / 'lazy.py'}:Lazy").reset(seed=0)[0] == "apple"
+
+
 def test_a_file_may_hold_a_spec_or_register_its_class(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
     file.write_text(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
@@ -52,8 +57,9 @@ class ReasoningGym(QuestionEnv):
 
     def draw(self, seed: int) -> QuestionRow:
         # one data set per seed: item i is made from seed + i, so longer data sets would share questions
-        self._scorer = self._create(seed)
-        self._entry = self._scorer[0]
+        with _own_draws(seed):
+            self._scorer = self._create(seed)
+            self._entry = self._scorer[0]
         gold = "" if self._entry["answer"] is None else str(self._entry["answer"])
         return QuestionRow(prompt=self._entry["question"], gold=gold, actions=HOW_TO_ANSWER)
 
@@ -68,7 +74,8 @@ class ReasoningGym(QuestionEnv):
     def _score(self, answer: str) -> float | None:
         """The package's score; ``None`` if it raises, as some of its scorers do on unexpected text."""
         try:
-            return float(self._scorer.score_answer(answer, self._entry))
+            with _own_draws(0):
+                return float(self._scorer.score_answer(answer, self._entry))
         except Exception:
             return None
 
@@ -78,6 +85,22 @@ class ReasoningGym(QuestionEnv):
         if replies is None or self._row is None:
             return None
         return replies if self.grade(replies[0], self._row).right else None
+
+
+@contextmanager
+def _own_draws(seed: int) -> Iterator[None]:
+    """Run a piece of the package with the global generators seeded, and give them back as they were.
+
+    Most of its tasks have generators of their own; some draw from Python's, or seed numpy's.
+    """
+    outside = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        yield
+    finally:
+        random.setstate(outside[0])
+        np.random.set_state(outside[1])
 
 
 def _several_lines(reply: str) -> str | None:
