@@ -137,6 +137,31 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     return out
 
 
+def check_before(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, student: models.LoadedModel,
+    teacher: models.LoadedModel,
+) -> None:  # fmt: skip
+    """Refuse, before anything is played, what could not be scored or saved after hours of play.
+
+    Raises:
+        ModelError: the teacher cannot score the student's tokens, or the student cannot be saved.
+        ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions.
+    """
+    if student.model is None:
+        return  # behind an API, which is refused later
+    models.check_pair(student, teacher)
+    models.check_savable(student)
+    chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
+    task = next(iter(session.tasks("train")), None)
+    messages = (session.game.opening(task.seed) if task else None) or [Message(role="user", content="")]
+    longest = max(len(chat.render(messages, part)) for part in context.parts)
+    if room and longest + config.max_tokens > room:
+        raise ConfigError(
+            f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
+            f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
+        )
+
+
 def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.LoadedModel) -> None:
     """Refuse, before anything is played, a model that cannot be trained or teach.
 
@@ -150,29 +175,6 @@ def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.
         models.check_backward(loaded.model)
     if config.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
         raise ModelError(f"{type(loaded.model).__name__} has no gradient checkpointing; leave it out")
-
-
-def check_before(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, student: models.LoadedModel,
-    teacher: models.LoadedModel,
-) -> None:  # fmt: skip
-    """Refuse, before anything is played, what could not be scored or saved after hours of play.
-
-    Raises:
-        ModelError: the teacher cannot score the student's tokens, or the student cannot be saved.
-        ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions.
-    """
-    models.check_pair(student, teacher)
-    models.check_savable(student)
-    chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
-    task = next(iter(session.tasks("train")), None)
-    messages = (session.game.opening(task.seed) if task else None) or [Message(role="user", content="")]
-    longest = max(len(chat.render(messages, part)) for part in context.parts)
-    if room and longest + config.max_tokens > room:
-        raise ConfigError(
-            f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
-            f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
-        )
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:

@@ -23,8 +23,9 @@ def still_thinking(reply: str) -> bool:
 
 
 def first_line(error: object, otherwise: str = "") -> str:
-    """The first line of an error's message, cut to 300 characters; ``otherwise`` if the message is empty."""
-    return (str(error).strip().splitlines() or [otherwise])[0][:300]
+    """The first line with a word in an error's message, cut to 300 characters; ``otherwise`` if there is none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if any(sign.isalnum() for sign in line)), otherwise)[:300]
 
 
 def split_lines(text: str) -> list[str]:

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from agentopcd.envs.check import CheckReport, assert_env_ok, check_env
     from agentopcd.envs.games.gym_bridge import FromGym
     from agentopcd.envs.games.textarena import TextArenaEnv
+    from agentopcd.envs.manifest import Manifest
     from agentopcd.envs.questions.env import DatasetEnv
     from agentopcd.envs.registry import get_spec, list_envs, make, register
     from agentopcd.envs.remote import RemoteEnv
     from agentopcd.envs.spec import EnvSpec
-    from agentopcd.envs.splits import Manifest, build_splits
+    from agentopcd.envs.splits import build_splits
     from agentopcd.envs.views import View, apply_view, join_parts, parts_of, succeeded, task_key
 
 _HOMES = {
@@ -38,7 +39,8 @@ _HOMES = {
     "registry": ("get_spec", "list_envs", "make", "register"),
     "remote": ("RemoteEnv",),
     "spec": ("EnvSpec",),
-    "splits": ("Manifest", "build_splits"),
+    "manifest": ("Manifest",),
+    "splits": ("build_splits",),
     "games.textarena": ("TextArenaEnv",),
     "views": ("View", "apply_view", "join_parts", "parts_of", "succeeded", "task_key"),
 }

@@ -66,7 +66,7 @@ class TextEnv(gymnasium.Env[str, str]):
     ``super().reset(seed=seed)`` seeds.
 
     Observation: text, the parts joined by blank lines; only what is new.
-    Action: the agent's reply, any string.
+    Action: what the agent says after its thinking, any string; empty if it never came out of it.
     Reward: 1.0 on success, else 0.0, unless ``turn`` gets another reward.
     Info: ``parts``; ``task_key`` on reset if a key is given; ``invalid`` on every step; ``success``
     at the end; ``metrics`` if given.

@@ -36,7 +36,7 @@ LONG_S = 5.0
 """Seconds spent on finding out whether an episode ever ends."""
 LONG_REPLIES = 2000
 """The most replies of that search."""
-ALIKE = 8
+ALIKE = 4
 """Episodes with the same replies that must be the same for seeds of one task key."""
 MORE_SEEDS, RESETS_S = 300, 3.0
 """Seeds beyond those that are played, which are only reset, and the seconds spent on it."""
@@ -51,7 +51,7 @@ class Probe:
         self.warnings: list[str] = []
         self.keys: dict[str, list[int]] = {}
         """Task key → its seeds."""
-        self.wins = 0
+        self.wins, self.slowest_s = 0, 0.0
         self.ended = self.said = self.proven = self.faulty = False
         """Whether an episode came to an end of its own, whether anything ever said or paid for a result, whether a
         solution won, and whether the game broke."""
@@ -126,6 +126,8 @@ class Probe:
             if steps:
                 self.keys.setdefault(task_key(steps[0].obs, steps[0].info), []).append(seed)
             env.close()
+        if self.slowest_s > SLOW_STEP_S:
+            self.warn(f"a step took {self.slowest_s:.1f} s; set slow=True in the spec")
         if len(self.keys) == 1:
             self.warn("one task for every seed: pass first(key=...) if they differ")
         elif len(self.keys) < self.n and not self.faulty:
@@ -164,8 +166,7 @@ class Probe:
             json.dumps(info)
         except (TypeError, ValueError) as error:
             self.error(f"info cannot be written as JSON: {error}")
-        if step.took_s > SLOW_STEP_S:
-            self.warn(f"a step took {step.took_s:.1f} s; set slow=True in the spec")
+        self.slowest_s = max(self.slowest_s, step.took_s)
 
     def resets(self) -> None:
         """More seeds can be reset; what cannot is left out of the splits."""
@@ -324,7 +325,7 @@ class Probe:
 
     def alike(self) -> None:
         """Seeds with one task key are one task: the same replies give the same episode."""
-        for seeds in (seeds[:4] for seeds in self.keys.values() if len(seeds) > 1):
+        for seeds in (seeds[:3] for seeds in self.keys.values() if len(seeds) > 1):
             first, *others = (
                 [transcript(self.make(), seed, replies=replies) for replies in range(ALIKE)] for seed in seeds
             )

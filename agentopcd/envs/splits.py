@@ -7,17 +7,14 @@ so no key is in two splits. Different seeds are *not* different tasks: Frozen La
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import warnings
 from collections.abc import Iterable, Mapping
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from agentopcd.core.errors import EnvError, TaskLeak, did_you_mean
-from agentopcd.core.runs import write_text
 from agentopcd.core.types import SPLITS, Task
+from agentopcd.envs.manifest import SHARED, Manifest, versions
 from agentopcd.envs.registry import get_spec, make
 from agentopcd.envs.scan import Progress, no_progress, rules_hash, scan
 from agentopcd.envs.spec import EnvSpec
@@ -26,145 +23,9 @@ from agentopcd.envs.views import hash_text, task_key
 MIN_DISTINCT = 100
 """Fewer tasks than this are not split: with a handful of test tasks, no statistical test can pass."""
 
-HELD_OUT = ("test", "confirm", "select")
-SHARED = "shared"
-
 _SHARE = {"test": 0.26, "confirm": 0.17, "select": 0.16, "extract": 0.08}
 _CAP = {"test": 500, "confirm": 256, "select": 300, "extract": 1000}
 """Default size of a split: a share of the distinct tasks, at most the cap."""
-
-Protocol = Literal["disjoint", "shared", "paper"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """The tasks of one environment and the split that each permanently belongs to."""
-
-    env: str
-    kwargs: Mapping[str, Any]
-    packages: Mapping[str, str]
-    """Versions that could change the tasks, by distribution."""
-    rules_sha256: str
-    """First 16 digits of the hash of the rules text; empty without a rules text."""
-    salt: str
-    seeds: tuple[int, int]
-    """The range of seeds that was scanned: first, and one past the last."""
-    distinct: int
-    """Number of distinct task keys."""
-    splits: Mapping[str, list[Task]]
-    protocol: Protocol = "disjoint"
-    """``shared``: too few tasks, so every split holds all of them; ``paper``: fixed seeds, overlaps are reported."""
-
-    @property
-    def shared(self) -> bool:
-        """Whether every split holds all tasks, so that no result is about unseen tasks."""
-        return self.protocol == "shared"
-
-    @property
-    def names(self) -> list[str]:
-        """The splits that :meth:`tasks` knows."""
-        return [*SPLITS, SHARED] if self.shared else list(self.splits)
-
-    def tasks(self, split: str) -> list[Task]:
-        """Return the tasks of one split, in the order of use.
-
-        Raises:
-            EnvError: there is no such split.
-        """
-        if split not in self.names:
-            raise EnvError(f"no split {split!r} for {self.env}{did_you_mean(split, self.names)}")
-        return list(self.splits[SHARED if self.shared else split])
-
-    def verify(self, tasks: Iterable[Task]) -> None:
-        """Reset every task again and compare its key.
-
-        Raises:
-            EnvError: a seed now yields another task, for example after a package upgrade.
-        """
-        env = make(self.env, **self.kwargs)
-        try:
-            for task in tasks:
-                key = task_key(*env.reset(seed=task.seed))
-                if key != task.key:
-                    raise EnvError(
-                        f"{self.env} seed {task.seed} now makes task {key}, not {task.key}: {self._drift()}"
-                        "; build the splits again"
-                    )
-        finally:
-            env.close()
-
-    def _drift(self) -> str:
-        now = _versions(self.packages)
-        changed = [f"{name} {was} became {now.get(name)}" for name, was in self.packages.items()
-                   if now.get(name) != was]  # fmt: skip
-        return ", ".join(changed) or "its code or its arguments changed"
-
-    def guard_training(self, tasks: Iterable[Task]) -> None:
-        """Refuse to train on a held-out task. ``shared`` and ``paper`` hold nothing out.
-
-        Raises:
-            TaskLeak: a key is in select, confirm or test.
-        """
-        if self.protocol != "disjoint":
-            return
-        owner = {task.key: split for split in HELD_OUT for task in self.splits.get(split, [])}
-        for task in tasks:
-            if task.key in owner:
-                raise TaskLeak(
-                    f"task {task.key} (seed {task.seed}) of {self.env} is held out for {owner[task.key]!r};"
-                    " train on tasks of 'train' or 'extract'"
-                )
-
-    def overlap(self) -> tuple[int, float]:
-        """Return how many test tasks have a key that is also in train or extract, and their share."""
-        if self.shared:
-            count = len(self.splits[SHARED])
-            return count, float(bool(count))
-        trained = {task.key for split in ("train", "extract") for task in self.splits.get(split, [])}
-        test = self.splits.get("test", [])
-        count = sum(task.key in trained for task in test)
-        return count, count / len(test) if test else 0.0
-
-    def to_json(self) -> str:
-        """Return the manifest as JSON, each task as ``[seed, key]``."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """Read what :meth:`to_json` wrote.
-
-        Raises:
-            EnvError: the text is not a manifest.
-        """
-        try:
-            raw = json.loads(text)
-            raw["splits"] = {
-                name: [Task(int(seed), str(key)) for seed, key in tasks] for name, tasks in raw["splits"].items()
-            }
-            raw["seeds"] = (int(raw["seeds"][0]), int(raw["seeds"][1]))
-            return cls(**raw)
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
-            raise EnvError(f"not a splits manifest ({error}); remove it to cut the tasks again") from None
-
-    def save(self, path: str | Path) -> None:
-        """Write the manifest to a file."""
-        write_text(Path(path), self.to_json())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Manifest:
-        """Read a manifest file.
-
-        Raises:
-            EnvError: the file cannot be read or is not a manifest.
-        """
-        try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise EnvError(f"cannot read splits {str(path)!r}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise EnvError(f"{path}: not a splits manifest ({error}); remove it to cut the tasks again") from None
-        except EnvError as error:
-            raise EnvError(f"{path}: {error}") from None
 
 
 def build_splits(
@@ -216,7 +77,7 @@ def build_splits(
     return Manifest(
         env=ref,
         kwargs=kwargs,
-        packages=_versions(_packages(env)),
+        packages=versions(_packages(env)),
         rules_sha256=seen.rules_sha256,
         salt=salt,
         seeds=(0, seen.count),
@@ -351,7 +212,7 @@ def _fixed(ref: str, kwargs: dict[str, Any], spec: EnvSpec, env: Any, resized: b
     return Manifest(
         env=ref,
         kwargs=kwargs,
-        packages=_versions(_packages(env)),
+        packages=versions(_packages(env)),
         rules_sha256=rules,
         salt="",
         seeds=(min(keys), max(keys) + 1),
@@ -363,13 +224,3 @@ def _fixed(ref: str, kwargs: dict[str, Any], spec: EnvSpec, env: Any, resized: b
 
 def _packages(env: Any) -> Iterable[str]:
     return ("gymnasium", *getattr(env.unwrapped, "packages", ()))
-
-
-def _versions(packages: Iterable[str]) -> dict[str, str]:
-    versions: dict[str, str] = {}
-    for name in sorted(set(packages)):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

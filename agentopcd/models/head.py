@@ -99,7 +99,7 @@ def check_backward(model: Any) -> None:
 
     def keep(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
+        return embedded[-1].clone()  # some architectures scale it in place
 
     hook = model.get_input_embeddings().register_forward_hook(keep)
     try:

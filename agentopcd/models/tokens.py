@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from agentopcd.core.text import first_line
 from agentopcd.models.process import relayed_warnings
 
 TEXTS = (
-    'Take 3 + 4, then  go left.\nWhat\'s next?\n\n  [up] (a_b) {"x": 12} <y> A.B; a , b ! C: ~`@#$%^&*-=/|\\ end',
+    "Take 3 + 4, then  go left.\nWhat's next?\n\n  [up] (a_b) {'x': 12} <y> A.B; a , b ! C: end",
+    f"All signs: {' '.join(string.digits + string.ascii_letters + string.punctuation)} end",
     "One two. " * 2000 + "end",
 )
-"""Text without which no game can be played. The second is long, so that a tokenizer that cuts is seen."""
+"""Text without which no game can be played. The last is long, so that a tokenizer that cuts is seen."""
 
 RARE = ("a\tb", "é ü ñ", "→ █ ▒ ♞", "日本", "🦓")
 """Text that some games show; a tokenizer that loses it is used, with a warning."""
@@ -26,7 +28,6 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.js
 PROBE = "agentopcd-probe"
 LONG_PROBE = f"{PROBE} " * 500 + "end"
 """Seen whole in a prompt only if the template cuts nothing."""
-
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _FLAGS = (
@@ -52,10 +53,13 @@ def load_tokenizer(folder: Path, name: str, *, config: Path) -> Any:
     from transformers import AutoConfig
 
     try:
+        _check_numbers(folder / "tokenizer.json", name)
         settings = AutoConfig.from_pretrained(config, trust_remote_code=False)
         # transformers takes every folder for one of Mistral's whose config.json does not say who wrote it.
         with relayed_warnings(but=() if settings.model_type in _MISTRAL else ("incorrect regex pattern",)):
             tokenizer = _as_saved(folder, settings)
+    except ModelError:
+        raise
     except Exception as error:  # the libraries raise whatever they like, plain Exception too
         raise ModelError(f"cannot load the tokenizer of {name!r}: {first_line(error, type(error).__name__)}") from error
     _check_round_trip(tokenizer, name)
@@ -96,6 +100,14 @@ def _rules(part: Any) -> bytes | None:
     return None if part is None else part.__getstate__()
 
 
+def _check_numbers(file: Path, name: str) -> None:
+    """Refuse a ``tokenizer.json`` that gives two words one number; the library keeps either of them."""
+    model = json.loads(file.read_text(encoding="utf-8")).get("model", {}) if file.is_file() else {}
+    words = model.get("vocab")
+    if isinstance(words, dict) and len(set(words.values())) < len(words):
+        raise ModelError(f"two words of the vocabulary of {name!r} have one number; get a good copy of {file.name}")
+
+
 def _check_round_trip(tokenizer: Any, name: str) -> None:
     """Refuse a tokenizer that loses plain text, and warn of one that loses signs that some games show."""
     tokenizer.clean_up_tokenization_spaces = _cleans_harmlessly(tokenizer)
@@ -105,10 +117,6 @@ def _check_round_trip(tokenizer: Any, name: str) -> None:
                 f"the tokenizer of {name!r} does not give text back: {text[:40]!r} becomes {back[:40]!r} "
                 f"({len(text)} characters become {len(back)}); get the tokenizer.json that belongs to the model"
             )
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = {} if backend is None else backend.get_vocab(with_added_tokens=False)
-    if len(set(words.values())) < len(words):
-        raise ModelError(f"two words of the vocabulary of {name!r} have one number; get a good copy of tokenizer.json")
     if lost := [text for text in RARE if _there_and_back(tokenizer, f"a {text} b") != f"a {text} b"]:
         warnings.warn(f"the tokenizer of {name!r} does not give back {', '.join(map(repr, lost))}", stacklevel=4)
 

@@ -10,7 +10,7 @@ import dataclasses
 import datetime
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Part, Request
@@ -139,6 +139,7 @@ class Chat:
     @functools.cached_property
     def says_day(self) -> bool:
         """Whether the template tells the model what day it is."""
+        talks: tuple[tuple[Literal["system", "user", "assistant"], ...], ...]
         talks = (("user",), ("system", "user"), ("user", "assistant", "user"))
         days = (datetime.date(1999, 12, 31), datetime.date(2026, 1, 1))
         for roles in talks:
@@ -264,7 +265,6 @@ class ApiChat(Chat):
     default_system = ""
     header = ()
     teacher = None
-    says_day = False  # as far as is known here
 
     def __init__(self, template_args: dict[str, Any] | None = None) -> None:
         self.template_args = dict(template_args or {})
@@ -274,6 +274,11 @@ class ApiChat(Chat):
         choices: tuple[tuple[int, ...], ...] = (),
     ) -> Request:  # fmt: skip
         return Request(prompt_ids=(), seed=seed, messages=tuple(self._place(list(messages), context)))
+
+    @functools.cached_property
+    def says_day(self) -> bool:
+        """False: what the API's template says cannot be known here."""
+        return False
 
     def reply(self, reply: Completion, *, begun: bool = False) -> str:
         return replies.read_text(reply.text)

@@ -71,17 +71,6 @@ class Game:
             return envs.RemoteEnv(self.ref, self.step_limit, self.kwargs, self.spec.limit_s or SLOW_STEP_LIMIT_S)
         return envs.make(self.ref, max_steps=self.step_limit, **self.kwargs)
 
-    def solved(self, rewards: Sequence[float], terminated: bool, info: Mapping[str, Any]) -> bool:
-        """Whether an episode that just ended was solved.
-
-        Raises:
-            EnvError: neither the environment nor its rewards say, and there is no rule.
-        """
-        said = self.spec.solved(rewards, terminated, info, self.success_when)
-        if said is None:
-            raise ask(self.ref, rewards)
-        return said
-
     def opening(self, seed: int) -> list[Message] | None:
         """The messages of a first turn, without any context; None if the environment cannot be reset to this seed."""
         env = None
@@ -96,6 +85,17 @@ class Game:
             if env is not None:
                 with contextlib.suppress(Exception):
                     env.close()
+
+    def solved(self, rewards: Sequence[float], terminated: bool, info: Mapping[str, Any]) -> bool:
+        """Whether an episode that just ended was solved.
+
+        Raises:
+            EnvError: neither the environment nor its rewards say, and there is no rule.
+        """
+        said = self.spec.solved(rewards, terminated, info, self.success_when)
+        if said is None:
+            raise ask(self.ref, rewards)
+        return said
 
     def describe(self) -> dict[str, Any]:
         """The game's part of a setup hash: ``kwargs`` define the tasks; the rest says how they are shown."""

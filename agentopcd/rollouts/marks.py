@@ -10,9 +10,10 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from agentopcd.core.errors import ConfigError
+from agentopcd.rollouts import replies
 
-THINKING = ("<think>", "</think>")
-"""Marks that games and people may write, too: they open no role."""
+THINKING = frozenset((*replies.MARKS, *replies.MARKS.values()))
+"""Marks that games and people may write, too, where they are not flagged special: they open no role."""
 
 BLOCK = 0x8000
 BLOCKS = (0xF0000, 0xF8000, 0x100000, 0x108000)

@@ -20,7 +20,8 @@ from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.runs import writing
 from agentopcd.core.text import still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
-from agentopcd.envs.splits import Manifest, build_splits
+from agentopcd.envs.manifest import Manifest
+from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind

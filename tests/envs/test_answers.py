@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from agentopcd.envs import DatasetEnv, make
 from agentopcd.envs.questions.answers import normalise, same, same_choice
 from agentopcd.envs.questions.grading import find_answer, grade_choice, grade_math
 
@@ -99,6 +100,13 @@ def test_the_latest_of_box_tag_and_line_counts() -> None:
     assert find_answer("\\boxed{1}\nAnswer: 3\n<answer>2</answer>") == "2"
 
 
+def test_a_grader_of_one_s_own_hears_no_thoughts() -> None:
+    env = DatasetEnv([{"question": "2+3?", "answer": "5"}], grade=lambda reply, gold: gold in reply)
+    for reply, right in (("<think>4</think>It is 5", True), ("<think>5</think>It is 4", False), ("<think>5", False)):
+        env.reset(seed=0)
+        assert env.step(reply)[4]["success"] is right
+
+
 def test_any_right_answer_will_do() -> None:
     assert grade_math("Answer: seven", "7", also=("seven",)).right
     assert not grade_math("Answer: six", "7", also=("seven",)).right
@@ -143,6 +151,43 @@ CHOICES = [
 @pytest.mark.parametrize(("reply", "gold", "right"), CHOICES)
 def test_choices_by_letter(reply: str, gold: str, right: bool) -> None:
     assert grade_choice(reply, gold).right is right
+
+
+@pytest.mark.parametrize(
+    ("reply", "gold", "right"),
+    [
+        ("It is −5 then.", "-5", True),
+        ("It is –5 then.", "-5", True),
+        ("from 3–5", "5", True),
+        ("It is 1{,}000 then.", "1000", True),
+        (r"It is 1\,000 then.", "1000", True),
+        (r"It is 50\% then.", "50%", True),
+        ("It is 50 then.", r"50\%", True),
+        ("It is 5 then.", "-5", False),
+        ("<think>It is 5", "5", False),
+    ],
+)
+def test_the_last_number_comes_without_decorations(reply: str, gold: str, right: bool) -> None:
+    assert grade_math(reply, gold, "last-number").right is right
+
+
+def test_the_symbolic_grader_sees_through_what_stands_around_a_formula() -> None:
+    pytest.importorskip("math_verify")
+    for reply in (r"Answer: \(2^{10}\)", r"Answer: **$2^{10}$**", r"Answer: `2^{10}`.", r"<answer>\[2^{10}\]</answer>"):
+        assert grade_math(reply, "1024", "symbolic").right, reply
+
+
+@pytest.mark.parametrize(
+    "form", ["Answer: {}", "Answer: **{}**", r"Answer: \({}\)", "Answer: `{}`", "<answer>{}</answer>"]
+)
+def test_reasoning_gym_gets_answers_without_decorations(form: str) -> None:
+    pytest.importorskip("reasoning_gym")
+    env = make("rg:chain_sum")
+    env.reset(seed=3)
+    gold = (env.unwrapped.solution() or [""])[0].removeprefix("Answer: ")  # type: ignore[attr-defined]
+    assert env.step(form.format(gold))[4]["success"]
+    env.reset(seed=3)
+    assert not env.step(form.format(int(gold) + 1))[4]["success"]
 
 
 def test_the_same_answer_is_the_same_both_ways() -> None:

@@ -56,7 +56,8 @@ def test_nothing_passes_no_check() -> None:
     [
         ({}, "must be an object"), ("max_words", "must be an object"), ({"max_word": 3}, "did you mean 'max_words'"),
         ({"max_words": "ten"}, "cannot have the value 'ten'"), ({"max_words": True}, "cannot have"),
-        ({"case": "title"}, "cannot have"), ({"contains": []}, "cannot have"), ({"ends_with": ""}, "cannot have"),
+        ({"case": "title"}, "cannot have"), ({"contains": []}, "cannot have"), ({"contains": 7}, "cannot have"),
+        ({"excludes": ["a", 7]}, "cannot have"), ({"ends_with": ""}, "cannot have"),
     ],
 )  # fmt: skip
 def test_checks_that_make_no_sense_are_refused(checks: Any, says: str) -> None:

@@ -49,6 +49,9 @@ def test_show_prints_the_card_and_the_first_observation() -> None:
         (["sokoban", "--solve"], "", "success after 2 steps"),
         (["math", "--solve"], "", "success after 1 steps"),
         ([f"{DATA / 'guess.py'}:Guess"], "[50]\n", "stopped after 1 steps"),
+        (["gym:CartPole-v1"], "0\n" * 40, "failed after"),
+        (["gym:CartPole-v1", "--success-when", "return >= 5"], "0\n" * 40, "success after"),
+        (["tests.envs.test_success:Pays"], "a\nb\nc\n", "over (nothing says whether that is success"),
     ],
 )
 def test_try_plays(args: list[str], typed: str, last: str) -> None:
@@ -69,6 +72,9 @@ def test_check_tells_and_sets_the_exit_code() -> None:
     text = run("check", f"{DATA / 'faulty.py'}:AddsText", "--seeds", "2", code=1)
     assert "error: info['parts']" in text
     assert json.loads(run("check", "math", "--seeds", "2", "--json"))["ok"] is True
+    pays = "tests.envs.test_success:Pays"
+    assert "does not say; say when it is solved" in run("check", pays, "--seeds", "2", code=1)
+    assert f"{pays}: ok" in run("check", pays, "--seeds", "2", "--success-when", "return >= 3")
 
 
 def test_splits_prints_and_writes(tmp_path: Path) -> None:
@@ -90,6 +96,12 @@ def test_splits_prints_and_writes(tmp_path: Path) -> None:
         ["try", "math", "--random"],
         ["show", "math", "--env-arg", "level"],
         ["splits", "frozen-lake", "--test", "500"],
+        ["try", "gym:CartPole-v1", "--success-when", "won"],
+        ["check", "math", "--success-when", "won"],
+        ["show", "gym:LunarLander-v3"],
+        ["show", "gym:no_such_package:Thing-v0"],
+        ["show", "textarena:TicTacToe-v0"],
+        ["show", "shutil:rmtree"],
     ],
 )
 def test_a_mistake_is_one_of_our_errors(args: list[str]) -> None:

@@ -6,13 +6,14 @@ import random
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agentopcd.core.errors import DependencyError, EnvError
-from agentopcd.envs import DatasetEnv, make, task_key
+from agentopcd.envs import DatasetEnv, check_env, make, task_key
 from agentopcd.envs.questions.rows import QuestionRow, load_rows, rows_from
 
 
@@ -218,6 +219,41 @@ def test_an_own_grader_and_own_words() -> None:
     env = DatasetEnv([{"question": "q", "answer": "1"}], grade=lambda reply, gold: gold in reply, actions="Say it.")
     obs, _ = env.reset(seed=0)
     assert obs == "q\n\nSay it." and env.step("it is 1, yes")[1] == 1.0
+
+
+def test_an_own_grader_sees_the_row_and_passes_the_checker() -> None:
+    rows = [{"question": f"q{n}", "answer": str(n), "level": n} for n in range(3)]
+    seen: list[int] = []
+
+    def by_level(reply: str, gold: str, row: Mapping[str, Any]) -> bool:
+        seen.append(row["level"])
+        return reply == f"{gold} at {row['level']}"
+
+    env = DatasetEnv(rows, grade=by_level)
+    env.reset(seed=2)
+    assert env.step("2 at 2")[1] == 1.0 and seen == [2]
+    env.reset(seed=1)
+    assert env.solution() is None  # what this grader takes is not known
+    exact = DatasetEnv(rows, grade=lambda reply, gold, strict=True: strict and reply == gold)
+    exact.reset(seed=1)
+    assert exact.solution() == ["1"] and exact.step("1")[1] == 1.0
+    for grade in (
+        by_level,
+        lambda reply, gold: reply == gold,
+        lambda reply, gold, *, row: row["level"] == 1,
+        lambda reply, gold, entry: reply == entry["answer"],
+    ):
+        report = check_env(lambda grade=grade: DatasetEnv(rows, grade=grade), n=3)
+        assert report.errors == [], report
+
+
+def test_a_solution_that_does_not_solve_is_one_error() -> None:
+    class Wrong(DatasetEnv):
+        def solution(self) -> list[str]:
+            return ["Answer: 99"]
+
+    report = check_env(lambda: Wrong([{"question": f"q{n}", "answer": str(n)} for n in range(8)]), n=8)
+    assert report.errors == ["solution() of seed 0 does not solve it (8 of 8 seeds)"]
 
 
 def test_reasoning_gym_questions() -> None:

@@ -117,6 +117,24 @@ def test_other_answers_are_refused_with_their_row(answer: Any, says: str) -> Non
         one(question="2+5?", answer=answer)
 
 
+def test_rows_of_a_data_frame_hold_arrays_and_numbers_of_their_own() -> None:
+    pandas = pytest.importorskip("pandas")
+    numpy = pytest.importorskip("numpy")
+    messages = numpy.array([USER], dtype=object)
+    rows = [
+        {"prompt": messages, "reward_model": {"ground_truth": numpy.array(["7", "seven"])}, "answer": pandas.NA},
+        {"prompt": "2+6?", "answer": numpy.int64(8), "split": pandas.NaT},
+        {"question": "2+7?", "choices": numpy.array(["8", "9"]), "answer": "9"},
+    ]
+    assert [(row.prompt, row.gold) for row in rows_from(pandas.DataFrame(rows[:2]).to_dict("records"))] == [
+        ("2+5?", "7"), ("2+6?", "8")
+    ]  # fmt: skip
+    assert [(row.gold, row.also) for row in rows_from(rows)] == [("7", ("seven",)), ("8", ()), ("B", ())]
+    assert rows_from(rows)[0].source is rows[0]  # graders of one's own see the row as it was given
+    with pytest.raises(EnvError, match="row 1 must be a mapping"):
+        rows_from(["2+5?"])  # type: ignore[list-item]
+
+
 def test_an_empty_answer_gives_way_to_the_next_column() -> None:
     assert one(question="2+5?", answer=math.nan, solution=r"\boxed{7}").gold == "7"
     assert one(prompt="", question="2+5?", answer="", target="7") == QuestionRow("2+5?", "7")

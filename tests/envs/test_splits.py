@@ -4,12 +4,13 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentopcd.core.errors import EnvError, TaskLeak
 from agentopcd.core.types import SPLITS, Task
-from agentopcd.envs import Manifest, build_splits, make, task_key
+from agentopcd.envs import Manifest, TextEnv, build_splits, make, task_key
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,9 @@ def test_bad_manifests_and_bad_requests_give_one_message(tmp_path: Path, lake: M
         path.write_text(text)
         with pytest.raises(EnvError, match="not a splits manifest"):
             Manifest.load(path)
+    path.write_bytes(b"\xff\xfe{}")
+    with pytest.raises(EnvError, match="it is not UTF-8 text"):
+        Manifest.load(path)
     with pytest.raises(EnvError, match=r"no split 'tets'.*did you mean 'test'"):
         lake.tasks("tets")
     with pytest.raises(EnvError, match="no split 'dev'"):
@@ -142,3 +146,55 @@ def test_a_long_file_is_cut_by_content(tmp_path: Path) -> None:
     manifest = build_splits(str(file))
     assert manifest.distinct == 200 and not manifest.shared
     assert sum(len(manifest.tasks(name)) for name in SPLITS) == 200
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda raw: raw["splits"]["test"].append([0.5, "a"]), r"got \[0\.5, 'a'\]"),
+        (lambda raw: raw["splits"]["test"].append(["7", "a"]), r"got \['7', 'a'\]"),
+        (lambda raw: raw["splits"]["test"].append([True, "a"]), r"got \[True, 'a'\]"),
+        (lambda raw: raw["splits"]["test"].append([7, None]), r"got \[7, None\]"),
+        (lambda raw: raw["splits"]["test"].append(raw["splits"]["train"][0]), "is in 'test' and in 'train'"),
+        (lambda raw: raw["splits"].update({"trai~": raw["splits"].pop("train")}), "has an unknown split 'trai~'"),
+        (lambda raw: raw["splits"].pop("train"), "lacks the split 'train'"),
+        (lambda raw: raw.update(seeds=[0, 0.5]), r"seeds is \[0, 0\.5\]"),
+        (lambda raw: raw.update(kwargs=None), "kwargs is None, wanted dict"),
+        (lambda raw: raw.update(protocol="fair"), "protocol is 'fair'"),
+        (lambda raw: raw.update(more=1), "unexpected keyword argument 'more'"),
+    ],
+)
+def test_a_changed_manifest_is_refused_and_never_read_as_another(change: Any, words: str) -> None:
+    raw = json.loads(build_splits("math", seeds=200).to_json())
+    change(raw)
+    with pytest.raises(EnvError, match=words):
+        Manifest.from_json(json.dumps(raw))
+
+
+class Slow(TextEnv):
+    """A new task for every seed up to 40, then none."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.first(key=min(seed or 0, 40), state="?")
+
+
+def test_looking_at_a_slow_environment_stops_when_there_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+
+    def progress(label: str, items: Any, total: int) -> Any:
+        for item in items:
+            shown.append(total)
+            yield item
+
+    monkeypatch.setattr("agentopcd.envs.scan.SCAN_S", 0.0)
+    monkeypatch.setattr("agentopcd.envs.scan.ENOUGH", 30)
+    ref = "tests.envs.test_splits:Slow"
+    with pytest.warns(UserWarning, match=r"is slow: looked at 30 of 4,000 seeds; the 30 distinct tasks found"):
+        manifest = build_splits(ref, progress=progress)
+    assert manifest.seeds == (0, 30) and manifest.distinct == 30 and shown == [4000] * 30
+    monkeypatch.setattr("agentopcd.envs.scan.ENOUGH", 400)
+    monkeypatch.setattr("agentopcd.envs.scan.NOTHING_NEW", 20)
+    with pytest.warns(UserWarning, match="looked at 61 of 4,000 seeds"):  # nothing new in 41 to 60
+        assert build_splits(ref).distinct == 41
+    assert build_splits(ref, seeds=100).seeds == (0, 100)  # who asks for more gets it

@@ -158,3 +158,20 @@ def test_a_game_that_draws_while_it_runs_keeps_its_own_generator() -> None:
         return texts
 
     assert told(1) == told(2)
+
+
+def test_a_solved_fifteen_puzzle_is_won() -> None:
+    env = make("textarena:FifteenPuzzle-v0")
+    env.reset(seed=0)
+    game = env.unwrapped._game  # type: ignore[attr-defined]
+    game.board[:] = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12], [13, 14, None, 15]]
+    _, reward, terminated, _, info = env.step("[left]")
+    assert (reward, terminated, info["success"]) == (1.0, True, True)
+
+
+def test_an_invalid_end_whose_reward_is_a_reason_is_lost() -> None:
+    env = make("textarena:ThreeCardMonte-v0")
+    env.reset(seed=0)
+    env.step("nonsense")
+    _, reward, terminated, _, info = env.step("nonsense")
+    assert (reward, terminated, info["success"], info["invalid"]) == (0.0, True, False, True)

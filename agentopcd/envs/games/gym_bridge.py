@@ -16,6 +16,7 @@ from gymnasium.spaces import Discrete, Text
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv, last_bracket
+from agentopcd.envs.games.inside import canonical
 from agentopcd.envs.games.solvers import Cell, Lake, shortest
 from agentopcd.envs.load import load_module
 from agentopcd.envs.views import hash_text
@@ -174,7 +175,7 @@ class FromGym(TextEnv):
                 return False
             alike.setdefault(self._words(obs), []).append(seed)
         for seeds in (seeds for seeds in alike.values() if len(seeds) > 1):
-            courses = [self._course(seed) for seed in seeds]
+            courses = [self._course(seed) for seed in seeds[:_MOST_ALIKE]]
             if len(set(courses)) > 1 and self._course(seeds[0]) == courses[0]:  # and the seed decides which way
                 return True
         return False
@@ -189,7 +190,7 @@ class FromGym(TextEnv):
             self._env.reset(seed=seed)
             for action in itertools.islice(sequence, _LOOK_AHEAD):
                 obs, reward, terminated, truncated, _ = self._env.step(action)
-                course.append(f"{self._words(obs)} {float(reward)} {bool(terminated)}")
+                course.append(f"{canonical(obs)} {float(reward)} {bool(terminated)}")
                 if terminated or truncated:
                     break
         return hash_text("\n".join(course))
@@ -250,8 +251,10 @@ class FromGym(TextEnv):
 _NOTHING = object()
 _MOST_CHARS = 50_000
 """Longest observation that is written out as numbers."""
-_LOOK_AT_SEEDS, _SEQUENCES, _LOOK_AHEAD = 32, 4, 30
-"""How many seeds are compared to see whether anything is hidden; sequences of one action, and of mixed ones; steps."""
+_LOOK_AT_SEEDS, _MOST_ALIKE = 32, 6
+"""How many first states are compared to see whether anything is hidden, and how many seeds that look alike."""
+_SEQUENCES, _LOOK_AHEAD = 3, 20
+"""Sequences of one action, as many of mixed ones, and the steps of each. Steps cost time at every reset."""
 _HIDES: dict[str, bool] = {}
 """Whether Gymnasium's environment of this id, with these arguments, hides something; found out once."""
 

@@ -20,7 +20,7 @@ from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Part
 from agentopcd.envs.base import TextEnv, last_bracket
-from agentopcd.envs.games.inside import for_several, is_open, result_of, signature_of, state_key
+from agentopcd.envs.games.inside import for_several, is_open, let_win, result_of, signature_of, state_key
 from agentopcd.envs.games.solvers import Lake, Warehouse, shortest
 from agentopcd.envs.views import hash_text
 
@@ -103,6 +103,7 @@ class TextArenaEnv(TextEnv):
         with self._own_rng(game_seed):
             self._game = self._build()
             self._game.reset(num_players=1, seed=game_seed)
+            let_win(self._game.state)
             messages = self._game.get_observation()[1]
         self._over = False
         parts = self._parts(messages)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
+DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
 """Hyphens, the figure dash, the en dash and minus signs; an em dash is punctuation."""
 
 _WRAPPED = re.compile(
@@ -43,7 +43,7 @@ _SECOND = re.compile(r"(?:and|or|&|,|/)\s*[(\[]?[A-Z]\b|[(\[]?[A-Z][)\].]?$", re
 
 def normalise(text: str) -> str:
     r"""Return the answer without decoration, such as ``$``, ``*``, ``\(\)``, spaces, ``\text{}`` and the final dot."""
-    text = text.translate(_DASHES)
+    text = text.translate(DASHES)
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
     text = text.replace("\\%", "%").replace("{,}", ",")
     text = _REMOVED.sub("", _SPACING.sub(" ", _WRAPPED.sub(r"\1", text)))
@@ -54,6 +54,19 @@ def normalise(text: str) -> str:
     if quoted := _QUOTED.fullmatch(text):
         text = _without_stop(next(inside for inside in quoted.groups() if inside is not None))
     return _THOUSANDS.sub("", text)
+
+
+def bare(text: str) -> str:
+    r"""Return the answer without what stands around all of it, such as ``$``, ``**`` or ``\(\)``; its inside stays."""
+    before, text = None, _without_stop(text.strip())
+    while before != text:
+        before, text = text, text.strip().strip("*`$").strip()
+        for opening, closing in (("\\(", "\\)"), ("\\[", "\\]")):
+            if text.startswith(opening) and text.endswith(closing):
+                text = text[2:-2]
+        if wrapped := _WRAPPED.fullmatch(text):
+            text = wrapped[1]
+    return _without_stop(text)
 
 
 def _without_stop(text: str) -> str:

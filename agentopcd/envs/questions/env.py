@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from agentopcd.core.errors import EnvError
+from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv
 from agentopcd.envs.questions.grading import Grade, GraderName, check_grader, grade_choice, grade_math
 from agentopcd.envs.questions.rows import QuestionRow, load_rows, rows_from
@@ -207,7 +208,7 @@ class DatasetEnv(QuestionEnv):
         if any(row.kind == "instructions" for row in self.rows):
             raise EnvError("these are prompts of IF-Eval; play them with --env ifeval --env-arg file=PROMPTS.jsonl")
         self._grade = grade
-        self._sees_row = grade is not None and _wants_row(grade)
+        self._sees_row = _wants_row(grade)
         self._actions = actions
 
     @property
@@ -226,8 +227,10 @@ class DatasetEnv(QuestionEnv):
     def grade(self, reply: str, row: QuestionRow) -> Grade:
         if self._grade is None:
             return super().grade(reply, row)
-        seen = (row.source,) if self._sees_row else ()
-        return Grade(bool(self._grade(reply, row.gold, *seen)), reply)
+        said = after_thinking(reply)
+        named = {"row": row.source} if self._sees_row == "row" else {}
+        third = (row.source,) if self._sees_row == "third" else ()
+        return Grade(bool(self._grade(said, row.gold, *third, **named)), said)
 
     def solution(self) -> list[str] | None:
         """Return the one right reply; ``None`` if none is known. A grader of the user's own decides what is right."""
@@ -238,14 +241,17 @@ class DatasetEnv(QuestionEnv):
         return next(([reply] for reply in (*replies, row.gold) if self.grade(reply, row).right), None)
 
 
-def _wants_row(grade: Callable[..., bool]) -> bool:
-    """Whether a grader takes the row: a parameter ``row``, or a third one without a default."""
+def _wants_row(grade: Callable[..., bool] | None) -> str:
+    """How a grader takes the row: ``row``, as a parameter of that name; ``third``, if it needs a third; else ''."""
     try:
-        signature = inspect.signature(grade)
+        signature = inspect.signature(grade or bool)
     except (TypeError, ValueError):  # builtins without a signature
-        return False
+        return ""
+    if "row" in signature.parameters:
+        return "row"
     try:
-        signature.bind("", "")
+        signature.bind("", "", {})
     except TypeError:
-        return True
-    return "row" in signature.parameters
+        return ""
+    needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    return "third" if len(needed) == 3 else ""

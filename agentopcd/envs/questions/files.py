@@ -81,10 +81,16 @@ def _json(text: str) -> Iterator[Raw]:
             value, at = decoder.raw_decode(text, at)
         except RecursionError:
             raise EnvError(f"line {line} is nested too deeply") from None
-        except ValueError as error:
-            told = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-            here = text.count("\n", 0, error.pos) + 1 if isinstance(error, json.JSONDecodeError) else line
+        except json.JSONDecodeError as error:
+            here, bracket = text.count("\n", 0, error.pos) + 1, text[error.pos :].lstrip()[:1] in ("]", "}")
+            told = (
+                "a comma too many before the bracket"
+                if bracket and text[: error.pos].rstrip().endswith(",")
+                else error.msg
+            )
             raise EnvError(f"line {here} is not JSON: {told}") from None
+        except ValueError as error:  # ours, or a number of thousands of digits
+            raise EnvError(f"line {line} is not JSON: {first_line(error)}") from None
         for row in value if isinstance(value, list) else [value]:
             if not isinstance(row, dict):
                 got = "list of " * isinstance(value, list) + type(row).__name__
@@ -120,12 +126,12 @@ def _csv(text: str) -> Iterator[Raw]:
         for fields in reader:
             if not fields:
                 continue
-            if len(fields) > len(names):
+            if len(fields) != len(names):
                 raise EnvError(
                     f"line {reader.line_num} has {len(fields)} fields, and there are {len(names)} columns "
-                    f"({', '.join(names)}); put a field that holds the separator in quotes"
+                    f"({', '.join(names)}); was it cut, or does a field without quotes hold the separator?"
                 )
-            yield dict(zip(names, [*fields, *[None] * (len(names) - len(fields))], strict=True))
+            yield dict(zip(names, fields, strict=True))
     except csv.Error as error:
         raise EnvError(f"line {reader.line_num} is not CSV: {error}") from None
     finally:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from agentopcd.core.errors import EnvError
 from agentopcd.core.text import after_thinking
-from agentopcd.envs.questions.answers import as_number, normalise, same, same_choice
+from agentopcd.envs.questions.answers import DASHES, as_number, bare, normalise, same, same_choice
 
 GraderName = Literal["plain", "symbolic", "last-number"]
 MAX_SYMBOLIC_CHARS = 200
@@ -24,13 +24,14 @@ _BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\[{}]|[{}]")
 _BARE_BOX = re.compile(r"\\boxed(?:\s+|(?=[0-9]))([-+−–]?(?:\\?\$)?[0-9][^\s${}\\)]*|[A-J](?![^\s.$]))")
 """``\\boxed 7``: a box without braces, around a number or a letter; not the word itself, as in "a \\boxed answer"."""
 _ANSWER_LINE = re.compile(
-    r"\banswer\b[*_ \t]*[:：](?:[*_\s]|(?:\\\[|\$\$)[ \t]*\n)*(?!answer\b[*_ \t]*[:：])((?:(?!</answer>)[^\n])+)",
+    r"\banswer\b[*_ \t]*[:：](?:[*_\s]|(?:\\\[|\$\$)[ \t]*\n)*+(?!answer\b[*_ \t]*[:：])((?:(?!</answer>)[^\n])+)",
     re.IGNORECASE,
 )
 _TAG = re.compile(
     r"<answer>((?:(?!<answer>).)*?)</answer>", re.IGNORECASE | re.DOTALL
 )  # linear: from no tag past the next
 _DATE = re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}")
+_DIGIT_SPACING = re.compile(r"(?<=[0-9])\\[,! ](?=[0-9]{3})")
 _ANY_NUMBER = re.compile(r"(?<![0-9.])-?[0-9]{1,30}(?:,[0-9]{3})*(?:\.[0-9]{1,30})?(?![0-9])")
 
 
@@ -63,7 +64,7 @@ def last_number(reply: str) -> str | None:
 
     A minus sign counts only if no digit or closing bracket precedes it: in ``9 -5`` it is an operator.
     """
-    text = after_thinking(reply)
+    text = _DIGIT_SPACING.sub("", after_thinking(reply).translate(DASHES).replace("{,}", ","))
     found = list(_ANY_NUMBER.finditer(text))
     if not found:
         return None
@@ -96,19 +97,19 @@ def grade_math(reply: str, gold: str, grader: GraderName = "plain", also: Sequen
             ``last-number`` falls back on the last number in the reply.
         also: other answers that are as right.
     """
-    answer = find_answer(reply)
+    answer, golds = find_answer(reply), (gold, *also)
     if answer is None and grader == "last-number":
-        answer = last_number(reply)
+        answer, golds = last_number(reply), tuple(right.rstrip("\\% ") for right in golds)
     if answer is None:
         return Grade(False, None, {"no_answer": 1.0})
-    if any(same(answer, right) for right in (gold, *also)):
+    if any(same(answer, right) for right in golds):
         return Grade(True, answer)
-    worth = [right for right in (gold, *also) if grader == "symbolic" and _worth_symbols(answer, right)]
+    worth = [right for right in golds if grader == "symbolic" and _worth_symbols(answer, right)]
     if not worth:
         return Grade(False, answer)
     from agentopcd.envs.questions.symbolic import equal
 
-    verdicts = [equal(right, answer) for right in worth]
+    verdicts = [equal(bare(right), bare(answer)) for right in worth]
     if not any(verdicts) and None in verdicts:
         return Grade(False, answer, {"grader_timeout": 1.0})
     return Grade(any(verdicts), answer)

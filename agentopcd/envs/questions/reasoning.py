@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
+from agentopcd.envs.questions.answers import bare
 from agentopcd.envs.questions.env import HOW_TO_ANSWER, QuestionEnv
 from agentopcd.envs.questions.grading import Grade, find_answer
 from agentopcd.envs.questions.rows import QuestionRow
 
+_ANSWER = re.compile(r"\banswer\b[*_ \t]*[:：]", re.IGNORECASE)
 SOLVED_AT = 0.99
 """reasoning-gym gives a partial score for merely containing the answer; only the full score counts."""
 
@@ -58,11 +61,16 @@ class ReasoningGym(QuestionEnv):
         answer = _several_lines(reply) if "\n" in row.gold else find_answer(reply)
         if answer is None:
             return Grade(False, None, {"no_answer": 1.0})
+        scores = [self._score(said) for said in dict.fromkeys((answer, bare(answer)))]
+        right = any(score is not None and score >= SOLVED_AT for score in scores)
+        return Grade(right, answer, {"grader_error": 1.0} if scores[0] is None and not right else {})
+
+    def _score(self, answer: str) -> float | None:
+        """The package's score; ``None`` if it raises, as some of its scorers do on unexpected text."""
         try:
-            score = float(self._scorer.score_answer(answer, self._entry))
-        except Exception:  # some scorers raise on unexpected text; such an answer is wrong
-            return Grade(False, answer, {"grader_error": 1.0})
-        return Grade(score >= SOLVED_AT, answer)
+            return float(self._scorer.score_answer(answer, self._entry))
+        except Exception:
+            return None
 
     def solution(self) -> list[str] | None:
         """Return the right reply; ``None`` if the package scores its own answer below a full score."""
@@ -74,5 +82,5 @@ class ReasoningGym(QuestionEnv):
 
 def _several_lines(reply: str) -> str | None:
     """Return everything after the last ``Answer:``, for answers such as a grid."""
-    _, mark, rest = after_thinking(reply).rpartition("Answer:")
-    return rest.strip() if mark else None
+    _, *found = _ANSWER.split(after_thinking(reply))
+    return found[-1].strip() if found else None

@@ -39,7 +39,7 @@ from agentopcd.envs.questions.answers import same
 from agentopcd.envs.questions.files import Raw, read_rows, row_files
 from agentopcd.envs.questions.grading import find_answer
 from agentopcd.envs.questions.text_checks import known_checks
-from agentopcd.envs.questions.values import answers_of, blank, missing, question_of
+from agentopcd.envs.questions.values import answers_of, blank, missing, plain, question_of
 from agentopcd.envs.views import hash_prompt
 
 PROMPT_KEYS = ("prompt", "problem", "question", "input", "instruction")
@@ -105,7 +105,7 @@ def load_rows(
 def _load(
     files: tuple[str, ...], _stamps: object, prompt_key: str | None, answer_key: str | None, free: bool
 ) -> list[QuestionRow]:
-    raw: list[tuple[str, Raw]] = []
+    raw: list[tuple[str, Raw, Raw]] = []
     for file in files:
         try:
             found = read_rows(Path(file))
@@ -113,7 +113,7 @@ def _load(
             raise EnvError(f"{file}: {error}") from None
         if not found:
             raise EnvError(f"{file}: there are no rows")
-        raw += [(f"{file}: row {number}", row) for number, row in enumerate(found, 1)]
+        raw += [(f"{file}: row {number}", row, row) for number, row in enumerate(found, 1)]
     return _questions(raw, prompt_key, answer_key, free=free)
 
 
@@ -127,22 +127,26 @@ def rows_from(
             would not be accepted by the grader.
         TaskLeak: the ``split`` column puts one question into two splits.
     """
-    return _questions([(f"row {n}", row) for n, row in enumerate(raw, 1)], prompt_key, answer_key, free=free)
+    for number, row in enumerate(raw, 1):
+        if not isinstance(row, Mapping):
+            raise EnvError(f"row {number} must be a mapping of columns to cells, got {type(row).__name__}")
+    named = [(f"row {number}", row, plain(row)) for number, row in enumerate(raw, 1)]
+    return _questions(named, prompt_key, answer_key, free=free)
 
 
 def _questions(
-    raw: Sequence[tuple[str, Raw]], prompt_key: str | None, answer_key: str | None, *, free: bool
+    raw: Sequence[tuple[str, Raw, Raw]], prompt_key: str | None, answer_key: str | None, *, free: bool
 ) -> list[QuestionRow]:
-    """The questions of named rows; the name of a row stands in every message about it."""
+    """The questions of rows, each with its name, which stands in every message about it, as given and as read."""
     if not raw:
         raise EnvError("there are no rows")
     own = _own(prompt_key, answer_key, free=free) if free or prompt_key or answer_key else None
-    readers = _readers(raw)
+    readers = _readers([row for _, _, row in raw])
     rows: dict[str, QuestionRow] = {}
     conflicting = 0
-    for name, entry in raw:
+    for name, given, entry in raw:
         try:
-            row = _checked((own or _reader(entry, readers))(entry), entry)
+            row = dataclasses.replace(_checked((own or _reader(entry, readers))(entry), entry), source=given)
         except EnvError as error:
             raise EnvError(f"{name}: {error}") from None
         key = hash_prompt(row.prompt)
@@ -178,7 +182,7 @@ def _checked(row: QuestionRow, raw: Raw) -> QuestionRow:
     split = row.split if blank(named) else str(named).strip()
     if split and split not in SPLITS:
         raise EnvError(f"is in split {split!r}; splits are {', '.join(SPLITS)}")
-    return dataclasses.replace(row, split=split, source=raw)
+    return dataclasses.replace(row, split=split)
 
 
 # -- layouts -------------------------------------------------------------------------------------------
@@ -194,8 +198,7 @@ class _Readers:
     """Whether every ``text`` with a ``label`` is labelled 0 or 1."""
 
 
-def _readers(raw: Sequence[tuple[str, Raw]]) -> _Readers:
-    rows = [row for _, row in raw]
+def _readers(rows: Sequence[Raw]) -> _Readers:
     cop_from = functools.cache(lambda: choices.medmcqa_offset(rows))
     counted_from = functools.cache(lambda: choices.counted_from(rows))
     tweets = [row for row in rows if _has(row, "text", "label")]

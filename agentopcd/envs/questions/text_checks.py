@@ -54,7 +54,12 @@ def known_checks(checks: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "case":
             fits = value in ("lower", "upper")
         elif name in ("contains", "excludes"):
-            fits = bool(value) and (isinstance(value, str) or all(isinstance(word, str) for word in value))
+            words = [value] if isinstance(value, str) else value
+            fits = (
+                isinstance(words, list | tuple)
+                and all(isinstance(word, str) and word for word in words)
+                and bool(words)
+            )
         else:
             fits = isinstance(value, str) and bool(value)
         if not fits:

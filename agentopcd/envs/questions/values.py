@@ -17,6 +17,8 @@ from agentopcd.envs.questions.grading import find_answer
 
 _SPEAKERS = {"system": "System", "developer": "System", "user": "User", "human": "User", "assistant": "Assistant"}
 _TEXT_PARTS = ("text", "input_text")
+_NOTHING = ("NAType", "NaTType")
+"""Types of what pandas has for nothing."""
 _DUMPED = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
 _IN_OBJECTS = ("target", "value", "text", "answer", "ground_truth")
 """Keys under which an object holds the right answer: those of verl's search rows, TriviaQA and SQuAD."""
@@ -24,7 +26,16 @@ _IN_OBJECTS = ("target", "value", "text", "answer", "ground_truth")
 
 def missing(value: Any) -> bool:
     """Whether a cell holds nothing: null, or the NaN that data frames write for it."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
+    return value is None or (isinstance(value, float) and math.isnan(value)) or type(value).__name__ in _NOTHING
+
+
+def plain(value: Any) -> Any:
+    """A cell with the arrays and numbers of numpy, which data frames hold, as Python's own."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def blank(value: Any) -> bool:

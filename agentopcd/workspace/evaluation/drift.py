@@ -57,6 +57,9 @@ def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Seq
         AlignmentError: the model does not give these replies the log-probabilities that they were sampled with.
     """
     ids, turns = _replies(session, contestant, tasks, setup=setup)
+    # A student with more tokens than its base (an adapter over a resized vocabulary) is compared on those of both.
+    rows = models.shared_rows(contestant.model, base.model)
+    turns = [turn for turn in turns if max(turn.response_ids) < rows]
     temperature = session.config.temperature or 1.0  # greedy play (0) is measured on the untempered distribution
     chat, pad_id = session.player_for(base.model).chat, base.model.tokenizer.pad_token_id
     entropy = kl = gap = 0.0
@@ -77,7 +80,7 @@ def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Seq
                 if len(sampled) == len(said):
                     gap += float((losses.token_logprobs(own_RV, said[where], temperature) - sampled[where]).abs().sum())
                 entropy += float(losses.entropy_nats(own_RV, temperature).sum())
-                kl += float(losses.full_kl(own_RV, base_RV, temperature=temperature).sum())
+                kl += float(losses.full_kl(own_RV[:, :rows], base_RV[:, :rows], temperature=temperature).sum())
     tokens = sum(len(turn.response_ids) for turn in turns)
     _check_sampler(session, contestant, gap / max(tokens, 1))
     return Drift(entropy_nats=entropy / max(tokens, 1), kl_nats=kl / max(tokens, 1), tokens=tokens, episodes=len(ids))
