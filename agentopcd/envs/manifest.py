@@ -127,7 +127,9 @@ class Manifest:
             raw["seeds"] = tuple(raw["seeds"])
             manifest = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise EnvError(f"not a splits manifest: {type(error).__name__}: {error}; remove it to cut the tasks again") from None
+            raise EnvError(
+                f"not a splits manifest: {type(error).__name__}: {error}; remove it to cut the tasks again"
+            ) from None
         manifest._check()
         return manifest
 
