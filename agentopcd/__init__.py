@@ -13,7 +13,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# No public name may equal the name of a submodule: importing the submodule would hide the function.
+# A public name that is also a submodule's, as consolidate and learn are, stands for the submodule, which can be called:
+# importing it would hide a function of that name.
 _PUBLIC = {
     "AgentOpcdError": "agentopcd.core.errors",
     "ConsolidateConfig": "agentopcd.core.config",
@@ -23,9 +24,11 @@ _PUBLIC = {
     "Session": "agentopcd.workspace.session",
     "Store": "agentopcd.knowledge",
     "TextEnv": "agentopcd.envs",
+    "consolidate": "agentopcd.consolidate",
     "distil_context": "agentopcd.distil",
     "evaluate": "agentopcd.workspace.evaluation.table",
     "find_context": "agentopcd.workspace.experience.find_context",
+    "learn": "agentopcd.learn",
     "load_model": "agentopcd.models",
     "make": "agentopcd.envs",
     "play": "agentopcd.rollouts.player",
@@ -37,4 +40,5 @@ __all__ = ["__version__", *_PUBLIC]  # pyright: ignore[reportUnsupportedDunderAl
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'agentopcd' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    module = import_module(_PUBLIC[name])
+    return module if module.__name__ == f"agentopcd.{name}" else getattr(module, name)

@@ -15,6 +15,7 @@ H hidden size, R the rows of a chunk, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ from typing import Any
 import torch
 
 from agentopcd import models
+from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig
-from agentopcd.core.errors import AlignmentError, ConfigError, ModelError
+from agentopcd.core.errors import AlignmentError, ConfigError, ModelError, TrainingError
 from agentopcd.core.runs import CHECKPOINTS, Run, write_json, writing
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import Context, Mixture, Task
@@ -84,6 +86,8 @@ class Consolidated:
     """The best checkpoint, as an ordinary Hugging Face folder."""
     model_id: str
     best_step: int
+    skipped: int
+    """Steps that changed nothing."""
     select: dict[int, Rate]
     """Success rate on select tasks by step, without the context; step 0 is the student before training."""
 
@@ -110,6 +114,7 @@ def consolidate(
 
     Raises:
         AlignmentError: the two prompts of a turn differ in more than the context.
+        TrainingError: the loss or a weight is not finite, or no step changed the weights.
     """
     config, player, ranks = training.config, method.player, Ranks.current()
     say = say if ranks.main else lambda line: None
@@ -153,6 +158,8 @@ def consolidate(
         # Log the step and, every ``select_every`` steps, evaluate the student on select tasks.
         record = meter.result() if played.samples else {"loss/value_nats": 0.0}
         record |= method.measured(rollout_record(played.episodes, played.samples, played.dropped))
+        if moved and not math.isfinite(record["loss/value_nats"]):
+            raise TrainingError(f"the loss of step {step} is {record['loss/value_nats']}, so it taught nothing of use")
         record |= update_record(progress, learner, norm, moved, gap_nats) | clock.times()
         record |= {"loss/name": method.name, "train/turns_read_apart": played.apart}
         record |= {"teacher/context_tokens": context_tokens(player.chat, training.context)}
@@ -168,7 +175,7 @@ def consolidate(
         if (ranks.main or config.shard) and (step % config.save_every == 0 or evaluated):
             checkpoint.save(run.folder, learner.trained, learner.optimizer, progress.to_dict(), teacher.weights)
     teacher.assert_unchanged()
-    return finish(progress, config, run)
+    return finish(progress, config, run, say)
 
 
 # -- begin or resume ------------------------------------------------------------------------------------
@@ -349,8 +356,17 @@ def save_student(learner: Learner, training: Training, step: int, folder: Path) 
         return models.save_model(learner.whole, folder, parent_id=learner.student.id, facts=facts)
 
 
-def finish(progress: Progress, config: ConsolidateConfig, run: Run) -> Consolidated:
-    """Move the best checkpoint to ``run.folder/student``, merged into a whole model where ``config.merge`` asks."""
+def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callable[[str], None]) -> Consolidated:
+    """Move the best checkpoint to ``run.folder/student``, merged into a whole model where ``config.merge`` asks.
+
+    Raises:
+        TrainingError: every step was skipped, so the checkpoint is the base.
+    """
+    skipped = f"{progress.skipped} of {config.steps} steps were skipped: no finite gradient, or no reply to learn from"
+    if progress.skipped == config.steps:
+        raise TrainingError(f"{skipped}; nothing was learned, so there is no student")
+    if progress.skipped:
+        say(f"warning: {skipped}")
     folder, chosen, ranks = run.folder / "student", run.folder / "best", Ranks.current()
     if ranks.main and chosen.is_dir():  # absent if an earlier call was killed right after this block
         with writing(folder):
@@ -366,5 +382,9 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run) -> Consolida
         folder=folder,
         model_id=find.fingerprint(folder),
         best_step=progress.best_step,
+        skipped=progress.skipped,
         select=dict(progress.select),
     )
+
+
+make_callable(__name__)  # agentopcd.consolidate(...) works, too

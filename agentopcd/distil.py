@@ -10,7 +10,7 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
-from agentopcd.core.config import ConsolidateConfig, player_flags
+from agentopcd.core.config import ConsolidateConfig, TrainConfig, player_flags
 from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Episode, Message, Mixture, Task
@@ -19,6 +19,7 @@ from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import Arm
 from agentopcd.models import find
+from agentopcd.models.merged import peft
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
@@ -42,6 +43,9 @@ class Distilled:
     teacher_id: str
     context_id: str
     best_step: int
+    steps: int
+    skipped: int
+    """Steps that changed nothing."""
     evaluation: Evaluation | None
     repeated: bool = False
     """True if the run had already finished, so that nothing was trained."""
@@ -50,7 +54,7 @@ class Distilled:
         return {
             "folder": self.folder, "model": self.model_id, "parent": self.parent_id,
             "teacher": self.teacher_id, "context": self.context_id,
-            "best_step": self.best_step, "repeated": self.repeated,
+            "best_step": self.best_step, "steps": self.steps, "skipped": self.skipped, "repeated": self.repeated,
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
         }  # fmt: skip
 
@@ -69,7 +73,8 @@ class Distilled:
             )
         return cls(
             folder=str(folder), model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
-            context_id=done["context"], best_step=done["best_step"], evaluation=None, repeated=True,
+            context_id=done["context"], best_step=done["best_step"], steps=done.get("steps", 0),
+            skipped=done.get("skipped", 0), evaluation=None, repeated=True,
         )  # fmt: skip
 
 
@@ -79,12 +84,13 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     Repeat a killed call to resume it. A finished call is reported, not repeated.
     """
     ranks = Ranks.current()
-    if ranks.count > 1 and config.device != "auto":
-        raise ConfigError(f"device is {config.device!r} with {ranks.count} processes; leave it out")
-    if config.shard and ranks.count == 1:
-        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
+    check_launch(config, ranks.count)
     session.resume_model("consolidate", context.id)
     student = session.loaded
+    if config.lora_rank:
+        models.check_adapter(student, config.lora_rank)
+    for part in context.parts:
+        session.say_confirmed_with(part)
     teacher_model = session.load(config.teacher) if config.teacher else student
     for model in {student.id: student, teacher_model.id: teacher_model}.values():
         check_trainable(session, config, model)
@@ -125,7 +131,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
     out = Distilled(
         folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
-        context_id=context.id, best_step=result.best_step, evaluation=None,
+        context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped, evaluation=None,
     )  # fmt: skip
     if test:
         # Training has changed the weights in memory, so only the saved student plays; the other arms are read back.
@@ -160,6 +166,20 @@ def check_before(
             f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
             f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
         )
+
+
+def check_launch(config: TrainConfig, processes: int) -> None:
+    """Refuse settings of training that do not fit the number of processes or the installed packages.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    if processes > 1 and config.device != "auto":
+        raise ConfigError(f"device is {config.device!r} with {processes} processes; leave it out")
+    if config.shard and processes == 1:
+        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
+    if config.lora_rank:
+        peft()
 
 
 def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.LoadedModel) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.distil import Distilled, distil_context
@@ -86,3 +87,6 @@ def _round(config: LearnConfig, number: int, work: Path, say: Callable[[str], No
         return Round(
             number=number, model=model, played=gathered.to_dict(), confirmed=outcome.passed, distilled=distilled
         )
+
+
+make_callable(__name__)  # agentopcd.learn(...) works, too

@@ -28,8 +28,8 @@ FOLDERS = {
 
 INSIDE = {
     "core": [
-        "errors text",
-        "types",
+        "errors text callable_module files",
+        "types terminal",
         "encoding stats runs transcript config.base",
         "config.verbs",
         "config.flags",
@@ -43,7 +43,7 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load success games.solvers questions.symbolic questions.answers questions.files",
+        "views load look success games.solvers questions.symbolic questions.answers questions.files",
         "base guard spec games.inside questions.grading",
         "builtin games.gym_bridge questions.text_checks questions.values",
         "games.textarena questions.choices",

@@ -87,7 +87,8 @@ def train(
         if len(lines) == kill_at:
             raise Killed
 
-    result = loop.consolidate(
+    public: Any = loop  # the module, called as `from agentopcd import consolidate` gives it
+    result = public(
         loop.Training(config=config, context=context, train=TRAIN, select=SELECT), student=student, teacher=teacher,
         method=METHODS[config.method](config, player), run=run, say=say,
     )  # fmt: skip

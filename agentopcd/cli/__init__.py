@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
+from pathlib import Path
 
 if __name__ != "agentopcd.cli":
     raise ImportError("import this package as agentopcd.cli; the link at the root is only for readers")
 
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from agentopcd.cli import config, envs, knowledge, reproduce, store, verbs
+from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
+from agentopcd.core.terminal import without_password
+from agentopcd.core.text import first_line
+
+STOPPED = 130
+"""Exit code of a command that was interrupted."""
+OF_THE_MACHINE = (OSError, ImportError, MemoryError, OverflowError, RecursionError, UnicodeError)
+"""Errors that come from files, packages, memory or other people's text, and from SQLite. Most of them are told where
+they arise, with a remedy; these are the others."""
 
 app = typer.Typer(
     name="agentopcd",
@@ -36,7 +47,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         import agentopcd
 
-        typer.echo(f"agentopcd {agentopcd.__version__}")
+        print(f"agentopcd {agentopcd.__version__}")
         raise typer.Exit()
 
 
@@ -50,10 +61,12 @@ def root(
 
 
 def main() -> None:
-    """Entry point: an error of this package or of the parser is one line on stderr and exit code 2."""
+    """Entry point: an error of this package, of the parser or of the machine is one line on stderr and exit code 2."""
+    terminal.guard()
     warnings.showwarning = _warn
     try:
-        sys.exit(_run() or 0)
+        code = _run() or 0
+        sys.stdout.flush()  # a full disk shows now, or never
     except AgentOpcdError as error:
         _refuse(str(error))
     except typer.TyperException as error:
@@ -62,9 +75,21 @@ def main() -> None:
             usage.show()  # a group called without a command shows its help
             sys.exit(2)
         _refuse(f"{usage.format_message()} (see --help)")
-    except (KeyboardInterrupt, typer.Abort):
-        print("stopped; repeat the command to resume", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        _stop(str(stop))
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # the reader has seen enough, as `head` has
+            _leave("", 1)
+        _refuse(f"an environment or a library ended the program (exit code {end.code!r}); it must not call exit()")
+    except BrokenPipeError:
+        _leave("", 1)
+    except Exception as error:
+        if not (isinstance(error, OF_THE_MACHINE) or type(error).__module__ == "sqlite3"):
+            raise  # a fault of ours: its traceback helps to mend it
+        _refuse(f"{_reason(error)}; mend that, and give the command again")
+    if code == STOPPED:  # the parser returns this where it was interrupted
+        _stop()
+    sys.exit(code)
 
 
 def _run() -> Any:
@@ -85,11 +110,38 @@ def _run() -> Any:
         ranks.dismiss()
 
 
+def _reason(error: Exception) -> str:
+    """What happened, to which file or else in which line of ours."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "agentopcd" in frame.filename] or frames
+    where = f" ({Path(ours[-1].filename).name}, line {ours[-1].lineno})" if ours else ""
+    return f"{type(error).__name__}: {first_line(error, 'no reason given')}{where}"
+
+
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     """Print a warning in one line, without the code location that Python adds."""
-    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"warning: {_line(str(message))}", file=sys.stderr)
 
 
-def _refuse(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+def _refuse(message: str) -> NoReturn:
+    _leave(f"error: {_line(message)}", 2)
+
+
+def _stop(message: str = "") -> NoReturn:
+    _leave(message or "stopped", STOPPED)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    """End with a line on stderr, if any. What cannot be written is dropped: Python would complain about it later."""
+    for number, stream, text in ((1, sys.stdout, ""), (2, sys.stderr, line)):
+        try:
+            print(text, file=stream, end="\n" if text else "", flush=True)
+        except (AgentOpcdError, OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    sys.exit(code)
+
+
+def _line(message: str) -> str:
+    return without_password(" ".join(message.split()))

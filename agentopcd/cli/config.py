@@ -27,6 +27,7 @@ from agentopcd.core.config import (
     panels,
 )
 from agentopcd.core.errors import ConfigError, did_you_mean
+from agentopcd.core.terminal import emit
 
 VERBS: dict[str, type[Config]] = {
     "play": PlayConfig,
@@ -59,7 +60,7 @@ def show(
     if verb not in VERBS:
         raise ConfigError(f"no verb {verb!r} with settings{did_you_mean(verb, VERBS)}")
     if as_json:
-        print(json.dumps(as_dict(VERBS[verb]), indent=1))
+        emit(as_dict(VERBS[verb]), indent=1)
     else:
         print(as_toml(verb, VERBS[verb]), end="")
 

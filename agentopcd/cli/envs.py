@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from agentopcd.cli.options import parse_env_args, progress
+from agentopcd.cli.options import json_option, parse_env_args, progress
+from agentopcd.core.terminal import emit
 
 app = typer.Typer(name="envs", help="Show environments, check them, play them by hand.", no_args_is_help=True)
 
@@ -22,7 +23,7 @@ SuccessWhen = Annotated[
     str,
     typer.Option("--success-when", help="When an episode is solved: 'return >= 475', 'reward > 0' or 'terminated'."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Json = Annotated[bool, json_option("Print JSON for programs.")]
 
 
 @app.command("list")
@@ -35,13 +36,13 @@ def list_(as_json: Json = False) -> None:
 
     specs = list_envs()
     if as_json:
-        _print_json([_facts(spec) for spec in specs])
+        emit([_facts(spec) for spec in specs], indent=2)
         return
     width = max(len(spec.id) for spec in specs)
     for spec in specs:
         problem = _plugin_problem(spec)
-        typer.echo(f"{spec.id:<{width}}  {problem or spec.summary or spec.entry_point}")
-    typer.echo("Next: agentopcd envs show NAME, or agentopcd envs try NAME")
+        print(f"{spec.id:<{width}}  {problem or spec.summary or spec.entry_point}")
+    print("Next: agentopcd envs show NAME, or agentopcd envs try NAME")
 
 
 def _plugin_problem(spec: Any) -> str | None:
@@ -92,13 +93,13 @@ def show(ref: Ref, env_arg: EnvArgs = None, as_json: Json = False) -> None:
     env.close()
     facts = {**_facts(spec), "card": card, "task_key": task_key(obs, info)}
     if as_json:
-        _print_json({**facts, "observation": obs})
+        emit({**facts, "observation": obs}, indent=2)
         return
     for name in ("id", "entry_point", "kwargs", "max_steps", "views", "history"):
-        typer.echo(f"{name:<12} {facts[name]}")
-    typer.echo(f"\n{card}\n\nFirst observation of seed 0, as a model sees it by default:\n")
-    typer.echo(join_parts(apply_view(parts_of(obs, info), spec.view())))
-    typer.echo(f"\nNext: agentopcd envs try {ref}")
+        print(f"{name:<12} {facts[name]}")
+    print(f"\n{card}\n\nFirst observation of seed 0, as a model sees it by default:\n")
+    print(join_parts(apply_view(parts_of(obs, info), spec.view())))
+    print(f"\nNext: agentopcd envs try {ref}")
 
 
 @app.command()
@@ -121,17 +122,17 @@ def check(
     maker = partial(make, ref, **parse_env_args(env_arg or []))
     report = check_env(maker, n, spec=get_spec(ref), success_when=success_when)
     if as_json:
-        _print_json({**dataclasses.asdict(report), "ok": report.ok})
+        emit({**dataclasses.asdict(report), "ok": report.ok}, indent=2)
     else:
         for kind, lines in (("error", report.errors), ("warning", report.warnings)):
             for line in lines:
-                typer.echo(f"{kind}: {line}")
+                print(f"{kind}: {line}")
         verdict = "ok" if report.ok else f"{len(report.errors)} errors"
-        typer.echo(
+        print(
             f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds;"
             f" random replies won {report.random_success:.1%}"
         )
-        typer.echo(f"Next: agentopcd play --env {ref}" if report.ok else "Next: fix the errors and check again")
+        print(f"Next: agentopcd play --env {ref}" if report.ok else "Next: fix the errors and check again")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -146,7 +147,7 @@ def try_(
     success_when: SuccessWhen = "",
     random: Annotated[bool, typer.Option("--random", help="Play random moves.")] = False,
     solve: Annotated[bool, typer.Option("--solve", help="Play the known solution.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line per step.")] = False,
+    as_json: Annotated[bool, json_option("Print one JSON line per step.")] = False,
 ) -> None:
     """Play by hand and see exactly what a model would see; q or end of input quits.
 
@@ -165,7 +166,7 @@ def try_(
     env = make(ref, max_steps=max_steps, **parse_env_args(env_arg or []))
     obs, info = env.reset(seed=seed)
     key = task_key(obs, info)
-    say: Callable[[Any], None] = _print_line if as_json else lambda facts: typer.echo(f"{facts['text']}\n")
+    say: Callable[[Any], None] = emit if as_json else lambda facts: print(f"{facts['text']}\n")
     say({"text": join_parts(apply_view(parts_of(obs, info), view)), "task_key": key})
     replies = _replies(env, info, spec.play_format, random, solve, seed)
     rewards: list[float] = []
@@ -185,9 +186,9 @@ def try_(
     steps, total = len(rewards), sum(rewards)
     result = {"result": state, "steps": steps, "reward": total, "task_key": key}
     if as_json:
-        _print_line(result)
+        emit(result)
     else:
-        typer.echo(f"{state} after {steps} steps, reward {total:g}, task {key}")
+        print(f"{state} after {steps} steps, reward {total:g}, task {key}")
 
 
 def _replies(env: Any, info: Any, play_format: str, random: bool, solve: bool, seed: int) -> Iterator[str]:
@@ -218,7 +219,7 @@ def _typed(play_format: str) -> Iterator[str]:
 
     while True:
         if sys.stdin.isatty():
-            typer.echo("> ", nl=False, err=True)
+            print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         if not line or line.strip() == "q":
             return
@@ -253,10 +254,10 @@ def splits(
     if out is not None:
         manifest.save(out)
     if as_json:
-        typer.echo(manifest.to_json(), nl=False)
+        emit(json.loads(manifest.to_json()))
         return
     _print_splits(manifest)
-    typer.echo(f"Next: agentopcd play --env {ref}" if out is None else f"wrote {out}")
+    print(f"Next: agentopcd play --env {ref}" if out is None else f"wrote {out}")
 
 
 def _print_splits(manifest: Any) -> None:
@@ -264,25 +265,17 @@ def _print_splits(manifest: Any) -> None:
     from agentopcd.envs.splits import MIN_DISTINCT
 
     low, high = manifest.seeds
-    typer.echo(f"{manifest.env}: {manifest.distinct} distinct tasks in seeds {low} to {high - 1}")
+    print(f"{manifest.env}: {manifest.distinct} distinct tasks in seeds {low} to {high - 1}")
     for name, tasks in manifest.splits.items():
         share = solvable_share(manifest.env, manifest.kwargs, tasks)
         known = "" if share is None else f", {share:.1%} can be won within the step limit"
         few = " (few: expect wide intervals)" if 0 < len(tasks) < MIN_DISTINCT else ""
-        typer.echo(f"  {name:<8} {len(tasks):>5} tasks{known}{few}")
+        print(f"  {name:<8} {len(tasks):>5} tasks{known}{few}")
     if manifest.shared:
-        typer.echo(
+        print(
             f"Fewer than {MIN_DISTINCT} tasks: every split is all of them, and no result says anything about"
             " unseen tasks. frozen-lake-4x4 has enough boards to hold some out."
         )
     elif manifest.protocol == "paper":
         count, share = manifest.overlap()
-        typer.echo(f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol")
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _print_line(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
+        print(f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol")

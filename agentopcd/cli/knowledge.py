@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from agentopcd.cli.options import json_option
+from agentopcd.core.files import path_of
+from agentopcd.core.terminal import emit
 
 if TYPE_CHECKING:
     from agentopcd.knowledge import Store
@@ -17,7 +21,7 @@ app = typer.Typer(help="Manage what was learned: items, contexts, refs, episodes
 Work = Annotated[
     Path, typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; the store is its store.db.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+AsJson = Annotated[bool, json_option("Print JSON instead of text.")]
 WORK = Path("agentopcd-work")
 
 
@@ -47,7 +51,7 @@ def open_store(work: Path, *, create: bool = False) -> Store:
     """
     from agentopcd.knowledge import Store
 
-    return Store.open(work / "store.db", create=create)
+    return Store.open(path_of(work) / "store.db", create=create)
 
 
 def read_store(work: Path) -> Store:
@@ -58,19 +62,19 @@ def read_store(work: Path) -> Store:
     """
     from agentopcd.knowledge import Store
 
-    store = Store.open(work / "store.db", create=False, to_read=True)
+    store = Store.open(path_of(work) / "store.db", create=False, to_read=True)
     if store.note:
-        typer.echo(f"note: {store.note}", err=True)
+        print(f"note: {store.note}", file=sys.stderr)
     return store
 
 
 def _print(rows: list[dict[str, Any]], lines: list[str], as_json: bool, after: str) -> None:
     if as_json:
-        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+        emit(rows, indent=1)
         return
     for line in lines:
-        typer.echo(line)
-    typer.echo(after)
+        print(line)
+    print(after)
 
 
 @app.command("list", epilog="Example: agentopcd knowledge list items --status pending")
@@ -128,9 +132,9 @@ def show(
     with read_store(work) as store:
         view = store_views.describe(store, name)
     if as_json:
-        typer.echo(json.dumps(view, indent=1, ensure_ascii=False))
+        emit(view, indent=1)
     else:
-        typer.echo(store_views.text(view))
+        print(store_views.text(view))
 
 
 @app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")
@@ -173,10 +177,10 @@ def export(
             pieces = to_jsonl(dump(store, None if context_id is None else [context_id], episodes=episodes))
         if output is None:
             for piece in pieces:
-                typer.echo(piece, nl=False)
+                print(piece, end="")
             return
-        write_text(output, pieces)
-    typer.echo(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
+        write_text(path_of(output), pieces)
+    print(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
 
 
 def refuse_store(output: Path, work: Path) -> None:
@@ -225,10 +229,10 @@ def import_(
     with open_store(work, create=True) as store:
         result = _import(store, text, rows, settings, ref)
     if as_json:
-        typer.echo(json.dumps(result))
+        emit(result)
         return
-    typer.echo(", ".join(f"{value} {key}" for key, value in result.items() if value) or "nothing new")
-    typer.echo("imported items are pending; agentopcd knowledge list items --status pending shows them")
+    print(", ".join(f"{value} {key}" for key, value in result.items() if value) or "nothing new")
+    print("imported items are pending; agentopcd knowledge list items --status pending shows them")
 
 
 def _import(store: Store, text: str, rows: bool, settings: dict[str, str], ref: str | None) -> dict[str, Any]:
@@ -281,4 +285,4 @@ def move(
         before = store.refs(ref).get(ref)
         store.move(ref, target, "person", reason, expect=store.resolve(expect) if expect else ANY)
     was = f"was {before[:12]}; undo with: agentopcd knowledge move {ref} {before[:12]}" if before else "is new"
-    typer.echo(f"{ref} -> {target[:12]} ({was})")
+    print(f"{ref} -> {target[:12]} ({was})")

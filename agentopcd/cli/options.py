@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -18,14 +19,26 @@ import typer
 
 from agentopcd.core.config import DICT_FLAGS, Config, choices, default_of, field_docs, flag_of, has_flag, hints, panels
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.terminal import Guarded, emit, only_results, without_password
+
+
+def _only_results(ctx: typer.Context, wanted: bool) -> bool:
+    """With ``--json``, whatever a game or a library prints must not come between the lines of the result."""
+    if wanted and not ctx.resilient_parsing:
+        ctx.call_on_close(only_results())
+    return wanted
+
+
+def json_option(text: str) -> Any:
+    """The option ``--json`` with this help text."""
+    return typer.Option("--json", metavar="", help=text, callback=_only_results)
+
 
 WORK = Annotated[
     Path | None,
     typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; agentopcd-work if not given."),
 ]
-JSON = Annotated[
-    bool, typer.Option("--json", metavar="", help="Print the result as JSON on stdout, everything else on stderr.")
-]
+JSON = Annotated[bool, json_option("Print the result as JSON on stdout, everything else on stderr.")]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the plan and stop; no model is loaded.")]
 CONFIG = Annotated[
     Path | None,
@@ -33,6 +46,15 @@ CONFIG = Annotated[
         "--config", help="TOML file with settings, as `agentopcd config show` prints; a flag or --no-FLAG overrides it."
     ),
 ]
+
+
+@contextlib.contextmanager
+def goes_on() -> Iterator[None]:
+    """Around a command that goes on where it was stopped when it is given again; whoever stops it is told so."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise typer.Abort("stopped; the same command goes on from here") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +67,12 @@ class Call:
 
     def say(self, line: str) -> None:
         """Print a line for people; with ``--json``, stdout is kept for the result."""
-        print(line, file=sys.stderr if self.as_json else sys.stdout, flush=True)
+        print(without_password(line), file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def show(self, result: Any) -> None:
         """Print the result as JSON, if requested."""
         if self.as_json:
-            print(json.dumps(result, indent=1, sort_keys=True))
+            emit(result, indent=1, sort_keys=True)
 
 
 def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_run: bool = True) -> Callable[..., None]:
@@ -63,7 +85,8 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
 
     def command(ctx: typer.Context, **values: Any) -> None:
         call = Call(values["work"], values["json"], values.get("dry_run", False))
-        run(config.load(values["config"], **_given(ctx, config, values)), call)
+        with goes_on():
+            run(config.load(values["config"], **_given(ctx, config, values)), call)
 
     fixed = [_keyword("work", WORK, None), _keyword("config", CONFIG, None), _keyword("json", JSON, False)]
     fixed += [_keyword("dry_run", DRY_RUN, False)] if dry_run else []
@@ -106,6 +129,8 @@ def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, A
             arguments[name] = json.loads(value)
         except ValueError:
             arguments[name] = value
+        except RecursionError:
+            raise ConfigError(f"the value of {flag} {name} is nested too deeply to be read") from None
     return arguments
 
 
@@ -149,14 +174,18 @@ def progress(label: str, items: Iterable[Any], total: int) -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(file=getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     said = time.monotonic()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    shown, apart = console.is_terminal, not sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=not apart) as bar:
+        if shown:  # rich now prints what is written to these streams, above its bar and unguarded
+            sys.stdout = sys.stdout if apart else Guarded(sys.stdout, "stdout")
+            sys.stderr = Guarded(sys.stderr, "stderr")
         task = bar.add_task(label, total=total)
         for count, item in enumerate(items, start=1):
             bar.advance(task)
-            if not console.is_terminal and time.monotonic() - said > PLAIN_EVERY_S:
+            if not shown and time.monotonic() - said > PLAIN_EVERY_S:
                 said = time.monotonic()
                 print(f"{label}: {count}/{total}", file=sys.stderr, flush=True)
             yield item

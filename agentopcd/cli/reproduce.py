@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentopcd.cli.options import DRY_RUN, JSON, WORK, Call, progress
+from agentopcd.cli.options import DRY_RUN, JSON, WORK, Call, goes_on, progress
 
 
 def reproduce(
@@ -59,7 +59,8 @@ def reproduce(
         return
     results: list[dict[str, Any]] = []
     for plan in chosen:
-        result = run(plan, folder, report=report, say=call.say, progress=progress)
+        with goes_on():
+            result = run(plan, folder, report=report, say=call.say, progress=progress)
         results.append(result.to_dict())
         out = folder / "reproduce" / f"{file.stem}-{size}-{plan.slug}.json"
         out.parent.mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from agentopcd.cli.knowledge import WORK, Work, read_store, refuse_store
+from agentopcd.core.files import path_of
 
 app = typer.Typer(help="Look after the store's file: check it, repair it, back it up.", no_args_is_help=True)
 
@@ -23,11 +24,11 @@ def check(work: Work = WORK) -> None:
     with read_store(work) as store:
         problems = care.problems(store)
     for problem in problems:
-        typer.echo(problem)
+        print(problem)
     if problems:
-        typer.echo(f"{len(problems)} problems; next: agentopcd store repair --work {work}")
+        print(f"{len(problems)} problems; next: agentopcd store repair --work {work}")
         raise typer.Exit(1)
-    typer.echo(f"{work / 'store.db'} is sound")
+    print(f"{work / 'store.db'} is sound")
 
 
 @app.command(epilog="Example: agentopcd store repair")
@@ -38,12 +39,12 @@ def repair(work: Work = WORK) -> None:
     """
     from agentopcd.knowledge.repair import repair as mend
 
-    result = mend(work / "store.db")
+    result = mend(path_of(work) / "store.db")
     for line in result.lost:
-        typer.echo(line)
-    typer.echo(f"{work / 'store.db'} was written anew; the damaged files are kept as {result.kept}")
+        print(line)
+    print(f"{work / 'store.db'} was written anew; the damaged files are kept as {result.kept}")
     if not result.lost:
-        typer.echo("nothing was lost")
+        print("nothing was lost")
 
 
 @app.command(epilog="Example: agentopcd store backup -o store-monday.db")
@@ -60,8 +61,8 @@ def backup(
     from agentopcd.knowledge import care
     from agentopcd.knowledge.database import now
 
-    target = output or work / f"store-{now()[:19].replace(':', '')}.db"
+    target = path_of(output) if output else path_of(work) / f"store-{now()[:19].replace(':', '')}.db"
     refuse_store(target, work)
     with read_store(work) as store:
         care.backup(store, target)
-    typer.echo(f"wrote {target}")
+    print(f"wrote {target}")

@@ -18,6 +18,7 @@ from agentopcd.core.config import (
     player_flags,
 )
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.terminal import without_password
 
 if TYPE_CHECKING:
     from agentopcd.distil import Distilled
@@ -41,6 +42,8 @@ def play(config: PlayConfig, call: Call) -> None:
     Example: agentopcd play --env sokoban --episodes 64
     """
     with _open(config, call) as session:
+        if config.context:
+            session.context(config.context, config.placement)  # a wrong name is told before a model is loaded
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
             if config.extract:
@@ -67,6 +70,12 @@ def score(config: ScoreConfig, call: Call) -> None:
     Example: agentopcd knowledge score --env frozen-lake-4x4 --candidates 8
     """
     with _open(config, call) as session:
+        from agentopcd.workspace.experience.chains import pool
+
+        candidates = pool(session, prefix=config.pool)
+        if not candidates:
+            again = f"agentopcd play {player_flags(config)}{_work(call)}"
+            raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
         if call.dry_run:
             arms = "2 halves" if config.method == "subsets" else f"up to {config.candidates} contexts and none"
             plan = [f"{arms} on {len(session.tasks('select', config.select_tasks))} select tasks"]
@@ -74,10 +83,8 @@ def score(config: ScoreConfig, call: Call) -> None:
                 n = len(session.tasks("confirm", config.confirm_tasks))
                 plan.append(f"the winner and none on {n} confirm tasks")
             return _plan(session, call, plan)
-        from agentopcd.workspace.experience.chains import pool
         from agentopcd.workspace.experience.choose import choose, value_items
 
-        candidates = pool(session, prefix=config.pool)
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
         if config.method == "subsets":
             values = value_items(session, config, candidates, run_id=run_id)
@@ -103,12 +110,12 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
     if not config.context:
         raise ConfigError("no context given; add --context REF (see `agentopcd knowledge list refs`)")
     with _open(config, call) as session:
+        context, _ = session.context(config.context)
         if call.dry_run:
             n = len(session.tasks("confirm", config.confirm_tasks))
             return _plan(session, call, [f"2 contexts on {n} confirm tasks"])
         from agentopcd.knowledge import confirm
 
-        context, _ = session.context(config.context)
         run_id = session.ledger.begin("confirm", context_id=context.id)
         outcome = confirm(session.bench(run_id), context, session.tasks("confirm", config.confirm_tasks))
         session.say(str(outcome))
@@ -123,17 +130,21 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
     Example: agentopcd consolidate --env math --context prompt.txt --model smollm2-135m
     """
     with _open(config, call) as session:
+        from agentopcd.distil import check_launch, distil_context
+        from agentopcd.models.parallel.ranks import launched
+        from agentopcd.workspace.experience.find_context import find_context
+
         if call.dry_run:
+            check_launch(config, launched())
+            if not config.mix:  # which contexts are mixed depends on what this model won with them
+                find_context(session, config)
             plan = [
                 f"{config.steps} steps of {config.batch_size} episodes",
                 f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
                 f"test: {len(session.tasks('test', config.test_tasks))} tasks, three arms",
                 f"memory: {_memory(session, config)}",
             ]
-            return _plan(session, call, plan)
-        from agentopcd.distil import distil_context
-        from agentopcd.workspace.experience.find_context import find_context
-
+            return _plan(session, call, plan, config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
         _say_distilled(call, result)
@@ -147,8 +158,11 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
     """
     with _open(config, call) as session:
         if call.dry_run:
+            if config.context:
+                session.context(config.context, config.placement)
             n = len(session.tasks("test", config.test_tasks))
-            return _plan(session, call, [f"up to three arms on {n} test tasks"])
+            student = config.student or session.newest_student() or ""
+            return _plan(session, call, [f"up to three arms on {n} test tasks"], student)
         from agentopcd.workspace.evaluation.drift import drift_dict, drift_lines
         from agentopcd.workspace.evaluation.student import evaluate_student
         from agentopcd.workspace.evaluation.table import lines
@@ -166,6 +180,10 @@ def learn(config: LearnConfig, call: Call) -> None:
     Example: agentopcd learn --env frozen-lake-4x4 --rounds 2
     """
     if call.dry_run:
+        from agentopcd.distil import check_launch
+        from agentopcd.models.parallel.ranks import launched
+
+        check_launch(config, launched())
         with _open(config, call) as session:
             plan = [
                 f"{config.rounds} rounds, each:",
@@ -199,10 +217,12 @@ def _open(config: PlayerConfig, call: Call) -> Session:
     return Session(config, workspace(call.work), say=call.say, progress=progress)
 
 
-def _plan(session: Session, call: Call, steps: list[str]) -> None:
-    """Print what would be done, without doing it."""
+def _plan(session: Session, call: Call, steps: list[str], *models: str) -> None:
+    """Print what would be done with the player's model and ``models``, without doing it; refuse what cannot be done."""
+    session.check(*models)
     name, why = session.model_name()
-    call.show({"settings": session.config.to_dict(), "plan": steps, "model": name})
+    settings = session.config.to_dict() | {"server": without_password(session.config.server)}
+    call.show({"settings": settings, "plan": steps, "model": name})
     call.say(f"model: {name} ({why})")
     for step in steps:
         call.say(f"plan: {step}")
@@ -234,7 +254,8 @@ def _say_distilled(call: Call, result: Distilled) -> None:
 
     for line in lines(result.evaluation) if result.evaluation else []:
         call.say(line)
-    call.say(f"student: {result.folder} (best at step {result.best_step})")
+    skipped = f"; {result.skipped} of {result.steps} steps were skipped" if result.skipped else ""
+    call.say(f"student: {result.folder} (best at step {result.best_step}{skipped})")
 
 
 def _work(call: Call) -> str:

@@ -6,6 +6,7 @@ import codecs
 from pathlib import Path
 
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import path_of
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -47,7 +48,7 @@ def read_text(path: str | Path) -> str:
         ConfigError: the file cannot be read, or is no text (:func:`decoded`).
     """
     try:
-        return decoded(Path(path).read_bytes())
+        return decoded(path_of(path).read_bytes())
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:

@@ -11,6 +11,8 @@
     │   └── StoreError                a store that cannot be opened, or an unknown or ambiguous reference
     ├── TaskLeak (ValueError)         a task of one split was about to be used in another
     ├── AlignmentError (ValueError)   teacher and student would not score the same tokens
+    ├── TrainingError (ArithmeticError) a training that has made no usable student
+    ├── OutputError                   the terminal, or the file in its place, takes no more text
     └── DependencyError (ImportError) an optional package is missing
 
 Each message says what was found, what was wanted and what to do. The command line prints it as one
@@ -57,6 +59,17 @@ class TaskLeak(AgentOpcdError, ValueError):
 
 class AlignmentError(AgentOpcdError, ValueError):
     """Teacher and student would not score the same tokens."""
+
+
+class TrainingError(AgentOpcdError, ArithmeticError):
+    """A training that has made no usable student: its numbers are not finite, or nothing was learned."""
+
+
+class OutputError(AgentOpcdError):
+    """Stdout or stderr takes no more text: its disk is full, for example.
+
+    Not an ``OSError``: code on the way that reads or writes files would take it for one of its own.
+    """
 
 
 class DependencyError(AgentOpcdError, ImportError):

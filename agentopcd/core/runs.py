@@ -19,6 +19,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import path_of
+from agentopcd.core.terminal import plain
 
 CHECKPOINT = ("checkpoint", "checkpoint.old")
 """Subfolders of a run with its last checkpoint and the one before."""
@@ -28,7 +30,7 @@ CHECKPOINTS = "checkpoints"
 
 def workspace(folder: str | Path | None = None) -> Path:
     """The workspace folder: ``folder``, else ``$AGENTOPCD_WORK``, else ``./agentopcd-work``. Created if missing."""
-    path = Path(folder or os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
+    path = path_of(folder or os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,7 +78,7 @@ class Run:
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one JSON line."""
         with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, sort_keys=True) + "\n")
+            file.write(json.dumps(plain(record), sort_keys=True) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """What was logged so far; see :func:`read_records`."""

@@ -9,7 +9,7 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import TrainConfig
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.distillation.compare import compare
 from agentopcd.distillation.positions import response_hidden
 from agentopcd.distillation.samples import Sample
@@ -82,6 +82,9 @@ class Learner:
         Returns:
             The gradient norm before clipping, and whether the weights changed. They do not change if there were no
             samples or if the norm is not finite.
+
+        Raises:
+            TrainingError: a weight is no longer finite.
         """
         ranks.sum_gradients(self.trained.values())
         norm = sharding.clip_gradients(self.trained.values(), self.config.clip_norm)
@@ -89,6 +92,11 @@ class Learner:
         moved = math.isfinite(norm) and learned
         if moved:
             self.optimizer.step()
+            if not math.isfinite(sharding.largest(self.trained.values())):
+                raise TrainingError(
+                    f"weights are not finite any more (learning rate {self.learning_rate:g}), so there is no student; "
+                    "lower --learning-rate"
+                )
             sharding.update_whole(self.student)
         self.optimizer.zero_grad(set_to_none=True)
         return norm, moved

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ModelError
+from agentopcd.core.files import is_dir, is_file
 from agentopcd.distillation.chunks import CHUNK_LOGITS
 from agentopcd.models import find
 from agentopcd.models.parallel.ranks import launched
@@ -109,7 +109,7 @@ def skeleton(name: str) -> Any:
 
     if name in find.FETCHED and not (find.cache_dir() / name / "config.json").is_file():
         raise ModelError(f"{name} has not been fetched yet")
-    local = name in find.BUILT_IN or Path(name).expanduser().exists() or name.count("/") != 1
+    local = name in find.BUILT_IN or is_dir(name) or is_file(name) or name.count("/") != 1
     try:
         settings = _config(str(find.find_base(name))) if local else _from_hub(name)
         if isinstance(settings, Exception):

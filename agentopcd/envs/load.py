@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
+from agentopcd.core.files import is_file, path_of
 from agentopcd.core.text import first_line
 
 _FILES: dict[Path, ModuleType] = {}
@@ -63,10 +64,10 @@ def importing(what: str) -> Iterator[None]:
 
 
 def _load_file(path: Path) -> ModuleType:
-    path = path.resolve()
+    path = path_of(path).resolve()
     if path in _FILES:
         return _FILES[path]
-    if not path.is_file():
+    if not is_file(path):
         raise EnvError(f"no file {str(path)!r}")
     name = f"agentopcd_env_{path.stem}_{sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)

@@ -18,11 +18,12 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.core.files import is_file
 from agentopcd.envs.load import importing, load
+from agentopcd.envs.look import builds_environment
 from agentopcd.envs.questions.files import row_files
 from agentopcd.envs.spec import EnvSpec, written_on
 
@@ -131,7 +132,7 @@ def is_rows(ref: str) -> bool:
 
 def _rows_spec(ref: str) -> EnvSpec:
     for file in row_files(ref):
-        if not Path(file).is_file():
+        if not is_file(file):
             raise EnvError(f"no file {file!r} with questions")
     entry_point = "agentopcd.envs.questions.env:DatasetEnv"
     return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat")
@@ -144,6 +145,11 @@ def _object_spec(ref: str) -> EnvSpec:
     for spec in _specs().values():
         if spec.entry_point is target:  # the file also calls register(): keep the fields given there
             return dataclasses.replace(spec, id=ref)
+    if callable(target) and not builds_environment(target):
+        raise EnvError(
+            f"{ref} does not look like an environment, so it is not called; wanted a class with reset and step, or a "
+            "function that builds one (say so with its annotation: -> gymnasium.Env)"
+        )
     return EnvSpec(id=ref, entry_point=target, **written_on(target))
 
 

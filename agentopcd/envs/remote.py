@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentopcd.core.errors import AgentOpcdError, EnvError, GameFault
+from agentopcd.core.terminal import guard
 from agentopcd.envs.guard import BUILD_LIMIT_S, KNOWN_INFO, SLOW_STEP_LIMIT_S, Hang
 from agentopcd.envs.registry import make, registered
 from agentopcd.envs.spec import EnvSpec
@@ -80,6 +81,7 @@ class RemoteEnv:
 
 def _serve(pipe: multiprocessing.connection.Connection, ref: str | EnvSpec, max_steps: int, kwargs: Any) -> None:
     """Answer calls until the pipe closes."""
+    guard()  # what the environment prints goes to the same terminal
     env: Any = None
     while True:
         try:

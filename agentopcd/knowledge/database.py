@@ -295,9 +295,9 @@ class Database:
         return cursor.lastrowid if cursor.rowcount == 1 else None
 
     def update_run(self, run_id: int, result: str | None, status: str) -> None:
-        """Close a run; runs are the only rows that change."""
+        """Close a run, or open it again; runs are the only rows that change."""
         with self.write():
             self._execute(
                 "UPDATE run SET result = ?, status = ?, finished_at = ? WHERE id = ?",
-                (result, status, now(), run_id),
+                (result, status, None if status == "running" else now(), run_id),
             )

@@ -79,6 +79,10 @@ class Store(Queries):
         self.run(run_id)
         self.update_run(run_id, None if result is None else canonical(result), status)
 
+    def reopen(self, run_id: int) -> None:
+        """Take up a run again that ended as ``failed``."""
+        self.update_run(run_id, None, "running")
+
     def find_run(self, verb: str, config: Mapping[str, Any], status: str = "running") -> int | None:
         """The newest run with this verb, config and status; a running one can be resumed."""
         rows = self.query(

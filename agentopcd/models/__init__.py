@@ -6,7 +6,7 @@ weight would not move. If the machine has bfloat16 matrix instructions, products
 :func:`prepare_process` has been called, attention on a CPU.
 """
 
-from agentopcd.models.adapter import add_adapter, heard, merge
+from agentopcd.models.adapter import add_adapter, check_adapter, heard, merge
 from agentopcd.models.attention import (
     attend_without_padding,
     attends_to_all,
@@ -27,6 +27,7 @@ from agentopcd.models.head import Float32Head, check_backward, check_head, decod
 from agentopcd.models.load import (
     LoadedModel,
     behind_api,
+    check_files,
     check_pair,
     check_savable,
     load_model,
@@ -47,7 +48,9 @@ __all__ = [
     "attends_without_padding",
     "autocast",
     "behind_api",
+    "check_adapter",
     "check_backward",
+    "check_files",
     "check_head",
     "check_pair",
     "check_positions",

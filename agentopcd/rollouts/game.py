@@ -7,10 +7,10 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from agentopcd import envs
+from agentopcd.core.files import is_file, path_of
 from agentopcd.core.types import Message
 from agentopcd.envs.guard import SLOW_STEP_LIMIT_S
 from agentopcd.envs.questions.files import row_files
@@ -112,6 +112,6 @@ class Game:
         The hash is part of the setup, so that episodes from before and after an edit are never pooled.
         """
         names = (self.ref.rpartition(":")[0],) if ".py:" in self.ref else row_files(self.ref)
-        files = [Path(name) for name in names]
-        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+        files = [path_of(name) for name in names]
+        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if is_file(file)]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""

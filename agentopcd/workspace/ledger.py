@@ -37,14 +37,20 @@ class Ledger:
     """Returns what the comparisons of shortcuts found, by model (:class:`agentopcd.models.Shortcuts`)."""
     env_errors: list[str] = dataclasses.field(default_factory=list)
     """Tracebacks of the episodes that the environment broke despite retries."""
+    _open: set[int] = dataclasses.field(default_factory=set)
 
     def begin(self, verb: str, **facts: object) -> int:
-        """The run of this verb: the unfinished run with the same settings and model, else a new one."""
+        """The run of this verb: the unfinished or failed run with the same settings and model, else a new one."""
         identity = self._identity(facts)
-        if (run_id := self.store.find_run(verb, identity)) is not None:
+        run_id = self.store.find_run(verb, identity)
+        if run_id is None and (run_id := self.store.find_run(verb, identity, status="failed")) is not None:
+            self.store.reopen(run_id)
+        if run_id is not None:
             self.say(f"resuming {verb} run {run_id}")
-            return run_id
-        return self.store.start(verb, identity, self.config.seed)
+        else:
+            run_id = self.store.start(verb, identity, self.config.seed)
+        self._open.add(run_id)
+        return run_id
 
     def stage(self, verb: str, **facts: object) -> int:
         """The run of one stage of a longer job: the finished run with the same settings, else that of :meth:`begin`."""
@@ -60,14 +66,20 @@ class Ledger:
         broken = {"env_errors": len(self.env_errors), "env_error_samples": self.env_errors[:3]}
         found = {"shortcuts": found} if (found := self.shortcuts()) else {}
         self.store.finish(run_id, result | broken | found)
+        self._open.discard(run_id)
+
+    def fail(self, why: str) -> None:
+        """Close the runs that were begun here and not finished, as failed. The same command goes on with them."""
+        while self._open:
+            self.store.finish(self._open.pop(), {"error": why}, status="failed")
 
     def settle(self) -> None:
         """Close every run that was killed after its result was written to its folder and before it reached its row.
 
         An import is one transaction, so one that still seems to run was killed (by version 0.1).
         """
-        for row in self.store.runs(status="running"):
-            if row["verb"] == "import":
+        for row in (*self.store.runs(status="running"), *self.store.runs(status="failed")):
+            if row["verb"] == "import" and row["status"] == "running":
                 self.store.finish(row["id"], status="failed")
             if folder := json.loads(row["config"]).get("folder"):
                 # Use the folder's name alone: the command that wrote its path may have run in another directory.

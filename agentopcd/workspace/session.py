@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -17,15 +18,16 @@ from agentopcd import models
 from agentopcd.core.config import PlayerConfig
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.files import is_file, path_of
 from agentopcd.core.runs import writing
-from agentopcd.core.text import still_thinking
+from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
-from agentopcd.rollouts.engine import engine_of, game_of, player_of
+from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.ledger import Ledger
@@ -90,7 +92,10 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):  # not a person's Ctrl-C: that run is unfinished, not failed
+            with contextlib.suppress(Exception):  # the store itself may be what failed
+                self.ledger.fail(first_line(error, type(error).__name__))
         self.close()
 
     # -- model --------------------------------------------------------------------------------------
@@ -149,6 +154,21 @@ class Session:
             self.say(f"model: {name} ({why})")
             self._model = self.load(name)
         return self._model
+
+    def check(self, *others: str) -> None:
+        """Refuse what would be refused later, as far as it shows without loading a model; for a plan.
+
+        Args:
+            others: names of the models that are needed besides the one that plays.
+
+        Raises:
+            AgentOpcdError: a device, an engine, a server or a model is not there, or of no use.
+        """
+        assert self.compute  # picks the device, too
+        check_engine(self.config)
+        for name in (self.model_name()[0], *others) if self.config.engine != "api" else ():
+            if name and (not_here := models.check_files(name)):
+                self.say(f"note: {not_here}")
 
     def use(self, model: models.LoadedModel | None) -> None:
         """Play with ``model`` from now on; None: load a model again on the next use."""
@@ -253,7 +273,7 @@ class Session:
     def _manifest(self) -> Manifest:
         """The splits: from the given file, else those that the workspace made when it first met the environment."""
         if self.config.splits:
-            manifest = Manifest.load(Path(self.config.splits))
+            manifest = Manifest.load(path_of(self.config.splits))
             if (manifest.env, dict(manifest.kwargs)) != (self.game.ref, dict(self.game.kwargs)):
                 raise ConfigError(
                     f"{self.config.splits} holds the splits of {manifest.env} {dict(manifest.kwargs)}, wanted "
@@ -290,8 +310,11 @@ class Session:
             ConfigError: the file is empty, is not text, or is an export of a store.
             StoreError: ``name`` is neither a file nor a ref or id in the store.
         """
-        if Path(name).is_file():
-            text = read_text(name).strip()
+        if is_file(name):
+            try:
+                text = read_text(path_of(name)).strip()
+            except ConfigError as error:
+                raise ConfigError(f"context file {error}") from error
             if is_export(text):
                 raise ConfigError(
                     f"{name!r} is a knowledge export, not a context; import it with `agentopcd knowledge import "
@@ -305,17 +328,26 @@ class Session:
         try:
             return self.store.get_context(self.store.resolve(name)), False
         except StoreError as error:
-            raise StoreError(f"{error} (and there is no file {name!r})") from error
+            cut = name if len(name) <= 60 else f"{name[:60]}…"  # somebody may have typed the whole context
+            raise StoreError(
+                f"{str(error).replace(repr(name), repr(cut))} (and there is no such file; to give the text of a "
+                "context, write it into a file and name that)"
+            ) from error
 
     def confirmed(self, context: Context) -> bool:
         """Whether this context has ever passed the confirm gate for this environment, with any model."""
+        return bool(self._confirmations(context))
+
+    def _confirmations(self, context: Context) -> list[dict[str, Any]]:
         moves = [m for m in self.store.log(best_ref(self.env)) if m["context_id"] == context.id]
-        passed = [m for m in moves if m["actor"] == "confirm"]
-        runs = {m["run_id"] for m in passed} - {None}
+        return [m for m in moves if m["actor"] == "confirm"]
+
+    def say_confirmed_with(self, context: Context) -> None:
+        """Say so if this context passed the confirm gate with another model only."""
+        runs = {m["run_id"] for m in self._confirmations(context)} - {None}
         confirmed_with = {json.loads(self.store.run(run)["config"]).get("model_id") for run in runs}
         if confirmed_with and self.loaded.id not in confirmed_with:
             self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
-        return bool(passed)
 
     def check_handover(self, context: Context) -> None:
         """The handover gate, before training: refuse a context with a leak or with a pending or retired item.

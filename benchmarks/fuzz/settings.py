@@ -50,7 +50,7 @@ def _plausible(rng: random.Random, default: Any, known: tuple[str, ...]) -> str:
         return str(rng.choice((0.0, 0.5, 1.0, 1, default, 1e-6)))
     if isinstance(default, dict):
         return rng.choice(("{}", "{ level = 1 }", '{ level = "x" }', "{ a = { b = [1] } }", "{ level = nan }"))
-    return json.dumps(rng.choice(("", "x", "math", odd_text(rng)[:50]))).replace("\\ud800", "?")
+    return json.dumps(rng.choice(("", default, default, odd_text(rng)[:50]))).replace("\\ud800", "?")
 
 
 def try_settings(case: Case) -> None:
@@ -60,9 +60,9 @@ def try_settings(case: Case) -> None:
     lines: dict[str, str] = {}
     for field in rng.sample(dataclasses.fields(config), rng.randint(1, 4)):
         known = choices(config).get(field.name, ())
-        odd = rng.random() < 0.3
+        odd = rng.random() < 0.2
         lines[field.name] = rng.choice(RAW) if odd else _plausible(rng, default_of(field), known)
-    if rng.random() < 0.1:
+    if rng.random() < 0.05:
         lines[rng.choice(("stepps", "ENV", "a.b", '"x y"'))] = "1"
     text = "".join(f"{name} = {value}\n" for name, value in lines.items())
     data, how = text.encode(), "whole"
@@ -72,7 +72,9 @@ def try_settings(case: Case) -> None:
     words = [*COMMANDS[verb], "--config", "run.toml", "--dry-run", "--json", "--work", str(stock.workspace())]
     words += ["--env", "frozen-lake"] if "env" not in lines else []
     words += ["--model", str(stock.MODEL)] if "model" not in lines else []
-    words += ["--context", "empty"] if verb == "confirm" and "context" not in lines else []
+    words += ["--context", str(stock.CONTEXT)] if verb == "consolidate" and not {"context", "mix"} & {*lines} else []
+    words += ["--context", "frozen-lake/pool/00/01"] if verb == "confirm" and "context" not in lines else []
+    words += ["--student", str(stock.MODEL)] if verb == "evaluate" and "student" not in lines else []
     case.shown = f"{verb}, {how}: {data[:300]!r}"
     said = json.loads(call(*words))["settings"]
     given = tomllib.loads(data.decode("utf-8-sig"))

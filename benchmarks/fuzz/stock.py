@@ -59,14 +59,15 @@ def still() -> Iterator[None]:
         os.environ.update(before)
 
 
-MODEL = FIXTURE / "model"
+MODEL, CONTEXT = FIXTURE / "model", FIXTURE / "context.txt"
 
 
 @functools.cache
 def workspace() -> Path:
-    """A workspace that has met its environment, one of few tasks."""
+    """A workspace that has met its environment, one of few tasks, and that has a context for it."""
     work = shelf() / "work"
     call("play", "--env", "frozen-lake", "--model", str(MODEL), "--dry-run", "--work", str(work))
+    call("knowledge", "import", str(CONTEXT), "--as", "frozen-lake/pool/00/01", "--work", str(work))
     return work
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import typer
 
 from agentopcd.cli.config import VERBS, show
-from agentopcd.cli.options import Call, configured
+from agentopcd.cli.options import Call, configured, parse_env_args
 from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
@@ -100,6 +101,27 @@ WRONG: list[tuple[type[PlayerConfig], dict[str, Any], str]] = [
     (ConsolidateConfig, {"test_tasks": -1}, "test_tasks"),
     (EvaluateConfig, {"test_tasks": 0}, "test_tasks"),
     (LearnConfig, {"rounds": 0}, "rounds"),
+    (PlayConfig, {"seed": 2**63}, "seed is 9223372036854775808; it must be at most 9223372036854775807"),
+    (LearnConfig, {"seed": 2**63 - 1, "rounds": 2}, "the last round"),
+    (PlayConfig, {"episodes": 2**31}, "episodes is 2147483648; it must be at most 2147483647"),
+    (PlayConfig, {"temperature": float("nan")}, "temperature is nan; wanted a finite number"),
+    (PlayConfig, {"temperature": float("inf")}, "temperature is inf"),
+    (PlayConfig, {"temperature": 5e-324}, "temperature is 5e-324; it must be 0, or 1e-30 or more"),
+    (PlayConfig, {"top_p": float("nan")}, "top_p is nan"),
+    (ConsolidateConfig, {"loss_temperature": 5e-324}, "loss_temperature is 5e-324"),
+    (ConsolidateConfig, {"learning_rate": float("inf")}, "learning_rate is inf"),
+    (ConsolidateConfig, {"clip_norm": float("nan")}, "clip_norm is nan"),
+    (PlayConfig, {"context": "half \ud83d"}, "context holds bytes that are no UTF-8"),
+    (
+        PlayConfig,
+        {"env_args": {"size": datetime.date(1979, 5, 27)}},
+        r"env_args: size is 1979-05-27 \(date\); wanted text",
+    ),
+    (PlayConfig, {"env_args": {"deep": [{"at": datetime.time(7, 32)}]}}, r"deep.at is 07:32:00 \(time\)"),
+    (PlayConfig, {"template_args": {"x": [float("nan")]}}, "template_args: x is nan"),
+    (PlayConfig, {"env_args": {"x": "\udce9"}}, "env_args: x holds bytes"),
+    (PlayConfig, {"server": "http://ann:pw@[::1"}, r"'http://\*\*\*@\[::1' is no address"),
+    (PlayConfig, {"server": "http://host:port"}, "no address"),
     (LearnConfig, {"top_p": 0.8}, "top_p 1"),
 ]
 
@@ -174,6 +196,28 @@ def test_the_printed_settings_give_the_defaults_back(
     assert {name: one["default"] for name, one in described.items()} == cls.load(None, env="x").to_dict() | {"env": ""}
     with pytest.raises(ConfigError, match="did you mean 'play'"):
         show("plya")
+
+
+def test_infinity_stays_where_it_means_no_limit() -> None:
+    config = ConsolidateConfig(env="math", clip_norm=float("inf"), importance_cap=float("inf"), seed=2**63 - 1)
+    assert (config.clip_norm, config.seed) == (float("inf"), 2**63 - 1)
+
+
+def test_settings_are_utf_8_with_or_without_a_mark_whatever_the_machine_s_encoding_is(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes("\ufeffenv = 'math'\ncontext = 'für'\n".encode())
+    assert PlayConfig.load(file).context == "für"
+    file.write_bytes("env = 'math'\ncontext = 'für'\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match=r"cannot read settings from .*utf-8"):
+        PlayConfig.load(file)
+    file.write_text("env_args = " + "[" * 100_000)
+    with pytest.raises(ConfigError, match="cannot read settings from"):
+        PlayConfig.load(file)
+
+
+def test_a_value_of_an_argument_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--env-arg x is nested too deeply"):
+        parse_env_args(["x=" + "[" * 100_000])
 
 
 def options_of(cls: type[PlayerConfig], words: list[str]) -> Any:

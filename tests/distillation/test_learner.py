@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 
 from agentopcd import consolidate as loop
 from agentopcd import envs, models
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.distillation import checkpoint, learner, losses
 from agentopcd.envs import registry
+from agentopcd.models.parallel import sharding
 from agentopcd.rollouts.sampling import same_weights
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
@@ -136,10 +138,63 @@ def test_skipped_steps_are_counted_across_a_kill(
     assert train(model_dir, tmp_path).steps[-1]["train/skipped_total"] == 1
 
 
-def test_a_step_without_a_sample_changes_nothing_and_goes_on(model_dir: Path, tmp_path: Path) -> None:
-    done = train(model_dir, tmp_path, steps=1, max_tokens=1, cut_replies="drop", ends=(tiny.END,))
-    assert done.steps[0]["rollout/samples"] == 0
-    assert done.steps[0]["rollout/dropped"] == 3
-    assert done.steps[0]["train/skipped"] is True
-    base = models.load_model(str(model_dir))
-    assert models.parameter_hash(done.student.model) == models.parameter_hash(base.model)
+def test_a_step_without_a_sample_changes_nothing_and_goes_on(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[models.LoadedModel] = []
+    load_model = models.load_model
+    monkeypatch.setattr(models, "load_model", lambda name: loaded.append(load_model(name)) or loaded[-1])
+    with pytest.raises(TrainingError, match="2 of 2 steps were skipped"):
+        train(model_dir, tmp_path, steps=2, max_tokens=1, cut_replies="drop", ends=(tiny.END,))
+    (log,) = tmp_path.glob("runs/*/metrics.jsonl")
+    steps = [json.loads(line) for line in log.read_text().splitlines()][1:]
+    assert [step["rollout/samples"] for step in steps] == [0, 0]
+    assert [step["rollout/dropped"] for step in steps] == [3, 3]
+    assert [step["train/skipped"] for step in steps] == [True, True]
+    assert models.parameter_hash(loaded[0].model) == models.parameter_hash(load_model(str(model_dir)).model)
+
+
+def test_a_run_whose_steps_were_all_skipped_has_failed(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {1, 2})
+    for _ in range(2):  # the same command again says the same
+        with pytest.raises(TrainingError, match=r"2 of 2 steps were skipped: .* there is no student"):
+            train(model_dir, tmp_path, steps=2)
+    assert not list(tmp_path.glob("runs/*/student"))
+
+
+def test_some_skipped_steps_are_told(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, {2})
+    done = train(model_dir, tmp_path, steps=3)
+    assert done.lines[-1].startswith("warning: 1 of 3 steps were skipped: no finite gradient")
+    assert done.result.skipped == 1
+
+
+@pytest.mark.parametrize("rate", [1e38, 1e308])
+def test_weights_that_are_not_finite_end_the_run(rate: float, model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"weights are not finite any more \(learning rate 1e\+\d+\)"):
+        train(model_dir, tmp_path, steps=4, learning_rate=rate)
+    assert not list(tmp_path.glob("runs/*/student"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    divergence = losses.divergence
+
+    def endless(*args: Any, **kwargs: Any) -> Any:
+        token = divergence(*args, **kwargs)
+        return token._replace(value_N=token.value_N * float("inf"))
+
+    monkeypatch.setattr(loop.losses, "divergence", endless)
+    with pytest.raises(TrainingError, match="the loss of step 1 is"):
+        train(model_dir, tmp_path, steps=2)
+
+
+@pytest.mark.parametrize(("values", "largest"), [([1.0, -3.0, 2.0], 3.0), ([1.0, float("inf")], float("inf"))])
+def test_the_largest_weight_is_by_its_absolute_value(values: list[float], largest: float) -> None:
+    parts = [torch.nn.Parameter(torch.tensor(values)), torch.nn.Parameter(torch.zeros(2, 2))]
+    assert sharding.largest(parts) == largest
+    parts[1].data[1, 0] = float("nan")
+    assert math.isnan(sharding.largest(parts))

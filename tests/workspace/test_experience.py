@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentopcd.core.config import PlayConfig, ScoreConfig, pick
-from agentopcd.core.types import EMPTY, MARKER, Context
+from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Turn
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.experience import chains
@@ -49,7 +49,7 @@ class Lab:
         def progress(label: str, items: Iterable[Any], total: int) -> Iterable[Any]:
             for number, item in enumerate(items, start=1):
                 yield item
-                if number == kill_after:
+                if number == kill_after and not label.startswith("tasks of"):
                     raise Killed
 
         return Session(config or self.config(), self.work, say=self.lines.append, progress=progress)
@@ -162,6 +162,26 @@ def test_a_killed_run_loses_and_doubles_nothing(lab: Lab, after: int) -> None:
     assert lab.count("episode") == lab.count("transcript") == 4
     assert done.run_id == 1 and done.rate.n == 4
     assert lab.count("item") == 1
+
+
+@pytest.mark.parametrize("stored", [(1, 0, 2), (2, 1, 0)])
+def test_the_episodes_of_a_killed_play_are_read_in_the_order_of_an_unbroken_one(lab: Lab, stored: Any) -> None:
+    """More games than are played at once end in another order after a kill: a running one begins again."""
+    lengths = (2, 1, 2)
+    turn = Turn(
+        parts=[], messages=[], prompt_ids=(), response_ids=(), logprobs=(), reply="", finish_reason="stop", reward=0.0,
+        invalid=False,
+    )  # fmt: skip
+    with lab.open() as session:
+        tasks, run_id = session.tasks("extract"), session.store.start("play", {}, 0)
+        for number in stored:
+            episode = Episode(
+                env=session.env, task=tasks[number], rep=0, context_id=EMPTY.id, turns=[turn] * lengths[number],
+                outcome=[], success=False, reward=0.0, stop_reason="failed",
+            )  # fmt: skip
+            session.store.add_episodes(run_id, session.loaded.id, "s", [episode])
+        seeds = {row["id"]: row["seed"] for row in session.store.episodes(run_id=run_id)}
+        assert [seeds[id_] for id_ in chains._in_order(session, run_id)] == [tasks[n].seed for n in (1, 0, 2)]
 
 
 def test_extracting_again_adds_nothing(lab: Lab) -> None:

@@ -29,13 +29,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import ConsolidateConfig, LearnConfig
+from agentopcd.core.config import ConsolidateConfig, LearnConfig, read_toml
 from agentopcd.core.errors import ConfigError, did_you_mean
+from agentopcd.core.files import is_file, path_of
 
 RECIPES = Path(__file__).resolve().with_name("recipes")
 """Folder of the recipes that come with the package, with the files they name."""
@@ -102,11 +102,11 @@ def find_recipe(name: str) -> Path:
     Raises:
         ConfigError: there is no such recipe.
     """
-    if Path(name).suffix == ".toml" and Path(name).is_file():
-        return Path(name)
+    if Path(name).suffix == ".toml" and is_file(name):
+        return path_of(name)
     here = Path.cwd()
     folder = RECIPES.relative_to(here) if RECIPES.is_relative_to(here) else RECIPES
-    if (folder / f"{name}.toml").is_file():
+    if is_file(folder / f"{name}.toml"):
         return folder / f"{name}.toml"
     known = sorted(file.stem for file in folder.glob("*.toml"))
     raise ConfigError(f"no recipe {name!r}{did_you_mean(name, known)}; or give the path of a .toml file")
@@ -120,8 +120,8 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
     """
     if size not in SIZES:
         raise ConfigError(f"size is {size!r}{did_you_mean(size, SIZES)}")
+    data = read_toml(file, "the recipe")
     try:
-        data = tomllib.loads(file.read_text())
         for name in data.keys() - {"title", "defaults", "row"}:
             raise ConfigError(
                 f"the recipe {str(file)!r} has {name!r}{did_you_mean(name, ('title', 'defaults', 'row'))}"
@@ -129,7 +129,7 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
         shared = _sized(data.get("defaults", {}), size)
         rows = [_merged(shared, _sized(row, size)) for row in data["row"] if size in row]
         return data["title"], [_plan(row, file.parent) for row in rows]
-    except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"cannot read the recipe {str(file)!r}: {error!r}") from error
 
 
@@ -152,7 +152,7 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
     def located(values: Mapping[str, Any]) -> dict[str, Any]:
         """Look files up beside the recipe, not in the current folder."""
         files = {name: folder / values[name] for name in ("context", "env") if values.get(name)}
-        return dict(values) | {name: str(file) for name, file in files.items() if file.is_file()}
+        return dict(values) | {name: str(file) for name, file in files.items() if is_file(file)}
 
     settings = located(row["settings"])
     shown = row.get("shown", {"in-context": settings.get("context", "")})

@@ -18,11 +18,13 @@ from typing import Any
 from agentopcd.cli.paper.plan import Plan, of_experience
 from agentopcd.cli.paper.report import Chosen, Finding, Result
 from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, PlayConfig, PlayerConfig, ScoreConfig, pick
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, DependencyError, EnvError
+from agentopcd.core.files import is_file
 from agentopcd.core.runs import CHECKPOINTS, read_records
 from agentopcd.core.stats import Rate, compare
 from agentopcd.core.types import EMPTY, Context, Task
 from agentopcd.distil import distil_context
+from agentopcd.envs.registry import FILE_ENDINGS
 from agentopcd.knowledge import Place, places_of
 from agentopcd.workspace.evaluation.drift import Drift, drift
 from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
@@ -64,8 +66,7 @@ def run(
         report: ``select``: each student is the checkpoint that did best on select tasks; ``paper``: in addition, every
             checkpoint plays the test tasks, and the best checkpoints are reported.
     """
-    if plan.probe:
-        _probe_tasks(plan, work)  # a probe that lacks a file fails before hours of training, not after them
+    plan = with_probe(plan, work, say)
     experience = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
     row = _Row(plan, work, say, progress, keep_checkpoints=report == "paper", experience=experience)
     for seed in plan.seeds:
@@ -238,9 +239,32 @@ def _probe_tasks(plan: Plan, work: Path) -> int:
         return len(session.tasks("test", config.test_tasks))
 
 
+def with_probe(plan: Plan, work: Path, say: Callable[[str], None]) -> Plan:
+    """The plan as it can be run here: without its probe, and with a note, if the probe's prompts are not here.
+
+    Any other fault of the probe is raised now, and not after hours of training.
+    """
+    if not plan.probe:
+        return plan
+    config = _probe_config(plan, plan.seeds[0])
+    file = config.env if config.env.endswith(FILE_ENDINGS) else config.env_args.get("file", "")
+    try:
+        _probe_tasks(plan, work)
+        return plan
+    except DependencyError as error:
+        lacks = str(error)
+    except EnvError:
+        if not file or is_file(file):
+            raise
+        lacks = f"there is no file {file}"
+    left_out = f"the probe on {Path(config.env).name} is left out: {lacks}"
+    say(f"note: {plan.name}: {left_out}")
+    return dataclasses.replace(plan, probe={}, note="; ".join(filter(None, (plan.note, left_out))))
+
+
 def shown_context(session: Session, config: ConsolidateConfig) -> Context:
     """The context that an arm is shown. Unlike a distilled context it may be empty, if its chain has found nothing."""
-    if config.context and not Path(config.context).is_file():
+    if config.context and not is_file(config.context):
         return session.store.get_context(session.store.resolve(config.context))
     return find_context(session, config).parts[0]
 
@@ -299,6 +323,7 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
     from agentopcd.core.errors import ModelError
     from agentopcd.distillation.memory import memory, train_flop
 
+    plan = with_probe(plan, work, say)
     base = plan.config("base", 0)
     test = f"{base.test_tasks} test tasks at most"
     if plan.experience is not None:

@@ -1,6 +1,6 @@
 """Settings: one frozen dataclass per verb, read from TOML and written as JSON."""
 
-from agentopcd.core.config.base import Config, choices, default_of, field_docs, hints, pick
+from agentopcd.core.config.base import Config, choices, default_of, field_docs, hints, pick, read_toml
 from agentopcd.core.config.flags import DICT_FLAGS, flag_of, has_flag, panels, player_flags
 from agentopcd.core.config.verbs import (
     ByTeacher,
@@ -43,4 +43,5 @@ __all__ = [
     "panels",
     "pick",
     "player_flags",
+    "read_toml",
 ]

@@ -12,6 +12,8 @@ import functools
 import inspect
 import itertools
 import json
+import math
+import re
 import textwrap
 import tomllib
 from collections.abc import Mapping
@@ -20,8 +22,19 @@ from types import UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from agentopcd.core.errors import ConfigError, did_you_mean
+from agentopcd.core.files import path_of
 
 C = TypeVar("C", bound="Config")
+
+LARGEST = {"seed": 2**63 - 1}
+"""The largest whole number that a setting may be, if it is not :data:`LARGEST_INT`; the store holds no larger seed."""
+LARGEST_INT = 2**31 - 1
+COLDEST = 1e-30
+"""The smallest temperature besides 0. Logits divided by less than this would be infinite in float32."""
+MAY_BE_INFINITE = ("importance_cap", "clip_norm")
+"""Settings for which infinity means: no limit."""
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+"""Half a character. Python reads bytes that are no UTF-8 as such halves, and JSON can spell them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,8 @@ class Config:
     """Base class of all settings: built from TOML and flags, written as JSON."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_value(field.name, getattr(self, field.name))
         for name, known in choices(type(self)).items():
             got = getattr(self, name)
             if got not in known:
@@ -43,10 +58,7 @@ class Config:
         """
         values: dict[str, Any] = {}
         if file is not None:
-            try:
-                values = tomllib.loads(Path(file).read_text())
-            except (OSError, tomllib.TOMLDecodeError) as error:
-                raise ConfigError(f"cannot read settings from {str(file)!r}: {error}") from error
+            values = read_toml(path_of(file), "settings")
         values |= {name: value for name, value in flags.items() if value is not None}
         known = {field.name for field in dataclasses.fields(cls)}
         for name in values:
@@ -69,10 +81,67 @@ class Config:
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
 
+    def _temperature(self, name: str) -> None:
+        value = getattr(self, name)
+        if value < 0 or 0 < value < COLDEST:
+            raise ConfigError(f"{name} is {value}; it must be 0, or {COLDEST} or more")
+
     def _not_negative(self, *names: str) -> None:
         for name in names:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+
+
+def read_toml(file: Path, what: str) -> dict[str, Any]:
+    """What a TOML file says; TOML is UTF-8, whatever the machine's own encoding is.
+
+    Raises:
+        ConfigError: the file cannot be read; the message calls it ``what``.
+    """
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except RecursionError:
+        raise ConfigError(f"cannot read {what} from {str(file)!r}: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {what} from {str(file)!r}: {error}") from error
+
+
+def _check_value(name: str, value: Any) -> None:
+    """Refuse a value that could not be computed with, stored as JSON, or hashed as UTF-8."""
+    match value:
+        case bool() | None:
+            return
+        case int() if abs(value) > LARGEST.get(name, LARGEST_INT):
+            raise ConfigError(f"{name} is {value}; it must be at most {LARGEST.get(name, LARGEST_INT)}")
+        case float() if math.isnan(value) or (math.isinf(value) and name not in MAY_BE_INFINITE):
+            raise ConfigError(f"{name} is {value}; wanted a finite number")
+        case str() if SURROGATE.search(value):
+            raise ConfigError(f"{name} holds bytes that are no UTF-8 text, or half a character: {value!r}")
+        case dict():
+            for key, entry in value.items():
+                _check_argument(f"{name}: {key}", key)
+                _check_argument(f"{name}: {key}", entry)
+
+
+def _check_argument(name: str, value: Any) -> None:
+    """Refuse an argument of an environment or a template that JSON does not have, such as a date."""
+    match value:
+        case bool() | int() | None:
+            return
+        case str() | float():
+            _check_value(name, value)
+        case list() | tuple():
+            for entry in value:
+                _check_argument(name, entry)
+        case dict():
+            for key, entry in value.items():
+                _check_argument(name, key)
+                _check_argument(f"{name}.{key}", entry)
+        case _:
+            raise ConfigError(
+                f"{name} is {value} ({type(value).__name__}); wanted text, a number, true or false, a list or a table: "
+                "put it in quotes to give it as text"
+            )
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

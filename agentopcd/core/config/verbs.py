@@ -9,8 +9,9 @@ import dataclasses
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from agentopcd.core.config.base import Config
+from agentopcd.core.config.base import LARGEST, Config
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.terminal import without_password
 from agentopcd.core.types import Placement, Sampling
 
 OnPolicy = Literal["opcd"]
@@ -79,8 +80,7 @@ class PlayerConfig(Config):
         super().__post_init__()
         self._positive("max_tokens", "sample_batch")
         self._check_engine()
-        if self.temperature < 0:
-            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
+        self._temperature("temperature")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0 or self.max_steps < 0 or self.seed < 0:
@@ -94,10 +94,15 @@ class PlayerConfig(Config):
         if self.engine == "api" and self.constrain:
             raise ConfigError("an API cannot restrict replies to a list; leave out --constrain")
         if self.server and self.engine in ("transformers", "vllm"):
-            raise ConfigError(f"--server {self.server} is of no use to --engine {self.engine}; leave one of them out")
+            raise ConfigError(f"--server is of no use to --engine {self.engine}; leave one of them out")
         for url in self.servers:
-            if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
-                raise ConfigError(f"{url!r} is no address of a server; wanted one like http://localhost:8000")
+            try:
+                sound = url.startswith(("http://", "https://")) and urlsplit(url).hostname and urlsplit(url).port != 0
+            except ValueError:  # brackets that do not close, or a port that is no number
+                sound = False
+            if not sound:
+                shown = without_password(url)
+                raise ConfigError(f"{shown!r} is no address of a server; wanted one like http://localhost:8000")
 
     def _needs_weights(self, what_for: str) -> None:
         if self.engine == "api":
@@ -229,6 +234,7 @@ class TrainConfig(PlayerConfig):
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
         self._not_negative("importance_cap")
+        self._temperature("loss_temperature")
         self._check_adapter()
 
     def _check_teacher(self) -> None:
@@ -389,3 +395,5 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("rounds", "episodes_per_round")
+        if self.seed + self.rounds - 1 > LARGEST["seed"]:
+            raise ConfigError(f"seed is {self.seed}; the last round's seed, seed + rounds - 1, would be too large")

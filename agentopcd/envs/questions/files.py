@@ -15,6 +15,7 @@ from typing import Any
 
 from agentopcd.core.encoding import decoded
 from agentopcd.core.errors import ConfigError, DependencyError, EnvError
+from agentopcd.core.files import is_file, path_of
 from agentopcd.core.text import first_line
 
 Raw = Mapping[str, Any]
@@ -33,7 +34,8 @@ _OTHERS = {
 
 def row_files(path: str) -> tuple[str, ...]:
     """The files that a path names: itself, or several with commas between them."""
-    return (path,) if "," not in path or Path(path).is_file() else tuple(path.split(","))
+    names = (path,) if "," not in path or is_file(path) else tuple(path.split(","))
+    return tuple(str(path_of(name)) if name.startswith("~") else name for name in names)
 
 
 def read_rows(path: Path) -> list[Raw]:

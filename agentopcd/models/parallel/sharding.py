@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,6 +59,13 @@ def shard(model: Any) -> None:
 def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float) -> float:
     """Scale the gradients to a norm of at most ``limit``, over all shards, and return the norm before scaling."""
     norm: Any = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+@torch.no_grad()
+def largest(parameters: Iterable[torch.nn.Parameter]) -> float:
+    """The largest absolute value of all parameters, shards of other processes included; NaN if one of them is NaN."""
+    norm: Any = torch.nn.utils.get_total_norm(parameters, norm_type=math.inf)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
 

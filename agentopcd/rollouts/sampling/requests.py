@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import openai
 
 from agentopcd.core.errors import EngineError
+from agentopcd.core.terminal import without_password
 from agentopcd.core.text import first_line
 
 E = TypeVar("E", bound="Endpoint")
@@ -40,12 +41,12 @@ class Endpoint:
     """One server: its client, how busy it is, and its recent failures.
 
     Args:
-        url: the server's name in messages.
+        url: the server's name in messages, where its password is left out.
         api: the base address of the server's API.
     """
 
     def __init__(self, url: str, api: str) -> None:
-        self.url = url
+        self.url = without_password(url)
         self.replies = openai.AsyncOpenAI(base_url=api, **client_options())
         self.busy = 0
         """The number of requests in flight."""

@@ -56,6 +56,19 @@ def installed() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
+def check_installed() -> None:
+    """Refuse to go on without vLLM.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    if not installed():
+        raise DependencyError(
+            "vLLM is not installed; install it with: pip install 'agentopcd[vllm]' (on a CPU: docs/engines.md), or "
+            "take --engine transformers"
+        )
+
+
 def supports(architecture: str) -> bool:
     """Whether vLLM can run a model of this transformers class name."""
     _prepare(1)
@@ -88,11 +101,7 @@ class VllmSampler:
     alive: ClassVar[VllmSampler | None] = None
 
     def __init__(self, loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 64) -> None:
-        if not installed():
-            raise DependencyError(
-                "vLLM is not installed; install it with: pip install 'agentopcd[vllm]' (on a CPU: docs/engines.md), or "
-                "take --engine transformers"
-            )
+        check_installed()
         self.loaded, self.compute, self.batch_size = loaded, compute, batch_size
         self.engine = f"vllm-{str(compute).removeprefix('torch.')}"
         self.kind = (compute, batch_size, loaded.adapter is not None)

@@ -41,6 +41,9 @@ from agentopcd.rollouts.sampling.requests import (
 )
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine that nobody else can reach it by."""
+
 
 class Server(Endpoint):
     """One vLLM server: the model that it serves, and the state of its weights."""
@@ -378,6 +381,11 @@ def start_line(sampler: ServerSampler, server: Server) -> str:
         str(loaded.folder), "--served-model-name", loaded.name, "--dtype", str(sampler.compute).removeprefix("torch."),
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--port", str(at.port or 8000),
     ]  # fmt: skip
+    if at.hostname in LOCAL:
+        words += [
+            "--host",
+            "::1" if at.hostname == "::1" else "127.0.0.1",
+        ]  # else vLLM listens on every network, with endpoints that change its weights
     if on_cpu:
         words += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
     adapts = loaded.adapter is not None

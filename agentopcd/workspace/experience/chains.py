@@ -72,7 +72,7 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
         ConfigError: the run has no finished episode.
     """
     store, chat = session.store, session.player.chat
-    ids = [row["id"] for row in store.episodes(run_id=run_id)]
+    ids = _in_order(session, run_id)
     if not ids:
         raise ConfigError("no finished episode to extract from: the environment broke every one of them")
     first = _take_chains(session, config, run_id)
@@ -103,6 +103,18 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
     return dataclasses.replace(
         gathered, items=list(items), flagged=len(flagged), unparsed=unparsed, candidates=pool(session, run_id)
     )
+
+
+def _in_order(session: Session, run_id: int) -> list[int]:
+    """The run's episodes, shorter ones first, and those of one length as they were planned.
+
+    That is the order in which episodes that are played at once end. Their order in the store is another one if the
+    run was killed, and so is what a chain would read.
+    """
+    place = {task.key: number for number, task in enumerate(session.tasks("extract"))}
+    rows = session.store.episodes(run_id=run_id)
+    rows.sort(key=lambda row: (row["turns"], row["rep"], place.get(row["task_key"], 0)))
+    return [row["id"] for row in rows]
 
 
 def _replies(

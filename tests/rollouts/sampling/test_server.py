@@ -248,6 +248,11 @@ def test_the_line_to_start_a_server_names_what_it_must_have(loaded: models.Loade
         assert word in line
     assert "--enable-lora" not in line
     models.add_adapter(loaded, 4, torch.float32, seed=0)
+    assert "--host" not in line  # who serves elsewhere knows on which network
+    for name, host in (("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("[::1]", "::1")):
+        at = served.Server(f"http://ann:pw@{name}:8000")
+        assert f"--port 8000 --host {host} " in served.start_line(sampler_of(loaded, fake), at) + " "
+        assert at.url == f"http://***@{name}:8000"
     assert "--enable-lora --max-lora-rank 8" in served.start_line(sampler_of(loaded, fake), served.Server(fake.url))
 
 
