@@ -144,16 +144,8 @@ def _timeless(table: str, rows: list[dict[str, Any]], keys: dict[int, list[Any]]
                 other.get("name", other.get("item_id")) == row.get("name", row.get("item_id")) for other in out
             )
             row["id"] = number
-        if row.get("result"):
-            row["result"] = _without_seconds(json.loads(row["result"]))
         out.append(row)
     return sorted(out, key=lambda row: json.dumps(row, sort_keys=True))
-
-
-def _without_seconds(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _without_seconds(inner) for name, inner in value.items() if name != "seconds"}
-    return value
 
 
 def _said(transcript: dict[str, Any]) -> dict[str, Any]:

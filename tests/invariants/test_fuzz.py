@@ -18,9 +18,9 @@ SLOW = {"runs"}
 
 
 def test_hundreds_of_odd_inputs_are_kept_as_they_are_or_refused_in_one_line() -> None:
-    tallies = fuzz(300, seed=0, only=[name for name in kinds() if name not in SLOW])
+    tallies = fuzz(250, seed=0, only=[name for name in kinds() if name not in SLOW])
     total = total_of(tallies)
-    assert total.n >= 290
+    assert total.n >= 240
     assert not total.faults, "\n".join(told(total.faults, 0))
 
 
