@@ -61,7 +61,7 @@ INSIDE = {
         "queries",
         "store",
         "bench care exchange ingest",
-        "repair score",
+        "plain repair score",
         "knowledge",
     ],
     "rollouts": [

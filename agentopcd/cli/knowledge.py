@@ -161,7 +161,8 @@ def export(
     """
     from agentopcd.core.errors import ConfigError
     from agentopcd.core.runs import write_text
-    from agentopcd.knowledge.exchange import dump, export_text, to_jsonl
+    from agentopcd.knowledge.exchange import dump, to_jsonl
+    from agentopcd.knowledge.plain import export_text
 
     if (name is None) is not everything:
         raise ConfigError("give either a REF to export or --all")
@@ -243,7 +244,8 @@ def _import(store: Store, text: str, rows: bool, settings: dict[str, str], ref: 
     from contextlib import suppress
 
     from agentopcd.core.errors import StoreError
-    from agentopcd.knowledge.exchange import from_jsonl, import_text, load
+    from agentopcd.knowledge.exchange import from_jsonl, load
+    from agentopcd.knowledge.plain import import_text
 
     try:
         with store.write():

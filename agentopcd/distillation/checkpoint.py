@@ -204,6 +204,8 @@ def tidy(folder: Path, step: int) -> None:
     """Remove a damaged checkpoint once the one before it, of ``step``, was restored, and put that one in its place."""
     current, old = (folder / name for name in CHECKPOINT)
     if _step(old) == step != _step(current):
+        if current.is_file():
+            current.unlink()
         shutil.rmtree(current, ignore_errors=True)
         old.rename(current)
 

@@ -43,7 +43,7 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
         loaded.adapter = _adapted(loaded.model, loaded.name, rank)
     # PEFT writes the base's name into the adapter's config. A hub id holds anywhere; all else needs its local folder.
     hub = not Path(loaded.name).exists() and loaded.name not in find.BUILT_IN
-    loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder)
+    loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder.resolve())
     loaded.adapter.eval()
 
 

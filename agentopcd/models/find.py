@@ -143,6 +143,17 @@ def base_of_adapter(folder: Path) -> str | None:
     base = sidecar(folder).get("base") or read_json(file).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
+    return _where_it_is(base, folder)
+
+
+def _where_it_is(base: str, adapter: Path) -> str:
+    """The folder of an adapter's base in the adapter's own workspace, if it has one: both may have been moved."""
+    parts = Path(base).parts
+    runs = next((parent for parent in adapter.resolve().parents if parent.name == "runs"), None)
+    if runs is not None and "runs" in parts[:-1]:
+        last = len(parts) - 1 - parts[::-1].index("runs")
+        moved = runs.joinpath(*parts[last + 1 :])
+        return str(moved) if moved.is_dir() else base
     return base
 
 

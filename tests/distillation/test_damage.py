@@ -55,30 +55,52 @@ def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def step_9(folder: Path) -> None:
-    file = folder / "checkpoint" / "state.json"
-    file.write_text(file.read_text().replace('"step": 3', '"step": 2'))
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": lambda folder: flip(folder / "tensors.safetensors"),
+    "cut": lambda folder: cut(folder / "tensors.safetensors"),
+    "state-cut": lambda folder: cut(folder / "state.json"),
+    "state-flipped": lambda folder: flip(folder / "state.json", 60),
+    "state-other": lambda folder: (folder / "state.json").write_text("[]"),
+    "state-no-text": lambda folder: (folder / "state.json").write_bytes(b"\xff"),
+    "state-gone": lambda folder: (folder / "state.json").unlink(),
+    "tensors-gone": lambda folder: (folder / "tensors.safetensors").unlink(),
+    "a-file": lambda folder: (shutil.rmtree(folder), folder.write_text("")),
+}
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda folder: flip(folder / "checkpoint" / "tensors.safetensors"),
-        lambda folder: cut(folder / "checkpoint" / "tensors.safetensors"),
-        lambda folder: cut(folder / "checkpoint" / "state.json"),
-        lambda folder: (folder / "checkpoint" / "state.json").write_text("[]"),
-        lambda folder: (folder / "checkpoint" / "state.json").unlink(),
-        lambda folder: (folder / "checkpoint" / "tensors.safetensors").unlink(),
-        step_9,
-    ],
-    ids=["flipped", "cut", "state-cut", "state-other", "state-gone", "tensors-gone", "state-changed"],
-)
+def saved(folder: Path, *steps: int) -> tuple[dict[str, torch.Tensor], torch.optim.Optimizer]:
+    """Checkpoints of a net whose weights are all equal to the step; return what :func:`checkpoint.load` restores."""
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    for step in steps:
+        for parameter in parameters.values():
+            parameter.fill_(step)
+        checkpoint.save(folder, parameters, optimizer, {"step": step})
+    return parameters, optimizer
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_checkpoint_before_is_read_with_a_line(damage: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    parameters, optimizer = saved(tmp_path, 1, 2)
+    DAMAGES[damage](tmp_path / "checkpoint")
+    assert checkpoint.load(tmp_path, parameters, optimizer, say=said.append) == {"step": 1}
+    assert {float(value) for tensor in parameters.values() for value in tensor.flatten()} == {1.0}
+    assert len(said) == 1 and said[0].startswith("warning: checkpoint is damaged (")
+    assert said[0].endswith("so the training goes on from checkpoint.old") and "\n" not in said[0]
+    checkpoint.tidy(tmp_path, 1)
+    assert checkpoint.load(tmp_path, parameters, optimizer, say=said.append) == {"step": 1}
+    assert len(said) == 1 and not (tmp_path / "checkpoint.old").exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "state-cut"])
 def test_the_checkpoint_before_takes_over(
-    damage: Callable[[Path], object], killed: Path, whole: Trained, model_dir: Path, tmp_path: Path
+    damage: str, killed: Path, whole: Trained, model_dir: Path, tmp_path: Path
 ) -> None:
-    again = train(model_dir, damaged(killed, tmp_path, damage), save_every=1)
+    work = damaged(killed, tmp_path, lambda folder: DAMAGES[damage](folder / "checkpoint"))
+    again = train(model_dir, work, save_every=1)
     assert again.lines[0].startswith("warning: checkpoint is damaged (")
-    assert again.lines[0].endswith("so the training goes on from checkpoint.old")
     assert again.lines[1] == "resumed after step 2"
     assert again.weights == whole.weights and again.result.select == whole.result.select
 

@@ -10,7 +10,8 @@ from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.types import EMPTY, MARKER, Context, Job, Task
 from agentopcd.knowledge import Found, Origin, Store, confirm, identify, ingest, score
 from agentopcd.knowledge.database import now
-from agentopcd.knowledge.exchange import dump, export_text, from_jsonl, import_text, load, to_jsonl
+from agentopcd.knowledge.exchange import dump, from_jsonl, load, to_jsonl
+from agentopcd.knowledge.plain import export_text, import_text
 
 
 def filled(kit) -> Store:

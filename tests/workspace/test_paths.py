@@ -13,6 +13,7 @@ from agentopcd.core.runs import Run
 from agentopcd.core.types import Context
 from agentopcd.distil import Distilled
 from agentopcd.knowledge import Store
+from agentopcd.models.find import base_of_adapter
 from agentopcd.workspace.paths import inside, kept, recall, written_down
 from agentopcd.workspace.session import DEFAULT_MODEL, Session
 from tests import tiny
@@ -92,6 +93,17 @@ def test_files_that_were_changed_are_not_that_student(rows: str, tmp_path: Path,
         _ = session.loaded
     with open_session(rows, work, model=str(student)) as session:  # asked for by name, it is a model like any other
         assert session.loaded.id == id_
+
+
+@pytest.mark.parametrize("typed", ["w/runs/a/student", "/old/place/w/runs/a/student", "runs/a/student"])
+def test_an_adapter_finds_its_base_in_its_own_workspace(work: Path, typed: str) -> None:
+    adapter = work / "runs" / "b" / "student"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{typed}"}}')
+    assert base_of_adapter(adapter) == str(work / "runs" / "a" / "student")
+    for other in ("org/runs", "/elsewhere/base", "w/runs/gone/student"):
+        (adapter / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{other}"}}')
+        assert base_of_adapter(adapter) == other
 
 
 def test_a_base_that_was_moved_is_found_where_it_was_seen_last(rows: str, tmp_path: Path, tiny_model_dir: Path) -> None:
