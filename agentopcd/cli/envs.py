@@ -173,9 +173,9 @@ def try_(
     state = "stopped"
     for reply in replies:
         obs, reward, terminated, truncated, info = env.step(reply)
-        rewards.append(reward)
+        rewards.append(float(reward))
         text = join_parts(apply_view(parts_of(obs, info), view))
-        say({"text": text, "reply": reply, "reward": reward, "invalid": bool(info.get("invalid"))})
+        say({"text": text, "reply": reply, "reward": rewards[-1], "invalid": bool(info.get("invalid"))})
         if terminated or truncated:
             won = spec.solved(rewards, terminated, info, success_when)
             lost = "failed" if terminated else "out of steps"
