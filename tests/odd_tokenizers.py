@@ -47,7 +47,7 @@ def tokenizer(
         settings = json.loads(raw.to_str())
         settings["added_tokens"] = [token for token in settings["added_tokens"] if token["content"] not in more]
         raw = Tokenizer.from_str(json.dumps(settings))
-    made = PreTrainedTokenizerFast(
+    made: Any = PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token=eos, pad_token="<|endoftext|>", extra_special_tokens=["<|im_start|>", *special],
         clean_up_tokenization_spaces=False,
     )  # fmt: skip

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Manage what was learned: items, contexts, refs, episodes.", no_args_is_help=True)
 
 Work = Annotated[
-    Path, typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; the store is its store.db.")
+    Path,
+    typer.Option(
+        "--work", envvar="AGENTOPCD_WORK", help="Workspace folder; the store is its store.db.", callback=path_of
+    ),
 ]
 AsJson = Annotated[bool, json_option("Print JSON instead of text.")]
 WORK = Path("agentopcd-work")
@@ -51,7 +54,7 @@ def open_store(work: Path, *, create: bool = False) -> Store:
     """
     from agentopcd.knowledge import Store
 
-    return Store.open(path_of(work) / "store.db", create=create)
+    return Store.open(work / "store.db", create=create)
 
 
 def read_store(work: Path) -> Store:

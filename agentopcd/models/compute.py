@@ -26,7 +26,9 @@ def pick_device(device: str = "auto") -> torch.device:
     if device == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        return torch.empty(0, device=device).device
+        probe = torch.zeros(1, device=device)
+        probe.item()  # the device meta holds no numbers
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"cannot use device {device!r}: {first_line(error)}; try auto or cpu") from error
 

@@ -154,6 +154,6 @@ class Marks:
                 )
             )  # fmt: skip
         made.add_tokens(tokens)
-        back = {made.token_to_id(name): id_ for name, id_ in names.items()}
+        back = {new: id_ for name, id_ in names.items() if (new := made.token_to_id(name)) is not None}
         clash = any(id_ != new and backend.model.id_to_token(new) is not None for new, id_ in back.items())
         return None if clash else (made, back)

@@ -26,7 +26,10 @@ MARKS = {
     "<think_fast>": "</think_fast>",
     "<think_faster>": "</think_faster>",
 }
-"""Marks that open and end the thinking. Those of a family count for models whose tokenizer or template has them."""
+"""Marks that open and end the thinking. Those of a family count for models whose tokenizer or template has them.
+
+Tokens of other names are taken for such marks by :func:`_partners`.
+"""
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|return|>", "<|call|>")
@@ -35,6 +38,15 @@ _HARMONY = (START, CHANNEL, MESSAGE, *_ENDS, "<|constrain|>")
 """Tokens of gpt-oss, whose replies are messages in channels; the answer is the one in the channel ``final``."""
 _END = re.compile("|".join(map(re.escape, _ENDS)))
 _TOKEN = re.compile("|".join(map(re.escape, _HARMONY)))
+
+
+_THOUGHT = re.compile("think|thought|reason", re.IGNORECASE)
+
+
+def _partners(token: str) -> list[str]:
+    """What would end the thinking that ``token`` opens, by the habits of those who name tokens."""
+    swapped = [re.sub(start, end, token) for start, end in (("start", "end"), ("START", "END"), ("begin", "end"))]
+    return [end for end in (f"{token[:1]}/{token[1:]}", f"{token[:2]}/{token[2:]}", *swapped) if end != token]
 
 
 class Reader:
@@ -55,6 +67,9 @@ class Reader:
             opening: closing
             for opening, closing in MARKS.items()
             if opening == THINKING or closing in known or closing in template
+        }
+        self.marks |= {
+            token: end for token in known if _THOUGHT.search(token) for end in _partners(token) if end in known
         }
         wanted = {*self.marks, *self.marks.values(), *(_HARMONY if self.channels else ())}
         self.vanishing = {

@@ -63,6 +63,7 @@ def test_yes_to_what_can_run(verb: list[str], model: str, work: Path) -> None:
 CANNOT: list[tuple[list[str], str]] = [
     (["--device", "cuda:7"], "cannot use device 'cuda:7'"),
     (["--device", "nonsense"], "cannot use device 'nonsense'"),
+    (["--device", "meta"], "cannot use device 'meta'"),
     (["--model", "/nope"], "no model '/nope'"),
     (["--model", "~nobody/x/y"], "no model '~nobody/x/y'"),
     (["--model", "nothing.gguf"], "no file 'nothing.gguf'"),
@@ -73,7 +74,7 @@ CANNOT: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(
     ("verb", "words", "why"),
-    [(VERBS[0], *one) for one in CANNOT] + [(verb, *CANNOT[2]) for verb in VERBS[1:]],
+    [(VERBS[0], *one) for one in CANNOT] + [(verb, *CANNOT[3]) for verb in VERBS[1:]],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
 def test_no_to_what_cannot_run(

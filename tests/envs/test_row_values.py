@@ -152,6 +152,16 @@ def test_what_belongs_to_the_question_stands_before_it() -> None:
         one(stem="2+5?", answer="7")
 
 
+def test_two_questions_in_a_row_are_one_too_many() -> None:
+    assert one(prompt="Solve this: 2+5?", problem="2+5?", answer="7").prompt == "Solve this: 2+5?"
+    assert one(prompt="2+5?", question="Q: 2+5?", answer="7").prompt == "2+5?"
+    assert one(prompt="2+5?", input={"id": 3}, answer="7").prompt == "2+5?"
+    with pytest.raises(EnvError, match="row 1: has two questions, the second in 'question'; name the right one with"):
+        one(prompt="1+1?", question="2+5?", answer="7")
+    (row,) = rows_from([{"prompt": "1+1?", "question": "2+5?", "answer": "7"}], "question")
+    assert row.prompt == "2+5?"
+
+
 # -- choices -------------------------------------------------------------------------------------------
 
 FOUR = "2+5?\nA. 6\nB. 7\nC. 8\nD. 9"
@@ -211,6 +221,16 @@ def test_numbers_of_choices_count_from_what_the_whole_file_says() -> None:
 def test_choices_that_do_not_tell_are_refused_with_their_row(row: dict[str, Any], says: str) -> None:
     with pytest.raises(EnvError, match=rf"^row 1: .*{says}"):
         one(question="2+5?", **row)
+
+
+def test_named_columns_keep_their_choices() -> None:
+    row = {"stem": "2+5?", "choices": ["6", "7"], "key": "B"}
+    (found,) = rows_from([row], "stem", "key")
+    assert (found.prompt, found.gold, found.kind) == ("2+5?\nA. 6\nB. 7", "B", "choice")
+    (found,) = rows_from([{**row, "stem": "Is 2+5 6 or 7?", "key": "7"}], "stem", "key")  # it shows them itself
+    assert (found.prompt, found.gold, found.kind) == ("Is 2+5 6 or 7?", "7", "math")
+    numbered = [{"stem": f"q{n}", "choices": ["x", "y"], "key": n, "answer": "A"} for n in (0, 1)]
+    assert [found.gold for found in rows_from(numbered, "stem", "key")] == ["A", "B"]
 
 
 def test_choices_that_the_question_lists_are_not_listed_twice() -> None:

@@ -27,13 +27,12 @@ def adapter(base: Path, folder: Path, made: Any = None, *, more: int = 0, templa
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        net = AutoModelForCausalLM.from_pretrained(base)
+        net: Any = AutoModelForCausalLM.from_pretrained(base)
         if more:
             net.resize_token_embeddings(net.get_input_embeddings().weight.shape[0] + more)
-        lora = LoraConfig(
-            r=2, init_lora_weights=False, task_type="CAUSAL_LM", **{"target_modules": "all-linear"} | settings
-        )
-        get_peft_model(net, lora).save_pretrained(folder)
+        shape: Any = {"r": 2, "init_lora_weights": False, "task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+        lora = LoraConfig(**shape | settings)
+        get_peft_model(net, lora).save_pretrained(str(folder))
     if made is not None:
         made.save_pretrained(folder)
     if template:
@@ -168,7 +167,9 @@ def test_an_adapter_that_is_no_lora_is_refused_in_one_line(base: Path, tmp_path:
     from transformers import AutoModelForCausalLM
 
     net = AutoModelForCausalLM.from_pretrained(base)
-    get_peft_model(net, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(tmp_path / "a")  # type: ignore[arg-type]
+    get_peft_model(net, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).save_pretrained(
+        str(tmp_path / "a")
+    )  # type: ignore[arg-type]
     odd.edit(tmp_path / "a" / find.ADAPTER, base_model_name_or_path=str(base))
     with pytest.raises(ModelError, match="cannot put adapter"):
         models.load_model(str(tmp_path / "a"))

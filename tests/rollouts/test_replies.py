@@ -23,6 +23,7 @@ ASK: list[Message] = [Message(role="user", content="What is 2 + 3?")]
 PAIRS = [
     ("<think>", "</think>"), ("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"),
     ("<seed:think>", "</seed:think>"), ("◁think▷", "◁/think▷"), ("<|inner_prefix|>", "<|inner_suffix|>"),
+    ("<|think_start|>", "<|think_end|>"), ("<|begin_reasoning|>", "<|end_reasoning|>"), ("<|reason|>", "<|/reason|>"),
 ]  # fmt: skip
 HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>", "<|constrain|>")
 

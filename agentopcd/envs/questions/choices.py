@@ -127,10 +127,11 @@ def _text(value: Any, name: str) -> str:
     return str(value)
 
 
-def of_row(question: str, row: Raw, counts_from: int | None) -> Choice:
+def of_row(question: str, row: Raw, counts_from: int | None, keys: Sequence[str] = RIGHT) -> Choice:
     """The question with its choices, and the letter of the right one.
 
     Args:
+        keys: where the right choice is named.
         counts_from: the number that numbers of choices count from; ``None``: the file does not tell.
 
     Raises:
@@ -138,11 +139,10 @@ def of_row(question: str, row: Raw, counts_from: int | None) -> Choice:
     """
     found = listed(row)
     assert found is not None
-    value = right_of(row)
+    value = right_of(row, keys)
     if value is None:
-        raise EnvError(
-            f"no right choice in a row with the keys {', '.join(map(str, row))}; looked for {', '.join(RIGHT)}"
-        )
+        has = ", ".join(map(str, row))
+        raise EnvError(f"no right choice in a row with the keys {has}; looked for {', '.join(keys)}")
     named, number = _named(value, found), _number(value)
     counted = None if number is None or counts_from is None else number - counts_from
     if counted is not None and not 0 <= counted < len(found.texts):
@@ -157,9 +157,9 @@ def of_row(question: str, row: Raw, counts_from: int | None) -> Choice:
     return Choice(_shown(question, found.texts), _LETTERS[right])
 
 
-def right_of(row: Raw) -> Any:
+def right_of(row: Raw, keys: Sequence[str] = RIGHT) -> Any:
     """What a row names as its right choice; ``None`` if nothing."""
-    for name in RIGHT:
+    for name in keys:
         value: Any = row
         for key in name.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -170,7 +170,7 @@ def right_of(row: Raw) -> Any:
     return None
 
 
-def counted_from(rows: Iterable[Raw]) -> int | None:
+def counted_from(rows: Iterable[Raw], keys: Sequence[str] = RIGHT) -> int | None:
     """The number that numbers of choices count from, 0 or 1, in all rows together; ``None`` if they do not tell."""
     from_0 = from_1 = True
     for row in rows:
@@ -178,8 +178,9 @@ def counted_from(rows: Iterable[Raw]) -> int | None:
             found = listed(row)
         except EnvError:  # refused when its turn comes
             continue
-        number = None if found is None else _number(right_of(row))
-        if found is None or number is None or (_named(right_of(row), found) is not None and found.labels):
+        value = right_of(row, keys)
+        number = None if found is None else _number(value)
+        if found is None or number is None or (_named(value, found) is not None and found.labels):
             continue
         from_0 = from_0 and 0 <= number < len(found.texts)
         from_1 = from_1 and 1 <= number <= len(found.texts)

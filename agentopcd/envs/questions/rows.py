@@ -141,12 +141,13 @@ def _questions(
     if not raw:
         raise EnvError("there are no rows")
     own = _own(prompt_key, answer_key, free=free) if free or prompt_key or answer_key else None
-    readers = _readers([row for _, _, row in raw])
+    readers = _readers([row for _, _, row in raw], (answer_key,) if answer_key else choices.RIGHT)
     rows: dict[str, QuestionRow] = {}
     conflicting = 0
     for name, given, entry in raw:
         try:
-            row = dataclasses.replace(_checked((own or _reader(entry, readers))(entry), entry), source=given)
+            row = _checked(_with_choices(own(entry), entry, readers) if own else _reader(entry, readers)(entry), entry)
+            row = dataclasses.replace(row, source=given)
         except EnvError as error:
             raise EnvError(f"{name}: {error}") from None
         key = hash_prompt(row.prompt)
@@ -193,18 +194,18 @@ class _Readers:
     """Readers of the layouts whose meaning only the whole file shows."""
 
     medmcqa: Reader
-    choice: Reader
+    choice: Callable[[str, Raw], QuestionRow]
     tweets: bool
     """Whether every ``text`` with a ``label`` is labelled 0 or 1."""
 
 
-def _readers(rows: Sequence[Raw]) -> _Readers:
+def _readers(rows: Sequence[Raw], right: Sequence[str]) -> _Readers:
     cop_from = functools.cache(lambda: choices.medmcqa_offset(rows))
-    counted_from = functools.cache(lambda: choices.counted_from(rows))
+    counted_from = functools.cache(lambda: choices.counted_from(rows, right))
     tweets = [row for row in rows if _has(row, "text", "label")]
     return _Readers(
         medmcqa=lambda row: _choice(choices.medmcqa(row, cop_from)),
-        choice=lambda row: _choice(choices.of_row(_question(row), row, counted_from())),
+        choice=lambda question, row: _choice(choices.of_row(question, row, counted_from(), right)),
         tweets=all(_flag(row["label"]) is not None for row in tweets),
     )
 
@@ -224,8 +225,14 @@ def _reader(row: Raw, readers: _Readers) -> Reader:
     if readers.tweets and _has(row, "text", "label"):
         return lambda row: _yes_no(row["text"], bool(_flag(row["label"])), "offensive")
     if choices.listed(row) is not None and any(_has(row, key) for key in PROMPT_KEYS):
-        return readers.choice
+        return lambda row: readers.choice(_question(row), row)
     return _own(None, None, free=False)
+
+
+def _with_choices(read: QuestionRow, row: Raw, readers: _Readers) -> QuestionRow:
+    """A row of named columns, with the choices that its question does not show."""
+    found = choices.listed(row) if read.kind == "math" else None
+    return read if found is None or all(one in read.prompt for one in found.texts) else readers.choice(read.prompt, row)
 
 
 def _has(row: Raw, *columns: str) -> bool:
@@ -303,8 +310,22 @@ def _question(row: Raw) -> str:
     if value is row.get("question"):
         before += PASSAGE_KEYS
     text = question_of(value)
+    _check_rivals(row, value, text)
     beside = [row[key] for key in before if isinstance(row.get(key), str) and not blank(row[key])]
     return "\n\n".join([*(one for one in beside if one not in text), text])
+
+
+def _check_rivals(row: Raw, taken: Any, text: str) -> None:
+    """Refuse a row with a second question that is neither part of the first nor holds it."""
+    for key in PROMPT_KEYS[:-1]:  # an instruction is no second question
+        value = row.get(key)
+        if blank(value) or value is taken or not isinstance(value, str | list):
+            continue
+        one, other = (" ".join(question.split()).casefold() for question in (text, question_of(value)))
+        if one not in other and other not in one:
+            raise EnvError(
+                f"has two questions, the second in {key!r}; name the right one with --env-arg prompt_key=KEY"
+            )
 
 
 def _first(row: Raw, keys: Sequence[str], what: str, argument: str) -> Any:
