@@ -27,7 +27,7 @@ from agentopcd.core.errors import AgentOpcdError
 
 PACKAGE = Path(agentopcd.__file__).parent
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 """An input that has not ended by then counts as a hang."""
 
 

@@ -96,7 +96,8 @@ def test_the_same_number_draws_the_same_input() -> None:
     def draw(case: Case) -> None:
         drawn.append(case.rng.random())
 
-    tried(draw), tried(draw)
+    tried(draw)
+    tried(draw)
     assert drawn[0] == drawn[1]
 
 

@@ -163,6 +163,8 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
         experience=row.get("experience"), note=row.get("note", ""),
     )  # fmt: skip
+    if not isinstance(plan.seeds, list) or not plan.seeds or not all(type(seed) is int for seed in plan.seeds):
+        raise ConfigError(f"{plan.name!r} has the seeds {plan.seeds!r}; wanted a list of whole numbers like [0, 1]")
     for arm in (*plan.shown, *plan.arms):
         config = plan.config(arm, 0)  # an invalid setting fails here
         if of_experience(config.context) and plan.experience is None:
