@@ -68,7 +68,7 @@ INSIDE = {
         "replies sampling.choices sampling.protocol sampling.requests",
         "marks",
         "chat",
-        "sampling sampling.decoding sampling.same_weights sampling.vllm_choices",
+        "sampling sampling.decoding sampling.same_weights sampling.vllm_choices sampling.vllm_command",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
         "player",

@@ -51,7 +51,8 @@ def test_success_where_every_move_costs() -> None:
     env.reset(seed=0)
     for word in ["up", *["right"] * 11, "down"]:
         _, reward, terminated, _, info = env.step(f"[{word}]")
-    assert succeeded(reward, terminated, info, get_spec("gym:CliffWalking-v1").success_at)
+    success_at = get_spec("gym:CliffWalking-v1").success_at
+    assert success_at is not None and succeeded(reward, terminated, info, success_at)
 
 
 def test_numbers_stand_for_unnamed_actions_and_own_words_for_observations() -> None:

@@ -69,7 +69,7 @@ def play_gym(ref: str, reply: str, *, max_steps: int | None = None) -> bool | No
     rewards: list[float] = []
     while True:
         _, reward, terminated, truncated, info = env.step(reply)
-        rewards.append(reward)
+        rewards.append(float(reward))
         if terminated or truncated:
             return spec.solved(rewards, terminated, info)
 

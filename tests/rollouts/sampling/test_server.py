@@ -20,6 +20,7 @@ from agentopcd.core.types import Request
 from agentopcd.rollouts.sampling import requests
 from agentopcd.rollouts.sampling import vllm_server as served
 from agentopcd.rollouts.sampling.requests import KEY
+from agentopcd.rollouts.sampling.vllm_command import start_line
 from agentopcd.rollouts.sampling.vllm_server import ServerSampler
 from tests import tiny
 from tests.rollouts.sampling.fake_server import FakeServer
@@ -243,17 +244,16 @@ def test_what_does_not_fit_gives_one_line_each(
 
 
 def test_the_line_to_start_a_server_names_what_it_must_have(loaded: models.LoadedModel, fake: FakeServer) -> None:
-    line = served.start_line(sampler_of(loaded, fake), served.Server("http://there:8123/v1"))
+    line = start_line(loaded, torch.float32, "http://there:8123/v1")
     for word in (str(loaded.folder), "--dtype float32", "--port 8123", "processed_logprobs", "VLLM_SERVER_DEV_MODE=1"):
         assert word in line
     assert "--enable-lora" not in line
     models.add_adapter(loaded, 4, torch.float32, seed=0)
     assert "--host" not in line  # who serves elsewhere knows on which network
     for name, host in (("localhost", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("[::1]", "::1")):
-        at = served.Server(f"http://ann:pw@{name}:8000")
-        assert f"--port 8000 --host {host} " in served.start_line(sampler_of(loaded, fake), at) + " "
-        assert at.url == f"http://***@{name}:8000"
-    assert "--enable-lora --max-lora-rank 8" in served.start_line(sampler_of(loaded, fake), served.Server(fake.url))
+        assert f"--port 8000 --host {host} " in start_line(loaded, torch.float32, f"http://{name}:8000") + " "
+        assert served.Server(f"http://ann:pw@{name}:8000").url == f"http://***@{name}:8000"
+    assert "--enable-lora --max-lora-rank 8" in start_line(loaded, torch.float32, fake.url)
 
 
 def test_no_thread_keeps_a_process_that_is_done(fake: FakeServer, folder: Path) -> None:
