@@ -39,7 +39,10 @@ def test_two_forced_rounds_and_the_same_again(config: LearnConfig, tmp_path: Pat
     assert second.evaluation is not None and second.evaluation.rate("base").n == 5
     with Store.open(tmp_path / "store.db") as store:
         episodes = len(store.episodes())
-        assert [row["path"] for row in store.models("math", trained=True)] == [second.folder, first.folder]
+        assert [tmp_path / row["path"] for row in store.models("math", trained=True)] == [
+            Path(second.folder),
+            Path(first.folder),
+        ]
         played = store.query("SELECT task_key FROM episode e JOIN run r ON r.id = e.run_id WHERE r.verb = 'play'")
         assert len({row["task_key"] for row in played}) == 12  # the second round took unused tasks
     again = learn(forced, tmp_path, say=said.append)

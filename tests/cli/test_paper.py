@@ -177,8 +177,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_for_each_model(
     monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
     memory._from_hub.cache_clear()
     try:
-        with pytest.raises(ConfigError, match="3 of 3 rows cannot run yet"):
-            command("person", size="full", dry_run=True, work=tmp_path)
+        command("person", size="full", dry_run=True, work=tmp_path)
     finally:
         memory._from_hub.cache_clear()
     assert asked == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B-Instruct-2507"]

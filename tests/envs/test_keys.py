@@ -31,7 +31,12 @@ def secret(ref: str, name: str, seed: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("game", "name"), [("Mastermind-v0", "secret_code"), ("GuessTheNumber-v0", "game_number"), ("Set-v0", "deck")]
+    ("game", "name"),
+    [
+        ("Mastermind-v0", "secret_code"),
+        ("GuessTheNumber-v0", "game_number"),
+        pytest.param("Set-v0", "deck", marks=pytest.mark.slow),
+    ],
 )
 def test_a_hidden_secret_is_part_of_the_key(game: str, name: str) -> None:
     found = keys(f"textarena:{game}", 60)

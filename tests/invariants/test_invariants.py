@@ -177,7 +177,9 @@ def test_a_store_that_is_no_store_is_one_line_and_is_left_alone(desk: Desk) -> N
 
 
 def test_a_dry_run_loads_no_model_and_changes_nothing(desk: Desk) -> None:
-    plan = desk.run("consolidate", *COMMON[:2], "--model", "no-such-model", "--dry-run", "--json", "--work", "dry")
+    words = ("--model", "nobody/no-such-model", "--context", "notes.txt", "--dry-run", "--json", "--work", "dry")
+    (desk.folder / "notes.txt").write_text("Go down.")
+    plan = desk.run("consolidate", *COMMON[:2], *words)
     assert plan.returncode == 0, plan.stderr
     found = json.loads(plan.stdout)
     assert found["settings"]["steps"] == 24 and found["plan"]

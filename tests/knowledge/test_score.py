@@ -59,9 +59,9 @@ def test_nothing_to_score(kit) -> None:
     with pytest.raises(ConfigError, match="got 1, two are needed"):
         subsets(kit.bench(store, play), [item(store, "One.")], kit.tasks(3))
     broken = kit.player(lambda _: 1.0, broken=range(3))
-    with pytest.raises(ConfigError, match="6 environment errors"):
+    with pytest.raises(ConfigError, match="all 6 episodes broke off"):
         score(kit.bench(store, broken), contexts(kit, 1), kit.tasks(3))
-    with pytest.raises(ConfigError, match="6 environment errors"):
+    with pytest.raises(ConfigError, match="all 6 episodes broke off"):
         confirm(kit.bench(store, kit.player(lambda _: 1.0, broken=range(20))), contexts(kit, 1)[0], kit.tasks(3, 9))
     assert play.played == [] and store.episodes() == []
 

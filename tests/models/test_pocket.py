@@ -78,7 +78,8 @@ def test_what_it_writes_down_about_letters_is_mostly_true(tmp_path: Path) -> Non
     assert said > 5 and wrong <= said / 4, (wrong, roles)
 
 
-@pytest.mark.timeout(900)  # minutes, on a slow or busy machine
+@pytest.mark.slow  # minutes; `make demo` runs the same circle
+@pytest.mark.timeout(900)
 def test_the_whole_circle_teaches_it_the_game(tmp_path: Path) -> None:
     config = LearnConfig(
         env="frozen-lake-4x4", model="pocket", episodes_per_round=32, chains=4, chain_steps=8, candidates=4,

@@ -136,7 +136,13 @@ def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     same(alone, tmp_path)
 
 
-@pytest.mark.parametrize("words", [("--method", "context-distillation"), ("--teacher-kind", "ema")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--method", "context-distillation"),
+        pytest.param(("--teacher-kind", "ema"), marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_do_what_one_does_with_other_answers_and_a_teacher_that_moves(
     flags: list[str], words: tuple[str, str], tmp_path: Path
 ) -> None:

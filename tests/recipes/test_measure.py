@@ -117,7 +117,7 @@ def test_a_killed_call_goes_on(desk: Path, tiny_model_dir: Path, monkeypatch: py
     def dying(label: str, items: Iterable[Any], total: int) -> Iterator[Any]:
         for item in items:
             yield item  # stored when the next one is asked for
-            finished.append(item)
+            finished.extend([] if label.startswith("tasks of") else [item])
             if len(finished) == 8:
                 raise KeyboardInterrupt
 

@@ -101,7 +101,7 @@ class Characters:
 
         from recipes.pocket.tokenizer import SPECIAL, TEMPLATE
 
-        self.all_special_tokens, self.added_tokens_decoder = list(SPECIAL), {}
+        self.all_special_tokens, self.added_tokens_decoder, self.is_fast = list(SPECIAL), {}, False
         self._template = Environment(autoescape=False).from_string(TEMPLATE)
 
     def apply_chat_template(self, messages: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
