@@ -26,12 +26,13 @@ import torch
 from agentopcd import models
 from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig
-from agentopcd.core.errors import AlignmentError, ConfigError, ModelError, TrainingError
-from agentopcd.core.runs import CHECKPOINTS, Run, write_json, writing
+from agentopcd.core.errors import ConfigError, TrainingError
+from agentopcd.core.runs import CHECKPOINTS, Run, writing
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import Context, Mixture, Task
 from agentopcd.distillation import best, checkpoint, losses
 from agentopcd.distillation.checkpoint import Progress
+from agentopcd.distillation.checks import check_sampler, compare_shortcuts
 from agentopcd.distillation.chunks import in_chunks
 from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.methods import Method
@@ -39,10 +40,9 @@ from agentopcd.distillation.metrics import (
     Clock,
     StepMeter,
     console_line,
-    context_tokens,
     definition,
-    rollout_record,
     select_record,
+    step_record,
     update_record,
 )
 from agentopcd.distillation.played import draw, play_step, say_read_apart, success_on
@@ -53,7 +53,6 @@ from agentopcd.models.load import LoadedModel
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.player import Player
-from agentopcd.rollouts.sampling.same_weights import limit_nats
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -126,15 +125,13 @@ def consolidate(
     for step in range(progress.step + 1, config.steps + 1):
         clock = Clock()
 
-        # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.)
-        # Each turn becomes a sample with both prompts, the student's without and the teacher's with the context.
+        # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.) Each
+        # turn becomes a sample with both prompts, the student's without and the teacher's with the context.
         played = play_step(method, draw(training.train, step, config), training.context, ranks, teacher.fits)
         noted = noted or say_read_apart(played, say)
         player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
-
-        # At the start of a run, the shortcuts of scoring are compared with the models' own forward passes.
-        compare_shortcuts(learner, teacher, played.samples, run, say)
+        compare_shortcuts(learner, teacher, played.samples, run, say)  # at the start of a run only
         clock.lap("compare")
 
         # 2. The teacher scores the same tokens, with the context. 3. The student learns from those scores.
@@ -146,23 +143,16 @@ def consolidate(
         check_sampler(meter, config, teacher.compute)
         norm, moved = learner.step(ranks, learned=bool(played.samples))
 
-        # The weights have changed. A moving teacher follows them, and an engine with its own copy takes them over, so
-        # that the next rollout is on-policy.
-        gap_nats = None
-        if moved:
-            teacher.follow(learner.model, step)
-            gap_nats = player.sampler.update()
+        # The weights have changed. A moving teacher follows them, and an engine with its own copy takes them over.
+        gap_nats = follow(learner, teacher, player, step) if moved else None
         progress.step, progress.skipped = step, progress.skipped + (not moved)
         clock.lap("update")
 
         # Log the step and, every ``select_every`` steps, evaluate the student on select tasks.
-        record = meter.result() if played.samples else {"loss/value_nats": 0.0}
-        record |= method.measured(rollout_record(played.episodes, played.samples, played.dropped))
-        if moved and not math.isfinite(record["loss/value_nats"]):
-            raise TrainingError(f"the loss of step {step} is {record['loss/value_nats']}, so it taught nothing of use")
+        record = step_record(method, training.context, played, meter)
+        if moved and not math.isfinite(loss := record["loss/value_nats"]):
+            raise TrainingError(f"the loss of step {step} is {loss}, so it taught nothing of use")
         record |= update_record(progress, learner, norm, moved, gap_nats) | clock.times()
-        record |= {"loss/name": method.name, "train/turns_read_apart": played.apart}
-        record |= {"teacher/context_tokens": context_tokens(player.chat, training.context)}
         evaluated = step % config.select_every == 0 or step == config.steps
         if evaluated:
             record |= choose_checkpoint(progress, learner, player, training, run)
@@ -240,32 +230,6 @@ def begin(
     return progress
 
 
-def compare_shortcuts(
-    learner: Learner, teacher: FrozenTeacher, samples: Sequence[Sample], run: Run, say: Callable[[str], None]
-) -> None:
-    """On the first samples, set aside every shortcut of scoring that is off, say so, and write what was found to
-    ``shortcuts.json`` in the run folder.
-
-    Raises:
-        ModelError: without the shortcut, the loss cannot be computed, or the weights cannot be sharded.
-    """
-    if not samples or "together" in models.shortcuts_of(teacher.model).off_nats:
-        return
-    for line in (*learner.compare(samples), *teacher.compare(samples)):
-        say(line)
-    for who, model in (("student", learner.model), ("teacher", teacher.model)):
-        known, kind = models.shortcuts_of(model), type(learner.whole.model).__name__
-        if not known.head:
-            raise ModelError(f"{kind}: the {who}'s loss needs logits from its hidden states; it cannot be trained here")
-        if learner.config.shard and not known.together:
-            raise ModelError(
-                f"{kind}: the {who} reads each sequence alone, which sharding cannot do; leave out --shard"
-            )
-    if Ranks.current().main:
-        found = {"student": models.shortcuts_of(learner.whole.model), "teacher": models.shortcuts_of(teacher.model)}
-        write_json(run.folder / "shortcuts.json", {who: known.to_dict() for who, known in found.items()})
-
-
 # -- 2. score, 3. learn ---------------------------------------------------------------------------------
 
 
@@ -310,19 +274,14 @@ def learn_from(
     clock.lap("update")
 
 
-def check_sampler(meter: StepMeter, config: ConsolidateConfig, compute: torch.dtype) -> None:
-    """Stop the run if the student did not give the replies of this step: their log-probabilities say so.
+def follow(learner: Learner, teacher: FrozenTeacher, player: Player, step: int) -> float | None:
+    """Give the student's new weights to a moving teacher and to the engine, so that the next rollout is on-policy.
 
-    Raises:
-        AlignmentError: the mean gap to the engine's log-probabilities is larger than rounding makes it.
+    Returns:
+        The largest difference between an engine's log-probabilities and the student's, in nats, if it has a copy.
     """
-    gap, limit = meter.gap_nats(), limit_nats(compute, config.temperature)
-    if gap > limit:
-        raise AlignmentError(
-            f"the engine's log-probabilities of this step's replies are off by {gap:.3g} nats a token from the "
-            f"student's (more than {limit:.3g}): the replies are not the student's own, so nothing is learned; "
-            "take another --engine or --compute float32"
-        )
+    teacher.follow(learner.model, step)
+    return player.sampler.update()
 
 
 # -- choose, finish -------------------------------------------------------------------------------------

@@ -79,7 +79,9 @@ INSIDE = {
         "best chunks compare samples",
         "memory teacher learner",
         "methods",
-        "metrics played",
+        "played",
+        "metrics",
+        "checks",
     ],
     "workspace": [
         "day paths",

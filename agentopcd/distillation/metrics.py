@@ -19,6 +19,7 @@ from agentopcd.distillation import losses
 from agentopcd.distillation.checkpoint import Progress
 from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.methods import Method
+from agentopcd.distillation.played import Played
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models.load import LoadedModel
@@ -135,6 +136,16 @@ class StepMeter:
             figures[f"turn/{turn}/student_mass"] = column["student_mass"][where].mean()
             figures[f"turn/{turn}/tokens"] = where.sum()
         return {name: round(float(figure), 7) for name, figure in figures.items()}
+
+
+def step_record(method: Method, context: Context | Mixture, played: Played, meter: StepMeter) -> dict[str, Any]:
+    """What is logged of a step's episodes and of its loss."""
+    record = meter.result() if played.samples else {"loss/value_nats": 0.0}
+    record |= method.measured(rollout_record(played.episodes, played.samples, played.dropped))
+    tokens = context_tokens(method.player.chat, context)
+    return record | {
+        "loss/name": method.name, "train/turns_read_apart": played.apart, "teacher/context_tokens": tokens,
+    }  # fmt: skip
 
 
 def rollout_record(episodes: Sequence[Episode], samples: Sequence[Sample], dropped: int) -> dict[str, float | int]:
