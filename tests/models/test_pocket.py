@@ -58,6 +58,7 @@ def test_it_wins_only_when_it_is_told_the_rules(tmp_path: Path) -> None:
     assert found.rate("in-context").rate > 0.65
 
 
+@pytest.mark.slow
 def test_it_follows_a_context_against_what_is_usual(tmp_path: Path) -> None:
     told = (("swapped", "pocket", SWAPPED), ("usual", "pocket", TRUE))
     found = arms("frozen-lake-4x4-swapped", tmp_path, 32, *told)
@@ -65,6 +66,7 @@ def test_it_follows_a_context_against_what_is_usual(tmp_path: Path) -> None:
     assert found.rate("usual").rate < 0.2  # it does what it is told, also where that loses
 
 
+@pytest.mark.slow
 def test_what_it_writes_down_about_letters_is_mostly_true(tmp_path: Path) -> None:
     config = PlayConfig(env="frozen-lake-4x4", model="pocket", episodes=48, chains=8, chain_steps=8, sample_batch=64)
     with Session(config, tmp_path, say=quiet) as session:

@@ -151,6 +151,7 @@ def test_two_processes_do_what_one_does_with_other_answers_and_a_teacher_that_mo
     same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_answer_stored_turns_as_one_does(flags: list[str], tmp_path: Path) -> None:
     played = "--env math --split train --episodes 6 --no-extract --max-tokens 12 --temperature 1 --compute float32"
     for work, launcher in ((tmp_path / "one", ()), (tmp_path / "two", TWO)):
@@ -161,6 +162,7 @@ def test_two_processes_answer_stored_turns_as_one_does(flags: list[str], tmp_pat
     same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_two_processes_score_with_the_contexts_that_one_draws(flags: list[str], tmp_path: Path) -> None:
     (tmp_path / "mixes.py").write_text(MIXES)
     for work, launcher in ((tmp_path / "one", ()), (tmp_path / "two", TWO)):

@@ -85,7 +85,20 @@ def run(*words: str) -> tuple[int, str]:
 
 
 def flags(url: str, work: Path) -> list[str]:
-    return ["--env", "frozen-lake-4x4", "--engine", "api", "--server", url, "--model", "pocket", "--work", str(work)]
+    short = ["--max-steps", "2"]
+    return [
+        "--env",
+        "frozen-lake-4x4",
+        "--engine",
+        "api",
+        "--server",
+        url,
+        "--model",
+        "pocket",
+        "--work",
+        str(work),
+        *short,
+    ]
 
 
 def play_score_refuse(url: str, work: Path) -> None:
@@ -121,6 +134,7 @@ def test_a_reply_that_is_kept_back_is_no_lost_game(fake: FakeServer, tmp_path: P
         assert not store.query("SELECT id FROM episode")
 
 
+@pytest.mark.slow
 def test_a_lesson_that_is_kept_back_is_not_taken_for_having_none(
     fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
