@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import random
@@ -77,7 +78,8 @@ def try_settings(case: Case) -> None:
     words += ["--student", str(stock.MODEL)] if verb == "evaluate" and "student" not in lines else []
     case.shown = f"{verb}, {how}: {data[:300]!r}"
     said = json.loads(call(*words))["settings"]
-    given = tomllib.loads(data.decode("utf-8-sig"))
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()  # any end of line counts, as in a file
+    given = tomllib.loads(text)
     for name, value in given.items():
         if name not in said or said[name] != value or isinstance(value, bool) != isinstance(said[name], bool):
             raise Silent(f"{name} = {value!r:.60} was taken as {said.get(name)!r:.60}")
