@@ -11,11 +11,12 @@ from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.distil import Distilled, distil_context
+from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.workspace.experience.choose import choose
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import inside, written_down
-from agentopcd.workspace.session import Progress, Session, no_progress
+from agentopcd.workspace.session import Session
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,7 @@ def check_sampler(meter: StepMeter, config: ConsolidateConfig, compute: torch.dt
         AlignmentError: the mean gap to the engine's log-probabilities is larger than rounding makes it.
     """
     gap, limit = meter.gap_nats(), limit_nats(compute, config.temperature)
-    if gap > limit:
+    if not gap <= limit:  # also refuses NaN
         raise AlignmentError(
             f"the engine's log-probabilities of this step's replies are off by {gap:.3g} nats a token from the "
             f"student's (more than {limit:.3g}): the replies are not the student's own, so nothing is learned; "

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -212,18 +211,15 @@ def _build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env[str, str]:
 
 
 def _look_first(name: str, target: Callable[..., Any]) -> None:
-    """Refuse what cannot be an environment before it is called: a name such as ``shutil:rmtree`` would run.
+    """Refuse a class that cannot be an environment before it is called; :mod:`.look` has looked at references.
 
     Raises:
-        EnvError: another class, or a function of Python itself.
+        EnvError: another class.
     """
     import gymnasium
 
     if isinstance(target, type) and not issubclass(target, gymnasium.Env):
         raise EnvError(f"{name} is the class {target.__qualname__}; an environment is a gymnasium.Env")
-    home = str(getattr(target, "__module__", None) or "builtins").partition(".")[0]
-    if home in sys.stdlib_module_names:
-        raise EnvError(f"{name} is a function of Python's own module {home}; wanted one that builds an environment")
 
 
 def _as_text(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[str, str]:

@@ -200,10 +200,8 @@ class _Repair:
 
     def _correct_episodes(self) -> None:
         """Take what an episode's row says from its transcript, which has a checksum."""
-        last, frozen = (
-            0,
-            "CREATE TRIGGER episode_frozen BEFORE UPDATE ON episode BEGIN SELECT RAISE(ABORT, 'immutable'); END",
-        )
+        last = 0
+        frozen = self.store.query("SELECT sql FROM sqlite_master WHERE name = 'episode_frozen'")[0]["sql"]
         self._execute("DROP TRIGGER episode_frozen")
         while rows := self.store.query(
             "SELECT * FROM transcript WHERE episode_id > ? ORDER BY episode_id LIMIT 500", (last,)

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from agentopcd.core.runs import writing
 from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.manifest import Manifest
+from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
 from agentopcd.knowledge.exchange import is_export
@@ -35,14 +36,6 @@ from agentopcd.workspace.paths import inside, kept, recall
 
 DEFAULT_MODEL = "smollm2-135m"
 """The model for environments that name none."""
-
-Progress = Callable[[str, Iterable[Episode], int], Iterable[Episode]]
-"""Shows the progress of an iteration: takes (label, items, number of items) and yields the same items."""
-
-
-def no_progress(label: str, items: Iterable[Episode], total: int) -> Iterable[Episode]:
-    """Show nothing."""
-    return items
 
 
 class Session:
@@ -164,7 +157,7 @@ class Session:
         Raises:
             AgentOpcdError: a device, an engine, a server or a model is not there, or of no use.
         """
-        assert self.compute  # picks the device, too
+        _ = self.compute  # a device that is not there is refused here
         check_engine(self.config)
         for name in (self.model_name()[0], *others) if self.config.engine != "api" else ():
             if name and (not_here := models.check_files(name)):

@@ -19,8 +19,8 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import compare
 from agentopcd.core.types import EMPTY
 from agentopcd.distillation import memory
+from agentopcd.envs.scan import no_progress
 from agentopcd.knowledge import Store
-from agentopcd.workspace.session import no_progress
 from tests import tiny
 from tests.conftest import load_file
 

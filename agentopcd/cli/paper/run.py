@@ -24,7 +24,8 @@ from agentopcd.core.runs import CHECKPOINTS, read_records
 from agentopcd.core.stats import Rate, compare
 from agentopcd.core.types import EMPTY, Context, Task
 from agentopcd.distil import distil_context
-from agentopcd.envs.registry import FILE_ENDINGS
+from agentopcd.envs.registry import is_rows
+from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.knowledge import Place, places_of
 from agentopcd.workspace.evaluation.drift import Drift, drift
 from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
@@ -32,7 +33,7 @@ from agentopcd.workspace.experience.chains import chains_of
 from agentopcd.workspace.experience.choose import choose, raw_traces
 from agentopcd.workspace.experience.find_context import find_context
 from agentopcd.workspace.experience.gather import gather
-from agentopcd.workspace.session import Progress, Session, no_progress
+from agentopcd.workspace.session import Session
 
 Outcomes = dict[tuple[int, str, int, int], bool]
 """Success by training seed, task key, task seed and repetition."""
@@ -247,7 +248,7 @@ def with_probe(plan: Plan, work: Path, say: Callable[[str], None]) -> Plan:
     if not plan.probe:
         return plan
     config = _probe_config(plan, plan.seeds[0])
-    file = config.env if config.env.endswith(FILE_ENDINGS) else config.env_args.get("file", "")
+    file = config.env if is_rows(config.env) else config.env_args.get("file", "")
     try:
         _probe_tasks(plan, work)
         return plan

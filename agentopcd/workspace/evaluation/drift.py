@@ -112,7 +112,7 @@ def _check_sampler(session: Session, contestant: Contestant, gap_nats: float) ->
     """Refuse replies that the contestant's model did not give: their log-probabilities say so."""
     limit = limit_nats(session.compute, session.config.temperature)
     cut = session.config.top_p < 1 or session.config.top_k > 0  # then replies were sampled from a part of the tokens
-    if gap_nats > limit and not cut:
+    if not gap_nats <= limit and not cut:  # also refuses NaN
         raise AlignmentError(
             f"the stored replies of {contestant.label} were sampled with log-probabilities {gap_nats:.3g} nats a token "
             f"off those of {contestant.model.name} (more than {limit:.3g}), so they are not its own; play them "
