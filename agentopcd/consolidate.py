@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from agentopcd import models
 from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError, TrainingError
-from agentopcd.core.runs import CHECKPOINTS, Run, writing
+from agentopcd.core.runs import CHECKPOINTS, Run
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import Context, Mixture, Task
 from agentopcd.distillation import best, checkpoint, losses
@@ -172,12 +171,7 @@ def consolidate(
 
 
 def resume(
-    training: Training,
-    learner: Learner,
-    teacher: FrozenTeacher,
-    player: Player,
-    run: Run,
-    say: Callable[[str], None],
+    training: Training, learner: Learner, teacher: FrozenTeacher, player: Player, run: Run, say: Callable[[str], None]
 ) -> Progress | None:
     """Restore the run's last checkpoint and return its progress; None if there is no checkpoint."""
     state = checkpoint.load(run.folder, learner.trained, learner.optimizer, teacher.weights, say)
@@ -194,29 +188,13 @@ def resume(
             say(f"warning: {dropped} damaged lines of {run.metrics_file.name} are left out")
         best.put_back(run.folder, progress)
     if lost:
-        replace_best(progress, learner, training, run, say)
+        best.replace(progress, learner, training.context.id, run.folder, say)
     say(f"resumed after step {progress.step}")
     return progress
 
 
-def replace_best(
-    progress: Progress, learner: Learner, training: Training, run: Run, say: Callable[[str], None]
-) -> None:
-    """Do without the best student so far, which is no longer on disk: with that of the checkpoint, else a later one."""
-    gone, progress.best_step, progress.best_id = progress.best_step, 0, ""
-    if progress.step in progress.select:
-        save_best(progress, learner, training, run)
-    instead = f"that of step {progress.best_step} takes its place" if progress.best_step else "a later one is chosen"
-    say(f"warning: the best student so far, that of step {gone}, is gone or damaged in {run.folder}; {instead}")
-
-
 def begin(
-    training: Training,
-    learner: Learner,
-    teacher: FrozenTeacher,
-    method: Method,
-    run: Run,
-    say: Callable[[str], None],
+    training: Training, learner: Learner, teacher: FrozenTeacher, method: Method, run: Run, say: Callable[[str], None]
 ) -> Progress:
     """Log the definition of the loss and the student's success before training."""
     progress, ranks = Progress(), Ranks.current()
@@ -275,11 +253,7 @@ def learn_from(
 
 
 def follow(learner: Learner, teacher: FrozenTeacher, player: Player, step: int) -> float | None:
-    """Give the student's new weights to a moving teacher and to the engine, so that the next rollout is on-policy.
-
-    Returns:
-        The largest difference between an engine's log-probabilities and the student's, in nats, if it has a copy.
-    """
+    """Give the new weights to a moving teacher and to the engine; return how far an engine's copy is off, in nats."""
     teacher.follow(learner.model, step)
     return player.sampler.update()
 
@@ -294,25 +268,10 @@ def choose_checkpoint(
     step, ranks = progress.step, Ranks.current()
     progress.select[step] = Rate(*success_on(player, training.select, ranks))
     if ranks.main and training.config.keep_checkpoints:
-        save_student(learner, training, step, run.folder / CHECKPOINTS / f"{step:06d}")
+        best.save_student(learner, training.context.id, step, run.folder / CHECKPOINTS / f"{step:06d}")
     if progress.better(step):
-        save_best(progress, learner, training, run)
+        best.save(progress, learner, training.context.id, run.folder)
     return select_record(progress, step)
-
-
-def save_best(progress: Progress, learner: Learner, training: Training, run: Run) -> None:
-    """Save the student as the best one so far; the one before is kept until the next."""
-    progress.best_step = progress.step
-    if Ranks.current().main:
-        best.move_aside(run.folder)
-        progress.best_id = save_student(learner, training, progress.step, run.folder / "best")
-
-
-def save_student(learner: Learner, training: Training, step: int, folder: Path) -> str:
-    """Save the student of a step as an ordinary model folder and return its id."""
-    facts = {"step": step, "context": training.context.id}
-    with writing(folder):
-        return models.save_model(learner.whole, folder, parent_id=learner.student.id, facts=facts)
 
 
 def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callable[[str], None]) -> Consolidated:
@@ -326,24 +285,14 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callabl
         raise TrainingError(f"{skipped}; nothing was learned, so there is no student")
     if progress.skipped:
         say(f"warning: {skipped}")
-    folder, chosen, ranks = run.folder / "student", run.folder / "best", Ranks.current()
-    if ranks.main and chosen.is_dir():  # absent if an earlier call was killed right after this block
-        with writing(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            if config.merge:
-                models.merge(chosen, folder)
-                shutil.rmtree(chosen)
-            else:
-                chosen.rename(folder)
-            shutil.rmtree(run.folder / "best.old", ignore_errors=True)
+    folder, ranks = run.folder / "student", Ranks.current()
+    if ranks.main:
+        best.finish(run.folder, merge=config.merge)
     ranks.wait()
     return Consolidated(
-        folder=folder,
-        model_id=find.fingerprint(folder),
-        best_step=progress.best_step,
-        skipped=progress.skipped,
+        folder=folder, model_id=find.fingerprint(folder), best_step=progress.best_step, skipped=progress.skipped,
         select=dict(progress.select),
-    )
+    )  # fmt: skip
 
 
 make_callable(__name__)  # agentopcd.consolidate(...) works, too

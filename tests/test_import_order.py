@@ -76,9 +76,9 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "best chunks compare samples",
+        "chunks compare samples",
         "memory teacher learner",
-        "methods",
+        "best methods",
         "played",
         "metrics",
         "checks",

@@ -7,14 +7,58 @@ checkpoint before, which names the student before.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from agentopcd import models
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import writing
 from agentopcd.distillation.checkpoint import Progress
+from agentopcd.distillation.learner import Learner
 from agentopcd.models import find
+from agentopcd.models.parallel.ranks import Ranks
 
 
-def move_aside(folder: Path) -> None:
+def save(progress: Progress, learner: Learner, context_id: str, folder: Path) -> None:
+    """Save the student as the best one so far of the run in ``folder``; the one before is kept until the next."""
+    progress.best_step = progress.step
+    if Ranks.current().main:
+        _move_aside(folder)
+        progress.best_id = save_student(learner, context_id, progress.step, folder / "best")
+
+
+def save_student(learner: Learner, context_id: str, step: int, folder: Path) -> str:
+    """Save the student of a step as an ordinary model folder and return its id."""
+    facts = {"step": step, "context": context_id}
+    with writing(folder):
+        return models.save_model(learner.whole, folder, parent_id=learner.student.id, facts=facts)
+
+
+def replace(progress: Progress, learner: Learner, context_id: str, folder: Path, say: Callable[[str], None]) -> None:
+    """Do without the best student so far, which is no longer on disk: with that of the checkpoint, else a later one."""
+    gone, progress.best_step, progress.best_id = progress.best_step, 0, ""
+    if progress.step in progress.select:
+        save(progress, learner, context_id, folder)
+    instead = f"that of step {progress.best_step} takes its place" if progress.best_step else "a later one is chosen"
+    say(f"warning: the best student so far, that of step {gone}, is gone or damaged in {folder}; {instead}")
+
+
+def finish(folder: Path, *, merge: bool) -> None:
+    """Give the best student of the run in ``folder`` its last name, ``student``, merged into a whole model if asked."""
+    best, student = folder / "best", folder / "student"
+    if not best.is_dir():  # an earlier call was killed right after this
+        return
+    with writing(student):
+        shutil.rmtree(student, ignore_errors=True)
+        if merge:
+            models.merge(best, student)
+            shutil.rmtree(best)
+        else:
+            best.rename(student)
+        shutil.rmtree(folder / "best.old", ignore_errors=True)
+
+
+def _move_aside(folder: Path) -> None:
     """Make room for a better student in a run's ``folder``."""
     best, old = folder / "best", folder / "best.old"
     if best.is_dir():
