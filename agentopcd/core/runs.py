@@ -67,11 +67,11 @@ class Run:
             ConfigError: the file is damaged.
         """
         file = self.folder / "result.json"
-        return read_json(file, f"remove {self.folder} to run it again") if file.is_file() else None
+        return read_result(file, f"remove {self.folder} to run it again") if file.is_file() else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Record the result and delete the checkpoints, which are no longer needed."""
-        write_json(self.folder / "result.json", result)
+        write_json(self.folder / "result.json", sealed(result))
         for name in CHECKPOINT:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
@@ -118,6 +118,39 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step", 0), int) else None
+
+
+def read_result(file: Path, remedy: str) -> dict[str, Any]:
+    """What :meth:`Run.finish` wrote.
+
+    Raises:
+        ConfigError: the file is damaged; the message ends with ``remedy``.
+    """
+    content = read_json(file, remedy)
+    try:
+        return unsealed(content)
+    except ValueError as error:
+        raise ConfigError(f"{file} was changed after it was written; {remedy}") from error
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON content with a hash of itself, so that a later change is seen."""
+    content = json.loads(json_text(content))  # as it will be read: names are text, tuples are lists
+    return {**content, "sha256": hashlib.sha256(json_text(content).encode()).hexdigest()}
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """The content that :func:`sealed` was given. Files of version 0.1 have no hash and pass as they are.
+
+    Raises:
+        ValueError: it was changed.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it was changed")
+    sha256 = content.pop("sha256", None)
+    if sha256 not in (None, sealed(content)["sha256"]):
+        raise ValueError("it was changed")
+    return content
 
 
 def json_text(value: Any) -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import CHECKPOINT, json_text, write_json, writing
+from agentopcd.core.runs import CHECKPOINT, sealed, unsealed, write_json, writing
 from agentopcd.core.stats import Rate
 from agentopcd.core.text import first_line
 
@@ -129,7 +129,7 @@ def _sealed(state: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The content of state.json: the progress, torch's RNG state, and hashes of all files and of this content."""
     content = dict(state) | {"rng": torch.get_rng_state().numpy().tobytes().hex()}
     content["files"] = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
-    return content | {"sha256": hashlib.sha256(json_text(content).encode()).hexdigest()}
+    return sealed(content)
 
 
 def _unsealed(folder: Path) -> dict[str, Any]:
@@ -138,13 +138,10 @@ def _unsealed(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: a file of the checkpoint is not as it was written. Checkpoints of version 0.1 have no hashes.
     """
-    content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    if (sha256 := content.pop("sha256", None)) is not None:
-        if hashlib.sha256(json_text(content).encode()).hexdigest() != sha256:
-            raise ValueError("state.json was changed")
-        for name, wanted in content.pop("files").items():
-            if _sha256(folder / name) != wanted:
-                raise ValueError(f"{name} was changed")
+    content = unsealed(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+    for name, wanted in content.pop("files", {}).items():
+        if _sha256(folder / name) != wanted:
+            raise ValueError(f"{name} was changed")
     return content
 
 

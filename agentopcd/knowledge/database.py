@@ -54,6 +54,10 @@ def statements(script: str) -> Iterator[str]:
             statement = ""
 
 
+FITS: dict[str, Any] = {"TEXT": str, "INTEGER": int, "REAL": (int, float), "BLOB": bytes}
+"""What Python calls the values of each type of column."""
+
+
 def check_columns(columns: Iterable[str]) -> None:
     """Refuse names that are not plain identifiers, because they become part of SQL text."""
     for column in columns:
@@ -94,6 +98,7 @@ class Database:
         self._connection = connection
         self._pid = os.getpid()
         self._reading = False
+        self._types: dict[str, dict[str, str]] = {}
         self._file = _identity(path)
         self._copy: tempfile.TemporaryDirectory[str] | None = None
 
@@ -285,14 +290,27 @@ class Database:
             The new rowid, or None if the row was already there.
 
         Raises:
-            StoreError: a column name is not an identifier; imported files supply column names, too.
+            StoreError: a column name is not an identifier, or a value has another type than its column; imported
+                files supply both.
         """
         check_columns(row)
+        self._check_types(table, row)
         columns, marks = ", ".join(row), ", ".join("?" * len(row))
         conflict = f"ON CONFLICT ({', '.join(unique)}) DO NOTHING" if unique else ""
         with self.write():
             cursor = self._execute(f"INSERT INTO {table} ({columns}) VALUES ({marks}) {conflict}", tuple(row.values()))
         return cursor.lastrowid if cursor.rowcount == 1 else None
+
+    def _check_types(self, table: str, row: Mapping[str, Any]) -> None:
+        """Refuse what SQLite would turn into another type, such as the number 1 into the text "1"."""
+        if table not in self._types:
+            self._types[table] = {
+                column["name"]: column["type"] for column in self.query(f"PRAGMA table_info({table})")
+            }
+        for name, value in row.items():
+            wanted = self._types[table].get(name, "")
+            if value is not None and not isinstance(value, FITS.get(wanted, object)):
+                raise StoreError(f"{name} of a {table} wants {wanted} and got {value!r:.60}")
 
     def update_run(self, run_id: int, result: str | None, status: str) -> None:
         """Close a run, or open it again; runs are the only rows that change."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from agentopcd.core.config import PlayerConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import read_json
+from agentopcd.core.runs import read_result
 from agentopcd.knowledge import EXTRACTION_VERSION, Store
 from agentopcd.knowledge.extract import Kind
 from agentopcd.workspace.paths import recall
@@ -86,7 +86,7 @@ class Ledger:
                 file = self.work / "runs" / Path(folder).name / "result.json"
                 if file.is_file():
                     try:
-                        self.store.finish(row["id"], read_json(file, "remove it and repeat the command of that run"))
+                        self.store.finish(row["id"], read_result(file, "remove it and repeat the command of that run"))
                     except ConfigError as error:  # this run alone is lost, not the command that looks in
                         self.say(f"warning: {error}")
 

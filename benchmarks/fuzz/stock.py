@@ -8,6 +8,8 @@ import functools
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,22 @@ from agentopcd.models import find
 from benchmarks.fuzz.harness import call
 
 FIXTURE = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "workspace-0.1.0"
-"""A workspace with a tiny model, a finished consolidation and one that was killed."""
+"""A tiny model, rows and a context, in the workspace of an older version."""
+
+COMMAND = """consolidate --env rows.jsonl --model model --context context.txt --steps 4 --batch-size 3 --max-tokens 4
+    --temperature 1 --learning-rate 0.001 --select-every 2 --save-every 1 --select-tasks 4 --test-tasks 6
+    --compute float32 --work work""".split()  # noqa: SIM905
+FINISHED, KILLED = COMMAND, [*COMMAND, "--seed", "1"]
+"""Commands of the finished and of the killed run of :func:`runs`."""
+
+_KILL = """
+import os
+from agentopcd.core.runs import Run
+log = Run.log
+Run.log = lambda self, record: os._exit(9) if record["step"] == 4 else log(self, record)
+from agentopcd.cli import main
+main()
+"""
 
 
 @functools.cache
@@ -61,6 +78,26 @@ def still() -> Iterator[None]:
 
 
 MODEL, CONTEXT = FIXTURE / "model", FIXTURE / "context.txt"
+
+
+@functools.cache
+def runs() -> tuple[Path, Path, Path]:
+    """A workspace's folder, its finished consolidation, and one killed after step 3 of 4, with two checkpoints."""
+    home, folder = Path.cwd(), shelf() / "runs"
+    folder.mkdir()
+    shutil.copytree(MODEL, folder / "model")
+    for file in (CONTEXT, FIXTURE / "rows.jsonl"):
+        shutil.copy(file, folder)
+    os.chdir(folder)
+    try:
+        call(*FINISHED)
+        (finished,) = folder.glob("work/runs/consolidate-*")
+        subprocess.run([sys.executable, "-c", _KILL, *KILLED], capture_output=True, check=False)
+        (killed,) = set(folder.glob("work/runs/consolidate-*")) - {finished}
+    finally:
+        os.chdir(home)
+    assert (killed / "checkpoint.old").is_dir() and not (killed / "result.json").exists()
+    return folder, finished, killed
 
 
 @functools.cache

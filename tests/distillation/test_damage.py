@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,6 +206,19 @@ def test_a_damaged_result_is_one_line(tmp_path: Path, body: bytes) -> None:
     assert "\n" not in str(error.value)
     (run.folder / "config.json").write_bytes(b"\xff")
     assert read_json(Run(tmp_path, "x", {"a": 1}).folder / "config.json", "") == {"a": 1}
+
+
+@pytest.mark.parametrize("change", [{"model": "b"}, {"folder": None}, {"more": 1}, {"select": {"2": [1, 3]}}])
+def test_a_changed_result_is_not_reported(tmp_path: Path, change: dict[str, Any]) -> None:
+    run, result = Run(tmp_path, "x", {"a": 1}), {"model": "a", "folder": "f", "select": {2: (1, 2), 10: (2, 2)}}
+    run.finish(result)
+    assert run.result == {"model": "a", "folder": "f", "select": {"2": [1, 2], "10": [2, 2]}}
+    file = run.folder / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(ConfigError, match=r"result\.json was changed after it was written; remove .* to run it again"):
+        _ = run.result
+    file.write_text(json.dumps(result))  # version 0.1 wrote no hash
+    assert run.result is not None and run.result["model"] == "a"
 
 
 def test_a_full_disk_is_one_line_and_the_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

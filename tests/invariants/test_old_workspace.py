@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentopcd.cli import main
+from agentopcd.core.runs import unsealed
 from agentopcd.knowledge import Store
 
 FIXTURE = Path(__file__).resolve().parent.parent / "fixtures" / "workspace-0.1.0"
@@ -67,7 +68,7 @@ def test_a_killed_run_goes_on_in_its_folder_and_its_row(
         for name in timeless:
             rounded = pytest.approx(wanted[name], rel=1e-3, abs=1e-5) if isinstance(wanted[name], float) else None
             assert record[name] == (wanted[name] if rounded is None else rounded), (record["step"], name)
-    result = json.loads((folder / "result.json").read_text())
+    result = unsealed(json.loads((folder / "result.json").read_text()))
     assert result | {"model": None} == EXPECTED["result"] | {"model": None, "steps": 4, "skipped": 0}
     after = rows("run")
     assert [row["id"] for row in after] == [row["id"] for row in runs]

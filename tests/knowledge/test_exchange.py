@@ -165,6 +165,9 @@ def change(exported: str, kind: str, **values: object) -> str:
         ("run", {"id) VALUES (1); --": 1}, "is not a column of the store"),
         ("run", {"colour": 1}, "no such column"),
         ("event", {"event": "odd"}, "CHECK"),
+        ("ref", {"reason": 1}, "reason of a ref_move wants TEXT and got 1"),
+        ("event", {"at": 7.5}, "at of a item_event wants TEXT and got 7.5"),
+        ("run", {"seed": "7"}, "seed of a run wants INTEGER and got '7'"),
         ("ref", {"type": "reff"}, "unknown row type 'reff'; did you mean 'ref'"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from agentopcd import consolidate as loop
 from agentopcd.core.config import ConsolidateConfig, PlayConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import CHECKPOINTS
+from agentopcd.core.runs import CHECKPOINTS, unsealed
 from agentopcd.core.types import Context, Episode, Job, Mixture, Task
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.distillation import methods, played
@@ -251,6 +251,6 @@ def test_a_run_killed_between_its_folder_and_its_row_is_settled_when_the_workspa
     with Session(config, tmp_path / "w", say=lambda line: None) as session:
         assert session.newest_student() == str(file.parent / "student")
         (row,) = session.store.runs("consolidate")
-        assert (row["status"], json.loads(row["result"])) == ("done", json.loads(file.read_text()))
+        assert (row["status"], json.loads(row["result"])) == ("done", unsealed(json.loads(file.read_text())))
         assert distil_context(session, config, LESSONS).repeated
         assert len(session.store.runs("consolidate")) == 1
