@@ -11,8 +11,7 @@ import torch
 from agentopcd import models
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.rollouts.chat import common_length
-from agentopcd.rollouts.sampling import decoding
-from agentopcd.rollouts.sampling.drawing import draw
+from agentopcd.rollouts.sampling import decoding, drawing
 from agentopcd.rollouts.sampling.lean import Lean, fits
 from agentopcd.rollouts.sampling.prefixes import Prefixes
 from agentopcd.rollouts.sampling.rows import Part, Rows
@@ -126,7 +125,7 @@ class Continuous:
         model = self.loaded.model
         chosen_BH = hidden_BH if len(ready) == len(seats) else hidden_BH[ready]
         logits_BV = models.scaled(model, model.get_output_embeddings()(chosen_BH)).float()
-        drawn = draw(logits_BV, [(seats[row].request, seats[row].reply) for row in ready], sampling)
+        drawn = drawing.draw(logits_BV, [(seats[row].request, seats[row].reply) for row in ready], sampling)
         taken = [self._take(row, *token, sampling) for row, token in zip(ready, zip(*drawn, strict=True), strict=True)]
         return [reply for reply in taken if reply is not None]
 

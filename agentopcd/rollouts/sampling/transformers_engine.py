@@ -15,9 +15,8 @@ from agentopcd import models
 from agentopcd.core.errors import AlignmentError
 from agentopcd.core.text import first_line
 from agentopcd.core.types import Completion, Request, Sampling
-from agentopcd.rollouts.sampling import decoding
+from agentopcd.rollouts.sampling import decoding, drawing
 from agentopcd.rollouts.sampling.continuous import Continuous
-from agentopcd.rollouts.sampling.drawing import draw
 from agentopcd.rollouts.sampling.protocol import InBatches, check_room
 from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
 
@@ -239,7 +238,7 @@ class _SeededChoice(LogitsProcessor):
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         said = map(tuple, input_ids[:, self.width :].tolist())
-        chosen, logprobs = draw(scores.float(), list(zip(self.requests, said, strict=True)), self.sampling)
+        chosen, logprobs = drawing.draw(scores.float(), list(zip(self.requests, said, strict=True)), self.sampling)
         self.logprobs.append(logprobs)
         chosen_B1 = torch.tensor(chosen, device=scores.device)[:, None]
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen_B1, 0.0)
