@@ -20,12 +20,12 @@ from agentopcd.core.errors import ModelError
 from agentopcd.core.text import first_line
 from agentopcd.distillation import losses
 from agentopcd.distillation.positions import (
-    SharedPrefix,
     alone_hidden,
     begins_with,
     logits_of,
     response_hidden,
 )
+from agentopcd.distillation.prefix import SharedPrefix
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Prompt ids and response ids."""

@@ -18,7 +18,8 @@ from agentopcd import models
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import AlignmentError
 from agentopcd.distillation.compare import compare
-from agentopcd.distillation.positions import SharedPrefix, logits_of, response_hidden
+from agentopcd.distillation.positions import logits_of, response_hidden
+from agentopcd.distillation.prefix import SharedPrefix
 from agentopcd.distillation.samples import Sample
 from agentopcd.models.parallel import sharding
 from agentopcd.rollouts.chat import common_length

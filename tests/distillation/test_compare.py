@@ -12,6 +12,7 @@ import torch
 from agentopcd import models
 from agentopcd.core.errors import ModelError
 from agentopcd.distillation import compare, positions
+from agentopcd.distillation.prefix import SharedPrefix
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import FrozenTeacher
 from tests import tiny
@@ -145,7 +146,7 @@ def test_a_model_ends_where_its_rotary_scale_begins_to_move(name: str, positions
         torch.testing.assert_close(beside, own(model, [short]), atol=1e-4, rtol=0)
     with pytest.raises(ModelError, match=f"{positions_ + 1} tokens.*reads {positions_}"):
         positions.response_logits(model, [short, beyond], tiny.PAD)
-    prefix = positions.SharedPrefix(model, beyond[0][:50])
+    prefix = SharedPrefix(model, beyond[0][:50])
     with pytest.raises(ModelError, match=f"{positions_ + 1} tokens"):
         prefix.response_hidden([beyond], 50)
 

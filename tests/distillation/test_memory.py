@@ -48,7 +48,7 @@ def test_an_adapter_is_counted_to_the_byte(folder: Path) -> None:
 
 
 def test_the_cache_of_a_context_is_counted_at_four_bytes_a_number(folder: Path) -> None:
-    from agentopcd.distillation.positions import SharedPrefix
+    from agentopcd.distillation.prefix import SharedPrefix
 
     loaded = models.load_model(str(folder))
     with torch.no_grad():
