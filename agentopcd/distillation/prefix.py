@@ -27,9 +27,9 @@ ROW_TOKENS = 512
 """The least room of a packed row, in tokens. A longer shared prefix raises it to the prefix's length."""
 COPIED_BYTES = 2**30
 """The most that the copies of a cache take in one pass; one copy is always made."""
-STEPS_PAY = 8
+STEPS_PAY = 4
 """Token by token, sharing pays if the prefix is so many times as long as the longest rest: a pass of one token reads
-all weights, as a pass of many does."""
+all weights, as a pass of many does. (A small Jamba, four rows, on a CPU: 3.0 s where whole prompts take 3.8.)"""
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Prompt ids and response ids."""

@@ -164,10 +164,10 @@ def test_copies_are_bounded_and_passes_are_counted(
 def test_token_by_token_a_beginning_must_be_much_longer_than_the_rest(tmp_path: Path) -> None:
     loaded = load(tmp_path, "jamba")
     form = prefix.CopiedPrefix(loaded.model, BEGINNING[:80])
-    pairs = [((*BEGINNING[:80], *ids(n, n)), (5,)) for n in (9, 4)]  # rests of 10 and 5 tokens
+    pairs = [((*BEGINNING[:80], *ids(n, n)), (5,)) for n in (19, 4)]  # rests of 20 and 5 tokens
     models.shortcuts_of(loaded.model).at_once = False
     assert form.shared_by(pairs) == 80
-    assert form.shared_by([*pairs, ((*BEGINNING[:80], *ids(10, 1)), (5,))]) == 0
+    assert form.shared_by([*pairs, ((*BEGINNING[:80], *ids(20, 1)), (5,))]) == 0
     models.shortcuts_of(loaded.model).at_once = True
     assert form.shared_by([*pairs, ((*BEGINNING[:80], *ids(99, 1)), (5,))]) == 80
 
