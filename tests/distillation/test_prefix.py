@@ -49,7 +49,7 @@ def ids(length: int, seed: int) -> tuple[int, ...]:
     return tuple(torch.randint(3, 290, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
 
 
-BEGINNING = ids(400, 0)
+BEGINNING = ids(160, 0)
 
 
 def load(folder: Path, name: str) -> models.LoadedModel:
@@ -219,7 +219,7 @@ def test_an_adapter_is_off_while_a_beginning_is_read(name: str, tmp_path: Path) 
 
 def test_a_prompt_beyond_the_positions_is_refused(tmp_path: Path) -> None:
     loaded = load(tmp_path, "mistral, dynamic")
-    long = ((*BEGINNING, *ids(1640, 1)), ids(9, 2))
+    long = ((*BEGINNING, *ids(1880, 1)), ids(9, 2))
     form = prefix.prefix_of(loaded.model, BEGINNING)
     with pytest.raises(ModelError, match=r"2049 tokens.*reads 2048"):
         form.response_hidden([long], len(BEGINNING))
