@@ -177,6 +177,18 @@ class CopiedPrefix(SharedPrefix):
     def _pays(self, rest: Sequence[int], shared: int) -> bool:
         return self._at_once or shared >= STEPS_PAY * max(rest)
 
+    @functools.cached_property
+    def state(self) -> Any:
+        """The model's own cache after the shared tokens, of one row.
+
+        Raises:
+            ModelError: the model gives none.
+        """
+        found = super().state
+        # A window's keys are a view of all keys so far, which every copy would take along. This keeps the window alone.
+        found.reorder_cache(torch.zeros(1, dtype=torch.long, device=next(self.model.parameters()).device))
+        return found
+
     def rows(self, pairs: Sequence[Pair], shared: int) -> list[list[Part]]:
         """The :func:`sequences` after the shared tokens, in groups of as many as copies may be made at once."""
         parts = self._parts(pairs, shared)

@@ -135,6 +135,15 @@ def test_a_state_is_shared_whole_or_not_at_all(name: str, tmp_path: Path) -> Non
     assert max(columns for _, columns in seen.shapes) > 40  # read in full
 
 
+def test_what_is_copied_of_a_window_is_the_window_alone(tmp_path: Path) -> None:
+    form = prefix.prefix_of(load(tmp_path, "gemma3").model, BEGINNING)
+    with torch.no_grad():
+        held = [(layer.keys, layer.values) for layer in form.state.layers]
+    for tensor in itertools.chain(*held):
+        assert tensor.shape == (1, 2, 7, 8)  # heads, the window but for the next token, width
+        assert tensor.untyped_storage().nbytes() == 2 * 7 * 8 * 4
+
+
 @pytest.mark.parametrize(("name", "at_once"), [("qwen3_next", True), ("jamba", False)])
 def test_copies_are_bounded_and_passes_are_counted(
     name: str, at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
