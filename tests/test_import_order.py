@@ -68,7 +68,11 @@ INSIDE = {
         "replies sampling.choices sampling.protocol sampling.requests",
         "marks",
         "chat",
-        "sampling sampling.decoding sampling.same_weights sampling.vllm_choices sampling.vllm_command",
+        "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "
+        "sampling.vllm_command",
+        "sampling.lean",
+        "sampling.rows",
+        "sampling.continuous",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
         "player",
