@@ -11,7 +11,8 @@ Every figure comes from a process of its own (so that peak memory is its own); t
 printed: CPU seconds, which vary less than wall time on a shared machine, then wall seconds, and peak resident memory.
 ``extra`` is peak memory above weights, gradients, optimizer state and a separate teacher. The first step of a
 process, in which ours also reads the shared beginning, is timed apart (``first``: its teacher). With ``--parity`` the
-token losses of one real batch are compared with TRL's instead.
+token losses of one real batch are compared with TRL's instead. ``benchmarks.random_model`` writes models with windows
+or states for ``--model``.
 """
 
 from __future__ import annotations

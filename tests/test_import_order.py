@@ -80,7 +80,8 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "chunks compare samples",
+        "chunks prefix samples",
+        "compare",
         "memory teacher learner",
         "best methods",
         "played",

@@ -20,12 +20,12 @@ from agentopcd.core.errors import ModelError
 from agentopcd.core.text import first_line
 from agentopcd.distillation import losses
 from agentopcd.distillation.positions import (
-    SharedPrefix,
     alone_hidden,
     begins_with,
     logits_of,
     response_hidden,
 )
+from agentopcd.distillation.prefix import prefix_of
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Prompt ids and response ids."""
@@ -82,14 +82,14 @@ def compare(
     known, rows, lines = models.shortcuts_of(model), few(pairs), []
     if not rows:
         return []
-    if prefix and not models.attends_to_all(model):
-        known.prefix = prefix = False
-        lines.append(f"note: {name}: {INSTEAD['prefix']} would miss what a window, a state or ALiBi needs")
     with known.timed():
         for shortcut, (own, read) in _ways(model, rows, pad_id, prefix=prefix).items():
-            off, fault = _off_nats(model, own, read)
+            limit, (off, fault) = LIMIT_NATS[compute], _off_nats(model, own, read)
+            if shortcut == "prefix" and not off <= limit and not models.attends_to_all(model):
+                known.at_once = False  # read the rest token by token, as in decoding
+                off, fault = _off_nats(model, own, read)
             known.off_nats[shortcut] = off
-            if not off <= LIMIT_NATS[compute]:  # also refuses NaN
+            if not off <= limit:  # also refuses NaN
                 setattr(known, shortcut, False)
                 lines.append(f"note: {name}: {INSTEAD[shortcut]} {fault}")
             if not known.head:
@@ -116,7 +116,7 @@ def _ways(
     # the beginning shows best right after it.
     long, cut = rows[1:3]
     if prefix and (shared := len(cut[0]) - 1):
-        beginning = SharedPrefix(model, cut[0][:shared])
+        beginning = prefix_of(model, cut[0][:shared])
         ways["prefix"] = (own[1:3], lambda: beginning.response_hidden([long, cut], shared))
     return ways
 

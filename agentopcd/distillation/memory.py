@@ -30,7 +30,8 @@ class Memory:
     teacher: int
     """A frozen model of the same size; 0 if the teacher is the student with its adapter off."""
     context: int
-    """Keys and values of 1,000 tokens that the teacher's prompts share."""
+    """Keys and values of 1,000 tokens that the teacher's prompts share. Copies of a state, at most 1 GiB
+    (``COPIED_BYTES`` in ``prefix.py``), come on top for models with windows or states."""
     casts: int
     """Copies of the linear weights that the student's forward pass casts to ``compute``; 0 for float32."""
     batch: int

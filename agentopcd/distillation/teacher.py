@@ -18,10 +18,10 @@ from agentopcd import models
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import AlignmentError
 from agentopcd.distillation.compare import compare
-from agentopcd.distillation.positions import SharedPrefix, logits_of, response_hidden
+from agentopcd.distillation.positions import logits_of, response_hidden
+from agentopcd.distillation.prefix import SharedPrefix, prefix_of
 from agentopcd.distillation.samples import Sample
 from agentopcd.models.parallel import sharding
-from agentopcd.rollouts.chat import common_length
 
 
 class FrozenTeacher:
@@ -32,8 +32,8 @@ class FrozenTeacher:
             the teacher is the student with the adapter off.
         student: the model that learns. It must have the teacher's vocabulary and end tokens.
         compute: dtype of matrix products.
-        prefixes: for each context, the token ids that all prompts with it begin with. Each is read once, and its keys
-            and values serve every sample of the run. Without prefixes each prompt is read in full.
+        prefixes: for each context, the token ids that all prompts with it begin with. Each is read once, and what the
+            model keeps of it serves every sample of the run. Without prefixes each prompt is read in full.
         shard: shard the teacher's weights over the processes. All processes must then make equally many forward passes;
             see :meth:`passes`.
     """
@@ -72,15 +72,7 @@ class FrozenTeacher:
         """The number of tokens that both models have a row for. Both distributions are cut to these tokens."""
         self.positions = models.positions(self.model)
         self.own_hash = models.parameter_hash(self.model, frozen=True)
-        wanted = [ids for ids in prefixes if ids]
-        self.wants_prefix = bool(wanted)
-        self.prefixes = [SharedPrefix(self.model, ids) for ids in wanted if models.attends_to_all(self.model)]
-        if isinstance(self.model, FSDPModule):
-            with self._scoring():
-                for prefix in self.prefixes:
-                    # Read it now, in all processes at once: a sharded pass needs all of them, and later each process
-                    # may need the prefix at a different time.
-                    _ = prefix.keys_and_values
+        self.prefixes = [prefix_of(self.model, ids) for ids in prefixes if ids]
 
     def hidden(self, samples: Sequence[Sample], passes: int = 0) -> Tensor:
         """Last hidden states ``[N, H]`` that predict the response tokens of ``samples``, with the context in prompts.
@@ -108,14 +100,31 @@ class FrozenTeacher:
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
         with self._scoring():
             name = f"the teacher {self.name}"
-            return compare(self.model, pairs, self.pad_id, self.compute, prefix=self.wants_prefix, name=name)
+            lines = compare(self.model, pairs, self.pad_id, self.compute, prefix=bool(self.prefixes), name=name)
+            if isinstance(self.model, FSDPModule):
+                for prefix in self._shareable:
+                    # Read it now, in all processes at once: a sharded pass needs all of them, and later each process
+                    # may need the prefix at a different time.
+                    _ = prefix.state
+        return lines + self._path(pairs)
+
+    def _path(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[str]:
+        """A line that says whether what prompts begin with is read once, how the rest is read, and why."""
+        if not (self._shareable and pairs and models.shortcuts_of(self.model).head):
+            return []  # nothing is shared, or a line of the comparison has said why
+        name, found = f"the teacher {self.name}", [one for pair in pairs if (one := self._shared([pair]))]
+        if found:
+            prefix, shared = max(found, key=lambda one: one[1])
+            return [f"{name} reads the {shared} tokens that its prompts begin with once; {prefix.how}"]
+        shared = max(prefix.begins(prompt) for prefix in self._shareable for prompt, _ in pairs)
+        return [f"{name} reads each prompt in full; the {shared} tokens that they share are too few beside the rest"]
 
     def passes(self, samples: Sequence[Sample]) -> int:
         """The number of forward passes that scoring ``samples`` takes."""
         pairs = [(s.teacher_ids, s.response_ids) for s in samples]
         if (found := self._shared(pairs)) is not None:
             prefix, shared = found
-            return len(prefix.rows(pairs, shared))
+            return prefix.passes(pairs, shared)
         return 1
 
     @property
@@ -148,7 +157,7 @@ class FrozenTeacher:
 
     def reads(self, sample: Sample) -> int:
         """The number of tokens that the teacher reads for ``sample``, without the shared prefix."""
-        shared = max((common_length(prefix.ids, sample.teacher_ids) for prefix in self._shareable), default=0)
+        shared = max((prefix.begins(sample.teacher_ids) for prefix in self._shareable), default=0)
         return len(sample.teacher_ids) + sample.num_tokens - shared
 
     def fits(self, sample: Sample) -> bool:
@@ -216,7 +225,7 @@ class MovingTeacher(FrozenTeacher):
             else:
                 weight.copy_(learned[name])
         for prefix in self.prefixes:
-            prefix.forget()  # its keys and values were computed with the old weights
+            prefix.forget()  # its state was computed with the old weights
 
     def assert_unchanged(self) -> None:
         """Raise if a gradient has reached the teacher; its weights may change, by :meth:`follow` alone.

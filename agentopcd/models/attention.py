@@ -65,7 +65,7 @@ def attend_without_padding(loaded: LoadedModel, compute: torch.dtype) -> None:
     """Switch a model on a GPU to flash-attn, which needs no padding, if it is installed and the model supports it.
 
     A model that trains an adapter keeps its attention, because it is its own teacher and
-    :class:`~agentopcd.distillation.positions.SharedPrefix` needs a mask. Not run on a GPU yet.
+    :class:`~agentopcd.distillation.prefix.SharedPrefix` needs a mask. Not run on a GPU yet.
     """
     from transformers.utils.import_utils import is_flash_attn_2_available
 

@@ -30,6 +30,8 @@ class Shortcuts:
     """Several sequences in one pass, padded or packed, and the turns of a growing chat as one sequence."""
     prefix: bool = True
     """A beginning that many prompts share is read once."""
+    at_once: bool = True
+    """After a beginning that is kept as a state, all the rest in one pass; else token by token."""
     decoding: str = "fast"
     """How the transformers engine samples: ``fast``, ``padded`` (transformers' own decoding) or ``alone`` (without
     batches)."""
@@ -53,7 +55,7 @@ class Shortcuts:
         """What the comparisons found, for logs; empty if there were none."""
         if not self.off_nats:
             return {}
-        aside = [name for name in ("head", "together", "prefix") if not getattr(self, name)]
+        aside = [name for name in ("head", "together", "prefix", "at_once") if not getattr(self, name)]
         off = {name: value if math.isfinite(value) else None for name, value in self.off_nats.items()}
         return {"off_nats": off, "set_aside": aside, "decoding": self.decoding, "seconds": round(self.spent_s, 3)}
 

@@ -48,12 +48,12 @@ def test_an_adapter_is_counted_to_the_byte(folder: Path) -> None:
 
 
 def test_the_cache_of_a_context_is_counted_at_four_bytes_a_number(folder: Path) -> None:
-    from agentopcd.distillation.positions import SharedPrefix
+    from agentopcd.distillation.prefix import SharedPrefix
 
     loaded = models.load_model(str(folder))
     with torch.no_grad():
-        pairs = SharedPrefix(loaded.model, [5] * 1000).keys_and_values
-    assert of(folder).context == 4 * sum(t.numel() for pair in pairs for t in pair)
+        pairs = SharedPrefix(loaded.model, [5] * 1000).state
+    assert of(folder).context == 4 * sum(t.numel() for layer in pairs.layers for t in (layer.keys, layer.values))
 
 
 def test_settings_move_what_they_should(folder: Path) -> None:

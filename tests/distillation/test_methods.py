@@ -300,7 +300,7 @@ def test_keys_and_values_of_a_teacher_that_moved_are_read_anew(student: models.L
         Sample(student_ids=student_ids, teacher_ids=teacher_ids, response_ids=(5, 6, 7), logprobs=(), turn=0)
     ] * 2
     before = teacher.score(samples)
-    assert "keys_and_values" in teacher.prefixes[0].__dict__
+    assert "state" in teacher.prefixes[0].__dict__
     with torch.no_grad():
         for parameter in student.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -13,7 +13,8 @@ from agentopcd import models
 from agentopcd.core.errors import AlignmentError, ModelError
 from agentopcd.core.types import EMPTY, Context, Message
 from agentopcd.distillation import losses
-from agentopcd.distillation.positions import SharedPrefix, response_hidden, response_logits, sequences
+from agentopcd.distillation.positions import response_hidden, response_logits, sequences
+from agentopcd.distillation.prefix import SharedPrefix
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.rollouts.chat import Chat
@@ -265,7 +266,7 @@ def test_any_part_of_a_prefix_can_be_shared_in_rows_of_any_size(
     exact = response_hidden(student.model, pairs, tiny.PAD)
     prefix = SharedPrefix(student.model, beginning)
     for row_tokens in (1, 30, 1000):  # a row for each sample, for some, for all
-        monkeypatch.setattr("agentopcd.distillation.positions.ROW_TOKENS", row_tokens)
+        monkeypatch.setattr("agentopcd.distillation.prefix.ROW_TOKENS", row_tokens)
         found = prefix.response_hidden(pairs, shared)
         torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
 

@@ -18,6 +18,12 @@ BERT = {"bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1}
 LOCAL = {**HEAD, "sliding_window": 8}
 MAMBA: dict[str, Any] = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "max_position_embeddings": None}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 512,
     "short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0],
@@ -26,7 +32,12 @@ LONGROPE = {
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", HEAD),
     "llama, dynamic": ("llama", {**HEAD, "rope_parameters": DYNAMIC}),
+    "llama, linear": ("llama", {**HEAD, "rope_parameters": LINEAR}),
+    "llama, yarn": ("llama", {**HEAD, "rope_parameters": YARN}),
+    "llama, llama3": ("llama", {**HEAD, "rope_parameters": LLAMA3}),
     "mistral": ("mistral", LOCAL),
+    "mistral, yarn": ("mistral", {**LOCAL, "rope_parameters": YARN}),
+    "mistral, dynamic": ("mistral", {**LOCAL, "rope_parameters": DYNAMIC}),
     "mixtral": ("mixtral", {**HEAD, "num_local_experts": 4}),
     "ministral": ("ministral", LOCAL),
     "qwen2": ("qwen2", SIZES),

@@ -104,7 +104,7 @@ def test_an_adapter_learns_in_bfloat16_after_a_shared_prefix(
         model_dir, tmp_path, lora_rank=4, compute="bfloat16", gradient_checkpointing=checkpointing, share=True,
         learning_rate=3e-3, steps=6, batch_size=5,
     )  # fmt: skip
-    assert "keys_and_values" in vars(done.teacher.prefixes[0])
+    assert "state" in vars(done.teacher.prefixes[0])
     kl = [record["loss/value_nats"] for record in done.steps]
     assert min(kl[-3:]) < kl[0]
     done.teacher.assert_unchanged()

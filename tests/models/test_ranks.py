@@ -18,6 +18,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Context, Mixture
 from agentopcd.models.parallel.ranks import Ranks
 from tests import tiny
+from tests.models import architectures
 
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
 THREE = ("-m", "torch.distributed.run", "--nproc_per_node", "3", "--standalone")
@@ -37,8 +38,9 @@ main()
 SHARDED = """
 import torch
 from torch.distributed.tensor import DTensor, Shard
-from agentopcd.distillation import learner, positions
-positions.ROW_TOKENS = 8  # so that batches of different sizes take the teacher different numbers of passes
+from agentopcd.distillation import learner, prefix
+prefix.ROW_TOKENS = 8  # so that batches of different sizes take the teacher different numbers of passes
+prefix.COPIED_BYTES = 1  # in either form of a shared prefix
 check = learner.check_float32
 def all_sharded(trained):
     check(trained)
@@ -134,6 +136,20 @@ def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     assert said.count("sharded:") == 2, said  # unbuffered, two processes mix their lines
     assert "resumed after step 2" in run(*THREE, "-m", "agentopcd", *words)
     same(alone, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt_oss", "lfm2"])
+def test_a_sharded_teacher_goes_on_from_copies_of_its_state(kind: str, flags: list[str], tmp_path: Path) -> None:
+    form = "the rest follows on copies of its state"
+    words = [*flags]
+    words[words.index("--model") + 1] = str(architectures.build(tmp_path / "model", kind))
+    said = run("-m", "agentopcd", *words, "--work", tmp_path / "one")
+    assert said.count(form) == 1
+    (tmp_path / "counts.py").write_text(SHARDED + "from agentopcd.cli import main\nmain()\n")
+    said = run(*TWO, tmp_path / "counts.py", *words, "--shard", "--work", tmp_path / "two")
+    assert said.count(form) == 1 and said.count("sharded:") == 2
+    same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_each_episode_is_scored_with_the_context_it_drew(
     assert all(len({sample.context for sample in samples}) == 1 for samples in batches)
     assert sum(map(len, batches)) == len(seen)
     shared = train(model_dir, tmp_path / "shared", context=BOTH, batch_size=6, tokens_per_batch=4000, share=True)
-    used = [prefix for prefix in shared.teacher.prefixes if "keys_and_values" in vars(prefix)]
+    used = [prefix for prefix in shared.teacher.prefixes if "state" in vars(prefix)]
     assert len(used) == 2  # each context was read once, and both were of use
     for one, other in zip(plain.steps, shared.steps, strict=True):
         assert one["loss/value_nats"] == pytest.approx(other["loss/value_nats"], rel=1e-3, abs=1e-6)
