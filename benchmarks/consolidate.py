@@ -54,6 +54,10 @@ class CpuClock:
         self.phases: dict[str, tuple[float, float]] = {}
 
     def lap(self, phase: str) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # a GPU works on after a call has returned
         now = (time.process_time(), time.perf_counter())
         cpu, wall = self.phases.get(phase, (0.0, 0.0))
         self.phases[phase] = (cpu + now[0] - self.last[0], wall + now[1] - self.last[1])
@@ -89,7 +93,7 @@ class Step:
             lora_rank=RANK * args.arm.startswith("lora"),
         )
         models.prepare_process()
-        self.student = models.load_model(args.model)
+        self.student = models.load_model(args.model, device=models.pick_device())
         self.student.end_ids = (len(self.student.tokenizer) - 1,)  # never sampled in practice: replies have full length
         self.chat = Chat(self.student.tokenizer)
         self.context = Context(context_of(self.student.tokenizer, args.context))
@@ -168,9 +172,18 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     """A warm-up step and ``args.steps`` timed ones of one arm of ours, in this process."""
     step = Step(args)
     first, timed = step.run(), [step.run() for _ in range(args.steps)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mib()
     tokens = max(len(sample.teacher_ids) + sample.num_tokens for sample in step.rollout())
     return {"first": first, "steps": timed, "peak_mib": peak, "teacher_tokens": tokens, "needed_mib": step.needed_mib()}
+
+
+def peak_mib() -> float:
+    """Peak memory of the GPU, if there is one, else of the process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def trl_job(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Write a random model of an architecture with windows or states: ``python -m benchmarks.random_model gemma3 FOLDER``.
 
-It has pocket's tokenizer and chat template, 16,384 positions, and 7 to 8 million weights in 8 layers, 256 wide. Its
-replies mean nothing; how long they take does. ``benchmarks.consolidate --model FOLDER`` takes it.
+It has pocket's tokenizer and chat template, 16,384 positions, and 7 to 8 million weights in 8 layers, 256 wide, but
+``qwen3-1.7b``, which has 1.4 billion. Its replies mean nothing; how long they take does. ``benchmarks.consolidate
+--model FOLDER`` takes it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         "granitemoehybrid",
         {"num_local_experts": 0, "shared_intermediate_size": 768, "mamba_n_heads": 16, "mamba_d_head": 32,
          "mamba_d_state": 64, "mamba_n_groups": 1, "layer_types": [*["mamba"] * 3, "attention"] * 2},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    # The shape of Qwen3-1.7B, with pocket's small vocabulary.
+    "qwen3-1.7b": (
+        "qwen3",
+        {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+         "num_key_value_heads": 8, "head_dim": 128},
     ),
 }  # fmt: skip
 """By name: the model type of transformers, and what its config needs beside :data:`SIZES`."""
