@@ -267,7 +267,7 @@ def choose_checkpoint(
     """Evaluate the student on select tasks, save it if it is the best so far, and return the fields for the log."""
     step, ranks = progress.step, Ranks.current()
     progress.select[step] = Rate(*success_on(player, training.select, ranks))
-    if ranks.main and training.config.keep_checkpoints:
+    if training.config.keep_checkpoints:
         best.save_student(learner, training.context.id, step, run.folder / CHECKPOINTS / f"{step:06d}")
     if progress.better(step):
         best.save(progress, learner, training.context.id, run.folder)

@@ -68,7 +68,8 @@ INSIDE = {
         "replies sampling.choices sampling.protocol sampling.requests",
         "marks",
         "chat",
-        "sampling sampling.decoding sampling.same_weights sampling.vllm_choices sampling.vllm_command",
+        "sampling sampling.decoding sampling.same_weights sampling.vllm_choices sampling.vllm_command "
+        "sampling.vllm_endpoints",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
         "player",

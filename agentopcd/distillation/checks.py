@@ -32,7 +32,7 @@ def compare_shortcuts(
     for line in (*learner.compare(samples), *teacher.compare(samples)):
         say(line)
     for who, model in (("student", learner.model), ("teacher", teacher.model)):
-        known, kind = models.shortcuts_of(model), type(learner.whole.model).__name__
+        known, kind = models.shortcuts_of(model), type(learner.whole.model).__name__.removeprefix("FSDP")
         if not known.head:
             raise ModelError(f"{kind}: the {who}'s loss needs logits from its hidden states; it cannot be trained here")
         if learner.config.shard and not known.together:

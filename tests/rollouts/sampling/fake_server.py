@@ -38,6 +38,8 @@ class FakeServer:
         self.raw_logprobs = False
         self.forgets_label_after = -1
         """Requests after which it behaves as if it had been started anew; -1: never."""
+        self.loads = 0
+        """How often it was given weights."""
         self.answered: list[int] = []
         """Seeds of the requests that were answered."""
         self.lock = threading.Lock()
@@ -106,6 +108,7 @@ class FakeServer:
     def control(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         if path == "/collective_rpc":
             assert body["method"] == "reload_weights"
+            self.loads += 1
             own = dict(self.loaded.model.named_parameters())
             with torch.no_grad():
                 for name, tensor in load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors").items():
