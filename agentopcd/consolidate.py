@@ -44,7 +44,7 @@ from agentopcd.distillation.metrics import (
     step_record,
     update_record,
 )
-from agentopcd.distillation.played import draw, play_step, say_read_apart, success_on
+from agentopcd.distillation.played import Batches, say_read_apart, success_on
 from agentopcd.distillation.samples import Batch, Sample, micro_batches
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models import find
@@ -103,8 +103,7 @@ def consolidate(
 
     A killed run resumes from its last checkpoint and ends bit-equal to an uninterrupted one (transformers engine,
     same thread count), because every random choice is a function of seed, step and task. Several processes share the
-    episodes of a step (``models/parallel/ranks.py``). Each process holds the whole student and teacher or, with
-    ``config.shard``, a part of each (``models/parallel/sharding.py``).
+    episodes of a step (``models/parallel/ranks.py``) and, with ``config.shard``, the weights (``sharding.py`` there).
 
     Args:
         method: whose answers the student learns from, and by which divergence. The method's player plays with the
@@ -120,13 +119,13 @@ def consolidate(
     progress = resume(training, learner, teacher, player, run, say) or begin(
         training, learner, teacher, method, run, say
     )
-    noted = False
+    batches, noted = Batches(method, training.train, training.context, teacher.fits), False
     for step in range(progress.step + 1, config.steps + 1):
         clock = Clock()
 
         # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.) Each
         # turn becomes a sample with both prompts, the student's without and the teacher's with the context.
-        played = play_step(method, draw(training.train, step, config), training.context, ranks, teacher.fits)
+        played = batches.take(step)
         noted = noted or say_read_apart(played, say)
         player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
@@ -139,10 +138,13 @@ def consolidate(
         for batch in deal(played.samples, config, teacher, ranks):
             learn_from(batch, learner, teacher, method, meter, clock)
         meter.gather(ranks.everyone(meter.rows))
-        check_sampler(meter, config, teacher.compute)
+        check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
         norm, moved = learner.step(ranks, learned=bool(played.samples))
+        clock.lap("update")
+        batches.settle()  # with --async-steps, servers play the next batch meanwhile
+        clock.lap("rollout")
 
-        # The weights have changed. A moving teacher follows them, and an engine with its own copy takes them over.
+        # The weights have changed: a moving teacher follows them, an engine with its own copy takes them over.
         gap_nats = follow(learner, teacher, player, step) if moved else None
         progress.step, progress.skipped = step, progress.skipped + (not moved)
         clock.lap("update")
@@ -214,8 +216,7 @@ def begin(
 def deal(samples: Sequence[Sample], config: ConsolidateConfig, teacher: FrozenTeacher, ranks: Ranks) -> Iterator[Batch]:
     """Yield this process's batches of a step.
 
-    Token weights are computed once, over the whole step. So the split into batches and processes does not change the
-    loss.
+    Token weights are those of the whole step, so the split into batches and processes does not change the loss.
     """
     weights = losses.token_weights([sample.num_tokens for sample in samples], config.reduction)
     batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads))

@@ -184,7 +184,11 @@ class TrainConfig(PlayerConfig):
     merge: bool = False
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
     shard: bool = False
-    """Shard student and teacher over all processes (FSDP2); each process also holds a whole student to play with."""
+    """Shard student and teacher over all processes (FSDP2). With --engine transformers each process also holds a whole
+    student to play with, with --server none does."""
+    async_steps: int = 0
+    """1: the servers of --server play the next batch while this one is learned from, so each batch comes from weights
+    that are one step older (see --importance-cap). 0: play, then learn."""
     method: OnPolicy | Replay | ByTeacher = "opcd"
     """How the student learns. opcd: from its own games; prefix-replay: from its own replies to stored turns of train
     tasks. The baselines learn from games that the teacher plays with the context: context-distillation by forward KL
@@ -232,6 +236,7 @@ class TrainConfig(PlayerConfig):
         self._check_teacher()
         self._check_method()
         self._check_samples()
+        self._check_async()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
         self._not_negative("importance_cap")
         self._temperature("loss_temperature")
@@ -266,6 +271,14 @@ class TrainConfig(PlayerConfig):
                 f"rollouts for the loss need temperature above 0, top_p 1 and top_k 0 (got {self.temperature}, "
                 f"{self.top_p}, {self.top_k}); otherwise the replies are not samples of the student"
             )
+
+    def _check_async(self) -> None:
+        if self.async_steps not in (0, 1):
+            raise ConfigError(f"async_steps is {self.async_steps}; wanted 0, or 1 to play one batch ahead")
+        if self.async_steps and self.by_teacher:
+            raise ConfigError(f"{self.method} learns from games that are over; leave out --async-steps")
+        if self.async_steps and not self.server:
+            raise ConfigError("--async-steps lets servers play while the trainer works; add --server URL")
 
     def _check_adapter(self) -> None:
         if self.merge and not self.lora_rank:
