@@ -69,7 +69,7 @@ INSIDE = {
         "marks",
         "chat",
         "sampling sampling.decoding sampling.same_weights sampling.vllm_choices sampling.vllm_command "
-        "sampling.vllm_endpoints",
+        "sampling.vllm_endpoints sampling.vllm_process",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
         "player",

@@ -10,7 +10,6 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
-from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
 from agentopcd.models.parallel.ranks import launched
 from agentopcd.rollouts.chat import ApiChat, Chat, asks_clock
@@ -34,17 +33,9 @@ def game_of(config: PlayerConfig) -> Game:
 
 
 def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, str]:
-    """The name of the engine that samples from ``loaded``, and the reason for the choice.
-
-    Raises:
-        ConfigError: the settings ask for vLLM in several processes, where it would set up a process group of its own.
-    """
+    """The name of the engine that samples from ``loaded``, and the reason for the choice."""
     several = launched() > 1
     engine = "server" if config.server and config.engine == "auto" else config.engine
-    if engine == "vllm" and several:
-        raise ConfigError(
-            f"--engine vllm with {launched()} processes is not supported; take --server URL, or --engine transformers"
-        )
     if engine != "auto":
         return engine, without_password(config.server) if config.server else "as given"
     device = next(loaded.model.parameters()).device.type

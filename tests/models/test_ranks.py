@@ -107,6 +107,8 @@ def test_one_process_has_nothing_to_shard_over(
     assert "error: there is one process to shard over" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="--shard or --lora-rank"):
         ConsolidateConfig(env="math", shard=True, lora_rank=4)
+    with pytest.raises(ConfigError, match="take --server URL instead"):
+        ConsolidateConfig(env="math", shard=True, engine="vllm")
 
 
 def test_what_is_refused_ends_all_processes(flags: list[str], tmp_path: Path) -> None:

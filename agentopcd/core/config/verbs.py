@@ -285,6 +285,8 @@ class TrainConfig(PlayerConfig):
             raise ConfigError("there is no adapter to merge; add --lora-rank, or leave out --merge")
         if self.shard and self.lora_rank:
             raise ConfigError("every process plays with the whole model anyway; leave out --shard or --lora-rank")
+        if self.shard and self.engine == "vllm":
+            raise ConfigError("vLLM in each process wants the whole student; with --shard, take --server URL instead")
 
     @property
     def by_teacher(self) -> bool:

@@ -17,7 +17,7 @@ from tests.processes import TWO
 from tests.rollouts.sampling.vllm_server import VllmServer
 
 TRAIN = """consolidate --env frozen-lake-4x4 --model pocket --compute float32 --steps 4 --select-every 2 --batch-size 8
-    --select-tasks 16 --save-every 2 --test-tasks 0 --sample-batch 8 --json"""
+    --select-tasks 16 --save-every 2 --test-tasks 0 --sample-batch 8"""
 CONTEXT = "- EXPERIENCE ITEM: the goal is at the lower right; go right and down, around the holes\n"
 
 
@@ -36,10 +36,19 @@ def records(work: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def result(run: subprocess.Popen[str]) -> dict[str, Any]:
-    said = run.communicate(timeout=600)[0]
+def best_step(run: subprocess.Popen[str], work: Path) -> int:
+    said = run.communicate(timeout=900)[0]
     assert run.returncode == 0, said
-    return json.loads("{" + said.split("\n{", 1)[1]) if "\n{" in said else json.loads(said)
+    (file,) = work.glob("runs/*/result.json")
+    return json.loads(file.read_text())["best_step"]
+
+
+def alike(one: Path, *others: Path) -> None:
+    for work in others:
+        for a, b in zip(records(one), records(work), strict=True):
+            for name in ("loss/value_nats", "train/grad_norm", "select/success", "rollout/success", "rollout/turns"):
+                assert b.get(name) == pytest.approx(a.get(name), rel=2e-3, abs=1e-5), (work, a["step"], name)
+            assert b.get("engine/drift_nats", 0.0) < 1e-3
 
 
 @pytest.mark.vllm
@@ -49,18 +58,23 @@ def test_two_processes_learn_through_a_server_as_one_does_whole_or_sharded_and_t
 ) -> None:
     with VllmServer(find.find_model("pocket"), "pocket", tmp_path / "log") as server:
         served = ["--server", server.url]
-        one = result(start(tmp_path / "one", words=served))
-        whole = result(start(tmp_path / "two", *TWO, words=served))
-        run = start(tmp_path / "shards", *TWO, words=[*served, "--shard"])
-        while not any(record["step"] == 1 for record in records(tmp_path / "shards")):
+        one, two, shards = (tmp_path / name for name in ("one", "two", "shards"))
+        found = [best_step(start(one, words=served), one), best_step(start(two, *TWO, words=served), two)]
+        run = start(shards, *TWO, words=[*served, "--shard"])
+        while not any(record["step"] == 1 for record in records(shards)):
             assert run.poll() is None, run.communicate()[0]
             time.sleep(0.05)
         server.kill()
         server.start(wait=False)
-        shards = result(run)
-    assert one["best_step"] == whole["best_step"] == shards["best_step"]
-    for work in ("two", "shards"):
-        for a, b in zip(records(tmp_path / "one"), records(tmp_path / work), strict=True):
-            for name in ("loss/value_nats", "train/grad_norm", "select/success", "rollout/success", "rollout/turns"):
-                assert b.get(name) == pytest.approx(a.get(name), rel=2e-3, abs=1e-5), (work, a["step"], name)
-            assert b.get("engine/drift_nats", 0.0) < 1e-3
+        found.append(best_step(run, shards))
+    assert found[0] == found[1] == found[2]
+    alike(one, two, shards)
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(1800)
+def test_an_engine_beside_each_of_two_processes_plays_as_one_in_the_process_does(tmp_path: Path) -> None:
+    one, two = (tmp_path / name for name in ("one", "two"))
+    words = ["--engine", "vllm"]
+    assert best_step(start(one, words=words), one) == best_step(start(two, *TWO, words=words), two)
+    alike(one, two)
