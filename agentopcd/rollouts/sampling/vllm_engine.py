@@ -4,7 +4,8 @@ It caches prefixes and returns each reply as soon as it is done.
 
 The engine starts with random weights. It gets the model's weights through the same call that updates them after a step,
 and each time its log-probabilities are compared with the model's. So a tensor that the update leaves out is off by
-whole nats at once, and not by bfloat16 noise after a few small steps. An adapter and its base are read from disk.
+whole nats at once, and not by bfloat16 noise after a few small steps. An adapter and its base are read from disk. So
+are the first weights of an engine in a process of its own, where vLLM reloads over no others.
 """
 
 from __future__ import annotations
@@ -207,7 +208,7 @@ class VllmSampler:
                 self._llm = LLM(
                     str(find.find_base(str(self.loaded.folder))),
                     dtype=str(self.compute).removeprefix("torch."),  # type: ignore[arg-type]
-                    load_format="auto" if lora else "dummy", skip_tokenizer_init=True, generation_config="vllm",
+                    load_format="auto" if lora or vllm_process.apart() else "dummy", skip_tokenizer_init=True, generation_config="vllm",
                     max_model_len=positions, max_num_seqs=self.batch_size, enforce_eager=True, seed=0,
                     # A chunked prompt would need seeded generators that can step back, which CPU generators cannot.
                     enable_chunked_prefill=False, max_num_batched_tokens=max(positions, BATCHED_TOKENS),
