@@ -208,7 +208,8 @@ class VllmSampler:
                 self._llm = LLM(
                     str(find.find_base(str(self.loaded.folder))),
                     dtype=str(self.compute).removeprefix("torch."),  # type: ignore[arg-type]
-                    load_format="auto" if lora or vllm_process.apart() else "dummy", skip_tokenizer_init=True, generation_config="vllm",
+                    load_format="auto" if lora or vllm_process.apart() else "dummy", skip_tokenizer_init=True,
+                    generation_config="vllm",
                     max_model_len=positions, max_num_seqs=self.batch_size, enforce_eager=True, seed=0,
                     # A chunked prompt would need seeded generators that can step back, which CPU generators cannot.
                     enable_chunked_prefill=False, max_num_batched_tokens=max(positions, BATCHED_TOKENS),
