@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentopcd.cli.options import json_option
-from agentopcd.core.files import path_of
+from agentopcd.core.files import path_of, resolved
 from agentopcd.core.terminal import emit
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def refuse_store(output: Path, work: Path) -> None:
     """
     from agentopcd.core.errors import ConfigError
 
-    if output.resolve() in {(work / f"store.db{ending}").resolve() for ending in ("", "-wal", "-shm", "-journal")}:
+    if resolved(output) in {resolved(work / f"store.db{ending}") for ending in ("", "-wal", "-shm", "-journal")}:
         raise ConfigError(f"{output} is the store itself; give -o another name")
 
 

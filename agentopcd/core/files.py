@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -11,6 +12,11 @@ def path_of(name: str | Path) -> Path:
         return Path(name).expanduser()
     except RuntimeError:  # no user of that name
         return Path(name)
+
+
+def resolved(path: str | Path) -> Path:
+    """The absolute path behind all links. A link that leads to itself is left as it is: whoever opens it is told."""
+    return Path(os.path.realpath(path))
 
 
 def is_file(name: str | Path) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.files import path_of
+from agentopcd.core.files import path_of, resolved
 from agentopcd.core.terminal import plain
 
 CHECKPOINT = ("checkpoint", "checkpoint.old")
@@ -170,7 +170,7 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
     if path.exists() and not path.is_file():  # a pipe or a device
         scratch = path
     else:
-        path = path.resolve()  # a link stays a link
+        path = resolved(path)  # a link stays a link
         scratch = path.with_name(path.name + ".tmp")
     with writing(path):
         try:

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
-from agentopcd.core.files import is_file, path_of
+from agentopcd.core.files import is_file, path_of, resolved
 from agentopcd.core.text import first_line
 
 _FILES: dict[Path, ModuleType] = {}
@@ -64,7 +64,7 @@ def importing(what: str) -> Iterator[None]:
 
 
 def _load_file(path: Path) -> ModuleType:
-    path = path_of(path).resolve()
+    path = resolved(path_of(path))
     if path in _FILES:
         return _FILES[path]
     if not is_file(path):

@@ -125,6 +125,8 @@ class Manifest:
             raw = json.loads(text)
             raw["splits"] = {name: [_task(entry) for entry in tasks] for name, tasks in raw["splits"].items()}
             raw["seeds"] = tuple(raw["seeds"])
+            if missing := {field.name for field in dataclasses.fields(cls)} - raw.keys():
+                raise KeyError(*sorted(missing))
             manifest = cls(**raw)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise EnvError(

@@ -44,7 +44,10 @@ def dump(store: Store, contexts: Iterable[str] | None = None, *, episodes: bool 
     """
     with store.read():
         wanted = None if contexts is None else {EMPTY.id, *contexts}
-        rows = list(_Dump(store, wanted, episodes and wanted is None).rows())
+        try:
+            rows = list(_Dump(store, wanted, episodes and wanted is None).rows())
+        except KeyError as error:
+            raise StoreError(f"{store.path} refers to row {error} of a table, which is not there; {REPAIR}") from error
     yield {"format": FORMAT, "version": VERSION}
     for row in rows:
         if row["type"] == "episode":  # unpacked one by one: together they may not fit in memory

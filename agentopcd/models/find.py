@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from agentopcd.core.errors import ModelError, did_you_mean
-from agentopcd.core.files import is_dir, is_file, path_of
+from agentopcd.core.files import is_dir, is_file, path_of, resolved
 from agentopcd.core.text import first_line
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -92,7 +92,7 @@ def find_local(name: str) -> Path | None:
         if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
             raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
         _refuse_two_models(path, name)
-        return path.resolve()
+        return resolved(path)
     looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if not looks_like_hub:
         raise ModelError(

@@ -19,7 +19,7 @@ TEXTS = (
 )
 """Text without which no game can be played. The last is long, so that a tokenizer that cuts is seen."""
 
-RARE = ("a\tb", "é ü ñ", "→ █ ▒ ♞", "日本", "🦓")
+RARE = ("a\tb", "é ü ñ", "".join(map(chr, range(0xC0, 0x100))), "→ █ ▒ ♞", "日本", "🦓")
 """Text that some games show; a tokenizer that loses it is used, with a warning."""
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -160,11 +160,16 @@ def conversation(
     tokenizer: Any, *roles: str, header: bool = False, says: str = PROBE, **template_args: Any
 ) -> str:  # fmt: skip
     """A conversation of these roles, each of which says the same; '' if the template refuses it."""
-    messages = [{"role": role, "content": says} for role in roles]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header, **template_args)
+        return rendered(tokenizer, *roles, header=header, says=says, **template_args)
     except Exception:  # a template can raise errors of its own
         return ""
+
+
+def rendered(tokenizer: Any, *roles: str, header: bool = False, says: str = PROBE, **template_args: Any) -> str:
+    """A conversation of these roles, each of which says the same."""
+    messages = [{"role": role, "content": says} for role in roles]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header, **template_args)
 
 
 def end_of_turn(tokenizer: Any) -> int | None:
@@ -186,8 +191,11 @@ def check_template(tokenizer: Any, name: str) -> None:
             f"model {name!r} has a tokenizer without a chat template; take an instruct model, or set "
             "tokenizer.chat_template and save it with the model"
         )
-    text = conversation(tokenizer, "user", header=True, says=LONG_PROBE)
-    if text and LONG_PROBE not in text:
+    try:
+        text = rendered(tokenizer, "user", header=True, says=LONG_PROBE)
+    except Exception:  # it wants other roles or arguments, which a first prompt will show
+        text = LONG_PROBE
+    if LONG_PROBE not in text:
         raise ModelError(f"the chat template of {name!r} leaves out what the user says; get the model's own template")
     ids = set(tokenizer(text, add_special_tokens=False)["input_ids"])
     written = {token.content: id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.content in text}

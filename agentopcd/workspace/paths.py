@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agentopcd.core.files import resolved
 from agentopcd.models import find
 
 
 def kept(work: Path, folder: str | Path) -> str:
     """The path to write down for a model's folder: relative to the workspace if it is inside, else in full."""
-    path, root = Path(folder).resolve(), work.resolve()
+    path, root = resolved(folder), resolved(work)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 

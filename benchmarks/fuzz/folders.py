@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,14 +81,18 @@ def try_model(case: Case) -> None:
         data, how = damage_bytes(rng, file.read_bytes())
         file.write_bytes(data)
     case.shown = f"{file.name}: {how}"
+    with torch.inference_mode(), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        loaded = models.load_model(str(folder))
+    told = any("does not give back" in str(warning.message) for warning in warned)
     with torch.inference_mode():
-        _check_model(models.load_model(str(folder)), folder)
+        _check_model(loaded, folder, told)
 
 
-def _check_model(loaded: models.LoadedModel, folder: Path) -> None:
+def _check_model(loaded: models.LoadedModel, folder: Path, told: bool) -> None:
     tokenizer, model = loaded.tokenizer, loaded.model
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
-    if (back := tokenizer.decode(ids)) != TEXT:
+    if (back := tokenizer.decode(ids)) != TEXT and not told:
         raise Silent(f"the tokenizer gives back {back!r:.100}")
     state = model.state_dict()
     for name, tensor in load_file(folder / "model.safetensors").items():
@@ -100,7 +105,7 @@ def _check_model(loaded: models.LoadedModel, folder: Path) -> None:
     chat = Chat(tokenizer)
     request = chat.request([{"role": "user", "content": TEXT}], Context("A hint."), seed=1, choices=())
     prompt = tokenizer.decode(list(request.prompt_ids))
-    if TEXT not in prompt or "A hint." not in prompt:
+    if (TEXT not in prompt and not told) or "A hint." not in prompt:
         raise Silent(f"the prompt does not hold the message: {prompt!r:.150}")
     sampler = TransformersSampler(loaded, compute=torch.float32)
     (reply,) = sampler.sample([Request(prompt_ids=request.prompt_ids, seed=1)], Sampling(temperature=1.0, max_tokens=3))

@@ -81,6 +81,7 @@ def try_settings(case: Case) -> None:
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig").read()  # any end of line counts, as in a file
     given = tomllib.loads(text)
     for name, value in given.items():
+        value = None if value == math.inf else value  # JSON has no infinity
         if name not in said or said[name] != value or isinstance(value, bool) != isinstance(said[name], bool):
             raise Silent(f"{name} = {value!r:.60} was taken as {said.get(name)!r:.60}")
     for name, value in said.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import random
@@ -94,7 +95,7 @@ def try_text(case: Case) -> None:
     (case.folder / name).write_bytes(data)
     case.shown = f"{name}, {how}: {data[:300]!r}"
     call("knowledge", "import", name, "--as", "a/b", "--work", "work")
-    given = data.decode("utf-8-sig")
+    given = decoded(data)
     call("knowledge", "export", "a/b", "-o", "out.txt", "--work", "work")
     kept = (case.folder / "out.txt").read_bytes().decode()
     with Store.open(Path("work/store.db")) as store:
@@ -154,10 +155,16 @@ def try_export(case: Case) -> None:
         raise Silent(f"{sum(more.values())} rows of the store are not in the file, such as {next(iter(more)):.250}")
 
 
+def decoded(data: bytes) -> str:
+    """The text of a file by its byte order mark."""
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if marked else "utf-8-sig")
+
+
 def _contents(data: bytes) -> Counter[str]:
     """The distinct rows of an export, without what an import counts anew: the numbers of runs and episodes."""
     found: set[str] = set()
-    for line in data.decode("utf-8-sig").split("\n"):
+    for line in decoded(data).split("\n"):
         try:
             row = json.loads(line) if line.strip() else {}
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sqlite3
@@ -20,6 +21,7 @@ from agentopcd.core.transcript import pack, to_json
 from agentopcd.core.types import MARKER, Context, Job, Task
 from agentopcd.knowledge import Origin, Store, ingest
 from agentopcd.knowledge.care import backup, problems
+from agentopcd.knowledge.exchange import dump
 from agentopcd.knowledge.repair import repair
 
 GAMES = 60
@@ -210,6 +212,8 @@ def test_check_finds_what_was_changed(path: Path, statements: list[str], problem
     raw(path, *statements)
     said = call(store_app, "check", work=path.parent, code=1)
     assert problem in said and "agentopcd store repair" in said
+    with Store.open(path) as store, contextlib.suppress(StoreError):
+        list(dump(store, episodes=True))  # whole, or refused in one line
     call(store_app, "repair", work=path.parent)
     assert "is sound" in call(store_app, "check", work=path.parent)
 
@@ -317,6 +321,9 @@ def test_a_backup_is_a_whole_store_and_never_overwrites(path: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="is the store itself"):
         call(knowledge_app, "export", "--all", "-o", str(path), work=path.parent)
     assert "wrote" in call(store_app, "backup", work=path.parent)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    call(knowledge_app, "export", "--all", "-o", str(tmp_path / "loop"), work=path.parent)
+    assert (tmp_path / "loop").is_file()  # a link that leads nowhere gives way
     with pytest.raises(ConfigError, match="folder is not there"):
         call(store_app, "backup", "-o", str(tmp_path / "no" / "x.db"), work=path.parent)
 

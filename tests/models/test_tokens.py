@@ -89,6 +89,15 @@ def test_a_tokenizer_that_cuts_long_texts_is_not_obeyed(own: Path) -> None:
     assert decoded(models.load_model(str(own)).tokenizer, long) == long
 
 
+def test_a_vocabulary_without_one_byte_is_seen(own: Path) -> None:
+    """Every byte of a letter has a piece of its own; a text of some letters may never need the one that is gone."""
+    model = json.loads((own / "tokenizer.json").read_text())["model"]
+    model["vocab"]["gone"] = model["vocab"].pop("¯")  # byte 0xaf, as in ï
+    odd.edit(own / "tokenizer.json", model=model)
+    with pytest.warns(UserWarning, match="does not give back 'À"):
+        models.load_model(str(own))
+
+
 def test_a_tokenizer_that_loses_rare_signs_is_used_with_a_warning(tmp_path: Path) -> None:
     from tokenizers import normalizers
 
@@ -128,6 +137,13 @@ def test_a_warning_of_the_library_is_not_swallowed(own: Path, monkeypatch: pytes
 
 
 # -- the template ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", ["", "{% raw %}", "{# nothing #}"])
+def test_an_empty_template_is_refused(body: str, own: Path) -> None:
+    (own / "chat_template.jinja").write_text(body)
+    with pytest.raises(ModelError, match=r"leaves out what the user says|without a chat template"):
+        models.load_model(str(own))
 
 
 @pytest.mark.parametrize("said", ["''", "m['content'][:3]", "m['content'][:1000]", "'hello'"])
