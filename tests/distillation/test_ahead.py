@@ -108,6 +108,21 @@ def test_replies_of_older_weights_are_no_fault_and_can_be_weighed(
     assert steps[0]["loss/importance_max"] == pytest.approx(1, abs=1e-3) and steps[-1]["loss/importance_max"] > 1.01
 
 
+def test_weights_do_not_change_while_a_batch_is_played(
+    model_dir: Path, fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, update = [], ServerSampler.update
+
+    def spy(sampler: ServerSampler) -> float | None:
+        under_way.append(len(sampler._asked))
+        return update(sampler)
+
+    monkeypatch.setattr(ServerSampler, "update", spy)
+    fake.delay_s = 0.1  # the trainer is done first
+    train(model_dir, tmp_path, server=fake.url, async_steps=1, steps=3, select_every=3)
+    assert under_way == [0, 0, 0, 0]  # at the start and after each step
+
+
 def test_after_a_kill_the_batch_under_way_is_played_again(model_dir: Path, fake: FakeServer, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"server": fake.url, "async_steps": 1}
     with pytest.raises(Killed):

@@ -44,6 +44,7 @@ def alone(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
+@pytest.mark.slow
 def test_two_processes_play_through_one_server_and_send_the_weights_once_a_step(
     flags: list[str], alone: Path, server: FakeServer, tmp_path: Path
 ) -> None:
