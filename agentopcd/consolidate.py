@@ -44,7 +44,7 @@ from agentopcd.distillation.metrics import (
     step_record,
     update_record,
 )
-from agentopcd.distillation.played import Batches, say_read_apart, success_on
+from agentopcd.distillation.played import Batches, success_on
 from agentopcd.distillation.samples import Batch, Sample, micro_batches
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models import find
@@ -119,14 +119,13 @@ def consolidate(
     progress = resume(training, learner, teacher, player, run, say) or begin(
         training, learner, teacher, method, run, say
     )
-    batches, noted = Batches(method, training.train, training.context, teacher.fits), False
+    batches = Batches(method, training.train, training.context, teacher.fits, say)
     for step in range(progress.step + 1, config.steps + 1):
         clock = Clock()
 
         # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.) Each
         # turn becomes a sample with both prompts, the student's without and the teacher's with the context.
         played = batches.take(step)
-        noted = noted or say_read_apart(played, say)
         player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
         compare_shortcuts(learner, teacher, played.samples, run, say)  # at the start of a run only
@@ -140,9 +139,7 @@ def consolidate(
         meter.gather(ranks.everyone(meter.rows))
         check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
         norm, moved = learner.step(ranks, learned=bool(played.samples))
-        clock.lap("update")
-        batches.settle()  # with --async-steps, servers play the next batch meanwhile
-        clock.lap("rollout")
+        batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
 
         # The weights have changed: a moving teacher follows them, an engine with its own copy takes them over.
         gap_nats = follow(learner, teacher, player, step) if moved else None

@@ -57,13 +57,19 @@ class Batches:
 
     Args:
         fits: whether the teacher can score a sample.
+        say: takes lines for people.
     """
 
     def __init__(
-        self, method: Method, train: Sequence[Task], context: Context | Mixture, fits: Callable[[Sample], bool]
+        self,
+        method: Method,
+        train: Sequence[Task],
+        context: Context | Mixture,
+        fits: Callable[[Sample], bool],
+        say: Callable[[str], None],
     ) -> None:
-        self.method, self.train, self.context, self.fits = method, train, context, fits
-        self.ranks = Ranks.current()
+        self.method, self.train, self.context, self.fits, self.say = method, train, context, fits, say
+        self.ranks, self._noted = Ranks.current(), False
         self._next: Future[list[tuple[Episode, list[Sample], int]]] | None = None
 
     def take(self, step: int) -> Played:
@@ -79,18 +85,25 @@ class Batches:
         if self.method.config.async_steps and step < self.method.config.steps:
             self._next = _in_a_thread(functools.partial(self._play, step + 1))
         samples = [sample for _, of_episode, _ in played for sample in of_episode]
+        apart = read_apart(samples) if self.method.player.game.form == "chat" else 0
+        if apart and not self._noted:
+            why = "the template, or how earlier replies are shown, changes the earlier turns"
+            self.say(f"note: {apart} later turns are not read in one pass with the turns before: {why}")
+            self._noted = True
         return Played(
             episodes=[episode for episode, _, _ in played],
             samples=samples,
             dropped=sum(dropped for _, _, dropped in played),
-            apart=read_apart(samples) if self.method.player.game.form == "chat" else 0,
+            apart=apart,
             policy_step=step - 2 if ahead else step - 1,
         )
 
-    def settle(self) -> None:
-        """Wait until nothing is being played, so that the weights may change."""
+    def settle(self, lap: Callable[[str], None]) -> None:
+        """Wait until nothing is being played, so that the weights may change; ``lap`` counts the wait as rollout."""
+        lap("update")
         if self._next is not None:
             wait([self._next])
+        lap("rollout")
 
     def _play(self, step: int) -> list[tuple[Episode, list[Sample], int]]:
         """This process's share of the jobs of ``step``: episodes, each with its samples and how many were dropped."""
@@ -114,14 +127,6 @@ def _in_a_thread(work: Callable[[], T]) -> Future[T]:
 
     threading.Thread(target=run, name="agentopcd-ahead", daemon=True).start()
     return future
-
-
-def say_read_apart(played: Played, say: Callable[[str], None]) -> bool:
-    """Say if turns of a growing chat cost more than they need to, and return whether there were any."""
-    if played.apart:
-        why = "the template, or how earlier replies are shown, changes the earlier turns"
-        say(f"note: {played.apart} later turns are not read in one pass with the turns before: {why}")
-    return bool(played.apart)
 
 
 def success_on(player: Player, tasks: Sequence[Task], ranks: Ranks) -> list[int]:

@@ -60,7 +60,7 @@ class Slow:
 
 
 def batches(method: Any) -> Batches:
-    return Batches(method, TRAIN, LESSONS, lambda sample: True)
+    return Batches(method, TRAIN, LESSONS, lambda sample: True, print)
 
 
 def test_the_next_batch_is_played_meanwhile_and_what_breaks_it_is_told(model_dir: Path) -> None:
@@ -68,12 +68,12 @@ def test_the_next_batch_is_played_meanwhile_and_what_breaks_it_is_told(model_dir
     of_steps = batches(method)
     first = of_steps.take(1)  # would wait for ever, if the second were played first
     method.learned.set()
-    of_steps.settle()
+    of_steps.settle(lambda phase: None)
     assert method.begun == [1, 2]
     second = of_steps.take(2)
     assert (first.policy_step, second.policy_step) == (0, 0)
     assert [e.task for e in second.episodes] == sorted(job.task for job in draw(TRAIN, 2, method.config))
-    of_steps.settle()  # the third breaks, which shows where it is taken
+    of_steps.settle(lambda phase: None)  # the third breaks, which shows where it is taken
     with pytest.raises(EngineError, match="the server is gone"):
         of_steps.take(3)
 
@@ -136,9 +136,9 @@ def test_after_a_kill_the_batch_under_way_is_played_again(model_dir: Path, fake:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"async_steps": 2, "server": "http://there"}, "async_steps is 2; wanted 0, or 1"),
-        ({"async_steps": 1}, "add --server URL"),
-        ({"async_steps": 1, "server": "http://there", "method": "seqkd"}, "seqkd learns from games that are over"),
+        ({"async_steps": 2, "server": "http://there"}, "async_steps is 2; it must be at most 1"),
+        ({"async_steps": 1}, "--async-steps is for --server and the student's answers; leave it out, or add that"),
+        ({"async_steps": 1, "server": "http://there", "method": "seqkd"}, "leave it out, or add that"),
     ],
 )
 def test_where_nothing_can_overlap_it_is_refused(changes: dict[str, Any], told: str) -> None:

@@ -105,9 +105,9 @@ def test_one_process_has_nothing_to_shard_over(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "error: there is one process to shard over" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="--shard or --lora-rank"):
+    with pytest.raises(ConfigError, match="--shard, or --lora-rank"):
         ConsolidateConfig(env="math", shard=True, lora_rank=4)
-    with pytest.raises(ConfigError, match="take --server URL instead"):
+    with pytest.raises(ConfigError, match="leave out --shard, or --lora-rank or vllm"):
         ConsolidateConfig(env="math", shard=True, engine="vllm")
 
 
