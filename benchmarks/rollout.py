@@ -1,10 +1,14 @@
-"""Multi-turn play beside the bare engine: ``python -m benchmarks.rollout`` (vLLM installed, see docs/engines.md).
+"""Play by engine: ``python -m benchmarks.rollout``.
 
-``play`` is what ``agentopcd play`` does: environments step, prompts are rendered, replies kept in episodes. ``bare``
-gives every prompt that came up in it to ``LLM.generate`` at once, with the same seeds and lengths; its prefix cache is
-emptied before. ``transformers`` plays the same tasks with the other engine. One after the other, ``--repeats`` times;
-medians of reply tokens a CPU second and a second. Then ``--flight`` episodes are played at once, twice, and the
-memory of the process is read after each.
+Three scenes: ``pocket`` plays Frozen Lake; SmolLM2-135M plays a text game whose transcript grows; SmolLM2-135M
+answers questions with eight contexts of 1,000 tokens. ``ours`` is the in-process engine, ``padded`` is transformers'
+``generate`` on padded batches with the same weights and noise, ``vllm`` is vLLM in the same process, if it is
+installed (docs/engines.md), and ``bare`` is ``LLM.generate`` on all prompts of a scene at once. The arms take turns,
+``--repeats`` times; medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of the
+arithmetic limit: twice the weights times the tokens that ``ours`` reads, at the rate of a large product on this
+machine.
+
+``--flight`` plays so many games at once, twice, and prints the memory of the process after each.
 """
 
 from __future__ import annotations
@@ -16,33 +20,75 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from agentopcd import models
-from agentopcd.core.types import Job, Request, Sampling
+from agentopcd.core.types import MARKER, Context, Job, Request, Sampling
 from agentopcd.envs.splits import build_splits
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling import vllm_engine
+from agentopcd.rollouts.sampling.rows import Rows
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
-from agentopcd.rollouts.sampling.vllm_engine import VllmSampler, _quiet
 
-Timed = tuple[int, float, float]
-"""Tokens, CPU seconds and seconds."""
+PADDED_ROWS = 32
 
 
-def rss_mib() -> float:
-    """Resident memory of this process now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What is played."""
+
+    model: str
+    env: str
+    games: int
+    max_tokens: int
+    max_steps: int = 0
+    context_tokens: int = 0
+    """The length of each of eight contexts; 0: no context."""
 
 
-def timed(do: Callable[[], int]) -> Timed:
-    """Tokens, CPU seconds and seconds of ``do``, which returns the tokens it made."""
-    cpu, wall = time.process_time(), time.perf_counter()
+SCENES = {
+    "lake": Scene("pocket", "frozen-lake-4x4", 128, 128),
+    "text-game": Scene("smollm2-135m", "textarena:Mastermind-v0", 4, 24, max_steps=8),
+    "contexts": Scene("smollm2-135m", "math", 32, 16, context_tokens=1000),
+}
+
+
+class Padded(TransformersSampler):
+    """The in-process engine, held to transformers' own decoding."""
+
+    def _way(self, requests: Sequence[Request], sampling: Sampling) -> str:
+        return "padded"
+
+
+def contexts(tokenizer: Any, tokens: int) -> list[Context]:
+    """Eight contexts of about so many tokens, of which no two begin alike."""
+    found = []
+    for number in range(8):
+        lines = [f"{MARKER} Rule {number}: number the steps."]
+        while len(tokenizer("\n".join(lines))["input_ids"]) < tokens:
+            lines.append(f"{MARKER} In case {number}-{len(lines)}, add the larger number first and check the sign.")
+        found.append(Context("\n".join(lines)))
+    return found
+
+
+def jobs_of(scene: Scene, loaded: models.LoadedModel, n: int) -> list[Job]:
+    tasks = build_splits(scene.env, {}).tasks("train")
+    shown = contexts(loaded.tokenizer, scene.context_tokens) if scene.context_tokens else [Context("")]
+    return [
+        Job(tasks[i // len(shown) % len(tasks)], context=shown[i % len(shown)], rep=i // len(shown) // len(tasks))
+        for i in range(n)
+    ]
+
+
+def timed(do: Callable[[], int]) -> tuple[int, float]:
+    """Reply tokens and CPU seconds of ``do``, which returns the tokens."""
+    began = time.process_time()
     tokens = do()
-    return tokens, time.process_time() - cpu, time.perf_counter() - wall
+    return tokens, time.process_time() - began
 
 
 def play(player: Player, jobs: Sequence[Job]) -> int:
@@ -50,25 +96,34 @@ def play(player: Player, jobs: Sequence[Job]) -> int:
     return sum(len(turn.response_ids) for episode in player.play(jobs) for turn in episode.turns)
 
 
-def requests_of(player: Player, fast: VllmSampler, jobs: Sequence[Job]) -> list[Request]:
-    """What ``player`` asks its sampler ``fast`` for while it plays ``jobs``."""
-    asked: list[Request] = []
-    submit = fast.submit
+def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
+    """How many tokens the engine reads while it plays ``jobs``, and what it is asked."""
+    read, asked = [], []
+    usual, submit = Rows.read, player.sampler.submit
+
+    def note(self: Rows, parts: Any) -> torch.Tensor:
+        read.append(sum(len(part.ids) for part in parts))
+        return usual(self, parts)
 
     def noted(request: Request, how: Sampling) -> int:
         asked.append(request)
         return submit(request, how)
 
-    fast.submit = noted  # type: ignore[method-assign]
-    play(player, jobs)
-    fast.submit = submit  # type: ignore[method-assign]
-    return asked
+    Rows.read = note  # type: ignore[method-assign]
+    player.sampler.submit = noted  # type: ignore[method-assign]
+    try:
+        play(player, jobs)
+    finally:
+        Rows.read = usual  # type: ignore[method-assign]
+        player.sampler.submit = submit  # type: ignore[method-assign]
+    return sum(read), asked
 
 
-def bare(fast: VllmSampler, asked: Sequence[Request], max_tokens: int) -> int:
-    """Reply tokens of the engine alone, given all requests at once."""
+def bare(fast: Any, asked: Sequence[Request], max_tokens: int) -> int:
+    """Reply tokens of vLLM alone, given all requests at once."""
     from vllm import SamplingParams
 
+    fast._llm.reset_prefix_cache()
     params = [
         SamplingParams(
             temperature=0.7, max_tokens=max_tokens, seed=request.seed, logprobs=0, detokenize=False,
@@ -77,70 +132,79 @@ def bare(fast: VllmSampler, asked: Sequence[Request], max_tokens: int) -> int:
         for request in asked
     ]  # fmt: skip
     prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in asked]
-    with _quiet():
-        outputs = fast._llm.generate(prompts, params, use_tqdm=False)
+    outputs = fast._llm.generate(prompts, params, use_tqdm=False)
     return sum(len(output.outputs[0].token_ids) for output in outputs)
 
 
-def report(found: dict[str, list[Timed]], hits: tuple[int, int]) -> None:
-    """Print each arm's tokens and medians, what play costs beside the others, and what the prefix cache found."""
-    rates = {}
+def rate(compute: torch.dtype) -> float:
+    """Floating-point operations a CPU second in a product of 1,024 rows and columns."""
+    one, other = (torch.randn(1024, 1024, dtype=compute) for _ in range(2))
+    one @ other
+    return max(2 * 1024**3 / timed(lambda: (one @ other).shape[0])[1] for _ in range(10))
+
+
+def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype) -> None:
+    """Play one scene with every engine and print a table."""
+    loaded = models.load_model(scene.model)
+    jobs = jobs_of(scene, loaded, args.games or scene.games)
+    game = Game(ref=scene.env, max_steps=scene.max_steps)
+    sampling = Sampling(temperature=0.7, max_tokens=scene.max_tokens)
+    ours = Player(
+        game=game, sampler=TransformersSampler(loaded, compute=compute), chat=Chat(loaded.tokenizer), sampling=sampling
+    )
+    padded = dataclasses.replace(ours, sampler=Padded(loaded, compute=compute, batch_size=PADDED_ROWS))
+    read, asked = counted(ours, jobs)  # a warm-up, too
+    arms: dict[str, Callable[[], int]] = {"ours": lambda: play(ours, jobs), "padded": lambda: play(padded, jobs)}
+    if args.vllm:
+        fast = vllm_engine.VllmSampler(loaded, compute=compute)
+        vllm = dataclasses.replace(ours, sampler=fast)
+        arms |= {"vllm": lambda: play(vllm, jobs), "bare": lambda: bare(fast, asked, scene.max_tokens)}
+        arms["vllm"]()
+    found: dict[str, list[tuple[int, float]]] = {arm: [] for arm in arms}
+    for _ in range(args.repeats):
+        for arm, do in arms.items():
+            found[arm].append(timed(do))
+    weights = sum(p.numel() for p in loaded.model.parameters())
+    limit_s = 2 * weights * read / rate(compute)
+    prompts = sum(len(request.prompt_ids) for request in asked)
+    print(f"{name}: {scene.model}, {scene.env}, {len(jobs)} games, {len(asked)} replies, {prompts} prompt tokens, "
+          f"{read} read by ours, {args.compute}, {args.threads} thread(s), n = {args.repeats}")  # fmt: skip
+    seconds = {arm: statistics.median(spent for _, spent in runs) for arm, runs in found.items()}
     for arm, runs in found.items():
-        rates[arm] = [statistics.median(tokens / run[i] for tokens, *run in runs) for i in (0, 1)]
-        print(f"{arm:12}  {runs[0][0]:6} tokens  {rates[arm][0]:8.1f} a CPU-s  {rates[arm][1]:8.1f} a second")
-    for other in ("bare", "transformers"):
-        cpu, wall = (rates["play"][i] / rates[other][i] for i in (0, 1))
-        print(f"play / {other}: {cpu:.2f} by CPU, {wall:.2f} by wall")
-    print(f"prefix cache: {hits[0]} of {hits[1]} prompt tokens found ({hits[0] / hits[1]:.0%})")
+        tokens = statistics.median(tokens / spent for tokens, spent in runs)
+        share = (
+            f"  limit {limit_s / seconds[arm]:.0%}"
+            if arm == "ours"
+            else f"  ours: {seconds[arm] / seconds['ours']:.2f} x"
+        )
+        print(f"  {arm:7} {tokens:8.1f} tokens a CPU-s {seconds[arm] / len(jobs):8.3f} CPU-s a game  {share}")
+    if args.flight:
+        many = dataclasses.replace(ours, concurrency=args.flight)
+        for number in (1, 2):
+            played = sum(1 for _ in many.play(jobs_of(scene, loaded, args.flight)))
+            print(f"  {played} games at once, time {number}: {rss_mib():.0f} MiB")
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="sokoban")
-    parser.add_argument("--model", default="pocket")
-    parser.add_argument("--episodes", type=int, default=128)
-    parser.add_argument("--flight", type=int, default=1000, help="episodes at once for the memory; 0: leave out")
-    parser.add_argument("--compute", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+def rss_mib() -> float:
+    """Resident memory of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def main() -> None:
-    args = options()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scene", action="append", choices=[*SCENES], help="only this scene; repeat for more")
+    parser.add_argument("--games", type=int, default=0, help="another number of games")
+    parser.add_argument("--flight", type=int, default=0, help="games at once for the memory")
+    parser.add_argument("--compute", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--vllm", action="store_true", help="vLLM beside them")
+    args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    compute = getattr(torch, args.compute)
     models.prepare_process()
-    loaded = models.load_model(args.model)
-    sampling = Sampling(temperature=0.7, max_tokens=args.max_tokens)
-    tasks = build_splits(args.env, {}).tasks("train")
-    jobs = [Job(tasks[i % len(tasks)], rep=i // len(tasks)) for i in range(max(args.episodes, args.flight))]
-    some = jobs[: args.episodes]
-    fast = VllmSampler(loaded, compute=compute)
-    player = Player(game=Game(ref=args.env), sampler=fast, chat=Chat(loaded.tokenizer), sampling=sampling)
-    slow = dataclasses.replace(player, sampler=TransformersSampler(loaded, compute=compute, batch_size=64))
-    asked = requests_of(player, fast, some)  # a warm-up, too
-    play(slow, some)
-    found: dict[str, list[Timed]] = {"play": [], "bare": [], "transformers": []}
-    hits = (0, 0)
-    for _ in range(args.repeats):
-        fast._llm.reset_prefix_cache()
-        before = fast.cache_hits()
-        found["play"].append(timed(lambda: play(player, some)))
-        after = fast.cache_hits()
-        hits = (after[0] - before[0], after[1] - before[1])
-        fast._llm.reset_prefix_cache()
-        found["bare"].append(timed(lambda: bare(fast, asked, args.max_tokens)))
-        found["transformers"].append(timed(lambda: play(slow, some)))
-    print(f"{args.model}, {args.env}, {args.episodes} episodes, {len(asked)} replies, {args.compute}, "
-          f"{args.threads} thread(s), n = {args.repeats}")  # fmt: skip
-    report(found, hits)
-    if args.flight:
-        many = dataclasses.replace(player, concurrency=args.flight)
-        for number in (1, 2):
-            played = sum(1 for _ in many.play(jobs[: args.flight]))
-            print(f"{played} episodes in flight, time {number}: {rss_mib():.0f} MiB")
+    for name in args.scene or SCENES:
+        run(name, SCENES[name], args, getattr(torch, args.compute))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models import find
 from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny, training
 from tests.training import LESSONS, SMALL, TRAIN, Killed, Trained, play_some, train
@@ -79,22 +80,22 @@ def test_only_the_teacher_sees_the_context_and_both_score_the_same_tokens(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, scored = [], []
-    sample, logits = TransformersSampler.sample, learner.response_hidden
+    submit, logits = TransformersSampler.submit, learner.response_hidden
 
-    def spy_sample(self: TransformersSampler, requests: Sequence[Request], sampling: Sampling) -> Any:
-        asked.extend(requests)
-        return sample(self, requests, sampling)
+    def spy_submit(self: TransformersSampler, request: Request, sampling: Sampling) -> int:
+        asked.append(request)
+        return submit(self, request, sampling)
 
     def spy(model: Any, pairs: Any, pad: int) -> torch.Tensor:
         scored.append((model, pairs))
         return logits(model, pairs, pad)
 
-    monkeypatch.setattr(TransformersSampler, "sample", spy_sample)
+    monkeypatch.setattr(TransformersSampler, "submit", spy_submit)
     monkeypatch.setattr(learner, "response_hidden", spy)
     monkeypatch.setattr("agentopcd.distillation.teacher.response_hidden", spy)
     done = train(model_dir, tmp_path, steps=1)
     decode = done.student.tokenizer.decode
-    assert not any("always go left" in decode(list(request.prompt_ids)) for request in asked)
+    assert asked and not any("always go left" in decode(list(request.prompt_ids)) for request in asked)
     teacher_calls = [pairs for model, pairs in scored if model is done.teacher.model]
     student_calls = [pairs for model, pairs in scored if model is not done.teacher.model]
     assert len(teacher_calls) == len(student_calls) == 2
@@ -252,17 +253,21 @@ def test_select_success_leaves_broken_episodes_out(model_dir: Path) -> None:
 def test_selection_does_not_depend_on_the_step(whole: Trained, model_dir: Path, tmp_path: Path) -> None:
     """A student that does not move scores the same at every evaluation: same tasks, same noise."""
     seen: list[list[Request]] = []
-    sample = TransformersSampler.sample
+    usual = Player.play
 
-    def spy(self: TransformersSampler, requests: Sequence[Request], sampling: Sampling) -> Any:
-        seen.append(list(requests))
-        return sample(self, requests, sampling)
+    def spy(self: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
+        seen.append([])
+        submit = self.sampler.submit
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.sampler, "submit", lambda *asked: seen[-1].append(asked[0]) or submit(*asked))
+            yield from usual(self, jobs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TransformersSampler, "sample", spy)
+        patch.setattr(Player, "play", spy)
         train(model_dir, tmp_path, steps=2, select_every=1)
-    select = [requests for requests in seen if requests == seen[0]]
-    assert len(select) == 3
+    select = [requests for requests in seen if requests[:1] == seen[0][:1]]
+    assert len(select) == 3 and len(seen) == 5
+    assert all({r.seed for r in requests} == {r.seed for r in select[0]} for requests in select)
 
 
 # -- an engine with weights of its own ----------------------------------------------------------------

@@ -68,8 +68,11 @@ INSIDE = {
         "replies sampling.choices sampling.protocol sampling.requests",
         "marks",
         "chat",
-        "sampling sampling.decoding sampling.same_weights sampling.vllm_choices sampling.vllm_command "
-        "sampling.vllm_endpoints sampling.vllm_process",
+        "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "
+        "sampling.vllm_command sampling.vllm_endpoints sampling.vllm_process",
+        "sampling.lean",
+        "sampling.rows",
+        "sampling.continuous",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
         "player",

@@ -1,9 +1,8 @@
 """Play episodes: many at once, each at its own pace.
 
-An episode steps its environment as soon as its reply arrives and then asks for the next reply, so no episode waits for
-a slow one. (The transformers engine answers all requests in one batch, so its episodes advance together.) An episode
-that ends makes room for the next job. Environments are stepped in this thread; one that declares itself slow runs in
-a process of its own.
+An episode steps its environment as soon as its reply arrives and then asks for the next reply, so no episode waits
+for a slow one. An episode that ends makes room for the next job. Environments are stepped in this thread; one that
+declares itself slow runs in a process of its own.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.errors import AlignmentError
-from agentopcd.rollouts.sampling import same_weights
+from agentopcd.rollouts.sampling import drawing, same_weights
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
 from tests.training import train
@@ -34,13 +34,14 @@ def test_replies_that_are_not_the_students_stop_the_run_before_it_learns(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine that says twice the probability is ln 2 = 0.693 nats off; nothing at its start shows it."""
-    exact, stepped = TransformersSampler._completion, []
+    exact, stepped = drawing.draw, []
 
-    def off(self: TransformersSampler, ids: list[int], logprobs: list[float]) -> Any:
-        return exact(self, ids, [logprob + math.log(2) for logprob in logprobs])
+    def off(*asked: Any) -> Any:
+        ids, logprobs = exact(*asked)
+        return ids, [logprob + math.log(2) for logprob in logprobs]
 
     monkeypatch.setattr(TransformersSampler, "_fault", lambda *_: "")
-    monkeypatch.setattr(TransformersSampler, "_completion", off)
+    monkeypatch.setattr(drawing, "draw", off)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: stepped.append(1))
     words = r"off by 0\.693 nats a token from the student.s .more than 0\.001."
     with pytest.raises(AlignmentError, match=words) as refused:
@@ -51,12 +52,13 @@ def test_replies_that_are_not_the_students_stop_the_run_before_it_learns(
 def test_the_same_replies_stop_the_sampler_before_they_are_played(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exact = TransformersSampler._completion
+    exact = drawing.draw
 
-    def off(self: TransformersSampler, ids: list[int], logprobs: list[float]) -> Any:
-        return exact(self, ids, [logprob + math.log(2) for logprob in logprobs])
+    def off(*asked: Any) -> Any:
+        ids, logprobs = exact(*asked)
+        return ids, [logprob + math.log(2) for logprob in logprobs]
 
-    monkeypatch.setattr(TransformersSampler, "_completion", off)
+    monkeypatch.setattr(drawing, "draw", off)
     with pytest.raises(AlignmentError, match=r"cannot be sampled here: alone decoding is off by 0\.69"):
         train(model_dir, tmp_path, steps=1)
 

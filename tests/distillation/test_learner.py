@@ -18,8 +18,7 @@ from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.distillation import checkpoint, learner, losses
 from agentopcd.envs import registry
 from agentopcd.models.parallel import sharding
-from agentopcd.rollouts.sampling import same_weights
-from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+from agentopcd.rollouts.sampling import drawing, same_weights
 from tests import tiny
 from tests.training import Killed, train
 
@@ -58,12 +57,13 @@ def test_importance_weights_are_one_for_ones_own_tokens_and_weigh_those_of_anoth
     assert own.steps[0]["train/grad_norm"] == pytest.approx(plain.steps[0]["train/grad_norm"], rel=1e-3)
     assert "loss/importance_mean" not in plain.steps[0]
     monkeypatch.setitem(same_weights.GAP_NATS, torch.float32, 1.0)  # an engine that is this far off stops the run
-    exact = TransformersSampler._completion
+    exact = drawing.draw
 
-    def drawn_by_another(self: TransformersSampler, ids: list[int], logprobs: list[float]) -> Any:
-        return exact(self, ids, [logprob + math.log(2) for logprob in logprobs])  # twice as likely there
+    def drawn_by_another(*asked: Any) -> Any:
+        ids, logprobs = exact(*asked)
+        return ids, [logprob + math.log(2) for logprob in logprobs]  # twice as likely there
 
-    monkeypatch.setattr(TransformersSampler, "_completion", drawn_by_another)
+    monkeypatch.setattr(drawing, "draw", drawn_by_another)
     other = train(model_dir, tmp_path / "other", steps=1, importance_cap=2.0)
     assert other.steps[0]["loss/importance_max"] == pytest.approx(0.5, abs=1e-3)
     assert other.steps[0]["train/grad_norm"] == pytest.approx(plain.steps[0]["train/grad_norm"] / 2, rel=1e-3)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from agentopcd import models
 from agentopcd.core.errors import AlignmentError
 from agentopcd.core.text import first_line
 from agentopcd.core.types import Completion, Request, Sampling
-from agentopcd.rollouts.sampling import decoding
-from agentopcd.rollouts.sampling.choices import allowed_ids, keep
+from agentopcd.rollouts.sampling import decoding, drawing
+from agentopcd.rollouts.sampling.continuous import Continuous
 from agentopcd.rollouts.sampling.protocol import InBatches, check_room
 from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
 
@@ -49,6 +48,8 @@ class TransformersSampler(InBatches):
         self.compute = compute
         self.batch_size = batch_size
         self.say = say
+        self._running: Continuous | None = None
+        self._taken: set[int] = set()
         self.engine = f"transformers-{str(compute).removeprefix('torch.')}"
 
     @property
@@ -64,20 +65,67 @@ class TransformersSampler(InBatches):
             AlignmentError: whichever way the model samples, the log-probabilities are not those of its forward pass.
         """
         check_room(requests, sampling, self.room, self.loaded.name)
+        return self._sample(requests, sampling, self._way(requests, sampling), self.compute) if requests else []
+
+    def collect(self) -> list[tuple[int, Completion]]:
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
+        asked = self._asked
+        (sampling,) = {settings for _, settings in asked.values()}  # one player at a time, so one kind of settings
+        new = {ticket: request for ticket, (request, _) in asked.items() if ticket not in self._taken}
+        check_room(list(new.values()), sampling, self.room, self.loaded.name)
+        if self._running is None and self._way(list(new.values()), sampling) == "fast":
+            self._running = Continuous(self.loaded, self.compute, 2 * self.batch_size)
+        if self._running is None:
+            return super().collect()
+        for ticket, request in new.items():
+            self._running.submit(ticket, request)
+        self._taken.update(new)
+        found = self._running.collect(sampling)
+        for ticket, _ in found:
+            del asked[ticket]
+        self._taken.difference_update(ticket for ticket, _ in found)
+        return found
+
+    def drop(self, tickets: Iterable[int]) -> None:
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`. With the last request goes what was read."""
+        tickets = set(tickets)
+        super().drop(tickets)
+        self._taken -= tickets
+        if self._running is not None:
+            self._running.drop(tickets)
+        if not self._asked:
+            self._running = None
+
+    def rest(self) -> None:
+        """Forget what was read."""
+        self.drop(list(self._asked))
+
+    def update(self) -> None:
+        """Forget what was read: the weights that sample are the weights that train."""
+        self.rest()
+
+    def _way(self, requests: Sequence[Request], sampling: Sampling) -> str:
+        """How this model is sampled; compared anew when something about the model has changed."""
         known = models.shortcuts_of(self.loaded.model)
         state = (self.compute, self.loaded.adapter is not None, self.loaded.model.config._attn_implementation)
-        if requests and known.decoding_seen != state:
+        if known.decoding_seen != state:
             with known.timed():
                 known.decoding = self._choose(requests, sampling)
             known.decoding_seen = state
-        return self._sample(requests, sampling, known.decoding, self.compute)
+        return known.decoding
 
     def _choose(self, requests: Sequence[Request], sampling: Sampling) -> str:
         """The first of :data:`WAYS` that gives the log-probabilities of the model's own forward pass."""
         by_length = sorted(requests, key=lambda r: len(r.prompt_ids))
         long = by_length[-1].prompt_ids[:CHECKED_TOKENS]
         # Prompts of one length would need no padding, so one is cut.
-        prompts = [by_length[0].prompt_ids[:CHECKED_TOKENS], long, long[len(long) // 3 :]]
+        # One begins as another does, so that it is read after what they share.
+        prompts = [
+            by_length[0].prompt_ids[:CHECKED_TOKENS],
+            long,
+            long[len(long) // 3 :],
+            long[: 2 * len(long) // 3 + 1],
+        ]
         probes = [Request(prompt_ids=ids, seed=seed) for seed, ids in enumerate(prompts)]
         few = dataclasses.replace(SAMPLING, max_tokens=min(SAMPLING.max_tokens, sampling.max_tokens))
         faults: list[str] = []
@@ -115,21 +163,20 @@ class TransformersSampler(InBatches):
     def _sample(
         self, requests: Sequence[Request], sampling: Sampling, way: str, compute: torch.dtype
     ) -> list[Completion]:
+        if way == "fast":
+            return Continuous(self.loaded, compute, self.batch_size).sample(requests, sampling)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         size = 1 if way == "alone" else self.batch_size
         replies: dict[int, Completion] = {}
-        fast = way == "fast"
-        with decoding.packed_linears(self.loaded.model, compute) if fast else contextlib.nullcontext():
+        with decoding.packed_linears(self.loaded.model, compute) if way == "padded" else contextlib.nullcontext():
             for start in range(0, len(order), size):
                 chunk = order[start : start + size]
-                batch = self._batch([requests[i] for i in chunk], sampling, fast, compute)
+                batch = self._batch([requests[i] for i in chunk], sampling, compute)
                 replies.update(zip(chunk, batch, strict=True))
         return [replies[i] for i in range(len(requests))]
 
     @torch.no_grad()
-    def _batch(
-        self, requests: Sequence[Request], sampling: Sampling, fast: bool, compute: torch.dtype
-    ) -> list[Completion]:
+    def _batch(self, requests: Sequence[Request], sampling: Sampling, compute: torch.dtype) -> list[Completion]:
         model, pad = self.loaded.model, self.loaded.tokenizer.pad_token_id
         device = next(model.parameters()).device
         width = max(len(r.prompt_ids) for r in requests)
@@ -143,23 +190,19 @@ class TransformersSampler(InBatches):
         model.eval()
         # generate() fills settings that we leave open from the model's own file. None of them may leak in.
         model.generation_config = GenerationConfig()
-        cheaper = decoding.grouped_attention(device) if fast else contextlib.nullcontext()
-        cache = decoding.reserved_cache(model, width + sampling.max_tokens, compute) if fast else None
         try:
-            with models.autocast(device, compute), cheaper:
+            with models.autocast(device, compute):
                 out = model.generate(
                     input_ids=ids.to(device),
                     attention_mask=mask.to(device),
                     generation_config=self._config(sampling),
-                    past_key_values=cache,
                     logits_processor=LogitsProcessorList([chooser]),
                 )
         finally:
             model.generation_config = vendor
             model.train(was_training)
         rows = out[:, width:].tolist()
-        logprobs = torch.stack(chooser.logprobs, dim=1).tolist()
-        return [self._completion(row, lps) for row, lps in zip(rows, logprobs, strict=True)]
+        return [self._completion(row, lps) for row, *lps in zip(rows, *chooser.logprobs, strict=True)]
 
     def _config(self, sampling: Sampling) -> GenerationConfig:
         # _SeededChoice draws the token and leaves it as the only finite score, so greedy search must take it.
@@ -176,7 +219,7 @@ class TransformersSampler(InBatches):
             use_cache=True,
         )
 
-    def _completion(self, ids: list[int], logprobs: list[float]) -> Completion:
+    def _completion(self, ids: list[int], logprobs: Sequence[float]) -> Completion:
         end = next((i for i, token in enumerate(ids) if token in self.loaded.end_ids), None)
         n = len(ids) if end is None else end + 1
         return Completion(
@@ -187,58 +230,15 @@ class TransformersSampler(InBatches):
 
 
 class _SeededChoice(LogitsProcessor):
-    """Draws each row's next token with noise that depends only on the row's seed and the token's position.
-
-    The draw is by inversion: one uniform number per (seed, position) is looked up in the cumulative distribution. The
-    chosen token is left as the only finite score, and its log-probability is kept.
-    """
+    """Draws each row's next token, leaves it as the only finite score, and keeps its log-probability."""
 
     def __init__(self, requests: Sequence[Request], sampling: Sampling, width: int) -> None:
-        self.seeds = [r.seed for r in requests]
-        self.choices = [r.choices for r in requests]
-        self.sampling, self.width = sampling, width
-        self.logprobs: list[torch.Tensor] = []
+        self.requests, self.sampling, self.width = requests, sampling, width
+        self.logprobs: list[list[float]] = []
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        logits_BV = scores.float()
-        if any(self.choices):
-            said = input_ids[:, self.width :].tolist()
-            logits_BV = keep(logits_BV, [allowed_ids(c, tuple(s)) for c, s in zip(self.choices, said, strict=True)])
-        if self.sampling.temperature == 0:
-            logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
-            chosen_B = logits_BV.argmax(dim=-1)
-        else:
-            logprobs_BV = truncated_logprobs(logits_BV, self.sampling)
-            chosen_B = self._draw(logprobs_BV)
-        self.logprobs.append(logprobs_BV.gather(1, chosen_B[:, None]).squeeze(1).cpu())
-        return torch.full_like(scores, -torch.inf).scatter_(1, chosen_B[:, None], 0.0)
-
-    def _draw(self, logprobs_BV: torch.Tensor) -> torch.Tensor:
-        position = len(self.logprobs)
-        noise = [random.Random(f"{seed}:{position}").random() for seed in self.seeds]
-        if logprobs_BV.device.type == "mps":  # MPS has no float64
-            return self._draw_from(logprobs_BV.cpu(), noise).to(logprobs_BV.device)
-        return self._draw_from(logprobs_BV, noise)
-
-    @staticmethod
-    def _draw_from(logprobs_BV: torch.Tensor, noise: Sequence[float]) -> torch.Tensor:
-        cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
-        target_B = torch.tensor(noise, dtype=torch.float64, device=logprobs_BV.device) * cumulative_BV[:, -1]
-        # right=True skips tokens of probability zero when the number falls on a boundary.
-        chosen_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True).squeeze(1)
-        return chosen_B.clamp_(max=logprobs_BV.shape[1] - 1)
-
-
-def truncated_logprobs(logits_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Log-probabilities ``[B, V]``, float32, after temperature, top-k and top-p, in that order."""
-    logits_BV = logits_BV / sampling.temperature
-    if 0 < sampling.top_k < logits_BV.shape[1]:
-        kth_B1 = logits_BV.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
-    if sampling.top_p < 1:
-        ordered_BV, where_BV = logits_BV.sort(dim=-1, descending=True)
-        probs_BV = ordered_BV.softmax(dim=-1)
-        # A token stays while the mass before it is below top_p, so at least one always stays.
-        drop_BV = probs_BV.cumsum(dim=-1) - probs_BV >= sampling.top_p
-        logits_BV = logits_BV.masked_fill(drop_BV.scatter(1, where_BV, drop_BV), -torch.inf)
-    return torch.log_softmax(logits_BV, dim=-1)
+        said = map(tuple, input_ids[:, self.width :].tolist())
+        chosen, logprobs = drawing.draw(scores.float(), list(zip(self.requests, said, strict=True)), self.sampling)
+        self.logprobs.append(logprobs)
+        chosen_B1 = torch.tensor(chosen, device=scores.device)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen_B1, 0.0)

@@ -15,6 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from agentopcd import models
 from agentopcd.core.types import Request, Sampling
 from agentopcd.rollouts.sampling import decoding
+from agentopcd.rollouts.sampling.continuous import Continuous
+from agentopcd.rollouts.sampling.rows import NAME
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
 
@@ -49,16 +51,23 @@ def test_packed_weights_follow_the_weights(change: Any, compute: torch.dtype, lo
     assert old.sample(ASKED, HOT) == fresh != before
 
 
-def test_the_model_is_left_as_it_was_also_after_an_error(loaded: models.LoadedModel) -> None:
-    usual = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    packed = decoding.packed_linears(loaded.model, torch.float32)
-    with pytest.raises(KeyboardInterrupt), packed, decoding.grouped_attention(torch.device("cpu")):
-        if decoding.can_pack(torch.float32):
-            assert sum("forward" in vars(module) for module in loaded.model.modules()) == 2 * 7 + 1  # layers and head
-        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not usual
+def test_the_model_is_left_as_it_was_also_after_an_error(
+    loaded: models.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "can_pack", lambda compute: True)
+    monkeypatch.setattr(decoding, "_packed", decoding._plain)
+    loaded.model.train()
+    with pytest.raises(KeyboardInterrupt), decoding.packed_linears(loaded.model, torch.float32):
+        assert sum("forward" in vars(module) for module in loaded.model.modules()) == 2 * 7 + 1  # layers and head
         raise KeyboardInterrupt
-    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is usual
+    monkeypatch.setattr(Continuous, "_step", lambda self, sampling: 1 / 0)
+    running = Continuous(loaded, torch.float32, 4)
+    running.submit(0, ASKED[0])
+    with pytest.raises(ZeroDivisionError):
+        running.collect(HOT)
     assert not any("forward" in vars(module) for module in loaded.model.modules())
+    assert loaded.model.training and loaded.model.config._attn_implementation == "sdpa"
+    assert NAME not in ALL_ATTENTION_FUNCTIONS
 
 
 def test_a_layer_that_does_more_than_a_product_is_left_alone() -> None:
@@ -79,7 +88,7 @@ def test_a_layer_that_does_more_than_a_product_is_left_alone() -> None:
         assert len(net.one(torch.randn(3, 8))) == 2
 
 
-def test_biases_are_added() -> None:
+def test_biases_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
     class Net(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -90,47 +99,21 @@ def test_biases_are_added() -> None:
 
     net, x = Net(), torch.randn(3, 8)
     exact = net.one(x)
+    monkeypatch.setattr(decoding, "can_pack", lambda compute: torch.backends.mkldnn.is_available())
     with decoding.packed_linears(net, torch.float32):
         torch.testing.assert_close(net.one(x), exact)
 
 
-@pytest.mark.parametrize("extra", [{"position_bias": torch.randn(2, 4, 1, 5)}, {}])
-def test_what_one_token_attention_does_not_know_goes_the_usual_way(extra: dict[str, Any]) -> None:
-    asked: list[str] = []
-
-    def usual(*args: Any, **kwargs: Any) -> str:
-        asked.append("usual")
-        return "usual"
-
-    key, value = torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 8)
-    decoding._one_token(usual, None, torch.randn(2, 4, 1, 8), key, value, None, scaling=0.3, **extra)
-    assert bool(asked) is bool(extra)
-    decoding._one_token(usual, None, torch.randn(2, 4, 3, 8), key, value, None, scaling=0.3)
-    assert asked[-1] == "usual"  # three new tokens
-
-
-def test_one_token_attention_is_attention_with_repeated_keys() -> None:
-    query, key, value = torch.randn(2, 6, 1, 8), torch.randn(2, 3, 5, 8), torch.randn(2, 3, 5, 4)
-    mask = torch.tensor([[True] * 5, [False, True, True, False, True]])[:, None, None]
-    found, _ = decoding._one_token(None, None, query, key, value, mask, scaling=0.3)
-    exact = torch.nn.functional.scaled_dot_product_attention(
-        query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), attn_mask=mask, scale=0.3
-    )
-    torch.testing.assert_close(found, exact.transpose(1, 2))
-
-
-def test_layers_with_a_window_keep_their_own_cache() -> None:
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    small: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "num_hidden_layers": 2}  # fmt: skip
-    windows = Qwen2Config(**small, use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    sliding: Any = Qwen2ForCausalLM(windows)
-    assert decoding.reserved_cache(sliding, 10, torch.float32) is None
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
-    exact = sliding.eval().generate(ids, max_new_tokens=8, do_sample=False)
-    with decoding.packed_linears(sliding, torch.float32), decoding.grouped_attention(torch.device("cpu")):
-        assert torch.equal(sliding.generate(ids, max_new_tokens=8, do_sample=False), exact)
+def test_layers_that_read_the_same_are_one_product_whoever_asks_first(loaded: models.LoadedModel) -> None:
+    attention, x, y = models.decoder(loaded.model).layers[0].self_attn, torch.randn(1, 3, 32), torch.randn(1, 3, 32)
+    exact = {name: getattr(attention, name)(x) for name in ("q_proj", "k_proj", "v_proj")}
+    other = attention.k_proj(y)
+    with decoding.packed_linears(loaded.model, torch.float32):
+        assert "forward" in vars(attention.q_proj)
+        for name in ("v_proj", "q_proj", "k_proj", "q_proj"):
+            torch.testing.assert_close(getattr(attention, name)(x), exact[name])
+        attention.q_proj(x)
+        torch.testing.assert_close(attention.k_proj(y), other)  # another input
 
 
 def test_an_adapter_plays_as_it_trains(loaded: models.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,11 +126,9 @@ def test_an_adapter_plays_as_it_trains(loaded: models.LoadedModel, monkeypatch: 
     cheap = sampler.sample(ASKED, HOT)
     with loaded.adapter.disable_adapter():
         base = sampler.sample(ASKED, HOT)
-    if decoding.can_pack(torch.float32):
-        with decoding.packed_linears(loaded.model, torch.float32):
-            assert sum("forward" in vars(module) for module in loaded.model.modules()) == 2 * 7 + 1
     assert not any("forward" in vars(module) for module in loaded.model.modules())
-    monkeypatch.setattr(decoding, "can_pack", lambda compute: False)
+    other = decoding.can_pack(torch.float32) or not torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(decoding, "can_pack", lambda compute: not other)
     usual = sampler.sample(ASKED, HOT)
     assert [r.token_ids for r in cheap] == [r.token_ids for r in usual] != [r.token_ids for r in base]
     for one, other in zip(cheap, usual, strict=True):

@@ -1,4 +1,4 @@
-"""The draw of the transformers back end at the ends of the unit interval."""
+"""The draw of the in-process engine at the ends of the unit interval."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from agentopcd.core.types import Request, Sampling
-from agentopcd.rollouts.sampling import transformers_engine
+from agentopcd.rollouts.sampling import drawing
 
 LOGITS = torch.tensor([[-9.0, 0.0, 2.0, 1.0, -9.0]])
 
@@ -21,8 +21,6 @@ def test_no_draw_hits_a_token_without_probability(noise: float, token: int, monk
         def random(self) -> float:
             return noise
 
-    monkeypatch.setattr(transformers_engine.random, "Random", Fixed)
-    choice = transformers_engine._SeededChoice(
-        [Request(prompt_ids=(5,), seed=0)], Sampling(temperature=1.0, top_k=3), 1
-    )
-    assert int(choice(None, LOGITS).argmax()) == token
+    monkeypatch.setattr(drawing.random, "Random", Fixed)
+    request = Request(prompt_ids=(5,), seed=0)
+    assert drawing.draw(LOGITS, [(request, ())], Sampling(temperature=1.0, top_k=3))[0] == [token]

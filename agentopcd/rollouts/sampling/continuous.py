@@ -1,0 +1,198 @@
+"""Continuous batching in this process: a row that ends takes the next request, and shared beginnings are read once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+
+from agentopcd import models
+from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.rollouts.chat import common_length
+from agentopcd.rollouts.sampling import decoding, drawing
+from agentopcd.rollouts.sampling.lean import Lean, fits
+from agentopcd.rollouts.sampling.prefixes import Prefixes
+from agentopcd.rollouts.sampling.rows import Part, Rows
+
+READ_TOKENS = 1024
+"""The most tokens of prompts that a step reads."""
+SHARED_TOKENS = 16
+"""A prompt waits for one that is being read if that saves it so many tokens."""
+ROWS_BYTES, PREFIXES_BYTES = 1 << 30, 1 << 29
+"""Bounds for the keys and values of requests under way, and of what was read before."""
+
+
+@dataclasses.dataclass(eq=False)
+class _Seat:
+    """A request under way, in a row."""
+
+    ticket: int
+    request: Request
+    ids: list[int]
+    """The prompt and the reply so far."""
+    held: int = 0
+    """How many of them the row holds keys and values of."""
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def reading(self) -> bool:
+        return not self.logprobs
+
+    @property
+    def reply(self) -> tuple[int, ...]:
+        return tuple(self.ids[len(self.request.prompt_ids) :])
+
+
+class Continuous:
+    """Answers requests, each at its own pace. The weights must stay as they are as long as this object lives.
+
+    Args:
+        loaded: the model.
+        compute: dtype of matrix products.
+        rows: the most requests under way.
+    """
+
+    def __init__(self, loaded: models.LoadedModel, compute: torch.dtype, rows: int) -> None:
+        self.loaded, self.compute = loaded, compute
+        self._packed = decoding.Packed(loaded.model, compute)
+        with self._sampling():
+            lean = Lean(loaded.model, self._packed) if fits(loaded.model) else None
+            self._rows = Rows(loaded.model, most=rows, bound=ROWS_BYTES, lean=lean)
+        self._prefixes = Prefixes(PREFIXES_BYTES)
+        self._waiting: list[tuple[int, Request]] = []
+        self._seats: list[_Seat | None] = []
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is waiting or under way."""
+        return not self._waiting and not any(self._seats)
+
+    @contextlib.contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """Inside this block the model samples: eval mode, no gradients, cheaper products."""
+        model, training = self.loaded.model, self.loaded.model.training
+        if training:
+            model.eval()
+        try:
+            with torch.no_grad(), models.autocast(next(model.parameters()).device, self.compute), self._packed.used():
+                yield
+        finally:
+            if training:
+                model.train()
+
+    def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order; nothing else may be under way."""
+        assert self.idle
+        for entry in enumerate(requests):
+            self.submit(*entry)
+        found: dict[int, Completion] = {}
+        while not self.idle:
+            found.update(self.collect(sampling))
+        return [found[number] for number in range(len(requests))]
+
+    def collect(self, sampling: Sampling) -> list[tuple[int, Completion]]:
+        """The next replies that are complete; a request must be waiting or under way."""
+        found: list[tuple[int, Completion]] = []
+        with self._sampling():
+            while not found:
+                found = self._step(sampling)
+        return found
+
+    def submit(self, ticket: int, request: Request) -> None:
+        """Take a request."""
+        self._waiting.append((ticket, request))
+
+    def drop(self, tickets: Iterable[int]) -> None:
+        """Forget requests."""
+        gone = set(tickets)
+        self._waiting = [entry for entry in self._waiting if entry[0] not in gone]
+        self._seats = [None if seat and seat.ticket in gone else seat for seat in self._seats]
+
+    def _step(self, sampling: Sampling) -> list[tuple[int, Completion]]:
+        """One more token for each request whose prompt was read; returns the replies that are complete."""
+        self._admit(sampling)
+        self._close_up()
+        seats = [seat for seat in self._seats if seat is not None]
+        hidden_BH = self._rows.read(list(self._parts(seats)))
+        ready = [row for row, seat in enumerate(seats) if seat.held == len(seat.ids)]
+        for row in ready:
+            if seats[row].reading:
+                self._keep(row, seats[row])
+        if not ready:
+            return []
+        model = self.loaded.model
+        chosen_BH = hidden_BH if len(ready) == len(seats) else hidden_BH[ready]
+        logits_BV = models.scaled(model, model.get_output_embeddings()(chosen_BH)).float()
+        drawn = drawing.draw(logits_BV, [(seats[row].request, seats[row].reply) for row in ready], sampling)
+        taken = [self._take(row, *token, sampling) for row, token in zip(ready, zip(*drawn, strict=True), strict=True)]
+        return [reply for reply in taken if reply is not None]
+
+    def _take(self, row: int, token: int, logprob: float, sampling: Sampling) -> tuple[int, Completion] | None:
+        """Append a token to a reply; if it is complete, free its row and return it."""
+        seat = self._seats[row]
+        assert seat is not None
+        seat.ids.append(token)
+        seat.logprobs.append(logprob)
+        ended = token in self.loaded.end_ids
+        if not ended and len(seat.logprobs) < sampling.max_tokens:
+            return None
+        self._keep(row, seat)
+        self._seats[row] = None
+        reason = "stop" if ended else "length"
+        return seat.ticket, Completion(token_ids=seat.reply, logprobs=tuple(seat.logprobs), finish_reason=reason)
+
+    def _keep(self, row: int, seat: _Seat) -> None:
+        self._prefixes.add(seat.ids[: seat.held], lambda start, end: self._rows.take(row, start, end))
+
+    def _parts(self, seats: Sequence[_Seat]) -> Iterable[Part]:
+        """What each row reads in this step, in the order of rows. A long prompt takes several steps."""
+        left = READ_TOKENS
+        for row, seat in enumerate(seats):
+            end = min(len(seat.ids), seat.held + max(1, left))
+            yield Part(row, seat.held, seat.ids[seat.held : end])
+            left -= end - seat.held if seat.reading else 0
+            seat.held = end
+
+    # -- who sits where -----------------------------------------------------------------------------------
+
+    def _admit(self, sampling: Sampling) -> None:
+        """Give free rows to waiting requests, the last one first: what it continues was read a moment ago."""
+        seated = [seat for seat in self._seats if seat is not None]
+        longest = max((len(seat.request.prompt_ids) for seat in seated), default=0)
+        reading = [seat.ids for seat in seated if seat.reading]
+        later: list[tuple[int, Request]] = []
+        while self._waiting:
+            ids = list(self._waiting[-1][1].prompt_ids)
+            longest = max(longest, len(ids))
+            room = self._rows.room(longest + sampling.max_tokens)
+            under_way = sum(seat is not None for seat in self._seats)
+            if under_way >= room and under_way:
+                break
+            ticket, request = self._waiting.pop()
+            found = self._prefixes.find(ids[:-1])  # the last token is read again: its hidden state is needed
+            known = sum(n for _, n in found)
+            if any(common_length(ids, other) - known >= SHARED_TOKENS for other in reading):
+                later.append((ticket, request))
+                continue
+            row = self._seats.index(None) if None in self._seats else len(self._seats)
+            soon = min(room, len(self._seats) + len(self._waiting) + len(later))
+            self._rows.grow(max(row + 1, soon), longest + sampling.max_tokens)
+            at = 0
+            for read, n in found:
+                self._rows.put(row, at, read, n)
+                at += n
+            self._seats[row : row + 1] = [_Seat(ticket, request, ids, held=known)]
+            if len(ids) - known > SHARED_TOKENS:
+                reading.append(ids)
+        self._waiting += reversed(later)
+
+    def _close_up(self) -> None:
+        """Move the last rows into free ones, so that the rows under way lie side by side."""
+        while None in self._seats:
+            last = self._seats.pop()
+            if last is not None:
+                row = self._seats.index(None)
+                self._rows.move(len(self._seats), row, last.held)
+                self._seats[row] = last

@@ -1,0 +1,311 @@
+"""Rows of keys and values for requests under way, and the attention that reads and writes them.
+
+All tokens of a step stand in one line, whatever request they belong to: a request that is being answered brings one
+token, one whose prompt is being read brings many. So everything but attention is computed without padding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from agentopcd import models
+from agentopcd.rollouts.sampling.lean import Lean
+from agentopcd.rollouts.sampling.prefixes import Read
+
+NAME = "agentopcd-rows"
+"""What transformers knows this attention as."""
+GROWTH = 64
+"""Rows get longer by a multiple of so many tokens."""
+IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
+"""Arguments of an attention call that change nothing here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Tokens of one row that are read in a step."""
+
+    row: int
+    start: int
+    """How many tokens the row holds before."""
+    ids: Sequence[int]
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.ids)
+
+
+class Rows:
+    """Keys and values of up to ``most`` requests, for all layers of a model.
+
+    Args:
+        model: its layers must call transformers' attention functions, and the position ids alone must say where a token
+            stands. Others end in an error, or differ from the model's own forward pass, which is compared.
+        most: rows.
+        bound: bytes that all rows together should not exceed; there is always one row.
+        lean: a forward pass to use instead of the model's modules.
+    """
+
+    def __init__(self, model: Any, *, most: int, bound: int, lean: Lean | None = None) -> None:
+        self.model, self.most, self.bound, self.lean = model, most, bound, lean
+        self.device = next(model.parameters()).device
+        self._step: _Step | None = None
+        self._places: dict[int, list[tuple[int, int]]] = {}
+        self._stores: list[Tensor] = []
+        self._probe()
+
+    def room(self, width: int) -> int:
+        """How many rows there may be if each holds ``width`` tokens."""
+        return max(1, min(self.most, self.bound // (self._each * _rounded(width))))
+
+    @property
+    def _each(self) -> int:
+        """Bytes of a token's keys and values."""
+        return sum(store.nbytes // (store.shape[1] * store.shape[3]) for store in self._stores)
+
+    def grow(self, rows: int, width: int) -> None:
+        """Make room for so many rows of so many tokens. What is there stays."""
+        have, wide = self._stores[0].shape[1], self._stores[0].shape[3]
+        if rows <= have and width <= wide:
+            return
+        if width > wide:  # more than is needed, since a game goes on and its prompts grow
+            width = max(_rounded(width), min(2 * wide, self.bound // (self._each * self.most)))
+        width = max(wide, width)
+        rows = max(rows, have)
+        for i, old in enumerate(self._stores):
+            # Zeros, since what is masked is still multiplied, by 0.
+            self._stores[i] = new = old.new_zeros(old.shape[0], rows, old.shape[2], width, old.shape[4])
+            new[:, :have, :, :wide] = old
+
+    def put(self, row: int, start: int, read: Read, n: int) -> None:
+        """Write the first ``n`` tokens of what was read before into a row."""
+        for store, tensor in zip(self._stores, read, strict=True):
+            store[:, row, :, start : start + n] = tensor[:, :, :n]
+
+    def take(self, row: int, start: int, end: int) -> Read:
+        """A copy of what a row holds of some tokens."""
+        return [store[:, row, :, start:end].clone() for store in self._stores]
+
+    def move(self, source: int, target: int, n: int) -> None:
+        """Copy the first ``n`` tokens of one row to another."""
+        for store in self._stores:
+            store[:, target, :, :n] = store[:, source, :, :n]
+
+    def read(self, parts: Sequence[Part]) -> Tensor:
+        """Read the tokens of a part for each row, in order from row 0 on.
+
+        Returns:
+            The last hidden state of each part ``[rows, H]``.
+        """
+        self._step = step = _Step(parts, self.device)
+        ids = [token for part in parts for token in part.ids]
+        tokens = torch.tensor([ids], device=self.device)
+        if self.lean is not None:
+            return self.lean(tokens, step.columns[None], step.last, self.attend)
+        with self._attending(self._attend):
+            out = models.decoder(self.model)(input_ids=tokens, position_ids=step.columns[None], use_cache=False)
+        return out.last_hidden_state[0, step.last]
+
+    def _probe(self) -> None:
+        """Read one token, to learn the shapes of all layers' keys and values."""
+        seen: list[tuple[int, Tensor, Tensor]] = []
+
+        def note(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+            seen.append((module.layer_idx, key, value))
+            return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None
+
+        start = torch.zeros((1, 1), dtype=torch.long, device=self.device)
+        with self._attending(note):
+            models.decoder(self.model)(input_ids=start, position_ids=start, use_cache=False)
+        counts: dict[tuple[int, int], int] = {}
+        for layer, *both in seen:
+            self._places[layer] = places = []
+            for shape in ((tensor.shape[1], tensor.shape[3]) for tensor in both):
+                places.append((list({**counts, shape: 0}).index(shape), counts.get(shape, 0)))
+                counts[shape] = counts.get(shape, 0) + 1
+        if len(self._places) != len(seen) or not seen:
+            raise ValueError("its layers do not call one attention each")
+        # Attention on a CPU reads float32, whatever the products are computed in.
+        dtype = torch.float32 if self.device.type == "cpu" else seen[0][1].dtype
+        self._stores = [
+            torch.zeros(n, 1, heads, GROWTH, width, dtype=dtype, device=self.device)
+            for (heads, width), n in counts.items()
+        ]
+
+    @contextlib.contextmanager
+    def _attending(self, attend: Any) -> Iterator[None]:
+        """Inside this block the model's layers call ``attend``."""
+        config = models.decoder(self.model).config
+        usual = config._attn_implementation
+        ALL_ATTENTION_FUNCTIONS[NAME] = attend
+        config._attn_implementation = NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = usual
+            del ALL_ATTENTION_FUNCTIONS[NAME]
+
+    def _attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *,
+        scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None,
+        s_aux: Tensor | None = None, **kwargs: Any,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        """:meth:`attend` as transformers calls it. The mask is None: what a token sees follows from its row."""
+        if unknown := kwargs.keys() - IGNORED:
+            raise TypeError(f"its attention takes {', '.join(sorted(unknown))}")
+        how = {"scaling": scaling, "window": sliding_window, "softcap": softcap, "sinks": s_aux}
+        return self.attend(module.layer_idx, query, key, value, **how), None
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None = None,
+        window: int | None = None, softcap: float | None = None, sinks: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Attention of the tokens of a step to their rows.
+
+        Args:
+            layer: the layer's number.
+            query: ``[1, heads, N, D]``, or ``[1, heads, rows, D]``, those of each row's last token.
+            key: ``[1, groups, N, D]``; each group serves as many heads.
+            value: ``[1, groups, N, E]``.
+            scaling: of the scores; None: one over the root of D.
+            window: how many tokens a token sees, itself included; None: all before it.
+            softcap: the bound of the scores, by a tanh.
+            sinks: scores ``[heads]`` that take a share of each token's weights.
+
+        Returns:
+            ``[1, N, heads, E]``, or of the last tokens only.
+        """
+        step, how = self._step, _How(scaling or query.shape[-1] ** -0.5, softcap, sinks)
+        assert step is not None
+        keys, values = (
+            self._write(place, new, step) for place, new in zip(self._places[layer], (key, value), strict=True)
+        )
+        query = query.to(keys.dtype)
+        with torch.autocast(query.device.type, enabled=False):
+            # The last token of each row, all rows at once: of a prompt's other tokens, most steps read none.
+            only = query.shape[2] == step.rows
+            one = query if only else query[:, :, step.last]
+            rows = (one.transpose(0, 2), keys[: step.rows, :, : step.width], values[: step.rows, :, : step.width])
+            out = _attention(*rows, step.mask(window), how).transpose(0, 2)
+            if not only:
+                whole = out.new_empty(1, out.shape[1], query.shape[2], out.shape[3])
+                whole[:, :, step.last] = out
+                for at, part in step.long:
+                    row = slice(part.row, part.row + 1)
+                    whole[:, :, at : at + len(part.ids)] = _attention(
+                        query[:, :, at : at + len(part.ids)], keys[row, :, : part.end], values[row, :, : part.end],
+                        step.part_mask(part, window), how,
+                    )  # fmt: skip
+                out = whole
+        return out.transpose(1, 2)
+
+    def _write(self, place: tuple[int, int], new: Tensor, step: _Step) -> Tensor:
+        """Write new keys or values of a layer; return the layer's rows ``[rows, groups, width, D]``."""
+        store = self._stores[place[0]][place[1]]
+        _, groups, width, size = store.shape
+        flat = new.transpose(1, 2).reshape(-1, size).to(store.dtype)
+        store.view(-1, size).index_copy_(0, step.places(groups, width), flat)
+        return store
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """What a layer's attention does besides."""
+
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
+
+
+class _Step:
+    """Where the tokens of a step stand; what is the same in all layers is computed once."""
+
+    def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
+        self.parts, self.device, self.rows = parts, device, len(parts)
+        self.single = all(len(part.ids) == 1 for part in parts)
+        self.width = max(part.end for part in parts)
+        starts = list(itertools.accumulate((len(part.ids) for part in parts), initial=0))
+        self.long = [(start, part) for start, part in zip(starts, parts, strict=False) if len(part.ids) > 1]
+        self.last = torch.tensor(starts[1:], device=device) - 1
+        self.columns = torch.tensor([at for part in parts for at in range(part.start, part.end)], device=device)
+        self._row = torch.tensor([part.row for part in parts for _ in part.ids], device=device)
+        self._known: dict[Any, Tensor] = {}
+
+    def places(self, groups: int, width: int) -> Tensor:
+        """The index ``[N * groups]`` of each token's keys among all rows, groups and tokens of a layer."""
+        if (groups, width) not in self._known:
+            group = torch.arange(groups, device=self.device)
+            found = (self._row[:, None] * groups + group) * width + self.columns[:, None]
+            self._known[groups, width] = found.flatten()
+        return self._known[groups, width]
+
+    def mask(self, window: int | None) -> Tensor:
+        """What the last token of each row sees, ``[rows, 1, 1, width]``."""
+        key = ("mask", window)
+        if key not in self._known:
+            ends = torch.tensor([part.end for part in self.parts], device=self.device)
+            self._known[key] = _sees(ends - 1, self.width, window)[:, None, None]
+        return self._known[key]
+
+    def part_mask(self, part: Part, window: int | None) -> Tensor | None:
+        """What each token of a part sees, ``[n, end]``; None: all before it, from the row's first token on."""
+        if part.start == 0 and (window is None or part.end <= window):
+            return None
+        key = (part.row, window)
+        if key not in self._known:
+            self._known[key] = _sees(torch.arange(part.start, part.end, device=self.device), part.end, window)
+        return self._known[key]
+
+
+def _sees(at: Tensor, width: int, window: int | None) -> Tensor:
+    """Whether a token at position ``at[i]`` sees that at ``j``, ``[len(at), width]``."""
+    columns = torch.arange(width, device=at.device)
+    seen = columns <= at[:, None]
+    return seen & (columns > at[:, None] - window) if window else seen
+
+
+def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, how: _How) -> Tensor:
+    """Attention ``[B, heads, n, E]`` of queries ``[B, heads, n, D]``; without ``seen``, each sees what is before it."""
+    batch, heads, n, size = query.shape
+    groups = keys.shape[1]
+    if how.softcap is None and how.sinks is None:
+        if n == 1 and seen is not None:  # heads that share keys become rows of one query, so no keys are copied
+            return _one_token(query.reshape(batch, groups, -1, size), keys, values, seen, how).reshape(
+                batch, heads, 1, -1
+            )
+        return scaled_dot_product_attention(
+            query, keys, values, attn_mask=seen, is_causal=seen is None, scale=how.scaling, enable_gqa=groups < heads
+        )
+    if seen is None:
+        seen = torch.ones(n, n, dtype=torch.bool, device=query.device).tril()
+    together = query.reshape(batch, groups, heads // groups * n, size)
+    scores = (together @ keys.transpose(2, 3) * how.scaling).view(batch, heads, n, -1)
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if how.sinks is not None:
+        sinks = how.sinks.to(scores.dtype).view(1, heads, 1, 1).expand(batch, -1, n, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = scores.softmax(-1)[..., : keys.shape[2]].reshape(batch, groups, heads // groups * n, -1)
+    return (weights @ values).view(batch, heads, n, -1)
+
+
+def _one_token(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, how: _How) -> Tensor:
+    if query.device.type != "cpu":
+        return scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=how.scaling)
+    # On a CPU, two products of all rows' heads take half the time of the fused call.
+    scores = torch.bmm(query.flatten(0, 1) * how.scaling, keys.flatten(0, 1).transpose(1, 2)).view(*query.shape[:3], -1)
+    weights = scores.masked_fill_(~seen, -torch.inf).softmax(-1)
+    return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).view(*query.shape[:3], -1)
+
+
+def _rounded(width: int) -> int:
+    return -(-width // GROWTH) * GROWTH
