@@ -44,7 +44,7 @@ from agentopcd.distillation.metrics import (
     step_record,
     update_record,
 )
-from agentopcd.distillation.played import draw, play_step, say_read_apart, success_on
+from agentopcd.distillation.played import Batches, success_on
 from agentopcd.distillation.samples import Batch, Sample, micro_batches
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models import find
@@ -103,8 +103,7 @@ def consolidate(
 
     A killed run resumes from its last checkpoint and ends bit-equal to an uninterrupted one (transformers engine,
     same thread count), because every random choice is a function of seed, step and task. Several processes share the
-    episodes of a step (``models/parallel/ranks.py``). Each process holds the whole student and teacher or, with
-    ``config.shard``, a part of each (``models/parallel/sharding.py``).
+    episodes of a step (``models/parallel/ranks.py``) and, with ``config.shard``, the weights (``sharding.py`` there).
 
     Args:
         method: whose answers the student learns from, and by which divergence. The method's player plays with the
@@ -120,14 +119,13 @@ def consolidate(
     progress = resume(training, learner, teacher, player, run, say) or begin(
         training, learner, teacher, method, run, say
     )
-    noted = False
+    batches = Batches(method, training.train, training.context, teacher.fits, say)
     for step in range(progress.step + 1, config.steps + 1):
         clock = Clock()
 
         # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.) Each
         # turn becomes a sample with both prompts, the student's without and the teacher's with the context.
-        played = play_step(method, draw(training.train, step, config), training.context, ranks, teacher.fits)
-        noted = noted or say_read_apart(played, say)
+        played = batches.take(step)
         player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
         compare_shortcuts(learner, teacher, played.samples, run, say)  # at the start of a run only
@@ -139,10 +137,11 @@ def consolidate(
         for batch in deal(played.samples, config, teacher, ranks):
             learn_from(batch, learner, teacher, method, meter, clock)
         meter.gather(ranks.everyone(meter.rows))
-        check_sampler(meter, config, teacher.compute)
+        check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
         norm, moved = learner.step(ranks, learned=bool(played.samples))
+        batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
 
-        # The weights have changed. A moving teacher follows them, and an engine with its own copy takes them over.
+        # The weights have changed: a moving teacher follows them, an engine with its own copy takes them over.
         gap_nats = follow(learner, teacher, player, step) if moved else None
         progress.step, progress.skipped = step, progress.skipped + (not moved)
         clock.lap("update")
@@ -214,8 +213,7 @@ def begin(
 def deal(samples: Sequence[Sample], config: ConsolidateConfig, teacher: FrozenTeacher, ranks: Ranks) -> Iterator[Batch]:
     """Yield this process's batches of a step.
 
-    Token weights are computed once, over the whole step. So the split into batches and processes does not change the
-    loss.
+    Token weights are those of the whole step, so the split into batches and processes does not change the loss.
     """
     weights = losses.token_weights([sample.num_tokens for sample in samples], config.reduction)
     batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads))
@@ -267,7 +265,7 @@ def choose_checkpoint(
     """Evaluate the student on select tasks, save it if it is the best so far, and return the fields for the log."""
     step, ranks = progress.step, Ranks.current()
     progress.select[step] = Rate(*success_on(player, training.select, ranks))
-    if ranks.main and training.config.keep_checkpoints:
+    if training.config.keep_checkpoints:
         best.save_student(learner, training.context.id, step, run.folder / CHECKPOINTS / f"{step:06d}")
     if progress.better(step):
         best.save(progress, learner, training.context.id, run.folder)

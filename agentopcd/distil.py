@@ -23,7 +23,7 @@ from agentopcd.models.merged import peft
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
-from agentopcd.rollouts.engine import player_of
+from agentopcd.rollouts.engine import engine_of, player_of
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
 from agentopcd.workspace.experience.find_context import shares
@@ -249,7 +249,7 @@ def train_student(
         config=config,
         context=context,
         jobs=lambda: [job for step in range(1, config.steps + 1) for job in draw(training.train, step, config)],
-        teacher=lambda: player_of(config, teacher, compute, day, say),
+        teacher=lambda: player_of(config, teacher, compute, day, say, together=True),
         stored=assignment.stored,
         folder=run.folder,
         ranks=Ranks.current(),
@@ -258,17 +258,18 @@ def train_student(
     episodes = kind.prepare(needs)
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
-    player = player_of(config, student, compute, day, say)
-    if config.shard:
-        student = sharding.sharded_copy(student)
+    player = player_of(config, student, compute, day, say, together=True)
     if teacher is not student and player.chat.taught_by(teacher.tokenizer):
         say(f"note: teacher {teacher.name} has another chat template than the student; each reads its own")
     judge = player.chat.teacher or player.chat
     prefixes = [judge.prefix(part) for part in context.parts]
+    judging = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)  # copies the whole student
+    if config.shard:
+        student = sharding.sharded(student, plays=engine_of(config, student)[0] == "transformers")
     return consolidate(
         training,
         student=student,
-        teacher=teacher_of(config, teacher, student, compute=compute, prefixes=prefixes),
+        teacher=judging,
         method=kind(config, player, episodes),
         run=run,
         say=say,

@@ -18,6 +18,7 @@ from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import EMPTY, Episode, Job, Request, Sampling
 from agentopcd.distillation import learner, losses, played, samples
+from agentopcd.distillation.played import draw
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models import find
@@ -181,19 +182,19 @@ def test_the_step_follows_the_reduction(
 
 def test_every_task_comes_once_per_epoch_and_epochs_differ() -> None:
     config = ConsolidateConfig(**dict(SMALL, batch_size=5))
-    epochs = [[job.task for job in loop.draw(TRAIN, step, config)] for step in range(1, 9)]
+    epochs = [[job.task for job in draw(TRAIN, step, config)] for step in range(1, 9)]
     assert all(sorted(epoch) == sorted(TRAIN) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_a_task_that_comes_twice_in_a_step_is_two_jobs_without_a_context() -> None:
-    jobs = loop.draw(TRAIN, 1, ConsolidateConfig(**dict(SMALL, batch_size=12)))
+    jobs = draw(TRAIN, 1, ConsolidateConfig(**dict(SMALL, batch_size=12)))
     assert len(set(jobs)) == 12
     assert {job.context for job in jobs} == {EMPTY}
 
 
 def test_a_task_that_comes_again_gets_other_noise() -> None:
-    jobs = [job for step in range(1, 9) for job in loop.draw(TRAIN, step, ConsolidateConfig(**SMALL))]
+    jobs = [job for step in range(1, 9) for job in draw(TRAIN, step, ConsolidateConfig(**SMALL))]
     assert len(set(jobs)) == len(jobs) > len(TRAIN)
 
 

@@ -69,7 +69,7 @@ INSIDE = {
         "marks",
         "chat",
         "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "
-        "sampling.vllm_command",
+        "sampling.vllm_command sampling.vllm_endpoints sampling.vllm_process",
         "sampling.lean",
         "sampling.rows",
         "sampling.continuous",

@@ -20,7 +20,9 @@ from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling import Sampler
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+from agentopcd.rollouts.sampling.vllm_server import ServerSampler
 from tests import tiny
 
 LESSONS = Context("- EXPERIENCE ITEM: always go left\n- EXPERIENCE ITEM: the goal is down")
@@ -75,9 +77,12 @@ def train(
         models.add_adapter(student, config.lora_rank, dtype, config.seed)
     prefixes = [Chat(student.tokenizer).prefix(part) for part in context.parts] if share else []
     teacher = FrozenTeacher(student, student, compute=dtype, prefixes=prefixes)
+    sampler: Sampler = TransformersSampler(student, compute=dtype)
+    if config.server:
+        sampler = ServerSampler(student, compute=dtype, urls=config.servers)
     player = Player(
-        game=Game(ref="math", **(game or {})), sampler=TransformersSampler(student, compute=dtype),
-        chat=Chat(student.tokenizer), sampling=config.sampling, seed=config.seed,
+        game=Game(ref="math", **(game or {})), sampler=sampler, chat=Chat(student.tokenizer),
+        sampling=config.sampling, seed=config.seed,
     )  # fmt: skip
     run = Run(work, "consolidate", {"env": "math", "settings": config.to_dict()})
     lines: list[str] = []

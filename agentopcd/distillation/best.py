@@ -16,6 +16,7 @@ from agentopcd.core.runs import writing
 from agentopcd.distillation.checkpoint import Progress
 from agentopcd.distillation.learner import Learner
 from agentopcd.models import find
+from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 
 
@@ -24,14 +25,26 @@ def save(progress: Progress, learner: Learner, context_id: str, folder: Path) ->
     progress.best_step = progress.step
     if Ranks.current().main:
         _move_aside(folder)
-        progress.best_id = save_student(learner, context_id, progress.step, folder / "best")
+    progress.best_id = save_student(learner, context_id, progress.step, folder / "best")
 
 
 def save_student(learner: Learner, context_id: str, step: int, folder: Path) -> str:
-    """Save the student of a step as an ordinary model folder and return its id."""
-    facts = {"step": step, "context": context_id}
+    """Save the student of a step as an ordinary model folder and return its id.
+
+    Every process calls this. The main one writes; the others return an empty id.
+    """
+    facts, weights = {"step": step, "context": context_id}, folder.with_name(f"{folder.name}.safetensors.tmp")
     with writing(folder):
-        return models.save_model(learner.whole, folder, parent_id=learner.student.id, facts=facts)
+        if sharded := sharding.is_sharded(learner.whole.model):
+            sharding.write_whole(learner.whole.model, weights)
+        if not Ranks.current().main:
+            return ""
+        try:
+            return models.save_model(
+                learner.whole, folder, parent_id=learner.student.id, facts=facts, weights=weights if sharded else None
+            )
+        finally:
+            weights.unlink(missing_ok=True)
 
 
 def replace(progress: Progress, learner: Learner, context_id: str, folder: Path, say: Callable[[str], None]) -> None:

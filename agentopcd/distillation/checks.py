@@ -32,7 +32,7 @@ def compare_shortcuts(
     for line in (*learner.compare(samples), *teacher.compare(samples)):
         say(line)
     for who, model in (("student", learner.model), ("teacher", teacher.model)):
-        known, kind = models.shortcuts_of(model), type(learner.whole.model).__name__
+        known, kind = models.shortcuts_of(model), type(learner.whole.model).__name__.removeprefix("FSDP")
         if not known.head:
             raise ModelError(f"{kind}: the {who}'s loss needs logits from its hidden states; it cannot be trained here")
         if learner.config.shard and not known.together:
@@ -44,12 +44,18 @@ def compare_shortcuts(
         write_json(run.folder / "shortcuts.json", {who: known.to_dict() for who, known in found.items()})
 
 
-def check_sampler(meter: StepMeter, config: ConsolidateConfig, compute: torch.dtype) -> None:
+def check_sampler(meter: StepMeter, config: ConsolidateConfig, compute: torch.dtype, *, on_policy: bool) -> None:
     """Stop the run if the student did not give the replies of this step: their log-probabilities say so.
+
+    Args:
+        on_policy: whether the student still has the weights that gave the replies. Otherwise the gap is what it has
+            learned since, and nothing is checked: the engine was compared when it took the weights.
 
     Raises:
         AlignmentError: the mean gap to the engine's log-probabilities is larger than rounding makes it.
     """
+    if not on_policy:
+        return
     gap, limit = meter.gap_nats(), limit_nats(compute, config.temperature)
     if not gap <= limit:  # also refuses NaN
         raise AlignmentError(

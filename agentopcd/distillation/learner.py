@@ -33,11 +33,12 @@ class Learner:
     def __init__(self, student: models.LoadedModel, config: TrainConfig, compute: torch.dtype) -> None:
         self.student, self.config, self.compute = student, config, compute
         self.whole = student.whole or student
-        """The unsharded model, which plays and is saved; the same as ``student`` without sharding."""
+        """The model that is saved: the unsharded copy of a sharded student that plays in place, else ``student``."""
         self.model = student.model.eval()  # dropout stays off, as in the teacher's passes
         self.device = next(self.model.parameters()).device
-        with models.autocast(self.device, compute):
-            models.check_head(self.whole.model)
+        if not sharding.is_sharded(self.whole.model):  # it gives hidden states only; checked before it was sharded
+            with models.autocast(self.device, compute):
+                models.check_head(self.whole.model)
         if student.adapter is None:
             self.model.requires_grad_(True)
         models.attend_without_padding(student, compute)

@@ -26,7 +26,7 @@ class Memory:
 
     student: int
     """Weights, gradients and AdamW's moments. With ``shard``: this process's part of them, and the whole copy that
-    plays."""
+    plays, unless servers do."""
     teacher: int
     """A frozen model of the same size; 0 if the teacher is the student with its adapter off."""
     context: int
@@ -76,7 +76,7 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     if config.teacher_kind != "frozen":
         teacher = 4 * total  # float32, since an average would not move in bfloat16
     if config.shard:  # embeddings and head, with their gradients, stay gathered while a batch is computed
-        student = student // launched() + 4 * total + 8 * rest
+        student = student // launched() + 8 * rest + (0 if config.server else 4 * total)
         teacher = teacher // launched() + 4 * rest
     # With sharding and gradient checkpointing, each cast is freed once its layer has run.
     cast_one_by_one = compute == torch.float32 or config.lora_rank or (config.shard and config.gradient_checkpointing)

@@ -218,10 +218,12 @@ def answers(
     found = [episode for file in sorted(folder.glob("answers-*.jsonl")) for episode in _read(file)]
     have = {(e.task, e.rep) for e in found}
     ranks.wait()  # every process has read before any process writes
-    missing = ranks.mine([job for job in wanted if (job.task, job.rep) not in have])
+    missing = [job for job in wanted if (job.task, job.rep) not in have]
     played: list[Episode] = []
     path = folder / f"answers-{ranks.index}.jsonl"
-    for episode in teacher.play(missing):
+    if missing and ranks.count > 1:
+        teacher.sampler.update()  # servers get the teacher's weights once, from the main process
+    for episode in teacher.play(ranks.mine(missing)):
         played.append(episode)
         with writing(path), path.open("a", encoding="utf-8") as file:  # at once: a kill loses no finished episode
             file.write(_line(transcript.to_json(episode)))

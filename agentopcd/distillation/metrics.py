@@ -145,6 +145,7 @@ def step_record(method: Method, context: Context | Mixture, played: Played, mete
     tokens = context_tokens(method.player.chat, context)
     return record | {
         "loss/name": method.name, "train/turns_read_apart": played.apart, "teacher/context_tokens": tokens,
+        "engine/policy_step": played.policy_step,
     }  # fmt: skip
 
 
@@ -226,7 +227,6 @@ def update_record(
         "train/skipped": not moved,
         "train/skipped_total": progress.skipped,
         "train/learning_rate": learner.learning_rate,
-        "engine/policy_step": progress.step - 1,
     } | ({} if gap_nats is None else {"engine/drift_nats": gap_nats})
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from typing import TypeVar
 
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.types import Context, Episode, Job, Mixture, Task
@@ -12,6 +16,8 @@ from agentopcd.distillation.methods import Method
 from agentopcd.distillation.samples import Sample, read_apart, samples_of
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.player import Player
+
+T = TypeVar("T")
 
 
 def draw(train: Sequence[Task], step: int, config: TrainConfig) -> list[Job]:
@@ -38,38 +44,89 @@ class Played:
     """Turns left out of the loss: those with an empty reply and, if ``cut_replies`` says so, with a cut one."""
     apart: int
     """Later turns of a growing chat that cannot be read in one pass with the turns before them."""
+    policy_step: int
+    """The step after which the student had the weights that played: the step before, or with ``async_steps`` the one
+    before that."""
 
 
-def play_step(
-    method: Method, jobs: Sequence[Job], context: Context | Mixture, ranks: Ranks, fits: Callable[[Sample], bool]
-) -> Played:
-    """Play this process's share of ``jobs`` and gather the episodes of all processes.
+class Batches:
+    """What the steps of a training play, one batch after the other.
+
+    With ``async_steps``, the next batch is played in a thread while this one is learned from. A whole batch comes from
+    the weights of one step: :meth:`settle` waits for it before the weights change.
 
     Args:
         fits: whether the teacher can score a sample.
+        say: takes lines for people.
     """
-    chat, cut = method.player.chat, method.config.cut_replies
-    mine = []
-    for episode in method.play(ranks.mine(jobs)):
-        mine.append((episode, *samples_of([episode], chat, context, cut, by_teacher=method.by_teacher, fits=fits)))
-    played = [result for share in ranks.everyone(mine) for result in share]
-    # Sort by job, not by who finished first: a sum of floats depends on the order of its terms.
-    played.sort(key=lambda result: (result[0].task, result[0].rep))
-    samples = [sample for _, of_episode, _ in played for sample in of_episode]
-    return Played(
-        episodes=[episode for episode, _, _ in played],
-        samples=samples,
-        dropped=sum(dropped for _, _, dropped in played),
-        apart=read_apart(samples) if method.player.game.form == "chat" else 0,
-    )
+
+    def __init__(
+        self,
+        method: Method,
+        train: Sequence[Task],
+        context: Context | Mixture,
+        fits: Callable[[Sample], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self.method, self.train, self.context, self.fits, self.say = method, train, context, fits, say
+        self.ranks, self._noted = Ranks.current(), False
+        self._next: Future[list[tuple[Episode, list[Sample], int]]] | None = None
+
+    def take(self, step: int) -> Played:
+        """What all processes together played for ``step``. With ``async_steps``, begin to play for the step after.
+
+        The first batch after a start or a resume is not played ahead.
+        """
+        ahead, self._next = self._next, None
+        mine = ahead.result() if ahead else self._play(step)
+        played = [result for share in self.ranks.everyone(mine) for result in share]
+        # Sort by job, not by who finished first: a sum of floats depends on the order of its terms.
+        played.sort(key=lambda result: (result[0].task, result[0].rep))
+        if self.method.config.async_steps and step < self.method.config.steps:
+            self._next = _in_a_thread(functools.partial(self._play, step + 1))
+        samples = [sample for _, of_episode, _ in played for sample in of_episode]
+        apart = read_apart(samples) if self.method.player.game.form == "chat" else 0
+        if apart and not self._noted:
+            why = "the template, or how earlier replies are shown, changes the earlier turns"
+            self.say(f"note: {apart} later turns are not read in one pass with the turns before: {why}")
+            self._noted = True
+        return Played(
+            episodes=[episode for episode, _, _ in played],
+            samples=samples,
+            dropped=sum(dropped for _, _, dropped in played),
+            apart=apart,
+            policy_step=step - 2 if ahead else step - 1,
+        )
+
+    def settle(self, lap: Callable[[str], None]) -> None:
+        """Wait until nothing is being played, so that the weights may change; ``lap`` counts the wait as rollout."""
+        lap("update")
+        if self._next is not None:
+            wait([self._next])
+        lap("rollout")
+
+    def _play(self, step: int) -> list[tuple[Episode, list[Sample], int]]:
+        """This process's share of the jobs of ``step``: episodes, each with its samples and how many were dropped."""
+        method, chat = self.method, self.method.player.chat
+        cut, mine = method.config.cut_replies, self.ranks.mine(draw(self.train, step, method.config))
+        return [
+            (e, *samples_of([e], chat, self.context, cut, by_teacher=method.by_teacher, fits=self.fits))
+            for e in method.play(mine)
+        ]
 
 
-def say_read_apart(played: Played, say: Callable[[str], None]) -> bool:
-    """Say if turns of a growing chat cost more than they need to, and return whether there were any."""
-    if played.apart:
-        why = "the template, or how earlier replies are shown, changes the earlier turns"
-        say(f"note: {played.apart} later turns are not read in one pass with the turns before: {why}")
-    return bool(played.apart)
+def _in_a_thread(work: Callable[[], T]) -> Future[T]:
+    """Start ``work`` in a thread of its own. A process that ends does not wait for it."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="agentopcd-ahead", daemon=True).start()
+    return future
 
 
 def success_on(player: Player, tasks: Sequence[Task], ranks: Ranks) -> list[int]:

@@ -51,7 +51,7 @@ class FrozenTeacher:
         prefixes: Sequence[Sequence[int]] = (),
         shard: bool = False,
     ) -> None:
-        itself = loaded is student or loaded is student.whole
+        itself = loaded is student
         if not itself:
             models.check_pair(student, loaded)
             models.check_head(loaded.model)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from agentopcd.core.errors import ModelError
 from agentopcd.core.text import first_line
@@ -52,7 +53,7 @@ class LoadedModel:
     """The ``PeftModel`` around ``model`` while a LoRA adapter is trained; see
     :func:`agentopcd.models.adapter.add_adapter`."""
     whole: LoadedModel | None = None
-    """The unsharded copy of a sharded student, which plays and is saved; see
+    """The unsharded copy of a sharded student, which plays and is saved; None if servers play. See
     :mod:`agentopcd.models.parallel.sharding`."""
 
 
@@ -261,7 +262,9 @@ def _end_ids(tokenizer: Any, model: Any, name: str) -> list[int]:
     return found
 
 
-def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict[str, Any]) -> str:
+def save_model(
+    loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict[str, Any], weights: Path | None = None
+) -> str:
     """Write an ordinary Hugging Face folder (safetensors, tokenizer, chat template) and return the model's id.
 
     While an adapter is trained, only the adapter is written, as PEFT does. The folder appears whole or not at all.
@@ -271,10 +274,15 @@ def save_model(loaded: LoadedModel, folder: Path, *, parent_id: str, facts: dict
         folder: replaced if it exists.
         parent_id: the id of the model that this one was trained from.
         facts: written to ``agentopcd.json`` beside the weights.
+        weights: a safetensors file with all parameters, for a sharded model. It is mapped, not read into memory.
     """
     scratch = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(scratch, ignore_errors=True)
-    if loaded.adapter is None:
+    if weights is not None:
+        whole = load_file(weights)
+        state = {name: whole.get(name, value) for name, value in loaded.model.state_dict().items()}
+        loaded.model.save_pretrained(scratch, state_dict=state)
+    elif loaded.adapter is None:
         loaded.model.save_pretrained(scratch)
     else:
         facts = facts | {"base": loaded.name if loaded.name in find.BUILT_IN else ""}

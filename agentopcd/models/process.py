@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import gc
 import logging
 import os
 import warnings
@@ -90,6 +91,16 @@ def keep_freed_memory() -> None:
     m_trim_threshold, m_mmap_max = -1, -4
     mallopt(m_mmap_max, 0)  # allocate from the heap, which is kept; a separate mapping would be given back
     mallopt(m_trim_threshold, 512 << 20)
+
+
+def give_back_memory() -> None:
+    """Give memory that was freed back to the machine, once: what was kept was far more than a step needs.
+
+    Without glibc the function does nothing.
+    """
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def float32_attention() -> None:

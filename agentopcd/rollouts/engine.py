@@ -10,7 +10,6 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
-from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
 from agentopcd.models.parallel.ranks import launched
 from agentopcd.rollouts.chat import ApiChat, Chat, asks_clock
@@ -34,16 +33,9 @@ def game_of(config: PlayerConfig) -> Game:
 
 
 def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, str]:
-    """The name of the engine that samples from ``loaded``, and the reason for the choice.
-
-    Raises:
-        ConfigError: the settings ask for vLLM, a server or an API in several processes. vLLM would set up a process
-            group of its own, and a server would get weights from every process.
-    """
+    """The name of the engine that samples from ``loaded``, and the reason for the choice."""
     several = launched() > 1
     engine = "server" if config.server and config.engine == "auto" else config.engine
-    if engine in ("vllm", "server", "api") and several:
-        raise ConfigError(f"--engine {engine} with {launched()} processes is not supported; take --engine transformers")
     if engine != "auto":
         return engine, without_password(config.server) if config.server else "as given"
     device = next(loaded.model.parameters()).device.type
@@ -80,10 +72,13 @@ def player_of(
     compute: torch.dtype,
     day: Callable[[], datetime.date] | None = None,
     say: Callable[[str], None] = print,
+    *,
+    together: bool = False,
 ) -> Player:
     """A player of the settings' environment, with replies from ``loaded``.
 
     Args:
+        together: whether every process of this run makes such a player, and all play at once.
         day: returns the day for a chat template that tells the model one.
         say: takes lines for people.
     """
@@ -98,7 +93,7 @@ def player_of(
     elif engine == "server":
         from agentopcd.rollouts.sampling import vllm_server
 
-        make = functools.partial(vllm_server.sampler_of, urls=config.servers)
+        make = functools.partial(vllm_server.sampler_of, urls=config.servers, together=together)
     elif engine == "api":
         from agentopcd.rollouts.sampling import chat_api
 

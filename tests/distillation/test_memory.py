@@ -76,6 +76,7 @@ def test_sharding_divides_what_is_trained_and_adds_a_whole_copy(folder: Path, mo
         students.append(of(folder, shard=True).student)
     assert students[0] - students[1] == usual.student // 4
     assert students[1] > usual.student // 4 + whole
+    assert of(folder, shard=True, server="http://there").student == students[1] - whole  # servers play
 
 
 def test_an_unknown_model_is_one_line() -> None:

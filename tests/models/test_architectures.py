@@ -58,14 +58,14 @@ def test_an_architecture_gives_what_its_own_forward_pass_gives_or_is_refused(
     folder = architectures.build(tmp_path / "model", name)
     said: list[str] = []
     learned: list[Sample] = []
-    play_step = loop.play_step
+    take = loop.Batches.take
 
     def spy(*args: Any) -> Any:
-        played = play_step(*args)
+        played = take(*args)
         learned.extend(played.samples)
         return played
 
-    monkeypatch.setattr(loop, "play_step", spy)
+    monkeypatch.setattr(loop.Batches, "take", spy)
     desk = Desk(tmp_path / "work", questions, str(folder), said)
     if name in UNSAMPLED:
         for refused in (desk.play, desk.consolidate, desk.evaluate):

@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 from agentopcd.cli import main
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Context, Mixture
 from agentopcd.models.parallel.ranks import Ranks
-from tests import tiny
 from tests.models import architectures
+from tests.processes import SHARDED, STOPPED, THREE, TWO, run, same, uneven
 
-TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone")
-THREE = ("-m", "torch.distributed.run", "--nproc_per_node", "3", "--standalone")
-STOPPED = """
-import sys
-from agentopcd import consolidate
-from agentopcd.cli import main
-line = consolidate.console_line
-def dies(record, *rest):
-    if record["step"] == 3:
-        raise KeyboardInterrupt
-    return line(record, *rest)
-consolidate.console_line = dies
-sys.argv = ["agentopcd", *sys.argv[1:]]
-main()
-"""
-SHARDED = """
-import torch
-from torch.distributed.tensor import DTensor, Shard
-from agentopcd.distillation import learner, prefix
-prefix.ROW_TOKENS = 8  # so that batches of different sizes take the teacher different numbers of passes
-prefix.COPIED_BYTES = 1  # in either form of a shared prefix
-check = learner.check_float32
-def all_sharded(trained):
-    check(trained)
-    for name, p in trained.items():
-        assert isinstance(p, DTensor) and p.placements == (Shard(0),) and p.device_mesh.size() > 1, name
-    print("sharded:", len(trained), flush=True)
-learner.check_float32 = all_sharded
-"""
 PARTS = Context("- EXPERIENCE ITEM: always go left"), Context("- EXPERIENCE ITEM: answers that end in five are wrong")
 MIXED = Mixture(PARTS, (0.6, 0.4))
 MIXES = f"""
@@ -67,33 +33,7 @@ main()
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A consolidation whose batches do not divide evenly between two processes."""
-    folder = tmp_path_factory.mktemp("ranks")
-    model = tiny.build(folder / "model", tie=False, hearing=4.0)
-    settings = json.loads((model / "generation_config.json").read_text())
-    settings["eos_token_id"] = [tiny.END, *range(20, 50)]  # so that replies have all lengths
-    (model / "generation_config.json").write_text(json.dumps(settings))
-    context = folder / "context.txt"
-    context.write_text("- EXPERIENCE ITEM: always go left\n" * 4)
-    words = f"""consolidate --env math --model {model} --context {context} --steps 4 --batch-size 5 --max-tokens 12
-        --learning-rate 1e-3 --select-every 2 --save-every 2 --select-tasks 3 --test-tasks 0 --temperature 1
-        --compute float32 --tokens-per-batch 450"""
-    return words.split()
-
-
-def run(*words: Any, rc: int = 0) -> str:
-    here, environment = Path(__file__).parents[2], os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, env=environment, cwd=here)
-    assert done.returncode == rc, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def trained(work: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    from safetensors.torch import load_file
-
-    (folder,) = (work / "runs").iterdir()
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return records, load_file(folder / "student" / "model.safetensors")
+    return uneven(tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -101,20 +41,6 @@ def alone(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("alone")
     run("-m", "agentopcd", *flags, "--work", work)
     return work
-
-
-def same(one: Path, other: Path) -> None:
-    """Up to rounding, which Adam keeps within a small part of its step of 1e-3."""
-    (records, weights), (again, found) = trained(one), trained(other)
-    assert [r["step"] for r in records] == [r["step"] for r in again] == [0, 1, 2, 3, 4]
-    for a, b in zip(records, again, strict=True):
-        # Which tokens are every fourth one depends on their order.
-        compared = [n for n in a if not n.startswith("time/") and n != "loss/kl_full_sampled_nats"]
-        for name in compared:
-            rounded = pytest.approx(a[name], rel=1e-3, abs=1e-5) if isinstance(a[name], float) else a[name]
-            assert b[name] == rounded, name
-    for name, tensor in weights.items():
-        assert (tensor - found[name]).abs().max() < 1e-4, name
 
 
 def test_two_processes_go_on_where_one_stopped_and_do_what_it_does(
@@ -194,8 +120,10 @@ def test_one_process_has_nothing_to_shard_over(
     with pytest.raises(SystemExit, match="2"):
         main()
     assert "error: there is one process to shard over" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="--shard or --lora-rank"):
+    with pytest.raises(ConfigError, match="--shard, or --lora-rank"):
         ConsolidateConfig(env="math", shard=True, lora_rank=4)
+    with pytest.raises(ConfigError, match="leave out --shard, or --lora-rank or vllm"):
+        ConsolidateConfig(env="math", shard=True, engine="vllm")
 
 
 def test_what_is_refused_ends_all_processes(flags: list[str], tmp_path: Path) -> None:

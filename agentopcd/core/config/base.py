@@ -26,7 +26,7 @@ from agentopcd.core.files import path_of
 
 C = TypeVar("C", bound="Config")
 
-LARGEST = {"seed": 2**63 - 1}
+LARGEST = {"seed": 2**63 - 1, "async_steps": 1}
 """The largest whole number that a setting may be, if it is not :data:`LARGEST_INT`; the store holds no larger seed."""
 LARGEST_INT = 2**31 - 1
 COLDEST = 1e-30

@@ -25,8 +25,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "test_tasks",
     ),
     "Training": (
-        "lora_rank", "shard", "tokens_per_batch", "gradient_checkpointing", "answers", "cut_replies", "weight_decay",
-        "clip_norm",
+        "lora_rank", "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing", "answers", "cut_replies",
+        "weight_decay", "clip_norm",
     ),
     "Teacher": ("teacher", "teacher_kind", "teacher_every", "teacher_keeps"),
     "Loss": ("divergence", "support", "loss_temperature", "importance_cap", "reduction"),

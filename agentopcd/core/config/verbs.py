@@ -184,7 +184,9 @@ class TrainConfig(PlayerConfig):
     merge: bool = False
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
     shard: bool = False
-    """Shard student and teacher over all processes (FSDP2); each process also holds a whole student to play with."""
+    """Shard student and teacher over all processes (FSDP2); without --server each also has a whole student to play."""
+    async_steps: int = 0
+    """1: while a batch is learned from, --server plays the next, with weights a step older (see --importance-cap)."""
     method: OnPolicy | Replay | ByTeacher = "opcd"
     """How the student learns. opcd: from its own games; prefix-replay: from its own replies to stored turns of train
     tasks. The baselines learn from games that the teacher plays with the context: context-distillation by forward KL
@@ -233,7 +235,7 @@ class TrainConfig(PlayerConfig):
         self._check_method()
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
-        self._not_negative("importance_cap")
+        self._not_negative("importance_cap", "async_steps")
         self._temperature("loss_temperature")
         self._check_adapter()
 
@@ -250,10 +252,9 @@ class TrainConfig(PlayerConfig):
     def _check_method(self) -> None:
         self._only_with("answers", self.by_teacher, "--method context-distillation or seqkd")
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
-            raise ConfigError(
-                f"--divergence stopgrad and --importance-cap are about the student's own answers; {self.method} "
-                "learns from the teacher's"
-            )
+            what = "--divergence stopgrad and --importance-cap are about the student's own answers"
+            raise ConfigError(f"{what}; {self.method} learns from the teacher's")
+        self._only_with("async_steps", bool(self.server) and not self.by_teacher, "--server and the student's answers")
 
     def _only_with(self, name: str, on: bool, wanted: str) -> None:
         """Refuse a setting that has no effect without another one, rather than ignore it."""
@@ -270,8 +271,8 @@ class TrainConfig(PlayerConfig):
     def _check_adapter(self) -> None:
         if self.merge and not self.lora_rank:
             raise ConfigError("there is no adapter to merge; add --lora-rank, or leave out --merge")
-        if self.shard and self.lora_rank:
-            raise ConfigError("every process plays with the whole model anyway; leave out --shard or --lora-rank")
+        if self.shard and (self.lora_rank or self.engine == "vllm"):
+            raise ConfigError("every process has the whole model anyway; leave out --shard, or --lora-rank or vllm")
 
     @property
     def by_teacher(self) -> bool:

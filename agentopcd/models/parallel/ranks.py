@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import functools
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=1)
 """How long the other processes wait while the first one plays, scores and evaluates."""
+TURN = "agentopcd/turn"
+"""The key of the launcher's store that says whose turn it is in :meth:`Ranks.one_at_a_time`."""
+LOOK_EVERY_S = 0.05
 
 
 def launched() -> int:
@@ -32,13 +36,17 @@ def launched() -> int:
 
 
 class Ranks:
-    """The processes of this run, connected by gloo on CPUs and by NCCL on GPUs, with one process per GPU."""
+    """The processes of this run, connected by gloo on CPUs and by NCCL on GPUs, with one process per GPU.
 
-    def __init__(self) -> None:
+    Args:
+        alone: this process by itself, however many were launched: for work that the others do not take part in.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
         self.count, self.index = 1, 0
         self._led = False
         """Whether the other processes take part in the main one's work, and so cannot receive an assignment."""
-        if launched() > 1:
+        if launched() > 1 and not alone:
             on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
             self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
             self.count, self.index = self.state.num_processes, self.state.process_index
@@ -107,6 +115,20 @@ class Ranks:
         """Let the processes that wait for an assignment end: they receive None."""
         if not self._led:
             self.from_main(None)
+
+    @contextlib.contextmanager
+    def one_at_a_time(self) -> Iterator[None]:
+        """Let one process after the other run this block. A process that does not come to it is not waited for."""
+        if self.count == 1:
+            yield
+            return
+        store: Any = dist.distributed_c10d._get_default_store()
+        while store.compare_set(TURN, "", str(self.index)) != str(self.index).encode():
+            time.sleep(LOOK_EVERY_S)
+        try:
+            yield
+        finally:
+            store.set(TURN, "")
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace each gradient by its sum over all processes. A missing gradient counts as zero.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
 from agentopcd import models
 from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.models.parallel import sharding
 
 GAP_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 """Mean difference of log-probabilities, in nats, that equal weights never reach. A test holds equal weights to 0.1 in
@@ -63,13 +65,25 @@ def gaps_nats(
     try:
         for request, reply in zip(requests, replies, strict=True):
             with models.autocast(device, compute):
-                logits = models.own_logits(model, request.prompt_ids, reply.token_ids)
+                logits = _logits(model, request.prompt_ids, reply.token_ids)
             logprobs = (logits / SAMPLING.temperature).log_softmax(-1)
             chosen = logprobs.gather(1, torch.tensor(reply.token_ids, device=device)[:, None])[:, 0]
             gaps.append((chosen.cpu() - torch.tensor(reply.logprobs)).abs())
     finally:
         model.train(was_training)
     return gaps
+
+
+@torch.no_grad()
+def _logits(model: Any, prompt: Sequence[int], response: Sequence[int]) -> torch.Tensor:
+    """The model's own logits for each token of ``response``; a sharded model gives hidden states only."""
+    if not sharding.is_sharded(model):
+        return models.own_logits(model, prompt, response)
+    ids = torch.tensor([[*prompt, *response]], device=next(model.parameters()).device)
+    hidden = model(input_ids=ids, use_cache=False).last_hidden_state[0, len(prompt) - 1 : -1]
+    logits = models.scaled(model, model.get_output_embeddings()(hidden)).float()
+    model.reshard()  # embeddings and head would stay gathered until the next backward pass
+    return logits
 
 
 def named_weights(loaded: models.LoadedModel) -> dict[str, torch.Tensor]:

@@ -1,8 +1,11 @@
-"""The vLLM engine, in this process. It caches prefixes and returns each reply as soon as it is done.
+"""The vLLM engine, in this process or in one beside it (``vllm_process.py``).
+
+It caches prefixes and returns each reply as soon as it is done.
 
 The engine starts with random weights. It gets the model's weights through the same call that updates them after a step,
 and each time its log-probabilities are compared with the model's. So a tensor that the update leaves out is off by
-whole nats at once, and not by bfloat16 noise after a few small steps. An adapter and its base are read from disk.
+whole nats at once, and not by bfloat16 noise after a few small steps. An adapter and its base are read from disk. So
+are the first weights of an engine in a process of its own, where vLLM reloads over no others.
 """
 
 from __future__ import annotations
@@ -12,7 +15,6 @@ import contextlib
 import gc
 import importlib.util
 import itertools
-import math
 import os
 import sys
 import tempfile
@@ -22,25 +24,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors.torch import save_file
 
 from agentopcd import models
 from agentopcd.core.errors import AlignmentError, ConfigError, DependencyError, ModelError
 from agentopcd.core.text import first_line
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models import find
+from agentopcd.rollouts.sampling import vllm_process
 from agentopcd.rollouts.sampling.protocol import check_room
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # "auto" would reserve a core
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_HOST_IP": "127.0.0.1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-"""Environment variables that are set before vLLM is imported, unless the user has set them."""
-USERS_CACHE = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
-"""GiB of keys and values on a CPU, if the user has set it. Otherwise each engine gets what its model needs."""
 LONGEST = 32_768
 """The most positions of an engine. vLLM reserves memory for one sequence of full length."""
 BATCHED_TOKENS = 8192
@@ -71,7 +65,7 @@ def check_installed() -> None:
 
 def supports(architecture: str) -> bool:
     """Whether vLLM can run a model of this transformers class name."""
-    _prepare(1)
+    vllm_process.prepare(1)
     with _quiet():
         from vllm import ModelRegistry
 
@@ -175,9 +169,10 @@ class VllmSampler:
         self._llm = self._adapter = VllmSampler.alive = None
         self._ready.clear()
         self._asleep = False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cleanup_dist_env_and_memory()
+        if not vllm_process.apart():  # it would end the group of our own processes
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                cleanup_dist_env_and_memory()
         gc.collect()
 
     # -- the engine ---------------------------------------------------------------------------------
@@ -197,7 +192,7 @@ class VllmSampler:
                 "take --engine transformers"
             )
         positions = self.room
-        _prepare(_cache_gib(config, positions))
+        vllm_process.prepare(vllm_process.cache_gib(config, positions))
         lora: dict[str, Any] = {}
         if adapter is not None:
             rank = adapter.peft_config["default"].r
@@ -213,7 +208,8 @@ class VllmSampler:
                 self._llm = LLM(
                     str(find.find_base(str(self.loaded.folder))),
                     dtype=str(self.compute).removeprefix("torch."),  # type: ignore[arg-type]
-                    load_format="auto" if lora else "dummy", skip_tokenizer_init=True, generation_config="vllm",
+                    load_format="auto" if lora or vllm_process.apart() else "dummy", skip_tokenizer_init=True,
+                    generation_config="vllm",
                     max_model_len=positions, max_num_seqs=self.batch_size, enforce_eager=True, seed=0,
                     # A chunked prompt would need seeded generators that can step back, which CPU generators cannot.
                     enable_chunked_prefill=False, max_num_batched_tokens=max(positions, BATCHED_TOKENS),
@@ -301,8 +297,13 @@ class VllmSampler:
         return gap
 
     def _push(self, weights: dict[str, torch.Tensor]) -> None:
-        with _quiet():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
+        with _quiet(), tempfile.TemporaryDirectory() as folder:
+            given: dict[str, Any] = {"weights_iterator": list(weights.items())}
+            if vllm_process.apart():
+                copies = {name: weight.cpu().contiguous().clone() for name, weight in weights.items()}
+                save_file(copies, Path(folder) / "model.safetensors")
+                given = {"weights_path": folder}
+            self._llm.collective_rpc("reload_weights", kwargs=given)
         self._forget_prefixes()
 
     def _push_adapter(self) -> None:
@@ -352,26 +353,10 @@ class VllmSampler:
         return int(metrics["vllm:prefix_cache_hits"]), int(metrics["vllm:prefix_cache_queries"])
 
 
-def _prepare(cache_gib: int) -> None:
-    """Set the environment variables of vLLM, which reads them when it is imported and when an engine starts."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if not USERS_CACHE:
-        os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(cache_gib)
-
-
 @atexit.register
 def _close_alive() -> None:
     if VllmSampler.alive is not None:
         VllmSampler.alive.close()
-
-
-def _cache_gib(config: Any, positions: int) -> int:
-    """GiB of keys and values on a CPU: room for two sequences of full length, and at least 1 GiB."""
-    text = config.get_text_config()
-    groups = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return max(1, math.ceil(2 * positions * text.num_hidden_layers * 2 * groups * width * 4 / 2**30))
 
 
 @contextlib.contextmanager

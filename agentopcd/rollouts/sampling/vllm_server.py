@@ -4,6 +4,10 @@ A server can restart with its first weights, or somebody else can change them. S
 label, and a reply counts only if the label is still there when it arrives. Otherwise the server gets the weights again,
 and the request is repeated with the same seed. This needs vLLM's development endpoints. A server without them is
 frozen: its log-probabilities are compared with the model's, and it can play, but it cannot be the student.
+
+Several processes that train together play through the same servers. The main one alone gives them new weights. A server
+that has lost them gets them again from the process that sees it first. Each time the label has another ending, so that
+the other processes know that replies they asked for before do not count.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import functools
 import itertools
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,136 +30,35 @@ from safetensors.torch import save_file
 from agentopcd import models
 from agentopcd.core.errors import AlignmentError, EngineError
 from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.models.parallel import sharding
+from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.sampling.protocol import check_room
 from agentopcd.rollouts.sampling.requests import (
     RETRIED,
-    Endpoint,
     at_one_of,
-    client_options,
     in_background,
     patiently,
     refused,
 )
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 from agentopcd.rollouts.sampling.vllm_command import start_line
-
-
-class Server(Endpoint):
-    """One vLLM server: the model that it serves, and the state of its weights."""
-
-    def __init__(self, url: str) -> None:
-        root = url.rstrip("/").removesuffix("/v1")
-        super().__init__(root, f"{root}/v1")
-        self.control = openai.OpenAI(base_url=root, **client_options())
-        self.serves, self.room = "", 0
-        self.takeovers = 0
-        """How often the server got weights from us. A reply requested before the last time does not count."""
-        self.keeps: Any = None
-        """The folder of the server's adapter, which must exist while the adapter is in use."""
-        self.doubtful = False
-        """Whether the server has failed since its weights were last checked."""
-
-    def look(self, wanted: str) -> None:
-        """Find out which model the server serves, and with how many positions.
-
-        Raises:
-            EngineError: the server serves no model or several, and none is named ``wanted``.
-        """
-        served = self._get("/v1/models").get("data") or []
-        names = [str(model.get("id")) for model in served]
-        if len(names) != 1 and wanted not in names:
-            raise EngineError(
-                f"{self.url} serves {', '.join(names) or 'no model'} and nothing named {wanted!r}; start it with "
-                f"--served-model-name {wanted}"
-            )
-        self.serves = wanted if wanted in names else names[0]
-        self.room = int(served[names.index(self.serves)].get("max_model_len") or 0)
-
-    async def complete(
-        self, model: str, request: Request, sampling: Sampling, end_ids: Sequence[int]
-    ) -> Completion | None:
-        """One reply; None if the request was aborted because somebody paused the server.
-
-        Every setting is sent, so that no default of the server or of the model's vendor applies.
-        """
-        self.busy += 1
-        try:
-            answer = await self.replies.completions.create(
-                model=model, prompt=list(request.prompt_ids), max_tokens=sampling.max_tokens, seed=request.seed,
-                temperature=sampling.temperature, top_p=sampling.top_p, logprobs=0,
-                extra_body={
-                    "top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
-                    "stop_token_ids": list(end_ids), "ignore_eos": True, "return_token_ids": True,
-                },
-            )  # fmt: skip
-        finally:
-            self.busy -= 1
-        choice: Any = answer.choices[0]
-        if choice.finish_reason == "abort":
-            return None
-        ids = getattr(choice, "token_ids", None)
-        if ids is None or choice.logprobs is None or len(choice.logprobs.token_logprobs or ()) != len(ids):
-            raise EngineError(
-                f"{self.url} answers without token ids and their log-probabilities; replies are never tokenised again "
-                "here, so take a server that has them, such as vLLM's, or only play with it (--engine api)"
-            )
-        return Completion(
-            token_ids=tuple(ids), logprobs=tuple(choice.logprobs.token_logprobs),
-            finish_reason="stop" if ids and ids[-1] in end_ids else "length",
-        )  # fmt: skip
-
-    def failed(self) -> float:
-        """See :class:`agentopcd.rollouts.sampling.requests.Endpoint`. After a failure the weights are in doubt."""
-        self.doubtful = True
-        return super().failed()
-
-    # -- weights: vLLM's development endpoints ------------------------------------------------------
-
-    def label(self) -> str | None:
-        """The label of the server's weights; None for a server without labels."""
-        try:
-            return str(self._get("/weight_info").get("weight_version") or "")
-        except openai.NotFoundError:
-            return None
-
-    def name_weights(self, label: str) -> None:
-        self._post("/update_weight_version", {"new_version": label})
-
-    def load(self, folder: Path) -> None:
-        """Let the server read all weights from ``folder``, which it must be able to see."""
-        self._post("/pause?mode=abort")  # no reply may mix old and new weights
-        try:
-            self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
-            if not self._post("/reset_prefix_cache").get("success"):
-                raise EngineError(f"{self.url} cannot reset its prefix cache while others use it; use it alone")
-        finally:
-            self._post("/resume")
-
-    def load_adapter(self, name: str, folder: Path) -> None:
-        self.unload_adapter(name)
-        self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
-
-    def unload_adapter(self, name: str) -> None:
-        with contextlib.suppress(openai.NotFoundError):  # the server no longer has the adapter
-            self._post("/v1/unload_lora_adapter", {"lora_name": name})
-
-    def _get(self, path: str) -> dict[str, Any]:
-        answer: Any = self.control.get(path, cast_to=object)
-        return answer if isinstance(answer, dict) else {}
-
-    def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        answer: Any = self.control.post(path, body=body or {}, cast_to=object)
-        return answer if isinstance(answer, dict) else {}
+from agentopcd.rollouts.sampling.vllm_endpoints import Server
 
 
 def sampler_of(
-    loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
+    loaded: models.LoadedModel,
+    *,
+    compute: torch.dtype,
+    urls: Sequence[str],
+    batch_size: int = 64,
+    together: bool = False,
 ) -> ServerSampler:
     """The current sampler if the servers already have the weights of ``loaded``, else a new one."""
-    last = ServerSampler.current
-    if last is not None and last.loaded is loaded and last.kind == (compute, tuple(urls), batch_size, loaded.adapter):
+    last, ranks = ServerSampler.current, Ranks.current() if together else Ranks(alone=True)
+    kind = (compute, tuple(urls), batch_size, loaded.adapter, ranks.count)
+    if last is not None and last.loaded is loaded and last.kind == kind:
         return last
-    return ServerSampler(loaded, compute=compute, urls=urls, batch_size=batch_size)
+    return ServerSampler(loaded, compute=compute, urls=urls, batch_size=batch_size, ranks=ranks)
 
 
 class ServerSampler:
@@ -166,19 +69,32 @@ class ServerSampler:
         compute: the dtype that the servers compute in. It sets how far their log-probabilities may be off.
         urls: the servers' addresses, with or without ``/v1``.
         batch_size: the most requests in flight at each server.
+        ranks: the processes that play together, each with a sampler like this one; None: this one alone. All of them
+            must call :meth:`update` before the first request.
     """
 
     current: ClassVar[ServerSampler | None] = None
     """The sampler whose weights the servers have, as far as this process knows."""
 
     def __init__(
-        self, loaded: models.LoadedModel, *, compute: torch.dtype, urls: Sequence[str], batch_size: int = 64
+        self,
+        loaded: models.LoadedModel,
+        *,
+        compute: torch.dtype,
+        urls: Sequence[str],
+        batch_size: int = 64,
+        ranks: Ranks | None = None,
     ) -> None:
         self.loaded, self.compute, self.batch_size = loaded, compute, batch_size
+        self.ranks = ranks or Ranks(alone=True)
         self.engine = f"server-{str(compute).removeprefix('torch.')}"
-        self.kind = (compute, tuple(urls), batch_size, loaded.adapter)
+        self.kind = (compute, tuple(urls), batch_size, loaded.adapter, self.ranks.count)
         self.servers = [Server(url) for url in urls]
         self.label = ""
+        self._written = ""
+        """The folder with the weights of a sharded model, from which a server that lost them reads them again."""
+        self._keeps: tempfile.TemporaryDirectory[str] | None = None
+        """That folder, in the main process."""
         self._tickets = itertools.count()
         self._asked: dict[int, tuple[Request, Sampling]] = {}
         self._running: dict[concurrent.futures.Future[Any], int] = {}
@@ -227,7 +143,7 @@ class ServerSampler:
                     unreachable.add(server)
                     continue
                 if not unchanged:
-                    self._take_over(server)
+                    self._give_back(server)
             for ticket, server, takeovers, reply in arrived:
                 if reply is not None and takeovers == server.takeovers and server not in unreachable:
                     del self._asked[ticket]
@@ -257,10 +173,14 @@ class ServerSampler:
             EngineError: a server cannot take weights.
             AlignmentError: a server does not sample with the model's weights.
         """
-        self._begin()
-        before, self.label = self.label, f"agentopcd-{uuid.uuid4().hex[:12]}"
-        gap = max(self._take_over(server, must=True) for server in self.servers)
-        if self.loaded.adapter is not None:
+        if ServerSampler.current is not self:
+            self._look_up()
+        before, self.label = self.label, self.ranks.from_main(f"agentopcd-{uuid.uuid4().hex[:12]}")
+        if sharding.is_sharded(self.loaded.model):
+            self._write_whole()
+        gap = max(self._take_over(server, must=True, together=True) for server in self.servers)
+        ServerSampler.current = self
+        if self.loaded.adapter is not None and before and self.ranks.main:
             for server in self.servers:
                 with one_line(server, self):
                     server.unload_adapter(before)
@@ -272,13 +192,20 @@ class ServerSampler:
         """Give the servers the model's weights before the first request and after another model has used them."""
         if ServerSampler.current is self:
             return
-        for server in self.servers:
-            with one_line(server, self):
-                server.look(self.loaded.name)
+        assert self.ranks.count == 1, "processes that play together call update() before the first request"
+        self._look_up()
         self.label = f"agentopcd-{uuid.uuid4().hex[:12]}"
         for server in self.servers:
             self._take_over(server)
         ServerSampler.current = self
+
+    def _look_up(self) -> None:
+        """Find out what the servers serve."""
+        for server in self.servers:
+            look = functools.partial(server.look, self.loaded.name)
+            with one_line(server, self):
+                # While others wait in the middle of a training, a server may be on its way back.
+                look() if self.ranks.count == 1 else patiently(look)
 
     @property
     def room(self) -> int:
@@ -314,37 +241,70 @@ class ServerSampler:
         """Whether the server's replies so far come from the weights that we loaded."""
         with one_line(server, self, away=False):
             label = server.label()
-        return not server.doubtful if label is None else label == self.label
+        return not server.doubtful if label is None else label == server.holds
 
-    def _take_over(self, server: Server, *, must: bool = False) -> float:
+    def _give_back(self, server: Server) -> None:
+        """Give ``server`` our weights again, unless another process of this run has just done so."""
+        with self.ranks.one_at_a_time():
+            with one_line(server, self):
+                label = patiently(server.label) or ""
+            if label != server.holds and label.startswith(self.label):
+                server.holds, server.doubtful = label, False
+                server.takeovers += 1  # what we asked it for before, it may have answered with other weights
+            else:
+                self._take_over(server)
+
+    def _take_over(self, server: Server, *, must: bool = False, together: bool = False) -> float:
         """Give ``server`` the model's weights, and return how far its log-probabilities are off, in nats.
 
         A server that takes weights always gets them, because in bfloat16 log-probabilities cannot tell apart weights
-        that are a few steps from each other. A frozen server is only compared; with ``must`` it is refused.
+        that are a few steps from each other. A frozen server is only compared; with ``must`` it is refused. If all
+        processes call this ``together``, the main one talks to the server, and all compare.
         """
+        acts, ask = self.ranks.main or not together, functools.partial(self._sample_at, server)
         server.takeovers += 1
         with one_line(server, self):
-            frozen = patiently(server.label) is None
-            if not frozen:
-                self._push(server)
-            elif must or self.loaded.adapter is not None:
-                raise EngineError(
-                    f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
-                    f"down, but not be the student; {start_line(self.loaded, self.compute, server.url)}"
-                )
-            gap = gap_nats(self.loaded, self.compute, functools.partial(self._sample_at, server))
+            frozen = acts and self._load(server, must=must)
+            if together:
+                gap = gap_nats(self.loaded, self.compute, lambda *asked: self._from_main(ask, *asked))
+            elif sharding.is_sharded(self.loaded.model):
+                gap = 0.0  # a pass would need all processes; the same file was compared when it was new
+            else:
+                gap = gap_nats(self.loaded, self.compute, ask)
             if not gap <= GAP_NATS[self.compute]:  # also refuses NaN
                 raise AlignmentError(
                     f"{server.url} serves {server.serves!r} and is off by {gap:.3g} nats a token from "
                     f"{self.loaded.name!r} (more than {GAP_NATS[self.compute]}), so its replies would not be that "
                     f"model's; {start_line(self.loaded, self.compute, server.url)}"
                 )
-            if not frozen:
-                server.name_weights(self.label)
+            if acts and not frozen:
+                server.holds = f"{self.label}.{self.ranks.index}.{server.takeovers}"
+                server.name_weights(server.holds)
+        if together:
+            server.holds = self.ranks.from_main(server.holds)
         server.doubtful = False
         return gap
 
+    def _load(self, server: Server, *, must: bool) -> bool:
+        """Let ``server`` read the model's weights, and return whether it is frozen.
+
+        Raises:
+            EngineError: it is frozen, and must not be.
+        """
+        frozen = patiently(server.label) is None
+        if not frozen:
+            self._push(server)
+        elif must or self.loaded.adapter is not None:
+            raise EngineError(
+                f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
+                f"down, but not be the student; {start_line(self.loaded, self.compute, server.url)}"
+            )
+        return frozen
+
     def _push(self, server: Server) -> None:
+        if self._written:
+            server.load(Path(self._written))
+            return
         folder = tempfile.TemporaryDirectory()
         if self.loaded.adapter is not None:
             self.loaded.adapter.save_pretrained(folder.name)
@@ -355,6 +315,18 @@ class ServerSampler:
             weights = {name: p.cpu().contiguous().clone() for name, p in named_weights(self.loaded).items()}
             save_file(weights, Path(folder.name) / "model.safetensors")
             server.load(Path(folder.name))
+
+    def _write_whole(self) -> None:
+        """Write the weights of a sharded model where the servers read them, and remove those of the step before."""
+        before, self._keeps = self._keeps, tempfile.TemporaryDirectory() if self.ranks.main else None
+        self._written = self.ranks.from_main(self._keeps.name if self._keeps else "")
+        sharding.write_whole(self.loaded.model, Path(self._written) / "model.safetensors")
+        if before is not None:
+            before.cleanup()
+
+    def _from_main(self, ask: Callable[..., list[Completion]], *asked: Any) -> list[Completion]:
+        """What the main process is answered."""
+        return self.ranks.from_main(ask(*asked) if self.ranks.main else [])
 
     def _sample_at(self, server: Server, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         async def ask() -> list[Completion]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ class FakeServer:
         self.raw_logprobs = False
         self.forgets_label_after = -1
         """Requests after which it behaves as if it had been started anew; -1: never."""
+        self.delay_s = 0.0
+        """How long it takes for a reply, besides what the model takes."""
+        self.loads = 0
+        """How often it was given weights."""
         self.answered: list[int] = []
         """Seeds of the requests that were answered."""
         self.lock = threading.Lock()
@@ -60,6 +65,7 @@ class FakeServer:
         self.http.server_close()
 
     def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(self.delay_s)
         self.loaded.end_ids = tuple(body["stop_token_ids"])
         sampling = Sampling(temperature=body["temperature"], top_p=body["top_p"], max_tokens=body["max_tokens"])
         sampler = TransformersSampler(self.loaded, compute=torch.float32)
@@ -106,6 +112,7 @@ class FakeServer:
     def control(self, path: str, body: dict[str, Any]) -> dict[str, Any] | None:
         if path == "/collective_rpc":
             assert body["method"] == "reload_weights"
+            self.loads += 1
             own = dict(self.loaded.model.named_parameters())
             with torch.no_grad():
                 for name, tensor in load_file(Path(body["kwargs"]["weights_path"]) / "model.safetensors").items():

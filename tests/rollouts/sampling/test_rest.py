@@ -1,11 +1,16 @@
-"""When vLLM sleeps and wakes, on a stand-in: only its build for GPUs can, and that was not run yet."""
+"""When vLLM sleeps and wakes, and how weights reach it in another process, on a stand-in.
+
+Only its build for GPUs can sleep, and that was not run yet.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from agentopcd import models
 from agentopcd.core.types import Request, Sampling
@@ -28,6 +33,32 @@ class Recorder:
 
     def add_request(self, name: str, *args: object, **kwargs: object) -> None:
         self.heard.append("request")
+
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        if "weights_path" in kwargs:
+            self.given = load_file(Path(kwargs["weights_path"]) / "model.safetensors")
+        else:
+            self.given = dict(kwargs["weights_iterator"])
+        self.heard.append(" ".join((method, *kwargs)))
+
+    def reset_prefix_cache(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("processes", "way"), [("1", "weights_iterator"), ("2", "weights_path")])
+def test_an_engine_beside_one_of_several_processes_reads_the_weights_from_a_file(
+    processes: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setattr(vllm_engine, "installed", lambda: True)
+    monkeypatch.setattr(vllm_engine.VllmSampler, "_gap", lambda self: 0.0)
+    loaded = models.load_model(str(tiny.build(tmp_path / "model", tie=True)))
+    sampler = vllm_engine.VllmSampler(loaded, compute=torch.float32)
+    sampler._llm = llm = Recorder()
+    assert sampler.update() == 0.0
+    assert llm.heard == [f"reload_weights {way}"]
+    head, inputs = llm.given.pop("lm_head.weight"), llm.given["model.embed_tokens.weight"]
+    assert torch.equal(head, inputs) and llm.given.keys() == dict(loaded.model.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("rank", [0, 4])
