@@ -173,8 +173,11 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     step = Step(args)
     first, timed = step.run(), [step.run() for _ in range(args.steps)]
     peak = peak_mib()
-    tokens = max(len(sample.teacher_ids) + sample.num_tokens for sample in step.rollout())
-    return {"first": first, "steps": timed, "peak_mib": peak, "teacher_tokens": tokens, "needed_mib": step.needed_mib()}
+    samples = step.rollout()
+    tokens = max(len(sample.teacher_ids) + sample.num_tokens for sample in samples)
+    reads = [sum(len(s.student_ids) + s.num_tokens for s in samples), sum(map(step.teacher.reads, samples))]
+    return {"first": first, "steps": timed, "peak_mib": peak, "teacher_tokens": tokens, "needed_mib": step.needed_mib(),
+            "reads": reads}  # fmt: skip
 
 
 def peak_mib() -> float:

@@ -134,7 +134,10 @@ class Book:
     def step(self) -> dict[str, Any]:
         """A step in full and with LoRA, its phases and peak memory."""
         weights, folder = self.large()
-        return {arm: self.shares(weights, self.consolidate(folder, arm, 192)) for arm in ("ours", "lora")}
+        return {
+            arm: self.shares(weights, self.consolidate(folder, arm, 192), lora=arm == "lora")
+            for arm in ("ours", "lora")
+        }
 
     def teacher(self) -> dict[str, Any]:
         """The teacher's seconds at 4,096 tokens of context, ours and plain."""
@@ -171,14 +174,19 @@ class Book:
             raise RuntimeError(found["failed"])
         return found
 
-    def shares(self, weights: int, run: dict[str, Any]) -> dict[str, Any]:
-        """Seconds of each phase, and peak memory; of a whole step, the share of the rate that its products take."""
+    def shares(self, weights: int, run: dict[str, Any], *, lora: bool = False) -> dict[str, Any]:
+        """Seconds of each phase, and peak memory; of the rate of a large product, the share that each phase reaches."""
         (phases,) = run["steps"]
-        seconds = {phase: round(wall, 3) for phase, (_, wall) in phases.items()}
-        tokens = run["teacher_tokens"] * (2 if self.tiny else 8)
-        # Rollout and teacher read each token once, the update reads it and goes back through it: 2, 2 and 6 a weight.
-        share = 10 * weights * tokens / (sum(seconds.values()) * self.rate)
-        return {"seconds": seconds, "peak_mib": round(run["peak_mib"]), "share_of_rate": round(share, 3)}
+        seconds = {phase: round(wall, 4) for phase, (_, wall) in phases.items()}
+        found = {"seconds": seconds, "peak_mib": round(run["peak_mib"])}
+        if "reads" not in run:  # TRL does not say
+            return found
+        student, teacher = run["reads"]
+        # To read a token takes two operations a weight, to go back through it four, or two if the weights stand still.
+        back = 2 if lora else 4
+        needed = {"rollout": 2 * student, "teacher": 2 * teacher, "update": (2 + back) * student}
+        shares = {phase: round(n * weights / (seconds[phase] * self.rate), 3) for phase, n in needed.items()}
+        return {**found, "share_of_rate": shares}
 
 
 def version(name: str) -> str | None:
