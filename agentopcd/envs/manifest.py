@@ -123,7 +123,7 @@ class Manifest:
         """
         try:
             raw = json.loads(text)
-            raw["splits"] = {name: [_task(entry) for entry in tasks] for name, tasks in raw["splits"].items()}
+            raw["splits"] = {name: _tasks(entries) for name, entries in raw["splits"].items()}
             raw["seeds"] = tuple(raw["seeds"])
             if missing := {field.name for field in dataclasses.fields(cls)} - raw.keys():
                 raise KeyError(*sorted(missing))
@@ -181,6 +181,12 @@ class Manifest:
             raise EnvError(f"{path} is no splits manifest: it is not UTF-8 text") from None
         except EnvError as error:
             raise EnvError(f"{path}: {error}") from None
+
+
+def _tasks(entries: Any) -> list[Task]:
+    if not isinstance(entries, list):
+        raise TypeError(f"a split is {entries!r:.60}, wanted a list")
+    return [_task(entry) for entry in entries]
 
 
 def _task(entry: Any) -> Task:

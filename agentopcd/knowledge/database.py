@@ -301,14 +301,18 @@ class Database:
             cursor = self._execute(f"INSERT INTO {table} ({columns}) VALUES ({marks}) {conflict}", tuple(row.values()))
         return cursor.lastrowid if cursor.rowcount == 1 else None
 
+    def columns(self, table: str) -> dict[str, str]:
+        """The columns of a table and their types."""
+        if table not in self._types:
+            rows = self.query(f"PRAGMA table_info({table})")
+            self._types[table] = {column["name"]: column["type"] for column in rows}
+        return self._types[table]
+
     def _check_types(self, table: str, row: Mapping[str, Any]) -> None:
         """Refuse what SQLite would turn into another type, such as the number 1 into the text "1"."""
-        if table not in self._types:
-            self._types[table] = {
-                column["name"]: column["type"] for column in self.query(f"PRAGMA table_info({table})")
-            }
+        types = self.columns(table)
         for name, value in row.items():
-            wanted = self._types[table].get(name, "")
+            wanted = types.get(name, "")
             if value is not None and not isinstance(value, FITS.get(wanted, object)):
                 raise StoreError(f"{name} of a {table} wants {wanted} and got {value!r:.60}")
 

@@ -27,6 +27,8 @@ IMPORTED = "import"
 """Actor of the events that an import adds: decisions of the receiver, which are not exported again."""
 
 GATES = ("review", "keep")
+TABLES = {"source": "item_source", "event": "item_event", "ref": "ref_move"}
+"""The tables of the types of rows that are called otherwise."""
 KINDS = ("run", "task", "item", "context", "model", "episode", "source", "event", "ref")
 """Types of rows, in the order in which they refer to each other."""
 
@@ -273,6 +275,9 @@ class _Load:
         kind = row.pop("type")
         if kind not in KINDS:
             raise StoreError(f"unknown row type {kind!r:.40}{did_you_mean(str(kind)[:40], KINDS)}")
+        unnumbered = {"id"} if kind in ("event", "ref") else set()
+        if missing := self.store.columns(TABLES.get(kind, kind)).keys() - row.keys() - unnumbered:
+            raise StoreError(f"a row of type {kind} lacks {', '.join(sorted(missing))}; the file was changed")
         self.new[kind] += bool(getattr(self, f"_{kind}")(row))
 
     def _run(self, row: Row) -> bool:

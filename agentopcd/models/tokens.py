@@ -26,8 +26,8 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.js
 """A folder with one of these files has a tokenizer."""
 
 PROBE = "agentopcd-probe"
-LONG_PROBE = f"{PROBE} " * 500 + "end"
-"""Seen whole in a prompt only if the template cuts nothing."""
+LONG_PROBE = f"{PROBE} " * 250 + "\n\n  'It is'; " + f"{PROBE} " * 250 + "end"
+"""Seen whole in a prompt only if the template cuts nothing and shows it as it is."""
 
 _PARTS = ("normalizer", "pre_tokenizer", "decoder")
 _FLAGS = (
@@ -58,11 +58,11 @@ def load_tokenizer(folder: Path, name: str, *, config: Path) -> Any:
         # transformers takes every folder for one of Mistral's whose config.json does not say who wrote it.
         with relayed_warnings(but=() if settings.model_type in _MISTRAL else ("incorrect regex pattern",)):
             tokenizer = _as_saved(folder, settings)
+        _check_round_trip(tokenizer, name)
     except ModelError:
         raise
     except Exception as error:  # the libraries raise whatever they like, plain Exception too
         raise ModelError(f"cannot load the tokenizer of {name!r}: {first_line(error, type(error).__name__)}") from error
-    _check_round_trip(tokenizer, name)
     return tokenizer
 
 

@@ -91,7 +91,7 @@ def try_settings(case: Case) -> None:
 def _check_number(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
-    if not math.isfinite(value) or abs(value) >= 2**64:
+    if not math.isfinite(value) or abs(value) >= (2**64 if isinstance(value, int) else 3.5e38):
         raise Silent(f"{name} = {value!r:.60} was kept, and no run can have it")
     if value < 0 and name != "seed":
         raise Silent(f"{name} = {value!r:.60} was kept, and is negative")

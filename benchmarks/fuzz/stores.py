@@ -102,7 +102,7 @@ def try_text(case: Case) -> None:
         items = store.items(context_id=store.resolve("a/b"))
     wanted = parse(given)
     if MARKER not in given:
-        if items or kept not in (given, given.rstrip("\n"), data.decode()):
+        if items or kept not in (given, given.rstrip("\n"), data.decode("utf-8", "replace")):
             raise Silent(f"free text {given!r:.100} became {kept!r:.100} with {len(items)} items")
     elif not len({identify(item.text) for item in items}) <= len(items) <= len(wanted):
         raise Silent(f"{len(wanted)} items became {len(items)}")
@@ -157,8 +157,12 @@ def try_export(case: Case) -> None:
 
 def decoded(data: bytes) -> str:
     """The text of a file by its byte order mark."""
-    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if marked else "utf-8-sig")
+    for name, *marks in (
+        ("utf-32", codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), ("utf-16", codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    ):  # fmt: skip
+        if data.startswith(tuple(marks)):
+            return data.decode(name)
+    return data.decode("utf-8-sig")
 
 
 def _contents(data: bytes) -> Counter[str]:

@@ -171,10 +171,9 @@ def test_some_skipped_steps_are_told(model_dir: Path, tmp_path: Path, monkeypatc
     assert done.result.skipped == 1
 
 
-@pytest.mark.parametrize("rate", [1e38, 1e308])
-def test_weights_that_are_not_finite_end_the_run(rate: float, model_dir: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_end_the_run(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"weights are not finite any more \(learning rate 1e\+\d+\)"):
-        train(model_dir, tmp_path, steps=4, learning_rate=rate)
+        train(model_dir, tmp_path, steps=4, learning_rate=1e38)
     assert not list(tmp_path.glob("runs/*/student"))
 
 

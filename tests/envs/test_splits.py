@@ -159,6 +159,8 @@ def test_a_long_file_is_cut_by_content(tmp_path: Path) -> None:
         (lambda raw: raw.update(kwargs=None), "kwargs is None, wanted dict"),
         (lambda raw: raw.update(protocol="fair"), "protocol is 'fair'"),
         (lambda raw: raw.pop("protocol"), "protocol"),
+        (lambda raw: raw["splits"].update(train={}), "a split is {}, wanted a list"),
+        (lambda raw: raw["splits"].update(train=""), "a split is '', wanted a list"),
         (lambda raw: raw.pop("salt"), "salt"),
         (lambda raw: raw.update(more=1), "unexpected keyword argument 'more'"),
     ],

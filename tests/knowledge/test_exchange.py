@@ -148,7 +148,10 @@ def test_one_context_travels_alone(kit) -> None:
 def change(exported: str, kind: str, **values: object) -> str:
     """The export with the first row of a kind changed."""
     rows = [json.loads(line) for line in exported.splitlines() if line]
-    next(row for row in rows if row.get("type") == kind and row.get("rendered") != "").update(values)
+    changed = next(row for row in rows if row.get("type") == kind and row.get("rendered") != "")
+    changed.update(values)
+    for name in [name for name, value in values.items() if value is ...]:
+        del changed[name]
     return "\n".join(map(json.dumps, rows))
 
 
@@ -165,6 +168,9 @@ def change(exported: str, kind: str, **values: object) -> str:
         ("run", {"id) VALUES (1); --": 1}, "is not a column of the store"),
         ("run", {"colour": 1}, "no such column"),
         ("event", {"event": "odd"}, "CHECK"),
+        ("ref", {"reason": ...}, "a row of type ref lacks reason; the file was changed"),
+        ("item", {"created_at": ...}, "a row of type item lacks created_at"),
+        ("run", {"result": ..., "finished_at": ...}, "a row of type run lacks finished_at, result"),
         ("ref", {"reason": 1}, "reason of a ref_move wants TEXT and got 1"),
         ("event", {"at": 7.5}, "at of a item_event wants TEXT and got 7.5"),
         ("run", {"seed": "7"}, "seed of a run wants INTEGER and got '7'"),

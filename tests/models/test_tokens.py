@@ -139,7 +139,7 @@ def test_a_warning_of_the_library_is_not_swallowed(own: Path, monkeypatch: pytes
 # -- the template ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("body", ["", "{% raw %}", "{# nothing #}"])
+@pytest.mark.parametrize("body", ["", "{% raw %}", "{# nothing #}", "{{ messages }}", "{{ messages | tojson }}"])
 def test_an_empty_template_is_refused(body: str, own: Path) -> None:
     (own / "chat_template.jinja").write_text(body)
     with pytest.raises(ModelError, match=r"leaves out what the user says|without a chat template"):

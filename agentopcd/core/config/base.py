@@ -29,6 +29,7 @@ C = TypeVar("C", bound="Config")
 LARGEST = {"seed": 2**63 - 1, "async_steps": 1}
 """The largest whole number that a setting may be, if it is not :data:`LARGEST_INT`; the store holds no larger seed."""
 LARGEST_INT = 2**31 - 1
+LARGEST_FLOAT = 3.4e38
 COLDEST = 1e-30
 """The smallest temperature besides 0. Logits divided by less than this would be infinite in float32."""
 MAY_BE_INFINITE = ("importance_cap", "clip_norm")
@@ -115,6 +116,8 @@ def _check_value(name: str, value: Any) -> None:
             raise ConfigError(f"{name} is {value}; it must be at most {LARGEST.get(name, LARGEST_INT)}")
         case float() if math.isnan(value) or (math.isinf(value) and name not in MAY_BE_INFINITE):
             raise ConfigError(f"{name} is {value}; wanted a finite number")
+        case float() if LARGEST_FLOAT < abs(value) < math.inf:
+            raise ConfigError(f"{name} is {value}; it must be at most {LARGEST_FLOAT}, the largest number in float32")
         case str() if SURROGATE.search(value):
             raise ConfigError(f"{name} holds bytes that are no UTF-8 text, or half a character: {value!r}")
         case dict():
