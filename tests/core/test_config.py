@@ -105,7 +105,7 @@ WRONG: list[tuple[type[PlayerConfig], dict[str, Any], str]] = [
     (LearnConfig, {"seed": 2**63 - 1, "rounds": 2}, "the last round"),
     (PlayConfig, {"episodes": 2**31}, "episodes is 2147483648; it must be at most 2147483647"),
     (PlayConfig, {"temperature": float("nan")}, "temperature is nan; wanted a finite number"),
-    (ConsolidateConfig, {"clip_norm": 1e308}, "clip_norm is 1e+308; it must be at most 3.4e+38"),
+    (ConsolidateConfig, {"clip_norm": 1e308}, "clip_norm is 1e.308; it must be at most 3.4e.38"),
     (PlayConfig, {"temperature": float("inf")}, "temperature is inf"),
     (PlayConfig, {"temperature": 5e-324}, "temperature is 5e-324; it must be 0, or 1e-30 or more"),
     (PlayConfig, {"top_p": float("nan")}, "top_p is nan"),
