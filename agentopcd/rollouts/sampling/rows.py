@@ -63,8 +63,9 @@ class Rows:
         self._probe()
 
     def room(self, width: int) -> int:
-        """How many rows there may be if each holds ``width`` tokens."""
-        return max(1, min(self.most, self.bound // (self._each * _rounded(width))))
+        """How many rows there may be if each holds ``width`` tokens; rows never get shorter."""
+        wide = max(_rounded(width), self._stores[0].shape[3])
+        return max(1, min(self.most, self.bound // (self._each * wide)))
 
     @property
     def _each(self) -> int:

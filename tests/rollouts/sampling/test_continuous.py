@@ -99,6 +99,8 @@ def test_long_prompts_are_read_in_pieces_and_memory_stays_within_its_bounds(
     monkeypatch.setattr(continuous, "PREFIXES_BYTES", 40_000)
     monkeypatch.setattr(continuous, "ROWS_BYTES", 3 * 128 * 1024)
     running = Continuous(loaded, torch.float32, 8)
+    long = dataclasses.replace(asked[0], prompt_ids=tuple(range(10, 230)))
+    running.sample([long], HOT)  # the rows are wide from now on, so there may be fewer
     for _ in range(4):
         assert [reply.token_ids for reply in running.sample(asked, HOT)] == wanted
         assert 0 < running._prefixes.size <= 40_000
