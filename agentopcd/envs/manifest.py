@@ -181,6 +181,8 @@ class Manifest:
             raise EnvError(f"{path} is no splits manifest: it is not UTF-8 text") from None
         except EnvError as error:
             raise EnvError(f"{path}: {error}") from None
+        except ValueError as error:  # a name that no file can have
+            raise EnvError(f"cannot read splits {str(path)!r}: {error}") from None
 
 
 def _tasks(entries: Any) -> list[Task]:

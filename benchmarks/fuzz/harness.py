@@ -189,7 +189,7 @@ def call(*words: str, stdin: str = "", may_fail: bool = False) -> str:
 
 def _check_tidy(words: tuple[str, ...], code: Any, said: str, complained: str, may_fail: bool) -> None:
     for stream, text in (("stdout", said), ("stderr", complained)):
-        if raw := Counter(char for char in text if _controls(char)):
+        if raw := Counter(char for char in text.replace("\r\n", "\n") if _controls(char)):
             raise Untidy(f"control characters reach {stream}: {dict(raw)!r:.80}")
     if code in (0, None) or (code == 1 and may_fail):
         if "--json" in words and code in (0, None):

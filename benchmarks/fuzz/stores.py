@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.types import MARKER, Context
+from agentopcd.core.types import EMPTY, MARKER, Context
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.items import identify, parse
 from benchmarks.fuzz import stock
@@ -175,7 +175,7 @@ def _contents(data: bytes) -> Counter[str]:
             row = line
         if not isinstance(row, dict):
             found.add(repr(row))
-        elif "type" in row and row["type"] != "end":
+        elif "type" in row and row["type"] != "end" and row.get("id") != EMPTY.id:  # every store has the empty context
             local = {"run_id", "episode_id"} | ({"id"} if row["type"] in ("run", "episode") else set())
             found.add(json.dumps({key: value for key, value in row.items() if key not in local}, sort_keys=True))
     return Counter(found)

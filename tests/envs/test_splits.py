@@ -145,6 +145,11 @@ def test_a_long_file_is_cut_by_content(tmp_path: Path) -> None:
     assert sum(len(manifest.tasks(name)) for name in SPLITS) == 200
 
 
+def test_a_name_that_no_file_can_have_is_told() -> None:
+    with pytest.raises(EnvError, match=r"cannot read splits .*null byte"):
+        Manifest.load("a\0b")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
