@@ -243,9 +243,10 @@ def _to_the_end(rows: Iterator[Row], endless: bool) -> Iterator[Row]:
     """The rows before the end of an export.
 
     Raises:
-        StoreError: there is no end, it counts other rows, or rows follow it.
+        StoreError: there is no end, it counts other rows, rows follow it, or a row is there twice, in another's place.
     """
     count = 0
+    seen: set[int] = set()
     for row in rows:
         if row.get("type") == "end":
             if row.get("rows") != count:
@@ -254,6 +255,9 @@ def _to_the_end(rows: Iterator[Row], endless: bool) -> Iterator[Row]:
                 raise StoreError(f"the export goes on after its end, with {str(more)[:60]!r}; import each file alone")
             return
         count += 1
+        if (text := hash(json.dumps(row, sort_keys=True))) in seen:
+            raise StoreError(f"row {count + 1} of the export is there twice; export again")
+        seen.add(text)
         yield row
     if not endless:
         raise StoreError(f"the export was cut short after {count} rows: its last line is missing; export again")

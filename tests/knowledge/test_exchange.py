@@ -188,6 +188,14 @@ def test_a_changed_file_is_refused(kit, kind: str, values: dict, message: str) -
     assert lines(fresh) == before
 
 
+def test_a_row_in_the_place_of_another_is_seen(kit) -> None:
+    """The number of rows is right, and one is missing."""
+    rows = [json.loads(line) for line in lines(filled(kit)).splitlines() if line]
+    rows[-2] = rows[2]
+    with pytest.raises(StoreError, match="is there twice"):
+        load(Store.open(":memory:"), iter(rows))
+
+
 def test_files_that_are_no_export(store: Store) -> None:
     with pytest.raises(StoreError, match="not a knowledge export"):
         load(store, from_jsonl(['{"a": 1}']))
