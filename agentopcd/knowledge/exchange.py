@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from agentopcd.core.errors import AgentOpcdError, StoreError, did_you_mean
 from agentopcd.core.transcript import UNREADABLE, differs, pack, unpack
@@ -289,7 +289,7 @@ class _Load:
         for name in ("config", "result"):
             _object_or_null(row, name)
         known = self.store.lookup("run", **row)
-        self.runs[number] = known["id"] if known else _must(self.store.insert("run", row))
+        self.runs[number] = known["id"] if known else cast(int, self.store.insert("run", row))
         return known is None
 
     def _task(self, row: Row) -> bool:
@@ -335,7 +335,7 @@ class _Load:
         if episode_id is not None and transcript is not None:
             self.store.insert("transcript", {"episode_id": episode_id, "body": pack(transcript)})
         known = self.store.lookup("episode", **{name: row[name] for name in EPISODE_KEY})
-        self.episodes[number] = _must(known)["id"]
+        self.episodes[number] = cast(Row, known)["id"]
         return episode_id is not None
 
     def _source(self, row: Row) -> bool:
@@ -395,8 +395,3 @@ def _object_or_null(row: Row, name: str) -> None:
     """Refuse JSON text that is no object: whoever reads the column would stumble over it."""
     if row[name] is not None and not isinstance(json.loads(row[name]), dict):
         raise StoreError(f"{name} is no JSON object; the file was changed")
-
-
-def _must(value: Any) -> Any:
-    assert value is not None
-    return value

@@ -148,7 +148,7 @@ def _with_adapter(layer: Any, dtype: torch.dtype, forward: Any) -> Any:
 def can_pack(compute: torch.dtype) -> bool:
     """Whether this build of torch can pack weights, and this CPU is faster with packed weights in ``compute``.
 
-    Without AVX-512, products in float32 are faster as they are (``python -m benchmarks.machine``).
+    Without AVX-512, products in float32 are taken as they are: on one such CPU they were faster.
     """
     ops = torch.ops.mkldnn
     if not (torch.backends.mkldnn.is_available() and hasattr(ops, "_reorder_linear_weight")):
