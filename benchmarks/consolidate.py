@@ -203,25 +203,28 @@ def trl_job(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def call(command: list[str], job: dict[str, Any] | None = None) -> dict[str, Any]:
+def call(command: list[str], job: dict[str, Any] | None = None, limit_s: float | None = None) -> dict[str, Any]:
     text = "" if job is None else json.dumps(job)
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"no end after {limit_s:.0f} s"}
     if done.returncode:
         how = "killed, out of memory?" if done.returncode < 0 else done.stderr.strip().splitlines()[-1]
         return {"failed": f"{how} (exit {done.returncode})"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(args: argparse.Namespace, arm: str, context: int) -> dict[str, Any]:
-    """One process of one arm."""
+def measured(args: argparse.Namespace, arm: str, context: int, limit_s: float | None = None) -> dict[str, Any]:
+    """One process of one arm, stopped after ``limit_s`` seconds."""
     if arm == "trl":
         args.context = context
-        return call([args.trl, str(Path(__file__).with_name("trl_sdft.py"))], trl_job(args))
+        return call([args.trl, str(Path(__file__).with_name("trl_sdft.py"))], trl_job(args), limit_s)
     shared = ["--model", args.model, "--batch", args.batch, "--reply", args.reply, "--steps", args.steps,
               "--compute", args.compute, "--threads", args.threads,
               "--tokens-per-batch", args.tokens_per_batch]  # fmt: skip
     words = [*shared, "--arm", arm, "--context", context]
-    return call([sys.executable, "-m", "benchmarks.consolidate", *map(str, words)])
+    return call([sys.executable, "-m", "benchmarks.consolidate", *map(str, words)], limit_s=limit_s)
 
 
 def parity(args: argparse.Namespace) -> None:

@@ -6,11 +6,12 @@ everything as JSON; ``--out`` writes it to a file as well. ``--tiny`` is the sam
 machine    the card, the versions, and the rate of a large product
 tests      the tests marked ``gpu``
 attention  how far packed and shared-prefix scoring are off the model's own forward pass, by attention
-pocket     one consolidation from the context to the student's table
 step       a step of a random model of the shape of Qwen3-1.7B, in full and with LoRA: rollout, teacher, update, their
            share of the rate, and peak memory
 teacher    the teacher at 4,096 tokens of context, beside the plain path
 trl        TRL's trainer on the same step, if it is installed
+rollout    reply tokens a second of pocket on Frozen Lake, by our engine and by transformers' ``generate``
+pocket     one consolidation from the context to the student's table
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class Book:
             return {"left out": "no CUDA device"}
         said = words_of(
             [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/models/test_gpu.py"],
-            self.left_s,
+            min(150.0, self.left_s),
         )
         return {"pytest": said.strip().splitlines()[-1]}
 
@@ -153,6 +154,20 @@ class Book:
         weights, folder = self.large()
         return self.shares(weights, self.consolidate(folder, "trl", 192))
 
+    def rollout(self) -> dict[str, Any]:
+        """Reply tokens a second of our engine and of transformers' ``generate``; the second of two runs counts."""
+        from benchmarks.rollout import SCENES, engines, jobs_of, play
+
+        scene = SCENES["lake"]
+        loaded = models.load_model(scene.model, device=self.device)
+        jobs, found = jobs_of(scene, loaded, 4 if self.tiny else 128), {}
+        for name, player in engines(scene, loaded, getattr(torch, self.compute)).items():
+            for _ in range(2):
+                began = time.perf_counter()
+                tokens = play(player, jobs)
+                found[name] = round(tokens / (time.perf_counter() - began), 1)
+        return {"games": len(jobs), "tokens_a_second": found}
+
     def large(self) -> tuple[int, Path]:
         """The number of weights of the model of steps, and its folder."""
         from benchmarks import random_model
@@ -166,10 +181,10 @@ class Book:
         from benchmarks.consolidate import measured
 
         args = argparse.Namespace(
-            model=str(folder), batch=2 if self.tiny else 8, reply=8 if self.tiny else 128, steps=1, threads=1,
+            model=str(folder), batch=2 if self.tiny else 32, reply=8 if self.tiny else 128, steps=1, threads=1,
             compute=self.compute, tokens_per_batch=1 << 20, trl=sys.executable,
         )  # fmt: skip
-        found = measured(args, arm, context)
+        found = measured(args, arm, context, self.left_s)
         if "failed" in found:
             raise RuntimeError(found["failed"])
         return found
@@ -207,7 +222,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         book = Book(args.tiny, Path(scratch))
         parts: list[Callable[[], dict[str, Any]]] = [
-            book.machine, book.tests, book.attention, book.pocket, book.step, book.teacher, book.trl
+            book.machine, book.tests, book.attention, book.step, book.teacher, book.trl, book.rollout, book.pocket
         ]  # fmt: skip
         for part in parts:
             if args.part and part.__name__ not in (*args.part, "machine"):

@@ -84,6 +84,17 @@ def jobs_of(scene: Scene, loaded: models.LoadedModel, n: int) -> list[Job]:
     ]
 
 
+def engines(scene: Scene, loaded: models.LoadedModel, compute: torch.dtype) -> dict[str, Player]:
+    """A player by our engine, and one by transformers' ``generate``."""
+    ours = Player(
+        game=Game(ref=scene.env, max_steps=scene.max_steps), chat=Chat(loaded.tokenizer),
+        sampler=TransformersSampler(loaded, compute=compute),
+        sampling=Sampling(temperature=0.7, max_tokens=scene.max_tokens),
+    )  # fmt: skip
+    padded = dataclasses.replace(ours, sampler=Padded(loaded, compute=compute, batch_size=PADDED_ROWS))
+    return {"ours": ours, "padded": padded}
+
+
 def timed(do: Callable[[], int]) -> tuple[int, float]:
     """Reply tokens and CPU seconds of ``do``, which returns the tokens."""
     began = time.process_time()
@@ -147,12 +158,7 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
     """Play one scene with every engine and print a table."""
     loaded = models.load_model(scene.model)
     jobs = jobs_of(scene, loaded, args.games or scene.games)
-    game = Game(ref=scene.env, max_steps=scene.max_steps)
-    sampling = Sampling(temperature=0.7, max_tokens=scene.max_tokens)
-    ours = Player(
-        game=game, sampler=TransformersSampler(loaded, compute=compute), chat=Chat(loaded.tokenizer), sampling=sampling
-    )
-    padded = dataclasses.replace(ours, sampler=Padded(loaded, compute=compute, batch_size=PADDED_ROWS))
+    ours, padded = engines(scene, loaded, compute).values()
     read, asked = counted(ours, jobs)  # a warm-up, too
     arms: dict[str, Callable[[], int]] = {"ours": lambda: play(ours, jobs), "padded": lambda: play(padded, jobs)}
     if args.vllm:

@@ -80,7 +80,16 @@ class Steps(TrainerCallback):
 
 
 def now() -> tuple[float, float]:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # a GPU works on after a call has returned
     return time.process_time(), time.perf_counter()
+
+
+def peak_mib() -> float:
+    """Peak memory of the GPU, if there is one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure(job: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +104,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             teacher_prompt_template="{privileged_context}\n\n{prompt}", disable_dropout=True,
             distillation_mode="topk_logits", distillation_topk=256, distillation_alpha=1.0,
             distillation_add_tail=True, distillation_is_clip=None, gradient_checkpointing=False,
-            gradient_accumulation_steps=1, bf16=job["compute"] == "bfloat16", use_cpu=True, report_to=[],
+            gradient_accumulation_steps=1, bf16=job["compute"] == "bfloat16", use_cpu=not torch.cuda.is_available(), report_to=[],
             save_strategy="no", logging_strategy="no", disable_tqdm=True,
             model_init_kwargs={"dtype": "float32"},
         )  # fmt: skip
@@ -111,7 +120,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     weights = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if p.requires_grad}
     return {
         "arm": "trl", "first": steps.steps[0], "steps": steps.steps[1:], "teacher_tokens": trainer.longest,
-        "weights": sorted(weights), "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "weights": sorted(weights), "peak_mib": peak_mib(),
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -164,6 +165,9 @@ def _texts(value: Any) -> Iterator[str]:
     """Every text in a JSON value, and every number as it may be written."""
     if isinstance(value, str):
         yield value
+        if value[:1] in ("[", "{"):  # a cell of a table
+            with contextlib.suppress(ValueError, RecursionError):
+                yield from _texts(json.loads(value))
     elif isinstance(value, Mapping):
         for inner in value.values():
             yield from _texts(inner)

@@ -134,8 +134,12 @@ class Rows:
                 counts[shape] = counts.get(shape, 0) + 1
         if len(self._places) != len(seen) or not seen:
             raise ValueError("its layers do not call one attention each")
-        # Attention on a CPU reads float32, whatever the products are computed in.
-        dtype = torch.float32 if self.device.type == "cpu" else seen[0][1].dtype
+        # Attention on a CPU reads float32, whatever the products are computed in; on a GPU it is a product, too.
+        dtype, kind = seen[0][1].dtype, self.device.type
+        if kind == "cpu":
+            dtype = torch.float32
+        elif torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
         self._stores = [
             torch.zeros(n, 1, heads, GROWTH, width, dtype=dtype, device=self.device)
             for (heads, width), n in counts.items()
