@@ -104,8 +104,8 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
             teacher_prompt_template="{privileged_context}\n\n{prompt}", disable_dropout=True,
             distillation_mode="topk_logits", distillation_topk=256, distillation_alpha=1.0,
             distillation_add_tail=True, distillation_is_clip=None, gradient_checkpointing=False,
-            gradient_accumulation_steps=1, bf16=job["compute"] == "bfloat16", use_cpu=not torch.cuda.is_available(), report_to=[],
-            save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            gradient_accumulation_steps=1, bf16=job["compute"] == "bfloat16", use_cpu=not torch.cuda.is_available(),
+            report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
             model_init_kwargs={"dtype": "float32"},
         )  # fmt: skip
         tokenizer = AutoTokenizer.from_pretrained(job["model"])
