@@ -73,6 +73,7 @@ INSIDE = {
         "sampling.lean",
         "sampling.rows",
         "sampling.continuous",
+        "sampling.shares",
         "sampling.chat_api sampling.transformers_engine sampling.vllm_engine sampling.vllm_server",
         "game",
         "player",

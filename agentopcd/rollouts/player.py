@@ -22,7 +22,7 @@ from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Turn
 from agentopcd.rollouts import chat as chats
 from agentopcd.rollouts.game import Game
-from agentopcd.rollouts.sampling import Sampler, request_seed
+from agentopcd.rollouts.sampling import Sampler, request_seed, shares
 from agentopcd.rollouts.sampling.protocol import check_room
 
 MAX_REPLY_IN_LOG = 300
@@ -39,7 +39,7 @@ class Player:
     sampling: Sampling
     seed: int = 0
     concurrency: int = 64
-    """The most episodes in flight."""
+    """The most episodes in flight at each sampler."""
     retries: int = 2
     """How often an episode whose environment raised is restarted before it ends as ``env_error``."""
 
@@ -65,36 +65,60 @@ def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
     Raises:
         EnvError: the environment cannot be built, or a task's content does not match its key.
     """
-    waiting = deque((job, 0) for job in jobs)
-    live: dict[int, _Live] = {}
-    steps = _InProcesses(player.concurrency) if player.game.spec.slow else _Inline()
+    samplers = [player.sampler] if player.game.spec.slow else player.sampler.split(len(jobs))
+    tables = {
+        id(sampler): _Table(dataclasses.replace(player, sampler=sampler), jobs[number :: len(samplers)])
+        for number, sampler in enumerate(samplers)
+    }
+    try:
+        while busy := [table.player.sampler for table in tables.values() if table.busy]:
+            for sampler in shares.ready(busy):
+                yield from tables[id(sampler)].go_on()
+    finally:  # the caller may stop early
+        for table in tables.values():
+            table.close()
 
-    def settle(*, wait: bool = False) -> Iterator[Episode]:
+
+class _Table:
+    """The episodes of one sampler."""
+
+    def __init__(self, player: Player, jobs: Sequence[Job]) -> None:
+        self.player = player
+        self._waiting = deque((job, 0) for job in jobs)
+        self._live: dict[int, _Live] = {}
+        self._steps = _InProcesses(player.concurrency) if player.game.spec.slow else _Inline()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._live or self._steps.under_way)
+
+    def go_on(self) -> Iterator[Episode]:
+        """Hand out the replies that are there, fill empty seats, and yield the episodes that have ended."""
+        for ticket, reply in self.player.sampler.collect() if self._live else ():
+            episode = self._live.pop(ticket)
+            self._steps.take(episode, functools.partial(episode.step, reply))
+            yield from self._settle()
+        yield from self._settle(wait=not self._live)  # wait for an environment only if no reply is under way
+        while self._waiting and len(self._live) + self._steps.under_way < self.player.concurrency:
+            episode = _Live(self.player, *self._waiting.popleft())
+            self._steps.take(episode, episode.start)
+            yield from self._settle()
+
+    def _settle(self, *, wait: bool = False) -> Iterator[Episode]:
         """Yield the episodes that have ended, and ask for the next reply of the others."""
-        for running, succeeded in steps.done(wait=wait):
+        for running, succeeded in self._steps.done(wait=wait):
             if not succeeded:
-                yield from _retry(running, waiting)
+                yield from _retry(running, self._waiting)
             elif running.episode is None and (request := running.request()) is not None:
-                live[player.sampler.submit(request, player.sampling)] = running
+                self._live[self.player.sampler.submit(request, self.player.sampling)] = running
             else:
                 assert running.episode is not None
                 yield running.episode
 
-    try:
-        while waiting or live or steps.under_way:
-            while waiting and len(live) + steps.under_way < player.concurrency:
-                episode = _Live(player, *waiting.popleft())
-                steps.take(episode, episode.start)
-                yield from settle()
-            for ticket, reply in player.sampler.collect() if live else ():
-                episode = live.pop(ticket)
-                steps.take(episode, functools.partial(episode.step, reply))
-                yield from settle()
-            yield from settle(wait=not live)  # wait for an environment only if no reply is under way
-    finally:  # the caller may stop early
-        player.sampler.drop(live)
-        steps.close()
-        for episode in live.values():
+    def close(self) -> None:
+        self.player.sampler.drop(self._live)
+        self._steps.close()
+        for episode in self._live.values():
             episode.close()
 
 

@@ -19,6 +19,7 @@ import torch
 from agentopcd.core.errors import EngineError
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.load import LoadedModel
+from agentopcd.rollouts.sampling.protocol import Sampler
 from agentopcd.rollouts.sampling.requests import Endpoint, at_one_of, in_background, refused
 
 SEED_MASK = (1 << 31) - 1
@@ -139,6 +140,10 @@ class ApiSampler:
         for future in [future for future, ticket in self._running.items() if ticket in unwanted]:
             future.cancel()
             del self._running[future]
+
+    def split(self, jobs: int) -> Sequence[Sampler]:
+        """See :class:`agentopcd.rollouts.sampling.Sampler`."""
+        return [self]
 
     def rest(self) -> None:
         """Do nothing: the machine is not ours."""

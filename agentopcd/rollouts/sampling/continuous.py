@@ -52,15 +52,16 @@ class Continuous:
         loaded: the model.
         compute: dtype of matrix products.
         rows: the most requests under way.
+        share: how many engines like this one the bounds on memory are for.
     """
 
-    def __init__(self, loaded: models.LoadedModel, compute: torch.dtype, rows: int) -> None:
+    def __init__(self, loaded: models.LoadedModel, compute: torch.dtype, rows: int, share: int = 1) -> None:
         self.loaded, self.compute = loaded, compute
         self._packed = decoding.Packed(loaded.model, compute)
         with self._sampling():
             lean = Lean(loaded.model, self._packed) if fits(loaded.model) else None
-            self._rows = Rows(loaded.model, most=rows, bound=ROWS_BYTES, lean=lean)
-        self._prefixes = Prefixes(PREFIXES_BYTES)
+            self._rows = Rows(loaded.model, most=rows, bound=ROWS_BYTES // share, lean=lean)
+        self._prefixes = Prefixes(PREFIXES_BYTES // share)
         self._waiting: list[tuple[int, Request]] = []
         self._seats: list[_Seat | None] = []
 

@@ -15,7 +15,7 @@ PACKED_ROWS = 32
 """The number of rows that weights are packed for: a batch of replies, with one token each."""
 
 SMALL = 30_000_000
-"""The most parameters of a model whose layers are joined without packing them."""
+"""The most parameters of a small model: its steps on a CPU take their time in calls rather than in products."""
 
 PLAIN = (torch.nn.Linear, models.Float32Head)
 """Layers that are packed. Subclasses are not, because some do more than a product (routers of mixtures of experts)."""
@@ -35,7 +35,8 @@ class Packed:
         self._forwards: list[tuple[Any, Any]] = []
         self._joined: dict[int, _Joined] = {}
         """By the first of the layers that are joined."""
-        if next(model.parameters()).device.type != "cpu" or not (pack or _is_small(model, compute)):
+        small = compute == torch.float32 and is_small(model)
+        if next(model.parameters()).device.type != "cpu" or not (pack or small):
             return
         product = _packed if pack else _plain
         adapted = [m for m in model.modules() if hasattr(m, "lora_A") and type(m.base_layer) in PLAIN]
@@ -107,9 +108,10 @@ def _together(model: Any) -> Iterator[list[Any]]:
                 yield [getattr(module, name) for name in names]
 
 
-def _is_small(model: Any, compute: torch.dtype) -> bool:
-    """Whether a step's time goes into calls rather than into products."""
-    return compute == torch.float32 and sum(p.numel() for p in model.parameters()) <= SMALL
+def is_small(model: Any) -> bool:
+    """Whether a step's time goes into calls rather than into products: a small model on a CPU."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return on_cpu and sum(p.numel() for p in model.parameters()) <= SMALL
 
 
 def _bias(layers: Sequence[Any], dtype: torch.dtype) -> torch.Tensor | None:

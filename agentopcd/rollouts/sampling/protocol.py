@@ -42,6 +42,10 @@ class Sampler(Protocol):
         """Forget these requests: nobody will collect their completions."""
         ...
 
+    def split(self, jobs: int) -> Sequence[Sampler]:
+        """The samplers that divide so many jobs among them. They live until a :meth:`drop` leaves no request."""
+        ...
+
     def rest(self) -> None:
         """Free memory if possible: no request comes until the weights have changed."""
         ...
@@ -58,6 +62,8 @@ class Sampler(Protocol):
 
 class InBatches:
     """Base class of samplers that answer in batches: one call of ``sample`` answers all submitted requests."""
+
+    engine: str
 
     @property
     def room(self) -> int:
@@ -89,6 +95,10 @@ class InBatches:
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """See :class:`Sampler`."""
         raise NotImplementedError
+
+    def split(self, jobs: int) -> Sequence[Sampler]:
+        """See :class:`Sampler`: this one alone."""
+        return [self]
 
     def rest(self) -> None:
         """Do nothing: there is no memory to free."""

@@ -15,9 +15,9 @@ from agentopcd import models
 from agentopcd.core.errors import AlignmentError
 from agentopcd.core.text import first_line
 from agentopcd.core.types import Completion, Request, Sampling
-from agentopcd.rollouts.sampling import decoding, drawing
+from agentopcd.rollouts.sampling import decoding, drawing, shares
 from agentopcd.rollouts.sampling.continuous import Continuous
-from agentopcd.rollouts.sampling.protocol import InBatches, check_room
+from agentopcd.rollouts.sampling.protocol import InBatches, Sampler, check_room
 from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
 
 WAYS = ("fast", "padded", "alone")
@@ -53,6 +53,11 @@ class TransformersSampler(InBatches):
         self.engine = f"transformers-{str(compute).removeprefix('torch.')}"
 
     @property
+    def rows(self) -> int:
+        """The most requests under way at once."""
+        return 2 * self.batch_size
+
+    @property
     def room(self) -> int:
         """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
         return models.positions(self.loaded.model)
@@ -65,7 +70,7 @@ class TransformersSampler(InBatches):
             AlignmentError: whichever way the model samples, the log-probabilities are not those of its forward pass.
         """
         check_room(requests, sampling, self.room, self.loaded.name)
-        return self._sample(requests, sampling, self._way(requests, sampling), self.compute) if requests else []
+        return self._sample(requests, sampling, self.way(requests, sampling), self.compute) if requests else []
 
     def collect(self) -> list[tuple[int, Completion]]:
         """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
@@ -73,8 +78,8 @@ class TransformersSampler(InBatches):
         (sampling,) = {settings for _, settings in asked.values()}  # one player at a time, so one kind of settings
         new = {ticket: request for ticket, (request, _) in asked.items() if ticket not in self._taken}
         check_room(list(new.values()), sampling, self.room, self.loaded.name)
-        if self._running is None and self._way(list(new.values()), sampling) == "fast":
-            self._running = Continuous(self.loaded, self.compute, 2 * self.batch_size)
+        if self._running is None and self.way(list(new.values()), sampling) == "fast":
+            self._running = Continuous(self.loaded, self.compute, self.rows)
         if self._running is None:
             return super().collect()
         for ticket, request in new.items():
@@ -85,6 +90,11 @@ class TransformersSampler(InBatches):
             del asked[ticket]
         self._taken.difference_update(ticket for ticket, _ in found)
         return found
+
+    def split(self, jobs: int) -> Sequence[Sampler]:
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`: :mod:`.shares` for a small model on a CPU."""
+        count = shares.number(self.loaded.model, jobs)
+        return shares.Group(self, count).shares if count > 1 else [self]
 
     def drop(self, tickets: Iterable[int]) -> None:
         """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`. With the last request goes what was read."""
@@ -104,7 +114,7 @@ class TransformersSampler(InBatches):
         """Forget what was read: the weights that sample are the weights that train."""
         self.rest()
 
-    def _way(self, requests: Sequence[Request], sampling: Sampling) -> str:
+    def way(self, requests: Sequence[Request], sampling: Sampling) -> str:
         """How this model is sampled; compared anew when something about the model has changed."""
         known = models.shortcuts_of(self.loaded.model)
         state = (self.compute, self.loaded.adapter is not None, self.loaded.model.config._attn_implementation)

@@ -32,7 +32,7 @@ from agentopcd.core.text import first_line
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models import find
 from agentopcd.rollouts.sampling import vllm_process
-from agentopcd.rollouts.sampling.protocol import check_room
+from agentopcd.rollouts.sampling.protocol import Sampler, check_room
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 
 LONGEST = 32_768
@@ -152,6 +152,10 @@ class VllmSampler:
             return None
         self._wake()
         return self._take_over()
+
+    def split(self, jobs: int) -> Sequence[Sampler]:
+        """See :class:`agentopcd.rollouts.sampling.Sampler`."""
+        return [self]
 
     def rest(self) -> None:
         """On a GPU, free keys, values and weights. The weights below an adapter move to the host's memory instead."""

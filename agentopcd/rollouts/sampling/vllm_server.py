@@ -32,7 +32,7 @@ from agentopcd.core.errors import AlignmentError, EngineError
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
-from agentopcd.rollouts.sampling.protocol import check_room
+from agentopcd.rollouts.sampling.protocol import Sampler, check_room
 from agentopcd.rollouts.sampling.requests import (
     RETRIED,
     at_one_of,
@@ -159,6 +159,10 @@ class ServerSampler:
             if ticket in unwanted:
                 future.cancel()
                 del self._running[future], self._asked[ticket]
+
+    def split(self, jobs: int) -> Sequence[Sampler]:
+        """See :class:`agentopcd.rollouts.sampling.Sampler`."""
+        return [self]
 
     def rest(self) -> None:
         """Do nothing: others may be using the servers."""
