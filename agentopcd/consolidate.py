@@ -45,6 +45,7 @@ from agentopcd.distillation.metrics import (
     update_record,
 )
 from agentopcd.distillation.played import Batches, success_on
+from agentopcd.distillation.positions import can_branch
 from agentopcd.distillation.samples import Batch, Sample, micro_batches
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models import find
@@ -134,7 +135,7 @@ def consolidate(
         # 2. The teacher scores the same tokens, with the context. 3. The student learns from those scores.
         # Gradients add up over the batches, so a step is one update however it is split.
         meter = StepMeter(method.temperature, config.temperature, config.importance_cap)
-        for batch in deal(played.samples, config, teacher, ranks):
+        for batch in deal(played.samples, learner, teacher, ranks):
             learn_from(batch, learner, teacher, method, meter, clock)
         meter.gather(ranks.everyone(meter.rows))
         check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
@@ -210,13 +211,14 @@ def begin(
 # -- 2. score, 3. learn ---------------------------------------------------------------------------------
 
 
-def deal(samples: Sequence[Sample], config: ConsolidateConfig, teacher: FrozenTeacher, ranks: Ranks) -> Iterator[Batch]:
+def deal(samples: Sequence[Sample], learner: Learner, teacher: FrozenTeacher, ranks: Ranks) -> Iterator[Batch]:
     """Yield this process's batches of a step.
 
     Token weights are those of the whole step, so the split into batches and processes does not change the loss.
     """
+    config, branch = learner.config, can_branch(learner.model) and can_branch(teacher.model)
     weights = losses.token_weights([sample.num_tokens for sample in samples], config.reduction)
-    batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads))
+    batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads, branch=branch))
     for (chunk, weights_N), counts, round_ in ranks.deal(batches, even=config.shard):
         # A forward pass of sharded weights is a collective operation, so every process must make equally many.
         passes = max(teacher.passes(other) for other, _ in round_) if config.shard else 0

@@ -135,7 +135,7 @@ class Step:
         samples = self.rollout()
         clock.lap("rollout")
         meter = StepMeter(self.method.temperature, config.temperature, config.importance_cap)
-        for batch in deal(samples, config, self.teacher, ranks):
+        for batch in deal(samples, self.learner, self.teacher, ranks):
             if self.args.arm == "plain":
                 self.learn_plainly(batch, clock)
             else:

@@ -155,8 +155,8 @@ def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     whole_step = loop.micro_batches
 
-    def spy(*args: Any) -> Any:
-        batches = list(whole_step(*args))
+    def spy(*args: Any, **how: Any) -> Any:
+        batches = list(whole_step(*args, **how))
         found.append(len(batches))
         return batches
 

@@ -22,8 +22,10 @@ from agentopcd.distillation import losses
 from agentopcd.distillation.positions import (
     alone_hidden,
     begins_with,
+    can_branch,
     logits_of,
     response_hidden,
+    sequences,
 )
 from agentopcd.distillation.prefix import prefix_of
 
@@ -36,6 +38,7 @@ PROMPT_TOKENS, RESPONSE_TOKENS = 960, 64
 INSTEAD = {
     "head": "logits come from whole forward passes; those from hidden states and output head",
     "together": "each sequence is read alone; several in one pass",
+    "branch": "each prompt is read in a row of its own; together with others that begin alike",
     "prefix": "each prompt is read in full; after a beginning that is read once it",
 }
 """What is done instead of each shortcut, and how the line that says so goes on."""
@@ -102,16 +105,23 @@ def _ways(
 ) -> dict[str, tuple[list[Tensor], Callable[[], Tensor]]]:
     """For each shortcut, the logits to compare with, row by row, and what gives the hidden states of these rows."""
 
-    def alone() -> Tensor:
-        return torch.cat([alone_hidden(model, *row) for row in rows])
+    def own_of(rows: Sequence[Pair]) -> list[Tensor]:
+        if not isinstance(model, FSDPModule):
+            return _own(model, rows)
+        hidden = torch.cat([alone_hidden(model, *row) for row in rows])  # it gives hidden states only
+        return list(logits_of(model, hidden).split([len(response) for _, response in rows]))
 
     ways: dict[str, tuple[list[Tensor], Callable[[], Tensor]]] = {}
-    if isinstance(model, FSDPModule):  # it gives hidden states only
-        own = list(logits_of(model, alone()).split([len(response) for _, response in rows]))
+    own = own_of(rows)
+    if not isinstance(model, FSDPModule):
+        ways["head"] = (own, lambda: torch.cat([alone_hidden(model, *row) for row in rows]))
+    ways["together"] = (own, lambda: response_hidden(model, rows, pad_id, branch=False))
+    forked = _forked(*rows[1])
+    if can_branch(model) and len(sequences(forked, branch=True)) == 1:
+        apart = own_of(forked)
+        ways["branch"] = (apart, lambda: response_hidden(model, forked, pad_id, branch=True))
     else:
-        own = _own(model, rows)
-        ways["head"] = (own, alone)
-    ways["together"] = (own, lambda: response_hidden(model, rows, pad_id))
+        models.shortcuts_of(model).branch = False  # not compared, so not used
     # The longest row and its cut copy begin alike. All but one token of the cut prompt is shared: what a reply sees of
     # the beginning shows best right after it.
     long, cut = rows[1:3]
@@ -119,6 +129,12 @@ def _ways(
         beginning = prefix_of(model, cut[0][:shared])
         ways["prefix"] = (own[1:3], lambda: beginning.response_hidden([long, cut], shared))
     return ways
+
+
+def _forked(prompt: Sequence[int], response: Sequence[int]) -> list[Pair]:
+    """Three rows that begin alike and go on in three ways, so that most of their tokens are shared."""
+    few, cut = response[: max(1, len(prompt) // 4)], prompt[: max(1, 4 * len(prompt) // 5)]
+    return [(prompt, few), ((*cut, *few), few), (cut, few)]
 
 
 def _own(model: Any, rows: Sequence[Pair]) -> list[Tensor]:

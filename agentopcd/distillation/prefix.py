@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from agentopcd import models
 from agentopcd.core.errors import ModelError
-from agentopcd.distillation.positions import sequences
+from agentopcd.distillation.positions import Row, sequences
 from agentopcd.rollouts.chat import common_length
 
 ROW_TOKENS = 512
@@ -33,8 +33,6 @@ all weights, as a pass of many does. (A small Jamba, four rows, on a CPU: 3.0 s 
 
 Pair = tuple[Sequence[int], Sequence[int]]
 """Prompt ids and response ids."""
-Part = tuple[list[int], list[int]]
-"""What is read after the prefix, and the positions in it that predict a response; see :func:`sequences`."""
 
 
 def prefix_of(model: Any, ids: Sequence[int]) -> SharedPrefix:
@@ -94,7 +92,10 @@ class SharedPrefix:
         """The number of tokens that all prompts of ``pairs`` share with the prefix; 0 if sharing does not pay."""
         # The last prompt token is never shared: its hidden state predicts the first response token.
         shared = min(self.begins(prompt[:-1]) for prompt, _ in pairs)
-        return shared if shared and self._pays([len(tokens) - shared for tokens, _ in sequences(pairs)], shared) else 0
+        if not shared:
+            return 0
+        rest = [len(part.tokens) for part in self._parts(pairs, shared)]
+        return shared if self._pays(rest, shared) else 0
 
     def _pays(self, rest: Sequence[int], shared: int) -> bool:
         """A packed row spends attention between its samples only to mask it. So the shared tokens must be at least as
@@ -111,32 +112,35 @@ class SharedPrefix:
         """The number of forward passes that :meth:`response_hidden` makes."""
         return len(self.rows(pairs, shared))
 
-    def rows(self, pairs: Sequence[Pair], shared: int) -> list[list[Part]]:
+    def rows(self, pairs: Sequence[Pair], shared: int) -> list[list[Row]]:
         """The :func:`sequences` after the shared tokens, packed into rows. Each row is one forward pass."""
-        rows: list[list[Part]] = [[]]
+        rows: list[list[Row]] = [[]]
         room = max(shared, ROW_TOKENS)
-        for tokens, predicting in self._parts(pairs, shared):
-            if rows[-1] and len(tokens) > room:
+        for part in self._parts(pairs, shared):
+            if rows[-1] and len(part.tokens) > room:
                 rows.append([])
                 room = max(shared, ROW_TOKENS)
-            rows[-1].append((tokens, predicting))
-            room -= len(tokens)
+            rows[-1].append(part)
+            room -= len(part.tokens)
         return rows
 
-    @staticmethod
-    def _parts(pairs: Sequence[Pair], shared: int) -> list[Part]:
-        return sequences([(prompt[shared:], response) for prompt, response in pairs])
+    def _parts(self, pairs: Sequence[Pair], shared: int) -> list[Row]:
+        """What is read after the shared tokens."""
+        return sequences([(prompt[shared:], response) for prompt, response in pairs], branch=self._branches)
 
-    def _row(self, parts: Sequence[Part], shared: int) -> Tensor:
+    @property
+    def _branches(self) -> bool:
+        return models.shortcuts_of(self.model).branch
+
+    def _row(self, parts: Sequence[Row], shared: int) -> Tensor:
         device = next(self.model.parameters()).device
-        lengths = [len(tokens) for tokens, _ in parts]
-        starts = itertools.accumulate(lengths, initial=0)
-        keep = [start + at for start, (_, predicting) in zip(starts, parts, strict=False) for at in predicting]
-        ids = torch.tensor([[token for tokens, _ in parts for token in tokens]], device=device)
-        positions = torch.cat([torch.arange(shared, shared + n) for n in lengths])[None].to(device)
-        # Each part attends causally to itself and fully to the shared tokens, never to another part.
-        own = torch.block_diag(*(torch.ones(n, n).tril() for n in lengths)).bool()
-        seen = torch.cat([torch.ones(sum(lengths), shared, dtype=torch.bool), own], dim=1).to(device)
+        starts = itertools.accumulate((len(part.tokens) for part in parts), initial=0)
+        keep = [start + at for start, part in zip(starts, parts, strict=False) for at in part.predicting]
+        ids = torch.tensor([[token for part in parts for token in part.tokens]], device=device)
+        positions = torch.tensor([[shared + at for part in parts for at in part.positions]], device=device)
+        # Each part attends to what it sees of itself and fully to the shared tokens, never to another part.
+        own = torch.block_diag(*(part.sees() for part in parts))
+        seen = torch.cat([torch.ones(len(own), shared, dtype=torch.bool), own], dim=1).to(device)
         known = [(layer.keys[:, :, :shared], layer.values[:, :, :shared]) for layer in self.state.layers]
         mask = torch.zeros(seen.shape, dtype=known[0][0].dtype, device=device)
         out = models.decoder(self.model)(
@@ -174,6 +178,10 @@ class CopiedPrefix(SharedPrefix):
         shared = super().begins(prompt)
         return shared if shared == len(self.ids) else 0
 
+    @property
+    def _branches(self) -> bool:
+        return False
+
     def _pays(self, rest: Sequence[int], shared: int) -> bool:
         return self._at_once or shared >= STEPS_PAY * max(rest)
 
@@ -189,7 +197,7 @@ class CopiedPrefix(SharedPrefix):
         found.reorder_cache(torch.zeros(1, dtype=torch.long, device=next(self.model.parameters()).device))
         return found
 
-    def rows(self, pairs: Sequence[Pair], shared: int) -> list[list[Part]]:
+    def rows(self, pairs: Sequence[Pair], shared: int) -> list[list[Row]]:
         """The :func:`sequences` after the shared tokens, in groups of as many as copies may be made at once."""
         parts = self._parts(pairs, shared)
         one = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(self.state))
@@ -198,16 +206,16 @@ class CopiedPrefix(SharedPrefix):
 
     def passes(self, pairs: Sequence[Pair], shared: int) -> int:
         rows = self.rows(pairs, shared)
-        return len(rows) if self._at_once else sum(max(len(tokens) for tokens, _ in row) for row in rows)
+        return len(rows) if self._at_once else sum(max(len(part.tokens) for part in row) for row in rows)
 
-    def _row(self, parts: Sequence[Part], shared: int) -> Tensor:
+    def _row(self, parts: Sequence[Row], shared: int) -> Tensor:
         device, decoder = next(self.model.parameters()).device, models.decoder(self.model)
-        width = max(len(tokens) for tokens, _ in parts)
+        width = max(len(part.tokens) for part in parts)
         ids = torch.zeros(len(parts), width, dtype=torch.long)
         keep = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, (tokens, predicting) in enumerate(parts):
-            ids[row, : len(tokens)] = torch.tensor(tokens)
-            keep[row, predicting] = True
+        for row, part in enumerate(parts):
+            ids[row, : len(part.tokens)] = torch.tensor(part.tokens)
+            keep[row, part.predicting] = True
         ids, positions = ids.to(device), torch.arange(shared, shared + width, device=device).expand(len(parts), -1)
         state = copy.deepcopy(self.state)
         state.reorder_cache(torch.zeros(len(parts), dtype=torch.long, device=device))  # its one row, for each part

@@ -9,7 +9,7 @@ import torch
 
 from agentopcd.core.errors import AlignmentError
 from agentopcd.core.types import Context, Episode, Mixture
-from agentopcd.distillation.positions import begins_with
+from agentopcd.distillation.positions import Row, begins_with
 from agentopcd.rollouts.chat import Chat
 
 
@@ -106,41 +106,57 @@ def samples_of(
 
 
 def micro_batches(
-    samples: Sequence[Sample], weights: Sequence[float], budget: int, reads: Callable[[Sample], int] = lambda _: 0
-) -> Iterable[tuple[list[Sample], torch.Tensor]]:
+    samples: Sequence[Sample], weights: Sequence[float], budget: int, reads: Callable[[Sample], int] = lambda _: 0,
+    *, branch: bool = False,
+) -> Iterable[tuple[list[Sample], torch.Tensor]]:  # fmt: skip
     """Yield batches of samples of similar length, each with its token weights ``[N]``.
 
     A batch holds at most ``budget`` tokens, padding included, or a single longer sequence. All samples of a batch have
-    the same context. Consecutive turns of a growing chat form one sequence.
+    the same context. Consecutive turns that stand in one row (:func:`.positions.sequences`) stay together.
 
     Args:
         weights: the weight of each token of a sample, one number per sample.
         reads: how many tokens the teacher reads for a sample.
+        branch: whether both models read prompts that begin alike in one row.
     """
-    chats: list[list[int]] = []
+    chats: list[_Turns] = []
     for i, sample in enumerate(samples):
-        if i and sample.continues(samples[i - 1]):
-            chats[-1].append(i)
-        else:
-            chats.append([i])
-
-    def length(chat: list[int]) -> int:
-        last = samples[chat[-1]]
-        return max(len(last.student_ids) + last.num_tokens, reads(last))
-
-    def shown(chat: list[int]) -> str:
-        return samples[chat[0]].context
-
+        if not (chats and chats[-1].take(i, sample, reads, branch)):
+            chats.append(_Turns(sample.context))
+            chats[-1].take(i, sample, reads, branch)
     # Similar lengths side by side waste the least padding.
-    chats.sort(key=lambda chat: (shown(chat), length(chat)))
+    chats.sort(key=lambda chat: (chat.context, chat.length))
     while chats:
-        size, alike = 1, [chat for chat in chats if shown(chat) == shown(chats[0])]
+        size, alike = 1, [chat for chat in chats if chat.context == chats[0].context]
         # ``alike`` is sorted by length, so the last chat taken sets the width of the padded batch.
-        while size < len(alike) and (size + 1) * length(alike[size]) <= budget:
+        while size < len(alike) and (size + 1) * alike[size].length <= budget:
             size += 1
-        chosen, chats = [i for chat in chats[:size] for i in chat], chats[size:]
+        chosen, chats = [i for chat in chats[:size] for i in chat.places], chats[size:]
         tokens = [weights[i] for i in chosen for _ in samples[i].response_ids]
         yield [samples[i] for i in chosen], torch.tensor(tokens)
+
+
+class _Turns:
+    """Consecutive samples that both models read in one row."""
+
+    def __init__(self, context: str) -> None:
+        self.context, self.length = context, 0
+        self.places: list[int] = []
+        self._rows = (Row(), Row())
+
+    def take(self, place: int, sample: Sample, reads: Callable[[Sample], int], branch: bool) -> bool:
+        """Take a sample if it stands in one row with those before; return whether it does."""
+        both, said = list(zip(self._rows, (sample.student_ids, sample.teacher_ids), strict=True)), sample.response_ids
+        shared = [row.shared(prompt, said, branch) for row, prompt in both]
+        if self.places and (not all(shared) or sample.context != self.context):
+            return False
+        for (row, prompt), n in zip(both, shared, strict=True):
+            row.add(prompt, said, n)
+        mine, theirs = (len(row.tokens) for row in self._rows)
+        elsewhere = theirs - len(sample.teacher_ids) - sample.num_tokens  # what earlier turns alone say
+        self.length = max(mine, reads(sample) + elsewhere)
+        self.places.append(place)
+        return True
 
 
 def read_apart(samples: Sequence[Sample]) -> int:

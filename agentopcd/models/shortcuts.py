@@ -28,6 +28,8 @@ class Shortcuts:
     """Logits from the last hidden states and the output head, a chunk of rows at a time."""
     together: bool = True
     """Several sequences in one pass, padded or packed, and the turns of a growing chat as one sequence."""
+    branch: bool = True
+    """Several prompts that begin alike in one row, under a mask."""
     prefix: bool = True
     """A beginning that many prompts share is read once."""
     at_once: bool = True
@@ -55,7 +57,7 @@ class Shortcuts:
         """What the comparisons found, for logs; empty if there were none."""
         if not self.off_nats:
             return {}
-        aside = [name for name in ("head", "together", "prefix", "at_once") if not getattr(self, name)]
+        aside = [name for name in ("head", "together", "branch", "prefix", "at_once") if not getattr(self, name)]
         off = {name: value if math.isfinite(value) else None for name, value in self.off_nats.items()}
         return {"off_nats": off, "set_aside": aside, "decoding": self.decoding, "seconds": round(self.spent_s, 3)}
 

@@ -61,7 +61,9 @@ def test_a_teacher_scores_as_its_own_forward_pass_whatever_tells_it_positions(
     shares = models.shortcuts_of(teacher.model).prefix
     assert shares == (known or name == "llama")
     assert (teacher.reads(samples[0]) == len(samples[0].teacher_ids) + 10) == (not shares)
-    (line,) = lines
+    apart = [line for line in lines if compare.INSTEAD["branch"] in line]
+    assert bool(apart) == (not known and name != "llama")
+    (line,) = [line for line in lines if line not in apart]
     assert "the teacher" in line and "\n" not in line
     assert ("each prompt is read in full" in line) == (not shares)
     assert ("in packed rows" in line) == (name == "llama")
@@ -81,8 +83,8 @@ def test_what_agrees_is_kept_without_a_word(tmp_path: Path) -> None:
     model = load("llama", tmp_path).model
     assert compared(model, prefix=True) == []
     known = models.shortcuts_of(model)
-    assert known.head and known.together and known.prefix
-    assert set(known.off_nats) == {"head", "together", "prefix"}
+    assert known.head and known.together and known.branch and known.prefix
+    assert set(known.off_nats) == {"head", "together", "branch", "prefix"}
     assert max(known.off_nats.values()) < 1e-6
     assert known.spent_s > 0
 
@@ -93,9 +95,28 @@ def wrong_mask(monkeypatch: pytest.MonkeyPatch) -> str:
     return "prefix"
 
 
+def blind(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Prompts that begin alike and stand in one row see each other's ends."""
+    monkeypatch.setattr(
+        positions.Row, "sees", lambda self: torch.ones(len(self.tokens), len(self.tokens)).tril().bool()
+    )
+    return "branch"
+
+
+def wrong_positions(monkeypatch: pytest.MonkeyPatch) -> str:
+    usual = positions.Row.add
+
+    def add(self: positions.Row, *args: Any) -> None:
+        usual(self, *args)
+        self.positions = list(range(len(self.tokens)))
+
+    monkeypatch.setattr(positions.Row, "add", add)
+    return "branch"
+
+
 def wrong_rows(monkeypatch: pytest.MonkeyPatch) -> str:
     usual = compare.response_hidden
-    monkeypatch.setattr(compare, "response_hidden", lambda *args: usual(*args).roll(1, dims=0))
+    monkeypatch.setattr(compare, "response_hidden", lambda *args, **how: usual(*args, **how).roll(1, dims=0))
     return "together"
 
 
@@ -106,14 +127,14 @@ def wrong_scale(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def crash(monkeypatch: pytest.MonkeyPatch) -> str:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise IndexError("no such head\nand more")
 
     monkeypatch.setattr(compare, "response_hidden", fail)
     return "together"
 
 
-@pytest.mark.parametrize("fault", [wrong_mask, wrong_rows, wrong_scale, crash])
+@pytest.mark.parametrize("fault", [wrong_mask, blind, wrong_positions, wrong_rows, wrong_scale, crash])
 def test_a_shortcut_that_is_off_is_set_aside(
     fault: Callable[[pytest.MonkeyPatch], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

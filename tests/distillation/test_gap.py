@@ -67,8 +67,8 @@ def test_what_the_first_step_compares_is_written_to_the_run_folder(model_dir: Pa
     done = train(model_dir, tmp_path, steps=1, share=True)
 
     found = json.loads((done.run.folder / "shortcuts.json").read_text())
-    assert set(found["teacher"]["off_nats"]) == {"head", "together", "prefix"}
-    assert set(found["student"]["off_nats"]) == {"fast decoding", "head", "together"}
+    assert set(found["teacher"]["off_nats"]) == {"head", "together", "branch", "prefix"}
+    assert set(found["student"]["off_nats"]) == {"fast decoding", "head", "together", "branch"}
     assert found["student"]["set_aside"] == found["teacher"]["set_aside"] == []
     assert found["student"]["decoding"] == "fast"
     assert 0 < found["student"]["seconds"] < 30

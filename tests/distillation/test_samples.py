@@ -61,6 +61,35 @@ def test_what_the_teacher_reads_counts_too() -> None:
     assert [len(batch) for batch, _ in micro_batches(sampled, [1.0] * 4, 200)] == [4]
 
 
+def test_prompts_that_begin_alike_stay_together_if_both_models_can_read_them_so() -> None:
+    def turn(n: int) -> Sample:  # the log of a game: each prompt is the one before it but for its end
+        log = [3, *range(20, 20 + 10 * n)]
+        return turn_sample([*log, 5, 6], [7, 8, *log, 5, 6], range(100, 104))
+
+    sampled = [*map(turn, (3, 4, 5)), turn_sample(range(200, 240), range(201, 240), [1])]
+    assert [len(batch) for batch, _ in micro_batches(sampled, [1.0] * 4, 70)] == [1, 1, 1, 1]
+    ((alone, _), (game, weights)) = micro_batches(sampled, [1.0, 2.0, 3.0, 4.0], 70, branch=True)
+    assert alone == sampled[3:] and game == sampled[:3]
+    assert weights.tolist() == [1.0] * 4 + [2.0] * 4 + [3.0] * 4
+    changed = dataclasses.replace(sampled[1], teacher_ids=(9, *sampled[1].teacher_ids[1:]))
+    batches = micro_batches([sampled[0], changed], [1.0] * 2, 50, branch=True)
+    assert [len(batch) for batch, _ in batches] == [1, 1]  # the teacher could not read them in one row
+
+
+def test_the_length_of_a_row_counts_all_its_tokens_on_both_sides() -> None:
+    log = list(range(20, 70))
+    sampled = [turn_sample([*log[:n], 5], [7, *log[:n], 5], range(100, 110)) for n in (30, 40, 50)]
+    seen: list[int] = []
+
+    def reads(sample: Sample) -> int:
+        seen.append(len(sample.teacher_ids) + sample.num_tokens)
+        return seen[-1] - 1  # one token is shared by all prompts
+
+    (turns,) = [samples._Turns("")]
+    assert all(turns.take(i, one, reads, branch=True) for i, one in enumerate(sampled))
+    assert turns.length == 50 + 3 * 11 == 83  # the log once, and each turn's own end and reply
+
+
 def test_turns_that_one_pass_cannot_read_are_counted() -> None:
     grows = [turn_sample([5, *range(9 * t)], [7, 5, *range(9 * t)], range(9 * t, 9 * t + 4)) for t in range(3)]
     turns = [dataclasses.replace(sample, turn=t) for t, sample in enumerate(grows)]

@@ -182,7 +182,7 @@ def growing(beginning: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int
 
 def test_turns_of_a_growing_chat_are_one_sequence_and_give_the_same_rows(student: models.LoadedModel) -> None:
     pairs = [RAGGED[0], *growing(()), RAGGED[1], *growing((9, 9))]
-    assert [len(predicting) for _, predicting in sequences(pairs)] == [9, 11, 1, 11]
+    assert [len(row.predicting) for row in sequences(pairs)] == [9, 11, 1, 11]
     together = response_hidden(student.model, pairs, tiny.PAD)
     alone = torch.cat([response_hidden(student.model, [pair], tiny.PAD) for pair in pairs])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
@@ -193,6 +193,65 @@ def test_a_growing_chat_after_a_shared_prefix_gives_the_same_rows(student: model
     pairs = [*growing(beginning), ((*beginning, 5, 6), ids(3, 9)), *growing((*beginning, 11))]
     found = SharedPrefix(student.model, beginning).response_hidden(pairs, 40)
     torch.testing.assert_close(found, response_hidden(student.model, pairs, tiny.PAD), atol=1e-4, rtol=0)
+
+
+def log_of_a_game(beginning: tuple[int, ...], turns: int = 4) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Each prompt is the one before it but for its end, and shows no reply word for word."""
+    log = [*beginning, *ids(24, 31)]
+    found = []
+    for turn in range(turns):
+        found.append(((*log, 7, 8, 9), ids(3 + turn, 40 + turn)))
+        log += ids(9, 50 + turn)
+    return found
+
+
+def test_prompts_that_begin_alike_are_read_in_one_row_with_the_same_values_and_gradients(
+    student: models.LoadedModel,
+) -> None:
+    model = student.model
+    pairs = [
+        RAGGED[0],
+        *log_of_a_game(()),
+        RAGGED[1],
+        *growing((9, 9)),
+        *log_of_a_game((5,), 2),
+        *log_of_a_game((5,), 1),
+    ]
+    rows = sequences(pairs, branch=True)
+    assert [len(row.predicting) for row in rows] == [9, 18, 1, 11, 10]
+    assert len(rows[1].tokens) == 24 + 3 * 9 + sum(3 + 3 + turn for turn in range(4))
+    weight_NH = torch.randn(sum(len(response) for _, response in pairs), 32)
+    found = {}
+    for branch in (True, False):
+        model.zero_grad()
+        hidden_NH = response_hidden(model, pairs, tiny.PAD, branch=branch)
+        (hidden_NH * weight_NH).sum().backward()
+        found[branch] = [hidden_NH.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+    alone = torch.cat([response_hidden(model, [pair], tiny.PAD) for pair in pairs])
+    torch.testing.assert_close(found[True][0], alone, atol=1e-4, rtol=0)
+    for one, other in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+
+
+def test_the_log_of_a_game_after_a_shared_prefix_gives_the_same_rows(student: models.LoadedModel) -> None:
+    beginning = ids(60, 8)
+    pairs = [*log_of_a_game(beginning), ((*beginning, 5, 6), ids(3, 9)), *growing((*beginning, 11))]
+    prefix = SharedPrefix(student.model, beginning)
+    found = prefix.response_hidden(pairs, 60)
+    torch.testing.assert_close(found, response_hidden(student.model, pairs, tiny.PAD, branch=False), atol=1e-4, rtol=0)
+    assert sum(len(row.tokens) for row in prefix._parts(pairs, 60)) < sum(len(x) + len(y) - 60 for x, y in pairs)
+    models.shortcuts_of(student.model).branch = False
+    torch.testing.assert_close(prefix.response_hidden(pairs, 60), found, atol=1e-4, rtol=0)
+
+
+def test_a_prompt_goes_on_in_a_row_where_that_costs_less_than_reading_it_again() -> None:
+    long, reply = ids(200, 1), ids(10, 2)
+    assert len(sequences([(long, reply), ((*long[:150], 5), reply)], branch=True)) == 1
+    assert len(sequences([(long, reply), ((*long[:15], 5), reply)], branch=True)) == 2  # shares too little
+    assert len(sequences([(long, reply), (ids(300, 3), reply)], branch=True)) == 2  # shares nothing
+    wide = (*long[:20], *ids(400, 4))
+    assert len(sequences([(long, reply), (wide, reply)], branch=True)) == 2  # more is masked than is saved
+    assert len(sequences([(long, reply), (long, ids(4, 5))], branch=True)) == 1  # two replies to one prompt
 
 
 def test_a_chat_whose_past_is_shown_otherwise_is_read_turn_by_turn() -> None:

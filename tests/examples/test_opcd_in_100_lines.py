@@ -89,7 +89,7 @@ def loops_gradient(student: models.LoadedModel, samples: Sequence[Sample], k: in
     learner = Learner(student, config, torch.float32)
     student.model.zero_grad()
     meter, loss = StepMeter(method.temperature, config.temperature), 0.0
-    for batch in deal(samples, config, teacher, Ranks()):
+    for batch in deal(samples, learner, teacher, Ranks()):
         learn_from(batch, learner, teacher, method, meter, Clock())
         values_N = torch.cat(meter.rows["value"])[-len(batch.weights_N) :]
         loss += float((values_N * batch.weights_N).sum())

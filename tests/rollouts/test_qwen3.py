@@ -138,7 +138,7 @@ def test_no_token_is_lost_or_doubled_on_the_way_to_the_loss(tokenizer: Any, mode
     assert not dropped and [s.response_ids for s in samples] == [turn.response_ids for turn in episode.turns]
     for side in ("student_ids", "teacher_ids"):
         rows = sequences([(getattr(s, side), s.response_ids) for s in samples])
-        predicted = [tokens[at + 1] for tokens, places in rows for at in places]
+        predicted = [row.tokens[at + 1] for row in rows for at in row.predicting]
         assert predicted == [token for s in samples for token in s.response_ids]
 
 
