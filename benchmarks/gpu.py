@@ -20,6 +20,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,7 @@ class Book:
         self.compute = "float32" if self.device.type == "cpu" else "bfloat16"
         self.began = time.monotonic()
         self.rate = 0.0
+        self.threads = 1 if self.device.type == "cpu" else min(8, os.cpu_count() or 1)
 
     @property
     def left_s(self) -> float:
@@ -181,8 +183,8 @@ class Book:
         from benchmarks.consolidate import measured
 
         args = argparse.Namespace(
-            model=str(folder), batch=2 if self.tiny else 32, reply=8 if self.tiny else 128, steps=1, threads=1,
-            compute=self.compute, tokens_per_batch=1 << 20, trl=sys.executable,
+            model=str(folder), batch=2 if self.tiny else 32, reply=8 if self.tiny else 128, steps=1,
+            threads=self.threads, compute=self.compute, tokens_per_batch=1 << 20, trl=sys.executable,
         )  # fmt: skip
         found = measured(args, arm, context, self.left_s)
         if "failed" in found:

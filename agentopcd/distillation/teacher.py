@@ -71,7 +71,7 @@ class FrozenTeacher:
         self.rows = models.shared_rows(student, loaded)
         """The number of tokens that both models have a row for. Both distributions are cut to these tokens."""
         self.positions = models.positions(self.model)
-        self.own_hash = models.parameter_hash(self.model, frozen=True)
+        self.own_hash = models.parameter_hash(self.model, frozen=True) if shard else self.hash
         self.prefixes = [prefix_of(self.model, ids) for ids in prefixes if ids]
 
     def hidden(self, samples: Sequence[Sample], passes: int = 0) -> Tensor:

@@ -18,10 +18,17 @@ HOT = Sampling(temperature=1.0, max_tokens=16)
 ASKED = [Request(prompt_ids=tuple(range(20, 20 + n)), seed=n) for n in (9, 60, 24, 100)]
 
 
+@pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3", "gpt_oss"])
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_replies_are_those_of_the_model(name: str, compute: torch.dtype, tmp_path: Path) -> None:
+def test_replies_are_those_of_the_model(name: str, compute: torch.dtype, rank: int, tmp_path: Path) -> None:
     loaded = models.load_model(str(architectures.build(tmp_path / "model", name)), device="cuda")
+    if rank:
+        models.add_adapter(loaded, rank, compute, seed=0)
+        with torch.no_grad():  # a new adapter adds nothing
+            for key, weight in loaded.model.named_parameters():
+                if "lora_B" in key:
+                    weight.normal_(std=0.1)
     replies = TransformersSampler(loaded, compute=compute).sample(ASKED, HOT)
     with torch.no_grad(), models.autocast(torch.device("cuda"), compute):
         for request, reply in zip(ASKED, replies, strict=True):

@@ -1,4 +1,7 @@
-"""Cheaper products on a CPU, with the same result up to rounding: oneDNN would repack the weights for every product."""
+"""Cheaper products for sampling, with the same result up to rounding.
+
+On a CPU, oneDNN would repack the weights for every product; on a GPU, each call costs more than the product it makes.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +25,22 @@ PLAIN = (torch.nn.Linear, models.Float32Head)
 
 
 class Packed:
-    """The linear layers of a model with weights that were packed once. Devices other than a CPU are left alone.
+    """The linear layers of a model with weights that were packed once; on a GPU, that were cast once.
 
     Products are computed in ``compute``, those of the output head in float32. Layers that read the same input become
-    one product. The weights must not change as long as this object is used; a fused optimizer changes weights without
-    leaving a trace. A LoRA adapter stays a separate product: if it were added to bfloat16 weights, rounding could lose
-    what it has learned.
+    one product. Other devices are left alone. The weights must not change as long as this object is used; a fused
+    optimizer changes weights without leaving a trace. A LoRA adapter stays a separate product: if it were added to
+    bfloat16 weights, rounding could lose what it has learned.
     """
 
     def __init__(self, model: Any, compute: torch.dtype) -> None:
-        head, pack = model.get_output_embeddings(), can_pack(compute)
+        head, kind = model.get_output_embeddings(), next(model.parameters()).device.type
+        pack = kind == "cpu" and can_pack(compute)
+        cast = kind == "cuda" and compute != torch.float32
         self._forwards: list[tuple[Any, Any]] = []
         self._joined: dict[int, _Joined] = {}
         """By the first of the layers that are joined."""
-        small = compute == torch.float32 and is_small(model)
-        if next(model.parameters()).device.type != "cpu" or not (pack or small):
+        if not (pack or cast or (compute == torch.float32 and is_small(model))):
             return
         product = _packed if pack else _plain
         adapted = [m for m in model.modules() if hasattr(m, "lora_A") and type(m.base_layer) in PLAIN]
@@ -47,7 +51,7 @@ class Packed:
                 self._forwards += [(layer, joined.part(i)) for i, layer in enumerate(layers)]
                 within.update(map(id, layers))
         alone = [m for m in model.modules() if type(m) in PLAIN and id(m) not in within]
-        for layer in (*adapted, *alone) if pack else ():
+        for layer in (*adapted, *alone) if pack else adapted if cast else ():
             dtype = torch.float32 if layer is head else compute
             plain = layer.base_layer if layer in adapted else layer
             forward = product(plain.weight.detach().to(dtype), _bias([plain], dtype))
