@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.episodes import Arena, Arm
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
+from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.store import Store
 
 UNKNOWN = "unknown (written by hand or imported)"
@@ -40,9 +40,18 @@ def context_rows(store: Store, env: str | None = None) -> list[Row]:
         if env is None or row["id"] in played or any(name.startswith(f"{env}/") for name in refs):
             rows.append(
                 {"id": row["id"], "items": row["items"], "placement": row["placement"], "refs": refs,
-                 "tokens": json.loads(row["recipe"]).get("tokens"), "text": row["rendered"]}
+                 "tokens": recipe_of(row).get("tokens"), "text": row["rendered"]}
             )  # fmt: skip
     return rows
+
+
+def recipe_of(row: Row) -> dict[str, Any]:
+    """What a context was made of.
+
+    Raises:
+        StoreError: its row is damaged.
+    """
+    return read_object(row["recipe"], f"the recipe of context {row['id'][:12]}")
 
 
 def ref_rows(store: Store, env: str | None = None) -> list[Row]:
@@ -111,7 +120,7 @@ def item_view(store: Store, item_id: str) -> Row:
 
 def _origin(store: Store, source: Row) -> Row:
     run = store.run(source["run_id"])
-    config = json.loads(run["config"])
+    config = read_object(run["config"], f"the config of run {run['id']}")
     played = store.lookup("episode", id=source["episode_id"]) if source["episode_id"] else None
     known = source["task_key"] is not None
     return {
@@ -159,7 +168,7 @@ def context_view(store: Store, context_id: str) -> Row:
     row = store.context_row(context_id)
     return {
         "kind": "context", "id": context_id, "placement": row["placement"], "text": row["rendered"],
-        "recipe": json.loads(row["recipe"]), "created_at": row["created_at"],
+        "recipe": recipe_of(row), "created_at": row["created_at"],
         "refs": [name for name, target in store.refs().items() if target == context_id],
         "items": [
             {"id": item.id, "status": item.status, "support": item.support, "text": item.text}

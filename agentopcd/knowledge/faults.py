@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from agentopcd.core.errors import StoreError
 
@@ -51,6 +53,24 @@ def told(path: Path | str, what: str = ":") -> Iterator[None]:
     except OSError as error:
         why = f"{error.strerror or error}; {_REMEDIES['SQLITE_CANTOPEN']}"
         raise StoreError(f"cannot use the knowledge store {path}: {why}") from error
+
+
+def read_object(body: str, what: str) -> dict[str, Any]:
+    """The JSON object in a column of the store.
+
+    Args:
+        what: names the column and its row, for the message.
+
+    Raises:
+        StoreError: it holds something else.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise StoreError(f"the store is damaged: {what} is no JSON object but {body!r:.60}; {REPAIR}")
+    return found
 
 
 def check_file(path: Path, *, create: bool) -> None:

@@ -13,6 +13,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import read_result
 from agentopcd.knowledge import EXTRACTION_VERSION, Store
 from agentopcd.knowledge.extract import Kind
+from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
 LATER_SETTINGS = ("async_steps", "keep_checkpoints", "mix", "success_when")
@@ -81,7 +82,7 @@ class Ledger:
         for row in (*self.store.runs(status="running"), *self.store.runs(status="failed")):
             if row["verb"] == "import" and row["status"] == "running":
                 self.store.finish(row["id"], status="failed")
-            if folder := json.loads(row["config"]).get("folder"):
+            if folder := read_object(row["config"], f"the config of run {row['id']}").get("folder"):
                 # Use the folder's name alone: the command that wrote its path may have run in another directory.
                 file = self.work / "runs" / Path(folder).name / "result.json"
                 if file.is_file():
@@ -93,7 +94,8 @@ class Ledger:
     def result(self, run_id: int) -> dict[str, Any] | None:
         """The result of a run, or None while it is unfinished."""
         row = self.store.run(run_id)
-        return json.loads(row["result"]) if row["status"] == "done" and row["result"] else None
+        done = row["status"] == "done" and row["result"]
+        return read_object(row["result"], f"the result of run {run_id}") if done else None
 
     def started_from(self, verb: str, context_id: str | None) -> str | None:
         """The model that a run with the same settings started from, whether the run is finished or not.
@@ -109,7 +111,8 @@ class Ledger:
         """
         wanted = run_config(self.config) | {"env": self.env}
         wanted |= {} if context_id is None else {"context_id": context_id}
-        for config in (json.loads(row["config"]) for row in self.store.runs(verb)):
+        for row in self.store.runs(verb):
+            config = read_object(row["config"], f"the config of run {row['id']}")
             if all(config.get(name) == value for name, value in wanted.items()):
                 model = self.store.lookup("model", id=config["model_id"])
                 if model is None or not model["path"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -28,6 +27,7 @@ from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
+from agentopcd.knowledge.faults import read_object
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
@@ -344,7 +344,9 @@ class Session:
     def say_confirmed_with(self, context: Context) -> None:
         """Say so if this context passed the confirm gate with another model only."""
         runs = {m["run_id"] for m in self._confirmations(context)} - {None}
-        confirmed_with = {json.loads(self.store.run(run)["config"]).get("model_id") for run in runs}
+        confirmed_with = {
+            read_object(self.store.run(run)["config"], f"the config of run {run}").get("model_id") for run in runs
+        }
         if confirmed_with and self.loaded.id not in confirmed_with:
             self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
 

@@ -78,6 +78,14 @@ def test_every_recipe_can_be_read(file: Path, size: str) -> None:
             assert size == "full" or known
 
 
+@pytest.mark.parametrize("claims", ['"opcd"', '["opcd"]', '[["opcd"]]', '[["a", "b", "c"]]', "7", "{a = 1}"])
+def test_claims_that_are_no_pairs_are_refused_in_one_line(claims: str, tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text(f'title = "t"\n[[row]]\nname = "r"\nclaims = {claims}\n[row.mini.settings]\nenv = "math"\n')
+    with pytest.raises(ConfigError, match=r"'r' has the claims .*; wanted pairs of arms"):
+        read(file, "mini")
+
+
 def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> None:
     whole = """
     title = "t"

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from agentopcd.cli.knowledge import app as knowledge_app
 from agentopcd.cli.store import app as store_app
+from agentopcd.cli.store_views import context_rows
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.transcript import pack, to_json
 from agentopcd.core.types import MARKER, Context, Job, Task
@@ -216,6 +217,15 @@ def test_check_finds_what_was_changed(path: Path, statements: list[str], problem
         list(dump(store, episodes=True))  # whole, or refused in one line
     call(store_app, "repair", work=path.parent)
     assert "is sound" in call(store_app, "check", work=path.parent)
+
+
+@pytest.mark.parametrize("value", ["[]", "5", "null"])
+def test_a_recipe_that_is_no_object_is_one_line_that_names_the_remedy(path: Path, value: str) -> None:
+    raw(path, "DROP TRIGGER IF EXISTS context_frozen", f"UPDATE context SET recipe = '{value}'")
+    said = r"damaged: the recipe of context \w+ is no JSON"
+    with Store.open(path) as store, pytest.raises(StoreError, match=said) as told:
+        context_rows(store)
+    assert "agentopcd store check" in str(told.value) and "\n" not in str(told.value)
 
 
 def test_repair_keeps_every_row_of_a_sound_store(path: Path) -> None:

@@ -154,11 +154,13 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         files = {name: folder / values[name] for name in ("context", "env") if values.get(name)}
         return dict(values) | {name: str(file) for name, file in files.items() if is_file(file)}
 
-    settings = located(row["settings"])
+    settings, claims = located(row["settings"]), row.get("claims", [])
+    if not isinstance(claims, list) or not all(isinstance(claim, list) and len(claim) == 2 for claim in claims):
+        raise ConfigError(f'{row["name"]!r} has the claims {claims!r}; wanted pairs of arms: [["better", "worse"]]')
     shown = row.get("shown", {"in-context": settings.get("context", "")})
     plan = Plan(
         name=row["name"], settings=settings, arms={arm: located(values) for arm, values in row["arms"].items()},
-        seeds=row.get("seeds", [0]), claims=[(better, worse) for better, worse in row.get("claims", [])],
+        seeds=row.get("seeds", [0]), claims=[(better, worse) for better, worse in claims],
         paper=row.get("paper", {}), probe=located(row.get("probe", {})),
         shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
         experience=row.get("experience"), note=row.get("note", ""),
