@@ -218,7 +218,7 @@ def deal(samples: Sequence[Sample], learner: Learner, teacher: FrozenTeacher, ra
     """
     config, branch = learner.config, can_branch(learner.model) and can_branch(teacher.model)
     weights = losses.token_weights([sample.num_tokens for sample in samples], config.reduction)
-    batches = list(micro_batches(samples, weights, config.tokens_per_batch, teacher.reads, branch=branch))
+    batches = list(micro_batches(samples, weights, learner.tokens_per_batch, teacher.reads, branch=branch))
     for (chunk, weights_N), counts, round_ in ranks.deal(batches, even=config.shard):
         # A forward pass of sharded weights is a collective operation, so every process must make equally many.
         passes = max(teacher.passes(other) for other, _ in round_) if config.shard else 0

@@ -82,8 +82,9 @@ INSIDE = {
     "distillation": [
         "losses checkpoint positions",
         "chunks prefix samples",
+        "memory",
         "compare",
-        "memory teacher learner",
+        "teacher learner",
         "best methods",
         "played",
         "metrics",

@@ -11,6 +11,7 @@ from agentopcd import models
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.distillation.compare import compare
+from agentopcd.distillation.memory import tokens_per_batch
 from agentopcd.distillation.positions import response_hidden
 from agentopcd.distillation.samples import Sample
 from agentopcd.models.parallel import sharding
@@ -44,6 +45,7 @@ class Learner:
         models.attend_without_padding(student, compute)
         if config.gradient_checkpointing:
             models.checkpoint_gradients(self.model)
+        self.tokens_per_batch = tokens_per_batch(self.model, config, self.device)
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         check_float32(self.trained)
         self.learning_rate = config.learning_rate or student.learning_rate * (10 if student.adapter else 1)

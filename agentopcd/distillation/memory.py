@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from agentopcd.core.config import ConsolidateConfig
+from agentopcd import models
+from agentopcd.core.config import ConsolidateConfig, TrainConfig
 from agentopcd.core.errors import ModelError
 from agentopcd.core.files import is_dir, is_file
 from agentopcd.distillation.chunks import CHUNK_LOGITS
@@ -16,6 +17,12 @@ from agentopcd.models import find
 from agentopcd.models.parallel.ranks import launched
 
 GIB = 2**30
+MOST_TOKENS = 4096
+"""The most tokens of a forward pass that is kept for the backward pass, if the settings do not say otherwise."""
+KEPT_BYTES = 2**29
+"""What activations may take on a CPU, if the settings do not say otherwise; there, more tokens a pass gain nothing."""
+LEAST_TOKENS = 256
+"""Fewer tokens in a pass would cost time, whatever the model."""
 COPIES = 12
 """About how many copies of a chunk of logits the loss holds at once, measured by ``benchmarks/loss_memory.py``."""
 
@@ -66,9 +73,7 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     frozen = body * compute.itemsize + rest * 4
     adapter = sum(config.lora_rank * (m.in_features + m.out_features) for m in linears)
     layers, hidden = settings.num_hidden_layers, settings.hidden_size
-    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
-    kept = 36 * hidden + 10 * inner  # bytes that autograd keeps per token and layer
-    tokens = config.tokens_per_batch
+    tokens = tokens_per_batch(model, config, models.pick_device(config.device))
     width = getattr(settings, "head_dim", None) or hidden // settings.num_attention_heads
     groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
     student = frozen + 16 * adapter if config.lora_rank else 16 * total
@@ -85,9 +90,29 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
         teacher=teacher,
         context=1000 * layers * 2 * groups * width * 4,
         casts=0 if cast_one_by_one else body * compute.itemsize,
-        batch=tokens * (4 * hidden * layers + kept if config.gradient_checkpointing else kept * layers),
+        batch=tokens * kept_bytes(model, checkpointing=config.gradient_checkpointing),
         loss=COPIES * CHUNK_LOGITS * 4,
     )
+
+
+def kept_bytes(model: Any, *, checkpointing: bool = False) -> int:
+    """About what autograd keeps of each token of a forward pass, in bytes."""
+    settings = model.config.get_text_config()
+    layers, hidden = settings.num_hidden_layers, settings.hidden_size
+    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
+    kept = 36 * hidden + 10 * inner  # per layer
+    return 4 * hidden * layers + kept if checkpointing else kept * layers
+
+
+def tokens_per_batch(model: Any, config: TrainConfig, device: torch.device) -> int:
+    """The tokens of a forward pass: what the settings say or, if they leave it open, what memory suggests."""
+    if config.tokens_per_batch or device.type != "cpu":
+        return config.tokens_per_batch or MOST_TOKENS
+    settings = model.config.get_text_config()
+    if not all(getattr(settings, name, None) for name in ("num_hidden_layers", "hidden_size")):
+        return MOST_TOKENS  # an architecture with names of its own
+    fit = KEPT_BYTES // kept_bytes(model, checkpointing=config.gradient_checkpointing)
+    return max(LEAST_TOKENS, min(MOST_TOKENS, fit))
 
 
 def train_flop(name: str, tokens: int) -> float:

@@ -139,6 +139,8 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
     so that runs of an older version resume.
     """
     settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
+    if settings.get("tokens_per_batch") == 0:  # what older versions wrote; it does not change the result
+        settings["tokens_per_batch"] = 4096
     return {
         name: value for name, value in settings.items() if name != "server" and (value or name not in LATER_SETTINGS)
     }

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig
 
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ModelError
-from agentopcd.distillation.memory import Memory, memory, train_flop
+from agentopcd.distillation.memory import Memory, memory, tokens_per_batch, train_flop
 from agentopcd.distillation.teacher import FrozenTeacher
 from tests import tiny
 
@@ -57,15 +59,32 @@ def test_the_cache_of_a_context_is_counted_at_four_bytes_a_number(folder: Path) 
 
 
 def test_settings_move_what_they_should(folder: Path) -> None:
-    usual = of(folder)
+    usual = of(folder, tokens_per_batch=4096)
     half = of(folder, tokens_per_batch=2048)
     assert 2 * half.batch == usual.batch and dataclasses.replace(half, batch=usual.batch) == usual
-    assert of(folder, gradient_checkpointing=True).batch < usual.batch
+    assert of(folder, tokens_per_batch=4096, gradient_checkpointing=True).batch < usual.batch
     assert usual.total == sum(dataclasses.asdict(usual).values())
+    usual = of(folder)
     assert of(folder, torch.float32).casts == of(folder, lora_rank=4).casts == 0 < usual.casts
     assert of(folder, shard=True).casts == usual.casts
     assert of(folder, shard=True, gradient_checkpointing=True).casts == 0
     assert f"{usual.total / 2**30:.1f} GiB" in str(usual)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "layers", "device", "tokens"),
+    [(192, 6, "cpu", 4096), (576, 30, "cpu", 495), (4096, 32, "cpu", 256), (4096, 32, "cuda", 4096)],
+)
+def test_a_pass_on_a_cpu_takes_as_many_tokens_as_half_a_gib_holds(
+    hidden: int, layers: int, device: str, tokens: int
+) -> None:
+    sizes = {"hidden_size": hidden, "intermediate_size": hidden * 8 // 3, "num_hidden_layers": layers}
+    model: Any = SimpleNamespace(config=LlamaConfig(**sizes))
+    config = ConsolidateConfig(env="math")
+    assert tokens_per_batch(model, config, torch.device(device)) == tokens
+    assert tokens_per_batch(model, dataclasses.replace(config, tokens_per_batch=9), torch.device(device)) == 9
+    odd: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=SimpleNamespace))
+    assert tokens_per_batch(odd, config, torch.device("cpu")) == 4096
 
 
 def test_sharding_divides_what_is_trained_and_adds_a_whole_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

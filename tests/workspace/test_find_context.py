@@ -68,8 +68,8 @@ def test_each_episode_is_scored_with_the_context_it_drew(
         seen.extend((episodes[0], sample) for sample in found[0])
         return found
 
-    def batched(*args: Any) -> Any:
-        found = list(micro_batches(*args))
+    def batched(*args: Any, **how: Any) -> Any:
+        found = list(micro_batches(*args, **how))
         batches.extend(samples for samples, _ in found)
         return found
 

@@ -167,8 +167,8 @@ class TrainConfig(PlayerConfig):
     """Optimizer steps."""
     batch_size: int = 32
     """Episodes per optimizer step."""
-    tokens_per_batch: int = 4096
-    """Tokens per forward pass, padding included; lower it when memory runs out. Does not change the result."""
+    tokens_per_batch: int = 0
+    """Tokens per forward pass, padding included. Does not change the result. 0: 4096; on a CPU what takes 0.5 GiB."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same result."""
     learning_rate: float = 0.0
@@ -229,13 +229,13 @@ class TrainConfig(PlayerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._needs_weights("to train")
-        self._positive("steps", "batch_size", "tokens_per_batch", "clip_norm", "support")
+        self._positive("steps", "batch_size", "clip_norm", "support")
         self._positive("select_every", "select_tasks", "save_every", "teacher_every")
         self._check_teacher()
         self._check_method()
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
-        self._not_negative("importance_cap", "async_steps")
+        self._not_negative("importance_cap", "async_steps", "tokens_per_batch")
         self._temperature("loss_temperature")
         self._check_adapter()
 
