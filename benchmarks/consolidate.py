@@ -12,7 +12,8 @@ printed: CPU seconds, which vary less than wall time on a shared machine, then w
 ``extra`` is peak memory above weights, gradients, optimizer state and a separate teacher. The first step of a
 process, in which ours also reads the shared beginning, is timed apart (``first``: its teacher). With ``--parity`` the
 token losses of one real batch are compared with TRL's instead. ``benchmarks.random_model`` writes models with windows
-or states for ``--model``.
+or states for ``--model``. ``of the limit`` is the share of each phase that its products would take at the rate of a
+large product on this machine.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +179,30 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     tokens = max(len(sample.teacher_ids) + sample.num_tokens for sample in samples)
     reads = [sum(len(s.student_ids) + s.num_tokens for s in samples), sum(map(step.teacher.reads, samples))]
     return {"first": first, "steps": timed, "peak_mib": peak, "teacher_tokens": tokens, "needed_mib": step.needed_mib(),
-            "reads": reads}  # fmt: skip
+            "reads": reads, "limits_s": limits_s(step, reads, sum(s.num_tokens for s in samples))}  # fmt: skip
+
+
+def limits_s(step: Step, reads: Sequence[int], said: int) -> dict[str, float]:
+    """CPU seconds that the products of each phase take at the rate of a large one; empty on a GPU.
+
+    To read a token takes two operations a weight, to go back through it four, or two if the weights stand still. The
+    output head reads the rows of replies alone.
+    """
+    import torch
+
+    from benchmarks.rollout import rate
+
+    if torch.cuda.is_available():
+        return {}
+    model = step.student.model
+    head = model.get_output_embeddings().weight.numel()
+    tables = {id(p): p.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    tables[id(model.get_output_embeddings().weight)] = head
+    body = sum(p.numel() for p in model.parameters()) - sum(tables.values())
+    student, teacher = (2 * (body * tokens + head * said) for tokens in reads)
+    one_second = rate({"float32": torch.float32, "bfloat16": torch.bfloat16}[step.args.compute])
+    back = 2 if step.config.lora_rank else 3
+    return {"rollout": student / one_second, "teacher": teacher / one_second, "update": back * student / one_second}
 
 
 def peak_mib() -> float:
@@ -271,6 +296,9 @@ def report(context: int, found: dict[str, list[dict[str, Any]]]) -> None:
         figures = "  ".join(f"{value:8.2f}" for value in (*cpu.values(), totals[arm]))
         tokens = runs[0]["teacher_tokens"]
         print(f"{tokens:7}  {arm:9}  {figures}  {wall:6.1f}  {first:6.2f}  {peak:8.0f}  {extra:6.0f}", flush=True)
+        if limits := [run["limits_s"] for run in runs if run.get("limits_s")]:
+            shares = {phase: statistics.median(one[phase] for one in limits) / cpu[phase] for phase in PHASES}
+            print(f"{'':9}of the limit: " + ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items()))
     if "ours" not in totals:
         return
     ratios = [f"{arm} / ours: step {totals[arm] / totals['ours']:.2f}, teacher {teacher[arm] / teacher['ours']:.1f}"

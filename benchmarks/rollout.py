@@ -52,7 +52,7 @@ class Scene:
 
 SCENES = {
     "lake": Scene("pocket", "frozen-lake-4x4", 128, 128),
-    "text-game": Scene("smollm2-135m", "textarena:Mastermind-v0", 4, 24, max_steps=8),
+    "text-game": Scene("smollm2-135m", "sokoban", 8, 24, max_steps=8),
     "contexts": Scene("smollm2-135m", "math", 64, 16, context_tokens=1000),
 }
 
