@@ -15,6 +15,7 @@ from agentopcd.core.config import ConsolidateConfig, LearnConfig
 from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.types import Task
 from agentopcd.envs import registry
+from agentopcd.rollouts.player import Player
 
 
 def session(work: Path) -> Any:
@@ -69,8 +70,10 @@ def calls(name: str, public: Any, work: Path) -> Any:
         case "make":
             assert public("math").reset(seed=0)[0]
         case "play":
-            spec = SimpleNamespace(slow=False)
-            player = SimpleNamespace(game=SimpleNamespace(spec=spec), sampler=SimpleNamespace(drop=list), concurrency=1)
+            sampler: Any = SimpleNamespace(drop=list, split=lambda jobs: [sampler])
+            game: Any = SimpleNamespace(spec=SimpleNamespace(slow=False))
+            chat: Any = None
+            player = Player(game=game, sampler=sampler, chat=chat, sampling=agentopcd.Sampling())
             assert list(public(player, [])) == []
         case "register":
             assert public("own-name", agentopcd.TextEnv).id == "own-name"

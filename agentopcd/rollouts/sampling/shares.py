@@ -36,7 +36,7 @@ LOOK_S = 5.0
 def number(model: Any, jobs: int) -> int:
     """How many processes should answer for so many jobs; 1: this one alone.
 
-    Only Linux forks a process with threads safely, and only while no other thread of ours works.
+    A process that has threads can be forked safely on Linux only, and only while none of them works for us.
     """
     forks = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
