@@ -25,6 +25,8 @@ from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.sampling import Sampler, request_seed, shares
 from agentopcd.rollouts.sampling.protocol import check_room
 
+SLOW_AT_ONCE = 64
+"""The most slow games that run at once, each in a process of its own."""
 MAX_REPLY_IN_LOG = 300
 """The most characters of an earlier reply that a later prompt repeats, if the environment names no action."""
 
@@ -38,8 +40,8 @@ class Player:
     chat: chats.Chat
     sampling: Sampling
     seed: int = 0
-    concurrency: int = 64
-    """The most episodes in flight at each sampler."""
+    concurrency: int = 128
+    """The most episodes in flight at each sampler; of slow games, no more than :data:`SLOW_AT_ONCE`."""
     retries: int = 2
     """How often an episode whose environment raised is restarted before it ends as ``env_error``."""
 
@@ -86,7 +88,9 @@ class _Table:
         self.player = player
         self._waiting = deque((job, 0) for job in jobs)
         self._live: dict[int, _Live] = {}
-        self._steps = _InProcesses(player.concurrency) if player.game.spec.slow else _Inline()
+        slow = player.game.spec.slow
+        self._most = min(player.concurrency, SLOW_AT_ONCE) if slow else player.concurrency
+        self._steps = _InProcesses(self._most) if slow else _Inline()
 
     @property
     def busy(self) -> bool:
@@ -99,7 +103,7 @@ class _Table:
             self._steps.take(episode, functools.partial(episode.step, reply))
             yield from self._settle()
         yield from self._settle(wait=not self._live)  # wait for an environment only if no reply is under way
-        while self._waiting and len(self._live) + self._steps.under_way < self.player.concurrency:
+        while self._waiting and len(self._live) + self._steps.under_way < self._most:
             episode = _Live(self.player, *self._waiting.popleft())
             self._steps.take(episode, episode.start)
             yield from self._settle()
