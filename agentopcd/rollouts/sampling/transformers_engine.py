@@ -15,6 +15,7 @@ from agentopcd import models
 from agentopcd.core.errors import AlignmentError
 from agentopcd.core.text import first_line
 from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.models.process import give_back_memory
 from agentopcd.rollouts.sampling import decoding, drawing, shares
 from agentopcd.rollouts.sampling.continuous import Continuous
 from agentopcd.rollouts.sampling.protocol import InBatches, Sampler, check_room
@@ -107,8 +108,10 @@ class TransformersSampler(InBatches):
             self._running = None
 
     def rest(self) -> None:
-        """Forget what was read."""
+        """Forget what was read. Beside a large model, training needs the memory."""
         self.drop(list(self._asked))
+        if not decoding.is_small(self.loaded.model):
+            give_back_memory()
 
     def update(self) -> None:
         """Forget what was read: the weights that sample are the weights that train."""
