@@ -100,6 +100,8 @@ def kept_bytes(model: Any, *, checkpointing: bool = False) -> int:
     settings = model.config.get_text_config()
     layers, hidden = settings.num_hidden_layers, settings.hidden_size
     inner = getattr(settings, "intermediate_size", None) or 4 * hidden
+    if isinstance(inner, list | tuple):  # one for each layer (Gemma 3n)
+        inner = max(inner)
     kept = 36 * hidden + 10 * inner  # per layer
     return 4 * hidden * layers + kept if checkpointing else kept * layers
 

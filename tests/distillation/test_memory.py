@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig
 
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
@@ -79,10 +78,13 @@ def test_a_pass_on_a_cpu_takes_as_many_tokens_as_half_a_gib_holds(
     hidden: int, layers: int, device: str, tokens: int
 ) -> None:
     sizes = {"hidden_size": hidden, "intermediate_size": hidden * 8 // 3, "num_hidden_layers": layers}
-    model: Any = SimpleNamespace(config=LlamaConfig(**sizes))
+    settings = SimpleNamespace(**sizes)
+    model: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: settings))
     config = ConsolidateConfig(env="math")
     assert tokens_per_batch(model, config, torch.device(device)) == tokens
     assert tokens_per_batch(model, dataclasses.replace(config, tokens_per_batch=9), torch.device(device)) == 9
+    settings.intermediate_size = [hidden * 8 // 3] * layers
+    assert tokens_per_batch(model, config, torch.device(device)) == tokens
     odd: Any = SimpleNamespace(config=SimpleNamespace(get_text_config=SimpleNamespace))
     assert tokens_per_batch(odd, config, torch.device("cpu")) == 4096
 
