@@ -1,8 +1,9 @@
 """Play with a small model on several cores: each core answers a share of the requests, in a process of its own.
 
-A step of a small model takes its time in calls and not in sums, and threads that divide a short call gain little. So every thread that torch may use becomes a process: a fork, which has the weights as they are, without a
-copy. Games stay in this process. A share waits for its games after each reply, so what it computes depends on its own
-requests alone: a play that is repeated gives the same replies.
+A step of a small model takes its time in calls and not in sums, and threads that divide a short call gain little. So
+every thread that torch may use becomes a process: a fork, which has the weights as they are, without a copy. Games stay
+in this process. A share waits for its games after each reply, so what it computes depends on its own requests alone: a
+play that is repeated gives the same replies.
 """
 
 from __future__ import annotations
