@@ -31,8 +31,9 @@ INSIDE = {
         "errors text callable_module files",
         "types terminal",
         "encoding stats runs transcript config.base",
-        "config.verbs",
-        "config.flags",
+        "config.player",
+        "config.training",
+        "config.flags config.verbs",
         "config",
     ],
     "models": [
@@ -61,7 +62,7 @@ INSIDE = {
         "queries",
         "store",
         "bench care exchange ingest",
-        "plain repair score",
+        "dump plain repair score values",
         "knowledge",
     ],
     "rollouts": [

@@ -161,7 +161,7 @@ def export(
     """
     from agentopcd.core.errors import ConfigError
     from agentopcd.core.runs import write_text
-    from agentopcd.knowledge.exchange import dump, to_jsonl
+    from agentopcd.knowledge.dump import dump, to_jsonl
     from agentopcd.knowledge.plain import export_text
 
     if (name is None) is not everything:

@@ -7,7 +7,7 @@ if __name__ != "agentopcd.knowledge":
     raise ImportError(f"import agentopcd.knowledge, not {__name__}: the folder at the root is only a link")
 
 from agentopcd.knowledge.assemble import assemble, render
-from agentopcd.knowledge.bench import Bench, Play, places_of
+from agentopcd.knowledge.bench import Bench, Play, check_leaks, places_of
 from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, Origin, ingest
@@ -16,15 +16,13 @@ from agentopcd.knowledge.queries import Leak
 from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix
 from agentopcd.knowledge.score import (
     Confirmation,
-    ItemValue,
     Ranking,
     add_to_pool,
-    check_leaks,
     confirm,
     score,
-    subsets,
 )
 from agentopcd.knowledge.store import Found, Store, canonical, setup_id
+from agentopcd.knowledge.values import ItemValue, subsets
 
 __all__ = [
     "EXTRACTION_VERSION",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
-from agentopcd.core.errors import EnvError
+from agentopcd.core.errors import ConfigError, EnvError, TaskLeak
 from agentopcd.core.types import EMPTY, Context, Episode, Job, Task
 from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.store import Store
@@ -37,6 +38,23 @@ class Bench:
         """Episodes of this environment and setup."""
         return Arena(self.env, self.setup, split, places)
 
+    def prepare(
+        self, contexts: Iterable[Context], tasks: Sequence[Task], split: str, origin: Mapping[str, Any] | None = None
+    ) -> None:
+        """Register tasks and contexts, and refuse contexts that know what they must not.
+
+        Raises:
+            ConfigError: there is no task.
+            TaskLeak: a context holds an item from a held-out task, or a task is in another split.
+        """
+        if not tasks:
+            raise ConfigError(f"nothing to play: no {split} task of {self.env}")
+        with self.store.write():
+            self.store.add_tasks(self.env, tasks, split)
+            for context in contexts:
+                self.store.add_context(context, origin)
+                check_leaks(self.store, context.id)
+
     def play_missing(self, label: str, jobs: Sequence[Job]) -> int:
         """Play the jobs that the store lacks and store each episode as it finishes; return the number of
         environment errors.
@@ -66,3 +84,18 @@ def places_of(tasks: Iterable[Task], reps: int = 1) -> list[Place]:
 
 def _place(job: Job) -> Place:
     return job.task.key, job.task.seed, job.rep
+
+
+def check_leaks(store: Store, context_id: str) -> None:
+    """Refuse a context with an item that came from a select, confirm or test task.
+
+    Raises:
+        TaskLeak: there is such an item; the message names item and task.
+    """
+    leaks = store.leaks(context_id)
+    if leaks:
+        leak = leaks[0]
+        raise TaskLeak(
+            f"context {context_id[:12]} holds item {leak.item_id[:12]}, which came from {leak.split} task "
+            f"{leak.key[:12]} of {leak.env} ({len(leaks)} in all); extract from 'extract' tasks only"
+        )

@@ -34,6 +34,9 @@ EVENTS = ("add", "flag", "approve", "pin", "retire", "restore", "supersede", "di
 ANY = "\0any"
 """Stands for "do not compare" in :meth:`Store.move`."""
 
+PLACEBO = "placebo"
+"""How the recipe of a placebo says what it is."""
+
 EPISODE_KEY = ("model_id", "context_id", "env", "setup", "seed", "rep")
 """Columns that identify an episode; the key for caching, resuming and pairing."""
 
@@ -167,6 +170,7 @@ class Store(Queries):
         self._require(run_id, model_id, episode)
         row = {
             "run_id": run_id, "model_id": model_id, "setup": setup, "created_at": now(), **facts(episode),
+            "metrics": canonical(episode.metrics),
         }  # fmt: skip
         episode_id = self.insert("episode", row, unique=EPISODE_KEY)
         if episode_id is None:
@@ -254,7 +258,7 @@ class Store(Queries):
         An item that the store does not know becomes a pending item of unknown origin.
 
         Args:
-            origin: how the context was first made (order, budget, file ...).
+            origin: how the context was first made (order, budget, file ...). The lines of a placebo are no items.
 
         Returns:
             The id of the context.
@@ -266,7 +270,8 @@ class Store(Queries):
         with self.write():
             if self.insert("context", row, unique=("id",)) is None:
                 return context.id
-            for pos, text in enumerate(item_texts(context)):
+            shown = [] if origin and origin.get("order") == PLACEBO else item_texts(context)
+            for pos, text in enumerate(shown):
                 link = {"context_id": context.id, "pos": pos, "item_id": self._add_item(text, "assemble")}
                 self.insert("context_item", link)
         return context.id

@@ -19,7 +19,7 @@ import typer
 from agentopcd import models
 from agentopcd.core.types import EMPTY, MARKER, Episode, Task, Turn
 from agentopcd.knowledge import Store
-from agentopcd.knowledge.exchange import dump, to_jsonl
+from agentopcd.knowledge.dump import dump, to_jsonl
 from agentopcd.knowledge.plain import import_text
 from agentopcd.models import find
 from benchmarks.fuzz.harness import call

@@ -22,7 +22,7 @@ from agentopcd.core.transcript import pack, to_json
 from agentopcd.core.types import MARKER, Context, Job, Task
 from agentopcd.knowledge import Origin, Store, ingest
 from agentopcd.knowledge.care import backup, problems
-from agentopcd.knowledge.exchange import dump
+from agentopcd.knowledge.dump import dump
 from agentopcd.knowledge.repair import repair
 
 GAMES = 60

@@ -10,7 +10,8 @@ from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.types import EMPTY, MARKER, Context, Job, Task
 from agentopcd.knowledge import Found, Origin, Store, confirm, identify, ingest, score
 from agentopcd.knowledge.database import now
-from agentopcd.knowledge.exchange import dump, from_jsonl, load, to_jsonl
+from agentopcd.knowledge.dump import dump, to_jsonl
+from agentopcd.knowledge.exchange import from_jsonl, load
 from agentopcd.knowledge.plain import export_text, import_text
 
 
@@ -201,8 +202,8 @@ def test_files_that_are_no_export(store: Store) -> None:
         load(store, from_jsonl(['{"a": 1}']))
     with pytest.raises(StoreError, match="not a knowledge export"):
         load(store, iter([]))
-    with pytest.raises(StoreError, match="export version 3"):
-        load(store, from_jsonl(['{"format": "agentopcd-kb", "version": 3}']))
+    with pytest.raises(StoreError, match="export version 4"):
+        load(store, from_jsonl(['{"format": "agentopcd-kb", "version": 4}']))
     with pytest.raises(StoreError, match="line 2 is not JSON"):
         list(from_jsonl(["{}", "{"]))
     with pytest.raises(StoreError, match="line 1 is not a JSON object"):

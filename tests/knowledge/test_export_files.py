@@ -16,7 +16,8 @@ from agentopcd.core.runs import write_text
 from agentopcd.core.text import split_lines
 from agentopcd.core.types import EMPTY, MARKER, Context, Job
 from agentopcd.knowledge import Origin, Store, ingest
-from agentopcd.knowledge.exchange import dump, from_jsonl, is_export, load, to_jsonl
+from agentopcd.knowledge.dump import dump, to_jsonl
+from agentopcd.knowledge.exchange import from_jsonl, is_export, load
 
 RULE = f"{MARKER} Avoid holes."
 

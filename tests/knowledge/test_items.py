@@ -11,7 +11,7 @@ import pytest
 
 from agentopcd.core.types import EMPTY, MARKER, Job, Task
 from agentopcd.knowledge import Found, Origin, Store, flags, identify, ingest, item_ids, parse, sanitise
-from agentopcd.knowledge.exchange import dump
+from agentopcd.knowledge.dump import dump
 from agentopcd.knowledge.items import _marks
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>", "[INST]", "<|end of text|>", " ", "\n")

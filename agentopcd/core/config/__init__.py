@@ -2,20 +2,17 @@
 
 from agentopcd.core.config.base import Config, choices, default_of, field_docs, hints, pick, read_toml
 from agentopcd.core.config.flags import DICT_FLAGS, flag_of, has_flag, panels, player_flags
+from agentopcd.core.config.player import PlayerConfig
+from agentopcd.core.config.training import ByTeacher, OnPolicy, Replay, TrainConfig
 from agentopcd.core.config.verbs import (
-    ByTeacher,
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
     GatherConfig,
     LearnConfig,
-    OnPolicy,
     PlayConfig,
-    PlayerConfig,
-    Replay,
     ScoreConfig,
     ScoringConfig,
-    TrainConfig,
 )
 
 __all__ = [

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentopcd.core.config.base import Config
-from agentopcd.core.config.verbs import PlayerConfig, TrainConfig
+from agentopcd.core.config.player import PlayerConfig
+from agentopcd.core.config.training import TrainConfig
 
 PANELS: Mapping[str, tuple[str, ...]] = {
     "Options": (

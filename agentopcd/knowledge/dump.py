@@ -1,0 +1,149 @@
+"""Write a store, or some of its contexts, as the typed rows of an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from agentopcd.core.errors import StoreError
+from agentopcd.core.transcript import UNREADABLE, unpack
+from agentopcd.core.types import EMPTY
+from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.exchange import ELSEWHERE, FORMAT, IMPORTED, VERSION, without
+from agentopcd.knowledge.faults import REPAIR
+from agentopcd.knowledge.store import Store
+
+
+def dump(store: Store, contexts: Iterable[str] | None = None, *, episodes: bool = False) -> Iterator[Row]:
+    """Export the store as typed rows, header first.
+
+    Args:
+        contexts: only these contexts (ids) with their items, origins and refs; by default everything.
+        episodes: also export episodes and transcripts. Without them, an item's origin still names
+            environment and task, so the leak guard works in the receiving store.
+    """
+    with store.read():
+        wanted = None if contexts is None else {EMPTY.id, *contexts}
+        try:
+            rows = list(_Dump(store, wanted, episodes and wanted is None).rows())
+        except KeyError as error:
+            raise StoreError(f"{store.path} refers to row {error} of a table, which is not there; {REPAIR}") from error
+    yield {"format": FORMAT, "version": VERSION}
+    for row in rows:
+        if row["type"] == "episode":  # unpacked one by one: together they may not fit in memory
+            row = {**row, "transcript": _transcript(store, row["transcript"])}
+        yield row
+    yield {"type": "end", "rows": len(rows)}
+
+
+def _transcript(store: Store, episode_id: int) -> Row | None:
+    body = store.lookup("transcript", episode_id=episode_id)
+    try:
+        return unpack(body["body"]) if body else None
+    except UNREADABLE as error:
+        raise StoreError(f"the transcript of episode {episode_id} in {store.path} is damaged; {REPAIR}") from error
+
+
+class _Dump:
+    """Collects the rows of one export. Runs come first in the file but are known last."""
+
+    def __init__(self, store: Store, wanted: set[str] | None, episodes: bool) -> None:
+        self.store, self.episodes = store, episodes
+        self.contexts = [row for row in store.table("context", "id") if wanted is None or row["id"] in wanted]
+        self.links = {row["id"]: [item.id for item in store.items(context_id=row["id"])] for row in self.contexts}
+        held = {item_id for ids in self.links.values() for item_id in ids}
+        self.items = [row for row in store.table("item", "id") if wanted is None or row["id"] in held]
+        self.held = {row["id"] for row in self.items}
+        self.shown = {row["id"] for row in self.contexts}
+        self.everything = wanted is None
+        self.runs: dict[int, Row] = {row["id"]: row for row in store.table("run", "id")}
+        self.used: set[int] = set()
+
+    def rows(self) -> Iterator[Row]:
+        models = self._models()
+        episodes = list(self.store.table("episode", "id")) if self.episodes else []
+        self.local = {row["id"]: number for number, row in enumerate(episodes, 1)}
+        sources, events, refs = self._sources(), self._events(), self._refs()
+        self.used.update(row["run_id"] for row in (*models, *episodes, *sources, *refs) if row["run_id"] is not None)
+        number = {run_id: n for n, run_id in enumerate(sorted(self.used), 1)}
+        for run_id, n in number.items():
+            yield {**_typed("run", without(self.runs[run_id], "imported")), "id": n}
+        for row in self._tasks(episodes):
+            yield _typed("task", row)
+        for row in self.items:
+            yield _typed("item", row)
+        for row in self.contexts:
+            yield {**_typed("context", row), "items": self.links[row["id"]]}
+        for row in models:
+            weights = self.store.model_contexts(row["id"]) if self.everything else {}
+            yield {**_typed("model", row), "run_id": number.get(row["run_id"]), "contexts": weights}
+        for row in episodes:
+            yield {**_typed("episode", row), "id": self.local[row["id"]], "run_id": number[row["run_id"]],
+                   "setup": row["setup"].removeprefix(ELSEWHERE), "transcript": row["id"]}  # fmt: skip
+        for row in sources:
+            yield {**_typed("source", row), "run_id": number[row["run_id"]]}
+        for row in events:
+            yield without(_typed("event", row), "id")
+        for row in refs:
+            yield {**without(_typed("ref", row), "id"), "run_id": number.get(row["run_id"])}
+
+    def _models(self) -> list[Row]:
+        return list(self.store.table("model", "rowid")) if self.everything else []
+
+    def _tasks(self, episodes: list[Row]) -> list[Row]:
+        """Tasks of the exported episodes; the origin of an item carries its own task."""
+        played = {(row["env"], row["task_key"]) for row in episodes}
+        return [row for row in self.store.table("task", "env, key") if (row["env"], row["key"]) in played]
+
+    def _sources(self) -> list[Row]:
+        """Origins of the items; without episodes, origins that differ only in their episode are merged."""
+        kept: dict[tuple[Any, ...], Row] = {}
+        for row in self.store.table("item_source", "run_id, episode_id, line, item_id, env, task_key, raw"):
+            if row["item_id"] not in self.held:
+                continue
+            row["episode_id"] = self.local.get(row["episode_id"])
+            if row["shown_context_id"] not in self.shown:
+                row["shown_context_id"] = None
+            key = tuple(row[name] for name in ("item_id", "run_id", "episode_id", "env", "task_key", "line"))
+            kept.setdefault(key, row)
+        return sorted(kept.values(), key=_source_order)
+
+    def _events(self) -> list[Row]:
+        def travels(row: Row) -> bool:
+            known = row["item_id"] in self.held and (row["other_id"] is None or row["other_id"] in self.held)
+            return known and row["actor"] != IMPORTED
+
+        # Sorted by item, because an importer may hold the items in another order.
+        return sorted(filter(travels, self.store.table("item_event", "id")), key=lambda row: row["item_id"])
+
+    def _refs(self) -> list[Row]:
+        moves = list(self.store.table("ref_move", "id"))
+        if not self.everything:
+            current = {name for name, context_id in self.store.refs().items() if context_id in self.shown}
+            moves = [row for row in moves if row["name"] in current and row["context_id"] in self.shown]
+        return sorted(moves, key=lambda row: row["name"])
+
+
+def _source_order(row: Row) -> tuple[Any, ...]:
+    return (
+        row["run_id"],
+        row["episode_id"] or 0,
+        row["env"] or "",
+        row["task_key"] or "",
+        row["line"],
+        row["item_id"],
+    )
+
+
+def _typed(kind: str, row: Row) -> Row:
+    return {"type": kind, **row}
+
+
+def to_jsonl(rows: Iterable[Row]) -> Iterator[str]:
+    """One JSON text per row, line end included."""
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n"
+        if any("\ud800" <= char <= "\udfff" for char in line):  # half a surrogate pair, which only an escape can write
+            line = json.dumps(row, separators=(",", ":")) + "\n"
+        yield line
