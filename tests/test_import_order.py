@@ -56,13 +56,13 @@ INSIDE = {
         "envs",
     ],
     "knowledge": [
-        "faults refs extract items",
+        "faults refs extract items looks placebo",
         "database",
         "assemble episodes",
         "queries",
         "store",
         "bench care exchange ingest",
-        "dump plain repair score values",
+        "confirm dump plain repair score values",
         "knowledge",
     ],
     "rollouts": [

@@ -13,7 +13,7 @@ from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.episodes import Arena, Arm
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.store import PLACEBO, Store
 
 UNKNOWN = "unknown (written by hand or imported)"
 
@@ -37,6 +37,8 @@ def context_rows(store: Store, env: str | None = None) -> list[Row]:
     rows, played = [], set() if env is None else store.played_in(env)
     for row in store.contexts():
         refs = names.get(row["id"], [])
+        if recipe_of(row).get("order") == PLACEBO:  # a twin of another context, without content
+            continue
         if env is None or row["id"] in played or any(name.startswith(f"{env}/") for name in refs):
             rows.append(
                 {"id": row["id"], "items": row["items"], "placement": row["placement"], "refs": refs,

@@ -15,10 +15,12 @@ from agentopcd.core.config import (
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
+    ScoringConfig,
     player_flags,
 )
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
+from agentopcd.knowledge.score import PER_CONTEXT
 
 if TYPE_CHECKING:
     from agentopcd.distil import Distilled
@@ -77,12 +79,7 @@ def score(config: ScoreConfig, call: Call) -> None:
             again = f"agentopcd play {player_flags(config)}{_work(call)}"
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
         if call.dry_run:
-            arms = "2 halves" if config.method == "subsets" else f"up to {config.candidates} contexts and none"
-            plan = [f"{arms} on {len(session.tasks('select', config.select_tasks))} select tasks"]
-            if config.method == "uniform" and config.confirm:
-                n = len(session.tasks("confirm", config.confirm_tasks))
-                plan.append(f"the winner and none on {n} confirm tasks")
-            return _plan(session, call, plan)
+            return _plan(session, call, _scoring_plan(session, config, len(candidates)))
         from agentopcd.workspace.experience.choose import choose, value_items
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
@@ -94,16 +91,33 @@ def score(config: ScoreConfig, call: Call) -> None:
                 call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
             call.say(f"next: agentopcd knowledge list items{_work(call)}")
             return
-        ranking, outcome = choose(session, config, candidates, run_id=run_id, gate=config.confirm, traces=config.traces)
-        result = {"best": ranking.best.context_id, "competed": ranking.competed,
-                  "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
+        ranking, outcome = choose(session, config, candidates, run_id=run_id)
+        result = {"confirmed": None} | ranking.to_dict() | ({} if outcome is None else outcome.to_dict())
         session.ledger.finish(run_id, result)
         call.show(result)
         _say_gate(call, config, ranking.best.context_id, outcome)
 
 
+def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> list[str]:
+    """What ``score`` would play."""
+    n, tasks = min(pool, config.candidates), len(session.tasks("select", config.select_tasks))
+    if config.method == "subsets":
+        return [f"2 halves on {tasks} select tasks"]
+    plan = [f"up to {n} contexts and none on {tasks} select tasks"]
+    if config.method == "halving":
+        plan = [f"up to {n} contexts on select tasks, {PER_CONTEXT} episodes for each on average, most for the best"]
+    if config.confirm:
+        plan.append(_confirm_plan(session, config))
+    return plan
+
+
+def _confirm_plan(session: Session, config: ScoringConfig | ConfirmConfig, which: str = "the winner") -> str:
+    n = len(session.tasks("confirm", config.confirm_tasks))
+    return f"{which}, none, its placebo and any context confirmed before on {n} confirm tasks"
+
+
 def confirm(config: ConfirmConfig, call: Call) -> None:
-    """Play one context and the empty one on confirm tasks; on a pass ENV/best moves to it.
+    """Play one context on confirm tasks, against none, its placebo and ENV/best; on a pass ENV/best moves to it.
 
     Example: agentopcd knowledge confirm --context sokoban/pool/00/08 --env sokoban
     """
@@ -112,15 +126,13 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
     with _open(config, call) as session:
         context, _ = session.context(config.context)
         if call.dry_run:
-            n = len(session.tasks("confirm", config.confirm_tasks))
-            return _plan(session, call, [f"2 contexts on {n} confirm tasks"])
-        from agentopcd.knowledge import confirm
+            return _plan(session, call, [_confirm_plan(session, config, "the context")])
+        from agentopcd.workspace.experience.choose import confirm_one
 
         run_id = session.ledger.begin("confirm", context_id=context.id)
-        outcome = confirm(session.bench(run_id), context, session.tasks("confirm", config.confirm_tasks))
-        session.say(str(outcome))
-        session.ledger.finish(run_id, {"confirmed": outcome.passed, "context": context.id})
-        call.show({"confirmed": outcome.passed, "context": context.id})
+        outcome = confirm_one(session, config, context, run_id=run_id)
+        session.ledger.finish(run_id, outcome.to_dict())
+        call.show(outcome.to_dict())
         _say_gate(call, config, context.id, outcome)
 
 
@@ -188,8 +200,8 @@ def learn(config: LearnConfig, call: Call) -> None:
             plan = [
                 f"{config.rounds} rounds, each:",
                 f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions",
-                f"{config.candidates} candidates on {len(session.tasks('select', config.select_tasks))} select tasks",
-                f"winner and none on {len(session.tasks('confirm', config.confirm_tasks))} confirm tasks",
+                f"up to {config.candidates} candidates on select tasks, {PER_CONTEXT} episodes for each on average",
+                _confirm_plan(session, config),
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
             ]
             return _plan(session, call, plan)
@@ -244,8 +256,11 @@ def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confir
         call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {player_flags(config)}{_work(call)}")
     elif outcome.passed:
         call.say(f"next: agentopcd consolidate {player_flags(config, ConsolidateConfig)}{_work(call)}")
+    elif outcome.verdict == "incumbent stays":
+        flags = f"--context {context_id[:12]} {player_flags(config, ConsolidateConfig)}"
+        call.say(f"next: agentopcd consolidate {flags}{_work(call)}, if you prefer it to {outcome.ref}")
     else:
-        call.say("nothing beat the empty context on confirm tasks, so there is nothing to consolidate")
+        call.say("nothing was confirmed, so there is nothing to consolidate")
         call.say(f"next: agentopcd play {player_flags(config)}{_work(call)}")
 
 

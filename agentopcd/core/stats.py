@@ -1,7 +1,7 @@
-"""Intervals and tests for success rates: one rate, two paired arms, repeated tasks.
+"""Intervals and tests: one rate or mean, two paired arms, repeated tasks.
 
-Rates are fractions in [0, 1], differences are *first minus second*, tests are one-sided (the first arm
-is better). Only the standard library is used, and numpy where many draws are needed.
+Rates are fractions in [0, 1], means are in the unit of the score; differences are *first minus second*, tests are
+one-sided (the first arm is better). Only the standard library is used, and numpy where many draws are needed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from math import comb, sqrt
+from math import ceil, comb, inf, isfinite, sqrt
 from statistics import NormalDist
 from typing import Literal, TypeVar
 
@@ -45,14 +45,32 @@ class Rate:
         low, high = wilson(self.wins, self.n)
         return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] (n={self.n})"
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """The fields that reports write."""
         return {"success": self.rate, "low": self.low, "high": self.high, "n": self.n}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Mean:
+    """Mean of a score that is no success rate, with a 95 % interval; ``n`` counts episodes."""
+
+    rate: float
+    """The mean; named as in :class:`Rate`, so that tables can hold either."""
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The fields that reports write; None where there are too few tasks for an interval."""
+        return {"mean": self.rate, "low": finite(self.low), "high": finite(self.high), "n": self.n}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """Difference of two paired rates with a 95 % interval; ``n`` counts pairs."""
+    """Difference of two paired rates or means with a 95 % interval; ``n`` counts pairs."""
 
     diff: float
     low: float
@@ -65,16 +83,17 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two arms on the same pairs. ``wins`` and ``losses`` are the first arm's, over discordant pairs."""
+    """Two arms on the same pairs."""
 
     n: int
     """Pairs: the same task, seed and repetition in both arms."""
     tasks: int
     """Distinct tasks among them; with ``tasks < n`` pairs are not independent."""
     wins: int
+    """Pairs in which the first arm did better."""
     losses: int
-    first: Rate
-    second: Rate
+    first: Rate | Mean
+    second: Rate | Mean
     difference: Difference
     p: float
     """One-sided p-value: the probability of a lead at least this large if the arms are equal."""
@@ -86,12 +105,18 @@ class Comparison:
             f"{self.difference}, win/loss {self.wins}/{self.losses}, {self.test} {self.p:.3g}"
         )
 
-    def to_dict(self) -> dict[str, float | str]:
+    def to_dict(self) -> dict[str, float | str | None]:
         """The fields that reports write."""
         return {
-            "difference": self.difference.diff, "low": self.difference.low, "high": self.difference.high,
+            "difference": self.difference.diff,
+            "low": finite(self.difference.low), "high": finite(self.difference.high),
             "n": self.n, "tasks": self.tasks, "wins": self.wins, "losses": self.losses, "p": self.p, "test": self.test,
         }  # fmt: skip
+
+
+def finite(number: float) -> float | None:
+    """A number as JSON can hold it: None for infinity."""
+    return number if isfinite(number) else None
 
 
 def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -135,11 +160,20 @@ def mid_p(w: int, l: int) -> float:  # noqa: E741 - wins and losses
     return (2 * sum(comb(n, j) for j in range(w + 1, n + 1)) + comb(n, w)) / 2 ** (n + 1)
 
 
-def sign_flip(sums: Sequence[int], draws: int = 9999, seed: int = 0) -> float:
-    """One-sided sign-flip test over whole tasks, for tasks that were played more than once.
+DRAWS = 9999
+"""Random sign vectors of a :func:`sign_flip`, unless its level wants more."""
+
+
+def draws_for(level: float) -> int:
+    """Sign vectors enough to see whether a p-value is below ``level``: a twentieth of it can still be told from 0."""
+    return max(DRAWS, ceil(20 / level))
+
+
+def sign_flip(sums: Sequence[float], draws: int = DRAWS, seed: int = 0) -> float:
+    """One-sided sign-flip test over whole tasks, for scores, or for tasks that were played more than once.
 
     Args:
-        sums: wins minus losses of each task.
+        sums: the first arm's score minus the second's, summed over the pairs of each task.
         draws: random sign vectors; the smallest possible result is ``1 / (draws + 1)``.
         seed: seed of the random draws.
 
@@ -148,14 +182,14 @@ def sign_flip(sums: Sequence[int], draws: int = 9999, seed: int = 0) -> float:
     """
     import numpy as np
 
-    values = np.asarray([value for value in sums if value], dtype=np.int64)
+    values = np.asarray([value for value in sums if value], dtype=np.float64)
     if not len(values):
         return 1.0
     rng = np.random.default_rng(seed)
-    total, hits = int(values.sum()), 0
+    reached, hits = values.sum() - 1e-9 * np.abs(values).sum(), 0  # equal totals may differ in their last digits
     for start in range(0, draws, 1000):  # in blocks, so that thousands of tasks need little memory
         signs = rng.integers(0, 2, size=(min(1000, draws - start), len(values)), dtype=np.int8) * 2 - 1
-        hits += int((signs.astype(np.int64) @ values >= total).sum())
+        hits += int((signs @ values >= reached).sum())
     return (hits + 1) / (draws + 1)
 
 
@@ -199,18 +233,23 @@ def _hypotenuse(a: float, b: float, phi: float) -> float:
     return sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
 
-def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, str]) -> Comparison:
+def compare(
+    a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], *, draws: int = DRAWS
+) -> Comparison:
     """Compare two arms over the pairs that both arms have played.
 
     Args:
-        a: success of the first arm by pair (for example ``(seed, rep)``).
-        b: success of the second arm by the same pairs.
+        a: success (a bool) or score (a float) of the first arm by pair (for example ``(seed, rep)``).
+        b: success or score of the second arm by the same pairs.
         tasks: the task key of each pair.
+        draws: for :func:`sign_flip`.
 
     Returns:
-        Rates, difference and a one-sided p: :func:`mid_p` when no two pairs share a task,
+        Rates, difference and a one-sided p: :func:`mid_p` for successes when no two pairs share a task,
         :func:`sign_flip` over tasks otherwise. Pairs that either arm lacks are ignored.
     """
+    if not all(isinstance(value, bool) for arm in (a, b) for value in arm.values()):
+        return _compare_scores(a, b, tasks, draws)
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     sums: defaultdict[str, int] = defaultdict(int)
     sizes: defaultdict[str, int] = defaultdict(int)
@@ -226,11 +265,44 @@ def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, st
     if repeated:
         difference = _widened(difference, [(sums[task], sizes[task]) for task in sums])
     # Sorted: the pairs come from a set, and the result of the draws depends on the order of the sums.
-    p = sign_flip(sorted(sums.values())) if repeated else mid_p(wins, losses)
+    p = sign_flip(sorted(sums.values()), draws) if repeated else mid_p(wins, losses)
     return Comparison(
         n, len(sums), wins, losses, Rate(both + wins, n), Rate(both + losses, n), difference, p,
         "sign_flip" if repeated else "mid_p",
     )  # fmt: skip
+
+
+def _compare_scores(a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], draws: int) -> Comparison:
+    pairs = sorted(a.keys() & b.keys(), key=str)
+    gains = {key: a[key] - b[key] for key in pairs}
+    difference = mean_of(gains, tasks)
+    sums: defaultdict[str, float] = defaultdict(float)
+    for key, gain in gains.items():
+        sums[tasks[key]] += gain
+    return Comparison(
+        len(pairs), len(sums), sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values()),
+        mean_of({key: a[key] for key in pairs}, tasks), mean_of({key: b[key] for key in pairs}, tasks),
+        Difference(difference.rate, difference.low, difference.high, difference.n),
+        sign_flip(sorted(sums.values()), draws), "sign_flip",
+    )  # fmt: skip
+
+
+def mean_of(scores: Mapping[Key, float], tasks: Mapping[Key, str]) -> Mean:
+    """Mean of scores with a 95 % interval that takes tasks, not episodes, for independent.
+
+    Returns:
+        ``mean ± 1.96 se``, where the standard error is cluster-robust over tasks; from minus to plus infinity for
+        fewer than two tasks.
+    """
+    n = len(scores)
+    mean = sum(scores.values()) / n if n else 0.0
+    off: defaultdict[str, float] = defaultdict(float)
+    for key, score in scores.items():
+        off[tasks[key]] += score - mean
+    if len(off) < 2:
+        return Mean(mean, -inf, inf, n)
+    half = Z95 * sqrt(sum(total * total for total in off.values()) * len(off) / (len(off) - 1)) / n
+    return Mean(mean, mean - half, mean + half, n)
 
 
 def _widened(difference: Difference, groups: Sequence[tuple[int, int]]) -> Difference:

@@ -8,24 +8,25 @@ if __name__ != "agentopcd.knowledge":
 
 from agentopcd.knowledge.assemble import assemble, render
 from agentopcd.knowledge.bench import Bench, Play, check_leaks, places_of
+from agentopcd.knowledge.confirm import USEFUL, Confirmation, Verdict, confirm
 from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, Origin, ingest
 from agentopcd.knowledge.items import Item, flags, identify, item_ids, parse, sanitise
+from agentopcd.knowledge.looks import ALPHA, left_after, level_of
+from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.queries import Leak
 from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix
-from agentopcd.knowledge.score import (
-    Confirmation,
-    Ranking,
-    add_to_pool,
-    confirm,
-    score,
-)
-from agentopcd.knowledge.store import Found, Store, canonical, setup_id
+from agentopcd.knowledge.score import Ranking, add_to_pool, halving, score
+from agentopcd.knowledge.store import PLACEBO, Found, Store, canonical, setup_id
 from agentopcd.knowledge.values import ItemValue, subsets
 
 __all__ = [
+    "ALPHA",
     "EXTRACTION_VERSION",
+    "PER_CONTEXT",
+    "PLACEBO",
+    "USEFUL",
     "Arena",
     "Arm",
     "Bench",
@@ -41,6 +42,7 @@ __all__ = [
     "PoolStep",
     "Ranking",
     "Store",
+    "Verdict",
     "add_to_pool",
     "assemble",
     "best_ref",
@@ -49,10 +51,14 @@ __all__ = [
     "confirm",
     "extraction_messages",
     "flags",
+    "halving",
     "identify",
     "ingest",
     "item_ids",
+    "left_after",
+    "level_of",
     "parse",
+    "placebo",
     "places_of",
     "pool_prefix",
     "render",

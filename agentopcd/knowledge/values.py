@@ -56,7 +56,7 @@ def subsets(
     bench.prepare(list(contexts.values()), tasks, "select", {"order": "subsets", "seed": seed, "pool": len(pool)})
     errors = bench.play_missing("subsets", [Job(task, half) for task in tasks for half, _ in halves[task]])
     won = {id_: bench.store.outcomes(bench.arm(half), bench.arena("select")) for id_, half in contexts.items()}
-    signed: dict[str, list[int]] = {item.id: [] for item in pool}
+    signed: dict[str, list[float]] = {item.id: [] for item in pool}
     for task, ((half, inside), (other, _)) in halves.items():
         place = (task.key, task.seed, 0)
         if place in won[half.id] and place in won[other.id]:
@@ -89,7 +89,7 @@ def _half(pool: Sequence[Item], inside: set[str], placement: Placement) -> tuple
     return Context(render([item.text for item in pool if item.id in inside]), placement), inside
 
 
-def _value(item_id: str, gains: Sequence[int]) -> ItemValue:
+def _value(item_id: str, gains: Sequence[float]) -> ItemValue:
     n = len(gains)
     mean = sum(gains) / n
     half = Z95 * sqrt(sum((gain - mean) ** 2 for gain in gains) / (n - 1) / n)

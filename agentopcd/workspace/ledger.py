@@ -16,7 +16,7 @@ from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
-LATER_SETTINGS = ("async_steps", "keep_checkpoints", "mix", "success_when")
+LATER_SETTINGS = ("async_steps", "by", "keep_checkpoints", "mix", "success_when")
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
 

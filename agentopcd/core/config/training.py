@@ -73,6 +73,9 @@ class TrainConfig(PlayerConfig):
     """Steps between evaluations on select tasks; the best checkpoint becomes the student."""
     select_tasks: int = 64
     """Select tasks per evaluation."""
+    by: str = ""
+    """What the checkpoint is chosen by: success, reward, or a metric that the environment reports; empty: the
+    environment's default."""
     save_every: int = 8
     """Steps between checkpoints for resuming a killed run."""
     keep_checkpoints: bool = False
