@@ -142,14 +142,14 @@ def score_on(player: Player, tasks: Sequence[Task], ranks: Ranks, by: str) -> Ra
     """
     jobs = [Job(task) for task in ranks.mine(tasks)]
     whole = [e for e in player.play(jobs) if e.stop_reason != "env_error"]
-    mine = [(e.task, value) for e in whole if (value := score_of(e, by)) is not None]
-    scores = dict(itertools.chain.from_iterable(ranks.everyone(mine)))
+    mine = [(e.task.key, value) for e in whole if (value := score_of(e, by)) is not None]
+    scores = list(itertools.chain.from_iterable(ranks.everyone(mine)))
     if by == "success":
-        return Rate(sum(map(bool, scores.values())), len(scores))
+        return Rate(sum(value > 0 for _, value in scores), len(scores))
     if not scores and whole:
         known = ", ".join(dict.fromkeys(["success", "reward", *(name for e in whole for name in e.metrics)]))
         raise ConfigError(f"no episode reports {by!r}; wanted one of: {known}")
-    return mean_of(scores, {task: task.key for task in scores})
+    return mean_of({i: value for i, (_, value) in enumerate(scores)}, {i: key for i, (key, _) in enumerate(scores)})
 
 
 def score_of(episode: Episode, by: str) -> float | None:
