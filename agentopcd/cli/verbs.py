@@ -221,7 +221,8 @@ def _plan(session: Session, call: Call, steps: list[str], *models: str) -> None:
     """Print what would be done with the player's model and ``models``, without doing it; refuse what cannot be done."""
     session.check(*models)
     name, why = session.model_name()
-    settings = session.config.to_dict() | {"server": without_password(session.config.server)}
+    settings = session.config.to_dict()
+    settings |= {name: without_password(settings[name]) for name in ("server", "extractor") if name in settings}
     call.show({"settings": settings, "plan": steps, "model": name})
     call.say(f"model: {name} ({why})")
     for step in steps:
