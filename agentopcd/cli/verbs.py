@@ -11,6 +11,7 @@ from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
+    GatherConfig,
     LearnConfig,
     PlayConfig,
     PlayerConfig,
@@ -47,7 +48,7 @@ def play(config: PlayConfig, call: Call) -> None:
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
             if config.extract:
-                plan.append(f"{config.chains} chains of {config.chain_steps} extractions")
+                plan.append(f"{config.chains} chains of {config.chain_steps} extractions{_by(config)}")
             return _plan(session, call, plan)
         from agentopcd.workspace.experience.gather import gather
 
@@ -187,7 +188,8 @@ def learn(config: LearnConfig, call: Call) -> None:
         with _open(config, call) as session:
             plan = [
                 f"{config.rounds} rounds, each:",
-                f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions",
+                f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions"
+                + _by(config),
                 f"{config.candidates} candidates on {len(session.tasks('select', config.select_tasks))} select tasks",
                 f"winner and none on {len(session.tasks('confirm', config.confirm_tasks))} confirm tasks",
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
@@ -228,6 +230,11 @@ def _plan(session: Session, call: Call, steps: list[str], *models: str) -> None:
     for step in steps:
         call.say(f"plan: {step}")
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
+
+
+def _by(config: GatherConfig) -> str:
+    """Who extracts, in a plan, if it is not the player."""
+    return f" by {config.extracting.model}" if config.extractor else ""
 
 
 def _memory(session: Session, config: ConsolidateConfig) -> str:
