@@ -37,8 +37,8 @@ def test_the_file_of_rows_is_what_its_script_writes() -> None:
 
 def test_the_rows_are_distinct_tasks_and_enough_to_be_split() -> None:
     env = envs.make(ROWS)
-    keys = {env.reset(seed=seed)[1]["task_key"] for seed in range(env.num_tasks)}
-    assert len(keys) == env.num_tasks >= 400
+    keys = {env.reset(seed=seed)[1]["task_key"] for seed in range(640)}
+    assert len(keys) == 640
 
 
 @pytest.mark.parametrize(
