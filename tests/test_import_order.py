@@ -92,7 +92,7 @@ INSIDE = {
         "checks",
     ],
     "workspace": [
-        "day paths",
+        "day extraction paths",
         "ledger",
         "session",
         "evaluation.table experience.chains experience.choose",

@@ -131,10 +131,16 @@ def _origin(store: Store, source: Row) -> Row:
         "run": run["id"], "verb": run["verb"], "run_seed": run["seed"],
         "episode": source["episode_id"], "seed": played["seed"] if played else None,
         "rep": played["rep"] if played else None, "model": _model(store, played),
-        "extractor": config.get("extractor") or _model(store, played),
+        "extractor": _extractor(config) or _model(store, played),
         "shown": source["shown_context_id"], "line": source["line"], "raw": source["raw"],
         "prompt": _prompt(store, source, config) if played else None,
     }  # fmt: skip
+
+
+def _extractor(config: Mapping[str, Any]) -> str:
+    """The extractor that a run names besides its player; '' if it names none."""
+    name, id_ = config.get("extractor") or "", config.get("extractor_id")
+    return f"{name} ({id_[:12]})" if name and id_ else name
 
 
 def _model(store: Store, played: Row | None) -> str | None:
@@ -147,12 +153,13 @@ def _prompt(store: Store, source: Row, config: Mapping[str, Any]) -> str | None:
     try:
         episode = store.transcript(source["episode_id"])
         shown = store.get_context(source["shown_context_id"]) if source["shown_context_id"] else None
-        messages = extraction_messages(episode, kind=_kind(config, episode), earlier=shown)
+        template = config.get("extract_prompt_text", "")
+        messages = extraction_messages(episode, kind=_kind(config, episode), earlier=shown, template=template)
     except ConfigError:  # no transcript, or an episode without a turn
         return None
     prompt = "\n\n".join(message["content"] for message in messages)
     version = config.get("template", EXTRACTION_VERSION)
-    if version != EXTRACTION_VERSION:
+    if version != EXTRACTION_VERSION and not template:
         return f"(asked with template {version}, shown with {EXTRACTION_VERSION})\n{prompt}"
     return prompt
 

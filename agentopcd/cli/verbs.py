@@ -11,6 +11,7 @@ from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
+    GatherConfig,
     LearnConfig,
     PlayConfig,
     PlayerConfig,
@@ -49,7 +50,7 @@ def play(config: PlayConfig, call: Call) -> None:
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
             if config.extract:
-                plan.append(f"{config.chains} chains of {config.chain_steps} extractions")
+                plan.append(f"{config.chains} chains of {config.chain_steps} extractions{_by(config)}")
             return _plan(session, call, plan)
         from agentopcd.workspace.experience.gather import gather
 
@@ -199,7 +200,8 @@ def learn(config: LearnConfig, call: Call) -> None:
         with _open(config, call) as session:
             plan = [
                 f"{config.rounds} rounds, each:",
-                f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions",
+                f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions"
+                + _by(config),
                 f"up to {config.candidates} candidates on select tasks, {PER_CONTEXT} episodes for each on average",
                 _confirm_plan(session, config),
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
@@ -233,12 +235,18 @@ def _plan(session: Session, call: Call, steps: list[str], *models: str) -> None:
     """Print what would be done with the player's model and ``models``, without doing it; refuse what cannot be done."""
     session.check(*models)
     name, why = session.model_name()
-    settings = session.config.to_dict() | {"server": without_password(session.config.server)}
+    settings = session.config.to_dict()
+    settings |= {name: without_password(settings[name]) for name in ("server", "extractor") if name in settings}
     call.show({"settings": settings, "plan": steps, "model": name})
     call.say(f"model: {name} ({why})")
     for step in steps:
         call.say(f"plan: {step}")
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
+
+
+def _by(config: GatherConfig) -> str:
+    """Who extracts, in a plan, if it is not the player."""
+    return f" by {config.extracting.model}" if config.extractor else ""
 
 
 def _memory(session: Session, config: ConsolidateConfig) -> str:

@@ -31,6 +31,7 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
+from agentopcd.workspace.extraction import Extraction
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.paths import inside, kept, recall
 
@@ -62,10 +63,11 @@ class Session:
         self.game = game_of(config)
         self.env = self.game.label
         self.kind: Kind = "single" if self.game.step_limit == 1 else "game"
+        self.extraction = Extraction.of(config)
         self.store = Store.open(work / "store.db")
         self.ledger = Ledger(
             store=self.store, config=config, env=self.env, kind=self.kind, work=work,
-            model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found,
+            model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found, extraction=self.extraction.facts,
         )  # fmt: skip
         self.ledger.settle()
         self._model: models.LoadedModel | None = None
@@ -159,17 +161,22 @@ class Session:
         """
         _ = self.compute  # a device that is not there is refused here
         check_engine(self.config)
-        for name in (self.model_name()[0], *others) if self.config.engine != "api" else ():
-            if name and (not_here := models.check_files(name)):
+        names = (self.model_name()[0], *others) if self.config.engine != "api" else ()
+        for not_here in (*(models.check_files(name) for name in names if name), self.extraction.check()):
+            if not_here:
                 self.say(f"note: {not_here}")
 
     def use(self, model: models.LoadedModel | None) -> None:
         """Play with ``model`` from now on; None: load a model again on the next use."""
         self._model, self._player = model, None
 
-    def load(self, name: str) -> models.LoadedModel:
-        """Load a model and register it in the store."""
-        if self.config.engine == "api":
+    def load(self, name: str, *, engine: str = "") -> models.LoadedModel:
+        """Load a model and register it in the store.
+
+        Args:
+            engine: what samples its replies; '': the engine of the settings.
+        """
+        if (engine or self.config.engine) == "api":
             loaded = models.behind_api(name)
             self.store.add_model(loaded.id, name)
             return loaded
@@ -181,7 +188,7 @@ class Session:
         known = self.store.lookup("model", id=loaded.id)
         if known is not None and recall(self.work, known) is None:  # it was moved
             self.store.move_model(loaded.id, kept(self.work, loaded.folder))
-        if name not in (self.config.model, getattr(self.config, "student", "")):
+        if name not in (self.config.model, getattr(self.config, "student", ""), getattr(self.config, "extractor", "")):
             self._refuse_changed(loaded)
         return loaded
 
@@ -217,11 +224,24 @@ class Session:
             self._player = self.player_for(self.loaded)
         return self._player
 
-    def player_for(self, loaded: models.LoadedModel) -> Player:
-        """A player of this environment with replies from ``loaded``."""
-        engine, why = engine_of(self.config, loaded)
+    def extractor(self) -> Player:
+        """Who answers the extraction prompts. A model that plays, too, is not loaded again; another one is, each time.
+
+        Raises:
+            AgentOpcdError: the extractor cannot be loaded.
+        """
+        own = self.extraction.extractor
+        if own is None or (own.engine != "api" and self.extraction.extractor_id == self.loaded.id):
+            return self.player
+        self.say(f"extractor: {own.model}")
+        return self.player_for(self.load(own.model, engine=own.engine), own)
+
+    def player_for(self, loaded: models.LoadedModel, config: PlayerConfig | None = None) -> Player:
+        """A player of this environment with replies from ``loaded``, by default with the settings of the session."""
+        config = config or self.config
+        engine, why = engine_of(config, loaded)
         self._say_once(f"engine: {engine} ({why})")
-        player = player_of(self.config, loaded, self.compute, functools.partial(day_of, self.work), self._say_once)
+        player = player_of(config, loaded, self.compute, functools.partial(day_of, self.work), self._say_once)
         if player.chat.says_day:
             self._say_once(f"note: the chat template says what day it is; in this workspace it stays {player.chat.day}")
         return player

@@ -6,12 +6,13 @@ A new setting is a field with a string under it and an entry in :data:`agentopcd
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-from agentopcd.core.config.base import LARGEST
+from agentopcd.core.config.base import LARGEST, pick
 from agentopcd.core.config.player import PlayerConfig
 from agentopcd.core.config.training import TrainConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.terminal import without_password
 from agentopcd.core.types import Placement
 
 
@@ -32,10 +33,42 @@ class GatherConfig(PlayerConfig):
     """Longest context, in tokens of the model; whole items are dropped to fit, the oldest first."""
     extract_tokens: int = 96
     """Longest reply of the extractor, in tokens."""
+    extractor: str = ""
+    """Model that writes the items: like --model, or a chat endpoint as ADDRESS#NAME, such as
+    http://localhost:8000/v1#qwen; empty: the model that played."""
+    extract_prompt: str = ""
+    """File with your own extraction prompt, with the places {trace} (needed), {earlier} and {marker}; empty: the
+    built-in prompt for what was played."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("chains", "chain_steps", "budget_tokens", "extract_tokens")
+        _ = self.extracting
+
+    @property
+    def extracting(self) -> PlayerConfig:
+        """The settings with which the extractor replies: the player's own, unless ``extractor`` names another model.
+
+        Another model never answers on the player's servers, which hold the player's weights.
+
+        Raises:
+            ConfigError: ``extractor`` is an address without the name of a model, or no address.
+        """
+        if not self.extractor:
+            return self
+        own: dict[str, Any] = {"constrain": False}
+        if self.extractor.startswith(("http:", "https:")):
+            address, _, name = self.extractor.rpartition("#")
+            if not address or not name.strip():
+                raise ConfigError(
+                    f"extractor is {without_password(self.extractor)!r}, an address that names no model; wanted "
+                    "ADDRESS#NAME, such as http://localhost:8000/v1#qwen"
+                )
+            own |= {"engine": "api", "server": address, "model": name.strip()}
+        else:
+            here = self.engine if self.engine in ("transformers", "vllm") else "auto"
+            own |= {"engine": here, "server": "", "model": self.extractor}
+        return pick(self, PlayerConfig, **own)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,6 +109,9 @@ class PlayConfig(GatherConfig):
         self._positive("episodes")
         if self.extract and self.split != "extract":
             raise ConfigError(f"items may only come from the extract split, not {self.split}; add --no-extract")
+        for name in ("extractor", "extract_prompt") if not self.extract else ():
+            if getattr(self, name):
+                raise ConfigError(f"--{name.replace('_', '-')} is of no use with --no-extract; leave one of them out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
