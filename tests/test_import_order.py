@@ -95,7 +95,7 @@ INSIDE = {
         "day paths",
         "ledger",
         "session",
-        "evaluation.table experience.chains experience.choose",
+        "evaluation.table experience.chains experience.choose experience.worth",
         "evaluation.drift experience.find_context experience.gather",
         "evaluation.student",
     ],

@@ -83,7 +83,8 @@ def score(config: ScoreConfig, call: Call) -> None:
                 n = len(session.tasks("confirm", config.confirm_tasks))
                 plan.append(f"the winner and none on {n} confirm tasks")
             return _plan(session, call, plan)
-        from agentopcd.workspace.experience.choose import choose, value_items
+        from agentopcd.workspace.experience.choose import choose
+        from agentopcd.workspace.experience.worth import value_items
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
         if config.method == "subsets":

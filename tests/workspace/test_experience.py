@@ -13,7 +13,7 @@ from agentopcd.core.config import PlayConfig, ScoreConfig, pick
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Turn
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
-from agentopcd.workspace.experience import chains
+from agentopcd.workspace.experience import chains, worth
 from agentopcd.workspace.experience import choose as choosing
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.session import Session
@@ -301,7 +301,7 @@ def test_items_of_the_pool_get_values(lab: Lab) -> None:
             ingest(store, f"{MARKER} {text}", Origin(run_id=run_id))
         pool = [Context(f"{MARKER} {tiny.CLUE}\n{MARKER} say nothing")]
         store.add_context(pool[0])
-        values = choosing.value_items(session, config, pool, run_id=run_id)
+        values = worth.value_items(session, config, pool, run_id=run_id)
     assert [row["text"] for row in values] == [tiny.CLUE, "say nothing"]
     assert values[0]["value"] > 0.5
 
