@@ -96,7 +96,7 @@ INSIDE = {
         "ledger",
         "session",
         "evaluation.table experience.chains experience.choose experience.worth",
-        "evaluation.drift experience.find_context experience.gather",
+        "evaluation.drift experience.find_context experience.gather experience.influence",
         "evaluation.student",
     ],
     "cli": [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -21,6 +23,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
 
 if TYPE_CHECKING:
+    from agentopcd.core.types import Context
     from agentopcd.distil import Distilled
     from agentopcd.knowledge import Confirmation
     from agentopcd.workspace.session import Session
@@ -65,42 +68,71 @@ def play(config: PlayConfig, call: Call) -> None:
 
 
 def score(config: ScoreConfig, call: Call) -> None:
-    """Score candidate contexts on select tasks and confirm the winner, or value every item (--method subsets).
+    """Score candidate contexts on select tasks and confirm the winner. Or value every item and assemble the best
+    (--method subsets), or find items that do nothing, without playing (--method influence).
 
     Example: agentopcd knowledge score --env frozen-lake-4x4 --candidates 8
     """
     with _open(config, call) as session:
+        if config.method == "influence":
+            return _influence(session, config, call)
         from agentopcd.workspace.experience.chains import pool
 
         candidates = pool(session, prefix=config.pool)
         if not candidates:
             again = f"agentopcd play {player_flags(config)}{_work(call)}"
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
+        if config.method == "subsets":
+            return _values(session, config, call, candidates)
         if call.dry_run:
-            arms = "2 halves" if config.method == "subsets" else f"up to {config.candidates} contexts and none"
-            plan = [f"{arms} on {len(session.tasks('select', config.select_tasks))} select tasks"]
-            if config.method == "uniform" and config.confirm:
+            n = len(session.tasks("select", config.select_tasks))
+            plan = [f"up to {config.candidates} contexts and none on {n} select tasks"]
+            if config.confirm:
                 n = len(session.tasks("confirm", config.confirm_tasks))
                 plan.append(f"the winner and none on {n} confirm tasks")
             return _plan(session, call, plan)
         from agentopcd.workspace.experience.choose import choose
-        from agentopcd.workspace.experience.worth import value_items
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
-        if config.method == "subsets":
-            values = value_items(session, config, candidates, run_id=run_id)
-            session.ledger.finish(run_id, {"values": values})
-            call.show(values)
-            for row in values:
-                call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
-            call.say(f"next: agentopcd knowledge list items{_work(call)}")
-            return
         ranking, outcome = choose(session, config, candidates, run_id=run_id, gate=config.confirm, traces=config.traces)
         result = {"best": ranking.best.context_id, "competed": ranking.competed,
                   "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
         session.ledger.finish(run_id, result)
         call.show(result)
         _say_gate(call, config, ranking.best.context_id, outcome)
+
+
+def _values(session: Session, config: ScoreConfig, call: Call, candidates: Sequence[Context]) -> None:
+    """What ``score --method subsets`` does."""
+    from agentopcd.workspace.experience.worth import plan_of, value_items
+
+    if call.dry_run:
+        return _plan(session, call, plan_of(session, config, candidates))
+    run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
+    worth = value_items(session, config, candidates, run_id=run_id)
+    session.ledger.finish(run_id, worth.to_dict())
+    call.show(worth.to_dict())
+    for line in worth.lines():
+        call.say(line)
+    shown = f"confirm --context {shlex.quote(worth.ref)} {player_flags(config)}" if worth.context.text else "list items"
+    call.say(f"next: agentopcd knowledge {shown}{_work(call)}")
+
+
+def _influence(session: Session, config: ScoreConfig, call: Call) -> None:
+    """What ``score --method influence`` does."""
+    from agentopcd.workspace.experience.influence import TURNS, influence, shown_context
+
+    context = shown_context(session, config)
+    if call.dry_run:
+        arms = len(session.store.items(context_id=context.id)) + 2
+        return _plan(session, call, [f"up to {config.turns or TURNS} stored turns are read behind {arms} contexts"])
+    run_id = session.ledger.begin("score", context_id=context.id)
+    found = influence(session, config, context)
+    session.ledger.finish(run_id, found.to_dict())
+    call.show(found.to_dict())
+    for line in found.lines():
+        call.say(line)
+    call.say(f"next: agentopcd knowledge score --method subsets {player_flags(config)}{_work(call)}")
 
 
 def confirm(config: ConfirmConfig, call: Call) -> None:

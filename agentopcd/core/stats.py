@@ -1,7 +1,7 @@
 """Intervals and tests for success rates: one rate, two paired arms, repeated tasks.
 
 Rates are fractions in [0, 1], differences are *first minus second*, tests are one-sided (the first arm
-is better). Only the standard library is used, and numpy where many draws are needed.
+is better) unless their name says otherwise. Only the standard library is used, and numpy where much is counted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from math import comb, sqrt
+from math import comb, inf, sqrt
 from statistics import NormalDist
 from typing import Literal, TypeVar
 
@@ -159,6 +159,78 @@ def sign_flip(sums: Sequence[int], draws: int = 9999, seed: int = 0) -> float:
     return (hits + 1) / (draws + 1)
 
 
+def two_sided(sums: Sequence[int]) -> float:
+    r"""Exact two-sided sign-flip test of mean 0: every sum would be as likely with the other sign.
+
+    .. math:: p = P\left(\Bigl|\sum_t \pm s_t\Bigr| \ge \Bigl|\sum_t s_t\Bigr|\right)
+
+    over all :math:`2^T` choices of signs. They are counted, not drawn, so there is no seed and no normal distribution:
+    it holds for few tasks, too. If all sums are -1, 0 or 1, it is the exact sign test.
+
+    Args:
+        sums: one whole number of each task, such as its wins minus its losses.
+
+    Returns:
+        A probability; 1 when the sums add up to 0.
+    """
+    import numpy as np
+
+    sizes = [abs(value) for value in sums if value]
+    reach, total = sum(sizes), abs(sum(sums))
+    chance = np.zeros(reach + 1)  # of the sum of those sizes that get a plus
+    chance[0] = 1.0
+    for size in sizes:
+        chance[size:] = (chance[size:] + chance[:-size]) / 2
+        chance[:size] /= 2
+    # With a sum of m over the pluses, the total is 2 m - reach, and the two tails are equal.
+    return min(1.0, 2 * float(chance[(reach + total) // 2 :].sum())) if total else 1.0
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    r"""False-discovery rate at which each of several hypotheses is rejected (J. R. Statist. Soc. B 1995, 57, 289).
+
+    .. math:: q_{(i)} = \min_{j \ge i} \frac{m}{j}\, p_{(j)}
+
+    with the p-values :math:`p_{(1)} \le \dots \le p_{(m)}`. Rejecting those with :math:`q \le 0.1` keeps the expected
+    share of false rejections at 10 % or below, if the tests are independent or positively dependent.
+
+    Returns:
+        One q for each p, in the order given.
+    """
+    q, least = [1.0] * len(p), 1.0
+    by_p = sorted(range(len(p)), key=lambda index: p[index])
+    for rank in range(len(p), 0, -1):
+        index = by_p[rank - 1]
+        least = min(least, len(p) / rank * p[index])
+        q[index] = least
+    return q
+
+
+def ratio(totals: Sequence[float], sizes: Sequence[float]) -> tuple[float, float, float]:
+    r"""A mean over groups of unequal size, with a 95 % interval that counts each group as one observation.
+
+    .. math:: r = \frac{\sum_g t_g}{\sum_g s_g}, \qquad
+        r \pm 1.96 \, \frac{\sqrt{\frac{G}{G-1} \sum_g (t_g - r s_g)^2}}{\sum_g s_g}
+
+    What is in one group (the pairs of one task, the tokens of one turn) need not be independent. With groups of size
+    1 it is the mean and its usual interval.
+
+    Args:
+        totals: the sum of each group.
+        sizes: the size of each group; their sum is above 0.
+
+    Returns:
+        ``(ratio, low, high)``; the interval is infinite for fewer than two groups.
+    """
+    size = sum(sizes)
+    value = sum(totals) / size
+    if len(totals) < 2:
+        return value, -inf, inf  # one group says nothing about others
+    spread = sum((total - value * one) ** 2 for total, one in zip(totals, sizes, strict=True))
+    half = Z95 * sqrt(spread * len(totals) / (len(totals) - 1)) / size
+    return value, value - half, value + half
+
+
 def paired_difference(both: int, wins: int, losses: int, neither: int, z: float = Z95) -> Difference:
     """Difference of paired proportions with Newcombe's interval (method 10: Statist. Med. 1998, 17, 2635).
 
@@ -234,12 +306,9 @@ def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, st
 
 
 def _widened(difference: Difference, groups: Sequence[tuple[int, int]]) -> Difference:
-    """The hull of the paired interval and a cluster-robust one: repeats of a task are not independent."""
-    if len(groups) < 2:
-        return Difference(difference.diff, -1.0, 1.0, difference.n)  # one task says nothing about others
-    spread = sum((total - difference.diff * size) ** 2 for total, size in groups)
-    half = Z95 * sqrt(spread * len(groups) / (len(groups) - 1)) / difference.n
-    low, high = min(difference.low, difference.diff - half), max(difference.high, difference.diff + half)
+    """The hull of the paired interval and one over tasks: repeats of a task are not independent."""
+    _, low, high = ratio(*zip(*groups, strict=True))
+    low, high = min(difference.low, low), max(difference.high, high)
     return Difference(difference.diff, max(-1.0, low), min(1.0, high), difference.n)
 
 

@@ -6,14 +6,14 @@ This package imports neither torch nor an environment; models and players are pa
 if __name__ != "agentopcd.knowledge":
     raise ImportError(f"import agentopcd.knowledge, not {__name__}: the folder at the root is only a link")
 
-from agentopcd.knowledge.assemble import assemble, render
+from agentopcd.knowledge.assemble import assemble, assemble_by_value, render
 from agentopcd.knowledge.bench import Bench, Play, check_leaks, places_of
 from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, Origin, ingest
 from agentopcd.knowledge.items import Item, flags, identify, item_ids, parse, sanitise
 from agentopcd.knowledge.queries import Leak
-from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix
+from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix, valued_ref
 from agentopcd.knowledge.score import (
     Confirmation,
     Ranking,
@@ -43,6 +43,7 @@ __all__ = [
     "Store",
     "add_to_pool",
     "assemble",
+    "assemble_by_value",
     "best_ref",
     "canonical",
     "check_leaks",
@@ -60,4 +61,5 @@ __all__ = [
     "score",
     "setup_id",
     "subsets",
+    "valued_ref",
 ]

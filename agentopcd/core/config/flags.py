@@ -22,8 +22,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Model": ("device", "compute", "template_args"),
     "Experience": ("extract", "chains", "chain_steps", "extract_tokens", "budget_tokens", "show_earlier"),
     "Choosing": (
-        "pool", "candidates", "traces", "mix", "confirm", "force", "select_tasks", "select_every", "confirm_tasks",
-        "test_tasks",
+        "pool", "candidates", "traces", "turns", "mix", "confirm", "force", "select_tasks", "select_every",
+        "confirm_tasks", "test_tasks",
     ),
     "Training": (
         "lora_rank", "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing", "answers", "cut_replies",
