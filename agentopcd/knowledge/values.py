@@ -92,7 +92,7 @@ def subsets(
         raise ConfigError(f"subsets compares items with each other; got {len(pool)}, two are needed")
     endless = ((task, rep) for rep in itertools.count() for task in tasks)
     planned = itertools.islice(endless, len(tasks) if pairs is None else pairs) if tasks else []
-    halves = {place: _halves(pool, *place, seed, placement) for place in planned}
+    halves = {(task, rep): _halves(pool, task, rep, seed, placement) for task, rep in planned}
     contexts = {half.id: half for pair in halves.values() for half, _ in pair}
     bench.prepare(list(contexts.values()), tasks, "select", {"order": "subsets", "seed": seed, "pool": len(pool)})
     jobs = [Job(task, half, rep) for task, rep in halves for half, _ in halves[task, rep]]

@@ -13,7 +13,7 @@ from agentopcd.core.config import PlayConfig, ScoreConfig, pick
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Turn
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
-from agentopcd.workspace.experience import chains, worth
+from agentopcd.workspace.experience import chains
 from agentopcd.workspace.experience import choose as choosing
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.session import Session
@@ -289,21 +289,6 @@ def test_candidates_come_latest_step_and_newest_chain_first_and_each_once(lab: L
             store.add_context(Context(text))
             store.move(f"{lab.rows}/pool/{place}", Context(text).id, "extract")
         assert [context.text for context in chains.pool(session)] == ["d", "c", "a", "b"]
-
-
-def test_items_of_the_pool_get_values(lab: Lab) -> None:
-    config = pick(lab.config(), ScoreConfig, select_tasks=20, method="subsets")
-    with lab.open(config) as session:
-        store, run_id = session.store, session.ledger.begin("score")
-        from agentopcd.knowledge import Origin, ingest
-
-        for text in (tiny.CLUE, "say nothing"):
-            ingest(store, f"{MARKER} {text}", Origin(run_id=run_id))
-        pool = [Context(f"{MARKER} {tiny.CLUE}\n{MARKER} say nothing")]
-        store.add_context(pool[0])
-        values = worth.value_items(session, config, pool, run_id=run_id)
-    assert [row["text"] for row in values] == [tiny.CLUE, "say nothing"]
-    assert values[0]["value"] > 0.5
 
 
 def test_the_empty_context_is_no_candidate(lab: Lab) -> None:
