@@ -12,8 +12,10 @@ of an item plays no part in this.
 
 Printed for each seed: the share of good items among the ten most valuable (precision at 10), the share of pairs of a
 good and another item in which the good one is worth more (AUC), the share of planted harmful items with a value below
-0, and what the test calls helpful or harmful at a false-discovery rate of 10 %. Every episode is stored, so a killed
-call goes on when it is given again, and a repeated one plays nothing.
+0, and what the test calls helpful or harmful at a false-discovery rate of 10 %. With ``--confirm-tasks``, the items
+with a value above 0 are assembled and compared with no context on tasks that nothing was chosen on, and beside that all
+items; these episodes come on top. Every episode is stored, so a killed call goes on when it is given again, and a
+repeated one plays nothing.
 """
 
 from __future__ import annotations
@@ -22,17 +24,29 @@ import argparse
 import dataclasses
 import random
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentopcd import models
 from agentopcd.cli.options import progress
-from agentopcd.core.config import PlayConfig
+from agentopcd.core.config import GatherConfig, PlayConfig
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.runs import workspace, write_json
 from agentopcd.core.stats import ratio
-from agentopcd.knowledge import Found, Item, ItemValue, identify, subsets
+from agentopcd.core.types import EMPTY, Context, Job
+from agentopcd.knowledge import (
+    Bench,
+    Found,
+    Item,
+    ItemValue,
+    assemble_by_value,
+    identify,
+    places_of,
+    render,
+    subsets,
+)
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.session import Session
 from recipes.pocket.wording import ASIDES, ITEM, facts_of, opposite, sentences
@@ -80,26 +94,31 @@ class Result:
     """Own items by kind, those that are left out as ``unknown``."""
     items: list[dict[str, Any]]
     """All items, most valuable first."""
+    chance: float
+    """The share of good items among those that are counted: the precision of a random order."""
     precision: float
     auc: float
     harmful_below_0: float
     named: dict[str, int]
     """Items that were named, by kind: ``helpful good``, ``harmful inert``, ..."""
+    confirm: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """The assembled context, and all items, against no context on confirm tasks."""
 
     def __str__(self) -> str:
         named = ", ".join(f"{n} {what}" for what, n in sorted(self.named.items())) or "none"
         own = ", ".join(f"{n} {kind}" for kind, n in sorted(self.own.items()))
         return (
-            f"seed {self.seed}: precision at {PLANTED} {self.precision:.2f}, AUC {self.auc:.3f}, planted harmful below "
-            f"0 {self.harmful_below_0:.2f}; named: {named} ({self.episodes} episodes, {len(self.items)} items; "
-            f"own: {own})"
+            f"seed {self.seed}: precision at {PLANTED} {self.precision:.2f} (chance {self.chance:.2f}), AUC "
+            f"{self.auc:.3f}, planted harmful below 0 {self.harmful_below_0:.2f}; named: {named} ({self.episodes} "
+            f"episodes, {len(self.items)} items; own: {own})"
+            + "".join(f"\n  {name}: {row['text']}" for name, row in self.confirm.items())
         )
 
 
 def measured(
     seed: int, values: Sequence[ItemValue], items: Mapping[str, Item], mine: set[str], episodes: int
 ) -> Result:
-    """The figures of one seed.
+    """The figures of one seed, without those on confirm tasks.
 
     Args:
         mine: ids of the planted items.
@@ -118,13 +137,34 @@ def measured(
     named = [f"{row['verdict']} {row['kind']}" for row in counted if row["verdict"] != "not shown"]
     return Result(
         seed=seed, episodes=episodes, own={kind: own.count(kind) for kind in own}, items=rows,
+        chance=len(good) / len(counted),
         precision=sum(row["kind"] == "good" for row in counted[:PLANTED]) / PLANTED,
         auc=wins / (len(good) * len(other)), harmful_below_0=sum(harmful) / len(harmful),
         named={what: named.count(what) for what in named},
     )  # fmt: skip
 
 
-def run(seed: int, work: Path, model: str, episodes: int, play: int) -> Result:
+def compared(
+    session: Session, bench: Bench, values: Sequence[ItemValue], items: Mapping[str, Item], n: int
+) -> dict[str, dict[str, Any]]:
+    """The context assembled by value, and all items, each against no context on ``n`` confirm tasks."""
+    count, tasks = session.player.chat.count_tokens, session.tasks("confirm", n)
+    best = {items[one.item_id].text: one.low for one in values if one.value > 0}
+    contexts = {
+        "by value": assemble_by_value([], best, budget=GatherConfig.budget_tokens, count_tokens=count),
+        "all items": Context(render([item.text for item in items.values()])),
+    }
+    bench.prepare(contexts.values(), tasks, "confirm")
+    bench.play_missing("confirm", [Job(task, arm) for task in tasks for arm in (EMPTY, *contexts.values())])
+    arena, found = bench.arena("confirm", places_of(tasks)), {}
+    for name, context in contexts.items():
+        comparison = bench.store.compare(bench.arm(context), bench.arm(), arena)
+        kinds_shown = Counter(kinds().get(identify(line), "unknown") for line in context.lines)
+        found[name] = comparison.to_dict() | {"text": str(comparison), "items": dict(kinds_shown)}
+    return found
+
+
+def run(seed: int, work: Path, model: str, episodes: int, play: int, confirm_tasks: int) -> Result:
     """Play, extract, plant and value, all in the workspace of one seed."""
     config = PlayConfig(env=ENV, model=model, episodes=play, chain_steps=4, chains=8, seed=seed)
     with Session(config, work, say=lambda line: print(line, file=sys.stderr), progress=progress) as session:
@@ -140,8 +180,11 @@ def run(seed: int, work: Path, model: str, episodes: int, play: int) -> Result:
         ids = dict.fromkeys([*found.items, *mine])
         items = {item.id: item for item in store.items(ids=ids) if item.status in ("active", "pinned")}
         pairs = (episodes - play) // 2
-        values = subsets(session.bench(run_id), list(items.values()), session.tasks("select"), pairs=pairs, seed=seed)
-        result = measured(seed, values, items, set(mine), len(store.episodes()))
+        bench = session.bench(run_id)
+        values = subsets(bench, list(items.values()), session.tasks("select"), pairs=pairs, seed=seed)
+        result = measured(seed, values, items, set(mine), play + 2 * pairs)
+        if confirm_tasks:
+            result = dataclasses.replace(result, confirm=compared(session, bench, values, items, confirm_tasks))
         session.ledger.finish(run_id, dataclasses.asdict(result))
         return result
 
@@ -153,6 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="one workspace each")
     parser.add_argument("--episodes", type=int, default=2000, help="played for each seed, notes included")
     parser.add_argument("--play", type=int, default=32, help="of these, played to take notes from")
+    parser.add_argument("--confirm-tasks", type=int, default=0, help="compare contexts on so many (default 0: do not)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     args = parser.parse_args(arguments)
     models.prepare_process()
@@ -160,19 +204,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = []
         for seed in args.seeds:
             work = workspace(args.work / f"seed-{seed}")
-            results.append(run(seed, work, args.model, args.episodes, args.play))
+            results.append(run(seed, work, args.model, args.episodes, args.play, args.confirm_tasks))
             print(results[-1], flush=True)
     except AgentOpcdError as error:
         parser.exit(2, f"error: {error}\n")
     means = {
         name: ratio([getattr(one, name) for one in results], [1] * len(results))
-        for name in ("precision", "auc", "harmful_below_0")
+        for name in ("chance", "precision", "auc", "harmful_below_0")
     }
     for name, (value, low, high) in means.items():
         print(f"{name}: {value:.3f} [{low:.3f}, {high:.3f}] over {len(results)} seeds")
     print(f"precision at {PLANTED} {'reaches' if means['precision'][0] >= GOAL else 'misses'} {GOAL}")
     if args.json:
-        settings = {"model": args.model, "env": ENV, "episodes": args.episodes, "play": args.play, "seeds": args.seeds}
+        settings = {
+            "model": args.model, "env": ENV, "episodes": args.episodes, "play": args.play, "seeds": args.seeds,
+            "confirm_tasks": args.confirm_tasks,
+        }  # fmt: skip
         write_json(
             args.json, {"settings": settings, "means": means, "results": [dataclasses.asdict(r) for r in results]}
         )
