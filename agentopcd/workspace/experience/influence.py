@@ -87,7 +87,8 @@ class Influences:
                 for one in self.items
             ),
             f"{inert} of {len(self.items)} items are inert: leaving one out moves the model by less than {INERT:.0%} "
-            "of what the context does; that an item moves the model does not say that it helps",
+            "of what the context does; take out one and look again, for what is said twice looks inert twice; and that "
+            "an item moves the model does not say that it helps",
         ]
 
 
