@@ -30,7 +30,7 @@ INSIDE = {
     "core": [
         "errors text callable_module files",
         "types terminal",
-        "encoding stats runs transcript config.base",
+        "encoding power stats runs transcript config.base",
         "config.player",
         "config.training",
         "config.flags config.verbs",
@@ -95,8 +95,8 @@ INSIDE = {
         "day extraction paths",
         "ledger",
         "session",
-        "evaluation.table experience.chains experience.choose",
-        "evaluation.drift experience.find_context experience.gather",
+        "evaluation.table experience.chains experience.choose experience.worth",
+        "evaluation.drift experience.find_context experience.gather experience.influence",
         "evaluation.student",
     ],
     "cli": [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -21,9 +23,9 @@ from agentopcd.core.config import (
 )
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
-from agentopcd.knowledge.score import PER_CONTEXT
 
 if TYPE_CHECKING:
+    from agentopcd.core.types import Context
     from agentopcd.distil import Distilled
     from agentopcd.knowledge import Confirmation
     from agentopcd.workspace.session import Session
@@ -68,30 +70,27 @@ def play(config: PlayConfig, call: Call) -> None:
 
 
 def score(config: ScoreConfig, call: Call) -> None:
-    """Score candidate contexts on select tasks and confirm the winner, or value every item (--method subsets).
+    """Score candidate contexts on select tasks and confirm the winner. Or value every item and assemble the best
+    (--method subsets), or find items that do nothing, without playing (--method influence).
 
     Example: agentopcd knowledge score --env frozen-lake-4x4 --candidates 8
     """
     with _open(config, call) as session:
+        if config.method == "influence":
+            return _influence(session, config, call)
         from agentopcd.workspace.experience.chains import pool
 
         candidates = pool(session, prefix=config.pool)
         if not candidates:
             again = f"agentopcd play {player_flags(config)}{_work(call)}"
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
+        if config.method == "subsets":
+            return _values(session, config, call, candidates)
         if call.dry_run:
             return _plan(session, call, _scoring_plan(session, config, len(candidates)))
-        from agentopcd.workspace.experience.choose import choose, value_items
+        from agentopcd.workspace.experience.choose import choose
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
-        if config.method == "subsets":
-            values = value_items(session, config, candidates, run_id=run_id)
-            session.ledger.finish(run_id, {"values": values})
-            call.show(values)
-            for row in values:
-                call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
-            call.say(f"next: agentopcd knowledge list items{_work(call)}")
-            return
         ranking, outcome = choose(session, config, candidates, run_id=run_id)
         result = {"confirmed": None} | ranking.to_dict() | ({} if outcome is None else outcome.to_dict())
         session.ledger.finish(run_id, result)
@@ -101,9 +100,9 @@ def score(config: ScoreConfig, call: Call) -> None:
 
 def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> list[str]:
     """What ``score`` would play."""
+    from agentopcd.knowledge import PER_CONTEXT
+
     n, tasks = min(pool, config.candidates), len(session.tasks("select", config.select_tasks))
-    if config.method == "subsets":
-        return [f"2 halves on {tasks} select tasks"]
     plan = [f"up to {n} contexts and none on {tasks} select tasks"]
     if config.method == "halving":
         plan = [f"up to {n} contexts on select tasks, {PER_CONTEXT} episodes for each on average, most for the best"]
@@ -115,6 +114,39 @@ def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> list[str]
 def _confirm_plan(session: Session, config: ScoringConfig | ConfirmConfig, which: str = "the winner") -> str:
     n = len(session.tasks("confirm", config.confirm_tasks))
     return f"{which}, none, its placebo and any context confirmed before on {n} confirm tasks"
+
+
+def _values(session: Session, config: ScoreConfig, call: Call, candidates: Sequence[Context]) -> None:
+    """What ``score --method subsets`` does."""
+    from agentopcd.workspace.experience.worth import plan_of, value_items
+
+    if call.dry_run:
+        return _plan(session, call, plan_of(session, config, candidates))
+    run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
+    worth = value_items(session, config, candidates, run_id=run_id)
+    session.ledger.finish(run_id, worth.to_dict())
+    call.show(worth.to_dict())
+    for line in worth.lines():
+        call.say(line)
+    shown = f"confirm --context {shlex.quote(worth.ref)} {player_flags(config)}" if worth.context.text else "list items"
+    call.say(f"next: agentopcd knowledge {shown}{_work(call)}")
+
+
+def _influence(session: Session, config: ScoreConfig, call: Call) -> None:
+    """What ``score --method influence`` does."""
+    from agentopcd.workspace.experience.influence import TURNS, influence, shown_context
+
+    context = shown_context(session, config)
+    if call.dry_run:
+        arms = len(session.store.items(context_id=context.id)) + 2
+        return _plan(session, call, [f"up to {config.turns or TURNS} stored turns are read behind {arms} contexts"])
+    run_id = session.ledger.begin("score", context_id=context.id)
+    found = influence(session, config, context)
+    session.ledger.finish(run_id, found.to_dict())
+    call.show(found.to_dict())
+    for line in found.lines():
+        call.say(line)
+    call.say(f"next: agentopcd knowledge score --method subsets {player_flags(config)}{_work(call)}")
 
 
 def confirm(config: ConfirmConfig, call: Call) -> None:
@@ -194,6 +226,7 @@ def learn(config: LearnConfig, call: Call) -> None:
     """
     if call.dry_run:
         from agentopcd.distil import check_launch
+        from agentopcd.knowledge import PER_CONTEXT
         from agentopcd.models.parallel.ranks import launched
 
         check_launch(config, launched())

@@ -1,7 +1,8 @@
 """Intervals and tests: one rate or mean, two paired arms, repeated tasks.
 
 Rates are fractions in [0, 1], means are in the unit of the score; differences are *first minus second*, tests are
-one-sided (the first arm is better). Only the standard library is used, and numpy where many draws are needed.
+one-sided (the first arm is better) unless their name says otherwise. Only the standard library is used, and numpy where
+much is counted.
 """
 
 from __future__ import annotations
@@ -193,6 +194,78 @@ def sign_flip(sums: Sequence[float], draws: int = DRAWS, seed: int = 0) -> float
     return (hits + 1) / (draws + 1)
 
 
+def two_sided(sums: Sequence[int]) -> float:
+    r"""Exact two-sided sign-flip test of mean 0: every sum would be as likely with the other sign.
+
+    .. math:: p = P\left(\Bigl|\sum_t \pm s_t\Bigr| \ge \Bigl|\sum_t s_t\Bigr|\right)
+
+    over all :math:`2^T` choices of signs. They are counted, not drawn, so there is no seed and no normal distribution:
+    it holds for few tasks, too. If all sums are -1, 0 or 1, it is the exact sign test.
+
+    Args:
+        sums: one whole number of each task, such as its wins minus its losses.
+
+    Returns:
+        A probability; 1 when the sums add up to 0.
+    """
+    import numpy as np
+
+    sizes = [abs(value) for value in sums if value]
+    reach, total = sum(sizes), abs(sum(sums))
+    chance = np.zeros(reach + 1)  # of the sum of those sizes that get a plus
+    chance[0] = 1.0
+    for size in sizes:
+        chance[size:] = (chance[size:] + chance[:-size]) / 2
+        chance[:size] /= 2
+    # With a sum of m over the pluses, the total is 2 m - reach, and the two tails are equal.
+    return min(1.0, 2 * float(chance[(reach + total) // 2 :].sum())) if total else 1.0
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    r"""False-discovery rate at which each of several hypotheses is rejected (J. R. Statist. Soc. B 1995, 57, 289).
+
+    .. math:: q_{(i)} = \min_{j \ge i} \frac{m}{j}\, p_{(j)}
+
+    with the p-values :math:`p_{(1)} \le \dots \le p_{(m)}`. Rejecting those with :math:`q \le 0.1` keeps the expected
+    share of false rejections at 10 % or below, if the tests are independent or positively dependent.
+
+    Returns:
+        One q for each p, in the order given.
+    """
+    q, least = [1.0] * len(p), 1.0
+    by_p = sorted(range(len(p)), key=lambda index: p[index])
+    for rank in range(len(p), 0, -1):
+        index = by_p[rank - 1]
+        least = min(least, len(p) / rank * p[index])
+        q[index] = least
+    return q
+
+
+def ratio(totals: Sequence[float], sizes: Sequence[float]) -> tuple[float, float, float]:
+    r"""A mean over groups of unequal size, with a 95 % interval that counts each group as one observation.
+
+    .. math:: r = \frac{\sum_g t_g}{\sum_g s_g}, \qquad
+        r \pm 1.96 \, \frac{\sqrt{\frac{G}{G-1} \sum_g (t_g - r s_g)^2}}{\sum_g s_g}
+
+    What is in one group (the pairs of one task, the tokens of one turn) need not be independent. With groups of size
+    1 it is the mean and its usual interval.
+
+    Args:
+        totals: the sum of each group.
+        sizes: the size of each group; their sum is above 0.
+
+    Returns:
+        ``(ratio, low, high)``; the interval is infinite for fewer than two groups.
+    """
+    size = sum(sizes)
+    value = sum(totals) / size
+    if len(totals) < 2:
+        return value, -inf, inf  # one group says nothing about others
+    spread = sum((total - value * one) ** 2 for total, one in zip(totals, sizes, strict=True))
+    half = Z95 * sqrt(spread * len(totals) / (len(totals) - 1)) / size
+    return value, value - half, value + half
+
+
 def paired_difference(both: int, wins: int, losses: int, neither: int, z: float = Z95) -> Difference:
     """Difference of paired proportions with Newcombe's interval (method 10: Statist. Med. 1998, 17, 2635).
 
@@ -288,67 +361,18 @@ def _compare_scores(a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mappi
 
 
 def mean_of(scores: Mapping[Key, float], tasks: Mapping[Key, str]) -> Mean:
-    """Mean of scores with a 95 % interval that takes tasks, not episodes, for independent.
-
-    Returns:
-        ``mean ± 1.96 se``, where the standard error is cluster-robust over tasks; from minus to plus infinity for
-        fewer than two tasks.
-    """
-    n = len(scores)
-    mean = sum(scores.values()) / n if n else 0.0
-    off: defaultdict[str, float] = defaultdict(float)
+    """Mean of scores with a 95 % interval that takes tasks, not episodes, for independent (see :func:`ratio`)."""
+    if not scores:
+        return Mean(0.0, -inf, inf, 0)
+    by_task: defaultdict[str, list[float]] = defaultdict(list)
     for key, score in scores.items():
-        off[tasks[key]] += score - mean
-    if len(off) < 2:
-        return Mean(mean, -inf, inf, n)
-    half = Z95 * sqrt(sum(total * total for total in off.values()) * len(off) / (len(off) - 1)) / n
-    return Mean(mean, mean - half, mean + half, n)
+        by_task[tasks[key]].append(score)
+    mean, low, high = ratio([sum(values) for values in by_task.values()], [len(values) for values in by_task.values()])
+    return Mean(mean, low, high, len(scores))
 
 
 def _widened(difference: Difference, groups: Sequence[tuple[int, int]]) -> Difference:
-    """The hull of the paired interval and a cluster-robust one: repeats of a task are not independent."""
-    if len(groups) < 2:
-        return Difference(difference.diff, -1.0, 1.0, difference.n)  # one task says nothing about others
-    spread = sum((total - difference.diff * size) ** 2 for total, size in groups)
-    half = Z95 * sqrt(spread * len(groups) / (len(groups) - 1)) / difference.n
-    low, high = min(difference.low, difference.diff - half), max(difference.high, difference.diff + half)
+    """The hull of the paired interval and one over tasks: repeats of a task are not independent."""
+    _, low, high = ratio(*zip(*groups, strict=True))
+    low, high = min(difference.low, low), max(difference.high, high)
     return Difference(difference.diff, max(-1.0, low), min(1.0, high), difference.n)
-
-
-def pairs_needed(base: float, other: float, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
-    """Pairs that a one-sided McNemar test needs to tell ``other`` from ``base`` (not rounded).
-
-    Args:
-        base, other: the two true success rates; they must differ.
-        rho: correlation of the two outcomes over tasks.
-        alpha: one-sided size of the test.
-        power: probability of detecting the difference.
-
-    Raises:
-        ConfigError: the rates are equal.
-    """
-    if base == other:
-        raise ConfigError("pairs_needed: the two rates are equal, no number of pairs shows a difference")
-    discordant = base * (1 - other) + other * (1 - base)
-    discordant -= 2 * rho * sqrt(base * (1 - base) * other * (1 - other))
-    size, reach = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
-    gap = (other - base) ** 2
-    return (size * sqrt(discordant) + reach * sqrt(max(discordant - gap, 0.0))) ** 2 / gap
-
-
-def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
-    """The smallest rise over ``base`` that ``n`` pairs detect with the given power.
-
-    Returns:
-        A difference of rates, at most ``1 - base``. Print it beside a result to show what ``n`` pairs can detect.
-    """
-    low, high = 1e-6, 1 - base
-    if n <= 0 or pairs_needed(base, base + high, rho, alpha, power) > n:
-        return high
-    for _ in range(60):
-        middle = (low + high) / 2
-        if pairs_needed(base, base + middle, rho, alpha, power) > n:
-            low = middle
-        else:
-            high = middle
-    return high

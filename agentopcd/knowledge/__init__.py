@@ -6,7 +6,7 @@ This package imports neither torch nor an environment; models and players are pa
 if __name__ != "agentopcd.knowledge":
     raise ImportError(f"import agentopcd.knowledge, not {__name__}: the folder at the root is only a link")
 
-from agentopcd.knowledge.assemble import assemble, render
+from agentopcd.knowledge.assemble import assemble, assemble_by_value, render
 from agentopcd.knowledge.bench import Bench, Play, check_leaks, places_of
 from agentopcd.knowledge.confirm import USEFUL, Confirmation, Verdict, confirm
 from agentopcd.knowledge.episodes import Arena, Arm, Place
@@ -16,8 +16,8 @@ from agentopcd.knowledge.items import Item, flags, identify, item_ids, parse, sa
 from agentopcd.knowledge.looks import ALPHA, left_after, level_of
 from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.queries import Leak
-from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix
-from agentopcd.knowledge.score import Ranking, add_to_pool, halving, score
+from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix, valued_ref
+from agentopcd.knowledge.score import PER_CONTEXT, Ranking, add_to_pool, halving, score
 from agentopcd.knowledge.store import PLACEBO, Found, Store, canonical, setup_id
 from agentopcd.knowledge.values import ItemValue, subsets
 
@@ -45,6 +45,7 @@ __all__ = [
     "Verdict",
     "add_to_pool",
     "assemble",
+    "assemble_by_value",
     "best_ref",
     "canonical",
     "check_leaks",
@@ -66,4 +67,5 @@ __all__ = [
     "score",
     "setup_id",
     "subsets",
+    "valued_ref",
 ]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import Comparison, Mean, Rate, detectable, draws_for
+from agentopcd.core.power import detectable
+from agentopcd.core.stats import Comparison, Mean, Rate, draws_for
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench
 from agentopcd.knowledge.database import Row

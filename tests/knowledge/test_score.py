@@ -25,6 +25,7 @@ from agentopcd.knowledge import (
     score,
     subsets,
 )
+from agentopcd.knowledge.values import plan, values_of
 
 
 def contexts(kit, n: int) -> list[Context]:
@@ -258,10 +259,58 @@ def test_subsets_is_resumed_and_extended(kit) -> None:
         assert set(one.context.lines) | set(other.context.lines) == {one.text for one in items}
         assert not set(one.context.lines) & set(other.context.lines) and one.task == other.task
     assert subsets(kit.bench(store, play), items[::-1], kit.tasks(40)) == first and len(play.played) == 80
+    assert subsets(kit.bench(store, play), items, kit.tasks(40), pairs=40) == first and len(play.played) == 80
     longer = subsets(kit.bench(store, play), items, kit.tasks(60))
     assert len(play.played) == 120 and longer[0].n == 60
     broken = kit.player(planted, broken=[60])
     assert subsets(kit.bench(store, broken), items, kit.tasks(61)) == longer
+
+
+def test_what_is_shown_is_named_and_what_is_not_is_not(kit) -> None:
+    store = kit.open()
+    items = [item(store, f"Rule {number} of ten.") for number in range(10)]
+    number_of = {one.id: number for number, one in enumerate(items)}
+    values = subsets(kit.bench(store, kit.player(planted)), items, kit.tasks(600))
+    named = {word: {number_of[v.item_id] for v in values if v.verdict == word} for word in ("helpful", "harmful")}
+    assert named == {"helpful": GOOD, "harmful": BAD}
+    few = subsets(kit.bench(kit.open(), kit.player(planted)), items, kit.tasks(6))
+    assert {value.verdict for value in few} == {"not shown"}  # with six pairs the smallest p is 1/32, of ten items
+    noise = subsets(kit.bench(kit.open(), kit.player(lambda _: 0.5)), items, kit.tasks(300))
+    assert {value.verdict for value in noise} == {"not shown"}
+
+
+def test_the_value_and_its_test_by_hand() -> None:
+    # Item a: 1, 1, 0, 1 on four tasks; item b: 1 and -1, twice on one task, then 1 on another.
+    one, two = values_of({"a": {"t": [1], "u": [1], "v": [0], "w": [1]}, "b": {"t": [1, -1], "u": [1]}})
+    assert (one.item_id, one.value, one.n, one.p) == ("a", 0.75, 4, 2 / 8)
+    # Variance of 1, 1, 0, 1 is 1/4; of four.
+    assert (one.low, one.high) == pytest.approx((0.75 - 1.959964 / 4, 1.0), rel=1e-6)
+    assert (two.item_id, two.value, two.n) == ("b", pytest.approx(1 / 3), 3)
+    assert two.p == 1.0  # the sums of its tasks are 0 and 1
+    # Residuals of the tasks: 0 - 2/3 and 1 - 1/3, so sqrt(2 * 8/9) / 3.
+    assert two.low == pytest.approx(1 / 3 - 1.959964 * (16 / 9) ** 0.5 / 3, rel=1e-6)
+    assert (one.q, two.q) == (0.5, 1.0) and one.verdict == "not shown"
+
+
+def test_tasks_come_again_with_other_halves_and_count_once(kit) -> None:
+    store = kit.open()
+    items = [item(store, f"Rule {number} of ten.") for number in range(10)]
+    play = kit.player(planted)
+    first = subsets(kit.bench(store, play), items, kit.tasks(40))
+    values = subsets(kit.bench(store, play), items, kit.tasks(40), pairs=100)
+    assert len(play.played) == 200 and values[0].n == 100 and first[0].n == 40
+    of_task = [job for job in play.played if job.task.seed == 3]
+    assert [job.rep for job in of_task] == [0, 0, 1, 1, 2, 2]
+    assert len({job.context.id for job in of_task}) == 6
+    with pytest.raises(ConfigError, match="fewer than two tasks"):
+        subsets(kit.bench(kit.open(), kit.player(planted)), items, kit.tasks(1), pairs=9)
+
+
+def test_the_plan_says_what_naming_takes() -> None:
+    assert plan(26, 64) == (
+        "64 pairs of halves, 128 episodes, for 26 items: 5 an item; to name helpful and harmful items takes about 20 "
+        "to 40 an item, 520 to 1040 episodes"
+    )
 
 
 # -- chains ------------------------------------------------------------------------------------------

@@ -300,21 +300,6 @@ def test_candidates_come_latest_step_and_newest_chain_first_and_each_once(lab: L
         assert [context.text for context in chains.pool(session)] == ["d", "c", "a", "b"]
 
 
-def test_items_of_the_pool_get_values(lab: Lab) -> None:
-    config = pick(lab.config(), ScoreConfig, select_tasks=20, method="subsets")
-    with lab.open(config) as session:
-        store, run_id = session.store, session.ledger.begin("score")
-        from agentopcd.knowledge import Origin, ingest
-
-        for text in (tiny.CLUE, "say nothing"):
-            ingest(store, f"{MARKER} {text}", Origin(run_id=run_id))
-        pool = [Context(f"{MARKER} {tiny.CLUE}\n{MARKER} say nothing")]
-        store.add_context(pool[0])
-        values = choosing.value_items(session, config, pool, run_id=run_id)
-    assert [row["text"] for row in values] == [tiny.CLUE, "say nothing"]
-    assert values[0]["value"] > 0.5
-
-
 def test_the_empty_context_is_no_candidate(lab: Lab) -> None:
     from agentopcd.core.errors import ConfigError
 

@@ -25,7 +25,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "show_earlier",
     ),
     "Choosing": (
-        "pool", "candidates", "by", "traces", "mix", "confirm", "force", "select_tasks", "select_every",
+        "pool", "candidates", "by", "traces", "turns", "mix", "confirm", "force", "select_tasks", "select_every",
         "confirm_tasks", "test_tasks",
     ),
     "Training": (

@@ -115,11 +115,6 @@ class TrainConfig(PlayerConfig):
             raise ConfigError(f"{what}; {self.method} learns from the teacher's")
         self._only_with("async_steps", bool(self.server) and not self.by_teacher, "--server and the student's answers")
 
-    def _only_with(self, name: str, on: bool, wanted: str) -> None:
-        """Refuse a setting that has no effect without another one, rather than ignore it."""
-        if not on and getattr(self, name) != getattr(type(self), name):
-            raise ConfigError(f"--{name.replace('_', '-')} is for {wanted}; leave it out, or add that")
-
     def _check_samples(self) -> None:
         if self.top_p != 1 or self.top_k != 0 or self.temperature == 0:
             raise ConfigError(

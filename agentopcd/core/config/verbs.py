@@ -78,7 +78,8 @@ class ScoringConfig(PlayerConfig):
     candidates: int = 32
     """Score at most this many distinct contexts, the latest of each chain first."""
     select_tasks: int = 64
-    """Select tasks per evaluation while training, per candidate of --method uniform, and pairs of halves of subsets."""
+    """Select tasks per evaluation while training and per candidate of --method uniform; subsets plays so many pairs of
+    halves, and tasks come again if the split has fewer."""
     confirm_tasks: int = 256
     """Confirm tasks that the winner, the empty context and its other rivals play; at most as many as the split
     holds."""
@@ -120,19 +121,32 @@ class ScoreConfig(ScoringConfig):
 
     pool: str = ""
     """Prefix of the candidate refs; empty: ENV/pool/ of this environment."""
-    method: Literal["halving", "uniform", "subsets"] = "halving"
+    method: Literal["halving", "uniform", "subsets", "influence"] = "halving"
     """halving: the better half of the contexts plays on, 16 episodes for each on average; uniform: all contexts play
-    the same select tasks; subsets: a value for every item, from random halves."""
+    the same select tasks; subsets: a value for every item, from random halves, and a context of the best, ENV/valued;
+    influence: how much each item of a context moves the model, without playing."""
     confirm: bool = True
     """Confirm the winner; otherwise only rank the candidates. Of no use to subsets."""
     traces: int = 0
     """Also rank the newest raw episodes as a context of up to this many tokens (uniform only), to show what extraction
     is worth."""
+    context: str = ""
+    """Context whose items are compared (influence only), a ref or id; empty: ENV/best, else the newest candidate."""
+    turns: int = 0
+    """Stored turns on which they are compared (influence only), drawn by the seed; 0: 64."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._not_negative("turns")
         if self.traces < 0 or (self.traces and self.method != "uniform"):
             raise ConfigError(f"traces is {self.traces}; wanted a number of tokens, and --method uniform")
+        if self.turns == 1:
+            raise ConfigError("turns is 1; an interval takes two or more")
+        influence = self.method == "influence"
+        self._only_with("context", influence, "--method influence")
+        self._only_with("turns", influence, "--method influence")
+        if influence:
+            self._needs_weights("to score replies with")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

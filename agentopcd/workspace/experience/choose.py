@@ -1,15 +1,14 @@
-"""Which context is worth distilling: rank candidates on select tasks, confirm the winner, and value single items."""
+"""Which context is worth distilling: rank candidates on select tasks, and confirm the winner."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-from agentopcd.core.config import ConfirmConfig, ScoreConfig, ScoringConfig
+from agentopcd.core.config import ConfirmConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context, Placement
-from agentopcd.knowledge import Confirmation, Ranking, confirm, halving, score, subsets
+from agentopcd.knowledge import Confirmation, Ranking, confirm, halving, score
 from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.workspace.session import Session
 
@@ -93,22 +92,3 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
     context = Context(text, placement)
     session.store.add_context(context, {"order": "traces", "budget": budget})
     return context
-
-
-def value_items(
-    session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int
-) -> list[dict[str, Any]]:
-    """The value of each active item of the candidates, with an interval, from complementary random halves of the items.
-
-    Raises:
-        ConfigError: the candidates have no active item.
-    """
-    store = session.store
-    ids = dict.fromkeys(item.id for context in candidates for item in store.items(context_id=context.id))
-    items = [item for item in store.items(ids=list(ids)) if item.status in ("active", "pinned")]
-    if not items:
-        raise ConfigError(f"no active item of {session.env} in the pool; play and extract first")
-    tasks, placement = session.tasks("select", config.select_tasks), candidates[0].placement
-    values = subsets(session.bench(run_id), items, tasks, seed=config.seed, placement=placement)
-    texts = {item.id: item.text for item in items}
-    return [dataclasses.asdict(value) | {"text": texts[value.item_id]} for value in values]
