@@ -11,7 +11,8 @@ from agentopcd.knowledge.bench import Bench, Play, check_leaks, places_of
 from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, Origin, ingest
-from agentopcd.knowledge.items import Item, flags, identify, item_ids, parse, sanitise
+from agentopcd.knowledge.items import Item, identify, item_ids, parse, sanitise
+from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.queries import Leak
 from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix
 from agentopcd.knowledge.score import (

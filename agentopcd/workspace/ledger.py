@@ -16,7 +16,7 @@ from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
-LATER_SETTINGS = ("async_steps", "keep_checkpoints", "mix", "success_when")
+LATER_SETTINGS = ("async_steps", "gate", "keep_checkpoints", "mix", "success_when")
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
 
@@ -141,6 +141,8 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
     settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
     if settings.get("tokens_per_batch") == 0:  # what older versions wrote; it does not change the result
         settings["tokens_per_batch"] = 4096
+    if settings.get("gate") == "auto":  # the only gate of older versions
+        settings["gate"] = ""
     return {
         name: value for name, value in settings.items() if name != "server" and (value or name not in LATER_SETTINGS)
     }

@@ -18,13 +18,14 @@ from agentopcd.core.config import PlayerConfig
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.files import is_file, path_of
-from agentopcd.core.runs import writing
+from agentopcd.core.runs import default_workspace, writing
 from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
+from agentopcd.knowledge.decide import waiting_flags
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.faults import read_object
@@ -350,16 +351,29 @@ class Session:
         if confirmed_with and self.loaded.id not in confirmed_with:
             self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
 
-    def check_handover(self, context: Context) -> None:
-        """The handover gate, before training: refuse a context with a leak or with a pending or retired item.
+    def check_handover(self, context: Context, *, force: bool = False) -> None:
+        """The handover gate, before training: refuse what nobody has approved, and what must not be learned from.
+
+        Args:
+            force: let flagged text pass that was imported and is no item; nothing else.
 
         Raises:
             TaskLeak: an item came from a held-out task.
-            ConfigError: an item is pending or retired.
+            ConfigError: an item is pending or retired, or imported text that is no item has flags.
         """
         check_leaks(self.store, context.id)
-        if blocked := self.store.blocked(context.id):
+        name, where = context.id[:12], "" if self.work == default_workspace() else f" --work {self.work}"
+        blocked = self.store.blocked(context.id)
+        for status, remedy in (
+            ("pending", f"read and approve them: agentopcd knowledge approve {name}{where}"),
+            ("retired", f"leave them out: agentopcd knowledge edit REF{where}; or take that back"),
+        ):
+            if ids := [item.id[:12] for item in blocked if item.status == status]:
+                remedy += f": agentopcd knowledge approve {' '.join(ids[:5])}{where}" * (status == "retired")
+                raise ConfigError(f"{len(ids)} items of context {name} are {status}, the first is {ids[0]}; {remedy}")
+        if not force and (marks := waiting_flags(self.store, context.id)):
             raise ConfigError(
-                f"item {blocked[0].id[:12]} of context {context.id[:12]} is {blocked[0].status} "
-                f"({len(blocked)} such items); approve or leave it out before training"
+                f"context {name} was imported and its text has flags ({', '.join(marks)}); read it (agentopcd "
+                f"knowledge show {name}{where}), and write it to a file and name that with --context, or insist with "
+                "--force"
             )

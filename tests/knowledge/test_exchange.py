@@ -85,7 +85,7 @@ def test_origin_travels_without_episodes(kit) -> None:
     fresh = reload(lines(store))
     assert fresh.episodes() == []
     hole = identify("Avoid holes.")
-    assert fresh.item(hole).support == store.item(hole).support == 3
+    assert (store.item(hole).support, fresh.item(hole).support) == (3, 0)  # support counts what a store saw itself
     assert {row["task_key"] for row in fresh.sources(hole)} == {task.key for task in kit.tasks(3, 500)}
     assert fresh.split_of(kit.env, kit.tasks(1, 500)[0].key) == "extract"
 

@@ -116,7 +116,7 @@ def test_exchange(work: Path, tmp_path: Path) -> None:
     assert result["items"] == 1 and not result["changed by sanitising"]
     with Store.open(other / "store.db") as store:
         assert store.resolve("lake/copy") == store.resolve("lake/best") == result["context"]
-    assert run(work, "export", "lake/best").startswith('{"format":"agentopcd-kb","version":2}\n')
+    assert run(work, "export", "lake/best").startswith('{"format":"agentopcd-kb","version":3}\n')
 
 
 def test_import_of_a_system_prompt(work: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Environment": ("rules", "history", "placement", "max_steps", "constrain", "success_when", "split", "splits"),
     "Sampling": ("temperature", "top_p", "top_k", "engine", "server", "sample_batch"),
     "Model": ("device", "compute", "template_args"),
-    "Experience": ("extract", "chains", "chain_steps", "extract_tokens", "budget_tokens", "show_earlier"),
+    "Experience": ("extract", "chains", "chain_steps", "extract_tokens", "budget_tokens", "show_earlier", "gate"),
     "Choosing": (
         "pool", "candidates", "traces", "mix", "confirm", "force", "select_tasks", "select_every", "confirm_tasks",
         "test_tasks",

@@ -32,6 +32,9 @@ class GatherConfig(PlayerConfig):
     """Longest context, in tokens of the model; whole items are dropped to fit, the oldest first."""
     extract_tokens: int = 96
     """Longest reply of the extractor, in tokens."""
+    gate: Literal["auto", "review", "support>=2"] = "auto"
+    """Which new items are used without a person's word: auto, all without a flag; support>=2, those that were found
+    unprompted on two tasks and have no flag; review, none. The others wait: see `agentopcd knowledge approve`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
