@@ -123,8 +123,8 @@ def _turned(items: Sequence[Item], decided: set[frozenset[str]]) -> Iterator[tup
 
     groups: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     for number, item in enumerate(items):
-        if rest := tuple(sorted(token for token in tokens(item.text) if not _TURNS.fullmatch(token))):
-            groups[rest].append(number)
+        rest = sorted(token for token in tokens(item.text) if not _TURNS.fullmatch(token))
+        groups[tuple(rest)].append(number)
     pairs = itertools.chain.from_iterable(itertools.combinations(group, 2) for group in groups.values())
     for i, j in itertools.islice(pairs, MOST):
         a, b = Counter(tokens(items[i].text)), Counter(tokens(items[j].text))
