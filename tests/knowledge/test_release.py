@@ -1,4 +1,4 @@
-"""What was flagged or imported waits, is named with the command that releases it, and passes once a person has spoken."""
+"""What was flagged or imported waits, is named with the command that releases it, and passes after a person's word."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def give(work: Path, command: str) -> str:
     ("ref", "waiting"), [("lake/flagged", "Go right, right, down."), ("lake/imported", "Walk toward G.")]
 )
 def test_what_an_older_version_kept_back_is_released(work: Path, rows: str, ref: str, waiting: str) -> None:
-    with pytest.raises(ConfigError, match="1 items of context .* are pending") as refused:
+    with pytest.raises(ConfigError, match=r"1 items of context .* are pending") as refused:
         handover(work, rows, ref)
     said = give(work, str(refused.value).partition("approve them: ")[2])
     assert waiting in said and "1 of 1 items active now" in said
@@ -147,9 +147,9 @@ def test_statuses_origins_and_flags_survive_with_gate_keep(work: Path, tmp_path:
     with Store.open(tmp_path / "other" / "store.db") as store:
         assert {item.id: item.status for item in store.items()} == before
         # That something was imported is the receiver's own remark; it is not exported.
-        assert {id_: [flag for flag in marks if flag != "imported"] for id_, marks in flags.items()} == {
-            **dict.fromkeys(flags, []), **store.flags(before)
-        }  # fmt: skip
+        here = store.flags(before)
+        for id_, marks in flags.items():
+            assert [flag for flag in marks if flag != "imported"] == here.get(id_, [])
         origins = [[(row["env"], row["task_key"], row["raw"]) for row in store.sources(id_)] for id_ in before]
     assert origins == [[(row["env"], row["task_key"], row["raw"]) for row in rows] for rows in sources]
 
