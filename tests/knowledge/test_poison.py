@@ -284,8 +284,19 @@ def test_cleaning_twice_changes_nothing() -> None:
         clean = sanitise(text, ("<|im_start|>", "</s>"))
         assert sanitise(clean, ("<|im_start|>", "</s>")) == clean
     rng = random.Random(0)
-    pieces = ["a", "e\u0301", "\u200d", "\u200c", "न", "म", "👩", "💻", "\ufe0f", "\u00ad", " ", "\u0301",
-              "\U000e0041", "<s>", "-", " EXPERIENCE ITEM:", "EXPERIENCE ", "ITEM:", "\u200b", "\x00", "\u1100", "\u1161"]  # fmt: skip
+    pieces = ["a", "e\u0301", "\u200d", "\u200c", "न", "म", "👩", "💻", "\ufe0f", "\u00ad", " ", "\u0301"]
+    pieces += [
+        "\U000e0041",
+        "<s>",
+        "-",
+        " EXPERIENCE ITEM:",
+        "EXPERIENCE ",
+        "ITEM:",
+        "\u200b",
+        "\x00",
+        "\u1100",
+        "\u1161",
+    ]
     for _ in range(3000):
         text = "".join(rng.choices(pieces, k=rng.randrange(1, 12)))
         clean = sanitise(text, ("<s>",))
