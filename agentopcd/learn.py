@@ -71,8 +71,12 @@ def _round(config: LearnConfig, number: int, work: Path, say: Callable[[str], No
         session.ledger.finish(run_id, gathered.to_dict())
         say(f"played {gathered.rate}; {len(gathered.items)} items, {len(gathered.candidates)} candidate contexts")
         model = str(session.loaded.folder)
+        waiting = len(session.store.items(ids=gathered.items, status="pending"))
+        if waiting:
+            say(f"{waiting} items wait for a person: agentopcd knowledge list items --status pending --work {work}")
         if not gathered.candidates:
-            say("no item could be read from the extractor's replies, so there is nothing to score")
+            why = "none of the items is approved" if waiting else "no item could be read from the extractor's replies"
+            say(f"{why}, so there is nothing to score")
             return Round(number=number, model=model, played=gathered.to_dict(), confirmed=False, distilled=None)
         run_id = session.ledger.stage("score", round=number)
         ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)

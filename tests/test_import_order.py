@@ -57,12 +57,13 @@ INSIDE = {
     ],
     "knowledge": [
         "faults refs extract items looks placebo",
-        "database",
+        "database poison",
         "assemble episodes",
         "queries",
         "store",
         "bench care exchange ingest",
-        "confirm dump plain repair score values",
+        "confirm decide dump plain repair score values",
+        "changes edit similar",
         "knowledge",
     ],
     "rollouts": [
@@ -104,7 +105,7 @@ INSIDE = {
         "paper.plan config envs knowledge",
         "paper.report",
         "paper.run",
-        "reproduce store verbs",
+        "decisions look_up reproduce store verbs",
         "cli",
     ],
 }

@@ -61,7 +61,13 @@ def play(config: PlayConfig, call: Call) -> None:
         session.ledger.finish(run_id, result.to_dict())
         call.show(result.to_dict())
         call.say(f"run {run_id}: success {result.rate}, {len(result.items)} items, {result.flagged} flagged")
-        if config.extract and not result.items:
+        waiting = len(session.store.items(ids=result.items, status="pending"))
+        pending = f"agentopcd knowledge list items --status pending{_work(call)}"
+        if waiting:
+            call.say(f"{waiting} items wait for a person: {pending}")
+        if config.extract and waiting and not result.candidates:
+            call.say(f"next: {pending}, then agentopcd knowledge approve ID...{_work(call)}, and play again")
+        elif config.extract and not result.items:
             call.say(f"no item could be read from the extractor's {result.unparsed} replies")
         elif config.extract:
             call.say(f"next: agentopcd knowledge score {player_flags(config)}{_work(call)}")

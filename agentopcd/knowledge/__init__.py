@@ -12,9 +12,10 @@ from agentopcd.knowledge.confirm import USEFUL, Confirmation, Verdict, confirm
 from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, Origin, ingest
-from agentopcd.knowledge.items import Item, flags, identify, item_ids, parse, sanitise
+from agentopcd.knowledge.items import Item, identify, item_ids, parse, sanitise
 from agentopcd.knowledge.looks import ALPHA, left_after, level_of
 from agentopcd.knowledge.placebo import placebo
+from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.queries import Leak
 from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix, valued_ref
 from agentopcd.knowledge.score import PER_CONTEXT, Ranking, add_to_pool, halving, score

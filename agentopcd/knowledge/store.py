@@ -281,20 +281,21 @@ class Store(Queries):
         )
         return self.insert("item_source", source, unique=parts) is not None
 
-    def add_context(self, context: Context, origin: Mapping[str, Any] | None = None) -> str:
+    def add_context(self, context: Context, origin: Mapping[str, Any] | None = None, *, imported: bool = False) -> str:
         """Store a context and the items it shows; storing the same context again adds nothing.
 
         An item that the store does not know becomes a pending item of unknown origin.
 
         Args:
             origin: how the context was first made (order, budget, file ...). The lines of a placebo are no items.
+            imported: the text came from elsewhere, and nobody has named it as what is to be shown.
 
         Returns:
             The id of the context.
         """
         row = {
             "id": context.id, "rendered": context.text, "placement": context.placement,
-            "recipe": canonical(origin or {}), "created_at": now(),
+            "recipe": canonical(origin or {}), "created_at": now(), "imported": int(imported),
         }  # fmt: skip
         with self.write():
             if self.insert("context", row, unique=("id",)) is None:
@@ -305,17 +306,21 @@ class Store(Queries):
                 self.insert("context_item", link)
         return context.id
 
-    def event(self, item_id: str, kind: str, actor: str, reason: str | None = None) -> None:
+    def event(self, item_id: str, kind: str, actor: str, reason: str | None = None, other: str | None = None) -> None:
         """Append a decision about an item.
+
+        Args:
+            other: the item that takes its place (``supersede``), or that says something else (``distinct``).
 
         Raises:
             StoreError: an unknown kind, or no such item.
         """
         if kind not in EVENTS:
             raise StoreError(f"unknown event {kind!r}{did_you_mean(kind, EVENTS)}")
-        if not self.query("SELECT 1 FROM item WHERE id = ?", (item_id,)):
-            raise StoreError(f"no item {item_id[:12]} in {self.path}")
-        row = {"item_id": item_id, "event": kind, "actor": actor, "reason": reason, "at": now()}
+        for known in (item_id,) if other is None else (item_id, other):
+            if not self.query("SELECT 1 FROM item WHERE id = ?", (known,)):
+                raise StoreError(f"no item {known[:12]} in {self.path}")
+        row = {"item_id": item_id, "other_id": other, "event": kind, "actor": actor, "reason": reason, "at": now()}
         self.insert("item_event", row)
 
     def move(

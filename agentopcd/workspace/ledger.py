@@ -17,7 +17,7 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
 LATER_SETTINGS = (
-    "async_steps", "by", "extract_prompt", "extractor", "keep_checkpoints", "mix", "success_when", "turns",
+    "async_steps", "by", "extract_prompt", "extractor", "gate", "keep_checkpoints", "mix", "success_when", "turns",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
@@ -145,6 +145,8 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
     settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
     if settings.get("tokens_per_batch") == 0:  # what older versions wrote; it does not change the result
         settings["tokens_per_batch"] = 4096
+    if settings.get("gate") == "auto":  # the only gate of older versions
+        settings["gate"] = ""
     if isinstance(config, GatherConfig) and config.extractor and config.extracting.engine == "api":
         settings["extractor"] = f"{config.extracting.model} (API)"
     later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig) else LATER_SETTINGS

@@ -24,14 +24,14 @@ from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits
-from agentopcd.knowledge import PLACEBO, USEFUL, Bench, Store, check_leaks, setup_id
+from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
-from agentopcd.knowledge.faults import read_object
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.extraction import Extraction
+from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.paths import inside, kept, recall
 
@@ -375,19 +375,6 @@ class Session:
         if confirmed_with and self.loaded.id not in confirmed_with:
             self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
 
-    def check_handover(self, context: Context) -> None:
-        """The handover gate, before training: refuse a context with a leak or with a pending or retired item.
-
-        Raises:
-            TaskLeak: an item came from a held-out task.
-            ConfigError: an item is pending or retired.
-        """
-        check_leaks(self.store, context.id)
-        recipe = read_object(self.store.context_row(context.id)["recipe"], f"the recipe of context {context.id[:12]}")
-        if recipe.get("order") == PLACEBO:
-            raise ConfigError(f"context {context.id[:12]} is a placebo, which holds no knowledge; name another one")
-        if blocked := self.store.blocked(context.id):
-            raise ConfigError(
-                f"item {blocked[0].id[:12]} of context {context.id[:12]} is {blocked[0].status} "
-                f"({len(blocked)} such items); approve or leave it out before training"
-            )
+    def check_handover(self, context: Context, *, force: bool = False) -> None:
+        """The gate before training, see :func:`agentopcd.workspace.handover.check_handover`."""
+        check_handover(self.store, self.work, context, force=force)

@@ -332,3 +332,12 @@ def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
 def test_without_an_episode_there_are_no_raw_traces(lab: Lab) -> None:
     with lab.open() as session, pytest.raises(Exception, match="play first"):
         choosing.raw_traces(session, 400, "user")
+
+
+def test_only_what_the_gate_lets_through_gets_into_contexts(lab: Lab) -> None:
+    assert lab.play(gate="review", seed=1).candidates == []
+    gathered = lab.play(gate="support>=2", seed=2)
+    with lab.open() as session:
+        (item,) = session.store.items()
+        assert item.status == "active" and item.support >= 2
+    assert [context.lines for context in gathered.candidates] == [[tiny.CLUE]]

@@ -311,7 +311,7 @@ def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:
 
 
 def _rate(outcomes: Mapping[Any, float]) -> Rate:
-    return Rate(sum(outcomes.values()), len(outcomes))
+    return Rate(sum(map(bool, outcomes.values())), len(outcomes))
 
 
 def _finding(claim: tuple[str, str], outcomes: Mapping[str, Outcomes]) -> Finding:

@@ -22,7 +22,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Model": ("device", "compute", "template_args"),
     "Experience": (
         "extract", "extractor", "extract_prompt", "chains", "chain_steps", "extract_tokens", "budget_tokens",
-        "show_earlier",
+        "show_earlier", "gate",
     ),
     "Choosing": (
         "pool", "candidates", "by", "traces", "turns", "mix", "confirm", "force", "select_tasks", "select_every",

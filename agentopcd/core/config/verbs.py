@@ -39,6 +39,9 @@ class GatherConfig(PlayerConfig):
     extract_prompt: str = ""
     """File with your own extraction prompt, with the places {trace} (needed), {earlier} and {marker}; empty: the
     built-in prompt for what was played."""
+    gate: Literal["auto", "review", "support>=2"] = "auto"
+    """Which new items are used without a person's word: auto, all without a flag; support>=2, those that were found
+    unprompted on two tasks and have no flag; review, none. The others wait: see `agentopcd knowledge approve`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

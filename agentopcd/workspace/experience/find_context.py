@@ -40,7 +40,7 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
             f"context {context.id[:12]} never passed the confirm gate; run `agentopcd knowledge confirm "
             f"--context {context.id[:12]} {flags}`, or insist with --force"
         )
-    session.check_handover(context)
+    session.check_handover(context, force=config.force)
     return context
 
 
@@ -65,7 +65,7 @@ def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
             f"got {len(ranked)}; run `agentopcd knowledge score --candidates {config.mix} {player_flags(config)}`"
         )
     for context in ranked:
-        session.check_handover(context)
+        session.check_handover(context, force=config.force)
     if not config.force and not any(session.confirmed(context) for context in ranked):
         raise ConfigError(
             f"none of these {len(ranked)} contexts passed the confirm gate; run `agentopcd knowledge score "
