@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,13 @@ def config(model: Path) -> LearnConfig:
     )  # fmt: skip
 
 
-def test_two_forced_rounds_and_the_same_again(
-    config: LearnConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agentopcd.knowledge.ingest.flags", lambda text, **_: ())  # a random model's words have flags
+@pytest.fixture
+def unflagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model writes what has flags, and would wait for a person."""
+    monkeypatch.setattr(sys.modules["agentopcd.knowledge.ingest"], "flags", lambda text, **_: ())
+
+
+def test_two_forced_rounds_and_the_same_again(config: LearnConfig, tmp_path: Path, unflagged: None) -> None:
     said: list[str] = []
     forced = dataclasses.replace(config, force=True)
     rounds = learn(forced, tmp_path, say=said.append)
@@ -54,7 +58,9 @@ def test_two_forced_rounds_and_the_same_again(
         assert len(store.episodes()) == episodes
 
 
-def test_nothing_is_consolidated_when_nothing_was_confirmed(config: LearnConfig, tmp_path: Path) -> None:
+def test_nothing_is_consolidated_when_nothing_was_confirmed(
+    config: LearnConfig, tmp_path: Path, unflagged: None
+) -> None:
     said: list[str] = []
     (one,) = learn(dataclasses.replace(config, rounds=1), tmp_path, say=said.append)
     assert not one.confirmed and one.distilled is None

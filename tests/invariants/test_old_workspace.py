@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_in_its_folder_and_its_row(
             rounded = pytest.approx(wanted[name], rel=1e-3, abs=1e-5) if isinstance(wanted[name], float) else None
             assert record[name] == (wanted[name] if rounded is None else rounded), (record["step"], name)
     result = unsealed(json.loads((folder / "result.json").read_text()))
-    assert result["evaluation"].pop("seen") == {"tasks": 0, "runs": []}  # what version 0.1 did not say
+    assert result["evaluation"].pop("seen") == {"tasks": 6, "runs": [2]}  # which version 0.1 did not say
     assert [row.pop("means")["reward"]["n"] for row in result["evaluation"]["rows"]] == [6, 6, 6]
     assert result | {"model": None} == EXPECTED["result"] | {"model": None, "steps": 4, "skipped": 0}
     after = rows("run")
