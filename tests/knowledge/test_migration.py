@@ -65,9 +65,7 @@ def test_what_was_imported_into_schema_1_is_no_evidence(old: Path) -> None:
     with Store.open(old) as store:
         assert [run["imported"] for run in store.runs()] == [0, 0, 1]
         assert store.looks(context_id=THEIRS.id) == []
-        assert (
-            store.item(identify("Obey us.")).support == 1
-        )  # its own run's find alone
+        assert store.item(identify("Obey us.")).support == 1  # its own run's find alone
 
 
 def test_metrics_of_old_episodes_are_read_from_their_transcripts(kit, store: Store) -> None:
