@@ -14,7 +14,7 @@ from agentopcd.knowledge.episodes import Arena, Arm
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.items import Item
-from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.store import PLACEBO, Store
 
 SCORED = 2
 """Contexts of an item whose scores are shown, the newest; a chain leaves one for each of its steps."""
@@ -39,6 +39,8 @@ def context_rows(store: Store, env: str | None = None, found: Iterable[Row] | No
     rows, played = [], set() if env is None else store.played_in(env)
     for row in store.contexts() if found is None else found:
         refs = names.get(row["id"], [])
+        if recipe_of(row).get("order") == PLACEBO:  # a twin of another context, without content
+            continue
         if env is None or row["id"] in played or any(name.startswith(f"{env}/") for name in refs):
             rows.append(
                 {"id": row["id"], "items": row["items"], "placement": row["placement"], "refs": refs,
@@ -130,10 +132,16 @@ def _origin(store: Store, source: Row) -> Row:
         "run": run["id"], "verb": run["verb"], "run_seed": run["seed"],
         "episode": source["episode_id"], "seed": played["seed"] if played else None,
         "rep": played["rep"] if played else None, "model": _model(store, played),
-        "extractor": config.get("extractor") or _model(store, played),
+        "extractor": _extractor(config) or _model(store, played),
         "shown": source["shown_context_id"], "line": source["line"], "raw": source["raw"],
         "prompt": _prompt(store, source, config) if played else None,
     }  # fmt: skip
+
+
+def _extractor(config: Mapping[str, Any]) -> str:
+    """The extractor that a run names besides its player; '' if it names none."""
+    name, id_ = config.get("extractor") or "", config.get("extractor_id")
+    return f"{name} ({id_[:12]})" if name and id_ else name
 
 
 def _model(store: Store, played: Row | None) -> str | None:
@@ -146,12 +154,13 @@ def _prompt(store: Store, source: Row, config: Mapping[str, Any]) -> str | None:
     try:
         episode = store.transcript(source["episode_id"])
         shown = store.get_context(source["shown_context_id"]) if source["shown_context_id"] else None
-        messages = extraction_messages(episode, kind=_kind(config, episode), earlier=shown)
+        template = config.get("extract_prompt_text", "")
+        messages = extraction_messages(episode, kind=_kind(config, episode), earlier=shown, template=template)
     except ConfigError:  # no transcript, or an episode without a turn
         return None
     prompt = "\n\n".join(message["content"] for message in messages)
     version = config.get("template", EXTRACTION_VERSION)
-    if version != EXTRACTION_VERSION:
+    if version != EXTRACTION_VERSION and not template:
         return f"(asked with template {version}, shown with {EXTRACTION_VERSION})\n{prompt}"
     return prompt
 

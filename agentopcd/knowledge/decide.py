@@ -74,7 +74,10 @@ def decide(store: Store, decision: Decision, targets: Iterable[Target], reason: 
 
 def back(before: Item) -> Decision:
     """The decision that takes another one back. One about a pending item is taken back by the opposite."""
-    return next((decision for decision, status in BECOMES.items() if status == before.status), "retire")
+    for decision, status in BECOMES.items():
+        if status == before.status:
+            return decision
+    return "retire"
 
 
 def waiting_flags(store: Store, context_id: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.items import identify, item_ids, normalise, sanitise
 from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.refs import check_ref
-from agentopcd.knowledge.store import EPISODE_KEY, Store
+from agentopcd.knowledge.store import EPISODE_KEY, PLACEBO, Store
 
 FORMAT, VERSION = "agentopcd-kb", 3
 ENDLESS = 1
@@ -186,10 +186,11 @@ class _Load:
     def _context(self, row: Row) -> bool:
         links = row.pop("items")
         _object_or_null(row, "recipe")
+        placebo = json.loads(row["recipe"]).get("order") == PLACEBO
         context = Context(row["rendered"], row["placement"])
         if context.id != row["id"]:
             raise StoreError(f"context {row['id'][:12]} does not fit its text; the file was changed")
-        if links not in (item_ids(context), _ids_before(context)):
+        if links not in (([],) if placebo else (item_ids(context), _ids_before(context))):
             raise StoreError(f"context {row['id'][:12]} shows other items than it lists; the file was changed")
         if self.store.insert("context", {**row, "imported": int(not self.trusted)}, unique=("id",)) is None:
             return False

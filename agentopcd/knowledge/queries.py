@@ -305,6 +305,21 @@ class Queries(Episodes):
         )
         return [row["id"] for row in rows]
 
+    def looks(self, env: str, context_id: str | None = None) -> list[Row]:
+        """Looks at an environment's confirm tasks, oldest first, each with its ``number``; of one context, if given."""
+        rows = self.query("SELECT * FROM look WHERE env = ? ORDER BY id", (env,))
+        rows = [{**row, "number": number} for number, row in enumerate(rows, 1)]
+        return [row for row in rows if context_id in (None, row["context_id"])]
+
+    def learned(self, model_id: str) -> set[str]:
+        """Ids of the contexts that a model has in its weights, directly or by descent."""
+        rows = self.query(
+            "WITH RECURSIVE line(id) AS (SELECT ? UNION SELECT m.parent_id FROM model m JOIN line ON m.id = line.id"
+            " WHERE m.parent_id IS NOT NULL) SELECT context_id FROM model_context JOIN line ON model_id = line.id",
+            (model_id,),
+        )
+        return {row["context_id"] for row in rows}
+
     def students(self, context_id: str) -> list[str]:
         """Ids of the models into which a context was consolidated, newest first."""
         rows = self.query(

@@ -25,6 +25,7 @@ from agentopcd.core.transcript import facts, pack, to_json
 from agentopcd.core.types import EMPTY, SPLITS, Context, Episode, Task
 from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.items import identify, item_texts, normalise
+from agentopcd.knowledge.looks import level_of
 from agentopcd.knowledge.queries import Queries
 from agentopcd.knowledge.refs import check_ref
 
@@ -197,6 +198,34 @@ class Store(Queries):
         for table, where, parameters, words, method in wanted:
             if not self.query(f"SELECT 1 FROM {table} WHERE {where}", parameters):
                 raise StoreError(f"{words} is not in the store; call Store.{method} before storing its episodes")
+
+    # -- looks --------------------------------------------------------------------------------------
+
+    def begin_look(self, key: Mapping[str, Any], compared: Mapping[str, Any]) -> Row:
+        """Begin a look at an environment's confirm tasks, or find the one that was begun with the same key.
+
+        Its level is spent now: whoever stops a look half-way has looked.
+
+        Args:
+            key: ``env``, ``model_id``, ``context_id``, ``setup`` and ``plan``.
+            compared: ``placebo_id``, ``incumbent_id`` and ``run_id`` of a new look.
+
+        Returns:
+            The look's row, with its ``number`` in its environment, from 1.
+        """
+        with self.write():
+            if self.lookup("look", **key) is None:
+                level = level_of(len(self.looks(key["env"])) + 1)
+                self.insert("look", {**key, **compared, "level": level, "at": now()})
+            return next(row for row in self.looks(key["env"]) if all(row[name] == key[name] for name in key))
+
+    def end_look(self, look_id: int, verdict: str, result: Mapping[str, Any]) -> None:
+        """Record what a look has shown; what was recorded before stays."""
+        with self.write():
+            self.change(
+                "UPDATE look SET verdict = ?, result = ? WHERE id = ? AND verdict IS NULL",
+                (verdict, canonical(result), look_id),
+            )
 
     # -- items and contexts -------------------------------------------------------------------------
 

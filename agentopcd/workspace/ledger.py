@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import PlayerConfig
+from agentopcd.core.config import GatherConfig, PlayerConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import read_result
-from agentopcd.knowledge import EXTRACTION_VERSION, Store
+from agentopcd.knowledge import Store
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
-LATER_SETTINGS = ("async_steps", "gate", "keep_checkpoints", "mix", "success_when")
+LATER_SETTINGS = (
+    "async_steps", "by", "extract_prompt", "extractor", "gate", "keep_checkpoints", "mix", "success_when", "turns",
+)  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
 
@@ -36,6 +38,8 @@ class Ledger:
     say: Callable[[str], None]
     shortcuts: Callable[[], dict[str, Any]] = dict
     """Returns what the comparisons of shortcuts found, by model (:class:`agentopcd.models.Shortcuts`)."""
+    extraction: Callable[[], dict[str, Any]] = dict
+    """Returns what a run's row says about its extraction (:class:`agentopcd.workspace.extraction.Extraction`)."""
     env_errors: list[str] = dataclasses.field(default_factory=list)
     """Tracebacks of the episodes that the environment broke despite retries."""
     _open: set[int] = dataclasses.field(default_factory=set)
@@ -127,7 +131,7 @@ class Ledger:
 
     def _identity(self, facts: dict[str, object]) -> dict[str, object]:
         """Everything that makes two runs the same run."""
-        common = {"env": self.env, "model_id": self.model_id(), "kind": self.kind, "template": EXTRACTION_VERSION}
+        common = {"env": self.env, "model_id": self.model_id(), "kind": self.kind, **self.extraction()}
         return run_config(self.config) | common | facts
 
 
@@ -136,13 +140,14 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
 
     ``env_ref`` keeps the environment's reference, because the ledger replaces ``env`` by the label. Two kinds of
     settings are left out: a server's address, since a run may resume at another one, and unused :data:`LATER_SETTINGS`,
-    so that runs of an older version resume.
+    so that runs of an older version resume. Of an extractor behind an address, the name stays.
     """
     settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
     if settings.get("tokens_per_batch") == 0:  # what older versions wrote; it does not change the result
         settings["tokens_per_batch"] = 4096
     if settings.get("gate") == "auto":  # the only gate of older versions
         settings["gate"] = ""
-    return {
-        name: value for name, value in settings.items() if name != "server" and (value or name not in LATER_SETTINGS)
-    }
+    if isinstance(config, GatherConfig) and config.extractor and config.extracting.engine == "api":
+        settings["extractor"] = f"{config.extracting.model} (API)"
+    later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig) else LATER_SETTINGS
+    return {name: value for name, value in settings.items() if name != "server" and (value or name not in later)}

@@ -18,20 +18,20 @@ from agentopcd.core.config import PlayerConfig
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.files import is_file, path_of
-from agentopcd.core.runs import default_workspace, writing
+from agentopcd.core.runs import writing
 from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits
-from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
-from agentopcd.knowledge.decide import waiting_flags
+from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
-from agentopcd.knowledge.faults import read_object
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
+from agentopcd.workspace.extraction import Extraction
+from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.paths import inside, kept, recall
 
@@ -63,10 +63,11 @@ class Session:
         self.game = game_of(config)
         self.env = self.game.label
         self.kind: Kind = "single" if self.game.step_limit == 1 else "game"
+        self.extraction = Extraction.of(config)
         self.store = Store.open(work / "store.db")
         self.ledger = Ledger(
             store=self.store, config=config, env=self.env, kind=self.kind, work=work,
-            model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found,
+            model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found, extraction=self.extraction.facts,
         )  # fmt: skip
         self.ledger.settle()
         self._model: models.LoadedModel | None = None
@@ -160,17 +161,22 @@ class Session:
         """
         _ = self.compute  # a device that is not there is refused here
         check_engine(self.config)
-        for name in (self.model_name()[0], *others) if self.config.engine != "api" else ():
-            if name and (not_here := models.check_files(name)):
+        names = (self.model_name()[0], *others) if self.config.engine != "api" else ()
+        for not_here in (*(models.check_files(name) for name in names if name), self.extraction.check()):
+            if not_here:
                 self.say(f"note: {not_here}")
 
     def use(self, model: models.LoadedModel | None) -> None:
         """Play with ``model`` from now on; None: load a model again on the next use."""
         self._model, self._player = model, None
 
-    def load(self, name: str) -> models.LoadedModel:
-        """Load a model and register it in the store."""
-        if self.config.engine == "api":
+    def load(self, name: str, *, engine: str = "") -> models.LoadedModel:
+        """Load a model and register it in the store.
+
+        Args:
+            engine: what samples its replies; '': the engine of the settings.
+        """
+        if (engine or self.config.engine) == "api":
             loaded = models.behind_api(name)
             self.store.add_model(loaded.id, name)
             return loaded
@@ -182,7 +188,7 @@ class Session:
         known = self.store.lookup("model", id=loaded.id)
         if known is not None and recall(self.work, known) is None:  # it was moved
             self.store.move_model(loaded.id, kept(self.work, loaded.folder))
-        if name not in (self.config.model, getattr(self.config, "student", "")):
+        if name not in (self.config.model, getattr(self.config, "student", ""), getattr(self.config, "extractor", "")):
             self._refuse_changed(loaded)
         return loaded
 
@@ -218,11 +224,24 @@ class Session:
             self._player = self.player_for(self.loaded)
         return self._player
 
-    def player_for(self, loaded: models.LoadedModel) -> Player:
-        """A player of this environment with replies from ``loaded``."""
-        engine, why = engine_of(self.config, loaded)
+    def extractor(self) -> Player:
+        """Who answers the extraction prompts. A model that plays, too, is not loaded again; another one is, each time.
+
+        Raises:
+            AgentOpcdError: the extractor cannot be loaded.
+        """
+        own = self.extraction.extractor
+        if own is None or (own.engine != "api" and self.extraction.extractor_id == self.loaded.id):
+            return self.player
+        self.say(f"extractor: {own.model}")
+        return self.player_for(self.load(own.model, engine=own.engine), own)
+
+    def player_for(self, loaded: models.LoadedModel, config: PlayerConfig | None = None) -> Player:
+        """A player of this environment with replies from ``loaded``, by default with the settings of the session."""
+        config = config or self.config
+        engine, why = engine_of(config, loaded)
         self._say_once(f"engine: {engine} ({why})")
-        player = player_of(self.config, loaded, self.compute, functools.partial(day_of, self.work), self._say_once)
+        player = player_of(config, loaded, self.compute, functools.partial(day_of, self.work), self._say_once)
         if player.chat.says_day:
             self._say_once(f"note: the chat template says what day it is; in this workspace it stays {player.chat.day}")
         return player
@@ -301,6 +320,11 @@ class Session:
                 recorded = "shared" if self.manifest.protocol != "disjoint" else split
                 self.store.add_tasks(self.env, self.manifest.tasks(split), recorded)
 
+    @property
+    def by(self) -> str:
+        """What contexts and checkpoints are chosen by: success, reward or a metric."""
+        return getattr(self.config, "by", "") or self.game.spec.judged_by
+
     # -- contexts -----------------------------------------------------------------------------------
 
     def context(self, name: str, placement: Placement = "user") -> tuple[Context, bool]:
@@ -335,45 +359,22 @@ class Session:
             ) from error
 
     def confirmed(self, context: Context) -> bool:
-        """Whether this context has ever passed the confirm gate for this environment, with any model."""
-        return bool(self._confirmations(context))
+        """Whether this store has found this context to be useful in this environment, with any model.
 
-    def _confirmations(self, context: Context) -> list[dict[str, Any]]:
-        moves = [m for m in self.store.log(best_ref(self.env)) if m["context_id"] == context.id]
-        return [m for m in moves if m["actor"] == "confirm"]
+        Only looks count, and they never come with an import.
+        """
+        return bool(self._confirmed_with(context))
+
+    def _confirmed_with(self, context: Context) -> set[str | None]:
+        looks = self.store.looks(self.env, context.id)
+        return {look["model_id"] for look in looks if look["verdict"] in USEFUL}
 
     def say_confirmed_with(self, context: Context) -> None:
         """Say so if this context passed the confirm gate with another model only."""
-        runs = {m["run_id"] for m in self._confirmations(context)} - {None}
-        confirmed_with = {
-            read_object(self.store.run(run)["config"], f"the config of run {run}").get("model_id") for run in runs
-        }
+        confirmed_with = self._confirmed_with(context)
         if confirmed_with and self.loaded.id not in confirmed_with:
             self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
 
     def check_handover(self, context: Context, *, force: bool = False) -> None:
-        """The handover gate, before training: refuse what nobody has approved, and what must not be learned from.
-
-        Args:
-            force: let flagged text pass that was imported and is no item; nothing else.
-
-        Raises:
-            TaskLeak: an item came from a held-out task.
-            ConfigError: an item is pending or retired, or imported text that is no item has flags.
-        """
-        check_leaks(self.store, context.id)
-        name, where = context.id[:12], "" if self.work == default_workspace() else f" --work {self.work}"
-        blocked = self.store.blocked(context.id)
-        for status, remedy in (
-            ("pending", f"read and approve them: agentopcd knowledge approve {name}{where}"),
-            ("retired", f"leave them out: agentopcd knowledge edit REF{where}; or take that back"),
-        ):
-            if ids := [item.id[:12] for item in blocked if item.status == status]:
-                remedy += f": agentopcd knowledge approve {' '.join(ids[:5])}{where}" * (status == "retired")
-                raise ConfigError(f"{len(ids)} items of context {name} are {status}, the first is {ids[0]}; {remedy}")
-        if not force and (marks := waiting_flags(self.store, context.id)):
-            raise ConfigError(
-                f"context {name} was imported and its text has flags ({', '.join(marks)}); read it (agentopcd "
-                f"knowledge show {name}{where}), and write it to a file and name that with --context, or insist with "
-                "--force"
-            )
+        """The gate before training, see :func:`agentopcd.workspace.handover.check_handover`."""
+        check_handover(self.store, self.work, context, force=force)

@@ -87,13 +87,7 @@ class PlayerConfig(Config):
         if self.server and self.engine in ("transformers", "vllm"):
             raise ConfigError(f"--server is of no use to --engine {self.engine}; leave one of them out")
         for url in self.servers:
-            try:
-                sound = url.startswith(("http://", "https://")) and urlsplit(url).hostname and urlsplit(url).port != 0
-            except ValueError:  # brackets that do not close, or a port that is no number
-                sound = False
-            if not sound:
-                shown = without_password(url)
-                raise ConfigError(f"{shown!r} is no address of a server; wanted one like http://localhost:8000")
+            check_address(url)
 
     def _needs_weights(self, what_for: str) -> None:
         if self.engine == "api":
@@ -109,3 +103,17 @@ class PlayerConfig(Config):
     @property
     def sampling(self) -> Sampling:
         return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k, max_tokens=self.max_tokens)
+
+
+def check_address(url: str) -> None:
+    """Refuse what cannot be the address of a server.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        sound = url.startswith(("http://", "https://")) and urlsplit(url).hostname and urlsplit(url).port != 0
+    except ValueError:  # brackets that do not close, or a port that is no number
+        sound = False
+    if not sound:
+        raise ConfigError(f"{without_password(url)!r} is no address of a server; wanted one like http://localhost:8000")

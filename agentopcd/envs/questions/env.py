@@ -20,11 +20,12 @@ _FORMAT_MARKS = ("Answer:", "\\boxed", "<answer>")
 
 
 class QuestionEnv(TextEnv):
-    """One question and one reply. The text contains no verdict; the grade is only in ``info``.
+    """One question and one reply. The grade is only in ``info``; text says of it what the row's ``feedback`` says.
 
     Subclasses implement ``draw``, which returns the question for a seed.
 
-    Observation: ``state`` is the question, ``actions`` how to answer; the last observation is empty.
+    Observation: ``state`` is the question, ``actions`` how to answer; the last observation is the row's ``feedback`` on
+    the reply, or empty.
     Action: the reply.
     Reward: 1.0 for a right answer, else 0.0.
     Episode end: after one reply.
@@ -64,7 +65,8 @@ class QuestionEnv(TextEnv):
             raise EnvError("the question is answered (or was never asked); call reset()")
         row, self._row = self._row, None
         grade = self.grade(action, row)
-        return self.turn(success=grade.right, invalid=grade.answer is None, metrics=grade.metrics)
+        said = row.feedback[grade.right]
+        return self.turn(success=grade.right, invalid=grade.answer is None, metrics=grade.metrics, feedback=said)
 
     def solution(self) -> list[str] | None:
         """Return the one right reply; ``None`` if no right answer is on record."""

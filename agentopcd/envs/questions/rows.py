@@ -18,6 +18,9 @@ your own                  first of ``prompt, problem,            first of ``rewa
 free text                 the same                               none: ``checks``, see :mod:`.text_checks`
 ========================  =====================================  ==========================================
 
+A row may hold what the environment says after the reply, in words meant for the player, such as ``"feedback": {"right":
+"Good.", "wrong": "Too long: one sentence was wanted."}``; it must not tell the right answer.
+
 An ``instruction`` beside the question stands before it, and so does the ``passage`` (``context``, ``article``,
 ``paragraph``) that a ``question`` is about. A right answer may be text, a number, true or false (yes or no), a list of
 texts that are all right, or an object that holds one of these. The rest is refused, with the number of its row.
@@ -27,6 +30,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +42,7 @@ from agentopcd.core.types import SPLITS
 from agentopcd.envs.questions import choices
 from agentopcd.envs.questions.answers import same
 from agentopcd.envs.questions.files import Raw, read_rows, row_files
-from agentopcd.envs.questions.grading import find_answer
+from agentopcd.envs.questions.grading import find_answer, grade_choice
 from agentopcd.envs.questions.text_checks import known_checks
 from agentopcd.envs.questions.values import answers_of, blank, missing, plain, question_of
 from agentopcd.envs.views import hash_prompt
@@ -72,6 +77,8 @@ class QuestionRow:
     """
     also: tuple[str, ...] = ()
     """Other answers that are as right as ``gold``."""
+    feedback: tuple[str, str] = ("", "")
+    """What the environment says to the player after a wrong and after a right reply; '': nothing."""
     source: Raw = dataclasses.field(default_factory=dict, compare=False, repr=False)
     """The row as it was read, for graders of the user's own."""
 
@@ -147,7 +154,7 @@ def _questions(
     for name, given, entry in raw:
         try:
             row = _checked(_with_choices(own(entry), entry, readers) if own else _reader(entry, readers)(entry), entry)
-            row = dataclasses.replace(row, source=given)
+            row = dataclasses.replace(row, source=given, feedback=_feedback(entry.get("feedback"), row))
         except EnvError as error:
             raise EnvError(f"{name}: {error}") from None
         key = hash_prompt(row.prompt)
@@ -164,15 +171,37 @@ def _questions(
     return list(rows.values())
 
 
+def _feedback(cell: Any, row: QuestionRow) -> tuple[str, str]:
+    """What is said after a wrong and after a right reply. Lessons are drawn from it, so it must not tell the answer."""
+    if blank(cell):
+        return "", ""
+    said = {k: v for k, v in cell.items() if not blank(v)} if isinstance(cell, Mapping) else None
+    if said is None or set(said) - {"right", "wrong"} or not all(isinstance(text, str) for text in said.values()):
+        raise EnvError(
+            f'feedback must be an object such as {{"right": "Good.", "wrong": "Too long."}}, got {cell!r:.60}; rename '
+            "the column if it is no feedback to the player"
+        )
+    for text, gold in itertools.product(said.values(), (row.gold, *row.also)):
+        _check_characters("feedback", text)
+        named = re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", text, re.IGNORECASE)
+        if gold and (grade_choice(text, gold).right if row.kind == "choice" else named):  # a letter may be a word, too
+            raise EnvError(f"its feedback {text!r:.60} tells the right answer {gold!r:.40}; say what was wrong instead")
+    return said.get("wrong", ""), said.get("right", "")
+
+
+def _check_characters(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise EnvError(f"its {what} holds half a surrogate pair, {half!a}, which is no character") from None
+
+
 def _checked(row: QuestionRow, raw: Raw) -> QuestionRow:
     if not row.prompt.strip():
         raise EnvError("has an empty question")
     for what, text in (("question", row.prompt), *(("answer", gold) for gold in (row.gold, *row.also))):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            half = text[error.start]
-            raise EnvError(f"its {what} holds half a surrogate pair, {half!a}, which is no character") from None
+        _check_characters(what, text)
     for gold in (row.gold, *row.also) if row.kind in ("math", "choice") else ():
         if not gold.strip():
             raise EnvError("has an empty answer")

@@ -44,7 +44,9 @@ class ApiServer(Endpoint):
         try:
             await self.replies.models.list()
         except openai.APIConnectionError as error:
-            raise EngineError(f"no API answers at {self.url}; is that its address? (--server URL)") from error
+            raise EngineError(
+                f"no API answers at {self.url}; is that its address? (--server URL, --extractor URL#NAME)"
+            ) from error
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise refused(self, error) from error
         except openai.APIStatusError:

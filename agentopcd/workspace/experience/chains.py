@@ -25,6 +25,7 @@ from agentopcd.knowledge import (
     ingest,
     pool_prefix,
 )
+from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling import request_seed
 from agentopcd.workspace.session import Session
 
@@ -66,7 +67,7 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
     """Run the accumulation chains over the run's episodes, and add the context of every step to the pool.
 
     Each chain reads the episodes of its own seeded draw. Each step reads one episode and appends that episode's items
-    to the chain's context.
+    to the chain's context. Whoever extracts, the player reads the items: its tokenizer counts and guards them.
 
     Raises:
         ConfigError: the run has no finished episode.
@@ -127,29 +128,31 @@ def _replies(
     If the extractor sees the chain's earlier items, each step waits for the step before. Otherwise all steps of all
     chains are asked at once, which is much faster.
     """
-    steps = range(len(readings[0]))
+    steps, extractor = range(len(readings[0])), session.extractor()
     if not config.show_earlier:
-        replies = _ask(session, config, [(c, s) for s in steps for c in readings], readings, chains)
+        places = [(c, s) for s in steps for c in readings]
+        replies = _ask(session, extractor, config, places, readings, chains)
         for s in steps:
             yield {c: replies[c, s] for c in readings}
         return
     for s in steps:
-        replies = _ask(session, config, [(c, s) for c in readings], readings, chains)
+        replies = _ask(session, extractor, config, [(c, s) for c in readings], readings, chains)
         yield {c: replies[c, s] for c in readings}
 
 
 def _ask(
-    session: Session, config: GatherConfig, places: Sequence[tuple[int, int]], readings: dict[int, list[int]],
-    chains: dict[int, Context],
+    session: Session, extractor: Player, config: GatherConfig, places: Sequence[tuple[int, int]],
+    readings: dict[int, list[int]], chains: dict[int, Context],
 ) -> dict[tuple[int, int], str]:  # fmt: skip
     """The extractor's replies at these ``(chain, step)`` places."""
-    player = session.player
     requests = []
     for c, s in places:
         episode = session.store.transcript(readings[c][s])
         earlier = chains[c] if config.show_earlier else None
-        messages = extraction_messages(episode, kind=session.kind, earlier=earlier)
-        requests.append(player.chat.request(messages, seed=request_seed(config.seed, "extract", c, s)))
+        messages = extraction_messages(
+            episode, kind=session.kind, earlier=earlier, template=session.extraction.template
+        )
+        requests.append(extractor.chat.request(messages, seed=request_seed(config.seed, "extract", c, s)))
     sampling = Sampling(
         temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
     )
@@ -158,25 +161,25 @@ def _ask(
     # If the first reply of no chain is in the format, all later ones are asked that way at once. An empty reply is in
     # the format.
     first = len(readings)
-    prompted = [player.chat.opened(request, MARKER) for request in requests]
-    replies = _texts(session, player.sampler.sample(requests[:first], sampling))
+    prompted = [extractor.chat.opened(request, MARKER) for request in requests]
+    replies = _texts(session, extractor, extractor.sampler.sample(requests[:first], sampling))
     if any(_in_format(reply) for reply in replies) or prompted[0] is None:
-        replies += _texts(session, player.sampler.sample(requests[first:], sampling))
+        replies += _texts(session, extractor, extractor.sampler.sample(requests[first:], sampling))
     else:
         replies += ["?"] * (len(requests) - first)  # never in the format, so each of them is asked below
     again = {i: request for i, request in enumerate(prompted) if request is not None and not _in_format(replies[i])}
-    for i, reply in zip(again, player.sampler.sample(list(again.values()), sampling), strict=True):
-        replies[i] = MARKER + player.chat.reply(reply, begun=True)
+    for i, reply in zip(again, extractor.sampler.sample(list(again.values()), sampling), strict=True):
+        replies[i] = MARKER + extractor.chat.reply(reply, begun=True)
     if again:
         session.say(f"asked again for {len(again)} of {len(requests)} replies, with {MARKER!r} as their first words")
     return dict(zip(places, replies, strict=True))
 
 
-def _texts(session: Session, replies: Sequence[Completion]) -> list[str]:
+def _texts(session: Session, extractor: Player, replies: Sequence[Completion]) -> list[str]:
     """The replies as text. A reply that an API withheld is reported, and is not taken for an empty one."""
     if kept := [reply.error for reply in replies if reply.error]:
         session.say(f"warning: {len(kept)} of {len(replies)} lessons are missing ({kept[0]})")
-    return [session.player.chat.reply(reply) or reply.error for reply in replies]
+    return [extractor.chat.reply(reply) or reply.error for reply in replies]
 
 
 def _in_format(reply: str) -> bool:

@@ -57,7 +57,8 @@ def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
     arms = {context: Arm(session.loaded.id, context.id) for context in candidates}
     counts = session.store.counts(arms.values(), arena)
     rates = {context: counts[arm].rate for context, arm in arms.items()}
-    ranked = sorted((c for c in candidates if rates[c].wins), key=lambda c: rates[c].rate, reverse=True)[: config.mix]
+    # By the lower end of the interval: after halving, some have played a few games only.
+    ranked = sorted((c for c in candidates if rates[c].rate), key=lambda c: rates[c].low, reverse=True)[: config.mix]
     if len(ranked) < config.mix:
         raise ConfigError(
             f"--mix {config.mix} wants as many contexts that have won a select task with this model and settings, "

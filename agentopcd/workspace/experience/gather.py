@@ -23,6 +23,7 @@ def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
     """
     if (done := session.ledger.result(run_id)) is not None:
         return Gathered.from_dict(done, session.store)
+    session.extraction.check()  # an extractor that cannot reply is told of before anything is played
     context = session.context(config.context, config.placement)[0] if config.context else EMPTY
     jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id, context)]
     session.bench(run_id).play_missing("play", jobs)
