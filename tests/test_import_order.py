@@ -93,7 +93,7 @@ INSIDE = {
         "checks",
     ],
     "workspace": [
-        "day extraction paths",
+        "day extraction handover paths",
         "ledger",
         "session",
         "evaluation.table experience.chains experience.choose experience.worth",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,13 @@ def config(model: Path) -> LearnConfig:
     )  # fmt: skip
 
 
-def test_two_forced_rounds_and_the_same_again(config: LearnConfig, tmp_path: Path) -> None:
+@pytest.fixture
+def unflagged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random model writes what has flags, and would wait for a person."""
+    monkeypatch.setattr(sys.modules["agentopcd.knowledge.ingest"], "flags", lambda text, **_: ())
+
+
+def test_two_forced_rounds_and_the_same_again(config: LearnConfig, tmp_path: Path, unflagged: None) -> None:
     said: list[str] = []
     forced = dataclasses.replace(config, force=True)
     rounds = learn(forced, tmp_path, say=said.append)
@@ -51,9 +58,11 @@ def test_two_forced_rounds_and_the_same_again(config: LearnConfig, tmp_path: Pat
         assert len(store.episodes()) == episodes
 
 
-def test_nothing_is_consolidated_when_nothing_was_confirmed(config: LearnConfig, tmp_path: Path) -> None:
+def test_nothing_is_consolidated_when_nothing_was_confirmed(
+    config: LearnConfig, tmp_path: Path, unflagged: None
+) -> None:
     said: list[str] = []
     (one,) = learn(dataclasses.replace(config, rounds=1), tmp_path, say=said.append)
     assert not one.confirmed and one.distilled is None
-    assert any("nothing beat the empty context" in line for line in said)
+    assert any("nothing was confirmed, so nothing is consolidated" in line for line in said)
     assert not list(tmp_path.glob("runs/consolidate-*"))

@@ -98,11 +98,11 @@ def subsets(
     jobs = [Job(task, half, rep) for task, rep in halves for half, _ in halves[task, rep]]
     errors = bench.play_missing("subsets", jobs)
     won = {id_: bench.store.outcomes(bench.arm(half), bench.arena("select")) for id_, half in contexts.items()}
-    gains: dict[str, dict[str, list[float]]] = {item.id: defaultdict(list) for item in pool}
+    gains: dict[str, dict[str, list[int]]] = {item.id: defaultdict(list) for item in pool}
     for (task, rep), ((half, inside), (other, _)) in halves.items():
         place = (task.key, task.seed, rep)
         if place in won[half.id] and place in won[other.id]:
-            gain = won[half.id][place] - won[other.id][place]
+            gain = int(won[half.id][place]) - int(won[other.id][place])
             for item in pool:
                 gains[item.id][task.key].append(gain if item.id in inside else -gain)
     if len(gains[pool[0].id]) < 2:
