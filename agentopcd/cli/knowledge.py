@@ -98,15 +98,16 @@ def list_(
     with read_store(work) as store:
         match what:
             case What.items:
-                rows = store_views.item_rows(store, status.value if status else None, env)
+                items, total = store.newest_items(limit, status.value if status else None, env)
+                rows = [store_views.item_row(item) for item in items]
             case What.contexts:
                 rows = store_views.context_rows(store, env)
+                rows, total = rows[-limit:], len(rows)
             case What.refs:
                 rows = store_views.ref_rows(store, env)
+                rows, total = rows[-limit:], len(rows)
             case What.episodes:
                 rows, total = store.newest_episodes(limit, env)
-    if what is not What.episodes:
-        rows, total = rows[-limit:], len(rows)
     after = f"{total} {what.value}" + (f", the newest {limit} shown" if total > limit else "")
     if not total:
         after += (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -121,23 +122,35 @@ def search(
     """
     from agentopcd.cli import store_views
 
-    wanted = [word.casefold() for word in words]
-
-    def fits(text: str) -> bool:
-        low = text.casefold()
-        return all(word in low for word in wanted)
-
     with read_store(work) as store:
-        ids = [row["id"] for row in store.table("item", "created_at, id") if fits(row["text"])]
-        items = store_views.item_rows(store, status.value if status else None, env, ids)
-        held = [] if status else [row for row in store.contexts() if fits(row["rendered"])]
-        contexts = store_views.context_rows(store, env, held)
-    found = {"items": items[-limit:], "contexts": contexts[-limit:]}
+        everything = find(store, words, env, status.value if status else None)
+    found = {what: rows[-limit:] for what, rows in everything.items()}
     if as_json:
         emit(found, indent=1)
         return
     for what, rows in found.items():
         for row in rows:
             print(store_views.line(what, row))
-    newest = f", the newest {limit} of each shown" if max(len(items), len(contexts)) > limit else ""
-    print(f"{len(items)} items, {len(contexts)} contexts{newest}; agentopcd knowledge show ID shows one in full")
+    newest = f", the newest {limit} of each shown" if everything != found else ""
+    counted = ", ".join(f"{len(rows)} {what}" for what, rows in everything.items())
+    print(f"{counted}{newest}; agentopcd knowledge show ID shows one in full")
+
+
+def find(
+    store: Store, words: Sequence[str], env: str | None = None, status: str | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Items and contexts in which every word occurs, oldest first; with ``status``, only items."""
+    from agentopcd.cli import store_views
+
+    wanted = [word.casefold() for word in words]
+
+    def fits(text: str) -> bool:
+        low = text.casefold()
+        return all(word in low for word in wanted)
+
+    ids = [row["id"] for row in store.table("item", "created_at, id") if fits(row["text"])]
+    held = [] if status else [row for row in store.contexts() if fits(row["rendered"])]
+    return {
+        "items": [store_views.item_row(item) for item in store.items(status=status, env=env, ids=ids)],
+        "contexts": store_views.context_rows(store, env, held),
+    }

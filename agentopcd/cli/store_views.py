@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
@@ -13,7 +13,11 @@ from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.episodes import Arena, Arm
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.items import Item
 from agentopcd.knowledge.store import PLACEBO, Store
+
+SCORED = 2
+"""Contexts of an item whose scores are shown, the newest; a chain leaves one for each of its steps."""
 
 UNKNOWN = "unknown (written by hand or imported)"
 
@@ -21,14 +25,9 @@ UNKNOWN = "unknown (written by hand or imported)"
 # -- lists -------------------------------------------------------------------------------------------
 
 
-def item_rows(
-    store: Store, status: str | None = None, env: str | None = None, ids: Collection[str] | None = None
-) -> list[Row]:
-    """Items with status and support, all of them or some."""
-    return [
-        {"id": item.id, "status": item.status, "support": item.support, "text": item.text}
-        for item in store.items(status=status, env=env, ids=ids)
-    ]
+def item_row(item: Item) -> Row:
+    """An item with status and support."""
+    return {"id": item.id, "status": item.status, "support": item.support, "text": item.text}
 
 
 def context_rows(store: Store, env: str | None = None, found: Iterable[Row] | None = None) -> list[Row]:
@@ -108,14 +107,16 @@ def describe(store: Store, name: str) -> Row:
 
 
 def item_view(store: Store, item_id: str) -> Row:
-    """Text, status, decisions, origins, the contexts that hold it with their scores, and its carriers."""
+    """Text, status, decisions, origins, the contexts that hold it, the newest with their scores, and its carriers."""
     item = store.item(item_id)
-    contexts = [row["id"] for row in store.contexts(item_id=item_id)]
+    contexts, competed = [row["id"] for row in store.contexts(item_id=item_id)], Competed(store)
+    others, newest = contexts[:-SCORED], contexts[-SCORED:]
     return {
         "kind": "item", "id": item.id, "text": item.text, "status": item.status, "support": item.support,
         "events": [_keep(row, "event", "actor", "reason", "other_id", "at") for row in store.events(item_id)],
         "origins": [_origin(store, row) for row in store.sources(item_id)],
-        "contexts": [{"id": context_id, "scores": _scores(store, context_id)} for context_id in contexts],
+        "contexts": [{"id": context_id, "scores": _scores(store, context_id, competed)} for context_id in newest],
+        "other_contexts": others,
         "models": store.carriers(item_id),
     }  # fmt: skip
 
@@ -179,11 +180,8 @@ def context_view(store: Store, context_id: str) -> Row:
         "kind": "context", "id": context_id, "placement": row["placement"], "text": row["rendered"],
         "recipe": recipe_of(row), "created_at": row["created_at"],
         "refs": [name for name, target in store.refs().items() if target == context_id],
-        "items": [
-            {"id": item.id, "status": item.status, "support": item.support, "text": item.text}
-            for item in store.items(context_id=context_id)
-        ],
-        "scores": _scores(store, context_id),
+        "items": [item_row(item) for item in store.items(context_id=context_id)],
+        "scores": _scores(store, context_id, Competed(store)),
         "looks": [
             _keep(row, "env", "model_id", "number", "level", "verdict", "at")
             for row in store.looks(context_id=context_id)
@@ -193,7 +191,23 @@ def context_view(store: Store, context_id: str) -> Row:
     }  # fmt: skip
 
 
-def _scores(store: Store, context_id: str) -> list[Row]:
+class Competed:
+    """How many contexts competed, asked once for each place: several contexts of one item have competed in the same."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.known: dict[tuple[str, ...], int] = {}
+
+    def in_place_of(self, row: Row) -> int:
+        """The number of contexts that have played where a score comes from."""
+        place = (row["env"], row["split"], row["model_id"], row["setup"])
+        if place not in self.known:
+            env, split, model_id, setup = place
+            self.known[place] = self.store.competitors(env, split, model_id=model_id, setup=setup)
+        return self.known[place]
+
+
+def _scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
     """Rate with n, tasks and interval wherever the context has played, and the difference to no context."""
     rows = []
     for row in store.scores(context_id):
@@ -207,7 +221,7 @@ def _scores(store: Store, context_id: str) -> list[Row]:
                     {"pairs": pair.n, "diff": pair.difference.diff, "low": pair.difference.low,
                      "high": pair.difference.high, "p": pair.p, "test": pair.test},
                 )  # fmt: skip
-            score["best_of"] = store.competitors(row["env"], row["split"], model_id=row["model_id"], setup=row["setup"])
+            score["best_of"] = competed.in_place_of(row)
         rows.append(score)
     return rows
 
@@ -251,6 +265,9 @@ def _item_lines(view: Row) -> list[str]:
     for context in view["contexts"]:
         lines.append(f"in context {context['id'][:12]}")
         lines += _score_lines(context["scores"])
+    if others := view["other_contexts"]:
+        some = ", ".join(context[:12] for context in others[-5:])
+        lines.append(f"in {len(others)} older contexts: {some}{', ...' if len(others) > 5 else ''}")
     lines.append(f"in the weights of: {', '.join(model[:12] for model in view['models']) or 'no model'}")
     return lines
 

@@ -60,7 +60,8 @@ _SCORED = "e.id, e.task_key, e.seed, e.rep, e.success, e.reward, e.metrics"
 
 _ARMS = """
     WITH RECURSIVE arm (model_id, context_id, env, setup) AS (
-      SELECT * FROM (SELECT model_id, context_id, env, setup FROM episode ORDER BY 1, 2, 3, 4 LIMIT 1)
+      SELECT * FROM (SELECT model_id, context_id, env, setup FROM episode
+        WHERE model_id >= COALESCE(:model_id, '') ORDER BY 1, 2, 3, 4 LIMIT 1)
       UNION ALL
       SELECT e.model_id, e.context_id, e.env, e.setup FROM arm a JOIN episode e ON e.id = COALESCE(
         (SELECT id FROM episode WHERE model_id = a.model_id AND context_id = a.context_id AND env = a.env
@@ -69,9 +70,11 @@ _ARMS = """
          AND env > a.env ORDER BY env, setup LIMIT 1),
         (SELECT id FROM episode WHERE model_id = a.model_id
          AND context_id > a.context_id ORDER BY context_id, env, setup LIMIT 1),
-        (SELECT id FROM episode WHERE model_id > a.model_id ORDER BY model_id, context_id, env, setup LIMIT 1)))
+        (SELECT id FROM episode WHERE model_id > a.model_id AND :model_id IS NULL
+         ORDER BY model_id, context_id, env, setup LIMIT 1)))
 """
-"""Who has played what in which setup, found by leaps along an index: a few steps each, however many episodes."""
+"""Who has played what in which setup, found by leaps along an index: a few steps each, however many episodes. With
+``:model_id``, from that model's first arm on."""
 
 
 def _by_place(rows: Iterable[Row]) -> dict[Place, Row]:
@@ -227,7 +230,8 @@ class Episodes(Database):
 
     def played_in(self, env: str) -> set[str]:
         """Ids of the contexts with which anybody has played an environment."""
-        return {row["context_id"] for row in self.query(f"{_ARMS} SELECT context_id FROM arm WHERE env = ?", (env,))}
+        rows = self.query(f"{_ARMS} SELECT context_id FROM arm WHERE env = :env", {"env": env, "model_id": None})
+        return {row["context_id"] for row in rows}
 
     def scores(self, context_id: str) -> list[Row]:
         """Where a context has played: ``model_id, env, setup, split``, ``n``, ``tasks`` and ``wins``."""

@@ -120,6 +120,16 @@ class Queries(Episodes):
         )
         return [Item(**row) for row in rows]
 
+    def newest_items(self, limit: int, status: str | None = None, env: str | None = None) -> tuple[list[Item], int]:
+        """The last ``limit`` items as :meth:`items`, and the number of all of them."""
+        rows = self.query(  # the support of an item costs more than all else, so only of those that are asked for
+            "SELECT s.id FROM item_status s WHERE (:status IS NULL OR s.status = :status)"
+            " AND (:env IS NULL OR EXISTS (SELECT 1 FROM item_source o WHERE o.item_id = s.id AND o.env = :env))"
+            " ORDER BY s.created_at, s.id",
+            {"status": status, "env": env},
+        )
+        return self.items(ids=[row["id"] for row in rows[-limit:]]), len(rows)
+
     def item(self, item_id: str) -> Item:
         """One item by its full id.
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from agentopcd.cli.knowledge import app
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.types import EMPTY, Context
+from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.knowledge import Found, Store, identify, score
 
 A = ["Avoid holes.", "A wall stops you.", "Ice is slippery.", "G is the goal."]
@@ -150,3 +150,45 @@ def test_every_help_has_an_example() -> None:
     for command in ("diff", "log", "search"):
         result = CliRunner().invoke(app, [command, "--help"])
         assert result.exit_code == 0 and "Example: agentopcd knowledge" in " ".join(result.output.split())
+
+
+# -- show and list, of much --------------------------------------------------------------------------
+
+
+def test_show_scores_the_newest_contexts_of_an_item_and_names_the_others(work: Path, kit) -> None:
+    with Store.open(work / "store.db") as store:
+        for number in range(7):
+            store.add_context(kit.context(A[0], f"Rule {number}."))
+        newest = [row["id"] for row in store.contexts(item_id=identify(A[0]))][::-1]
+    said = run(work, "show", identify(A[0])[:8])
+    assert f"in context {newest[0][:12]}" in said and f"in context {newest[1][:12]}" in said
+    assert f"in 7 older contexts: {newest[6][:12]}, " in said and said.count("in context") == 2
+    shown = json.loads(run(work, "show", identify(A[0])[:8], "--json"))
+    assert shown["other_contexts"] == newest[:1:-1]
+
+
+def test_list_shows_the_newest_items_and_counts_all(work: Path) -> None:
+    with Store.open(work / "store.db") as store:
+        everything = [item.text for item in store.items()]
+        pending = [item.text for item in store.items(status="pending")]
+    said = run(work, "list", "items", "--limit", "2")
+    assert f"{len(everything)} items, the newest 2 shown" in said
+    assert [text for text in everything if text in said] == everything[-2:]
+    assert f"{len(pending)} items;" in run(work, "list", "items", "--status", "pending")
+    assert [row["text"] for row in json.loads(run(work, "list", "items", "--env", "lake", "--json"))] == [A[0]]
+
+
+def test_competitors_are_those_of_the_model_that_is_asked_about(work: Path, kit) -> None:
+    with Store.open(work / "store.db") as store:
+        for other in ("a" * 64, "z" * 64):
+            store.add_model(other, "other")
+            for number in range(3):
+                context = kit.context(f"Rule {number}.")
+                store.add_context(context)
+                (task,) = kit.tasks(1)
+                store.add_episodes(1, other, kit.setup, [kit.episode(Job(task, context), True)])
+        counted = {
+            model: store.competitors(kit.env, "select", model_id=model) for model in ("a" * 64, kit.model, "z" * 64)
+        }
+        assert counted == {"a" * 64: 3, kit.model: 2, "z" * 64: 3}
+        assert store.competitors(kit.env, "select") == 8 and store.competitors(kit.env, "select", model_id="b") == 0

@@ -1,0 +1,67 @@
+"""The session of docs/knowledge.md: every command parses, and the blocks run one after the other in an empty folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from agentopcd.core.types import MARKER
+from agentopcd.knowledge import Store, identify
+from tests.test_readme import commands, parse
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "knowledge.md"
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def test_every_command_parses(cli_generator: ModuleType) -> None:
+    found = list(commands(PAGE.read_text(encoding="utf-8")))
+    assert len(found) >= 18
+    for words in found:
+        try:
+            parse(cli_generator, words)
+        except Exception as error:
+            pytest.fail(f"docs/knowledge.md: agentopcd {shlex.join(words)}\n{type(error).__name__}: {error}")
+
+
+def test_the_page_shows_every_door(cli_generator: ModuleType) -> None:
+    words = PAGE.read_text(encoding="utf-8")
+    for path, command in cli_generator.commands():
+        if path[1:2] == ["knowledge"] and len(path) == 3 and not getattr(command, "commands", None):
+            assert re.search(rf"\b{path[2]}\b", words), f"docs/knowledge.md does not name `knowledge {path[2]}`"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_session_runs_as_it_is_written(tmp_path: Path) -> None:
+    tool = tmp_path / "bin" / "agentopcd"
+    tool.parent.mkdir()
+    tool.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m agentopcd "$@"\n')
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    env = os.environ | {"PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    said = []
+    for block in BLOCKS:
+        done = subprocess.run(["bash", "-e", "-c", block], cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+        said.append(done.stdout)
+    before, after = "Step around a tile marked H.", "Walk around a tile marked H."
+    assert "2 of 2 items active now; undo with: agentopcd knowledge retire" in said[1]
+    assert f"~ {identify(before)[:12]}  {before}\n  -> {identify(after)[:12]}  {after}" in said[2]
+    assert "one word for one thing (run " in said[2]
+    with Store.open(folder / "agentopcd-work" / "store.db") as store:
+        assert store.get_context(store.resolve("frozen-lake-4x4/mine")).text.startswith(f"{MARKER} {after}\n")
+        assert len(store.students(store.resolve("frozen-lake-4x4/mine"))) == 1
+        pool = store.refs("frozen-lake-4x4/pool/")
+    with Store.open(folder / "elsewhere" / "store.db") as store:
+        sampled = {name.removeprefix("sampled/pool/"): id_ for name, id_ in store.refs("sampled/pool/").items()}
+        assert sampled == {name.removeprefix("frozen-lake-4x4/pool/"): id_ for name, id_ in pool.items()}
+        assert {item.status for item in store.items()} <= {"pending", "retired"}
