@@ -345,8 +345,8 @@ def test_tasks_come_again_with_other_halves_and_count_once(kit) -> None:
 
 def test_the_plan_says_what_naming_takes() -> None:
     assert plan(26, 64) == (
-        "64 pairs of halves, 128 episodes, for 26 items: 5 an item; to name helpful and harmful items takes about 20 "
-        "to 40 an item, 520 to 1040 episodes"
+        "64 pairs of halves, 128 episodes, for 26 items: 5 an item; to name helpful and harmful items takes 20 to 40 "
+        "an item or more, 520 to 1040 episodes"
     )
 
 
