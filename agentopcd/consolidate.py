@@ -27,7 +27,7 @@ from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.runs import CHECKPOINTS, Run
-from agentopcd.core.stats import Rate
+from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.types import Context, Mixture, Task
 from agentopcd.distillation import best, checkpoint, losses
 from agentopcd.distillation.checkpoint import Progress
@@ -44,7 +44,7 @@ from agentopcd.distillation.metrics import (
     step_record,
     update_record,
 )
-from agentopcd.distillation.played import Batches, success_on
+from agentopcd.distillation.played import Batches, score_on
 from agentopcd.distillation.positions import can_branch
 from agentopcd.distillation.samples import Batch, Sample, micro_batches
 from agentopcd.distillation.teacher import FrozenTeacher
@@ -69,6 +69,8 @@ class Training:
     """Tasks for the rollouts."""
     select: Sequence[Task]
     """Tasks for choosing the checkpoint; disjoint from ``train``."""
+    by: str = "success"
+    """What the checkpoint is chosen by: success, reward or a metric."""
 
     def __post_init__(self) -> None:
         if not self.context.text:
@@ -87,8 +89,8 @@ class Consolidated:
     best_step: int
     skipped: int
     """Steps that changed nothing."""
-    select: dict[int, Rate]
-    """Success rate on select tasks by step, without the context; step 0 is the student before training."""
+    select: dict[int, Rate | Mean]
+    """Success rate (or mean of ``Training.by``) on select tasks by step, without the context; step 0: untrained."""
 
 
 def consolidate(
@@ -199,7 +201,7 @@ def begin(
     """Log the definition of the loss and the student's success before training."""
     progress, ranks = Progress(), Ranks.current()
     method.player.sampler.update()  # an engine that cannot take weights fails now, not after the first step
-    progress.select[0] = Rate(*success_on(method.player, training.select, ranks))
+    progress.select[0] = score_on(method.player, training.select, ranks, training.by)
     if ranks.main:
         run.rewind(-1)
         said = {"step": 0, "loss/definition": definition(learner.student, teacher, training.context, method)}
@@ -266,7 +268,7 @@ def choose_checkpoint(
 ) -> dict[str, Any]:
     """Evaluate the student on select tasks, save it if it is the best so far, and return the fields for the log."""
     step, ranks = progress.step, Ranks.current()
-    progress.select[step] = Rate(*success_on(player, training.select, ranks))
+    progress.select[step] = score_on(player, training.select, ranks, training.by)
     if training.config.keep_checkpoints:
         best.save_student(learner, training.context.id, step, run.folder / CHECKPOINTS / f"{step:06d}")
     if progress.better(step):

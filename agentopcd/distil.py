@@ -113,6 +113,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         context=context,
         train=list(dict.fromkeys(episode.task for episode in stored)) or train,
         select=session.tasks("select", config.select_tasks),
+        by=session.by,
     )
     run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder))
     arms = _arms(student, teacher_model, context)
@@ -310,4 +311,7 @@ def _table(session: Session, config: ConsolidateConfig, context: Context | Mixtu
         arms["teacher"] = Arm(result.teacher_id, shown)
     arms["student"] = Arm(result.model_id)
     entries = [Entry(label=label, arm=arm, note=note) for label, arm in arms.items()]
-    return tabulate(session, entries, session.tasks("test", config.test_tasks), setup=session.setup())
+    trained = session.store.lookup("model", id=result.model_id)
+    run_id = trained["run_id"] if trained else 0
+    tasks = session.tasks("test", config.test_tasks)
+    return tabulate(session, entries, tasks, setup=session.setup(), run_id=run_id or 0)

@@ -71,20 +71,24 @@ def _round(config: LearnConfig, number: int, work: Path, say: Callable[[str], No
         session.ledger.finish(run_id, gathered.to_dict())
         say(f"played {gathered.rate}; {len(gathered.items)} items, {len(gathered.candidates)} candidate contexts")
         model = str(session.loaded.folder)
+        waiting = len(session.store.items(ids=gathered.items, status="pending"))
+        if waiting:
+            say(f"{waiting} items wait for a person: agentopcd knowledge list items --status pending --work {work}")
         if not gathered.candidates:
-            say("no item could be read from the extractor's replies, so there is nothing to score")
+            why = "none of the items is approved" if waiting else "no item could be read from the extractor's replies"
+            say(f"{why}, so there is nothing to score")
             return Round(number=number, model=model, played=gathered.to_dict(), confirmed=False, distilled=None)
         run_id = session.ledger.stage("score", round=number)
         ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)
         assert outcome is not None
-        session.ledger.finish(run_id, {"confirmed": outcome.passed, "text": str(outcome)})
+        session.ledger.finish(run_id, ranking.to_dict() | outcome.to_dict() | {"text": str(outcome)})
         distilled = None
         if outcome.passed or config.force:
             context = session.store.get_context(ranking.best.context_id)
             session.check_handover(context)
             distilled = distil_context(session, pick(config, ConsolidateConfig), context)
         else:
-            say("nothing beat the empty context, so nothing is consolidated (--force consolidates anyway)")
+            say("nothing was confirmed, so nothing is consolidated (--force consolidates anyway)")
         return Round(
             number=number, model=model, played=gathered.to_dict(), confirmed=outcome.passed, distilled=distilled
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from agentopcd import consolidate as loop
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import AlignmentError, ConfigError
-from agentopcd.core.stats import Rate
+from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.types import EMPTY, Episode, Job, Request, Sampling
 from agentopcd.distillation import learner, losses, played, samples
 from agentopcd.distillation.played import draw
@@ -201,24 +202,40 @@ def test_a_task_that_comes_again_gets_other_noise() -> None:
 # -- which checkpoint ---------------------------------------------------------------------------------
 
 
-def scripted(scores: Sequence[tuple[int, int]]) -> Callable[..., list[int]]:
-    left: Iterator[tuple[int, int]] = iter(scores)
-    return lambda player, tasks, ranks: list(next(left))
+def scripted(scores: Sequence[Rate | Mean]) -> Callable[..., Rate | Mean]:
+    left = iter(scores)
+    return lambda player, tasks, ranks, by: next(left)
 
 
 def test_the_best_checkpoint_follows_the_select_scores(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The base never competes, the earlier of two equal ones wins, and its weights are those of its step."""
-    monkeypatch.setattr(loop, "success_on", scripted([(9, 10), (1, 10), (5, 10), (10, 20), (2, 10)]))
+    rates = [Rate(9, 10), Rate(1, 10), Rate(5, 10), Rate(10, 20), Rate(2, 10)]
+    monkeypatch.setattr(loop, "score_on", scripted(rates))
     done = train(model_dir, tmp_path / "a", select_every=1)
-    monkeypatch.setattr(loop, "success_on", scripted([(0, 1), (0, 1)]))
+    monkeypatch.setattr(loop, "score_on", scripted([Rate(0, 1), Rate(0, 1)]))
     until_2 = train(model_dir, tmp_path / "b", steps=2)
     assert done.result.best_step == 2
-    assert done.result.select == {0: Rate(9, 10), 1: Rate(1, 10), 2: Rate(5, 10), 3: Rate(10, 20), 4: Rate(2, 10)}
+    assert done.result.select == dict(enumerate(rates))
     assert done.weights == until_2.weights
     assert json.loads((done.result.folder / "agentopcd.json").read_text())["step"] == 2
     assert [r["select/success"] for r in done.run.records()] == [0.9, 0.1, 0.5, 0.5, 0.2]
+
+
+def test_the_best_checkpoint_follows_the_mean_reward_if_asked(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = [
+        Mean(0.9, 0.8, 1.0, 10),
+        Mean(0.25, 0.2, 0.3, 10),
+        Mean(0.5, -math.inf, math.inf, 1),
+        Mean(0.5, 0.4, 0.6, 10),
+    ]
+    monkeypatch.setattr(loop, "score_on", scripted(means))
+    done = train(model_dir, tmp_path / "a", select_every=1, steps=3)
+    assert done.result.best_step == 2 and done.result.select == dict(enumerate(means))
+    assert [(r["select/score"], r["select/low"]) for r in done.run.records()][2:] == [(0.5, None), (0.5, 0.4)]
 
 
 def test_the_result_is_an_ordinary_model_folder(whole: Trained, model_dir: Path) -> None:
@@ -247,7 +264,14 @@ def test_select_success_leaves_broken_episodes_out(model_dir: Path) -> None:
         def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
             return iter(mixed)
 
-    assert loop.success_on(Fixed(), TRAIN[:3], Ranks()) == [1, 2]  # type: ignore[arg-type]
+    def score(by: str) -> Rate | Mean:
+        return loop.score_on(Fixed(), TRAIN[:3], Ranks(), by)  # type: ignore[arg-type]
+
+    assert score("success") == Rate(1, 2)
+    mixed[:2] = [dataclasses.replace(mixed[i], reward=i / 2, metrics={"boxes": 3.0}) for i in range(2)]
+    assert (score("reward").rate, score("reward").n, score("boxes").rate) == (0.25, 2, 3.0)
+    with pytest.raises(ConfigError, match="no episode reports 'boxs'; wanted one of: success, reward, boxes"):
+        score("boxs")
 
 
 def test_selection_does_not_depend_on_the_step(whole: Trained, model_dir: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ INSIDE = {
     "core": [
         "errors text callable_module files",
         "types terminal",
-        "encoding stats runs transcript config.base",
+        "encoding power stats runs transcript config.base",
         "config.player",
         "config.training",
         "config.flags config.verbs",
@@ -56,13 +56,14 @@ INSIDE = {
         "envs",
     ],
     "knowledge": [
-        "faults refs extract items",
-        "database",
+        "faults refs extract items looks placebo",
+        "database poison",
         "assemble episodes",
         "queries",
         "store",
         "bench care exchange ingest",
-        "dump plain repair score values",
+        "confirm decide dump plain repair score values",
+        "changes edit similar",
         "knowledge",
     ],
     "rollouts": [
@@ -95,8 +96,8 @@ INSIDE = {
         "day extraction paths",
         "ledger",
         "session",
-        "evaluation.table experience.chains experience.choose",
-        "evaluation.drift experience.find_context experience.gather",
+        "evaluation.table experience.chains experience.choose experience.worth",
+        "evaluation.drift experience.find_context experience.gather experience.influence",
         "evaluation.student",
     ],
     "cli": [
@@ -104,7 +105,7 @@ INSIDE = {
         "paper.plan config envs knowledge",
         "paper.report",
         "paper.run",
-        "reproduce store verbs",
+        "decisions look_up reproduce store verbs",
         "cli",
     ],
 }

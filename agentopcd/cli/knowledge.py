@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentopcd.cli.options import json_option
-from agentopcd.core.files import path_of, resolved
+from agentopcd.core.files import is_dir, path_of, resolved
 from agentopcd.core.terminal import emit
 
 if TYPE_CHECKING:
@@ -142,14 +142,18 @@ def show(
 
 @app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")
 def export(
-    name: Annotated[str | None, typer.Argument(metavar="[REF]", help="Context to export: a ref or an id.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[REF]", help="Context to export: a ref or an id; or PREFIX/, for a folder of a pool."),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Export the whole store.")] = False,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
             "-o",
-            help="A .jsonl file keeps origin and history; .txt or .md is text alone. Default: print JSON lines.",
+            help="A .jsonl file keeps origin and history; .txt or .md is text alone. Default: print JSON lines. With "
+            "PREFIX/: a new folder, which gets SEED/experience_STEP.txt for each ref PREFIX/SEED/STEP.",
         ),
     ] = None,
     episodes: Annotated[bool, typer.Option("--episodes", help="With --all: include episodes and transcripts.")] = False,
@@ -173,6 +177,8 @@ def export(
         raise ConfigError("the whole store does not fit into a text file; use a name that ends in .jsonl")
     if output is not None:
         refuse_store(output, work)
+    if name is not None and name.endswith("/"):
+        return _export_folder(name, output, work)
     with read_store(work) as store:
         context_id = store.resolve(name) if name is not None else None
         if context_id is not None and as_text:
@@ -185,6 +191,18 @@ def export(
             return
         write_text(path_of(output), pieces)
     print(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
+
+
+def _export_folder(prefix: str, output: Path | None, work: Path) -> None:
+    from agentopcd.core.errors import ConfigError
+    from agentopcd.knowledge.plain import export_folder
+
+    if output is None:
+        raise ConfigError(f"{prefix} stands for several contexts; give -o a new folder for them")
+    with read_store(work) as store:
+        written, left_out = export_folder(store, prefix, path_of(output))
+    others = f"; {left_out} refs have other names and were left out" if left_out else ""
+    print(f"wrote {written} files into {output}{others}")
 
 
 def refuse_store(output: Path, work: Path) -> None:
@@ -201,9 +219,17 @@ def refuse_store(output: Path, work: Path) -> None:
 
 @app.command("import", epilog="Example: agentopcd knowledge import rules.txt --as sokoban/mine")
 def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An export (.jsonl), or text: items or free text.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="An export (.jsonl); text: items or free text; or a folder of SEED/experience_STEP.txt.",
+        ),
+    ],
     ref: Annotated[str | None, typer.Option("--as", help="Text only: name the context with this ref.")] = None,
-    prefix: Annotated[str, typer.Option(help="JSON lines only: prefix of every imported ref.")] = "",
+    prefix: Annotated[
+        str, typer.Option(help="JSON lines and folders only: prefix of every imported ref, such as sokoban/pool/.")
+    ] = "",
     placement: Annotated[str, typer.Option(help="Text only: message to place it in, 'user' or 'system'.")] = "user",
     gate: Annotated[
         str, typer.Option(help="JSON lines only: 'review' makes items pending, 'keep' keeps their status.")
@@ -211,7 +237,7 @@ def import_(
     work: Work = WORK,
     as_json: AsJson = False,
 ) -> None:
-    """Import an export of another store, or a text file.
+    """Import an export of another store, a text file, or a folder of text files as the paper's code leaves its runs.
 
     Example: agentopcd knowledge import rules.txt --as sokoban/mine
     """
@@ -223,15 +249,18 @@ def import_(
         raise ConfigError(f"unknown placement {placement!r}{did_you_mean(placement, ('user', 'system'))}")
     if gate not in GATES:
         raise ConfigError(f"unknown gate {gate!r}{did_you_mean(gate, GATES)}")
-    text = read_text(file)
-    rows = is_export(text) or file.suffix.lower() in (".jsonl", ".ndjson")
-    if ref and rows:
-        raise ConfigError("--as names the context of a text file; use --prefix for the refs of an export")
-    if prefix and not rows:
-        raise ConfigError("--prefix is for the refs of an export; --as names the context of a text file")
+    folder = is_dir(file)
+    text = "" if folder else read_text(file)
+    rows = not folder and (is_export(text) or file.suffix.lower() in (".jsonl", ".ndjson"))
+    if ref and (rows or folder):
+        raise ConfigError("--as names the context of a text file; use --prefix for the refs of an export or a folder")
+    if folder and not prefix:
+        raise ConfigError(f"{str(file)!r} is a folder; add --prefix for its refs, such as --prefix sokoban/pool/")
+    if prefix and not (rows or folder):
+        raise ConfigError("--prefix is for the refs of an export or a folder; --as names the context of a text file")
     settings = {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}
     with open_store(work, create=True) as store:
-        result = _import(store, text, rows, settings, ref)
+        result = _import(store, path_of(file) if folder else text, rows, settings, ref)
     if as_json:
         emit(result)
         return
@@ -239,23 +268,26 @@ def import_(
     print("imported items are pending; agentopcd knowledge list items --status pending shows them")
 
 
-def _import(store: Store, text: str, rows: bool, settings: dict[str, str], ref: str | None) -> dict[str, Any]:
+def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str], ref: str | None) -> dict[str, Any]:
     """Import inside a run of its own, so that the store records the import: all of it, or that it has failed."""
     from contextlib import suppress
 
     from agentopcd.core.errors import StoreError
     from agentopcd.knowledge.exchange import from_jsonl, load
-    from agentopcd.knowledge.plain import import_text
+    from agentopcd.knowledge.plain import import_folder, import_text
 
+    place = "system" if settings["placement"] == "system" else "user"
     try:
         with store.write():
             run_id = store.start("import", settings, 0)
-            if rows:
-                lines = text.split("\n")  # not splitlines: JSON strings may hold other line ends
-                result: dict[str, Any] = load(store, from_jsonl(lines), settings["prefix"], gate=settings["gate"])
+            if isinstance(given, Path):
+                many = import_folder(store, given, prefix=settings["prefix"], run_id=run_id, placement=place)
+                result: dict[str, Any] = many._asdict() | {"changed": len(many.changed)}
+            elif rows:
+                lines = given.split("\n")  # not splitlines: JSON strings may hold other line ends
+                result = load(store, from_jsonl(lines), settings["prefix"], gate=settings["gate"])
             else:
-                place = "system" if settings["placement"] == "system" else "user"
-                found = import_text(store, text, run_id=run_id, placement=place, ref=ref)
+                found = import_text(store, given, run_id=run_id, placement=place, ref=ref)
                 result = {
                     "context": found.context_id,
                     "items": found.items,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Rate
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Episode
@@ -13,7 +13,7 @@ from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.episodes import Arena, Arm
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.store import PLACEBO, Store
 
 UNKNOWN = "unknown (written by hand or imported)"
 
@@ -21,22 +21,27 @@ UNKNOWN = "unknown (written by hand or imported)"
 # -- lists -------------------------------------------------------------------------------------------
 
 
-def item_rows(store: Store, status: str | None = None, env: str | None = None) -> list[Row]:
-    """Items with status and support."""
+def item_rows(
+    store: Store, status: str | None = None, env: str | None = None, ids: Collection[str] | None = None
+) -> list[Row]:
+    """Items with status and support, all of them or some."""
     return [
         {"id": item.id, "status": item.status, "support": item.support, "text": item.text}
-        for item in store.items(status=status, env=env)
+        for item in store.items(status=status, env=env, ids=ids)
     ]
 
 
-def context_rows(store: Store, env: str | None = None) -> list[Row]:
-    """Contexts with their refs; with ``env``, only contexts with a ref of this environment or that played in it."""
+def context_rows(store: Store, env: str | None = None, found: Iterable[Row] | None = None) -> list[Row]:
+    """Contexts with their refs, all or those ``found``; with ``env``, only those with a ref of this environment or that
+    played in it."""
     names: dict[str, list[str]] = {}
     for name, context_id in store.refs().items():
         names.setdefault(context_id, []).append(name)
     rows, played = [], set() if env is None else store.played_in(env)
-    for row in store.contexts():
+    for row in store.contexts() if found is None else found:
         refs = names.get(row["id"], [])
+        if recipe_of(row).get("order") == PLACEBO:  # a twin of another context, without content
+            continue
         if env is None or row["id"] in played or any(name.startswith(f"{env}/") for name in refs):
             rows.append(
                 {"id": row["id"], "items": row["items"], "placement": row["placement"], "refs": refs,
@@ -98,11 +103,8 @@ def describe(store: Store, name: str) -> Row:
     """
     if name.isascii() and name.isdigit() and len(name) < 8 and (row := store.episode(int(name))):
         return episode_view(store, row)
-    items = store.prefixed("item", name)
-    contexts = store.prefixed("context", name) if store.ref(name) is None else []
-    if len(items) + len(contexts) > 1:
-        raise StoreError(f"{name!r} is the start of {len(items)} items and {len(contexts)} contexts; give more digits")
-    return item_view(store, items[0]) if items else context_view(store, store.resolve(name))
+    kind, id_ = store.find(name)
+    return item_view(store, id_) if kind == "item" else context_view(store, id_)
 
 
 def item_view(store: Store, item_id: str) -> Row:

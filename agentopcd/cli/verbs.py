@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,12 +18,14 @@ from agentopcd.core.config import (
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
+    ScoringConfig,
     player_flags,
 )
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
 
 if TYPE_CHECKING:
+    from agentopcd.core.types import Context
     from agentopcd.distil import Distilled
     from agentopcd.knowledge import Confirmation
     from agentopcd.workspace.session import Session
@@ -57,7 +61,13 @@ def play(config: PlayConfig, call: Call) -> None:
         session.ledger.finish(run_id, result.to_dict())
         call.show(result.to_dict())
         call.say(f"run {run_id}: success {result.rate}, {len(result.items)} items, {result.flagged} flagged")
-        if config.extract and not result.items:
+        waiting = len(session.store.items(ids=result.items, status="pending"))
+        pending = f"agentopcd knowledge list items --status pending{_work(call)}"
+        if waiting:
+            call.say(f"{waiting} items wait for a person: {pending}")
+        if config.extract and waiting and not result.candidates:
+            call.say(f"next: {pending}, then agentopcd knowledge approve ID...{_work(call)}, and play again")
+        elif config.extract and not result.items:
             call.say(f"no item could be read from the extractor's {result.unparsed} replies")
         elif config.extract:
             call.say(f"next: agentopcd knowledge score {player_flags(config)}{_work(call)}")
@@ -66,45 +76,87 @@ def play(config: PlayConfig, call: Call) -> None:
 
 
 def score(config: ScoreConfig, call: Call) -> None:
-    """Score candidate contexts on select tasks and confirm the winner, or value every item (--method subsets).
+    """Score candidate contexts on select tasks and confirm the winner. Or value every item and assemble the best
+    (--method subsets), or find items that do nothing, without playing (--method influence).
 
     Example: agentopcd knowledge score --env frozen-lake-4x4 --candidates 8
     """
     with _open(config, call) as session:
+        if config.method == "influence":
+            return _influence(session, config, call)
         from agentopcd.workspace.experience.chains import pool
 
         candidates = pool(session, prefix=config.pool)
         if not candidates:
             again = f"agentopcd play {player_flags(config)}{_work(call)}"
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
+        if config.method == "subsets":
+            return _values(session, config, call, candidates)
         if call.dry_run:
-            arms = "2 halves" if config.method == "subsets" else f"up to {config.candidates} contexts and none"
-            plan = [f"{arms} on {len(session.tasks('select', config.select_tasks))} select tasks"]
-            if config.method == "uniform" and config.confirm:
-                n = len(session.tasks("confirm", config.confirm_tasks))
-                plan.append(f"the winner and none on {n} confirm tasks")
-            return _plan(session, call, plan)
-        from agentopcd.workspace.experience.choose import choose, value_items
+            return _plan(session, call, _scoring_plan(session, config, len(candidates)))
+        from agentopcd.workspace.experience.choose import choose
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
-        if config.method == "subsets":
-            values = value_items(session, config, candidates, run_id=run_id)
-            session.ledger.finish(run_id, {"values": values})
-            call.show(values)
-            for row in values:
-                call.say(f"{row['value']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] (n={row['n']})  {row['text']}")
-            call.say(f"next: agentopcd knowledge list items{_work(call)}")
-            return
-        ranking, outcome = choose(session, config, candidates, run_id=run_id, gate=config.confirm, traces=config.traces)
-        result = {"best": ranking.best.context_id, "competed": ranking.competed,
-                  "confirmed": None if outcome is None else outcome.passed}  # fmt: skip
+        ranking, outcome = choose(session, config, candidates, run_id=run_id)
+        result = {"confirmed": None} | ranking.to_dict() | ({} if outcome is None else outcome.to_dict())
         session.ledger.finish(run_id, result)
         call.show(result)
         _say_gate(call, config, ranking.best.context_id, outcome)
 
 
+def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> list[str]:
+    """What ``score`` would play."""
+    from agentopcd.knowledge import PER_CONTEXT
+
+    n, tasks = min(pool, config.candidates), len(session.tasks("select", config.select_tasks))
+    plan = [f"up to {n} contexts and none on {tasks} select tasks"]
+    if config.method == "halving":
+        plan = [f"up to {n} contexts on select tasks, {PER_CONTEXT} episodes for each on average, most for the best"]
+    if config.confirm:
+        plan.append(_confirm_plan(session, config))
+    return plan
+
+
+def _confirm_plan(session: Session, config: ScoringConfig | ConfirmConfig, which: str = "the winner") -> str:
+    n = len(session.tasks("confirm", config.confirm_tasks))
+    return f"{which}, none, its placebo and any context confirmed before on {n} confirm tasks"
+
+
+def _values(session: Session, config: ScoreConfig, call: Call, candidates: Sequence[Context]) -> None:
+    """What ``score --method subsets`` does."""
+    from agentopcd.workspace.experience.worth import plan_of, value_items
+
+    if call.dry_run:
+        return _plan(session, call, plan_of(session, config, candidates))
+    run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
+    worth = value_items(session, config, candidates, run_id=run_id)
+    session.ledger.finish(run_id, worth.to_dict())
+    call.show(worth.to_dict())
+    for line in worth.lines():
+        call.say(line)
+    shown = f"confirm --context {shlex.quote(worth.ref)} {player_flags(config)}" if worth.context.text else "list items"
+    call.say(f"next: agentopcd knowledge {shown}{_work(call)}")
+
+
+def _influence(session: Session, config: ScoreConfig, call: Call) -> None:
+    """What ``score --method influence`` does."""
+    from agentopcd.workspace.experience.influence import TURNS, influence, shown_context
+
+    context = shown_context(session, config)
+    if call.dry_run:
+        arms = len(session.store.items(context_id=context.id)) + 2
+        return _plan(session, call, [f"up to {config.turns or TURNS} stored turns are read behind {arms} contexts"])
+    run_id = session.ledger.begin("score", context_id=context.id)
+    found = influence(session, config, context)
+    session.ledger.finish(run_id, found.to_dict())
+    call.show(found.to_dict())
+    for line in found.lines():
+        call.say(line)
+    call.say(f"next: agentopcd knowledge score --method subsets {player_flags(config)}{_work(call)}")
+
+
 def confirm(config: ConfirmConfig, call: Call) -> None:
-    """Play one context and the empty one on confirm tasks; on a pass ENV/best moves to it.
+    """Play one context on confirm tasks, against none, its placebo and ENV/best; on a pass ENV/best moves to it.
 
     Example: agentopcd knowledge confirm --context sokoban/pool/00/08 --env sokoban
     """
@@ -113,15 +165,13 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
     with _open(config, call) as session:
         context, _ = session.context(config.context)
         if call.dry_run:
-            n = len(session.tasks("confirm", config.confirm_tasks))
-            return _plan(session, call, [f"2 contexts on {n} confirm tasks"])
-        from agentopcd.knowledge import confirm
+            return _plan(session, call, [_confirm_plan(session, config, "the context")])
+        from agentopcd.workspace.experience.choose import confirm_one
 
         run_id = session.ledger.begin("confirm", context_id=context.id)
-        outcome = confirm(session.bench(run_id), context, session.tasks("confirm", config.confirm_tasks))
-        session.say(str(outcome))
-        session.ledger.finish(run_id, {"confirmed": outcome.passed, "context": context.id})
-        call.show({"confirmed": outcome.passed, "context": context.id})
+        outcome = confirm_one(session, config, context, run_id=run_id)
+        session.ledger.finish(run_id, outcome.to_dict())
+        call.show(outcome.to_dict())
         _say_gate(call, config, context.id, outcome)
 
 
@@ -182,6 +232,7 @@ def learn(config: LearnConfig, call: Call) -> None:
     """
     if call.dry_run:
         from agentopcd.distil import check_launch
+        from agentopcd.knowledge import PER_CONTEXT
         from agentopcd.models.parallel.ranks import launched
 
         check_launch(config, launched())
@@ -190,8 +241,8 @@ def learn(config: LearnConfig, call: Call) -> None:
                 f"{config.rounds} rounds, each:",
                 f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions"
                 + _by(config),
-                f"{config.candidates} candidates on {len(session.tasks('select', config.select_tasks))} select tasks",
-                f"winner and none on {len(session.tasks('confirm', config.confirm_tasks))} confirm tasks",
+                f"up to {config.candidates} candidates on select tasks, {PER_CONTEXT} episodes for each on average",
+                _confirm_plan(session, config),
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
             ]
             return _plan(session, call, plan)
@@ -252,8 +303,11 @@ def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confir
         call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {player_flags(config)}{_work(call)}")
     elif outcome.passed:
         call.say(f"next: agentopcd consolidate {player_flags(config, ConsolidateConfig)}{_work(call)}")
+    elif outcome.verdict == "incumbent stays":
+        flags = f"--context {context_id[:12]} {player_flags(config, ConsolidateConfig)}"
+        call.say(f"next: agentopcd consolidate {flags}{_work(call)}, if you prefer it to {outcome.ref}")
     else:
-        call.say("nothing beat the empty context on confirm tasks, so there is nothing to consolidate")
+        call.say("nothing was confirmed, so there is nothing to consolidate")
         call.say(f"next: agentopcd play {player_flags(config)}{_work(call)}")
 
 

@@ -30,12 +30,17 @@ CHECKPOINTS = "checkpoints"
 
 def workspace(folder: str | Path | None = None) -> Path:
     """The workspace folder: ``folder``, else ``$AGENTOPCD_WORK``, else ``./agentopcd-work``. Created if missing."""
-    path = path_of(folder or os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
+    path = path_of(folder) if folder else default_workspace()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot use {str(path)!r} as workspace ({error.strerror}); give --work a folder") from error
     return path
+
+
+def default_workspace() -> Path:
+    """The workspace if no ``--work`` is given; it need not exist."""
+    return path_of(os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
 
 
 class Run:

@@ -1,7 +1,8 @@
-"""Intervals and tests for success rates: one rate, two paired arms, repeated tasks.
+"""Intervals and tests: one rate or mean, two paired arms, repeated tasks.
 
-Rates are fractions in [0, 1], differences are *first minus second*, tests are one-sided (the first arm
-is better). Only the standard library is used, and numpy where many draws are needed.
+Rates are fractions in [0, 1], means are in the unit of the score; differences are *first minus second*, tests are
+one-sided (the first arm is better) unless their name says otherwise. Only the standard library is used, and numpy where
+much is counted.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from math import comb, sqrt
+from math import ceil, comb, inf, isfinite, sqrt
 from statistics import NormalDist
 from typing import Literal, TypeVar
 
@@ -45,14 +46,32 @@ class Rate:
         low, high = wilson(self.wins, self.n)
         return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] (n={self.n})"
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """The fields that reports write."""
         return {"success": self.rate, "low": self.low, "high": self.high, "n": self.n}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Mean:
+    """Mean of a score that is no success rate, with a 95 % interval; ``n`` counts episodes."""
+
+    rate: float
+    """The mean; named as in :class:`Rate`, so that tables can hold either."""
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
+
+    def to_dict(self) -> dict[str, float | None]:
+        """The fields that reports write; None where there are too few tasks for an interval."""
+        return {"mean": self.rate, "low": finite(self.low), "high": finite(self.high), "n": self.n}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Difference:
-    """Difference of two paired rates with a 95 % interval; ``n`` counts pairs."""
+    """Difference of two paired rates or means with a 95 % interval; ``n`` counts pairs."""
 
     diff: float
     low: float
@@ -65,16 +84,17 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two arms on the same pairs. ``wins`` and ``losses`` are the first arm's, over discordant pairs."""
+    """Two arms on the same pairs."""
 
     n: int
     """Pairs: the same task, seed and repetition in both arms."""
     tasks: int
     """Distinct tasks among them; with ``tasks < n`` pairs are not independent."""
     wins: int
+    """Pairs in which the first arm did better."""
     losses: int
-    first: Rate
-    second: Rate
+    first: Rate | Mean
+    second: Rate | Mean
     difference: Difference
     p: float
     """One-sided p-value: the probability of a lead at least this large if the arms are equal."""
@@ -86,12 +106,18 @@ class Comparison:
             f"{self.difference}, win/loss {self.wins}/{self.losses}, {self.test} {self.p:.3g}"
         )
 
-    def to_dict(self) -> dict[str, float | str]:
+    def to_dict(self) -> dict[str, float | str | None]:
         """The fields that reports write."""
         return {
-            "difference": self.difference.diff, "low": self.difference.low, "high": self.difference.high,
+            "difference": self.difference.diff,
+            "low": finite(self.difference.low), "high": finite(self.difference.high),
             "n": self.n, "tasks": self.tasks, "wins": self.wins, "losses": self.losses, "p": self.p, "test": self.test,
         }  # fmt: skip
+
+
+def finite(number: float) -> float | None:
+    """A number as JSON can hold it: None for infinity."""
+    return number if isfinite(number) else None
 
 
 def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
@@ -135,11 +161,20 @@ def mid_p(w: int, l: int) -> float:  # noqa: E741 - wins and losses
     return (2 * sum(comb(n, j) for j in range(w + 1, n + 1)) + comb(n, w)) / 2 ** (n + 1)
 
 
-def sign_flip(sums: Sequence[int], draws: int = 9999, seed: int = 0) -> float:
-    """One-sided sign-flip test over whole tasks, for tasks that were played more than once.
+DRAWS = 9999
+"""Random sign vectors of a :func:`sign_flip`, unless its level wants more."""
+
+
+def draws_for(level: float) -> int:
+    """Sign vectors enough to see whether a p-value is below ``level``: a twentieth of it can still be told from 0."""
+    return max(DRAWS, ceil(20 / level))
+
+
+def sign_flip(sums: Sequence[float], draws: int = DRAWS, seed: int = 0) -> float:
+    """One-sided sign-flip test over whole tasks, for scores, or for tasks that were played more than once.
 
     Args:
-        sums: wins minus losses of each task.
+        sums: the first arm's score minus the second's, summed over the pairs of each task.
         draws: random sign vectors; the smallest possible result is ``1 / (draws + 1)``.
         seed: seed of the random draws.
 
@@ -148,15 +183,87 @@ def sign_flip(sums: Sequence[int], draws: int = 9999, seed: int = 0) -> float:
     """
     import numpy as np
 
-    values = np.asarray([value for value in sums if value], dtype=np.int64)
+    values = np.asarray([value for value in sums if value], dtype=np.float64)
     if not len(values):
         return 1.0
     rng = np.random.default_rng(seed)
-    total, hits = int(values.sum()), 0
+    reached, hits = values.sum() - 1e-9 * np.abs(values).sum(), 0  # equal totals may differ in their last digits
     for start in range(0, draws, 1000):  # in blocks, so that thousands of tasks need little memory
         signs = rng.integers(0, 2, size=(min(1000, draws - start), len(values)), dtype=np.int8) * 2 - 1
-        hits += int((signs.astype(np.int64) @ values >= total).sum())
+        hits += int((signs @ values >= reached).sum())
     return (hits + 1) / (draws + 1)
+
+
+def two_sided(sums: Sequence[int]) -> float:
+    r"""Exact two-sided sign-flip test of mean 0: every sum would be as likely with the other sign.
+
+    .. math:: p = P\left(\Bigl|\sum_t \pm s_t\Bigr| \ge \Bigl|\sum_t s_t\Bigr|\right)
+
+    over all :math:`2^T` choices of signs. They are counted, not drawn, so there is no seed and no normal distribution:
+    it holds for few tasks, too. If all sums are -1, 0 or 1, it is the exact sign test.
+
+    Args:
+        sums: one whole number of each task, such as its wins minus its losses.
+
+    Returns:
+        A probability; 1 when the sums add up to 0.
+    """
+    import numpy as np
+
+    sizes = [abs(value) for value in sums if value]
+    reach, total = sum(sizes), abs(sum(sums))
+    chance = np.zeros(reach + 1)  # of the sum of those sizes that get a plus
+    chance[0] = 1.0
+    for size in sizes:
+        chance[size:] = (chance[size:] + chance[:-size]) / 2
+        chance[:size] /= 2
+    # With a sum of m over the pluses, the total is 2 m - reach, and the two tails are equal.
+    return min(1.0, 2 * float(chance[(reach + total) // 2 :].sum())) if total else 1.0
+
+
+def benjamini_hochberg(p: Sequence[float]) -> list[float]:
+    r"""False-discovery rate at which each of several hypotheses is rejected (J. R. Statist. Soc. B 1995, 57, 289).
+
+    .. math:: q_{(i)} = \min_{j \ge i} \frac{m}{j}\, p_{(j)}
+
+    with the p-values :math:`p_{(1)} \le \dots \le p_{(m)}`. Rejecting those with :math:`q \le 0.1` keeps the expected
+    share of false rejections at 10 % or below, if the tests are independent or positively dependent.
+
+    Returns:
+        One q for each p, in the order given.
+    """
+    q, least = [1.0] * len(p), 1.0
+    by_p = sorted(range(len(p)), key=lambda index: p[index])
+    for rank in range(len(p), 0, -1):
+        index = by_p[rank - 1]
+        least = min(least, len(p) / rank * p[index])
+        q[index] = least
+    return q
+
+
+def ratio(totals: Sequence[float], sizes: Sequence[float]) -> tuple[float, float, float]:
+    r"""A mean over groups of unequal size, with a 95 % interval that counts each group as one observation.
+
+    .. math:: r = \frac{\sum_g t_g}{\sum_g s_g}, \qquad
+        r \pm 1.96 \, \frac{\sqrt{\frac{G}{G-1} \sum_g (t_g - r s_g)^2}}{\sum_g s_g}
+
+    What is in one group (the pairs of one task, the tokens of one turn) need not be independent. With groups of size
+    1 it is the mean and its usual interval.
+
+    Args:
+        totals: the sum of each group.
+        sizes: the size of each group; their sum is above 0.
+
+    Returns:
+        ``(ratio, low, high)``; the interval is infinite for fewer than two groups.
+    """
+    size = sum(sizes)
+    value = sum(totals) / size
+    if len(totals) < 2:
+        return value, -inf, inf  # one group says nothing about others
+    spread = sum((total - value * one) ** 2 for total, one in zip(totals, sizes, strict=True))
+    half = Z95 * sqrt(spread * len(totals) / (len(totals) - 1)) / size
+    return value, value - half, value + half
 
 
 def paired_difference(both: int, wins: int, losses: int, neither: int, z: float = Z95) -> Difference:
@@ -199,18 +306,23 @@ def _hypotenuse(a: float, b: float, phi: float) -> float:
     return sqrt(max(a * a - 2 * phi * a * b + b * b, 0.0))
 
 
-def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, str]) -> Comparison:
+def compare(
+    a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], *, draws: int = DRAWS
+) -> Comparison:
     """Compare two arms over the pairs that both arms have played.
 
     Args:
-        a: success of the first arm by pair (for example ``(seed, rep)``).
-        b: success of the second arm by the same pairs.
+        a: success (a bool) or score (a float) of the first arm by pair (for example ``(seed, rep)``).
+        b: success or score of the second arm by the same pairs.
         tasks: the task key of each pair.
+        draws: for :func:`sign_flip`.
 
     Returns:
-        Rates, difference and a one-sided p: :func:`mid_p` when no two pairs share a task,
+        Rates, difference and a one-sided p: :func:`mid_p` for successes when no two pairs share a task,
         :func:`sign_flip` over tasks otherwise. Pairs that either arm lacks are ignored.
     """
+    if not all(isinstance(value, bool) for arm in (a, b) for value in arm.values()):
+        return _compare_scores(a, b, tasks, draws)
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     sums: defaultdict[str, int] = defaultdict(int)
     sizes: defaultdict[str, int] = defaultdict(int)
@@ -226,57 +338,41 @@ def compare(a: Mapping[Key, bool], b: Mapping[Key, bool], tasks: Mapping[Key, st
     if repeated:
         difference = _widened(difference, [(sums[task], sizes[task]) for task in sums])
     # Sorted: the pairs come from a set, and the result of the draws depends on the order of the sums.
-    p = sign_flip(sorted(sums.values())) if repeated else mid_p(wins, losses)
+    p = sign_flip(sorted(sums.values()), draws) if repeated else mid_p(wins, losses)
     return Comparison(
         n, len(sums), wins, losses, Rate(both + wins, n), Rate(both + losses, n), difference, p,
         "sign_flip" if repeated else "mid_p",
     )  # fmt: skip
 
 
+def _compare_scores(a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], draws: int) -> Comparison:
+    pairs = sorted(a.keys() & b.keys(), key=str)
+    gains = {key: a[key] - b[key] for key in pairs}
+    difference = mean_of(gains, tasks)
+    sums: defaultdict[str, float] = defaultdict(float)
+    for key, gain in gains.items():
+        sums[tasks[key]] += gain
+    return Comparison(
+        len(pairs), len(sums), sum(gain > 0 for gain in gains.values()), sum(gain < 0 for gain in gains.values()),
+        mean_of({key: a[key] for key in pairs}, tasks), mean_of({key: b[key] for key in pairs}, tasks),
+        Difference(difference.rate, difference.low, difference.high, difference.n),
+        sign_flip(sorted(sums.values()), draws), "sign_flip",
+    )  # fmt: skip
+
+
+def mean_of(scores: Mapping[Key, float], tasks: Mapping[Key, str]) -> Mean:
+    """Mean of scores with a 95 % interval that takes tasks, not episodes, for independent (see :func:`ratio`)."""
+    if not scores:
+        return Mean(0.0, -inf, inf, 0)
+    by_task: defaultdict[str, list[float]] = defaultdict(list)
+    for key, score in scores.items():
+        by_task[tasks[key]].append(score)
+    mean, low, high = ratio([sum(values) for values in by_task.values()], [len(values) for values in by_task.values()])
+    return Mean(mean, low, high, len(scores))
+
+
 def _widened(difference: Difference, groups: Sequence[tuple[int, int]]) -> Difference:
-    """The hull of the paired interval and a cluster-robust one: repeats of a task are not independent."""
-    if len(groups) < 2:
-        return Difference(difference.diff, -1.0, 1.0, difference.n)  # one task says nothing about others
-    spread = sum((total - difference.diff * size) ** 2 for total, size in groups)
-    half = Z95 * sqrt(spread * len(groups) / (len(groups) - 1)) / difference.n
-    low, high = min(difference.low, difference.diff - half), max(difference.high, difference.diff + half)
+    """The hull of the paired interval and one over tasks: repeats of a task are not independent."""
+    _, low, high = ratio(*zip(*groups, strict=True))
+    low, high = min(difference.low, low), max(difference.high, high)
     return Difference(difference.diff, max(-1.0, low), min(1.0, high), difference.n)
-
-
-def pairs_needed(base: float, other: float, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
-    """Pairs that a one-sided McNemar test needs to tell ``other`` from ``base`` (not rounded).
-
-    Args:
-        base, other: the two true success rates; they must differ.
-        rho: correlation of the two outcomes over tasks.
-        alpha: one-sided size of the test.
-        power: probability of detecting the difference.
-
-    Raises:
-        ConfigError: the rates are equal.
-    """
-    if base == other:
-        raise ConfigError("pairs_needed: the two rates are equal, no number of pairs shows a difference")
-    discordant = base * (1 - other) + other * (1 - base)
-    discordant -= 2 * rho * sqrt(base * (1 - base) * other * (1 - other))
-    size, reach = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
-    gap = (other - base) ** 2
-    return (size * sqrt(discordant) + reach * sqrt(max(discordant - gap, 0.0))) ** 2 / gap
-
-
-def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
-    """The smallest rise over ``base`` that ``n`` pairs detect with the given power.
-
-    Returns:
-        A difference of rates, at most ``1 - base``. Print it beside a result to show what ``n`` pairs can detect.
-    """
-    low, high = 1e-6, 1 - base
-    if n <= 0 or pairs_needed(base, base + high, rho, alpha, power) > n:
-        return high
-    for _ in range(60):
-        middle = (low + high) / 2
-        if pairs_needed(base, base + middle, rho, alpha, power) > n:
-            low = middle
-        else:
-            high = middle
-    return high

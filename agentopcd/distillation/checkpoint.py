@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import CHECKPOINT, sealed, unsealed, write_json, writing
-from agentopcd.core.stats import Rate
+from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.text import first_line
 
 
@@ -34,8 +34,8 @@ class Progress:
     """The model id of that student on disk."""
     skipped: int = 0
     """Steps without an update, because the gradient was not finite or there were no samples."""
-    select: dict[int, Rate] = dataclasses.field(default_factory=dict)
-    """Success rate on select tasks by step; step 0 is the student before training."""
+    select: dict[int, Rate | Mean] = dataclasses.field(default_factory=dict)
+    """Success rate on select tasks by step, or the mean of another score; step 0 is the student before training."""
 
     def better(self, step: int) -> bool:
         """Whether the student of ``step`` beats the best trained one so far. In a tie the earlier one stays the best.
@@ -45,17 +45,19 @@ class Progress:
         if self.best_step == 0:
             return True
         best, new = self.select[self.best_step], self.select[step]
-        return new.wins * best.n > best.wins * new.n  # the fractions compared in integers, so a tie is exact
+        if isinstance(best, Rate) and isinstance(new, Rate):
+            return new.wins * best.n > best.wins * new.n  # the fractions compared in integers, so a tie is exact
+        return new.rate > best.rate
 
     def to_dict(self) -> dict[str, Any]:
         """The progress as JSON, for a checkpoint."""
-        select = {str(step): [rate.wins, rate.n] for step, rate in self.select.items()}
+        select = {str(step): [*dataclasses.astuple(rate)] for step, rate in self.select.items()}
         return dataclasses.asdict(self) | {"select": select}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Self:
         """The progress that :meth:`to_dict` wrote."""
-        select = {int(step): Rate(*rate) for step, rate in state["select"].items()}
+        select = {int(step): (Rate if len(rate) == 2 else Mean)(*rate) for step, rate in state["select"].items()}
         known = {name: state[name] for name in ("step", "best_step", "skipped")}
         return cls(**known, best_id=state.get("best_id", ""), select=select)  # version 0.1 wrote no id
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from agentopcd.core.stats import Rate, finite
 from agentopcd.core.types import Context, Episode, Mixture
 from agentopcd.distillation import losses
 from agentopcd.distillation.checkpoint import Progress
@@ -231,9 +232,10 @@ def update_record(
 
 
 def select_record(progress: Progress, step: int) -> dict[str, Any]:
-    """Success rate on select tasks at ``step``, with its interval."""
+    """Success rate or mean score on select tasks at ``step``, with its interval."""
     rate = progress.select[step]
-    return {"select/success": rate.rate, "select/n": rate.n, "select/low": rate.low, "select/high": rate.high}
+    name = "select/success" if isinstance(rate, Rate) else "select/score"
+    return {name: rate.rate, "select/n": rate.n, "select/low": finite(rate.low), "select/high": finite(rate.high)}
 
 
 def console_line(record: Mapping[str, Any], steps: int, eta_s: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from concurrent.futures import Future, wait
 from typing import TypeVar
 
 from agentopcd.core.config import TrainConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.stats import Mean, Rate, mean_of
 from agentopcd.core.types import Context, Episode, Job, Mixture, Task
 from agentopcd.distillation.methods import Method
 from agentopcd.distillation.samples import Sample, read_apart, samples_of
@@ -129,8 +132,28 @@ def _in_a_thread(work: Callable[[], T]) -> Future[T]:
     return future
 
 
-def success_on(player: Player, tasks: Sequence[Task], ranks: Ranks) -> list[int]:
-    """``[wins, n]`` of the student without the context. Episodes that the environment broke do not count."""
+def score_on(player: Player, tasks: Sequence[Task], ranks: Ranks, by: str) -> Rate | Mean:
+    """The student's success rate without the context, or its mean reward or metric, over all processes' tasks.
+
+    Episodes that the environment broke do not count, nor those that do not report the metric.
+
+    Raises:
+        ConfigError: episodes were played, and none reports the metric.
+    """
     jobs = [Job(task) for task in ranks.mine(tasks)]
-    scored = [e.success for e in player.play(jobs) if e.stop_reason != "env_error"]
-    return [sum(column) for column in zip(*ranks.everyone((sum(scored), len(scored))), strict=True)]
+    whole = [e for e in player.play(jobs) if e.stop_reason != "env_error"]
+    mine = [(e.task.key, value) for e in whole if (value := score_of(e, by)) is not None]
+    scores = list(itertools.chain.from_iterable(ranks.everyone(mine)))
+    if by == "success":
+        return Rate(sum(value > 0 for _, value in scores), len(scores))
+    if not scores and whole:
+        known = ", ".join(dict.fromkeys(["success", "reward", *(name for e in whole for name in e.metrics)]))
+        raise ConfigError(f"no episode reports {by!r}; wanted one of: {known}")
+    return mean_of({i: value for i, (_, value) in enumerate(scores)}, {i: key for i, (key, _) in enumerate(scores)})
+
+
+def score_of(episode: Episode, by: str) -> float | None:
+    """Success, reward or a metric of an episode; None if it does not report the metric."""
+    if by in ("success", "reward"):
+        return float(getattr(episode, by))
+    return episode.metrics.get(by)

@@ -136,6 +136,24 @@ def micro_batches(
         yield [samples[i] for i in chosen], torch.tensor(tokens)
 
 
+BATCH_TOKENS = 4096
+"""The most tokens of one forward pass that only scores."""
+
+
+def in_batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> list[list[int]]:
+    """The places of sequences in batches of similar length, the longest first.
+
+    A batch holds at most ``budget`` tokens, padding included, or a single longer sequence.
+    """
+    batches: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+            batches[-1].append(place)
+        else:
+            batches.append([place])
+    return batches
+
+
 class _Turns:
     """Consecutive samples that both models read in one row."""
 

@@ -33,6 +33,8 @@ class EnvSpec:
     the rewards can say it (see :func:`agentopcd.envs.success.solved`)."""
     success_when: str = ""
     """The rule in place of ``success_at``: ``return >= 475``, ``reward > 0`` or ``terminated``."""
+    judged_by: str = "success"
+    """What contexts and checkpoints are chosen by, unless ``--by`` says so: ``success``, ``reward`` or a metric."""
     views: Mapping[str, View] = dataclasses.field(default_factory=dict)
     """Views for ``--rules NAME``, besides the built-in ``full``, ``hidden`` and ``none``."""
     play_format: str = "{}"
@@ -88,9 +90,9 @@ class EnvSpec:
 
 
 _ON_CLASSES: Mapping[str, tuple[type, ...]] = {
-    "max_steps": (int,), "success_at": (int, float), "success_when": (str,), "views": (Mapping,), "play_format": (str,),
-    "history": (str,), "choices": (tuple, list), "slow": (bool,), "limit_s": (int, float), "seeds": (int,),
-    "split_sizes": (Mapping,),
+    "max_steps": (int,), "success_at": (int, float), "success_when": (str,), "judged_by": (str,), "views": (Mapping,),
+    "play_format": (str,), "history": (str,), "choices": (tuple, list), "slow": (bool,), "limit_s": (int, float),
+    "seeds": (int,), "split_sizes": (Mapping,),
 }  # fmt: skip
 """Fields that an environment may also write on its class. Another type under such a name is the game's own affair."""
 

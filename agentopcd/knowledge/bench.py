@@ -34,9 +34,9 @@ class Bench:
         """This model with a context."""
         return Arm(self.model_id, context.id)
 
-    def arena(self, split: str | None = None, places: Collection[Place] | None = None) -> Arena:
+    def arena(self, split: str | None = None, places: Collection[Place] | None = None, by: str = "success") -> Arena:
         """Episodes of this environment and setup."""
-        return Arena(self.env, self.setup, split, places)
+        return Arena(self.env, self.setup, split, places, by)
 
     def prepare(
         self, contexts: Iterable[Context], tasks: Sequence[Task], split: str, origin: Mapping[str, Any] | None = None

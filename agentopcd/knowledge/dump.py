@@ -74,7 +74,7 @@ class _Dump:
         for row in self.items:
             yield _typed("item", row)
         for row in self.contexts:
-            yield {**_typed("context", row), "items": self.links[row["id"]]}
+            yield {**_typed("context", without(row, "imported")), "items": self.links[row["id"]]}
         for row in models:
             weights = self.store.model_contexts(row["id"]) if self.everything else {}
             yield {**_typed("model", row), "run_id": number.get(row["run_id"]), "contexts": weights}

@@ -5,15 +5,16 @@ The largest tables by far, so no query may read all their rows to answer about a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import json
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from agentopcd.core.errors import StoreError
-from agentopcd.core.stats import Comparison, Rate, compare
+from agentopcd.core.stats import DRAWS, Comparison, Mean, Rate, compare, mean_of
 from agentopcd.core.transcript import UNREADABLE, from_json, unpack
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Database, Row
-from agentopcd.knowledge.faults import REPAIR
+from agentopcd.knowledge.faults import REPAIR, read_object
 
 Place = tuple[str, int, int]
 """Task key, seed and repetition: the key by which two episodes are paired."""
@@ -35,12 +36,14 @@ class Arena(NamedTuple):
     """Only tasks of this split; None: any split."""
     places: Collection[Place] | None = None
     """Only these places; None: all that were played."""
+    by: str = "success"
+    """What is compared: ``success``, ``reward``, or the name of a metric that the environment reports."""
 
 
 class Count(NamedTuple):
-    """Result of one arm: its rate (with interval) and the number of distinct tasks behind it."""
+    """Result of one arm: its rate or mean (with interval) and the number of distinct tasks behind it."""
 
-    rate: Rate
+    rate: Rate | Mean
     tasks: int
 
 
@@ -52,6 +55,8 @@ _EPISODES = "SELECT e.*, t.split FROM episode e JOIN task t ON t.env = e.env AND
 _SPLIT = "(:split IS NULL OR t.split IN (:split, 'shared'))"
 """``shared`` stands for all splits at once."""
 
+
+_SCORED = "e.id, e.task_key, e.seed, e.rep, e.success, e.reward, e.metrics"
 
 _ARMS = """
     WITH RECURSIVE arm (model_id, context_id, env, setup) AS (
@@ -67,6 +72,10 @@ _ARMS = """
         (SELECT id FROM episode WHERE model_id > a.model_id ORDER BY model_id, context_id, env, setup LIMIT 1)))
 """
 """Who has played what in which setup, found by leaps along an index: a few steps each, however many episodes."""
+
+
+def _by_place(rows: Iterable[Row]) -> dict[Place, Row]:
+    return {(row["task_key"], row["seed"], row["rep"]): row for row in rows}
 
 
 class Episodes(Database):
@@ -126,41 +135,82 @@ class Episodes(Database):
         except UNREADABLE as error:
             raise StoreError(f"the transcript of episode {episode_id} in {self.path} is damaged; {REPAIR}") from error
 
-    def outcomes(self, arm: Arm, arena: Arena) -> dict[Place, bool]:
-        """Success of one arm by place."""
+    def outcomes(self, arm: Arm, arena: Arena) -> dict[Place, float]:
+        """Success (a bool) or score (a float) of one arm by place; episodes without this score are left out."""
+        return self._scores(self._played(arm, arena), arena.by)
+
+    def _scores(self, rows: Mapping[Place, Row], by: str) -> dict[Place, float]:
+        return {place: value for place, row in rows.items() if (value := self._score(row, by)) is not None}
+
+    def _played(self, arm: Arm, arena: Arena) -> dict[Place, Row]:
         rows = self.query(
-            "SELECT e.task_key, e.seed, e.rep, e.success FROM episode e"
-            " JOIN task t ON t.env = e.env AND t.key = e.task_key WHERE e.model_id = :model_id"
-            f" AND e.context_id = :context_id AND e.env = :env AND e.setup = :setup AND {_SPLIT}",
+            f"SELECT {_SCORED} FROM episode e JOIN task t ON t.env = e.env AND t.key = e.task_key"
+            f" WHERE e.model_id = :model_id AND e.context_id = :context_id AND e.env = :env AND e.setup = :setup"
+            f" AND {_SPLIT}",
             {**arm._asdict(), "env": arena.env, "setup": arena.setup, "split": arena.split},
         )
-        by_place = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
+        by_place = _by_place(rows)
         if arena.places is None:
             return by_place
         wanted = set(arena.places)
-        return {place: success for place, success in by_place.items() if place in wanted}
+        return {place: row for place, row in by_place.items() if place in wanted}
+
+    def _score(self, row: Row, by: str) -> float | None:
+        if by == "success":
+            return bool(row["success"])
+        return row["reward"] if by == "reward" else self._metrics(row).get(by)
+
+    def _metrics(self, row: Row) -> dict[str, float]:
+        """The metrics of an episode; those of version 0.1 stand in the transcript only."""
+        if row["metrics"] is not None:
+            return read_object(row["metrics"], f"the metrics of episode {row['id']}")
+        known = self.query("SELECT 1 FROM transcript WHERE episode_id = ?", (row["id"],))
+        return self.transcript(row["id"]).metrics if known else {}
 
     def counts(self, arms: Iterable[Arm], arena: Arena) -> dict[Arm, Count]:
-        """Rate and number of distinct tasks of each arm."""
+        """Rate or mean, and number of distinct tasks, of each arm."""
         counts: dict[Arm, Count] = {}
         for arm in arms:
             outcomes = self.outcomes(arm, arena)
-            rate = Rate(sum(outcomes.values()), len(outcomes))
-            counts[arm] = Count(rate, len({key for key, _, _ in outcomes}))
+            keys = {place: place[0] for place in outcomes}
+            score = self.rate(arm, arena) if arena.by == "success" else mean_of(outcomes, keys)
+            counts[arm] = Count(score, len(set(keys.values())))
         return counts
 
-    def compare(self, first: Arm, second: Arm, arena: Arena) -> Comparison:
-        """Compare two arms over their pairs: rates, difference with interval, one-sided p."""
+    def rate(self, arm: Arm, arena: Arena) -> Rate:
+        """Success rate of one arm, whatever the arena compares by."""
+        outcomes = self.outcomes(arm, arena._replace(by="success"))
+        return Rate(int(sum(outcomes.values())), len(outcomes))
+
+    def means(self, arm: Arm, arena: Arena) -> dict[str, Mean]:
+        """Mean reward of an arm, and the mean of each metric over the episodes that report it."""
+        scores: dict[str, dict[Place, float]] = {"reward": {}}
+        for place, row in self._played(arm, arena).items():
+            scores["reward"][place] = row["reward"]
+            for name, value in self._metrics(row).items():
+                scores.setdefault(name, {})[place] = value
+        return {name: mean_of(values, {place: place[0] for place in values}) for name, values in scores.items()}
+
+    def compare(self, first: Arm, second: Arm, arena: Arena, *, draws: int = DRAWS) -> Comparison:
+        """Compare two arms over their pairs: rates or means, difference with interval, one-sided p."""
         a = self.outcomes(first, arena)
         rows = self.query(  # the second arm may have played far more: look up only what the first has played, too
-            "SELECT b.task_key, b.seed, b.rep, b.success"
-            " FROM episode a CROSS JOIN episode b USING (env, setup, seed, rep)"
+            f"SELECT {_SCORED.replace('e.', 'b.')} FROM episode a CROSS JOIN episode b USING (env, setup, seed, rep)"
             " WHERE a.model_id = ? AND a.context_id = ? AND a.env = ? AND a.setup = ?"
             " AND b.model_id = ? AND b.context_id = ?",
             (*first, arena.env, arena.setup, *second),
         )
-        b = {(row["task_key"], row["seed"], row["rep"]): bool(row["success"]) for row in rows}
-        return compare(a, b, {place: place[0] for place in a})
+        b = self._scores(_by_place(rows), arena.by)
+        return compare(a, b, {place: place[0] for place in a}, draws=draws)
+
+    def seen_before(self, env: str, keys: Collection[str], run_id: int) -> tuple[int, list[int]]:
+        """How many of these tasks earlier runs have played on, and the numbers of those runs."""
+        rows = self.query(
+            "SELECT DISTINCT e.run_id, e.task_key FROM episode e WHERE e.env = ? AND e.run_id < ?"
+            " AND e.task_key IN (SELECT value FROM json_each(?))",
+            (env, run_id, json.dumps([*keys])),
+        )
+        return len({row["task_key"] for row in rows}), sorted({row["run_id"] for row in rows})
 
     def competitors(self, env: str, split: str, *, model_id: str | None = None, setup: str | None = None) -> int:
         """Number of arms with a context that have played on a split: the K of "best of K", or the looks taken."""

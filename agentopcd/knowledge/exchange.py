@@ -14,9 +14,10 @@ from agentopcd.core.errors import AgentOpcdError, StoreError, did_you_mean
 from agentopcd.core.transcript import differs, pack
 from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.items import identify, item_ids, normalise
+from agentopcd.knowledge.items import identify, item_ids, normalise, sanitise
+from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.refs import check_ref
-from agentopcd.knowledge.store import EPISODE_KEY, Store
+from agentopcd.knowledge.store import EPISODE_KEY, PLACEBO, Store
 
 FORMAT, VERSION = "agentopcd-kb", 3
 ENDLESS = 1
@@ -34,7 +35,7 @@ IMPORTED = "import"
 GATES = ("review", "keep")
 TABLES = {"source": "item_source", "event": "item_event", "ref": "ref_move"}
 """The tables of the types of rows that are called otherwise."""
-NOT_WRITTEN = {"event": {"id"}, "ref": {"id"}, "run": {"imported"}, "episode": {"metrics"}}
+NOT_WRITTEN = {"event": {"id"}, "ref": {"id"}, "run": {"imported"}, "episode": {"metrics"}, "context": {"imported"}}
 """The columns that a row of an export may lack."""
 KINDS = ("run", "task", "item", "context", "model", "episode", "source", "event", "ref")
 """Types of rows, in the order in which they refer to each other."""
@@ -76,7 +77,8 @@ def from_jsonl(lines: Iterable[str]) -> Iterator[Row]:
 def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "review") -> dict[str, int]:
     """Merge exported rows into the store, in one transaction.
 
-    Ids are recomputed and checked. Items that are new to this store arrive with their history. With
+    Ids are recomputed and checked. Items that are new to this store arrive with their history, and are flagged as if
+    they were found here. With
     ``gate="review"``, active and pinned items then wait for approval, and nothing in the file is evidence: its
     episodes are compared with none of this store, and its origins add no support. With ``"keep"``, all of that is
     taken as this store's own. A task that this store already has keeps its split.
@@ -176,17 +178,21 @@ class _Load:
         if self.store.insert("item", row, unique=("id",)) is None:
             return False
         self.items.add(row["id"])
+        # The text stays, because its hash is its name. The flags come before its history, which decides its status.
+        for flag in flags(sanitise(row["text"]), given=row["text"]):
+            self.store.event(row["id"], "flag", IMPORTED, flag)
         return True
 
     def _context(self, row: Row) -> bool:
         links = row.pop("items")
         _object_or_null(row, "recipe")
+        placebo = json.loads(row["recipe"]).get("order") == PLACEBO
         context = Context(row["rendered"], row["placement"])
         if context.id != row["id"]:
             raise StoreError(f"context {row['id'][:12]} does not fit its text; the file was changed")
-        if links not in (item_ids(context), _ids_before(context)):
+        if links not in (([],) if placebo else (item_ids(context), _ids_before(context))):
             raise StoreError(f"context {row['id'][:12]} shows other items than it lists; the file was changed")
-        if self.store.insert("context", row, unique=("id",)) is None:
+        if self.store.insert("context", {**row, "imported": int(not self.trusted)}, unique=("id",)) is None:
             return False
         for pos, item_id in enumerate(links):
             self.store.insert("context_item", {"context_id": row["id"], "pos": pos, "item_id": item_id})

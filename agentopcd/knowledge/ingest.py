@@ -1,13 +1,21 @@
-"""Turn an extractor's reply into stored items: parse, sanitise, identify, flag, approve."""
+"""Turn an extractor's reply into stored items: parse, sanitise, identify, flag, and let through a gate."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
+from agentopcd.core.errors import ConfigError, did_you_mean
 from agentopcd.core.types import Context, Episode
-from agentopcd.knowledge.items import flags, identify, item_ids, parse, sanitise
+from agentopcd.knowledge.items import identify, item_ids, parse, sanitise
+from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.store import Found, Store
+
+Gate = Literal["auto", "review", "support>=2"]
+"""Which new items become active without a person's word: ``auto``, those without a flag; ``review``, none;
+``support>=2``, those without a flag that were found unprompted on two tasks."""
+WANTED_SUPPORT = 2
 
 UNDECIDED = (None, "add")
 """Last events after which an item may still be approved; a person's flag or retirement stands."""
@@ -46,23 +54,28 @@ class Ingested:
 
 def ingest(
     store: Store, reply: str, origin: Origin, *, special: Sequence[str] = (),
-    count_tokens: Callable[[str], int] | None = None,
+    count_tokens: Callable[[str], int] | None = None, gate: Gate = "auto",
 ) -> Ingested:  # fmt: skip
     """Store the items of one reply with their origin. Repeating the call changes nothing.
 
-    A new item without a flag becomes active; one with a flag waits for a person.
+    An item with a flag waits for a person, and so does one that the gate does not let through.
 
     Args:
         reply: what the extractor wrote.
         special: the tokenizer's special strings, broken up wherever they occur.
         count_tokens: item length for the ``over-long`` flag.
+
+    Raises:
+        ConfigError: there is no such gate.
     """
+    if gate not in get_args(Gate):
+        raise ConfigError(f"unknown gate {gate!r}{did_you_mean(gate, get_args(Gate))}")
     pieces = parse(reply)
     found = []
     for piece in pieces:
         text = sanitise(piece.text, special)
         if any(char.isalnum() for char in text):
-            marks = flags(text, count_tokens=count_tokens)
+            marks = flags(text, given=piece.text, count_tokens=count_tokens)
             found.append(Found(text, piece.raw, origin.first_line + piece.line, marks))
     episode, shown = origin.episode, origin.shown
     with store.write():
@@ -74,10 +87,17 @@ def ingest(
         )  # fmt: skip
         distinct = {identify(one.text): one for one in found}
         ids = [item_id for item_id in distinct if item_id not in echoed]
+        found_now = {}
         for item_id in ids:
-            if not distinct[item_id].flags:
-                _approve(store, item_id)
+            if gate != "auto":
+                found_now[item_id] = store.support_until(item_id, origin.run_id, origin.episode_id)
+            if not distinct[item_id].flags and (gate == "auto" or _enough(gate, found_now[item_id])):
+                _approve(store, item_id, gate)
         usable = {item.id for item in store.items(ids=ids) if item.status in ("active", "pinned")}
+        # A run that goes on after a kill reads its replies again. An item that a later one let through waits as before.
+        usable -= {
+            item_id for item_id in found_now if not _enough(gate, found_now[item_id]) and _by_gate(store, item_id)
+        }
     return Ingested(
         ids=ids,
         accepted=[item_id for item_id in ids if item_id in usable],
@@ -98,8 +118,22 @@ def _shown_items(store: Store, origin: Origin) -> set[str]:
     return ids
 
 
-def _approve(store: Store, item_id: str) -> None:
+def _enough(gate: Gate, support: int) -> bool:
+    return gate == "support>=2" and support >= WANTED_SUPPORT
+
+
+def _decisions(store: Store, item_id: str) -> list[tuple[str, str]]:
+    events = store.events(item_id)
+    return [(event["event"], event["actor"]) for event in events if event["event"] not in ("note", "distinct")]
+
+
+def _approve(store: Store, item_id: str, gate: Gate) -> None:
     """Approve an item about which nobody has decided."""
-    said = [event["event"] for event in store.events(item_id) if event["event"] not in ("note", "distinct")]
+    said = [event for event, _ in _decisions(store, item_id)]
     if (said[-1] if said else None) in UNDECIDED:
-        store.event(item_id, "approve", "gate:auto")
+        store.event(item_id, "approve", f"gate:{gate}")
+
+
+def _by_gate(store: Store, item_id: str) -> bool:
+    """Whether the gate of support let an item through, and no person."""
+    return _decisions(store, item_id)[-1] == ("approve", "gate:support>=2")

@@ -1,4 +1,4 @@
-"""Experience items as text: parse them from a reply, sanitise, identify and flag them.
+"""Experience items as text: parse them from a reply, sanitise and identify them.
 
 Pure functions over text; nothing here uses the store.
 """
@@ -14,31 +14,17 @@ from collections.abc import Callable, Iterable, Sequence
 from agentopcd.core.text import after_thinking, split_lines
 from agentopcd.core.types import MARKER, Context
 
-MAX_ITEM_TOKENS = 120
-"""Longer items are flagged; the paper's are about 50 to 60 tokens."""
-
 _MARKER = re.compile(r"EXPERIENCE ITEM\**[ \t]*:\**", re.IGNORECASE)
 _BULLET = "-*•–"
-_INVISIBLE = re.compile("[\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Characters that are not seen: soft hyphens, fillers, marks of direction, variation selectors, the block of tags."""
+_JOINER = re.compile("[\u200c\u200d]")
+_JOINED = ("Lo", "Mn", "Mc", "So", "Sk")
+"""Kinds of characters between which a joiner is a part of writing: Indic and Arabic letters, and emoji."""
 _SPACES = re.compile(r"\s+")
-
-_MOVE = r"\[?\b(?:up|down|left|right|north|south|east|west)\b\]?"
-_FLAGS = {
-    "url": re.compile(r"https?://|\bwww\.", re.I),
-    "code": re.compile(r"```|~~~"),
-    "tool-call": re.compile(r"</?(?:tool|function)[-_ ]?call|\"(?:name|arguments)\"\s*:\s*[\"{]", re.I),
-    "override": re.compile(
-        r"\b(?:ignore|disregard|forget|override)\b.{0,30}\b(?:instruction|rule|prompt|message)s?\b"
-        r"|\bsystem prompt\b|\byou are now\b",
-        re.I,
-    ),
-    "route": re.compile(
-        rf"{_MOVE}(?:[\s,;>.→-]+(?:(?:and|then|go|move)\s+)*{_MOVE}){{2,}}"  # three moves in a row
-        r"|(?-i:\b[UDLR](?:[\s,;>→-]+[UDLR]){2,}\b|\b[UDLR]{4,}\b)"
-        r"|[(\[]\s*\d+\s*,\s*\d+\s*[)\]]|\brow\s+\d+\b.{0,12}\bcol(?:umn)?\s+\d+\b",
-        re.I,
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,9 +113,15 @@ def sanitise(text: str, special: Sequence[str] = ()) -> str:
     Returns:
         The cleaned text. Cleaning it again changes nothing.
     """
-    text = _INVISIBLE.sub("", text)
-    text = "".join(_visible(char) for char in text)
-    text = _SPACES.sub(" ", unicodedata.normalize("NFC", text))
+    clean = _sanitised(text, special)
+    while clean != text:  # what is taken out can bring together what has to be taken out as well
+        text, clean = clean, _sanitised(clean, special)
+    return clean
+
+
+def _sanitised(text: str, special: Sequence[str]) -> str:
+    text = "".join(_visible(char) for char in _INVISIBLE.sub("", text))
+    text = _without_loose_joiners(_SPACES.sub(" ", unicodedata.normalize("NFC", text)))
     marks = list(_marks(text))
     starts, ends = [*(start for start, _ in marks), len(text)], [0, *(end for _, end in marks)]
     text = " ".join(text[end:start] for end, start in zip(ends, starts, strict=True))
@@ -144,6 +136,16 @@ def _visible(char: str) -> str:
     return "" if kind in ("Cc", "Cs", "Co", "Cn") else char
 
 
+def _without_loose_joiners(text: str) -> str:
+    """``text`` without the joiners that join nothing; between Latin letters, one would only hide a word."""
+    return _JOINER.sub(lambda found: found[0] if _joins(text, found.start()) else "", text)
+
+
+def _joins(text: str, at: int) -> bool:
+    before, after = text[max(at - 1, 0) : at], text[at + 1 : at + 2]
+    return all(char and unicodedata.category(char) in _JOINED for char in (before, after))
+
+
 def _neutralise(text: str, special: Sequence[str]) -> str:
     """Break every special string with a space after its first character, until none is left."""
     for _ in range(len(text) + 1):  # each round breaks at least one; breaking one rarely forms another
@@ -152,6 +154,13 @@ def _neutralise(text: str, special: Sequence[str]) -> str:
             return text
         text = text.replace(present, f"{present[0]} {present[1:]}")
     return "".join(char for char in text if char.isalnum() or char == " ")
+
+
+def escaped(text: str) -> str:
+    """``text`` for a person who decides about it: characters that are not seen are written as ``\\u200b``."""
+    seen = (char if char.isprintable() and not _INVISIBLE.match(char) else char.encode("unicode_escape").decode()
+            for char in text)  # fmt: skip
+    return "".join(seen)
 
 
 def normalise(text: str) -> str:
@@ -175,21 +184,3 @@ def item_texts(context: Context) -> list[str]:
 def item_ids(context: Context) -> list[str]:
     """The ids of the items that a context shows, in order."""
     return [identify(text) for text in item_texts(context)]
-
-
-def flags(text: str, *, count_tokens: Callable[[str], int] | None = None) -> tuple[str, ...]:
-    """Reasons for a person to review this item before it is used.
-
-    Args:
-        text: a sanitised item.
-        count_tokens: length in tokens; by default four thirds of the word count.
-
-    Returns:
-        Some of ``url``, ``code``, ``tool-call``, ``override``, ``route`` (moves or coordinates of
-        one board) and ``over-long`` (more than :data:`MAX_ITEM_TOKENS`; items are never cut).
-    """
-    found = [name for name, pattern in _FLAGS.items() if pattern.search(text)]
-    tokens = count_tokens(text) if count_tokens else len(text.split()) * 4 / 3
-    if tokens > MAX_ITEM_TOKENS:
-        found.append("over-long")
-    return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from agentopcd.core.errors import StoreError, did_you_mean
 from agentopcd.core.types import EMPTY, Context
@@ -131,6 +131,47 @@ class Queries(Episodes):
             raise StoreError(f"no item {item_id[:12]} in {self.path}")
         return Item(**rows[0])
 
+    def support_until(self, item_id: str, run_id: int, episode_id: int | None) -> int:
+        """The support of an item, as :attr:`Item.support`, when it was last found in an episode by a run."""
+        rows = self.query(
+            "SELECT count(DISTINCT s.env || '/' || s.task_key) AS n"
+            " FROM item_source s JOIN run r ON r.id = s.run_id LEFT JOIN episode e ON e.id = s.episode_id"
+            " WHERE s.item_id = :item AND NOT r.imported AND s.rowid <= (SELECT max(rowid) FROM item_source"
+            " WHERE item_id = :item AND run_id = :run AND episode_id IS :episode)"
+            " AND NOT EXISTS (SELECT 1 FROM context_item c"
+            " WHERE c.item_id = :item AND c.context_id IN (s.shown_context_id, e.context_id))",
+            {"item": item_id, "run": run_id, "episode": episode_id},
+        )
+        return rows[0]["n"]
+
+    def flags(self, ids: Collection[str]) -> dict[str, list[str]]:
+        """The flags of items, by item id and in the order in which they were given; only items that have any."""
+        rows = self.query(
+            "SELECT item_id, reason FROM item_event WHERE event = 'flag'"
+            " AND item_id IN (SELECT value FROM json_each(?)) ORDER BY id",
+            (json.dumps([*ids]),),
+        )
+        found: dict[str, dict[str, None]] = {}
+        for row in rows:
+            found.setdefault(row["item_id"], {})[row["reason"] or "flagged by a person"] = None
+        return {item_id: list(reasons) for item_id, reasons in found.items()}
+
+    def successors(self, ids: Collection[str]) -> dict[str, str]:
+        """The item that took the place of each of these items; only items that gave way to another."""
+        rows = self.query(
+            "SELECT item_id, other_id FROM item_event WHERE event = 'supersede' AND other_id IS NOT NULL"
+            " AND item_id IN (SELECT value FROM json_each(?)) ORDER BY id",
+            (json.dumps([*ids]),),
+        )
+        return {row["item_id"]: row["other_id"] for row in rows}
+
+    def decided_pairs(self) -> set[frozenset[str]]:
+        """Pairs of items about which somebody has said that one replaces the other, or that both are needed."""
+        rows = self.query(
+            "SELECT item_id, other_id FROM item_event WHERE event IN ('supersede', 'distinct') AND other_id IS NOT NULL"
+        )
+        return {frozenset((row["item_id"], row["other_id"])) for row in rows}
+
     def sources(self, item_id: str) -> list[Row]:
         """Where an item came from; a NULL task means that the origin is unknown."""
         return self.query("SELECT * FROM item_source WHERE item_id = ? ORDER BY run_id, episode_id, line", (item_id,))
@@ -204,6 +245,22 @@ class Queries(Episodes):
             raise StoreError(f"{name!r} is the start of {len(ids)} contexts; give more digits")
         raise StoreError(f"unknown context {name!r}{did_you_mean(name, ['empty', *self.refs()])}")
 
+    def find(self, name: str) -> tuple[Literal["item", "context"], str]:
+        """What a name stands for, an item or a context, and its id.
+
+        Args:
+            name: a ref, or the start of an id (4 digits or more); a ref comes first.
+
+        Raises:
+            StoreError: nothing, or more than one thing, has this name.
+        """
+        items = self.prefixed("item", name)
+        contexts = self.prefixed("context", name) if self.ref(name) is None else []
+        if len(items) + len(contexts) > 1:
+            found = f"{len(items)} items and {len(contexts)} contexts"
+            raise StoreError(f"{name!r} is the start of {found}; give more digits")
+        return ("item", items[0]) if items else ("context", self.resolve(name))
+
     def prefixed(self, table: str, prefix: str) -> list[str]:
         """Ids in the table ``item``, ``context`` or ``model`` that start with 4 or more given hexadecimal digits."""
         if len(prefix) < 4 or not re.fullmatch("[0-9a-f]+", prefix):
@@ -237,6 +294,21 @@ class Queries(Episodes):
             (item_id,),
         )
         return [row["id"] for row in rows]
+
+    def looks(self, env: str, context_id: str | None = None) -> list[Row]:
+        """Looks at an environment's confirm tasks, oldest first, each with its ``number``; of one context, if given."""
+        rows = self.query("SELECT * FROM look WHERE env = ? ORDER BY id", (env,))
+        rows = [{**row, "number": number} for number, row in enumerate(rows, 1)]
+        return [row for row in rows if context_id in (None, row["context_id"])]
+
+    def learned(self, model_id: str) -> set[str]:
+        """Ids of the contexts that a model has in its weights, directly or by descent."""
+        rows = self.query(
+            "WITH RECURSIVE line(id) AS (SELECT ? UNION SELECT m.parent_id FROM model m JOIN line ON m.id = line.id"
+            " WHERE m.parent_id IS NOT NULL) SELECT context_id FROM model_context JOIN line ON model_id = line.id",
+            (model_id,),
+        )
+        return {row["context_id"] for row in rows}
 
     def students(self, context_id: str) -> list[str]:
         """Ids of the models into which a context was consolidated, newest first."""

@@ -1,4 +1,4 @@
-"""Refs, the names of contexts: the confirmed context of an environment, and every step of every chain."""
+"""Refs, the names of contexts: the confirmed one of an environment, the valued one, and every step of every chain."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def check_ref(name: str) -> None:
 def best_ref(env: str) -> str:
     """Ref of the context that was confirmed last for an environment, for example ``sokoban/best``."""
     return f"{env}/best"
+
+
+def valued_ref(env: str) -> str:
+    """Ref of the context that was last assembled from the values of an environment's items."""
+    return f"{env}/valued"
 
 
 def pool_prefix(env: str) -> str:

@@ -1,4 +1,4 @@
-"""Choose a context by evidence: score many on ``select``, confirm one on ``confirm``, value the items.
+"""Rank contexts on ``select`` tasks: by halving, which plays most with the best, or all alike.
 
 Nothing here loads a model: the bench knows how to play. Every number is computed from stored episodes, so
 repeating an interrupted call resumes it.
@@ -7,19 +7,22 @@ repeating an interrupted call resumes it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import count, islice
+from math import ceil, log2
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import Comparison, detectable
+from agentopcd.core.stats import Comparison, Mean
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, places_of
 from agentopcd.knowledge.episodes import Count
-from agentopcd.knowledge.refs import PoolStep, best_ref
+from agentopcd.knowledge.refs import PoolStep
 from agentopcd.knowledge.store import Store
 
-ALPHA = 0.025
-"""One-sided size of the confirm test."""
+PER_CONTEXT = 16
+"""Episodes that halving plays for each context, on average."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,7 +31,10 @@ class Scored:
 
     context_id: str
     count: Count
-    against_empty: Comparison
+    against_empty: Comparison | None
+    """None if the empty context did not play."""
+    rounds: int = 0
+    """Rounds of halving that it has played in."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,110 +42,135 @@ class Ranking:
     """Contexts on the same select tasks, best first. The best one's rate is biased upward."""
 
     rows: list[Scored]
-    empty: Count
+    empty: Count | None
+    """The empty context on the same tasks, if it played."""
     competed: int
     """The K of "best of K": contexts with which this model has ever played on the select tasks of this setup."""
     errors: int
     """Episodes of this call that ended with an environment error despite retries; they are not counted."""
+    episodes: int
+    """Episodes that the ranking rests on, stored ones included."""
+    means: Mapping[str, Mean]
+    """Mean reward and metrics of the best one."""
 
     @property
     def best(self) -> Scored:
         return self.rows[0]
 
     def __str__(self) -> str:
-        lines = [f"empty         {self.empty.rate}"]
+        lines = [f"empty         {self.empty.rate}"] if self.empty else []
         for row in self.rows:
-            lines.append(f"{row.context_id[:12]}  {row.count.rate}  {row.against_empty.difference} to empty")
+            beside = f"  {row.against_empty.difference} to empty" if row.against_empty else ""
+            lines.append(f"{row.context_id[:12]}  {row.count.rate}{beside}")
         lines.append(f"best of {self.competed} on select: its own rate is biased upward, confirm it on fresh tasks")
         return "\n".join(lines)
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Confirmation:
-    """One context against the empty one on the confirm tasks."""
-
-    context_id: str
-    comparison: Comparison
-    passed: bool
-    look: int
-    """Contexts that have played on these confirm tasks so far, this one included; each look wears out the set."""
-    errors: int
-    ref: str
-    """The ref that was moved if it passed."""
-
-    def __str__(self) -> str:
-        verdict = f"pass, {self.ref} moved" if self.passed else "not promoted"
-        seen = detectable(self.comparison.n, min(self.comparison.second.rate, 0.9))
-        return (
-            f"{self.context_id[:12]} against empty: {self.comparison}: {verdict}; look {self.look} on this "
-            f"confirm set; {self.comparison.n} pairs show a rise of {seen:.2f} four times in five"
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """The ranking as JSON."""
+        return {
+            "best": self.best.context_id, "competed": self.competed, "episodes": self.episodes, "errors": self.errors,
+            "ranking": [
+                {"context": row.context_id, **row.count.rate.to_dict(), "rounds": row.rounds} for row in self.rows
+            ],
+            "means": {name: mean.to_dict() for name, mean in self.means.items()},
+        }  # fmt: skip
 
 
-def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task]) -> Ranking:
+def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task], *, by: str = "success") -> Ranking:
     """Play every candidate and the empty context on the same tasks, and rank them.
 
     Args:
         tasks: tasks of the ``select`` split; they are registered there.
+        by: success, reward or a metric.
 
     Raises:
-        ConfigError: there is no candidate or no task, or no episode could be played.
+        ConfigError: there is no candidate or no task, no episode could be played, or none reports the metric.
         TaskLeak: a candidate holds an item from a task it must not know, or a task is in another split.
     """
-    store, contexts = bench.store, {context.id: context for context in candidates if context.text}
-    if not contexts:
-        raise ConfigError("nothing to score: no context besides the empty one; play and extract first")
-    bench.prepare(list(contexts.values()), tasks, "select")
-    jobs = [Job(task, context) for task in tasks for context in (EMPTY, *contexts.values())]
+    contexts = _distinct(bench, candidates, tasks)
+    jobs = [Job(task, context) for task in tasks for context in (EMPTY, *contexts)]
     errors = bench.play_missing("select", jobs)
     # Only what this call plays: other episodes of the same tasks must not enter its rates.
-    arena, empty = bench.arena("select", places_of(tasks)), bench.arm()
-    counts = store.counts([empty, *(bench.arm(context) for context in contexts.values())], arena)
+    arena, empty = bench.arena("select", places_of(tasks), by), bench.arm()
+    counts = bench.store.counts([empty, *map(bench.arm, contexts)], arena)
     rows = [
-        Scored(context.id, counts[arm], store.compare(arm, empty, arena))
-        for context, arm in ((context, bench.arm(context)) for context in contexts.values())
+        Scored(context.id, counts[arm], bench.store.compare(arm, empty, arena))
+        for context, arm in zip(contexts, map(bench.arm, contexts), strict=True)
     ]
-    if not any(row.count.rate.n for row in rows):
-        raise ConfigError(f"no episode of {bench.env} could be played ({errors} environment errors): nothing to score")
     # Ties are broken by id: as good as at random, and the same after every resume.
     rows.sort(key=lambda row: (-row.count.rate.rate, row.context_id))
-    competed = store.competitors(bench.env, "select", model_id=bench.model_id, setup=bench.setup)
-    return Ranking(rows, counts[empty], competed, errors)
+    return _ranking(bench, rows, counts[empty], errors, len(jobs), by)
 
 
-def confirm(bench: Bench, context: Context, tasks: Sequence[Task]) -> Confirmation:
-    """Play one context and the empty one on fresh tasks; promote it if it is better with p < .025.
+def halving(
+    bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task], *, by: str = "success", seed: int = 0,
+    per_context: int = PER_CONTEXT,
+) -> Ranking:  # fmt: skip
+    """Rank candidates by sequential halving: all that are left play the same new tasks, and the better half stays.
 
-    The test is McNemar's mid-p when no two pairs share a task, else the sign-flip test over tasks.
-    On a pass, ``ENV/best`` is moved to the context, with the numbers as the reason.
+    With K candidates there are ceil(log2 K) rounds, and each plays as many episodes; the figures of a candidate are
+    those of all its rounds. Once all tasks have been played, they are played again with other noise. The empty context
+    does not play: what the winner is worth is for :func:`agentopcd.knowledge.confirm` to say. (Karnin, Koren and
+    Somekh, ICML 2013; with common tasks, which cancel their difficulty.)
 
     Args:
-        tasks: tasks of the ``confirm`` split; they are registered there.
+        tasks: tasks of the ``select`` split, in the order in which they are played; they are registered there.
+        by: success, reward or a metric.
+        seed: breaks ties.
+        per_context: episodes for each candidate, on average.
+
+    Returns:
+        The candidates, those that stayed longest first.
 
     Raises:
-        ConfigError: the context is empty, there is no task, or no pair could be played.
-        TaskLeak: the context holds an item from a task it must not know, or a task is in another split.
+        ConfigError, TaskLeak: as in :func:`score`.
     """
-    store, env = bench.store, bench.env
-    if not context.text:
-        raise ConfigError("the empty context cannot be confirmed: it is what a context is compared with")
-    bench.prepare([context], tasks, "confirm")
-    errors = bench.play_missing("confirm", [Job(task, arm) for task in tasks for arm in (EMPTY, context)])
-    comparison = store.compare(bench.arm(context), bench.arm(), bench.arena("confirm", places_of(tasks)))
-    if comparison.n == 0:
-        raise ConfigError(f"no pair of {env} could be played ({errors} environment errors): nothing to confirm")
-    look, passed = store.competitors(env, "confirm"), comparison.p < ALPHA
-    result = Confirmation(context.id, comparison, passed, look, errors, best_ref(env))
-    if passed:
-        _promote(store, result, bench.run_id)
-    return result
+    alive = _distinct(bench, candidates, tasks)
+    rounds = max(1, ceil(log2(len(alive))))
+    budget, errors, played = per_context * len(alive), 0, 0
+    order = ((task, rep) for rep in count() for task in tasks)
+    places: list[tuple[Task, int]] = []
+    rows, out = [], []
+    for number in range(1, rounds + 1):
+        new = list(islice(order, max(1, budget // (rounds * len(alive)))))
+        places += new
+        errors += bench.play_missing("select", [Job(task, context, rep) for task, rep in new for context in alive])
+        played += len(new) * len(alive)
+        arena = bench.arena("select", [(task.key, task.seed, rep) for task, rep in places], by)
+        counts = bench.store.counts(map(bench.arm, alive), arena)
+        rows = [Scored(context.id, counts[bench.arm(context)], None, number) for context in alive]
+        rows.sort(key=lambda row: (-row.count.rate.rate, _lot(seed, row.context_id)))
+        stay = ceil(len(alive) / 2)
+        rows, out = rows[:stay], rows[stay:] + out
+        alive = [context for context in alive if context.id in {row.context_id for row in rows}]
+    return _ranking(bench, rows + out, None, errors, played, by)
 
 
-def _promote(store: Store, result: Confirmation, run_id: int) -> None:
-    current = store.ref(result.ref)
-    if current != result.context_id:  # a repeated call must not add a second move
-        reason = f"{result.comparison}; look {result.look} on this confirm set"
-        store.move(result.ref, result.context_id, "confirm", reason, run_id, expect=current)
+def _lot(seed: int, context_id: str) -> str:
+    """The lot that decides ties, the same after every resume."""
+    return hashlib.sha256(f"{seed}/{context_id}".encode()).hexdigest()
+
+
+def _distinct(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task]) -> list[Context]:
+    """The candidates to play, each once, registered with their tasks."""
+    contexts = list({context.id: context for context in candidates if context.text}.values())
+    if not contexts:
+        raise ConfigError("nothing to score: no context besides the empty one; play and extract first")
+    bench.prepare(contexts, tasks, "select")
+    return contexts
+
+
+def _ranking(bench: Bench, rows: list[Scored], empty: Count | None, errors: int, episodes: int, by: str) -> Ranking:
+    store = bench.store
+    arm = bench.arm(store.get_context(rows[0].context_id))
+    means = store.means(arm, bench.arena("select"))
+    if not any(row.count.rate.n for row in rows):
+        if means["reward"].n:
+            known = ", ".join(["success", *means])
+            raise ConfigError(f"no episode of {bench.env} reports {by!r}; wanted one of: {known}")
+        raise ConfigError(f"no episode of {bench.env} could be played ({errors} environment errors): nothing to score")
+    competed = store.competitors(bench.env, "select", model_id=bench.model_id, setup=bench.setup)
+    return Ranking(rows, empty, competed, errors, episodes, means)
 
 
 def add_to_pool(

@@ -25,6 +25,7 @@ from agentopcd.core.transcript import facts, pack, to_json
 from agentopcd.core.types import EMPTY, SPLITS, Context, Episode, Task
 from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.items import identify, item_texts, normalise
+from agentopcd.knowledge.looks import level_of
 from agentopcd.knowledge.queries import Queries
 from agentopcd.knowledge.refs import check_ref
 
@@ -198,6 +199,34 @@ class Store(Queries):
             if not self.query(f"SELECT 1 FROM {table} WHERE {where}", parameters):
                 raise StoreError(f"{words} is not in the store; call Store.{method} before storing its episodes")
 
+    # -- looks --------------------------------------------------------------------------------------
+
+    def begin_look(self, key: Mapping[str, Any], compared: Mapping[str, Any]) -> Row:
+        """Begin a look at an environment's confirm tasks, or find the one that was begun with the same key.
+
+        Its level is spent now: whoever stops a look half-way has looked.
+
+        Args:
+            key: ``env``, ``model_id``, ``context_id``, ``setup`` and ``plan``.
+            compared: ``placebo_id``, ``incumbent_id`` and ``run_id`` of a new look.
+
+        Returns:
+            The look's row, with its ``number`` in its environment, from 1.
+        """
+        with self.write():
+            if self.lookup("look", **key) is None:
+                level = level_of(len(self.looks(key["env"])) + 1)
+                self.insert("look", {**key, **compared, "level": level, "at": now()})
+            return next(row for row in self.looks(key["env"]) if all(row[name] == key[name] for name in key))
+
+    def end_look(self, look_id: int, verdict: str, result: Mapping[str, Any]) -> None:
+        """Record what a look has shown; what was recorded before stays."""
+        with self.write():
+            self.change(
+                "UPDATE look SET verdict = ?, result = ? WHERE id = ? AND verdict IS NULL",
+                (verdict, canonical(result), look_id),
+            )
+
     # -- items and contexts -------------------------------------------------------------------------
 
     def add_items(
@@ -252,20 +281,21 @@ class Store(Queries):
         )
         return self.insert("item_source", source, unique=parts) is not None
 
-    def add_context(self, context: Context, origin: Mapping[str, Any] | None = None) -> str:
+    def add_context(self, context: Context, origin: Mapping[str, Any] | None = None, *, imported: bool = False) -> str:
         """Store a context and the items it shows; storing the same context again adds nothing.
 
         An item that the store does not know becomes a pending item of unknown origin.
 
         Args:
             origin: how the context was first made (order, budget, file ...). The lines of a placebo are no items.
+            imported: the text came from elsewhere, and nobody has named it as what is to be shown.
 
         Returns:
             The id of the context.
         """
         row = {
             "id": context.id, "rendered": context.text, "placement": context.placement,
-            "recipe": canonical(origin or {}), "created_at": now(),
+            "recipe": canonical(origin or {}), "created_at": now(), "imported": int(imported),
         }  # fmt: skip
         with self.write():
             if self.insert("context", row, unique=("id",)) is None:
@@ -276,17 +306,21 @@ class Store(Queries):
                 self.insert("context_item", link)
         return context.id
 
-    def event(self, item_id: str, kind: str, actor: str, reason: str | None = None) -> None:
+    def event(self, item_id: str, kind: str, actor: str, reason: str | None = None, other: str | None = None) -> None:
         """Append a decision about an item.
+
+        Args:
+            other: the item that takes its place (``supersede``), or that says something else (``distinct``).
 
         Raises:
             StoreError: an unknown kind, or no such item.
         """
         if kind not in EVENTS:
             raise StoreError(f"unknown event {kind!r}{did_you_mean(kind, EVENTS)}")
-        if not self.query("SELECT 1 FROM item WHERE id = ?", (item_id,)):
-            raise StoreError(f"no item {item_id[:12]} in {self.path}")
-        row = {"item_id": item_id, "event": kind, "actor": actor, "reason": reason, "at": now()}
+        for known in (item_id,) if other is None else (item_id, other):
+            if not self.query("SELECT 1 FROM item WHERE id = ?", (known,)):
+                raise StoreError(f"no item {known[:12]} in {self.path}")
+        row = {"item_id": item_id, "other_id": other, "event": kind, "actor": actor, "reason": reason, "at": now()}
         self.insert("item_event", row)
 
     def move(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import GatherConfig, PlayerConfig
+from agentopcd.core.config import GatherConfig, PlayerConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import read_result
 from agentopcd.knowledge import Store
@@ -16,7 +16,9 @@ from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
-LATER_SETTINGS = ("async_steps", "extract_prompt", "extractor", "keep_checkpoints", "mix", "success_when")
+LATER_SETTINGS = (
+    "async_steps", "by", "extract_prompt", "extractor", "gate", "keep_checkpoints", "mix", "success_when", "turns",
+)  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
 
@@ -143,8 +145,9 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
     settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
     if settings.get("tokens_per_batch") == 0:  # what older versions wrote; it does not change the result
         settings["tokens_per_batch"] = 4096
+    if settings.get("gate") == "auto":  # the only gate of older versions
+        settings["gate"] = ""
     if isinstance(config, GatherConfig) and config.extractor and config.extracting.engine == "api":
         settings["extractor"] = f"{config.extracting.model} (API)"
-    return {
-        name: value for name, value in settings.items() if name != "server" and (value or name not in LATER_SETTINGS)
-    }
+    later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig) else LATER_SETTINGS
+    return {name: value for name, value in settings.items() if name != "server" and (value or name not in later)}

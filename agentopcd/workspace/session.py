@@ -24,14 +24,14 @@ from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits
-from agentopcd.knowledge import Bench, Store, best_ref, check_leaks, setup_id
+from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
-from agentopcd.knowledge.faults import read_object
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.extraction import Extraction
+from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.paths import inside, kept, recall
 
@@ -320,6 +320,11 @@ class Session:
                 recorded = "shared" if self.manifest.protocol != "disjoint" else split
                 self.store.add_tasks(self.env, self.manifest.tasks(split), recorded)
 
+    @property
+    def by(self) -> str:
+        """What contexts and checkpoints are chosen by: success, reward or a metric."""
+        return getattr(self.config, "by", "") or self.game.spec.judged_by
+
     # -- contexts -----------------------------------------------------------------------------------
 
     def context(self, name: str, placement: Placement = "user") -> tuple[Context, bool]:
@@ -354,32 +359,22 @@ class Session:
             ) from error
 
     def confirmed(self, context: Context) -> bool:
-        """Whether this context has ever passed the confirm gate for this environment, with any model."""
-        return bool(self._confirmations(context))
+        """Whether this store has found this context to be useful in this environment, with any model.
 
-    def _confirmations(self, context: Context) -> list[dict[str, Any]]:
-        moves = [m for m in self.store.log(best_ref(self.env)) if m["context_id"] == context.id]
-        return [m for m in moves if m["actor"] == "confirm"]
+        Only looks count, and they never come with an import.
+        """
+        return bool(self._confirmed_with(context))
+
+    def _confirmed_with(self, context: Context) -> set[str | None]:
+        looks = self.store.looks(self.env, context.id)
+        return {look["model_id"] for look in looks if look["verdict"] in USEFUL}
 
     def say_confirmed_with(self, context: Context) -> None:
         """Say so if this context passed the confirm gate with another model only."""
-        runs = {m["run_id"] for m in self._confirmations(context)} - {None}
-        confirmed_with = {
-            read_object(self.store.run(run)["config"], f"the config of run {run}").get("model_id") for run in runs
-        }
+        confirmed_with = self._confirmed_with(context)
         if confirmed_with and self.loaded.id not in confirmed_with:
             self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
 
-    def check_handover(self, context: Context) -> None:
-        """The handover gate, before training: refuse a context with a leak or with a pending or retired item.
-
-        Raises:
-            TaskLeak: an item came from a held-out task.
-            ConfigError: an item is pending or retired.
-        """
-        check_leaks(self.store, context.id)
-        if blocked := self.store.blocked(context.id):
-            raise ConfigError(
-                f"item {blocked[0].id[:12]} of context {context.id[:12]} is {blocked[0].status} "
-                f"({len(blocked)} such items); approve or leave it out before training"
-            )
+    def check_handover(self, context: Context, *, force: bool = False) -> None:
+        """The gate before training, see :func:`agentopcd.workspace.handover.check_handover`."""
+        check_handover(self.store, self.work, context, force=force)

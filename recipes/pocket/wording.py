@@ -100,7 +100,7 @@ _BOTH_AXES = {
         "The horizontal moves go the opposite way, the vertical moves go where their names say.",
     ],
 }  # fmt: skip
-_ASIDES = [
+ASIDES = [
     "Think before you move.", "Shorter ways are better.", "Two invalid moves in a row end the game.",
     "Leaving the board is an invalid move.", "Plan the whole way first.", "P is you.", "You are P.", "Be careful.",
     "Answer with one move.", "Do not hurry.", "You are a helpful assistant.", "A wall cannot be entered.",
@@ -130,6 +130,14 @@ def facts_of(game: str, rules: Rules) -> list[Fact]:
 def letter(rng: random.Random, name: str) -> str:
     """A letter as people write one."""
     return rng.choice([name] * 8 + [f"'{name}'", f'"{name}"', f"the letter {name}", f"({name})"])
+
+
+def sentences(fact: Fact) -> list[str]:
+    """Every sentence that states this fact and no other, with its letter as it is."""
+    kind, value = fact
+    if kind in _ROLES:
+        return [_capital(wording.format(L=value)) for wording in dict.fromkeys([*_ROLES[kind], *ITEM[kind]])]
+    return _AXIS[kind, bool(value)]
 
 
 def say(rng: random.Random, fact: Fact) -> str:
@@ -180,12 +188,12 @@ def context(rng: random.Random, game: str, belief: Rules, plain: float = 0.0) ->
         rng.shuffle(lines)
     if told and rng.random() < 0.12:  # one wrong line, outvoted by two right ones of the same fact
         fact = rng.choice(told)
-        lines += [say(rng, fact), say(rng, fact), say(rng, _opposite(game, fact, belief))]
+        lines += [say(rng, fact), say(rng, fact), say(rng, opposite(game, fact, belief))]
         rng.shuffle(lines)
     if not told or rng.random() < 0.35:
         for _ in range(rng.randint(1, 3)):
             unused = rng.choice([x for x in LETTERS if x not in (belief.first, belief.second)])
-            aside = rng.choice(_ASIDES) if rng.random() < 0.7 else rng.choice(_OTHER_TASKS).format(L=unused)
+            aside = rng.choice(ASIDES) if rng.random() < 0.7 else rng.choice(_OTHER_TASKS).format(L=unused)
             if rng.random() < 0.15:  # true of another game
                 aside = say(rng, (rng.choice(["box", "target"] if game == "lake" else ["goal", "hole"]), unused))
             lines.insert(rng.randint(0, len(lines)), aside)
@@ -197,7 +205,8 @@ def context(rng: random.Random, game: str, belief: Rules, plain: float = 0.0) ->
     return Context(("- " if joint == "\n- " else "") + joint.join(lines), placement), told
 
 
-def _opposite(game: str, fact: Fact, belief: Rules) -> Fact:
+def opposite(game: str, fact: Fact, belief: Rules) -> Fact:
+    """The same kind of fact, as it is not."""
     kind, value = fact
     if kind in ("vertical", "horizontal"):
         return kind, not value

@@ -151,7 +151,7 @@ def test_the_settings_of_a_round_reach_its_stages() -> None:
     whole = LearnConfig(env="math", steps=3, confirm_tasks=9, seed=4)
     assert pick(whole, ConsolidateConfig).steps == 3
     assert pick(whole, ScoreConfig).confirm_tasks == 9
-    assert (whole.method, pick(whole, ScoreConfig).method) == ("opcd", "uniform")  # one word, two things
+    assert (whole.method, pick(whole, ScoreConfig).method) == ("opcd", "halving")  # one word, two things
     assert pick(LearnConfig(env="math", method="seqkd"), ConsolidateConfig).method == "seqkd"
     assert pick(whole, PlayConfig, seed=8).seed == 8
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from itertools import product
-from math import sqrt
+from math import comb, inf, sqrt
 
 import numpy as np
 import pytest
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import Rate, compare, detectable, mid_p, paired_difference, pairs_needed, sign_flip, wilson
+from agentopcd.core.power import detectable, pairs_needed
+from agentopcd.core.stats import (
+    Rate,
+    benjamini_hochberg,
+    compare,
+    mid_p,
+    paired_difference,
+    ratio,
+    sign_flip,
+    two_sided,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +180,58 @@ def test_detectable_is_the_inverse_of_pairs_needed() -> None:
     assert found / 400 == pytest.approx(0.8, abs=3 * sqrt(0.8 * 0.2 / 400))
     with pytest.raises(ConfigError, match="equal"):
         pairs_needed(0.2, 0.2)
+
+
+def test_two_sided_by_hand() -> None:
+    assert two_sided([1, 1, 1]) == 2 / 8  # +++ and --- of eight
+    assert two_sided([1, 1, -1]) == two_sided([]) == two_sided([0, 0]) == two_sided([1, -1]) == 1.0
+    assert two_sided([2, 1]) == 2 / 4  # only 3 and -3 are as far from 0
+    assert two_sided([2, 1, -1]) == two_sided([-2, 1, -1]) == 6 / 8  # 4 2 2 0 0 -2 -2 -4
+
+
+def test_two_sided_is_the_exact_sign_test_where_sums_are_signs() -> None:
+    plus, minus = 61, 27
+    tail = sum(comb(88, j) for j in range(plus, 89)) / 2**88
+    assert two_sided([1] * plus + [-1] * minus + [0] * 40) == pytest.approx(2 * tail, rel=1e-12)
+
+
+def test_two_sided_agrees_with_counting_all_signs() -> None:
+    sums = [3, -1, 2, 2, 1, -2, 4, 0]
+    far = [abs(sum(s * v for s, v in zip(signs, sums, strict=True))) >= abs(sum(sums))
+           for signs in product((-1, 1), repeat=len(sums))]  # fmt: skip
+    assert two_sided(sums) == pytest.approx(np.mean(far), rel=1e-12)
+    assert two_sided(sums) == two_sided([-value for value in sums])
+
+
+def test_benjamini_hochberg_by_hand() -> None:
+    # Five tests: 5/1 of .01, 5/2 of .02, 5/3 of .03, 5/4 of .04, 5/5 of .05 are all .05.
+    assert benjamini_hochberg([0.04, 0.01, 0.05, 0.03, 0.02]) == pytest.approx([0.05] * 5)
+    # From the largest down: .9; 4/3 of .06 = .08; 4/2 of .05 = .1, but no q is above that of a larger p; 4/1 of .001.
+    assert benjamini_hochberg([0.001, 0.05, 0.06, 0.9]) == pytest.approx([0.004, 0.08, 0.08, 0.9])
+    assert benjamini_hochberg([0.3]) == [0.3] and benjamini_hochberg([]) == []
+
+
+def test_benjamini_hochberg_keeps_false_discoveries_rare() -> None:
+    """200 studies of 30 items, 10 of them real: the mean share of false names stays below 10 %."""
+    rng, shares, found = np.random.default_rng(0), [], 0
+    for _ in range(200):
+        gains = rng.choice([-1, 0, 1], p=[0.15, 0.7, 0.15], size=(30, 120))
+        gains[:10] = rng.choice([-1, 0, 1], p=[0.06, 0.7, 0.24], size=(10, 120))
+        named = [q <= 0.1 for q in benjamini_hochberg([two_sided([int(g) for g in row]) for row in gains])]
+        shares.append(sum(named[10:]) / max(1, sum(named)))
+        found += sum(named[:10])
+    assert np.mean(shares) <= 0.1
+    assert found / 2000 > 0.6  # and it does find
+
+
+def test_ratio_by_hand() -> None:
+    # Groups of size 1: mean 2, variance 1, three of them.
+    assert ratio([1, 2, 3], [1, 1, 1]) == pytest.approx((2, 2 - 1.959964 / sqrt(3), 2 + 1.959964 / sqrt(3)), rel=1e-6)
+    # 2 of 4 and 4 of 4: ratio 3/4; residuals 2 - 3 and 4 - 3, so sqrt(2 / 1 * 2) / 8.
+    assert ratio([2, 4], [4, 4]) == pytest.approx((0.75, 0.75 - 1.959964 / 4, 0.75 + 1.959964 / 4), rel=1e-6)
+    assert ratio([3], [4]) == (0.75, -inf, inf)
+
+
+def test_repeats_within_a_group_do_not_narrow_the_interval() -> None:
+    once, often = ratio([1, 0, 1, 0], [1] * 4), ratio([5, 0, 5, 0], [5] * 4)
+    assert often == pytest.approx(once)

@@ -86,11 +86,11 @@ class Kit:
         return store
 
     @staticmethod
-    def bench(store: Store, play: Callable[[Sequence[Job]], Iterable[Episode]]) -> Bench:
+    def bench(store: Store, play: Callable[[Sequence[Job]], Iterable[Episode]], model: str = MODEL) -> Bench:
         """What every scoring function wants, with the run that opened the store last."""
         run_id = store.runs("score")[-1]["id"]
         return Bench(
-            store=store, env=ENV, setup=SETUP, model_id=MODEL, run_id=run_id, play=lambda label, jobs: play(jobs)
+            store=store, env=ENV, setup=SETUP, model_id=model, run_id=run_id, play=lambda label, jobs: play(jobs)
         )
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, MARKER, Context, Job, Task
-from agentopcd.knowledge import assemble, extraction_messages, identify
+from agentopcd.knowledge import assemble, assemble_by_value, extraction_messages, identify
 
 
 def words(text: str) -> int:
@@ -54,6 +54,38 @@ def test_every_context_fits_or_raises(rules: list[str], budget: int) -> None:
     kept = [identify(line) for line in context.lines]
     distinct = list(dict.fromkeys(identify(rule) for rule in rules))
     assert kept == distinct[len(distinct) - len(kept) :]
+
+
+def test_by_value_takes_pinned_items_then_the_best_bound_a_token() -> None:
+    # Lines of 4, 5, 6 and 4 words; bounds a word .05, .06, .02 and below 0.
+    bounds = {"one": 0.2, "two words": 0.3, "three words here": 0.12, "four": -0.01}
+    full = assemble_by_value(["pin"], bounds, budget=100, count_tokens=words)
+    assert shown(full) == ["pin", "two words", "one", "three words here", "four"]
+    # With "pin" 4, "two words" 10; "one" would make 15; then "four" would, too.
+    assert shown(assemble_by_value(["pin"], bounds, budget=10, count_tokens=words)) == ["pin", "two words"]
+    # "two words" (10 with the pin) is passed over for "one" (9), never cut.
+    assert shown(assemble_by_value(["pin"], bounds, budget=9, count_tokens=words)) == ["pin", "one"]
+    assert assemble_by_value([], {}, budget=9, count_tokens=words) == EMPTY
+    assert assemble_by_value([], bounds, budget=3, count_tokens=words) == EMPTY
+    assert assemble_by_value(["x"], {}, budget=9, count_tokens=words, placement="system").placement == "system"
+
+
+def test_a_bound_below_0_does_not_favour_long_items() -> None:
+    bounds = {"short": -0.1, "very much longer than that": -0.2}  # -.025 and -.022 a word
+    assert shown(assemble_by_value([], bounds, budget=100, count_tokens=words))[0] == "short"
+
+
+def test_pinned_items_over_budget_raise() -> None:
+    with pytest.raises(ConfigError, match="the 2 pinned items alone have 9 tokens, the budget is 8"):
+        assemble_by_value(["one", "two"], {"three": 0.5}, budget=8, count_tokens=words)
+
+
+@given(st.dictionaries(st.text("ab ", min_size=1).map(str.strip).filter(bool), st.floats(-1, 1)), st.integers(0, 60))
+def test_every_context_by_value_fits_and_nothing_that_fits_is_left(bounds: dict[str, float], budget: int) -> None:
+    context = assemble_by_value([], bounds, budget=budget, count_tokens=len)
+    assert len(context.text) <= budget
+    left = {identify(text): text for text in bounds if identify(text) not in {identify(line) for line in context.lines}}
+    assert all(len(f"{context.text}\n{MARKER} {text}".strip()) > budget for text in left.values())
 
 
 # -- extraction prompts ------------------------------------------------------------------------------

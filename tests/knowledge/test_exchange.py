@@ -29,7 +29,7 @@ def filled(kit) -> Store:
         reply = f"{MARKER} Walk {rep % 3} steps, 10² at most.\n{MARKER} Avoid holes."
         ingest(store, reply, Origin(run_id=run_id, episode=episode, episode_id=number))
     context = kit.context("Avoid holes.", "Walk 0 steps, 10² at most.")
-    play = kit.player(lambda shown: 0.9 if shown.text else 0.1)
+    play = kit.player(lambda shown: 0.9 if shown == context else 0.1)
     score(kit.bench(store, play), [context], kit.tasks(10))
     assert confirm(kit.bench(store, play), context, kit.tasks(20, 1000)).passed
     store.event(identify("Avoid holes."), "pin", "person", "obviously")
@@ -72,7 +72,7 @@ def test_everything_arrives(kit) -> None:
     assert fresh.refs() == store.refs()
     assert fresh.log("lake/best")[0]["reason"] == store.log("lake/best")[0]["reason"]
     ours, theirs = store.episodes(), fresh.episodes()
-    assert len(ours) == len(theirs) == 4 + 2 * 10 + 2 * 20
+    assert len(ours) == len(theirs) == 4 + 2 * 10 + 3 * 20
     for mine, other in zip(ours, theirs, strict=True):
         assert store.transcript(mine["id"]) == fresh.transcript(other["id"])
         assert mine["split"] == other["split"]
@@ -85,9 +85,36 @@ def test_origin_travels_without_episodes(kit) -> None:
     fresh = reload(lines(store))
     assert fresh.episodes() == []
     hole = identify("Avoid holes.")
-    assert fresh.item(hole).support == store.item(hole).support == 3
+    assert (fresh.item(hole).support, store.item(hole).support) == (0, 3)  # what others say they saw is no support
+    assert reload(lines(store), "keep").item(hole).support == 3
     assert {row["task_key"] for row in fresh.sources(hole)} == {task.key for task in kit.tasks(3, 500)}
     assert fresh.split_of(kit.env, kit.tasks(1, 500)[0].key) == "extract"
+
+
+def test_an_import_is_no_evidence(kit) -> None:
+    """Neither its moves nor its episodes: the gate asks what this store has played itself."""
+    store = filled(kit)
+    context = store.get_context(store.resolve("lake/best"))
+    forged = [row | ({"success": 1} if row.get("type") == "episode" else {}) for row in dump(store, episodes=True)]
+    fresh = Store.open(":memory:")
+    fresh.add_model(kit.model, "tiny")
+    fresh.start("score", {"env": kit.env}, seed=0)
+    load(fresh, [row | ({"transcript": None} if row.get("type") == "episode" else {}) for row in forged])
+    assert fresh.looks(kit.env) == [] and fresh.ref("lake/best") == context.id
+    player = kit.player(lambda _: 0.1)
+    result = confirm(kit.bench(fresh, player), context, kit.tasks(20, 1000))
+    assert result.verdict == "not better" and len(player.played) == 3 * 20
+
+
+def test_an_import_adds_no_origin_to_a_run_of_this_store(kit) -> None:
+    store = filled(kit)
+    rows = list(dump(store))
+    source = next(row for row in rows if row.get("type") == "source")
+    rows[-1]["rows"] += 1
+    rows.insert(rows.index(source), source | {"task_key": kit.tasks(1, 900)[0].key})
+    with pytest.raises(StoreError, match="this store's own; import with --gate keep if you trust the file"):
+        load(store, rows)
+    assert load(store, rows, gate="keep")["source"] == 1
 
 
 def test_the_receivers_split_stands_and_guards(kit) -> None:

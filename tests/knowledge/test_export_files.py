@@ -155,7 +155,7 @@ def test_every_cut_of_an_export_is_refused(work: Path, tmp_path: Path) -> None:
 
 def test_an_export_of_version_1_has_no_end_and_is_read(work: Path, tmp_path: Path) -> None:
     lines = exported(work, tmp_path / "out.jsonl").splitlines()
-    lines[0] = lines[0].replace('"version":2', '"version":1')
+    lines[0] = lines[0].replace('"version":3', '"version":1')
     assert load(Store.open(":memory:"), from_jsonl(lines[:-1]))["episode"] == 3
 
 

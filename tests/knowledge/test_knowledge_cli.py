@@ -29,7 +29,7 @@ def work(tmp_path: Path, kit) -> Path:
         reply = f"{MARKER} Avoid holes.\n{MARKER} Go right, right, down."
         ingest(store, reply, Origin(run_id=run_id, episode=episode, episode_id=number))
         context = kit.context("Avoid holes.")
-        play = kit.player(lambda shown: 0.8 if shown.text else 0.1)
+        play = kit.player(lambda shown: 0.8 if shown == context else 0.1)
         score(kit.bench(store, play), [context], kit.tasks(10))
         confirm(kit.bench(store, play), context, kit.tasks(30, 1000))
     return tmp_path / "work"
@@ -57,10 +57,10 @@ def test_lists(work: Path) -> None:
     assert "(lake/best)" in run(work, "list", "contexts")
     assert "2 contexts, the newest 1 shown" in run(work, "list", "contexts", "--env", "lake", "--limit", "1")
     assert "lake/best" in run(work, "list", "refs") and "30 episodes" in run(work, "list", "refs")
-    assert "81 episodes, the newest 3 shown" in run(work, "list", "episodes", "--limit", "3")
+    assert "111 episodes, the newest 3 shown" in run(work, "list", "episodes", "--limit", "3")
     rows = json.loads(run(work, "list", "refs", "--json"))
     assert rows[0]["name"] == "lake/best" and rows[0]["actor"] == "confirm"
-    assert len(json.loads(run(work, "list", "episodes", "--json", "--limit", "100"))) == 81
+    assert len(json.loads(run(work, "list", "episodes", "--json", "--limit", "100"))) == 100
 
 
 def test_show_item_tells_its_whole_story(work: Path) -> None:
@@ -116,7 +116,7 @@ def test_exchange(work: Path, tmp_path: Path) -> None:
     assert result["items"] == 1 and not result["changed by sanitising"]
     with Store.open(other / "store.db") as store:
         assert store.resolve("lake/copy") == store.resolve("lake/best") == result["context"]
-    assert run(work, "export", "lake/best").startswith('{"format":"agentopcd-kb","version":2}\n')
+    assert run(work, "export", "lake/best").startswith('{"format":"agentopcd-kb","version":3}\n')
 
 
 def test_import_of_a_system_prompt(work: Path, tmp_path: Path) -> None:

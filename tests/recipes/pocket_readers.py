@@ -125,7 +125,7 @@ def template(text: str) -> re.Pattern[str]:
 ROLES = [(template(t), kind) for kind, listed in wording._ROLES.items() for t in listed]
 PAIRS = [(template(t), ("goal", "hole") if game == "lake" else ("box", "target"))
          for game, listed in wording._PAIRS.items() for t in listed]  # fmt: skip
-ASIDES = [template(t) for t in wording._ASIDES + wording._OTHER_TASKS]
+ASIDES = [template(t) for t in wording.ASIDES + wording._OTHER_TASKS]
 
 
 def read(sentence: str) -> list[tuple[str, Any]]:

@@ -245,8 +245,8 @@ def test_a_chain_without_an_item_keeps_its_number_when_the_run_goes_on(lab: Lab)
         assert chains._first_chain(session, run_id + 1) == 4
 
 
-def choose(lab: Lab, candidates: list[Context], **kill: int) -> Any:
-    config = pick(lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20)
+def choose(lab: Lab, candidates: list[Context], method: str = "uniform", **kill: int) -> Any:
+    config = pick(lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20, method=method)
     with lab.open(config, **kill) as session:
         return choosing.choose(session, config, candidates, run_id=session.ledger.begin("score"))
 
@@ -264,6 +264,15 @@ def test_the_context_with_the_clue_is_chosen_and_confirmed(lab: Lab) -> None:
     assert splits == {"select", "confirm"}
 
 
+def test_by_default_the_better_half_plays_on(lab: Lab) -> None:
+    clue, noise = Context(tiny.CLUE), [Context(f"say nothing {number}") for number in range(3)]
+    ranking, outcome = choose(lab, [*noise, clue], "halving")
+    assert ranking.best.context_id == clue.id and ranking.best.count.rate.wins == 8 + 16 and outcome.passed
+    assert outcome.against["placebo"].wins == 20  # "seven say" is no clue
+    with lab.open() as session:
+        assert {row["split"] for row in session.store.episodes(context_id=EMPTY.id)} == {"confirm"}
+
+
 def test_a_context_that_helps_nothing_is_not_confirmed(lab: Lab) -> None:
     assert not choose(lab, [Context("say nothing")])[1].passed
     with lab.open() as session:
@@ -275,7 +284,7 @@ def test_scoring_killed_and_repeated_plays_each_pair_once(lab: Lab) -> None:
         choose(lab, [Context(tiny.CLUE)], kill_after=7)
     assert lab.count("episode") == 7 or lab.count("episode") == 6
     choose(lab, [Context(tiny.CLUE)])
-    assert lab.count("episode") == 2 * 10 + 2 * 20
+    assert lab.count("episode") == 2 * 10 + 3 * 20
     asked = sum(sampler.asked for sampler in lab.samplers)
     choose(lab, [Context(tiny.CLUE)])
     assert sum(sampler.asked for sampler in lab.samplers) == asked
@@ -291,21 +300,6 @@ def test_candidates_come_latest_step_and_newest_chain_first_and_each_once(lab: L
         assert [context.text for context in chains.pool(session)] == ["d", "c", "a", "b"]
 
 
-def test_items_of_the_pool_get_values(lab: Lab) -> None:
-    config = pick(lab.config(), ScoreConfig, select_tasks=20, method="subsets")
-    with lab.open(config) as session:
-        store, run_id = session.store, session.ledger.begin("score")
-        from agentopcd.knowledge import Origin, ingest
-
-        for text in (tiny.CLUE, "say nothing"):
-            ingest(store, f"{MARKER} {text}", Origin(run_id=run_id))
-        pool = [Context(f"{MARKER} {tiny.CLUE}\n{MARKER} say nothing")]
-        store.add_context(pool[0])
-        values = choosing.value_items(session, config, pool, run_id=run_id)
-    assert [row["text"] for row in values] == [tiny.CLUE, "say nothing"]
-    assert values[0]["value"] > 0.5
-
-
 def test_the_empty_context_is_no_candidate(lab: Lab) -> None:
     from agentopcd.core.errors import ConfigError
 
@@ -315,11 +309,13 @@ def test_the_empty_context_is_no_candidate(lab: Lab) -> None:
 
 def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
     lab.play()
-    config = pick(lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20)
+    config = pick(
+        lab.config(), ScoreConfig, select_tasks=10, confirm_tasks=20, method="uniform", traces=400, confirm=False
+    )
     noise = Context("say nothing")
     with lab.open(config) as session:
         run_id = session.ledger.begin("score", traces=True)
-        ranking, _ = choosing.choose(session, config, [noise], run_id=run_id, gate=False, traces=400)
+        ranking, _ = choosing.choose(session, config, [noise], run_id=run_id)
         assert [row.context_id for row in ranking.rows] == [noise.id]
         raw = choosing.raw_traces(session, 400, "user")
         assert raw.text.count("Your answer: Answer: 1") >= 2 and "What is" in raw.text
@@ -336,3 +332,12 @@ def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
 def test_without_an_episode_there_are_no_raw_traces(lab: Lab) -> None:
     with lab.open() as session, pytest.raises(Exception, match="play first"):
         choosing.raw_traces(session, 400, "user")
+
+
+def test_only_what_the_gate_lets_through_gets_into_contexts(lab: Lab) -> None:
+    assert lab.play(gate="review", seed=1).candidates == []
+    gathered = lab.play(gate="support>=2", seed=2)
+    with lab.open() as session:
+        (item,) = session.store.items()
+        assert item.status == "active" and item.support >= 2
+    assert [context.lines for context in gathered.candidates] == [[tiny.CLUE]]

@@ -148,7 +148,8 @@ def test_the_store_weighs_what_is_mixed(session: Session) -> None:
         find_context(session, config)
     found = find_context(session, dataclasses.replace(config, force=True))
     assert isinstance(found, Mixture) and set(found.parts) == {good, better} and found.weights == (1.0, 1.0)
-    store.move(f"{session.env}/best", better.id, "confirm")
+    key = {"env": session.env, "model_id": None, "context_id": better.id, "setup": None, "plan": "one"}
+    store.end_look(store.begin_look(key, {})["id"], "pass", {})
     assert find_context(session, config) == found
     with pytest.raises(ConfigError, match=r"--mix 3 wants .* got 2; run `agentopcd knowledge score --candidates 3"):
         find_context(session, dataclasses.replace(config, mix=3))

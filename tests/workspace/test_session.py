@@ -126,8 +126,26 @@ def test_only_the_confirm_gate_confirms(rows: str, tmp_path: Path) -> None:
         session.store.add_context(context)
         session.store.move(f"{rows}/best", context.id, "person")
         assert not session.confirmed(context)
-        session.store.move(f"{rows}/best", context.id, "confirm")
+        session.store.move(f"{rows}/best", context.id, "confirm")  # as an import may bring it along
+        assert not session.confirmed(context)
+        looked(session, context, "form only")
+        assert not session.confirmed(context)
+        looked(session, context, "pass", plan="another")
         assert session.confirmed(context)
+
+
+def looked(session: Session, context: Context, verdict: str, plan: str = "one") -> None:
+    """A look at confirm tasks that ended so."""
+    key = {"env": session.env, "model_id": "m" * 64, "context_id": context.id, "setup": "s", "plan": plan}
+    look = session.store.begin_look(key, {})
+    session.store.end_look(look["id"], verdict, {})
+
+
+def test_a_placebo_is_not_handed_over(rows: str, tmp_path: Path) -> None:
+    with open_session(rows, tmp_path / "w") as session:
+        session.store.add_context(Context("brief Be."), {"order": "placebo", "of": "x"})
+        with pytest.raises(ConfigError, match="is a placebo, which holds no knowledge; name another one"):
+            session.check_handover(Context("brief Be."))
 
 
 @pytest.fixture
@@ -156,6 +174,7 @@ def test_what_was_not_confirmed_is_not_distilled_unless_forced(train_session: Se
         find_context(session, named)
     assert find_context(session, dataclasses.replace(named, force=True)) == context
     store.move(f"{session.env}/best", context.id, "confirm")
+    looked(session, context, "pass")
     assert find_context(session, config) == find_context(session, named) == context
 
 

@@ -82,7 +82,9 @@ def test_an_evaluation_is_played_once_and_read_back_after(session: Session, monk
     monkeypatch.setattr(Player, "play", None)
     assert run(session).to_dict() == first.to_dict()
     setup = session.setup(session.player_for(session.loaded))
-    again = tabulate(session, [one.entry for one in contestants(session)], session.tasks("test", 20), setup=setup)
+    again = tabulate(
+        session, [one.entry for one in contestants(session)], session.tasks("test", 20), setup=setup, run_id=1
+    )
     assert again.to_dict() == first.to_dict()
 
 

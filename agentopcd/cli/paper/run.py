@@ -35,7 +35,7 @@ from agentopcd.workspace.experience.find_context import find_context
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.session import Session
 
-Outcomes = dict[tuple[int, str, int, int], bool]
+Outcomes = dict[tuple[int, str, int, int], float]
 """Success by training seed, task key, task seed and repetition."""
 
 
@@ -204,7 +204,8 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
         if not done.candidates:
             raise ConfigError("no item could be read from the extractor's replies; gather more episodes or chains")
         scoring = session.ledger.stage("score", recipe=plan.name)
-        ranking, _ = choose(session, pick(config, ScoreConfig), done.candidates, run_id=scoring, gate=False)
+        scorer = pick(config, ScoreConfig, method="uniform", confirm=False)  # as in the paper
+        ranking, _ = choose(session, scorer, done.candidates, run_id=scoring)
         session.ledger.finish(scoring, {"text": str(ranking)})
         row = session.store.run(run_id)
         chains = chains_of(session.store, row | {"config": json.loads(row["config"])})
@@ -278,7 +279,7 @@ def _loaded(session: Session, names: Mapping[str, str], context: Context = EMPTY
 
 def _play(
     session: Session, one: Contestant, tasks: Sequence[Task], name: str
-) -> tuple[Evaluation, Mapping[Place, bool]]:
+) -> tuple[Evaluation, Mapping[Place, float]]:
     """Play one contestant of the row ``name``; return its table and its outcomes."""
     run_id = session.ledger.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
     table = evaluate(session, [one], tasks, run_id=run_id)
@@ -287,7 +288,7 @@ def _play(
     return table, session.store.outcomes(one.arm, arena)
 
 
-def _of_seed(outcomes: Mapping[Place, bool], seed: int) -> Outcomes:
+def _of_seed(outcomes: Mapping[Place, float], seed: int) -> Outcomes:
     return {(seed, *place): won for place, won in outcomes.items()}
 
 
@@ -309,8 +310,8 @@ def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:
     )
 
 
-def _rate(outcomes: Mapping[Any, bool]) -> Rate:
-    return Rate(sum(outcomes.values()), len(outcomes))
+def _rate(outcomes: Mapping[Any, float]) -> Rate:
+    return Rate(sum(map(bool, outcomes.values())), len(outcomes))
 
 
 def _finding(claim: tuple[str, str], outcomes: Mapping[str, Outcomes]) -> Finding:

@@ -92,6 +92,11 @@ class Config:
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more")
 
+    def _only_with(self, name: str, on: bool, wanted: str) -> None:
+        """Refuse a setting that has no effect without another one, rather than ignore it."""
+        if not on and getattr(self, name) != getattr(type(self), name):
+            raise ConfigError(f"--{name.replace('_', '-')} is for {wanted}; leave it out, or add that")
+
 
 def read_toml(file: Path, what: str) -> dict[str, Any]:
     """What a TOML file says; TOML is UTF-8, whatever the machine's own encoding is.

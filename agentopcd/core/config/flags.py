@@ -22,11 +22,11 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Model": ("device", "compute", "template_args"),
     "Experience": (
         "extract", "extractor", "extract_prompt", "chains", "chain_steps", "extract_tokens", "budget_tokens",
-        "show_earlier",
+        "show_earlier", "gate",
     ),
     "Choosing": (
-        "pool", "candidates", "traces", "mix", "confirm", "force", "select_tasks", "select_every", "confirm_tasks",
-        "test_tasks",
+        "pool", "candidates", "by", "traces", "turns", "mix", "confirm", "force", "select_tasks", "select_every",
+        "confirm_tasks", "test_tasks",
     ),
     "Training": (
         "lora_rank", "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing", "answers", "cut_replies",

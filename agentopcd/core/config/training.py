@@ -73,6 +73,9 @@ class TrainConfig(PlayerConfig):
     """Steps between evaluations on select tasks; the best checkpoint becomes the student."""
     select_tasks: int = 64
     """Select tasks per evaluation."""
+    by: str = ""
+    """What the checkpoint is chosen by: success, reward, or a metric that the environment reports; empty: the
+    environment's default."""
     save_every: int = 8
     """Steps between checkpoints for resuming a killed run."""
     keep_checkpoints: bool = False
@@ -111,11 +114,6 @@ class TrainConfig(PlayerConfig):
             what = "--divergence stopgrad and --importance-cap are about the student's own answers"
             raise ConfigError(f"{what}; {self.method} learns from the teacher's")
         self._only_with("async_steps", bool(self.server) and not self.by_teacher, "--server and the student's answers")
-
-    def _only_with(self, name: str, on: bool, wanted: str) -> None:
-        """Refuse a setting that has no effect without another one, rather than ignore it."""
-        if not on and getattr(self, name) != getattr(type(self), name):
-            raise ConfigError(f"--{name.replace('_', '-')} is for {wanted}; leave it out, or add that")
 
     def _check_samples(self) -> None:
         if self.top_p != 1 or self.top_k != 0 or self.temperature == 0:

@@ -39,6 +39,9 @@ class GatherConfig(PlayerConfig):
     extract_prompt: str = ""
     """File with your own extraction prompt, with the places {trace} (needed), {earlier} and {marker}; empty: the
     built-in prompt for what was played."""
+    gate: Literal["auto", "review", "support>=2"] = "auto"
+    """Which new items are used without a person's word: auto, all without a flag; support>=2, those that were found
+    unprompted on two tasks and have no flag; review, none. The others wait: see `agentopcd knowledge approve`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,12 +78,17 @@ class GatherConfig(PlayerConfig):
 class ScoringConfig(PlayerConfig):
     """How a context is chosen."""
 
-    candidates: int = 8
+    candidates: int = 32
     """Score at most this many distinct contexts, the latest of each chain first."""
     select_tasks: int = 64
-    """Select tasks per candidate and per evaluation while training; subsets plays one pair of halves on each task."""
+    """Select tasks per evaluation while training and per candidate of --method uniform; subsets plays so many pairs of
+    halves, and tasks come again if the split has fewer."""
     confirm_tasks: int = 256
-    """Confirm tasks that the winner and the empty context play; at most as many as the split holds."""
+    """Confirm tasks that the winner, the empty context and its other rivals play; at most as many as the split
+    holds."""
+    by: str = ""
+    """What contexts and checkpoints are chosen by: success, reward, or a metric that the environment reports; empty:
+    the environment's default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,28 +124,44 @@ class ScoreConfig(ScoringConfig):
 
     pool: str = ""
     """Prefix of the candidate refs; empty: ENV/pool/ of this environment."""
-    method: Literal["uniform", "subsets"] = "uniform"
-    """uniform: whole contexts on the same select tasks; subsets: a value for every item, from random halves."""
+    method: Literal["halving", "uniform", "subsets", "influence"] = "halving"
+    """halving: the better half of the contexts plays on, 16 episodes for each on average; uniform: all contexts play
+    the same select tasks; subsets: a value for every item, from random halves, and a context of the best, ENV/valued;
+    influence: how much each item of a context moves the model, without playing."""
     confirm: bool = True
-    """Confirm the winner (uniform only); otherwise only rank the candidates."""
+    """Confirm the winner; otherwise only rank the candidates. Of no use to subsets."""
     traces: int = 0
     """Also rank the newest raw episodes as a context of up to this many tokens (uniform only), to show what extraction
     is worth."""
+    context: str = ""
+    """Context whose items are compared (influence only), a ref or id; empty: ENV/best, else the newest candidate."""
+    turns: int = 0
+    """Stored turns on which they are compared (influence only), drawn by the seed; 0: 64."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.traces < 0 or (self.traces and self.method == "subsets"):
+        self._not_negative("turns")
+        if self.traces < 0 or (self.traces and self.method != "uniform"):
             raise ConfigError(f"traces is {self.traces}; wanted a number of tokens, and --method uniform")
+        if self.turns == 1:
+            raise ConfigError("turns is 1; an interval takes two or more")
+        influence = self.method == "influence"
+        self._only_with("context", influence, "--method influence")
+        self._only_with("turns", influence, "--method influence")
+        if influence:
+            self._needs_weights("to score replies with")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConfirmConfig(PlayerConfig):
-    """`agentopcd knowledge confirm`: one context against the empty one on fresh tasks."""
+    """`agentopcd knowledge confirm`: one context against the empty one, its placebo and ENV/best on fresh tasks."""
 
     context: str = ""
     """Ref or id of the context to confirm."""
     confirm_tasks: int = 256
-    """Confirm tasks that each of the two contexts plays; at most as many as the split holds."""
+    """Confirm tasks that each of the contexts plays; at most as many as the split holds."""
+    by: str = ""
+    """What is compared: success, reward, or a metric that the environment reports; empty: the environment's default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

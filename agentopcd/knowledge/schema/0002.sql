@@ -3,6 +3,7 @@
 
 ALTER TABLE run ADD COLUMN imported INTEGER NOT NULL DEFAULT 0 CHECK (imported IN (0, 1));   -- its word is not evidence
 ALTER TABLE episode ADD COLUMN metrics TEXT CHECK (metrics IS NULL OR json_valid(metrics));  -- NULL: in the transcript
+ALTER TABLE context ADD COLUMN imported INTEGER NOT NULL DEFAULT 0 CHECK (imported IN (0, 1));  -- a stranger's text
 
 -- What earlier versions imported: an import's runs were numbered right after its own.
 UPDATE run SET imported = 1 WHERE EXISTS (

@@ -15,6 +15,7 @@ from agentopcd.core.types import Task, Turn
 from agentopcd.distillation import losses
 from agentopcd.distillation.compare import Pair, compare
 from agentopcd.distillation.positions import logits_of, response_hidden
+from agentopcd.distillation.samples import in_batches
 from agentopcd.rollouts.sampling import choices
 from agentopcd.rollouts.sampling.same_weights import limit_nats
 from agentopcd.workspace.evaluation.table import Contestant
@@ -22,8 +23,6 @@ from agentopcd.workspace.session import Session
 
 EPISODES = 64
 """The episodes per contestant that drift is measured on: hundreds of replies, thousands of tokens."""
-BATCH_TOKENS = 4096
-"""The most tokens of prompts and replies in one forward pass."""
 ROWS = 256
 """The most reply tokens whose logits are in memory at once."""
 
@@ -63,7 +62,8 @@ def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Seq
     temperature = session.config.temperature or 1.0  # greedy play (0) is measured on the untempered distribution
     chat, pad_id = session.player_for(base.model).chat, base.model.tokenizer.pad_token_id
     entropy = kl = gap = 0.0
-    for batch in _batches(turns):
+    for places in in_batches([_length(turn) for turn in turns]):
+        batch = [turns[place] for place in places]
         asked = [(turn.prompt_ids, turn.response_ids) for turn in batch]
         plain = [(chat.render(turn.messages), turn.response_ids) for turn in batch]
         said = torch.tensor([token for turn in batch for token in turn.response_ids], device=session.device)
@@ -127,17 +127,6 @@ def _logits(model: Any, pairs: Sequence[Pair], pad_id: int) -> Callable[[slice],
         return lambda where: logits_of(model, hidden_NH[where])
     logits_NV = torch.cat([models.own_logits(model, *pair) for pair in pairs])
     return lambda where: logits_NV[where]
-
-
-def _batches(turns: Sequence[Turn]) -> list[list[Turn]]:
-    """Batches of turns of similar length, each of at most :data:`BATCH_TOKENS` tokens with padding or of one turn."""
-    batches: list[list[Turn]] = []
-    for turn in sorted(turns, key=_length, reverse=True):
-        if batches and (len(batches[-1]) + 1) * _length(batches[-1][0]) <= BATCH_TOKENS:
-            batches[-1].append(turn)
-        else:
-            batches.append([turn])
-    return batches
 
 
 def _length(turn: Turn) -> int:

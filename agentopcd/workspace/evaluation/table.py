@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import Comparison, Rate
+from agentopcd.core.stats import Comparison, Mean, Rate
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.envs.floors import Floors, floors
 from agentopcd.knowledge import Arena, Arm, Place, places_of
@@ -55,6 +55,8 @@ class TableRow:
     tasks: int
     reply_tokens: float
     """The mean over episodes of the tokens of all their replies."""
+    means: Mapping[str, Mean]
+    """Mean reward, and the mean of each metric that the environment reports."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,9 @@ class Evaluation:
     """The share of the in-context gain that the student keeps without the context, on the tasks that all three have
     played; None without a gain."""
     notes: list[str]
+    seen: tuple[int, list[int]]
+    """The number of test tasks that earlier evaluations have looked at, and their runs: what was decided after reading
+    those is not independent of these tasks."""
 
     def rate(self, label: str) -> Rate:
         """The success rate of the row with this label."""
@@ -84,11 +89,15 @@ class Evaluation:
         return {
             "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes,
             "rows": [
-                {"label": row.label, **row.rate.to_dict(), "tasks": row.tasks, "reply_tokens": row.reply_tokens}
+                {
+                    "label": row.label, **row.rate.to_dict(), "tasks": row.tasks, "reply_tokens": row.reply_tokens,
+                    "means": {name: mean.to_dict() for name, mean in row.means.items()},
+                }
                 for row in self.rows
             ],
             "differences": {name: comparison.to_dict() for name, comparison in self.comparisons.items()},
             "recovered": self.recovered, "overlap": list(self.overlap),
+            "seen": {"tasks": self.seen[0], "runs": self.seen[1]},
             "floors": None if self.floors is None else dataclasses.asdict(self.floors),
         }  # fmt: skip
 
@@ -115,22 +124,24 @@ def evaluate(
         bench.play_missing(f"test: {one.label}", [Job(task, one.context, rep) for rep in range(reps) for task in tasks])
         setups.add(bench.setup)
     (setup,) = setups
-    return tabulate(session, [one.entry for one in contestants], tasks, setup=setup, reps=reps)
+    entries = [one.entry for one in contestants]
+    return tabulate(session, entries, tasks, setup=setup, reps=reps, run_id=run_id)
 
 
 def tabulate(
-    session: Session, entries: Sequence[Entry], tasks: Sequence[Task], *, setup: str, reps: int = 1
+    session: Session, entries: Sequence[Entry], tasks: Sequence[Task], *, setup: str, reps: int = 1, run_id: int
 ) -> Evaluation:
-    """Build the table from the stored episodes."""
+    """Build the table of a run from the stored episodes."""
     places, store = set(places_of(tasks, reps)), session.store
     arena = Arena(session.env, setup, "test", places)
     counts = store.counts([entry.arm for entry in entries], arena)
     rows = [
         TableRow(
             label=entry.label,
-            rate=counts[entry.arm].rate,
+            rate=store.rate(entry.arm, arena),
             tasks=counts[entry.arm].tasks,
             reply_tokens=_reply_tokens(session, entry.arm, setup, places),
+            means=store.means(entry.arm, arena),
         )
         for entry in entries
     ]
@@ -157,10 +168,11 @@ def tabulate(
         protocol=session.manifest.protocol,
         recovered=_recovered({label: store.outcomes(arm, arena) for label, arm in arms.items()}),
         notes=notes,
+        seen=store.seen_before(session.env, {task.key for task in tasks}, run_id),
     )
 
 
-def _recovered(outcomes: Mapping[str, Mapping[Place, bool]]) -> float | None:
+def _recovered(outcomes: Mapping[str, Mapping[Place, float]]) -> float | None:
     """``(student - base) / (in-context - base)``, over the places that all three have played."""
     if not {"base", "in-context", "student"} <= set(outcomes):
         return None
@@ -188,6 +200,9 @@ def lines(evaluation: Evaluation) -> list[str]:
         out.append(f"floors: {evaluation.floors.text}")
     count, share = evaluation.overlap
     out.append(f"test tasks also in train or extract: {count} ({share:.0%})")
+    if evaluation.seen[0]:
+        runs = ", ".join(map(str, evaluation.seen[1]))
+        out.append(f"test tasks that earlier evaluations have looked at: {evaluation.seen[0]} (runs {runs})")
     return [*out, *(f"note: {note}" for note in evaluation.notes)]
 
 
@@ -197,4 +212,8 @@ def row_lines(rows: Sequence[TableRow]) -> list[str]:
     for row in rows:
         interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"
         out.append(f"{row.label:12s} {row.rate.rate:8.3f}  {interval:>16s} {row.rate.n:5d}  {row.reply_tokens:6.1f}")
+    for name in dict.fromkeys(name for row in rows for name in row.means):
+        shown = [(row.label, row.means[name], row.rate.rate) for row in rows if name in row.means]
+        if any(mean.rate != success for _, mean, success in shown):  # else it is success once more
+            out.append(f"{name}: " + ", ".join(f"{label} {mean}" for label, mean, _ in shown))
     return out

@@ -89,7 +89,9 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
             origin = Origin(
                 run_id=run_id, episode=store.transcript(id_), episode_id=id_, shown=shown, first_line=c * 1000
             )
-            ingested = ingest(store, reply, origin, special=chat.special, count_tokens=chat.count_tokens)
+            ingested = ingest(
+                store, reply, origin, special=chat.special, count_tokens=chat.count_tokens, gate=config.gate
+            )
             unparsed += not ingested.parsed
             flagged |= set(ingested.flagged)
             items |= dict.fromkeys(ingested.ids)

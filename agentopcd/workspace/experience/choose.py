@@ -1,57 +1,68 @@
-"""Which context is worth distilling: rank candidates on select tasks, confirm the winner, and value single items."""
+"""Which context is worth distilling: rank candidates on select tasks, and confirm the winner."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
-from agentopcd.core.config import ScoringConfig
+from agentopcd.core.config import ConfirmConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context, Placement
-from agentopcd.knowledge import (
-    Confirmation,
-    Ranking,
-    confirm,
-    score,
-    subsets,
-)
+from agentopcd.knowledge import Confirmation, Ranking, confirm, halving, score
 from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.workspace.session import Session
 
+FRESH = 1_000_000
+"""The first repetition of confirm episodes where select and confirm share their tasks, so that no episode that chose
+the winner is read again. No ranking repeats a task that often."""
+
 
 def choose(
-    session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int, gate: bool = True,
-    traces: int = 0,
-) -> tuple[Ranking, Confirmation | None]:  # fmt: skip
-    """Rank candidates on select tasks. Confirm the winner once, against the empty context, on fresh tasks.
-
-    Args:
-        gate: whether to confirm the winner.
-        traces: the most tokens of the :func:`raw_traces` that are ranked beside the candidates and never win; 0: none.
+    session: Session, config: ScoreConfig, candidates: Sequence[Context], *, run_id: int
+) -> tuple[Ranking, Confirmation | None]:
+    """Rank candidates on select tasks, then confirm the winner once on fresh tasks.
 
     Returns:
-        The ranking, and the result of the confirmation; None if there was none.
+        The ranking, and the result of the confirmation; None if ``config.confirm`` asks for none.
 
     Raises:
         ConfigError: there is no candidate besides the raw traces.
     """
-    bench = session.bench(run_id)
-    ranked = list(candidates[: config.candidates])
-    raw = raw_traces(session, traces, ranked[0].placement if ranked else "user") if traces else EMPTY
-    ranking = score(bench, [*ranked, raw], session.tasks("select", config.select_tasks))
+    ranking = _rank(session, config, list(candidates[: config.candidates]), run_id)
+    if not config.confirm:
+        return ranking, None
+    best = session.store.get_context(ranking.best.context_id)
+    return ranking, confirm_one(session, config, best, run_id=run_id)
+
+
+def _rank(session: Session, config: ScoreConfig, candidates: list[Context], run_id: int) -> Ranking:
+    """The ranking, without the raw traces (``config.traces``), which are ranked beside the candidates and never win."""
+    bench, by = session.bench(run_id), session.by
+    if config.method == "halving":
+        ranking = halving(bench, candidates, session.tasks("select"), by=by, seed=config.seed)
+        session.say(str(ranking))
+        return ranking
+    placement = candidates[0].placement if candidates else "user"
+    raw = raw_traces(session, config.traces, placement) if config.traces else EMPTY
+    ranking = score(bench, [*candidates, raw], session.tasks("select", config.select_tasks), by=by)
     session.say(str(ranking))
     if raw.text:
         session.say(f"{raw.id[:12]} is the raw traces: a baseline, which is not confirmed")
         ranking = dataclasses.replace(ranking, rows=[row for row in ranking.rows if row.context_id != raw.id])
         if not ranking.rows:
             raise ConfigError("nothing to score besides the raw traces; play and extract first")
-    if not gate:
-        return ranking, None
-    best = session.store.get_context(ranking.best.context_id)
-    outcome = confirm(bench, best, session.tasks("confirm", config.confirm_tasks))
+    return ranking
+
+
+def confirm_one(
+    session: Session, config: ScoreConfig | ConfirmConfig, context: Context, *, run_id: int
+) -> Confirmation:
+    """Confirm one context on confirm tasks, and say how it went."""
+    first_rep = 0 if session.manifest.protocol == "disjoint" else FRESH
+    tasks = session.tasks("confirm", config.confirm_tasks)
+    outcome = confirm(session.bench(run_id), context, tasks, by=session.by, first_rep=first_rep)
     session.say(str(outcome))
-    return ranking, outcome
+    return outcome
 
 
 def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
@@ -81,22 +92,3 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
     context = Context(text, placement)
     session.store.add_context(context, {"order": "traces", "budget": budget})
     return context
-
-
-def value_items(
-    session: Session, config: ScoringConfig, candidates: Sequence[Context], *, run_id: int
-) -> list[dict[str, Any]]:
-    """The value of each active item of the candidates, with an interval, from complementary random halves of the items.
-
-    Raises:
-        ConfigError: the candidates have no active item.
-    """
-    store = session.store
-    ids = dict.fromkeys(item.id for context in candidates for item in store.items(context_id=context.id))
-    items = [item for item in store.items(ids=list(ids)) if item.status in ("active", "pinned")]
-    if not items:
-        raise ConfigError(f"no active item of {session.env} in the pool; play and extract first")
-    tasks, placement = session.tasks("select", config.select_tasks), candidates[0].placement
-    values = subsets(session.bench(run_id), items, tasks, seed=config.seed, placement=placement)
-    texts = {item.id: item.text for item in items}
-    return [dataclasses.asdict(value) | {"text": texts[value.item_id]} for value in values]

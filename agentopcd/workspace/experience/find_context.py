@@ -40,7 +40,7 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
             f"context {context.id[:12]} never passed the confirm gate; run `agentopcd knowledge confirm "
             f"--context {context.id[:12]} {flags}`, or insist with --force"
         )
-    session.check_handover(context)
+    session.check_handover(context, force=config.force)
     return context
 
 
@@ -57,14 +57,15 @@ def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
     arms = {context: Arm(session.loaded.id, context.id) for context in candidates}
     counts = session.store.counts(arms.values(), arena)
     rates = {context: counts[arm].rate for context, arm in arms.items()}
-    ranked = sorted((c for c in candidates if rates[c].wins), key=lambda c: rates[c].rate, reverse=True)[: config.mix]
+    # By the lower end of the interval: after halving, some have played a few games only.
+    ranked = sorted((c for c in candidates if rates[c].rate), key=lambda c: rates[c].low, reverse=True)[: config.mix]
     if len(ranked) < config.mix:
         raise ConfigError(
             f"--mix {config.mix} wants as many contexts that have won a select task with this model and settings, "
             f"got {len(ranked)}; run `agentopcd knowledge score --candidates {config.mix} {player_flags(config)}`"
         )
     for context in ranked:
-        session.check_handover(context)
+        session.check_handover(context, force=config.force)
     if not config.force and not any(session.confirmed(context) for context in ranked):
         raise ConfigError(
             f"none of these {len(ranked)} contexts passed the confirm gate; run `agentopcd knowledge score "

@@ -1,0 +1,47 @@
+"""How many pairs a comparison needs, and what rise a number of pairs can show."""
+
+from __future__ import annotations
+
+from math import sqrt
+from statistics import NormalDist
+
+from agentopcd.core.errors import ConfigError
+
+
+def pairs_needed(base: float, other: float, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
+    """Pairs that a one-sided McNemar test needs to tell ``other`` from ``base`` (not rounded).
+
+    Args:
+        base, other: the two true success rates; they must differ.
+        rho: correlation of the two outcomes over tasks.
+        alpha: one-sided size of the test.
+        power: probability of detecting the difference.
+
+    Raises:
+        ConfigError: the rates are equal.
+    """
+    if base == other:
+        raise ConfigError("pairs_needed: the two rates are equal, no number of pairs shows a difference")
+    discordant = base * (1 - other) + other * (1 - base)
+    discordant -= 2 * rho * sqrt(base * (1 - base) * other * (1 - other))
+    size, reach = NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
+    gap = (other - base) ** 2
+    return (size * sqrt(discordant) + reach * sqrt(max(discordant - gap, 0.0))) ** 2 / gap
+
+
+def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
+    """The smallest rise over ``base`` that ``n`` pairs detect with the given power.
+
+    Returns:
+        A difference of rates, at most ``1 - base``. Print it beside a result to show what ``n`` pairs can detect.
+    """
+    low, high = 1e-6, 1 - base
+    if n <= 0 or pairs_needed(base, base + high, rho, alpha, power) > n:
+        return high
+    for _ in range(60):
+        middle = (low + high) / 2
+        if pairs_needed(base, base + middle, rho, alpha, power) > n:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,191 @@
+"""The gate: one context on fresh tasks, against the empty context, its placebo, and the context confirmed before it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.power import detectable
+from agentopcd.core.stats import Comparison, Mean, Rate, draws_for
+from agentopcd.core.types import EMPTY, Context, Job, Task
+from agentopcd.knowledge.bench import Bench
+from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.looks import left_after
+from agentopcd.knowledge.placebo import placebo
+from agentopcd.knowledge.refs import best_ref
+from agentopcd.knowledge.store import PLACEBO, canonical
+
+Verdict = Literal["pass", "not better", "form only", "incumbent stays"]
+"""``not better`` than the empty context; better than that, but ``form only``: not better than its placebo; better than
+both, but not than the incumbent, which stays ENV/best; or a ``pass``."""
+
+USEFUL: tuple[Verdict, ...] = ("pass", "incumbent stays")
+"""Verdicts on a context that is worth distilling."""
+
+_IN_WORDS: dict[Verdict, str] = {
+    "pass": "pass, {ref} moved",
+    "not better": "not promoted",
+    "form only": "form only: it does no better than its placebo; not promoted",
+    "incumbent stays": "confirmed, but no better than {ref}, which stays",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What one look at the confirm tasks has shown."""
+
+    context_id: str
+    verdict: Verdict
+    against: dict[str, Comparison]
+    """The context against ``empty``, its ``placebo``, and the ``incumbent`` if there is one."""
+    means: dict[str, dict[str, Mean]]
+    """Mean reward and metrics of ``context``, ``empty``, ``placebo`` and ``incumbent``."""
+    by: str
+    """What was compared: success, reward or a metric."""
+    look: int
+    """The number of this look at the environment's confirm tasks."""
+    level: float
+    """One-sided size of each test."""
+    left: float
+    """What is left of the environment's false-alarm rate after all looks so far."""
+    errors: int
+    """Environment errors of this call; such episodes are not counted."""
+    ref: str
+    """The ref that a pass moves."""
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict == "pass"
+
+    @property
+    def comparison(self) -> Comparison:
+        """Against the empty context."""
+        return self.against["empty"]
+
+    def __str__(self) -> str:
+        lines = [f"{self.context_id[:12]} against {name:9s} {pair}" for name, pair in self.against.items()]
+        lines += self._other_scores()
+        base, n = self.comparison.second.rate, self.comparison.n
+        if self.by == "success":
+            seen = detectable(n, min(base, 0.9), alpha=self.level)
+            lines.append(f"{n} pairs show a rise of {seen:.2f} four times in five")
+        verdict = _IN_WORDS[self.verdict].format(ref=self.ref)
+        lines.append(f"{verdict}; look {self.look} at level {self.level:.2g}, {self.left:.2g} left for later looks")
+        return "\n".join(lines)
+
+    def _other_scores(self) -> list[str]:
+        """A line for each score beside the one that was compared, where it says something that success does not."""
+        names = dict.fromkeys(name for means in self.means.values() for name in means if name != self.by)
+        rates = {"context": self.comparison.first.rate} | {
+            name: pair.second.rate for name, pair in self.against.items()
+        }
+        lines = []
+        for name in names:
+            shown = {label: means[name] for label, means in self.means.items() if name in means}
+            if any(mean.rate != rates[label] for label, mean in shown.items()):
+                lines.append(f"{name}: " + ", ".join(f"{label} {mean}" for label, mean in shown.items()))
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON."""
+        return {
+            "context": self.context_id, "confirmed": self.passed, "verdict": self.verdict, "by": self.by,
+            "look": self.look, "level": self.level, "left": self.left, "errors": self.errors,
+            "score": _plain(self.comparison.first),
+            "against": {name: pair.to_dict() | {"score": pair.second.rate} for name, pair in self.against.items()},
+            "means": {label: {n: mean.to_dict() for n, mean in by.items()} for label, by in self.means.items()},
+        }  # fmt: skip
+
+
+def _plain(rate: Rate | Mean) -> dict[str, float | None]:
+    return rate.to_dict()
+
+
+def confirm(
+    bench: Bench, context: Context, tasks: Sequence[Task], *, by: str = "success", first_rep: int = 0
+) -> Confirmation:
+    """Play one context, the empty one, its placebo and the incumbent on fresh tasks; promote it if it beats them all.
+
+    The incumbent is the context at ENV/best, unless it is this one or the model has it in its weights already. The
+    tests are McNemar's mid-p when success is compared and no two pairs share a task, else the sign-flip test over
+    tasks. All must reach the level of this look (see :mod:`agentopcd.knowledge.looks`); since all must, they share it.
+    On a pass, ENV/best is moved to the context, with the numbers as the reason. A repeated call is the same look.
+
+    Args:
+        tasks: tasks of the ``confirm`` split; they are registered there.
+        by: success, reward or a metric.
+        first_rep: repetition of the episodes; not 0 where the tasks were seen when the context was chosen.
+
+    Raises:
+        ConfigError: the context is empty, there is no task, or no pair could be played.
+        TaskLeak: the context holds an item from a task it must not know, or a task is in another split.
+    """
+    store, env = bench.store, bench.env
+    if not context.text:
+        raise ConfigError("the empty context cannot be confirmed: it is what a context is compared with")
+    bench.prepare([context], tasks, "confirm")
+    twin = placebo(context)
+    store.add_context(twin, {"order": PLACEBO, "of": context.id})
+    look = store.begin_look(
+        {"env": env, "model_id": bench.model_id, "context_id": context.id, "setup": bench.setup,
+         "plan": _plan(tasks, by, first_rep)},
+        {"placebo_id": twin.id, "incumbent_id": _incumbent(bench, context), "run_id": bench.run_id},
+    )  # fmt: skip
+    rivals = {"empty": EMPTY, "placebo": store.get_context(look["placebo_id"])}
+    if look["incumbent_id"] is not None:
+        rivals["incumbent"] = store.get_context(look["incumbent_id"])
+    arms = (context, *rivals.values())
+    errors = bench.play_missing("confirm", [Job(task, arm, first_rep) for task in tasks for arm in arms])
+    arena = bench.arena("confirm", [(task.key, task.seed, first_rep) for task in tasks], by)
+    draws = draws_for(look["level"])
+    against = {
+        name: store.compare(bench.arm(context), bench.arm(rival), arena, draws=draws) for name, rival in rivals.items()
+    }
+    if not all(pair.n for pair in against.values()):
+        raise ConfigError(f"no pair of {env} could be played ({errors} environment errors): nothing to confirm")
+    looks = len(store.looks(env))
+    result = Confirmation(
+        context.id, _verdict(against, look["level"]), against,
+        {name: store.means(bench.arm(arm), arena) for name, arm in {"context": context, **rivals}.items()},
+        by, look["number"], look["level"], left_after(looks), errors, best_ref(env),
+    )  # fmt: skip
+    with store.write():
+        store.end_look(look["id"], result.verdict, result.to_dict())
+        if result.passed:
+            _promote(bench, result, look)
+    return result
+
+
+def _plan(tasks: Sequence[Task], by: str, first_rep: int) -> str:
+    """What tells a look from another one at the same context, model and setup."""
+    return hashlib.sha256(
+        canonical({"tasks": [[*task] for task in tasks], "by": by, "rep": first_rep}).encode()
+    ).hexdigest()
+
+
+def _incumbent(bench: Bench, context: Context) -> str | None:
+    current = bench.store.ref(best_ref(bench.env))
+    if current in (None, context.id, EMPTY.id) or current in bench.store.learned(bench.model_id):
+        return None
+    return current
+
+
+def _verdict(against: dict[str, Comparison], level: float) -> Verdict:
+    failed: dict[str, Verdict] = {"empty": "not better", "placebo": "form only", "incumbent": "incumbent stays"}
+    for rival, verdict in failed.items():
+        if rival in against and against[rival].p >= level:
+            return verdict
+    return "pass"
+
+
+def _promote(bench: Bench, result: Confirmation, look: Row) -> None:
+    current = bench.store.ref(result.ref)
+    if current == result.context_id:  # a repeated call must not add a second move
+        return
+    if look["verdict"] is not None:  # repeated after somebody has moved the ref on: that stands
+        return
+    reason = f"{result.comparison}; look {result.look} at level {result.level:.2g}"
+    bench.store.move(result.ref, result.context_id, "confirm", reason, bench.run_id, expect=current)

@@ -1,0 +1,206 @@
+"""The gate on a fake player: against nothing, the placebo and the incumbent, at levels that all looks share."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from agentopcd.core.types import EMPTY, MARKER, Context
+from agentopcd.knowledge import ALPHA, Store, best_ref, confirm, left_after, level_of, placebo
+
+
+def rates(kit, **by_name: float):
+    """A player whose contexts, by text, win with these rates; all others win with the rate ``other``."""
+
+    def rate(context: Context) -> float:
+        return by_name.get(context.text.removeprefix(f"{MARKER} ").split(" ")[0].lower(), by_name["other"])
+
+    return kit.player(rate)
+
+
+def test_it_promotes_what_is_better_than_nothing_and_its_placebo(kit) -> None:
+    store, context = kit.open(), kit.context("Holes swallow you.")
+    play = rates(kit, holes=0.5, other=0.1)
+    result = confirm(kit.bench(store, play), context, kit.tasks(100, 1000))
+    assert result.verdict == "pass" and result.passed and result.look == 1 and result.comparison.test == "mid_p"
+    assert list(result.against) == ["empty", "placebo"] and all(pair.n == 100 for pair in result.against.values())
+    assert store.resolve("lake/best") == context.id
+    (move,) = store.log("lake/best")
+    assert "100 episodes on 100 tasks" in move["reason"] and "look 1 at level 0.013" in move["reason"]
+    again = confirm(kit.bench(store, play), context, kit.tasks(100, 1000))  # the same look, not another one
+    assert again == result and len(store.log("lake/best")) == 1 and len(play.played) == 300
+    assert "pass, lake/best moved; look 1 at level 0.013, 0.013 left for later looks" in str(result)
+    (look,) = store.looks(kit.env)
+    assert look["verdict"] == "pass" and json.loads(look["result"]) == json.loads(json.dumps(result.to_dict()))
+
+
+def test_what_helps_by_its_form_alone_is_told_apart(kit) -> None:
+    store, context = kit.open(), kit.context("Holes swallow you.")
+    play = kit.player(lambda shown: 0.5 if shown.text else 0.1)
+    result = confirm(kit.bench(store, play), context, kit.tasks(100, 1000))
+    assert result.verdict == "form only" and not result.passed and store.refs() == {}
+    assert "form only: it does no better than its placebo" in str(result)
+    assert result.against["empty"].p < 1e-6 < 0.01 < result.against["placebo"].p
+    twin = placebo(context)
+    assert store.get_context(twin.id) == twin and store.items() == store.items(context_id=context.id)
+
+
+def test_looks_share_one_budget_across_seeds_and_contexts(kit) -> None:
+    store = kit.open()
+    first, second = kit.context("One."), kit.context("Two.")
+    play = kit.player(lambda _: 0.3)
+    assert confirm(kit.bench(store, play), first, kit.tasks(64, 1000)).verdict == "not better"
+    result = confirm(kit.bench(store, play), second, kit.tasks(64, 1000))
+    assert not result.passed and result.look == 2 and "not promoted" in str(result)
+    assert result.level == pytest.approx(0.025 / 6) and result.left == pytest.approx(0.025 / 3)
+    assert store.refs() == {}
+    assert len(play.played) == 5 * 64  # the empty arm was already played
+    third = confirm(kit.bench(store, play), first, kit.tasks(64, 2000))  # other tasks: another look at the same context
+    assert third.look == 3 and third.level == pytest.approx(0.025 / 12)
+    assert confirm(kit.bench(store, play), first, kit.tasks(64, 1000)).look == 1
+    assert sum(look["level"] for look in store.looks(kit.env)) == pytest.approx(ALPHA - left_after(3))
+
+
+def test_a_later_look_asks_for_more(kit) -> None:
+    """0.5 against 0.3 on 64 tasks passes at the first level and not at the tenth."""
+    verdicts = []
+    for looks_before in (0, 9):
+        store = kit.open()
+        for number in range(looks_before):
+            confirm(
+                kit.bench(store, kit.player(lambda _: 0.3)), kit.context(f"Worthless {number}."), kit.tasks(4, 5000)
+            )
+        play = rates(kit, holes=0.55, other=0.3)
+        result = confirm(kit.bench(store, play), kit.context("Holes swallow you."), kit.tasks(64, 1000))
+        verdicts.append((result.verdict, level_of(looks_before + 1) == result.level))
+    assert verdicts == [("pass", True), ("not better", True)]
+
+
+def test_a_better_incumbent_stays(kit) -> None:
+    store = kit.open()
+    good, fair = kit.context("Holes swallow you."), kit.context("Goals win.")
+    play = rates(kit, holes=0.9, goals=0.5, other=0.05)
+    assert confirm(kit.bench(store, play), good, kit.tasks(100, 1000)).passed
+    result = confirm(kit.bench(store, play), fair, kit.tasks(100, 1000))
+    assert result.verdict == "incumbent stays" and store.ref(best_ref(kit.env)) == good.id
+    assert "confirmed, but no better than lake/best, which stays" in str(result)
+    better = rates(kit, holes=0.4, goals=0.9, other=0.05)  # the other way round, the better one takes its place
+    other = kit.open()
+    assert confirm(kit.bench(other, better), good, kit.tasks(100, 1000)).passed
+    result = confirm(kit.bench(other, better), fair, kit.tasks(100, 1000))
+    assert result.passed and list(result.against) == ["empty", "placebo", "incumbent"]
+    assert other.ref(best_ref(kit.env)) == fair.id
+
+
+def test_an_incumbent_in_the_weights_is_no_rival(kit) -> None:
+    store = kit.open()
+    good, fair = kit.context("Holes swallow you."), kit.context("Goals win.")
+    play = rates(kit, holes=0.9, goals=0.5, other=0.05)
+    confirm(kit.bench(store, play), good, kit.tasks(100, 1000))
+    store.add_model("n" * 64, "student", parent_id=kit.model, contexts={good.id: 1.0})
+    store.add_model("o" * 64, "grandchild", parent_id="n" * 64)
+    bench = kit.bench(store, play, model="o" * 64)
+    result = confirm(bench, fair, kit.tasks(100, 1000))
+    assert list(result.against) == ["empty", "placebo"] and result.passed
+
+
+def test_tasks_that_chose_the_winner_are_played_anew(kit) -> None:
+    """Where splits share their tasks, confirm reads none of the episodes that were there before."""
+    store, context = kit.open(), kit.context("Holes swallow you.")
+    play = kit.player(lambda _: 0.5)
+    tasks = kit.tasks(50)
+    store.add_tasks(kit.env, tasks, "shared")
+    confirm(kit.bench(store, play), context, tasks)
+    before = len(play.played)
+    result = confirm(kit.bench(store, play), context, tasks, first_rep=1_000_000)
+    assert len(play.played) == 2 * before and result.look == 2
+    assert {job.rep for job in play.played[before:]} == {1_000_000}
+
+
+def test_scores_beside_success_decide_where_they_are_asked_for(kit) -> None:
+    """Grades of 0, 1/3, 2/3 and 1 with hardly a success: invisible to success, plain to the mean reward."""
+    store, context = kit.open(), kit.context("Holes swallow you.")
+
+    def play(jobs):
+        for job in jobs:
+            grade = (job.task.seed % 3 + (job.context.id == context.id)) / 3
+            yield dataclasses.replace(kit.episode(job, False), reward=min(grade, 2 / 3), metrics={"half": grade / 2})
+
+    assert confirm(kit.bench(store, play), context, kit.tasks(60, 1000)).verdict == "not better"
+    result = confirm(kit.bench(store, play), context, kit.tasks(60, 1000), by="reward")
+    assert result.passed and result.comparison.test == "sign_flip" and result.look == 2
+    # Two of three seeds gain a third: on average 2/9.
+    assert result.comparison.difference.diff == pytest.approx(2 / 9)
+    half = confirm(kit.bench(store, play), context, kit.tasks(60, 1000), by="half")
+    assert half.comparison.difference.diff == pytest.approx(1 / 6)
+    assert re.search(r"reward: context 0\.556 \[\d.*, empty 0\.333", str(half))
+
+
+def test_a_placebo_keeps_the_form_and_moves_the_content() -> None:
+    text = f"{MARKER} The holes are marked H, never step there.\n{MARKER} Say [up] when the goal is above you!"
+    context = Context(text, "system")
+    twin = placebo(context)
+    assert twin == placebo(context) != placebo(context, seed=1)
+    assert twin.placement == "system" and len(twin.text) == len(text)
+    words = re.compile(r"\[\w+\]|\w+")
+    assert Counter(map(str.lower, words.findall(twin.text))) == Counter(map(str.lower, words.findall(text)))
+    for ours, theirs in zip(twin.text.splitlines(), text.splitlines(), strict=True):
+        assert ours.startswith(f"{MARKER} ") and ours[-1] == theirs[-1]
+        assert len(ours.split()) == len(theirs.split())
+    assert not {*zip(words.findall(twin.text), words.findall(text), strict=True)} & {("H", "H"), ("goal", "goal")}
+
+
+@pytest.mark.parametrize("text", ["Stop.", "the of and", "跳 过 洞", "x y", "1. 2. 3. 4", "a\n\nb c\u2028d"])
+def test_any_text_has_a_placebo(text: str) -> None:
+    twin = placebo(Context(text)).text
+    assert twin != text and sorted(twin.lower()) == sorted(text.lower())
+
+
+def test_the_levels_of_any_number_of_looks_sum_to_less_than_alpha() -> None:
+    assert [level_of(1), level_of(2), left_after(1)] == pytest.approx([0.0125, 0.025 / 6, 0.0125])
+    assert sum(map(level_of, range(1, 1001))) == pytest.approx(ALPHA - left_after(1000)) and left_after(1000) > 0
+
+
+def test_a_look_that_was_broken_off_is_spent_and_goes_on(kit) -> None:
+    store, context = kit.open(), kit.context("Holes swallow you.")
+    good = rates(kit, holes=0.9, other=0.1)
+
+    def killed(jobs):
+        for number, episode in enumerate(good(jobs)):
+            if number == 70:
+                raise KeyboardInterrupt
+            yield episode
+
+    with pytest.raises(KeyboardInterrupt):
+        confirm(kit.bench(store, killed), context, kit.tasks(50, 1000))
+    (begun,) = store.looks(kit.env)
+    assert begun["verdict"] is None and begun["level"] == level_of(1)
+    result = confirm(kit.bench(store, rates(kit, holes=0.9, other=0.1)), context, kit.tasks(50, 1000))
+    assert result.passed and result.look == 1 and len(store.episodes()) == 150
+
+
+def test_the_empty_context_is_never_the_incumbent(kit) -> None:
+    store: Store = kit.open()
+    store.move("lake/best", EMPTY.id, "person")
+    bench = kit.bench(store, rates(kit, holes=0.9, other=0.1))
+    result = confirm(bench, kit.context("Holes swallow."), kit.tasks(50, 9))
+    assert list(result.against) == ["empty", "placebo"] and result.passed
+
+
+def test_confirm_on_few_boards_flips_tasks(kit) -> None:
+    """A context that knows one board of four wins many pairs and is still not promoted."""
+    store = kit.open()
+    context = kit.context("Holes swallow you.")
+
+    def play(jobs):
+        for job in jobs:
+            yield kit.episode(job, bool(job.context.text) and job.task.key == "board-01000")
+
+    result = confirm(kit.bench(store, play), context, kit.tasks(80, 1000, boards=4))
+    assert (result.comparison.wins, result.comparison.losses, result.comparison.tasks) == (20, 0, 4)
+    assert result.comparison.test == "sign_flip" and not result.passed
+    assert "80 episodes on 4 tasks" in str(result)
