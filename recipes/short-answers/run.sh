@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Form or knowledge? Three contexts for the same questions, each tried at the gate. About ten minutes on one core.
+# Form or knowledge? Three contexts for the same questions, each tried at the gate. A quarter of an hour on one core.
 #   (a) what the model makes of its own replies alone: nonsense in short lines
 #   (b) what it makes of them with the reviewer's feedback
 #   (c) the notes of a person
