@@ -68,7 +68,7 @@ _CYRILLIC_OR_INNER_GREEK = re.compile(
 """Scripts mixed inside a word. A Greek letter at the end of a word is mathematics: ``sinα``, ``2πr``."""
 _SPELLED = re.compile(r"(?<![^\W_])(?:[^\W\d_][\s.\-_*]){3,}[^\W\d_](?![^\W_])")
 _DIGITS = str.maketrans("013457@$", "oieastas")
-_RUN = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}|(?:[0-9a-fA-F]{2}[ :]){12,}[0-9a-fA-F]{2}")
+_RUN = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}|(?:[0-9a-fA-F]{2}[ :]){12,}[0-9a-fA-F]{2}")
 
 
 def flags(text: str, *, given: str | None = None, count_tokens: Callable[[str], int] | None = None) -> tuple[str, ...]:
@@ -148,7 +148,7 @@ def _encoded(text: str) -> bool:
             return True
         if len(run) >= 24 and (all(kinds) or (run.endswith("=") and kinds[0] and kinds[1])):
             return True
-        if _is_base64_of_text(run):
+        if kinds[0] and not run[1:].islower() and _is_base64_of_text(run):
             return True
     return False
 
