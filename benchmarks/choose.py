@@ -158,7 +158,7 @@ def main() -> None:
     for name, chosen in found.items():
         first, regrets = args.uniform, [one.regret for one in chosen]
         print(
-            f"{name:8s} {fmean(one.episodes for one in chosen):8.0f} episodes  regret {mean(regrets[:first])} (the first "
+            f"{name:8s} {fmean(one.episodes for one in chosen):8.0f} episodes  regret {mean(regrets[:first])} (first "
             f"{first} repetitions), {mean(regrets)} (all {len(chosen)})  confirmed interval covers "
             f"{Rate(sum(one.covered for one in chosen), len(chosen))}"
         )

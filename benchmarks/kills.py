@@ -1,9 +1,9 @@
 """Runs that are killed and repeated end like any other: ``python -m benchmarks.kills``.
 
-Each of play, score, consolidate, learn and import runs once to its end. Then, again and again, the same command is
-started on a fresh copy of the same workspace, killed (SIGKILL) at a random moment, and given once more. What it leaves
-must be what the straight run left: the rows of the store without their times, the refs, the weights, what was logged
-for every step. Exit code 1 if anything differs.
+Each of play, score, confirm, consolidate, learn and import runs once to its end. Then, again and again, the same
+command is started on a fresh copy of the same workspace, killed (SIGKILL) at a random moment, and given once more.
+What it leaves must be what the straight run left: the rows of the store without their times, the refs, the weights,
+what was logged for every step. Exit code 1 if anything differs.
 
 The kills are noted in ``--work``, so that a call that was stopped goes on; remove the folder after a change of the
 code. The commands run in forks of this process, which has imported what they need, so that a kill falls into the
@@ -37,6 +37,7 @@ TRAIN = ("--steps", "2", "--batch-size", "2", "--select-every", "1", "--save-eve
 COMMANDS = {
     "play": ("play", *ENV, *GATHER, "--episodes", "6"),
     "score": ("knowledge", "score", *ENV, *CHOOSE),
+    "confirm": ("knowledge", "confirm", *ENV, "--confirm-tasks", "8", "--context", "context.txt"),
     "consolidate": ("consolidate", *ENV, *TRAIN, "--select-tasks", "3", "--context", "context.txt"),
     "learn": ("learn", *ENV, *GATHER, *CHOOSE, *TRAIN, "--episodes-per-round", "4", "--force"),
     "import": ("knowledge", "import", "all.jsonl"),

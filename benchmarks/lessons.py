@@ -29,11 +29,11 @@ from agentopcd.core.errors import AgentOpcdError, ConfigError, did_you_mean
 from agentopcd.core.runs import write_json
 from agentopcd.core.stats import Z95, Rate
 from agentopcd.core.types import EMPTY, MARKER, Context, Job
-from agentopcd.knowledge import places_of, subsets
+from agentopcd.knowledge import placebo, places_of, subsets
 from agentopcd.knowledge.extract import TEMPLATES
+from agentopcd.knowledge.store import PLACEBO
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.session import Session
-from benchmarks.placebo_stub import placebo
 
 ALPHA = 0.05
 
@@ -92,7 +92,8 @@ def lessons(session: Session, config: PlayConfig, tasks: int, value_tasks: int) 
     select = session.tasks("select", tasks)
     bench = session.bench(session.ledger.stage("lessons", play=run_id, tasks=len(select)))
     contexts = [EMPTY, *alone.values(), *twins.values()]
-    bench.prepare(contexts, select, "select", {"order": "lessons"})
+    bench.prepare(alone.values(), select, "select", {"order": "lessons"})
+    bench.prepare(twins.values(), select, "select", {"order": PLACEBO})
     bench.play_missing("lessons and placebos", [Job(task, context) for context in contexts for task in select])
     values = {}
     if value_tasks and len(items) > 1:

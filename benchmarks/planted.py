@@ -14,8 +14,9 @@ Printed for each seed: the share of good items among the ten most valuable (prec
 good and another item in which the good one is worth more (AUC), the share of planted harmful items with a value below
 0, and what the test calls helpful or harmful at a false-discovery rate of 10 %. With ``--confirm-tasks``, the items
 with a value above 0 are assembled and compared with no context on tasks that nothing was chosen on, and beside that all
-items; these episodes come on top. Every episode is stored, so a killed call goes on when it is given again, and a
-repeated one plays nothing.
+items; these episodes come on top. With ``--turns``, the influence of each item of the context of all items is read
+from so many stored turns, and counted by kind. Every episode is stored, so a killed call goes on when it is given
+again, and a repeated one plays nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.cli.options import progress
-from agentopcd.core.config import GatherConfig, PlayConfig
+from agentopcd.core.config import GatherConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.runs import workspace, write_json
 from agentopcd.core.stats import ratio
@@ -48,6 +49,7 @@ from agentopcd.knowledge import (
     subsets,
 )
 from agentopcd.workspace.experience.gather import gather
+from agentopcd.workspace.experience.influence import influence
 from agentopcd.workspace.session import Session
 from recipes.pocket.wording import ASIDES, ITEM, facts_of, opposite, sentences
 from recipes.pocket.worlds import Rules
@@ -103,6 +105,8 @@ class Result:
     """Items that were named, by kind: ``helpful good``, ``harmful inert``, ..."""
     confirm: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """The assembled context, and all items, against no context on confirm tasks."""
+    inert: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By kind, how many of the items are inert among all items: ``9 of 10``."""
 
     def __str__(self) -> str:
         named = ", ".join(f"{n} {what}" for what, n in sorted(self.named.items())) or "none"
@@ -112,6 +116,7 @@ class Result:
             f"{self.auc:.3f}, planted harmful below 0 {self.harmful_below_0:.2f}; named: {named} ({self.episodes} "
             f"episodes, {len(self.items)} items; own: {own})"
             + "".join(f"\n  {name}: {row['text']}" for name, row in self.confirm.items())
+            + "".join(f"\n  inert: {many} {kind}" for kind, many in self.inert.items())
         )
 
 
@@ -164,9 +169,19 @@ def compared(
     return found
 
 
-def run(seed: int, work: Path, model: str, episodes: int, play: int, confirm_tasks: int) -> Result:
+def found_inert(session: Session, config: PlayConfig, items: Mapping[str, Item], turns: int) -> dict[str, str]:
+    """By kind, how many items are inert in the context of all items."""
+    context = Context(render([item.text for item in items.values()]))
+    session.store.add_context(context)
+    found = influence(session, pick(config, ScoreConfig, method="influence", turns=turns), context).items
+    of_kind = {one.item_id: kinds().get(one.item_id, "unknown") for one in found}
+    many, inert = Counter(of_kind.values()), Counter(of_kind[one.item_id] for one in found if one.inert)
+    return {kind: f"{inert[kind]} of {n}" for kind, n in sorted(many.items())}
+
+
+def run(seed: int, work: Path, args: argparse.Namespace) -> Result:
     """Play, extract, plant and value, all in the workspace of one seed."""
-    config = PlayConfig(env=ENV, model=model, episodes=play, chain_steps=4, chains=8, seed=seed)
+    config = PlayConfig(env=ENV, model=args.model, episodes=args.play, chain_steps=4, chains=8, seed=seed)
     with Session(config, work, say=lambda line: print(line, file=sys.stderr), progress=progress) as session:
         store = session.store
         run_id = session.ledger.stage("play")
@@ -179,12 +194,14 @@ def run(seed: int, work: Path, model: str, episodes: int, play: int, confirm_tas
             store.event(item.id, "approve", "benchmark")
         ids = dict.fromkeys([*found.items, *mine])
         items = {item.id: item for item in store.items(ids=ids) if item.status in ("active", "pinned")}
-        pairs = (episodes - play) // 2
+        pairs = (args.episodes - args.play) // 2
         bench = session.bench(run_id)
         values = subsets(bench, list(items.values()), session.tasks("select"), pairs=pairs, seed=seed)
-        result = measured(seed, values, items, set(mine), play + 2 * pairs)
-        if confirm_tasks:
-            result = dataclasses.replace(result, confirm=compared(session, bench, values, items, confirm_tasks))
+        result = measured(seed, values, items, set(mine), args.play + 2 * pairs)
+        if args.confirm_tasks:
+            result = dataclasses.replace(result, confirm=compared(session, bench, values, items, args.confirm_tasks))
+        if args.turns:
+            result = dataclasses.replace(result, inert=found_inert(session, config, items, args.turns))
         session.ledger.finish(run_id, dataclasses.asdict(result))
         return result
 
@@ -197,14 +214,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=2000, help="played for each seed, notes included")
     parser.add_argument("--play", type=int, default=32, help="of these, played to take notes from")
     parser.add_argument("--confirm-tasks", type=int, default=0, help="compare contexts on so many (default 0: do not)")
+    parser.add_argument("--turns", type=int, default=0, help="read influence from so many (default 0: do not)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     args = parser.parse_args(arguments)
+    if args.episodes < args.play + 4:
+        parser.error(f"--episodes {args.episodes} leaves no two pairs of halves beside --play {args.play}; raise it")
     models.prepare_process()
     try:
         results = []
         for seed in args.seeds:
-            work = workspace(args.work / f"seed-{seed}")
-            results.append(run(seed, work, args.model, args.episodes, args.play, args.confirm_tasks))
+            results.append(run(seed, workspace(args.work / f"seed-{seed}"), args))
             print(results[-1], flush=True)
     except AgentOpcdError as error:
         parser.exit(2, f"error: {error}\n")
@@ -218,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.json:
         settings = {
             "model": args.model, "env": ENV, "episodes": args.episodes, "play": args.play, "seeds": args.seeds,
-            "confirm_tasks": args.confirm_tasks,
+            "confirm_tasks": args.confirm_tasks, "turns": args.turns,
         }  # fmt: skip
         write_json(
             args.json, {"settings": settings, "means": means, "results": [dataclasses.asdict(r) for r in results]}

@@ -182,6 +182,10 @@ def context_view(store: Store, context_id: str) -> Row:
         "refs": [name for name, target in store.refs().items() if target == context_id],
         "items": [item_row(item) for item in store.items(context_id=context_id)],
         "scores": _scores(store, context_id, Competed(store)),
+        "looks": [
+            _keep(row, "env", "model_id", "number", "level", "verdict", "at")
+            for row in store.looks(context_id=context_id)
+        ],
         "leaks": [leak._asdict() for leak in store.leaks(context_id)],
         "models": store.students(context_id),
     }  # fmt: skip
@@ -291,6 +295,10 @@ def _context_lines(view: Row) -> list[str]:
     for item in view["items"]:
         lines.append(f"  {item['id'][:12]}  {item['status']:<8} support {item['support']}  {_short(item['text'], 60)}")
     lines += _score_lines(view["scores"])
+    lines += [
+        f"  {look['env']} look {look['number']} at confirm tasks: {look['verdict'] or 'broken off'}"
+        for look in view["looks"]
+    ]
     lines += [
         f"LEAK: item {leak['item_id'][:12]} came from {leak['split']} task {leak['key'][:12]}" for leak in view["leaks"]
     ]

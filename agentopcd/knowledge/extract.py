@@ -120,6 +120,11 @@ def extraction_messages(
     return [{"role": "user", "content": prompt}]
 
 
+def places_of(template: str) -> list[str]:
+    """The places that a template names."""
+    return [found[2] for found in _PLACE.finditer(template) if found[2]]
+
+
 def check_template(text: str, name: str) -> str:
     """Return a person's own prompt without the space around it.
 
@@ -129,7 +134,7 @@ def check_template(text: str, name: str) -> str:
     Raises:
         ConfigError: it does not show the episode, or names a place that there is not.
     """
-    places = [found[2] for found in _PLACE.finditer(text) if found[2]]
+    places = places_of(text)
     for place in places:
         if place not in PLACES:
             plain = f"{{{{{place}}}}} stands for plain braces"

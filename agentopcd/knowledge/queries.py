@@ -305,11 +305,16 @@ class Queries(Episodes):
         )
         return [row["id"] for row in rows]
 
-    def looks(self, env: str, context_id: str | None = None) -> list[Row]:
-        """Looks at an environment's confirm tasks, oldest first, each with its ``number``; of one context, if given."""
-        rows = self.query("SELECT * FROM look WHERE env = ? ORDER BY id", (env,))
-        rows = [{**row, "number": number} for number, row in enumerate(rows, 1)]
-        return [row for row in rows if context_id in (None, row["context_id"])]
+    def looks(self, env: str | None = None, context_id: str | None = None) -> list[Row]:
+        """Looks at confirm tasks, oldest first, each with its ``number`` in its environment; both filters are optional.
+
+        A look taken over from schema 1 may have neither model nor setup; its level was 0.025.
+        """
+        return self.query(
+            "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY env ORDER BY id) AS number FROM look"
+            " WHERE :env IS NULL OR env = :env) WHERE :context_id IS NULL OR context_id = :context_id ORDER BY id",
+            {"env": env, "context_id": context_id},
+        )
 
     def learned(self, model_id: str) -> set[str]:
         """Ids of the contexts that a model has in its weights, directly or by descent."""

@@ -19,8 +19,7 @@ from agentopcd.knowledge.items import Item
 FALSE_DISCOVERIES = 0.1
 """The expected share of false names among the items that are called helpful or harmful, at most."""
 EPISODES_AN_ITEM = (20, 40)
-"""Episodes for each item of the pool that it takes to name items: in simulations of 60 items, of which 10 are good and
-10 bad, the first number names two good ones in three, the second nearly all."""
+"""Episodes for each item of the pool from which on the strongest items are named; see docs/LOG.md, "Planted items"."""
 
 Verdict = Literal["helpful", "harmful", "not shown"]
 
@@ -53,7 +52,7 @@ def plan(items: int, pairs: int) -> str:
     least, most = (items * one for one in EPISODES_AN_ITEM)
     return (
         f"{pairs} pairs of halves, {2 * pairs} episodes, for {items} items: {2 * pairs / items:.0f} an item; to name "
-        f"helpful and harmful items takes about {EPISODES_AN_ITEM[0]} to {EPISODES_AN_ITEM[1]} an item, {least} to "
+        f"helpful and harmful items takes {EPISODES_AN_ITEM[0]} to {EPISODES_AN_ITEM[1]} an item or more, {least} to "
         f"{most} episodes"
     )
 

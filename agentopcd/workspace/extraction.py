@@ -13,7 +13,7 @@ from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import is_file, path_of
 from agentopcd.knowledge import EXTRACTION_VERSION
-from agentopcd.knowledge.extract import check_template
+from agentopcd.knowledge.extract import check_template, places_of
 from agentopcd.models import find
 from agentopcd.rollouts.engine import check_engine
 
@@ -90,6 +90,6 @@ def _template(config: GatherConfig) -> str:
     except ConfigError as error:
         raise ConfigError(f"extraction prompt {error}") from error
     template = check_template(text, name)
-    if config.show_earlier and "{earlier}" not in template:
+    if config.show_earlier and "earlier" not in places_of(template):
         raise ConfigError(f"{name} has no {{earlier}}, where show_earlier puts the earlier items; write it there")
     return template

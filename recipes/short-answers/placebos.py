@@ -7,6 +7,8 @@ on the same tasks as three kinds of placebo of each:
 2. each content word replaced by a word about farm and sea with as many letters
 3. lessons about holes and boxes: as many lines, each of about the same length
 
+By this comparison the rule of ``agentopcd/knowledge/placebo.py`` was chosen: the first, made stricter since.
+
 Every context plays the same select tasks of one environment with the same noise. Episodes go through the store, so a
 call that was stopped goes on.
 """
@@ -29,6 +31,7 @@ from agentopcd.core.config import PlayConfig
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.types import EMPTY, MARKER, Context, Job
 from agentopcd.knowledge import Bench, places_of
+from agentopcd.knowledge.store import PLACEBO
 from agentopcd.workspace.experience.chains import pool
 from agentopcd.workspace.session import Session
 
@@ -128,7 +131,7 @@ def measure(session: Session, named: dict[str, Context], n: int) -> Table:
     tasks = session.tasks("select", n)
     contexts = [EMPTY, *named.values()]
     bench = session.bench(session.ledger.stage("placebos", tasks=len(tasks), contexts=[one.id for one in contexts]))
-    bench.prepare(contexts, tasks, "select", {"order": "placebos"})
+    bench.prepare(contexts, tasks, "select", {"order": PLACEBO})
     bench.play_missing("placebos", [Job(task, context) for context in contexts for task in tasks])
     arena = bench.arena("select", places_of(tasks))
     table = Table(title=f"{session.env}, {len(tasks)} select tasks")

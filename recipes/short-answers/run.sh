@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Form or knowledge? Three contexts for the same questions, each tried at the gate. About 45 minutes on one core.
+# Form or knowledge? Three contexts for the same questions, each tried at the gate. About ten minutes on one core.
 #   (a) what the model makes of its own replies alone: nonsense in short lines
 #   (b) what it makes of them with the reviewer's feedback
 #   (c) the notes of a person
@@ -14,7 +14,7 @@ show() { printf '\n$ agentopcd %s\n' "$*"; agentopcd "$@"; }
 sizes=(--test 128 --confirm 192 --select 96 --extract 64)
 player=(--model smollm2-135m --max-tokens 48 --work "$work")
 extraction=(--episodes 24 --chains 4 --chain-steps 4 --extract-tokens 48)
-choosing=(--candidates 4 --select-tasks 32 --confirm-tasks 96)
+choosing=(--method uniform --candidates 2 --select-tasks 24 --confirm-tasks 96)
 
 python "$here/make_rows.py" --silent --out "$work/silent.jsonl"
 silent=(--env "$work/silent.jsonl" --splits "$work/silent.json" "${player[@]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -63,8 +64,11 @@ def test_the_figures_by_hand() -> None:
 @pytest.mark.slow
 def test_a_finished_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--work", str(tmp_path), "--model", "pocket-s", "--seeds", "3", "--episodes", "32", "--play", "8"]
-    words += ["--confirm-tasks", "4"]
+    words += ["--confirm-tasks", "4", "--turns", "3"]
     planted.main([*words, "--json", str(tmp_path / "one.json")])
     monkeypatch.setattr(Player, "play", None)
     planted.main([*words, "--json", str(tmp_path / "two.json")])
+    found = json.loads((tmp_path / "one.json").read_text())["results"][0]
+    assert {row["n"] for row in found["items"]} == {12} and found["episodes"] == 32
+    assert {row["n"] for row in found["confirm"].values()} == {4} and found["inert"]["inert"].endswith(" of 10")
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()

@@ -54,6 +54,12 @@ def test_batches_keep_to_the_budget_and_hold_every_sample_once_with_its_weight()
     assert len(batches) == 3
 
 
+def test_sequences_to_score_come_in_batches_of_similar_length() -> None:
+    # The longest has 5 tokens, so two rows of 5 fit ten tokens; then three of 3; the one of 20 stands alone.
+    assert samples.in_batches([3, 5, 20, 3, 4, 3], budget=10) == [[2], [1, 4], [0, 3, 5]]
+    assert samples.in_batches([]) == []
+
+
 def test_what_the_teacher_reads_counts_too() -> None:
     sampled = [turn_sample([1] * 5, [1] * 95, [1] * 5) for _ in range(4)]
     reads = lambda sample: len(sample.teacher_ids) + sample.num_tokens  # noqa: E731

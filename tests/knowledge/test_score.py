@@ -280,16 +280,16 @@ def test_what_is_shown_is_named_and_what_is_not_is_not(kit) -> None:
 
 
 def test_the_value_and_its_test_by_hand() -> None:
-    # Item a: 1, 1, 0, 1 on four tasks; item b: 1 and -1, twice on one task, then 1 on another.
-    one, two = values_of({"a": {"t": [1], "u": [1], "v": [0], "w": [1]}, "b": {"t": [1, -1], "u": [1]}})
+    # Item a: 1, 1, 0, 1 on four tasks; item b: 1 twice on one task, then 1 and 0 on two others.
+    one, two = values_of({"a": {"t": [1], "u": [1], "v": [0], "w": [1]}, "b": {"t": [1, 1], "u": [1], "v": [0]}})
     assert (one.item_id, one.value, one.n, one.p) == ("a", 0.75, 4, 2 / 8)
     # Variance of 1, 1, 0, 1 is 1/4; of four.
     assert (one.low, one.high) == pytest.approx((0.75 - 1.959964 / 4, 1.0), rel=1e-6)
-    assert (two.item_id, two.value, two.n) == ("b", pytest.approx(1 / 3), 3)
-    assert two.p == 1.0  # the sums of its tasks are 0 and 1
-    # Residuals of the tasks: 0 - 2/3 and 1 - 1/3, so sqrt(2 * 8/9) / 3.
-    assert two.low == pytest.approx(1 / 3 - 1.959964 * (16 / 9) ** 0.5 / 3, rel=1e-6)
-    assert (one.q, two.q) == (0.5, 1.0) and one.verdict == "not shown"
+    assert (two.item_id, two.value, two.n) == ("b", 0.75, 4)
+    assert two.p == 2 / 4  # the sums of its tasks are 2, 1 and 0
+    # Residuals of the tasks: 2 - 3/2, 1 - 3/4, 0 - 3/4; their squares add up to 7/8, so sqrt(7/8 * 3/2) / 4.
+    assert two.low == pytest.approx(0.75 - 1.959964 * (21 / 16) ** 0.5 / 4, rel=1e-6)
+    assert (one.q, two.q) == (0.5, 0.5) and one.verdict == "not shown"
 
 
 def test_tasks_come_again_with_other_halves_and_count_once(kit) -> None:
@@ -308,8 +308,8 @@ def test_tasks_come_again_with_other_halves_and_count_once(kit) -> None:
 
 def test_the_plan_says_what_naming_takes() -> None:
     assert plan(26, 64) == (
-        "64 pairs of halves, 128 episodes, for 26 items: 5 an item; to name helpful and harmful items takes about 20 "
-        "to 40 an item, 520 to 1040 episodes"
+        "64 pairs of halves, 128 episodes, for 26 items: 5 an item; to name helpful and harmful items takes 20 to 40 "
+        "an item or more, 520 to 1040 episodes"
     )
 
 

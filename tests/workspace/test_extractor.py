@@ -230,7 +230,7 @@ def test_what_cannot_extract_is_told_before_anything_is_played(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.txt").write_text("{earlier}")
-    Path("good.txt").write_text("{trace}")
+    Path("good.txt").write_text("{trace} {{earlier}}")
     with pytest.raises(Exception, match="(?s)" + says.replace("{", r"\{")):
         lab.play(**settings)
     if (lab.work / "store.db").is_file():

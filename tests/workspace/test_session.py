@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.core.config import ConsolidateConfig, PlayConfig
+from agentopcd.core.config import ConsolidateConfig, PlayConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError, EnvError, TaskLeak
 from agentopcd.core.types import MARKER, Context, Task
 from agentopcd.envs.splits import build_splits
@@ -244,3 +244,10 @@ def test_a_repeated_command_without_a_model_takes_the_one_it_started_from(
     with open_session(rows, tmp_path / "w") as session:
         session.resume_model("consolidate", "another context")
         assert session.model_name()[0] == str(tmp_path / "student")
+
+
+def test_settings_that_are_younger_than_a_run_and_unused_are_no_part_of_it() -> None:
+    """So that a killed run of an older version is found; ``context`` is younger in scoring alone."""
+    assert {"turns", "context"} & run_config(ScoreConfig(env="math")).keys() == set()
+    assert run_config(ScoreConfig(env="math", method="influence", context="a", turns=9))["context"] == "a"
+    assert "context" in run_config(ConsolidateConfig(env="math"))

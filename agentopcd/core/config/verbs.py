@@ -134,7 +134,8 @@ class ScoreConfig(ScoringConfig):
     """Also rank the newest raw episodes as a context of up to this many tokens (uniform only), to show what extraction
     is worth."""
     context: str = ""
-    """Context whose items are compared (influence only), a ref or id; empty: ENV/best, else the newest candidate."""
+    """Context whose items are compared (influence only): a ref, id or file; empty: ENV/best, else the newest
+    candidate."""
     turns: int = 0
     """Stored turns on which they are compared (influence only), drawn by the seed; 0: 64."""
 

@@ -199,7 +199,7 @@ def divergences(
                 own_RV, other_RV = (choices.keep(teacher.logits(h[where]), may[where]) for h in (own_NH, other_NH))
                 kl.append(losses.full_kl(own_RV, other_RV, temperature=temperature))
             for place, of_turn in zip(batch, torch.cat(kl).split([samples[i].num_tokens for i in batch]), strict=True):
-                sums[place] = float(of_turn.double().sum())
+                sums[place] = float(of_turn.sum())
         found[key] = sums
     return found
 
