@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentopcd.cli.knowledge import WORK, AsJson, Work, open_store
+from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.runs import default_workspace
 from agentopcd.core.terminal import emit
@@ -121,8 +122,8 @@ def edit(
         file = _edited(text)
         again = f"EDITOR='cp {file}' agentopcd knowledge edit {ref}{_work(work)}"
         try:
-            result = apply_edit(store, ref, before, file.read_text(encoding="utf-8"), reason)
-        except (AgentOpcdError, OSError, UnicodeError) as error:
+            result = apply_edit(store, ref, before, read_text(file), reason)
+        except AgentOpcdError as error:
             raise ConfigError(
                 f"{error}; nothing was stored, your text is kept in {file}: mend it, then {again}"
             ) from error

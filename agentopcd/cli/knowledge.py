@@ -231,7 +231,9 @@ def import_(
     prefix: Annotated[
         str, typer.Option(help="JSON lines and folders only: prefix of every imported ref, such as sokoban/pool/.")
     ] = "",
-    placement: Annotated[str, typer.Option(help="Text only: message to place it in, 'user' or 'system'.")] = "user",
+    placement: Annotated[
+        str, typer.Option(help="Text and folders only: message to place it in, 'user' or 'system'.")
+    ] = "user",
     gate: Annotated[
         str, typer.Option(help="JSON lines only: 'review' makes items pending, 'keep' keeps their status.")
     ] = "review",
@@ -259,6 +261,10 @@ def import_(
         raise ConfigError(f"{str(file)!r} is a folder; add --prefix for its refs, such as --prefix sokoban/pool/")
     if prefix and not (rows or folder):
         raise ConfigError("--prefix is for the refs of an export or a folder; --as names the context of a text file")
+    if gate == "keep" and not rows:
+        raise ConfigError("--gate keep is for exports, which say what was approved; import the text, then approve it")
+    if placement == "system" and rows:
+        raise ConfigError("--placement is for text and folders; the contexts of an export keep theirs")
     settings = {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}
     with open_store(work, create=True) as store:
         result = _import(store, path_of(file) if folder else text, rows, settings, ref)
@@ -266,7 +272,8 @@ def import_(
         emit(result)
         return
     print(", ".join(f"{value} {key}" for key, value in result.items() if value) or "nothing new")
-    print("imported items are pending; agentopcd knowledge list items --status pending shows them")
+    if gate == "review":
+        print("imported items are pending; agentopcd knowledge list items --status pending shows them")
 
 
 def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str], ref: str | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from agentopcd.core.text import split_lines
 from agentopcd.core.types import Context
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.decide import PERSON
-from agentopcd.knowledge.items import Item, identify, normalise, sanitise
+from agentopcd.knowledge.items import Item, identify, item_ids, normalise, sanitise
 from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.store import Found, Store
 
@@ -59,11 +59,19 @@ def to_edit(store: Store, ref: str) -> tuple[str, str]:
             f"no ref {ref!r}, and an edit moves one{did_you_mean(ref, store.refs())}; "
             "agentopcd knowledge move REF CONTEXT gives a context a name"
         )
-    items = store.items(context_id=context_id)
+    context, items = _parts(store, context_id)
     if not items:
-        return context_id, store.get_context(context_id).text
+        return context_id, context.text
     lines = [f"{item.text}  # {item.id[:DIGITS]}\n" for item in items]
     return context_id, _HEAD.format(ref=ref, id=context_id[:DIGITS]) + "".join(lines)
+
+
+def _parts(store: Store, context_id: str) -> tuple[Context, list[Item]]:
+    """A context and the items that are edited line by line: none if it says anything else, which would get lost."""
+    context, items = store.get_context(context_id), store.items(context_id=context_id)
+    if render([item.text for item in items]) != context.text.rstrip("\n"):
+        return context, []
+    return context, list({item.id: item for item in items}.values())  # an imported list may say a thing twice
 
 
 def read_edit(text: str, items: list[Item]) -> list[Line]:
@@ -110,7 +118,9 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
         raise ConfigError(
             f"the file is empty, so nothing was changed; agentopcd knowledge move {ref} empty empties the ref"
         )
-    old, items = store.get_context(before), store.items(context_id=before)
+    old, items = _parts(store, before)
+    if not (items or old.text.endswith("\n")):
+        text = text.removesuffix("\n")  # many editors end the last line
     lines = read_edit(text, items) if items else []
     if items and not lines:
         raise ConfigError(
@@ -125,7 +135,7 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
         added, superseded = _store(store, run_id, lines, reason)
         store.add_context(context, {"order": "edit", "from": before})
         for item in store.items(context_id=context.id):  # free text may have got marker lines
-            if item.status == "pending" and item.id not in {known.id for known in items}:
+            if item.status == "pending" and item.id not in item_ids(old):
                 store.event(item.id, "approve", PERSON, reason)
         store.move(ref, context.id, PERSON, reason or "edited", run_id, expect=before)
         store.finish(run_id, {"context": context.id})

@@ -88,7 +88,8 @@ def _add(store: Store, run_id: int, context: Context, found: list[Found]) -> Non
 # -- folders -----------------------------------------------------------------------------------------
 
 _FILE = re.compile(r"experience_([0-9]+)\.txt")
-_STEP = re.compile(r"(?:([^/]+)/)?([0-9]+)")
+_STEP = re.compile(r"(?:(?!\.{1,2}/)([^/\\]+)/)?([0-9]+)")
+"""What a ref of a pool ends in. A seed that is called ``..`` would lead out of the folder."""
 
 
 class FolderImport(NamedTuple):

@@ -23,8 +23,6 @@ MAX_ITEM_TOKENS = 120
 """Longer items are flagged; the paper's are about 50 to 60 tokens."""
 MAX_ITEM_LENGTH = 5000
 """Characters after which an item is too long, whatever its tokens are."""
-
-
 PIECE, OVERLAP = 1500, 300
 """Characters of the pieces in which signs are looked for, and of those that two pieces share; a sign is shorter."""
 
@@ -66,9 +64,12 @@ _CYRILLIC_OR_INNER_GREEK = re.compile(
     r"[A-Za-z][\u0400-\u052f]|[\u0400-\u052f][A-Za-z]|[A-Za-z][ΑΒΕΖΗΙΚΜΝΟΡΤΥΧαεικνορτυχ]+[A-Za-z]"
 )
 """Scripts mixed inside a word. A Greek letter at the end of a word is mathematics: ``sinα``, ``2πr``."""
+_PRESENTATION = re.compile("([\u0023-\u0039\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff])[\ufe0e\ufe0f]")
+"""A sign and the selector that makes an emoji of it: sanitising takes it out, and nothing was hidden in it."""
 _SPELLED = re.compile(r"(?<![^\W_])(?:[^\W\d_][\s.\-_*]){3,}[^\W\d_](?![^\W_])")
+"""A word letter by letter: ``i g n o r e``, ``i.g.n.o.r.e``."""
 _DIGITS = str.maketrans("013457@$", "oieastas")
-_RUN = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}|(?:[0-9a-fA-F]{2}[ :]){12,}[0-9a-fA-F]{2}")
+_RUN = re.compile(r"[A-Za-z0-9+/_-]{12,}={0,2}|(?:[0-9a-fA-F]{2}[ :]){12,}[0-9a-fA-F]{2}")
 
 
 def flags(text: str, *, given: str | None = None, count_tokens: Callable[[str], int] | None = None) -> tuple[str, ...]:
@@ -103,10 +104,6 @@ def _signs(text: str) -> list[str]:
     if _ROUTE.search(text):
         found.append("route")
     return found
-
-
-_PRESENTATION = re.compile("([\u0023-\u0039\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff])[\ufe0e\ufe0f]")
-"""A sign and the selector that makes an emoji of it: sanitising takes it out, and nothing was hidden in it."""
 
 
 def flags_of_free_text(text: str) -> tuple[str, ...]:
@@ -148,7 +145,7 @@ def _encoded(text: str) -> bool:
             return True
         if len(run) >= 24 and (all(kinds) or (run.endswith("=") and kinds[0] and kinds[1])):
             return True
-        if _is_base64_of_text(run):
+        if kinds[0] and not run[1:].islower() and _is_base64_of_text(run):
             return True
     return False
 

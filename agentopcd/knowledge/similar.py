@@ -16,8 +16,8 @@ from agentopcd.knowledge.items import Item
 
 ALIKE = 80
 """Likeness from which two items are offered, in percent: RapidFuzz's ``token_sort_ratio``."""
-BLOCK = 500
-"""Items that are compared with all others at once: 10,000 of them take a table of 5 MB."""
+BLOCK = 200
+"""Items that are compared with all others at once: with 10,000 of them, a table of 2 MB."""
 MOST = 10_000
 """Pairs that are kept, the most alike; of a store full of repetitions nobody reads more."""
 FEW = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from agentopcd.core.errors import ConfigError
@@ -25,7 +26,7 @@ def check_handover(store: Store, work: Path, context: Context, *, force: bool = 
             flags.
     """
     check_leaks(store, context.id)
-    name, where = context.id[:12], "" if work == default_workspace() else f" --work {work}"
+    name, where = context.id[:12], "" if work == default_workspace() else f" --work {shlex.quote(str(work))}"
     recipe = read_object(store.context_row(context.id)["recipe"], f"the recipe of context {name}")
     if recipe.get("order") == PLACEBO:
         raise ConfigError(f"context {name} is a placebo, which holds no knowledge; name another one")

@@ -22,7 +22,8 @@ from agentopcd.envs.questions.rows import QuestionRow, load_rows
 from agentopcd.envs.questions.text_checks import grade_checks, known_checks
 from agentopcd.envs.views import hash_prompt
 from agentopcd.knowledge.assemble import render
-from agentopcd.knowledge.items import flags, identify, item_texts, normalise, parse, sanitise
+from agentopcd.knowledge.items import identify, item_texts, normalise, parse, sanitise
+from agentopcd.knowledge.poison import flags
 from benchmarks.fuzz.harness import Case, Silent
 from benchmarks.fuzz.mutate import ODD_TEXTS, damage_bytes, damage_json, odd_text, odd_value, some_text
 

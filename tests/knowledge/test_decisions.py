@@ -190,6 +190,31 @@ def test_free_text_is_edited_as_it_is(work: Path, tmp_path: Path, monkeypatch: p
     assert row["added"] == row["removed"] == row["superseded"] == []
 
 
+@pytest.mark.parametrize(
+    "text", ["Be kind.\r\nBe brief.", "Be kind.", f"Notes\n{MARKER} Avoid holes.", f"{MARKER} A.\n" * 2]
+)
+def test_saving_a_text_as_it_was_is_no_change(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """Many editors end the last line; a list may say a thing twice, and a text may hold more than its items."""
+    with Store.open(work / "store.db") as store:
+        store.add_context(Context(text))
+        store.move("odd", Context(text).id, "person")
+    editor(tmp_path, monkeypatch, "sys.exit(0 if path.open('ab').write(b'\\n') else 1)")
+    assert "no change: odd stays at" in run(work, "edit", "odd")
+
+
+def test_what_is_no_item_is_edited_with_the_items(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store.open(work / "store.db") as store:
+        store.add_context(Context(f"Notes\n{MARKER} {HOLES}"))
+        store.move("mixed", Context(f"Notes\n{MARKER} {HOLES}").id, "person")
+    editor(tmp_path, monkeypatch, f"lines.append('{MARKER} Look twice.')")
+    run(work, "edit", "mixed")
+    with Store.open(work / "store.db") as store:
+        assert store.get_context(store.resolve("mixed")).text == f"Notes\n{MARKER} {HOLES}\n{MARKER} Look twice."
+    assert status(work, "Look twice.") == "active"  # a person wrote it
+
+
 def test_visual_comes_before_editor(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     editor(tmp_path, monkeypatch, "sys.exit(9)")
     editor(tmp_path, monkeypatch, "lines.pop()", "VISUAL")

@@ -234,6 +234,12 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
     call(work, "import", str(runs), "--prefix", "p/")
     (runs / "1" / "experience_10.txt").write_text(f"{MARKER} Another.")
     assert "it was expected not to exist" in fails("import", str(runs), "--prefix", "p/")
+    assert "--gate keep is for exports" in fails("import", str(runs), "--prefix", "q/", "--gate", "keep")
+    with Store.open(work / "store.db") as store:
+        for name in ("q/../1", "q/./1", "q/a\\b/1", "q/seed/1"):
+            store.move(name, Context().id, "person")
+    assert "3 refs have other names" in call(work, "export", "q/", "-o", str(tmp_path / "q" / "out"))
+    assert [path.name for path in (tmp_path / "q").rglob("*.txt")] == ["experience_1.txt"]
     assert "is not empty; name a new folder" in fails("export", "p/", "-o", str(runs))
     assert "give -o a new folder" in fails("export", "p/")
-    assert "no ref like q/SEED/STEP" in fails("export", "q/", "-o", str(tmp_path / "out"))
+    assert "no ref like r/SEED/STEP" in fails("export", "r/", "-o", str(tmp_path / "out"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from agentopcd.core.types import MARKER
 from agentopcd.envs.games.solvers import Cell
-from agentopcd.knowledge.items import flags, parse
+from agentopcd.knowledge import flags, parse
 from recipes.pocket import corpus
 from tests.recipes.pocket_readers import board_in, cells_of, earlier_of, only, positions, read
 

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from agentopcd.core.config import PlayConfig, ScoreConfig, pick
+from agentopcd.cli import verbs
+from agentopcd.cli.options import Call
+from agentopcd.core.config import LearnConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Turn
+from agentopcd.learn import learn
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.experience import chains
@@ -341,3 +344,20 @@ def test_only_what_the_gate_lets_through_gets_into_contexts(lab: Lab) -> None:
         (item,) = session.store.items()
         assert item.status == "active" and item.support >= 2
     assert [context.lines for context in gathered.candidates] == [[tiny.CLUE]]
+
+
+def test_play_says_how_many_items_wait_and_how_to_see_them(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    verbs.play(lab.config(gate="review"), Call(lab.work, False, False))
+    said = capsys.readouterr().out
+    pending = f"agentopcd knowledge list items --status pending --work {lab.work}"
+    assert f"1 items wait for a person: {pending}\n" in said
+    assert f"next: {pending}, then agentopcd knowledge approve ID... --work {lab.work}, and play again" in said
+    verbs.play(lab.config(seed=1), Call(lab.work, False, False))
+    assert "wait for a person" not in capsys.readouterr().out  # nobody had decided, and this gate lets it through
+
+
+def test_learn_says_that_what_it_found_waits(lab: Lab) -> None:
+    config = pick(lab.config(gate="review"), LearnConfig, episodes_per_round=4)
+    (done,) = learn(config, lab.work, say=lab.lines.append)
+    assert not done.confirmed and "none of the items is approved, so there is nothing to score" in lab.lines
+    assert any(line.startswith("1 items wait for a person: agentopcd knowledge list items") for line in lab.lines)

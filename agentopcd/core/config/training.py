@@ -83,7 +83,8 @@ class TrainConfig(PlayerConfig):
     test_tasks: int = 256
     """Test tasks for the evaluation before and after training; at most as many as the split holds; 0: no evaluation."""
     force: bool = False
-    """Distil without a confirmed context: --context, else the newest candidate (learn: the winner on select tasks)."""
+    """Distil without a confirmed context: --context, else the newest candidate (learn: the winner on select tasks);
+    imported free text with flags, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
