@@ -43,8 +43,8 @@ def assemble(
             return Context(text, placement)
         if len(shown) == 1:
             raise ConfigError(
-                f"one item alone has {tokens} tokens, the budget is {budget} ({shown[0][:60]!r}): raise the budget, or run "
-                f"agentopcd knowledge retire {identify(shown[0])[:12]}"
+                f"one item alone has {tokens} tokens, the budget is {budget} ({shown[0][:60]!r}): raise the budget, or "
+                f"run agentopcd knowledge retire {identify(shown[0])[:12]}"
             )
         shown = shown[1:]
     return Context("", placement)
