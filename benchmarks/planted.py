@@ -234,6 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, (value, low, high) in means.items():
         print(f"{name}: {value:.3f} [{low:.3f}, {high:.3f}] over {len(results)} seeds")
     print(f"precision at {PLANTED} {'reaches' if means['precision'][0] >= GOAL else 'misses'} {GOAL}")
+    named = sum((Counter(one.named) for one in results), Counter())
+    right = named["helpful good"] + named["harmful harmful"]
+    print(f"named in all: {named.total()}, of which {named.total() - right} falsely")
     if args.json:
         settings = {
             "model": args.model, "env": ENV, "episodes": args.episodes, "play": args.play, "seeds": args.seeds,
