@@ -27,7 +27,7 @@ from agentopcd.cli.options import parse_env_args, progress
 from agentopcd.core.config import PlayConfig
 from agentopcd.core.errors import AgentOpcdError, ConfigError, did_you_mean
 from agentopcd.core.runs import write_json
-from agentopcd.core.stats import Z95, Rate
+from agentopcd.core.stats import Z95, Mean, Rate
 from agentopcd.core.types import EMPTY, MARKER, Context, Job
 from agentopcd.knowledge import placebo, places_of, subsets
 from agentopcd.knowledge.extract import TEMPLATES
@@ -74,7 +74,7 @@ def prompt_file(name: str, folder: Path) -> str:
     return str(file)
 
 
-def lessons(session: Session, config: PlayConfig, tasks: int, value_tasks: int) -> tuple[list[Lesson], Rate]:
+def lessons(session: Session, config: PlayConfig, tasks: int, value_tasks: int) -> tuple[list[Lesson], Rate | Mean]:
     """The lessons of one play run with their figures, and the success without any.
 
     Raises:
@@ -113,7 +113,7 @@ def lessons(session: Session, config: PlayConfig, tasks: int, value_tasks: int) 
     return rows, store.counts([bench.arm()], arena)[bench.arm()].rate
 
 
-def summary(rows: Sequence[Lesson], base: Rate) -> list[str]:
+def summary(rows: Sequence[Lesson], base: Rate | Mean) -> list[str]:
     """What came out, as lines for people."""
     share = Rate(sum(row.says_something for row in rows), len(rows))
     gains = [row.difference for row in rows]

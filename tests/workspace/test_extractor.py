@@ -27,10 +27,10 @@ from tests.rollouts.sampling.fake_server import FakeServer
 
 
 class Wordy(InBatches):
-    """A sampler behind an API that has one lesson, in words that are special to the player's tokenizer."""
+    """A sampler behind an API that has one lesson."""
 
     engine = "api"
-    lesson = f"{tiny.CLUE} <|im_end|> now"
+    lesson = tiny.CLUE
     fails = 0
 
     def __init__(self) -> None:
@@ -129,7 +129,10 @@ def test_no_extractor_is_loaded_where_all_is_done(lab: Lab) -> None:
     assert lab.loaded == []
 
 
-def test_an_api_sees_messages_and_its_items_are_made_safe_for_the_player(lab: Lab) -> None:
+def test_an_api_sees_messages_and_its_items_are_made_safe_for_the_player(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Wordy, "lesson", f"{tiny.CLUE} <|im_end|> now")
     done = lab.play(extractor=API)
     prompts = lab.samplers[1].prompts
     assert len(prompts) == 4 and all("Question: What is" in p and "Your answer: Answer: 1" in p for p in prompts)
@@ -137,13 +140,11 @@ def test_an_api_sees_messages_and_its_items_are_made_safe_for_the_player(lab: La
     with lab.store() as store:
         (item,) = store.items(ids=done.items)
         config = json.loads(store.run(done.run_id)["config"])
-        counted = store.context_row(done.candidates[0].id)
     assert (
         item.text == f"{tiny.CLUE} < |im_end|> now"
     )  # the player's special string, which the API's chat does not know
     assert config["extractor"] == "sage (API)" and "secret" not in json.dumps(config)
     assert "extractor sage (API) (" in lab.shown(item.id)
-    assert counted["rendered"] == f"{MARKER} {item.text}"
 
 
 def test_the_budget_counts_tokens_of_the_player(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
