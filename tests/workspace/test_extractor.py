@@ -140,15 +140,18 @@ def test_an_api_sees_messages_and_its_items_are_made_safe_for_the_player(
     with lab.store() as store:
         (item,) = store.items(ids=done.items)
         config = json.loads(store.run(done.run_id)["config"])
+        assert item.status == "pending" and store.flags([item.id])[item.id] == ["role", "unclean"]
     assert (
         item.text == f"{tiny.CLUE} < |im_end|> now"
     )  # the player's special string, which the API's chat does not know
     assert config["extractor"] == "sage (API)" and "secret" not in json.dumps(config)
     assert "extractor sage (API) (" in lab.shown(item.id)
+    assert done.candidates == []  # what looks like a special token waits for a person
 
 
 def test_the_budget_counts_tokens_of_the_player(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ApiChat, "count_tokens", lambda *_: 10**6)  # the extractor's own count
+    monkeypatch.setattr(Wordy, "lesson", tiny.CLUE)
     assert lab.play(extractor=API, budget_tokens=200).candidates
 
 
