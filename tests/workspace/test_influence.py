@@ -14,7 +14,7 @@ import torch
 from agentopcd.cli import main
 from agentopcd.core.config import PlayConfig, ScoreConfig, pick
 from agentopcd.core.errors import ConfigError, TaskLeak
-from agentopcd.core.types import EMPTY, MARKER, Context, Episode
+from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Job
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.knowledge import Found, best_ref, identify, render
 from agentopcd.rollouts.chat import Chat
@@ -129,8 +129,6 @@ def test_turns_come_from_play_without_a_context_on_tasks_to_learn_from(lab: Lab,
         assert isinstance(session.config, ScoreConfig)
         run_id = session.ledger.begin("score")
         bench = session.bench(run_id)
-        from agentopcd.core.types import Job
-
         bench.prepare([context], session.tasks("select", 2), "select")
         bench.play_missing(
             "select", [Job(task, arm) for task in session.tasks("select", 2) for arm in (EMPTY, context)]
@@ -148,7 +146,7 @@ def test_the_same_seed_draws_the_same_turns_and_another_one_others(lab: Lab) -> 
     assert lab.influence(context, turns=3) == first
     # The setup depends on the seed of play, so another draw is another config of the same session.
     with lab.open(turns=3) as session:
-        other = ScoreConfig(**session.config.to_dict() | {"seed": 1})
+        other = pick(session.config, ScoreConfig, seed=1)
         assert influence(session, other, context).kl_nats != first.kl_nats
 
 
