@@ -141,6 +141,21 @@ def looked(session: Session, context: Context, verdict: str, plan: str = "one") 
     session.store.end_look(look["id"], verdict, {})
 
 
+def test_what_was_found_to_be_form_only_is_called_so(train_session: Session) -> None:
+    from agentopcd.workspace.experience.find_context import find_context
+
+    context = Context("Be brief.")
+    train_session.store.add_context(context)
+    looked(train_session, context, "form only")
+    config = dataclasses.replace(train_session.config, context=context.id)
+    with pytest.raises(ConfigError, match=r"did not pass the confirm gate: form only \(look 1\); insist with --force"):
+        find_context(train_session, config)  # type: ignore[arg-type]
+    said: list[str] = []
+    train_session.say = said.append
+    train_session.say_confirmed_with(context)
+    assert said[-1].endswith("did not pass the confirm gate: form only (look 1)")
+
+
 def test_a_placebo_is_not_handed_over(rows: str, tmp_path: Path) -> None:
     with open_session(rows, tmp_path / "w") as session:
         session.store.add_context(Context("brief Be."), {"order": "placebo", "of": "x"})

@@ -36,9 +36,12 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
         context = candidates[0]
     session.resume_model("consolidate", context.id)
     if not (config.force or session.confirmed(context)):
+        name, verdict = context.id[:12], session.last_verdict(context)
+        if verdict:
+            raise ConfigError(f"context {name} did not pass the confirm gate: {verdict}; insist with --force")
         raise ConfigError(
-            f"context {context.id[:12]} never passed the confirm gate; run `agentopcd knowledge confirm "
-            f"--context {context.id[:12]} {flags}`, or insist with --force"
+            f"context {name} never passed the confirm gate; run `agentopcd knowledge confirm --context {name} "
+            f"{flags}`, or insist with --force"
         )
     session.check_handover(context, force=config.force)
     return context
