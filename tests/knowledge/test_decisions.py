@@ -11,9 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from agentopcd.cli.knowledge import app
-from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.errors import StoreError
 from agentopcd.core.types import EMPTY, MARKER, Context
 from agentopcd.knowledge import Found, Store, identify, item_ids
+from tests.knowledge_commands import fails, run
 
 HOLES, WALL, ROUTE = "Avoid holes.", "A wall stops you.", "Go right, right, down."
 
@@ -31,19 +32,6 @@ def work(tmp_path: Path, kit, monkeypatch: pytest.MonkeyPatch) -> Path:
         store.add_context(kit.context(HOLES, WALL, ROUTE))
         store.move("lake/best", kit.context(HOLES, WALL, ROUTE).id, "person")
     return tmp_path / "work"
-
-
-def run(work: Path, *words: str) -> str:
-    result = CliRunner().invoke(app, [*words, "--work", str(work)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def fails(work: Path, *words: str) -> str:
-    with pytest.raises(ConfigError) as error:
-        run(work, *words)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def status(work: Path, text: str) -> str:

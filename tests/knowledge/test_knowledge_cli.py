@@ -14,6 +14,7 @@ from agentopcd.cli.knowledge import app
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.types import EMPTY, MARKER, Job, Task
 from agentopcd.knowledge import Origin, Store, confirm, identify, ingest, score
+from tests.knowledge_commands import fails, run
 
 
 @pytest.fixture
@@ -33,19 +34,6 @@ def work(tmp_path: Path, kit) -> Path:
         score(kit.bench(store, play), [context], kit.tasks(10))
         confirm(kit.bench(store, play), context, kit.tasks(30, 1000))
     return tmp_path / "work"
-
-
-def run(work: Path, *words: str) -> str:
-    result = CliRunner().invoke(app, [*words, "--work", str(work)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def fails(work: Path, *words: str) -> str:
-    with pytest.raises(ConfigError) as error:
-        run(work, *words)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def test_lists(work: Path) -> None:

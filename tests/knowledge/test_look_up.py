@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from agentopcd.cli.knowledge import app
-from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.knowledge import Found, Store, identify, score
+from tests.knowledge_commands import fails, run
 
 A = ["Avoid holes.", "A wall stops you.", "Ice is slippery.", "G is the goal."]
 B = ["G is the goal.", "Avoid holes.", "A wall stops every move.", "Boxes cannot be pulled."]
@@ -30,18 +30,6 @@ def work(tmp_path: Path, kit) -> Path:
         play = kit.player(lambda shown: 0.9 if shown == kit.context(*B) else 0.2)
         score(kit.bench(store, play), [kit.context(*A), kit.context(*B)], kit.tasks(40))
     return tmp_path / "work"
-
-
-def run(work: Path, *words: str) -> str:
-    result = CliRunner().invoke(app, [*words, "--work", str(work)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.output
-
-
-def fails(work: Path, *words: str) -> str:
-    with pytest.raises(ConfigError) as error:
-        run(work, *words)
-    return str(error.value)
 
 
 # -- diff --------------------------------------------------------------------------------------------

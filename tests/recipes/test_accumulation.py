@@ -167,4 +167,4 @@ def test_two_rounds_of_learn(
     ]  # fmt: skip
     assert [one["test"] for one in found["rounds"]] == [{}, {}]
     assert [one["settings"]["seed"] for one in found["rounds"]] == [0, 1]
-    assert episodes(tmp_path / "w") == before
+    assert episodes(tmp_path / "w") == before + 2 * 6  # no context in each round, which halving does not play
