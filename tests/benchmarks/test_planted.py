@@ -70,5 +70,6 @@ def test_a_finished_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     planted.main([*words, "--json", str(tmp_path / "two.json")])
     found = json.loads((tmp_path / "one.json").read_text())["results"][0]
     assert {row["n"] for row in found["items"]} == {12} and found["episodes"] == 32
-    assert {row["n"] for row in found["confirm"].values()} == {4} and found["inert"]["inert"].endswith(" of 10")
+    assert {row["n"] for row in found["confirm"].values()} == {4}
+    assert int(found["inert"]["inert"].rpartition(" of ")[2]) >= planted.PLANTED  # and its own
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
