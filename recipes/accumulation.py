@@ -33,7 +33,7 @@ from agentopcd.knowledge import Place, Store, places_of
 from agentopcd.workspace.experience.chains import chains_of
 from agentopcd.workspace.session import Session
 
-Outcomes = Mapping[str, Mapping[Place, bool]]
+Outcomes = Mapping[str, Mapping[Place, float]]
 
 
 @dataclasses.dataclass(frozen=True)

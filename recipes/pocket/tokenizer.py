@@ -44,7 +44,7 @@ def phrases() -> list[str]:
               "You cannot move into a wall!", "Invalid move - cannot move to that position.",
               "What you know already; do not repeat it, but say so where it proves wrong:\n"]  # fmt: skip
     found += [text for text in worlds.INVALID.split("{}") if text]
-    for template in (extract._GAME, extract._SINGLE):
+    for template in (extract.TEMPLATES["game"], extract.TEMPLATES["question"]):
         found += [text.strip("\n") for text in re.split(r"\{\w+\}", template) if len(text) > 20]
     return list(dict.fromkeys(found))
 

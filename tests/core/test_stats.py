@@ -131,7 +131,7 @@ def test_compare_pairs_what_both_have_played() -> None:
     second = {1: False, 2: True, 3: True, 4: False}
     found = compare(first, second, tasks)
     assert (found.n, found.tasks, found.wins, found.losses) == (4, 4, 2, 1)
-    assert (found.first.wins, found.second.wins) == (3, 2)
+    assert (found.first, found.second) == (Rate(3, 4), Rate(2, 4))
     assert found.test == "mid_p"
     assert found.p == mid_p(2, 1)
     assert found.difference == paired_difference(1, 2, 1, 0)

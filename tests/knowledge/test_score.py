@@ -36,6 +36,7 @@ def test_score_ranks_on_common_tasks(kit) -> None:
     play = kit.player(lambda context: rates[context.id])
     ranking = score(kit.bench(store, play), [*pool, pool[0], EMPTY], kit.tasks(100))
     assert [row.context_id for row in ranking.rows[:2]] == [pool[2].id, pool[1].id]
+    assert ranking.empty is not None and ranking.best.against_empty is not None
     assert ranking.best.count.rate.n == ranking.empty.rate.n == ranking.best.against_empty.n == 100
     assert ranking.best.against_empty.difference.low > 0.4
     assert ranking.competed == 4 and len(play.played) == 500  # equal contexts are one, empty is always there
