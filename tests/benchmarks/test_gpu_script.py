@@ -26,6 +26,7 @@ def book(out: Path, *words: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_attention_of_the_run_book_is_exact(tmp_path: Path) -> None:
     found = book(tmp_path / "gpu.json", "--part", "attention")
     assert found.keys() == {"machine", "attention"} and found["machine"]["tflops"] > 0

@@ -132,6 +132,7 @@ def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> No
         read(file, "mini")
 
 
+@pytest.mark.slow
 def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_try_shows_what_the_view_shows() -> None:
     assert lines[-1]["result"] in ("failed", "out of steps", "success") and lines[1]["reply"].startswith("[")
 
 
+@pytest.mark.slow
 def test_check_tells_and_sets_the_exit_code() -> None:
     assert "guess.py:Guess: ok" in run("check", f"{DATA / 'guess.py'}:Guess", "--seeds", "4")
     text = run("check", f"{DATA / 'faulty.py'}:AddsText", "--seeds", "2", code=1)

@@ -220,6 +220,7 @@ def test_what_cannot_be_built_is_one_line() -> None:
         env.step("[go]")
 
 
+@pytest.mark.slow
 def test_where_no_space_is_declared_text_is_assumed() -> None:
     env = make(f"{HERE}:NoSpaces")
     assert env.reset(seed=0)[0].endswith("Say [go].") and env.step("[go]")[1] == 1.0

@@ -123,6 +123,7 @@ def test_play_asks_where_nothing_says_it_and_takes_the_rule(tiny_model_dir: Path
         Game(ref=PAYS, success_when="won")
 
 
+@pytest.mark.slow
 def test_the_checker_asks_as_well() -> None:
     report = check_env(PAYS, n=4)
     assert any("a last reward of 1 does not say" in error for error in report.errors), report

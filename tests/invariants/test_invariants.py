@@ -79,10 +79,10 @@ def test_scoring_killed_and_repeated_plays_every_pair_once(desk: Desk) -> None:
     desk.ok("knowledge", "import", "context.txt", "--as", f"{ENV}/pool/00/01", "--work", "scored")
     desk.kill_when(lambda: desk.count("scored", "episode") >= 4, *SCORE, "--work", "scored")
     stored = desk.query("scored", "SELECT id FROM episode")
-    assert 4 <= len(stored) < 2 * 8
+    assert 4 <= len(stored) < 16 + 3 * 6
     result = json.loads(desk.ok(*SCORE, "--json", "--work", "scored"))
     rows = desk.query("scored", CONTENT)
-    assert len(rows) == len({(row["seed"], row["rep"], row["context_id"]) for row in rows}) == 2 * 8 + 2 * 6
+    assert len(rows) == len({(row["seed"], row["rep"], row["context_id"]) for row in rows}) == 16 + 3 * 6
     assert {row["id"] for row in stored} <= {row["id"] for row in desk.query("scored", "SELECT id FROM episode")}
     assert result["competed"] == 1
     assert len(desk.query("scored", "SELECT id FROM run WHERE verb = 'score'")) == 1

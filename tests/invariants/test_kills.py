@@ -36,5 +36,5 @@ def test_the_table_counts_what_was_different() -> None:
         {"number": 1, "verb": "play", "at_s": 2, "wrong": "x"},
     ]
     lines = table(noted, 0)
-    assert lines[1].split() == ["play", "2", "1", "1"] and lines[6].split() == ["all", "2", "1", "1"]
+    assert lines[1].split() == ["play", "2", "1", "1"] and lines[7].split() == ["all", "2", "1", "1"]
     assert lines[-1] == "kill 1 of play at 2 s: x"

@@ -93,6 +93,7 @@ def test_an_outcome_marked_error_changes_no_number(kit) -> None:
     assert {job.task.seed for job in repaired.played} == set(range(30, 45)) and len(repaired.played) == 60
 
 
+@pytest.mark.slow
 def test_a_null_pool_is_hardly_ever_promoted(kit) -> None:
     """Equal arms: the best of twelve on select, confirmed on fresh tasks, in 100 worlds."""
     pool, promoted, flattered = contexts(kit, 12), 0, 0.0

@@ -52,6 +52,7 @@ def test_the_two_sizes_share_their_tokenizer() -> None:
         assert len({(find.WEIGHTS / name / file).read_bytes() for name in SIZES}) == 1, file
 
 
+@pytest.mark.slow
 def test_it_wins_only_when_it_is_told_the_rules(tmp_path: Path) -> None:
     found = arms("frozen-lake-4x4", tmp_path, 48, ("base", "pocket", Context()), ("in-context", "pocket", TRUE))
     assert found.rate("base").rate < 0.3

@@ -53,6 +53,7 @@ def test_two_processes_go_on_where_one_stopped_and_do_what_it_does(
     same(alone, tmp_path)
 
 
+@pytest.mark.slow
 def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     flags: list[str], alone: Path, tmp_path: Path
 ) -> None:
@@ -78,11 +79,12 @@ def test_a_sharded_teacher_goes_on_from_copies_of_its_state(kind: str, flags: li
     same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
         ("--method", "context-distillation"),
-        pytest.param(("--teacher-kind", "ema"), marks=pytest.mark.slow),
+        ("--teacher-kind", "ema"),
     ],
 )
 def test_two_processes_do_what_one_does_with_other_answers_and_a_teacher_that_moves(

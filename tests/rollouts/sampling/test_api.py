@@ -122,6 +122,7 @@ def play_score_refuse(url: str, work: Path) -> None:
     assert code == 2 and "not be the student" in said and len(said.strip().splitlines()) == 1, said
 
 
+@pytest.mark.slow
 def test_an_api_plays_and_cannot_be_the_student(fake: FakeServer, tmp_path: Path) -> None:
     play_score_refuse(fake.url, tmp_path / "work")
 

@@ -54,6 +54,7 @@ def test_two_processes_play_through_one_server_and_send_the_weights_once_a_step(
     assert server.loads == 1 + STEPS
 
 
+@pytest.mark.slow
 def test_a_server_that_comes_back_gets_the_weights_from_the_process_that_sees_it_first(
     flags: list[str], alone: Path, server: FakeServer, tmp_path: Path
 ) -> None:
