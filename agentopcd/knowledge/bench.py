@@ -77,6 +77,24 @@ class Bench:
         return errors
 
 
+def check_scores(bench: Bench, arm: Arm, arena: Arena, errors: int) -> None:
+    """Refuse to compare by what nobody has reported.
+
+    Args:
+        arm: one that has played in the arena.
+        errors: environment errors of the play.
+
+    Raises:
+        ConfigError: no episode could be played, or none reports the arena's metric.
+    """
+    means = bench.store.means(arm, arena)
+    if not means["reward"].n:
+        raise ConfigError(f"no episode of {bench.env} could be played ({errors} environment errors)")
+    if arena.by not in ("success", *means):
+        known = ", ".join(["success", *means])
+        raise ConfigError(f"no episode of {bench.env} reports {arena.by!r}; wanted one of: {known}")
+
+
 def places_of(tasks: Iterable[Task], reps: int = 1) -> list[Place]:
     """The places of tasks that are each played ``reps`` times."""
     return [(task.key, task.seed, rep) for rep in range(reps) for task in tasks]

@@ -11,7 +11,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.power import detectable
 from agentopcd.core.stats import Comparison, Mean, Rate, draws_for
 from agentopcd.core.types import EMPTY, Context, Job, Task
-from agentopcd.knowledge.bench import Bench
+from agentopcd.knowledge.bench import Bench, check_scores
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.looks import left_after
 from agentopcd.knowledge.placebo import placebo
@@ -145,6 +145,9 @@ def confirm(
         name: store.compare(bench.arm(context), bench.arm(rival), arena, draws=draws) for name, rival in rivals.items()
     }
     if not all(pair.n for pair in against.values()):
+        if look["verdict"] is None:
+            store.drop_look(look["id"])  # it has shown nothing
+        check_scores(bench, bench.arm(context), arena, errors)
         raise ConfigError(f"no pair of {env} could be played ({errors} environment errors): nothing to confirm")
     looks = len(store.looks(env))
     result = Confirmation(

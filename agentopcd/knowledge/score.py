@@ -16,8 +16,8 @@ from typing import Any
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Comparison, Mean
 from agentopcd.core.types import EMPTY, Context, Job, Task
-from agentopcd.knowledge.bench import Bench, places_of
-from agentopcd.knowledge.episodes import Count
+from agentopcd.knowledge.bench import Bench, check_scores, places_of
+from agentopcd.knowledge.episodes import Arena, Arm, Count
 from agentopcd.knowledge.refs import PoolStep
 from agentopcd.knowledge.store import Store
 
@@ -99,7 +99,8 @@ def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task], *,
     ]
     # Ties are broken by id: as good as at random, and the same after every resume.
     rows.sort(key=lambda row: (-row.count.rate.rate, row.context_id))
-    return _ranking(bench, rows, counts[empty], errors, len(jobs), by)
+    _check(bench, rows, arena, errors)
+    return _ranking(bench, rows, counts[empty], errors, len(jobs))
 
 
 def halving(
@@ -139,11 +140,12 @@ def halving(
         arena = bench.arena("select", [(task.key, task.seed, rep) for task, rep in places], by)
         counts = bench.store.counts(map(bench.arm, alive), arena)
         rows = [Scored(context.id, counts[bench.arm(context)], None, number) for context in alive]
+        _check(bench, rows, arena, errors)
         rows.sort(key=lambda row: (-row.count.rate.rate, _lot(seed, row.context_id)))
         stay = ceil(len(alive) / 2)
         rows, out = rows[:stay], rows[stay:] + out
         alive = [context for context in alive if context.id in {row.context_id for row in rows}]
-    return _ranking(bench, rows + out, None, errors, played, by)
+    return _ranking(bench, rows + out, None, errors, played)
 
 
 def _lot(seed: int, context_id: str) -> str:
@@ -160,15 +162,15 @@ def _distinct(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task]
     return contexts
 
 
-def _ranking(bench: Bench, rows: list[Scored], empty: Count | None, errors: int, episodes: int, by: str) -> Ranking:
-    store = bench.store
-    arm = bench.arm(store.get_context(rows[0].context_id))
-    means = store.means(arm, bench.arena("select"))
+def _check(bench: Bench, rows: Sequence[Scored], arena: Arena, errors: int) -> None:
+    """Refuse a ranking of nothing, before more is played."""
     if not any(row.count.rate.n for row in rows):
-        if means["reward"].n:
-            known = ", ".join(["success", *means])
-            raise ConfigError(f"no episode of {bench.env} reports {by!r}; wanted one of: {known}")
-        raise ConfigError(f"no episode of {bench.env} could be played ({errors} environment errors): nothing to score")
+        check_scores(bench, Arm(bench.model_id, rows[0].context_id), arena, errors)
+
+
+def _ranking(bench: Bench, rows: list[Scored], empty: Count | None, errors: int, episodes: int) -> Ranking:
+    store = bench.store
+    means = store.means(Arm(bench.model_id, rows[0].context_id), bench.arena("select"))
     competed = store.competitors(bench.env, "select", model_id=bench.model_id, setup=bench.setup)
     return Ranking(rows, empty, competed, errors, episodes, means)
 

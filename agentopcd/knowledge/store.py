@@ -227,6 +227,11 @@ class Store(Queries):
                 (verdict, canonical(result), look_id),
             )
 
+    def drop_look(self, look_id: int) -> None:
+        """Take back a look that was begun and has shown nothing to anybody."""
+        with self.write():
+            self.change("DELETE FROM look WHERE id = ? AND verdict IS NULL", (look_id,))
+
     # -- items and contexts -------------------------------------------------------------------------
 
     def add_items(

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, MARKER, Context
 from agentopcd.knowledge import ALPHA, Store, best_ref, confirm, left_after, level_of, placebo
 
@@ -138,6 +139,15 @@ def test_scores_beside_success_decide_where_they_are_asked_for(kit) -> None:
     half = confirm(kit.bench(store, play), context, kit.tasks(60, 1000), by="half")
     assert half.comparison.difference.diff == pytest.approx(1 / 6)
     assert re.search(r"reward: context 0\.556 \[\d.*, empty 0\.333", str(half))
+
+
+def test_a_metric_that_nobody_reports_costs_no_look(kit) -> None:
+    store, context = kit.open(), kit.context("Holes swallow you.")
+    bench = kit.bench(store, rates(kit, holes=0.9, other=0.1))
+    with pytest.raises(ConfigError, match="no episode of lake reports 'boxs'; wanted one of: success, reward"):
+        confirm(bench, context, kit.tasks(20, 1000), by="boxs")
+    assert store.looks(kit.env) == []
+    assert confirm(bench, context, kit.tasks(20, 1000)).look == 1
 
 
 def test_a_placebo_keeps_the_form_and_moves_the_content() -> None:

@@ -70,9 +70,16 @@ def test_halving_by_reward_and_an_unknown_metric(kit) -> None:
             reward = (job.context == pool[2]) / 3
             yield dataclasses.replace(kit.episode(job, False), reward=reward, metrics={"boxes": 1.0})
 
+    asked = []
+
+    def counted(jobs):
+        asked.extend(jobs)
+        yield from play(jobs)
+
     assert halving(kit.bench(store, play), pool, kit.tasks(50), by="reward").best.context_id == pool[2].id
     with pytest.raises(ConfigError, match="no episode of lake reports 'boxs'; wanted one of: success, reward, boxes"):
-        halving(kit.bench(store, play), pool, kit.tasks(50), by="boxs")
+        halving(kit.bench(kit.open(), counted), pool, kit.tasks(50), by="boxs")
+    assert len(asked) == 4 * 8  # the first round told
 
 
 def test_halving_finds_as_good_a_context_as_uniform_at_a_sixth_of_the_price(kit) -> None:
