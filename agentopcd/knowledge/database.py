@@ -309,11 +309,11 @@ class Database:
         return self._types[table]
 
     def _check_types(self, table: str, row: Mapping[str, Any]) -> None:
-        """Refuse what SQLite would turn into another type, such as the number 1 into the text "1"."""
+        """Refuse what SQLite would turn into another type: the number 1 into the text "1", or false into 0."""
         types = self.columns(table)
         for name, value in row.items():
             wanted = types.get(name, "")
-            if value is not None and not isinstance(value, FITS.get(wanted, object)):
+            if isinstance(value, bool) or not (value is None or isinstance(value, FITS.get(wanted, object))):
                 raise StoreError(f"{name} of a {table} wants {wanted} and got {value!r:.60}")
 
     def update_run(self, run_id: int, result: str | None, status: str) -> None:

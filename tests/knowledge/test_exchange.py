@@ -192,6 +192,7 @@ def change(exported: str, kind: str, **values: object) -> str:
         ("context", {"placement": "system"}, "does not fit its text"),
         ("source", {"run_id": 99}, "cannot be imported: KeyError"),
         ("source", {"item_id": "0" * 64}, "FOREIGN KEY"),
+        ("source", {"line": False}, "line of a item_source wants INTEGER and got False"),
         ("run", {"status": "odd"}, "CHECK"),
         ("run", {"id) VALUES (1); --": 1}, "is not a column of the store"),
         ("run", {"colour": 1}, "no such column"),
