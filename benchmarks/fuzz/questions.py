@@ -288,7 +288,7 @@ def try_items(case: Case) -> None:
         shown = item_texts(Context(render([text])))
         if shown != [normalise(text)] or identify(shown[0]) != identify(text):
             raise Silent(f"a context with the item {text!r:.100} shows {shown!r:.100}")
-    if time.process_time() - began > 1:
+    if time.process_time() - began > 5:  # a dozen long items with all signs of poison, on a busy machine
         raise Silent(f"reading items took {time.process_time() - began:.1f} s")
 
 
