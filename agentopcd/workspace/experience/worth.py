@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from agentopcd.core.config import GatherConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Context
 from agentopcd.knowledge import Item, ItemValue, assemble_by_value, subsets, valued_ref
+from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.values import FALSE_DISCOVERIES, plan
 from agentopcd.workspace.session import Session
 
@@ -124,5 +124,11 @@ def value_items(session: Session, config: ScoreConfig, candidates: Sequence[Cont
 
 def _budget(session: Session, candidates: Sequence[Context]) -> int:
     """The most tokens that a candidate was allowed; what ``play`` allows if none of them says (imported ones)."""
-    recipes = [json.loads(session.store.context_row(context.id)["recipe"]) for context in candidates]
-    return max((recipe["budget"] for recipe in recipes if recipe.get("budget")), default=GatherConfig.budget_tokens)
+    budgets = []
+    for context in candidates:
+        recipe = read_object(
+            session.store.context_row(context.id)["recipe"], f"the recipe of context {context.id[:12]}"
+        )
+        if isinstance(budget := recipe.get("budget"), int) and budget > 0:  # an imported recipe may say anything
+            budgets.append(budget)
+    return max(budgets, default=GatherConfig.budget_tokens)
