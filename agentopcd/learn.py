@@ -12,7 +12,7 @@ from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, Sc
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.workspace.experience.choose import choose
+from agentopcd.workspace.experience.choose import choose, result_of
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import inside, written_down
@@ -81,7 +81,7 @@ def _round(config: LearnConfig, number: int, work: Path, say: Callable[[str], No
         run_id = session.ledger.stage("score", round=number)
         ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)
         assert outcome is not None
-        session.ledger.finish(run_id, ranking.to_dict() | outcome.to_dict() | {"text": str(outcome)})
+        session.ledger.finish(run_id, result_of(ranking, outcome) | {"text": str(outcome)})
         distilled = None
         if outcome.passed or config.force:
             context = session.store.get_context(ranking.best.context_id)

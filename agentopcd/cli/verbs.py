@@ -94,11 +94,11 @@ def score(config: ScoreConfig, call: Call) -> None:
             return _values(session, config, call, candidates)
         if call.dry_run:
             return _plan(session, call, _scoring_plan(session, config, len(candidates)))
-        from agentopcd.workspace.experience.choose import choose
+        from agentopcd.workspace.experience.choose import choose, result_of
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
         ranking, outcome = choose(session, config, candidates, run_id=run_id)
-        result = {"confirmed": None} | ranking.to_dict() | ({} if outcome is None else outcome.to_dict())
+        result = result_of(ranking, outcome)
         session.ledger.finish(run_id, result)
         call.show(result)
         _say_gate(call, config, ranking.best.context_id, outcome)

@@ -20,6 +20,9 @@ from agentopcd.knowledge.store import Store
 MOST = 20
 """The most problems of one kind to list."""
 
+JSON = (("run", "config"), ("run", "result"), ("context", "recipe"), ("episode", "metrics"), ("look", "result"))
+"""Tables and their columns that hold a JSON object, or nothing."""
+
 BATCH = 500
 """How many episodes are read at once: with their transcripts, all of them may not fit in memory."""
 
@@ -61,7 +64,7 @@ def _texts(store: Store) -> Iterator[str]:
 
 
 def _json(store: Store) -> Iterator[str]:
-    for table, column in (("run", "config"), ("run", "result"), ("context", "recipe")):
+    for table, column in JSON:
         for row in store.query(f"SELECT id, {column} AS body FROM {table} WHERE {column} IS NOT NULL"):
             if not is_object(row["body"]):
                 yield f"{table} {row['id']!s:.12}: its {column} is no JSON object"

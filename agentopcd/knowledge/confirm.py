@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.power import detectable
-from agentopcd.core.stats import Comparison, Mean, Rate, draws_for
+from agentopcd.core.stats import Comparison, Mean, draws_for
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, check_scores
 from agentopcd.knowledge.database import Row
@@ -94,14 +94,10 @@ class Confirmation:
         return {
             "context": self.context_id, "confirmed": self.passed, "verdict": self.verdict, "by": self.by,
             "look": self.look, "level": self.level, "left": self.left, "errors": self.errors,
-            "score": _plain(self.comparison.first),
+            "score": self.comparison.first.to_dict(),
             "against": {name: pair.to_dict() | {"score": pair.second.rate} for name, pair in self.against.items()},
             "means": {label: {n: mean.to_dict() for n, mean in by.items()} for label, by in self.means.items()},
         }  # fmt: skip
-
-
-def _plain(rate: Rate | Mean) -> dict[str, float | None]:
-    return rate.to_dict()
 
 
 def confirm(
@@ -148,7 +144,7 @@ def confirm(
         if look["verdict"] is None:
             store.drop_look(look["id"])  # it has shown nothing
         check_scores(bench, bench.arm(context), arena, errors)
-        raise ConfigError(f"no pair of {env} could be played ({errors} environment errors): nothing to confirm")
+        raise ConfigError(f"no pair of {env} with {by!r} was played ({errors} environment errors): nothing to confirm")
     looks = len(store.looks(env))
     result = Confirmation(
         context.id, _verdict(against, look["level"]), against,

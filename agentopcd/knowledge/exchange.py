@@ -78,10 +78,9 @@ def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "re
     """Merge exported rows into the store, in one transaction.
 
     Ids are recomputed and checked. Items that are new to this store arrive with their history, and are flagged as if
-    they were found here. With
-    ``gate="review"``, active and pinned items then wait for approval, and nothing in the file is evidence: its
-    episodes are compared with none of this store, and its origins add no support. With ``"keep"``, all of that is
-    taken as this store's own. A task that this store already has keeps its split.
+    they were found here. With ``gate="review"``, active and pinned items then wait for approval, and nothing in the
+    file is evidence: its episodes are compared with none of this store, and its origins add no support. With
+    ``"keep"``, all of that is taken as this store's own. A task that this store already has keeps its split.
 
     Args:
         prefix: prefix for the name of every imported ref.

@@ -17,14 +17,14 @@ from agentopcd.knowledge.care import is_object
 from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.faults import beside, check_file, copy_to_read, told
 from agentopcd.knowledge.items import identify, item_texts
-from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.store import PLACEBO, Store
 
 KEYS = {"context_item": "context_id, pos", "model_context": "model_id, context_id", "task": "env, key"}
 """Tables without row numbers, and their keys."""
 
 TABLES = (
     "run", "item", "context", "context_item", "ref_move", "model", "model_context", "task", "episode", "transcript",
-    "item_source", "item_event",
+    "item_source", "item_event", "look",
 )  # fmt: skip
 
 FILES = ("", "-wal", "-shm", "-journal")
@@ -107,7 +107,10 @@ class _Repair:
         }
         self._execute("PRAGMA foreign_keys = OFF")
         with self.store.write():
+            there = {row["name"] for row in self.source.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             for table in TABLES:
+                if table == "look" and table not in there:  # a store of schema 1
+                    continue
                 self._copy(table, check.get(table, lambda row: True))
             self._correct_episodes()
             self._complete()
@@ -219,6 +222,8 @@ class _Repair:
     def _complete(self) -> None:
         """Write again what other rows or files still say."""
         for row in self.store.table("context", "id"):
+            if json.loads(row["recipe"]).get("order") == PLACEBO:  # its lines are no items
+                continue
             texts = item_texts(Context(row["rendered"], row["placement"]))
             linked = self.store.query("SELECT 1 FROM context_item WHERE context_id = ?", (row["id"],))
             for pos, text in enumerate(texts):
@@ -227,7 +232,7 @@ class _Repair:
                 if len(linked) != len(texts):
                     link = {"context_id": row["id"], "pos": pos, "item_id": item["id"]}
                     self.store.insert("context_item", link, unique=("context_id", "pos"))
-        for table in ("episode", "item_source", "ref_move", "model"):
+        for table in ("episode", "item_source", "ref_move", "model", "look"):
             for row in self._missing(table, "run_id", "run"):
                 run = {"id": row["id"], "verb": "lost", "code": "", "seed": 0, "config": "{}", "status": "failed"}
                 self.store.insert("run", run | {"started_at": now()}, unique=("id",))
@@ -278,7 +283,8 @@ class _Repair:
             ("item_source", "item_id", "item"), ("item_event", "item_id", "item"), ("item_event", "other_id", "item"),
             ("context_item", "item_id", "item"), ("context_item", "context_id", "context"),
             ("model_context", "model_id", "model"), ("model_context", "context_id", "context"),
-            ("ref_move", "context_id", "context"),
+            ("ref_move", "context_id", "context"), ("look", "context_id", "context"),
+            ("look", "placebo_id", "context"), ("look", "incumbent_id", "context"),
         ):  # fmt: skip
             self._remove(table, gone.format(column=column, parent=parent))
 

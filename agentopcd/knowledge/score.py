@@ -100,13 +100,12 @@ def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task], *,
     # Ties are broken by id: as good as at random, and the same after every resume.
     rows.sort(key=lambda row: (-row.count.rate.rate, row.context_id))
     _check(bench, rows, arena, errors)
-    return _ranking(bench, rows, counts[empty], errors, len(jobs))
+    return _ranking(bench, rows, arena, counts[empty], errors, len(jobs))
 
 
 def halving(
-    bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task], *, by: str = "success", seed: int = 0,
-    per_context: int = PER_CONTEXT,
-) -> Ranking:  # fmt: skip
+    bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task], *, by: str = "success", seed: int = 0
+) -> Ranking:
     """Rank candidates by sequential halving: all that are left play the same new tasks, and the better half stays.
 
     With K candidates there are ceil(log2 K) rounds, and each plays as many episodes; the figures of a candidate are
@@ -118,7 +117,6 @@ def halving(
         tasks: tasks of the ``select`` split, in the order in which they are played; they are registered there.
         by: success, reward or a metric.
         seed: breaks ties.
-        per_context: episodes for each candidate, on average.
 
     Returns:
         The candidates, those that stayed longest first.
@@ -128,10 +126,10 @@ def halving(
     """
     alive = _distinct(bench, candidates, tasks)
     rounds = max(1, ceil(log2(len(alive))))
-    budget, errors, played = per_context * len(alive), 0, 0
+    budget, errors, played = PER_CONTEXT * len(alive), 0, 0
     order = ((task, rep) for rep in count() for task in tasks)
     places: list[tuple[Task, int]] = []
-    rows, out = [], []
+    rows, out, arena = [], [], bench.arena("select", (), by)
     for number in range(1, rounds + 1):
         new = list(islice(order, max(1, budget // (rounds * len(alive)))))
         places += new
@@ -145,7 +143,7 @@ def halving(
         stay = ceil(len(alive) / 2)
         rows, out = rows[:stay], rows[stay:] + out
         alive = [context for context in alive if context.id in {row.context_id for row in rows}]
-    return _ranking(bench, rows + out, None, errors, played)
+    return _ranking(bench, rows + out, arena, None, errors, played)
 
 
 def _lot(seed: int, context_id: str) -> str:
@@ -168,9 +166,11 @@ def _check(bench: Bench, rows: Sequence[Scored], arena: Arena, errors: int) -> N
         check_scores(bench, Arm(bench.model_id, rows[0].context_id), arena, errors)
 
 
-def _ranking(bench: Bench, rows: list[Scored], empty: Count | None, errors: int, episodes: int) -> Ranking:
+def _ranking(
+    bench: Bench, rows: list[Scored], arena: Arena, empty: Count | None, errors: int, episodes: int
+) -> Ranking:
     store = bench.store
-    means = store.means(Arm(bench.model_id, rows[0].context_id), bench.arena("select"))
+    means = store.means(Arm(bench.model_id, rows[0].context_id), arena)
     competed = store.competitors(bench.env, "select", model_id=bench.model_id, setup=bench.setup)
     return Ranking(rows, empty, competed, errors, episodes, means)
 

@@ -20,7 +20,7 @@ from agentopcd.cli.store_views import context_rows
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.transcript import pack, to_json
 from agentopcd.core.types import MARKER, Context, Job, Task
-from agentopcd.knowledge import Origin, Store, ingest
+from agentopcd.knowledge import Origin, Store, confirm, ingest
 from agentopcd.knowledge.care import backup, problems
 from agentopcd.knowledge.dump import dump
 from agentopcd.knowledge.repair import repair
@@ -228,7 +228,7 @@ def test_a_recipe_that_is_no_object_is_one_line_that_names_the_remedy(path: Path
     assert "agentopcd store check" in str(told.value) and "\n" not in str(told.value)
 
 
-def test_repair_keeps_every_row_of_a_sound_store(path: Path) -> None:
+def test_repair_keeps_every_row_of_a_sound_store(path: Path, kit) -> None:
     tables = (
         "run",
         "item",
@@ -240,8 +240,11 @@ def test_repair_keeps_every_row_of_a_sound_store(path: Path) -> None:
         "transcript",
         "item_event",
         "item_source",
+        "look",
     )
     with Store.open(path) as store:
+        context = store.get_context(store.resolve("lake/best"))
+        confirm(kit.bench(store, kit.player(lambda _: 0.5)), context, kit.tasks(4, 5000))
         before = {table: store.table(table, "1, 2") for table in tables}
     done = repair(path)
     assert done.lost == [] and done.kept.is_file()

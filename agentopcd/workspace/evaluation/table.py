@@ -77,8 +77,8 @@ class Evaluation:
     played; None without a gain."""
     notes: list[str]
     seen: tuple[int, list[int]]
-    """The number of test tasks that earlier evaluations have looked at, and their runs: what was decided after reading
-    those is not independent of these tasks."""
+    """The number of test tasks that earlier runs have played, and those runs: what was decided after reading what came
+    out is not independent of these tasks."""
 
     def rate(self, label: str) -> Rate:
         """The success rate of the row with this label."""
@@ -202,7 +202,7 @@ def lines(evaluation: Evaluation) -> list[str]:
     out.append(f"test tasks also in train or extract: {count} ({share:.0%})")
     if evaluation.seen[0]:
         runs = ", ".join(map(str, evaluation.seen[1]))
-        out.append(f"test tasks that earlier evaluations have looked at: {evaluation.seen[0]} (runs {runs})")
+        out.append(f"test tasks that earlier runs have played: {evaluation.seen[0]} (runs {runs})")
     return [*out, *(f"note: {note}" for note in evaluation.notes)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from agentopcd.core.config import ConfirmConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
@@ -33,6 +34,12 @@ def choose(
         return ranking, None
     best = session.store.get_context(ranking.best.context_id)
     return ranking, confirm_one(session, config, best, run_id=run_id)
+
+
+def result_of(ranking: Ranking, outcome: Confirmation | None) -> dict[str, Any]:
+    """Ranking and confirmation as JSON, for ``--json`` and the ledger."""
+    confirmed, shown = (None, None) if outcome is None else (outcome.passed, outcome.to_dict())
+    return ranking.to_dict() | {"confirmed": confirmed, "confirmation": shown}
 
 
 def _rank(session: Session, config: ScoreConfig, candidates: list[Context], run_id: int) -> Ranking:
