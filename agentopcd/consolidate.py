@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,12 @@ from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.runs import CHECKPOINTS, Run
 from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.types import Context, Mixture, Task
-from agentopcd.distillation import best, checkpoint, losses
+from agentopcd.distillation import best, checkpoint
 from agentopcd.distillation.checkpoint import Progress
 from agentopcd.distillation.checks import check_sampler, compare_shortcuts
 from agentopcd.distillation.chunks import in_chunks
+from agentopcd.distillation.deal import deal
+from agentopcd.distillation.distance import DISTANCE, score_student
 from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.methods import Method
 from agentopcd.distillation.metrics import (
@@ -44,9 +46,8 @@ from agentopcd.distillation.metrics import (
     step_record,
     update_record,
 )
-from agentopcd.distillation.played import Batches, score_on
-from agentopcd.distillation.positions import can_branch
-from agentopcd.distillation.samples import Batch, Sample, micro_batches
+from agentopcd.distillation.played import Batches
+from agentopcd.distillation.samples import Batch
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models import find
 from agentopcd.models.load import LoadedModel
@@ -70,7 +71,7 @@ class Training:
     select: Sequence[Task]
     """Tasks for choosing the checkpoint; disjoint from ``train``."""
     by: str = "success"
-    """What the checkpoint is chosen by: success, reward or a metric."""
+    """What the checkpoint is chosen by: success, reward, a metric, or the distance to the teacher."""
 
     def __post_init__(self) -> None:
         if not self.context.text:
@@ -156,7 +157,7 @@ def consolidate(
         record |= update_record(progress, learner, norm, moved, gap_nats) | clock.times()
         evaluated = step % config.select_every == 0 or step == config.steps
         if evaluated:
-            record |= choose_checkpoint(progress, learner, player, training, run)
+            record |= choose_checkpoint(progress, learner, teacher, method, training, run)
         if ranks.main:
             run.log(record)
         say(console_line(record, config.steps, clock.total_s * (config.steps - step)))
@@ -201,30 +202,17 @@ def begin(
     """Log the definition of the loss and the student's success before training."""
     progress, ranks = Progress(), Ranks.current()
     method.player.sampler.update()  # an engine that cannot take weights fails now, not after the first step
-    progress.select[0] = score_on(method.player, training.select, ranks, training.by)
+    progress.select[0] = score_student(method, training.select, training.by, training.context, learner, teacher)
     if ranks.main:
         run.rewind(-1)
         said = {"step": 0, "loss/definition": definition(learner.student, teacher, training.context, method)}
-        run.log(said | select_record(progress, 0))
-    say(f"before training: {progress.select[0]} on {len(training.select)} select tasks, without the context")
+        run.log(said | select_record(progress, 0, training.by))
+    what = "nats a token from the model that sees it, " if training.by == DISTANCE else ""
+    say(f"before training: {progress.select[0]} {what}on {len(training.select)} select tasks, without the context")
     return progress
 
 
 # -- 2. score, 3. learn ---------------------------------------------------------------------------------
-
-
-def deal(samples: Sequence[Sample], learner: Learner, teacher: FrozenTeacher, ranks: Ranks) -> Iterator[Batch]:
-    """Yield this process's batches of a step.
-
-    Token weights are those of the whole step, so the split into batches and processes does not change the loss.
-    """
-    config, branch = learner.config, can_branch(learner.model) and can_branch(teacher.model)
-    weights = losses.token_weights([sample.num_tokens for sample in samples], config.reduction)
-    batches = list(micro_batches(samples, weights, learner.tokens_per_batch, teacher.reads, branch=branch))
-    for (chunk, weights_N), counts, round_ in ranks.deal(batches, even=config.shard):
-        # A forward pass of sharded weights is a collective operation, so every process must make equally many.
-        passes = max(teacher.passes(other) for other, _ in round_) if config.shard else 0
-        yield Batch(samples=chunk, weights_N=weights_N, counts=counts, passes=passes)
 
 
 def learn_from(
@@ -264,16 +252,16 @@ def follow(learner: Learner, teacher: FrozenTeacher, player: Player, step: int) 
 
 
 def choose_checkpoint(
-    progress: Progress, learner: Learner, player: Player, training: Training, run: Run
+    progress: Progress, learner: Learner, teacher: FrozenTeacher, method: Method, training: Training, run: Run
 ) -> dict[str, Any]:
     """Evaluate the student on select tasks, save it if it is the best so far, and return the fields for the log."""
-    step, ranks = progress.step, Ranks.current()
-    progress.select[step] = score_on(player, training.select, ranks, training.by)
+    step = progress.step
+    progress.select[step] = score_student(method, training.select, training.by, training.context, learner, teacher)
     if training.config.keep_checkpoints:
         best.save_student(learner, training.context.id, step, run.folder / CHECKPOINTS / f"{step:06d}")
-    if progress.better(step):
+    if progress.better(step, lowest=training.by == DISTANCE):
         best.save(progress, learner, training.context.id, run.folder)
-    return select_record(progress, step)
+    return select_record(progress, step, training.by)
 
 
 def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callable[[str], None]) -> Consolidated:

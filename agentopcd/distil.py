@@ -14,6 +14,7 @@ from agentopcd.core.config import ConsolidateConfig, TrainConfig, player_flags
 from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Episode, Message, Mixture, Task
+from agentopcd.distillation.distance import DISTANCE
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
@@ -25,6 +26,8 @@ from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.engine import engine_of, player_of
 from agentopcd.workspace.day import day_of
+from agentopcd.workspace.evaluation.distance import distances
+from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.ledger import run_config
@@ -85,6 +88,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     """
     ranks = Ranks.current()
     check_launch(config, ranks.count)
+    config = check_method(session, config)
     session.resume_model("consolidate", context.id)
     student = session.loaded
     if config.lora_rank:
@@ -103,6 +107,9 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         session.say(f"already done: {run.folder}")
         earlier = Distilled.repeating(done, run)
         table = _table(session, config, context, earlier) if config.test_tasks else None
+        far = ((done.get("evaluation") or {}).get("distances")) if table else None
+        if table and far:
+            table = dataclasses.replace(table, distances=Distances.from_dict(far))
         return dataclasses.replace(earlier, evaluation=table)
     check_before(session, config, context, student, teacher_model)
     train = session.tasks("train")
@@ -120,7 +127,8 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
     if test:
         before = evaluate(session, arms, test, run_id=run_id)
-        for line in row_lines(before.rows):
+        far = measured(session, arms, teacher_model, context, test)
+        for line in far.lines() if far else row_lines(before.rows):
             session.say(line)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
     assignment = Assignment(
@@ -136,12 +144,29 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     )  # fmt: skip
     if test:
         # Training has changed the weights in memory, so only the saved student plays; the other arms are read back.
-        evaluate(session, [Contestant(label="student", model=session.load(out.folder))], test, run_id=run_id)
-        out = dataclasses.replace(out, evaluation=_table(session, config, context, out))
+        trained = Contestant(label="student", model=session.load(out.folder))
+        evaluate(session, [trained], test, run_id=run_id)
+        again = {
+            one.id: session.load(str(one.folder)) for one in (student, teacher_model)
+        }  # with the weights of before
+        arms = [*_arms(again[student.id], again[teacher_model.id], context), trained]
+        table = _table(session, config, context, out)
+        far = measured(session, arms, again[teacher_model.id], context, test)
+        out = dataclasses.replace(out, evaluation=dataclasses.replace(table, distances=far))
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out
+
+
+def measured(
+    session: Session, arms: Sequence[Contestant], teacher: models.LoadedModel, context: Context | Mixture,
+    test: Sequence[Task],
+) -> Distances | None:  # fmt: skip
+    """The distances of the arms to the teacher that sees the context, where checkpoints are chosen by them."""
+    if session.by != DISTANCE:
+        return None
+    return distances(session, arms, teacher, context, test, setup=session.setup(session.player_for(arms[0].model)))
 
 
 def check_before(
@@ -160,8 +185,8 @@ def check_before(
     models.check_savable(student)
     chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
     task = next(iter(session.tasks("train")), None)
-    messages = (session.game.opening(task.seed) if task else None) or [Message(role="user", content="")]
-    longest = max(len(chat.render(messages, part)) for part in context.parts)
+    messages, tools = (session.game.opening(task.seed) if task else None) or ([Message(role="user", content="")], [])
+    longest = max(len(chat.render(messages, part, tools)) for part in context.parts)
     if room and longest + config.max_tokens > room:
         raise ConfigError(
             f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
@@ -183,6 +208,22 @@ def check_launch(config: TrainConfig, processes: int) -> None:
         peft()
 
 
+def check_method(session: Session, config: ConsolidateConfig) -> ConsolidateConfig:
+    """The settings with the method that this environment allows: stored prompts are answered, not played.
+
+    Raises:
+        ConfigError: a setting is of no use here.
+    """
+    if session.game.spec.logged and config.method == "opcd":
+        session.say("method: prefix-replay, because the prompts of this environment are stored")
+        config = dataclasses.replace(config, method="prefix-replay")
+    if config.turn_decay and not config.replays:
+        raise ConfigError(
+            "--turn-decay is for stored turns: a file of conversations, or --method prefix-replay; leave it out"
+        )
+    return config
+
+
 def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.LoadedModel) -> None:
     """Refuse, before anything is played, a model that cannot be trained or teach.
 
@@ -201,9 +242,13 @@ def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
     """The stored episodes of train tasks whose turns the student answers again; a resumed run gets the same episodes.
 
+    Where an environment's prompts are stored, they are its own; else they are those of the workspace.
+
     Raises:
         ConfigError: no stored episode was played with these settings.
     """
+    if session.game.spec.logged:
+        return [session.game.log(task) for task in train]
     file = folder / "replayed.json"
     if not file.is_file():
         tasks = set(train)
@@ -263,7 +308,8 @@ def train_student(
     if teacher is not student and player.chat.taught_by(teacher.tokenizer):
         say(f"note: teacher {teacher.name} has another chat template than the student; each reads its own")
     judge = player.chat.teacher or player.chat
-    prefixes = [judge.prefix(part) for part in context.parts]
+    opening, tools = player.game.opening(training.train[0].seed) or ([], [])
+    prefixes = [judge.prefix(part, opening, tools) for part in context.parts]
     judging = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)  # copies the whole student
     if config.shard:
         student = sharding.sharded(student, plays=engine_of(config, student)[0] == "transformers")

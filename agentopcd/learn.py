@@ -50,6 +50,7 @@ def learn(
         name = str(here) if here is not None and here.is_dir() else written  # the workspace may have been moved
     else:
         with Session(pick(config, PlayConfig), work, say=say) as session:
+            _ = session.ranked_by  # what cannot be ranked is refused before anything is played
             name = session.model_name()[0]
         (run.folder / "result.json").unlink(missing_ok=True)
         write_json(start, {"model": written_down(work, name)})

@@ -29,7 +29,7 @@ from agentopcd import models
 from agentopcd.cli.options import progress
 from agentopcd.core.config import PlayConfig
 from agentopcd.core.stats import Z95, Rate
-from agentopcd.core.types import EMPTY, Context, Episode, Job, Task
+from agentopcd.core.types import EMPTY, SPLITS, Context, Episode, Job, Task
 from agentopcd.knowledge import Bench, Store, confirm, halving, score
 from agentopcd.workspace.experience.chains import pool
 from agentopcd.workspace.experience.gather import gather
@@ -63,7 +63,6 @@ class Matrix:
 
 def played(args: argparse.Namespace) -> Matrix:
     """The matrix, played as far as it was not played before."""
-    seed = 0
     for seed in itertools.count():  # one play run after another, until the pool is large enough
         config = PlayConfig(
             env=args.env, model=args.model, episodes=args.episodes, chains=10, chain_steps=6, seed=seed,
@@ -77,7 +76,9 @@ def played(args: argparse.Namespace) -> Matrix:
             print(f"{len(found)} contexts", flush=True)
     with Session(dataclasses.replace(config, seed=0), args.work, progress=progress) as session:
         contexts = pool(session)[: args.contexts]
-        tasks = [*session.tasks("select"), *session.tasks("train")][: args.tasks]
+        # All splits: nothing is trained here, and the tasks are dealt anew in each repetition.
+        tasks = [task for split in ("select", "train", *SPLITS) for task in session.tasks(split)]
+        tasks = list(dict.fromkeys(tasks))[: args.tasks]
         bench = session.bench(session.ledger.stage("matrix"))
         arms = [EMPTY, *contexts]
         for start in range(0, len(tasks), 20):  # in pieces, so that little is lost by a kill
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--env", default="frozen-lake-4x4")
     parser.add_argument("--model", default="pocket-s")
     parser.add_argument("--contexts", type=int, default=100)
-    parser.add_argument("--tasks", type=int, default=600, help="tasks of the matrix, from select and train")
+    parser.add_argument("--tasks", type=int, default=600, help="tasks of the matrix, of all splits")
     parser.add_argument("--episodes", type=int, default=60, help="episodes of each play run")
     parser.add_argument("--select", type=int, default=240, help="tasks that halving may use")
     parser.add_argument("--uniform-tasks", type=int, default=128)

@@ -169,6 +169,10 @@ def try_(
     say: Callable[[Any], None] = emit if as_json else lambda facts: print(f"{facts['text']}\n")
     say({"text": join_parts(apply_view(parts_of(obs, info), view)), "task_key": key})
     replies = _replies(env, info, spec.play_format, random, solve, seed)
+    if info.get("tools"):
+        from agentopcd.core.calls import typed
+
+        replies = map(typed, replies)
     rewards: list[float] = []
     state = "stopped"
     for reply in replies:
@@ -178,7 +182,8 @@ def try_(
         say({"text": text, "reply": reply, "reward": rewards[-1], "invalid": bool(info.get("invalid"))})
         if terminated or truncated:
             won = spec.solved(rewards, terminated, info, success_when)
-            lost = "failed" if terminated else "out of steps"
+            lost = "failed" if terminated else "end of the log" if spec.logged else "out of steps"
+            won = False if spec.logged and not terminated else won
             state = "over (nothing says whether that is success: --success-when)" if won is None else lost
             state = "success" if won else state
             break

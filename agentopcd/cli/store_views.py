@@ -232,7 +232,8 @@ def episode_view(store: Store, row: Row) -> Row:
         return {"kind": "episode", **row, "transcript": None}
     episode = store.transcript(row["id"])
     turns = [
-        {"saw": [list(part) for part in turn.parts], "prompt": list(turn.messages), "reply": turn.reply,
+        {"saw": [list(part) for part in turn.parts], "prompt": list(turn.messages),
+         **({"tools": list(turn.tools)} if turn.tools else {}), "reply": turn.reply,
          "reward": turn.reward, "invalid": turn.invalid, "finish_reason": turn.finish_reason,
          "prompt_tokens": turn.prompt_tokens, "output_tokens": turn.output_tokens}
         for turn in episode.turns

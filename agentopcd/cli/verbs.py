@@ -60,7 +60,9 @@ def play(config: PlayConfig, call: Call) -> None:
         result = gather(session, config, run_id=run_id)
         session.ledger.finish(run_id, result.to_dict())
         call.show(result.to_dict())
-        call.say(f"run {run_id}: success {result.rate}, {len(result.items)} items, {result.flagged} flagged")
+        graded = session.game.graded
+        came = f"success {result.rate}" if graded else f"{result.rate.n} conversations, nothing graded"
+        call.say(f"run {run_id}: {came}, {len(result.items)} items, {result.flagged} flagged")
         waiting = len(session.store.items(ids=result.items, status="pending"))
         pending = f"agentopcd knowledge list items --status pending{_work(call)}"
         if waiting:
@@ -69,7 +71,7 @@ def play(config: PlayConfig, call: Call) -> None:
             call.say(f"next: {pending}, then agentopcd knowledge approve ID...{_work(call)}, and play again")
         elif config.extract and not result.items:
             call.say(f"no item could be read from the extractor's {result.unparsed} replies")
-        elif config.extract:
+        elif config.extract and graded:
             call.say(f"next: agentopcd knowledge score {player_flags(config)}{_work(call)}")
         else:
             call.say(f"next: agentopcd knowledge list episodes{_work(call)}")

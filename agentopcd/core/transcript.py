@@ -79,7 +79,7 @@ def facts(episode: Episode) -> dict[str, Any]:
 
 
 def _readable(turn: Turn) -> bool:
-    words = [turn.reply, turn.finish_reason, *(text for message in turn.messages for text in message.values())]
+    words = [turn.reply, turn.finish_reason, *(m[name] for m in turn.messages for name in ("role", "content"))]
     ids = [*turn.prompt_ids, *turn.response_ids, *(token for choice in turn.choices for token in choice), *turn.usage]
     figures = [turn.reward, *turn.logprobs]
     return (

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import random
-from typing import Literal, NamedTuple, TypedDict
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, NotRequired, TypedDict
 
 from agentopcd.core.text import split_lines
 
@@ -32,8 +33,20 @@ FinishReason = Literal["stop", "length"]
 class Message(TypedDict):
     """One chat message, in the form that chat templates take."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    """Of an assistant: its calls, each ``{"type": "function", "id": ..., "function": {"name": ..., "arguments":
+    {...}}}``."""
+    tool_call_id: NotRequired[str]
+    """Of a tool: the call that it answers."""
+    name: NotRequired[str]
+    """Of a tool: its name."""
+
+
+Tool = Mapping[str, Any]
+"""A function that the model may call: ``{"type": "function", "function": {"name", "description", "parameters"}}``, the
+parameters as JSON schema."""
 
 
 class Task(NamedTuple):
@@ -67,6 +80,8 @@ class Request:
     """Token ids of each allowed reply, end token included; if empty, every reply is allowed."""
     messages: tuple[Message, ...] = ()
     """The same prompt as messages, context included, for an API that takes only messages; no ``prompt_ids`` then."""
+    tools: tuple[Tool, ...] = ()
+    """For such an API: the tools of the prompt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +122,10 @@ class Turn:
     """The allowed replies, as in :class:`Request`."""
     usage: tuple[int, int] = (0, 0)
     """Tokens of prompt and reply, as an API counts them; used where there are no token ids."""
+    tools: list[Tool] = dataclasses.field(default_factory=list)
+    """The tools that the prompt names."""
+    calls: int = 0
+    """The calls of tools in the reply."""
 
     @property
     def prompt_tokens(self) -> int:

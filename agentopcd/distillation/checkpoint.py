@@ -37,17 +37,20 @@ class Progress:
     select: dict[int, Rate | Mean] = dataclasses.field(default_factory=dict)
     """Success rate on select tasks by step, or the mean of another score; step 0 is the student before training."""
 
-    def better(self, step: int) -> bool:
+    def better(self, step: int, *, lowest: bool = False) -> bool:
         """Whether the student of ``step`` beats the best trained one so far. In a tie the earlier one stays the best.
 
         The student before training does not compete.
+
+        Args:
+            lowest: whether smaller is better.
         """
         if self.best_step == 0:
             return True
         best, new = self.select[self.best_step], self.select[step]
         if isinstance(best, Rate) and isinstance(new, Rate):
             return new.wins * best.n > best.wins * new.n  # the fractions compared in integers, so a tie is exact
-        return new.rate > best.rate
+        return new.rate < best.rate if lowest else new.rate > best.rate
 
     def to_dict(self) -> dict[str, Any]:
         """The progress as JSON, for a checkpoint."""

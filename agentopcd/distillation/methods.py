@@ -110,14 +110,16 @@ class Opcd(Method):
 class PrefixReplay(Method):
     """Prefix replay, as OEL trains: the student answers one turn of a stored episode for each job.
 
-    The prompts come from earlier play, by whichever model, so training needs no environment.
+    The prompts come from earlier play, by whichever model, or from a log of conversations, so training needs no
+    environment. With ``turn_decay`` d, turn t is drawn with weight (1 - d)^t, since what stands before a later turn
+    is less and less what the student itself would have said (ReOPD, arXiv:2607.04763).
     """
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode]) -> None:
         super().__init__(config, player, episodes)
-        self.turns: dict[Task, list[Turn]] = {}
+        self.turns: dict[Task, list[tuple[int, Turn]]] = {}
         for episode in episodes:
-            self.turns.setdefault(episode.task, []).extend(episode.turns)
+            self.turns.setdefault(episode.task, []).extend(enumerate(episode.turns))
 
     @classmethod
     def prepare(cls, needs: Needs) -> list[Episode]:
@@ -129,12 +131,12 @@ class PrefixReplay(Method):
         # and for any number of processes.
         places = [(job.task.key, job.task.seed, job.rep) for job in jobs]
         turns = [
-            random.Random(f"{self.config.seed}:{place}").choice(self.turns[job.task])
+            drawn(self.turns[job.task], random.Random(f"{self.config.seed}:{place}"), self.config.turn_decay)
             for job, place in zip(jobs, places, strict=True)
         ]
         seeds = [request_seed(self.config.seed, "replay", *place) for place in places]
         asked = [
-            player.chat.request(turn.messages, seed=seed, choices=turn.choices)
+            player.chat.request(turn.messages, seed=seed, choices=turn.choices, tools=turn.tools)
             for turn, seed in zip(turns, seeds, strict=True)
         ]
         replies = player.sampler.sample(asked, player.sampling)
@@ -153,6 +155,13 @@ class PrefixReplay(Method):
         """Drop success and invalid share: no environment has judged the replies."""
         judged = ("rollout/success", "rollout/invalid_share")
         return {name: value for name, value in figures.items() if name not in judged}
+
+
+def drawn(turns: Sequence[tuple[int, Turn]], rng: random.Random, decay: float) -> Turn:
+    """One of some turns, each given with its number in its episode."""
+    if not decay:
+        return rng.choice(turns)[1]
+    return rng.choices([turn for _, turn in turns], [(1 - decay) ** number for number, _ in turns])[0]
 
 
 class ContextDistillation(Method):

@@ -231,10 +231,11 @@ def update_record(
     } | ({} if gap_nats is None else {"engine/drift_nats": gap_nats})
 
 
-def select_record(progress: Progress, step: int) -> dict[str, Any]:
-    """Success rate or mean score on select tasks at ``step``, with its interval."""
+def select_record(progress: Progress, step: int, by: str = "success") -> dict[str, Any]:
+    """Success rate, mean score or distance on select tasks at ``step``, with its interval."""
     rate = progress.select[step]
     name = "select/success" if isinstance(rate, Rate) else "select/score"
+    name = "select/distance_nats" if by == "distance" else name
     return {name: rate.rate, "select/n": rate.n, "select/low": finite(rate.low), "select/high": finite(rate.high)}
 
 

@@ -86,7 +86,7 @@ def samples_of(
             if not turn.response_ids or (cut_replies == "drop" and turn.finish_reason == "length"):
                 dropped += 1
                 continue
-            student_ids, teacher_ids = chat.prompts(turn.messages, shown)
+            student_ids, teacher_ids = chat.prompts(turn.messages, shown, turn.tools)
             # The prompts are rendered again here. A difference to what was answered would shift every position.
             asked = teacher_ids if by_teacher else student_ids
             if asked != turn.prompt_ids:

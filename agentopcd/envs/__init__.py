@@ -20,6 +20,7 @@ if __name__ != "agentopcd.envs":
 if TYPE_CHECKING:
     from agentopcd.core.text import after_thinking
     from agentopcd.envs.base import AnyText, TextEnv, last_bracket
+    from agentopcd.envs.chats.env import ConversationEnv
     from agentopcd.envs.check import CheckReport, assert_env_ok, check_env
     from agentopcd.envs.games.gym_bridge import FromGym
     from agentopcd.envs.games.textarena import TextArenaEnv
@@ -29,18 +30,21 @@ if TYPE_CHECKING:
     from agentopcd.envs.remote import RemoteEnv
     from agentopcd.envs.spec import EnvSpec
     from agentopcd.envs.splits import build_splits
+    from agentopcd.envs.tools import ToolEnv, call, tool
     from agentopcd.envs.views import View, apply_view, join_parts, parts_of, succeeded, task_key
 
 _HOMES = {
     "base": ("AnyText", "TextEnv", "after_thinking", "last_bracket"),
     "check": ("CheckReport", "assert_env_ok", "check_env"),
     "games.gym_bridge": ("FromGym",),
+    "chats.env": ("ConversationEnv",),
     "questions.env": ("DatasetEnv",),
     "registry": ("get_spec", "list_envs", "make", "register"),
     "remote": ("RemoteEnv",),
     "spec": ("EnvSpec",),
     "manifest": ("Manifest",),
     "splits": ("build_splits",),
+    "tools": ("ToolEnv", "call", "tool"),
     "games.textarena": ("TextArenaEnv",),
     "views": ("View", "apply_view", "join_parts", "parts_of", "succeeded", "task_key"),
 }

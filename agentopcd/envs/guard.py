@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from gymnasium.wrappers import TimeLimit
 
-from agentopcd.core.errors import AgentOpcdError, GameFault
+from agentopcd.core.calls import tools_of
+from agentopcd.core.errors import AgentOpcdError, EnvError, GameFault
+from agentopcd.core.messages import read_messages
 from agentopcd.core.text import first_line
 from agentopcd.envs.views import parts_of
 
@@ -35,6 +37,7 @@ _AGAIN_S = 1.0
 
 KNOWN_INFO = (
     "parts", "task_key", "split", "rules_sha256", "success", "invalid", "metrics", "legal_actions", "choices", "action",
+    "messages", "tools",
 )  # fmt: skip
 """The entries of ``info`` that this package reads."""
 
@@ -202,11 +205,30 @@ def _checked_info(info: dict[str, Any]) -> dict[str, Any]:
     for name, value in metrics.items():
         if isinstance(value, str) or not _is_finite(value):
             raise GameFault(f"info['metrics'][{name!r}] must be a finite number, got {value!r:.60}")
+    try:
+        if info.get("messages") is not None:
+            info = info | {"messages": _prompt(info["messages"])}
+        if info.get("tools") is not None:
+            info = info | {"tools": tools_of(info["tools"])}
+    except ValueError as error:
+        raise GameFault(str(error)) from None
     for name in ("legal_actions", "choices"):
         listed = info.get(name) or ()
         if isinstance(listed, str) or not all(isinstance(action, str) for action in listed):
             raise GameFault(f"info[{name!r}] must be a list of texts, got {listed!r:.60}")
     return info
+
+
+def _prompt(cell: Any) -> list[dict[str, Any]]:
+    """The prompt that an environment writes, with the kinds of text that it names kept."""
+    try:
+        messages = read_messages(cell)
+    except EnvError as error:
+        raise GameFault(f"info['messages']: {error}") from None
+    if messages[-1]["role"] == "assistant" or all(message["role"] != "user" for message in messages):
+        raise GameFault("info['messages'] must have a message of the user, and end before the reply")
+    kinds = [one.get("part") if isinstance(one, Mapping) else None for one in cell]
+    return [{**message, **({"part": kind} if kind else {})} for message, kind in zip(messages, kinds, strict=True)]
 
 
 def _is_finite(value: Any) -> bool:

@@ -253,6 +253,8 @@ class Probe:
 
     def ends(self) -> None:
         """An episode can end, and something says or pays what came of it."""
+        if self.spec.logged:
+            return  # it ends where the log ends
         rule = self.success_when or self.spec.success_when
         known = bool(rule) or self.proven or self.spec.success_at is not None
         until, left = time.perf_counter() + LONG_S, LONG_REPLIES

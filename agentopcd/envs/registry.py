@@ -4,7 +4,8 @@ The form of a reference decides how it is resolved; the kinds are never tried in
 
 1. a registered id: ``frozen-lake``, ``math``;
 2. a scheme: ``gym:ID``, ``gym:PACKAGE:ID``, ``textarena:ID``, ``rg:TASK``;
-3. a path that ends like a file of rows (:data:`FILE_ENDINGS`), or several with commas between them: their questions;
+3. a path that ends like a file of rows (:data:`FILE_ENDINGS`), or several with commas between them: their questions
+   or conversations;
 4. ``pkg.mod:attr`` or ``path/file.py:attr``: a class, a factory or an :class:`EnvSpec`;
 5. a name that an installed package declares in the entry-point group ``agentopcd.envs``.
 
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.files import is_file
+from agentopcd.envs.chats.rows import chat_fields
 from agentopcd.envs.load import importing, load
 from agentopcd.envs.look import builds_environment
 from agentopcd.envs.questions.files import row_files
@@ -133,6 +135,8 @@ def _rows_spec(ref: str) -> EnvSpec:
     for file in row_files(ref):
         if not is_file(file):
             raise EnvError(f"no file {file!r} with questions")
+    if chat := chat_fields(ref):
+        return EnvSpec(id=ref, entry_point="agentopcd.envs.chats.env:ConversationEnv", kwargs={"rows": ref}, **chat)
     entry_point = "agentopcd.envs.questions.env:DatasetEnv"
     return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat")
 

@@ -34,7 +34,12 @@ class EnvSpec:
     success_when: str = ""
     """The rule in place of ``success_at``: ``return >= 475``, ``reward > 0`` or ``terminated``."""
     judged_by: str = "success"
-    """What contexts and checkpoints are chosen by, unless ``--by`` says so: ``success``, ``reward`` or a metric."""
+    """What contexts and checkpoints are chosen by, unless ``--by`` says so: ``success``, ``reward`` or a metric; of
+    checkpoints also ``distance``, to the model that sees the context."""
+    graded: bool = True
+    """Whether a reply can be right or wrong here. If not, results are distances to the model that sees the context."""
+    logged: bool = False
+    """Whether the prompts are stored, so that replies do not change what comes next. ``log(seed)`` gives the turns."""
     views: Mapping[str, View] = dataclasses.field(default_factory=dict)
     """Views for ``--rules NAME``, besides the built-in ``full``, ``hidden`` and ``none``."""
     play_format: str = "{}"

@@ -9,14 +9,19 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from agentopcd.core.errors import AlignmentError, ConfigError
-from agentopcd.core.types import EMPTY, Completion, Context, Message, Part, Request
+from agentopcd.core.calls import unread, written
+from agentopcd.core.errors import AlignmentError, CallError, ConfigError
+from agentopcd.core.text import after_thinking
+from agentopcd.core.types import EMPTY, Completion, Context, Message, Request, Tool
 from agentopcd.models import tokens
 from agentopcd.rollouts import replies
-from agentopcd.rollouts.marks import Marks
+from agentopcd.rollouts.calls import calls_of
+from agentopcd.rollouts.marks import Marks, each_word, words_in
+from agentopcd.rollouts.tools import in_words, shows_tools, tool_talk
 
 PROMPT_VERSION = "1"
 """Part of every setup hash, so that results from different wordings of the prompts are never pooled."""
@@ -48,10 +53,16 @@ class Chat:
         written = [
             tokens.conversation(tokenizer, *roles, header=roles[-1] == "user", **self.template_args) for roles in talks
         ]
+        self.shows_tools = shows_tools(tokenizer, **self.template_args)
+        """Whether the template writes tools; else they are told in words, see :mod:`agentopcd.rollouts.tools`."""
+        if self.shows_tools:
+            written.append(tool_talk(tokenizer, **self.template_args))
         self.marks = Marks(tokenizer, "".join(written))
         self.special = self.marks.strings
         """The words of the tokens that no text can become; see :class:`~agentopcd.rollouts.marks.Marks`."""
+        self._takes_system = bool(written[1])
         self._keeps_replies = not written[2] or written[2].count(_PROBE) >= 3
+        self._said_tools = False
         self.default_system = self._find_default_system()
         self.header = self._find_header()
 
@@ -61,33 +72,48 @@ class Chat:
         self.teacher = teacher if teacher.render(talk) != self.render(talk) else None
         return self.teacher is not None
 
-    def render(self, messages: Sequence[Message], context: Context = EMPTY) -> tuple[int, ...]:
-        """Token ids of the prompt, generation header included, with ``context`` in it.
+    def render(
+        self, messages: Sequence[Message], context: Context = EMPTY, tools: Sequence[Tool] = ()
+    ) -> tuple[int, ...]:
+        """Token ids of the prompt, generation header included, with ``context`` and ``tools`` in it.
 
         Raises:
             ConfigError: the context is placed as a system message, and the template takes none.
         """
-        messages = self._place(list(messages), context)
-        texts = [message["content"] for message in messages]
+        messages, tools = self._told(messages, context, tools)
+        texts = list(words_in([messages, tools]))
         if not self.marks.inside(texts):
-            text = self._apply(messages)
+            text = self._apply(messages, tools)
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if self.marks.only_written(text, ids):
                 return ids
         block = self.marks.free_block(texts)
-        hidden = [Message(role=m["role"], content=self.marks.hide(m["content"], block)) for m in messages]
-        return self.marks.encode(self._apply(hidden), block)
+        hide = functools.partial(self.marks.hide, block=block)
+        hidden: list[Any] = [{**each_word(message, hide), "role": message["role"]} for message in messages]
+        return self.marks.encode(self._apply(hidden, each_word(tools, hide)), block)
 
-    def text(self, messages: Sequence[Message], context: Context = EMPTY) -> str:
+    def text(self, messages: Sequence[Message], context: Context = EMPTY, tools: Sequence[Tool] = ()) -> str:
         """The prompt as text. In :meth:`render`, words of a message that look like a special token are none."""
-        return self._apply(self._place(list(messages), context))
+        return self._apply(*self._told(messages, context, tools))
+
+    def _told(
+        self, messages: Sequence[Message], context: Context, tools: Sequence[Tool]
+    ) -> tuple[list[Message], list[Tool]]:
+        """The messages and the tools that the template is given, with the context."""
+        messages = self._place(list(messages), context)
+        if self.shows_tools or not (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
+            return messages, list(tools)
+        if tools and not self._said_tools:
+            self._said_tools = True
+            warnings.warn("this chat template has no place for tools; they are told in words", stacklevel=2)
+        return in_words(messages, tools, system=self._takes_system), []
 
     def request(
         self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
-        choices: tuple[tuple[int, ...], ...] = (),
+        choices: tuple[tuple[int, ...], ...] = (), tools: Sequence[Tool] = (),
     ) -> Request:  # fmt: skip
         """The request to a sampler for these messages; see :meth:`render`."""
-        return Request(prompt_ids=self.render(messages, context), seed=seed, choices=choices)
+        return Request(prompt_ids=self.render(messages, context, tools), seed=seed, choices=choices)
 
     def reply(self, reply: Completion, *, begun: bool = False) -> str:
         """The text of a sampler's reply, its thinking between ``<think>`` and ``</think>``; see :mod:`.replies`.
@@ -97,12 +123,26 @@ class Chat:
         """
         return self.reader.text(reply.token_ids, begun=begun)
 
+    def with_calls(self, reply: Completion, text: str, tools: Sequence[Tool]) -> tuple[str, int]:
+        """What an environment with tools gets: the words of a reply, and its calls each in a line; and how many.
+
+        Args:
+            text: the reply as :meth:`reply` gives it.
+        """
+        try:
+            content, calls = calls_of(self.tokenizer, reply.token_ids, text, tools)
+        except CallError as error:
+            return unread(after_thinking(text), error), 0
+        return written(content, calls), len(calls)
+
     def opened(self, request: Request, opening: str) -> Request | None:
         """The same request with the first words of the answer already given; None if the engine cannot do that."""
         opening = self.reader.before_answer + opening  # they are no thoughts
         return dataclasses.replace(request, prompt_ids=request.prompt_ids + self._reply_ids(opening))
 
-    def prompts(self, messages: Sequence[Message], context: Context) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def prompts(
+        self, messages: Sequence[Message], context: Context, tools: Sequence[Tool] = ()
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Prompt ids of the student, without the context, and of the teacher, with it.
 
         Raises:
@@ -110,9 +150,9 @@ class Chat:
             AlignmentError: the prompts do not end in the same generation header, so the two models would predict the
                 first response token from different positions.
         """
-        student, judge = self.render(messages), self.teacher or self
-        without = student if judge is self else judge.render(messages)
-        teacher = judge.render(messages, context)
+        student, judge = self.render(messages, EMPTY, tools), self.teacher or self
+        without = student if judge is self else judge.render(messages, EMPTY, tools)
+        teacher = judge.render(messages, context, tools)
         if context.text and without == teacher:
             raise ConfigError(
                 f"this chat template drops a context placed as {context.placement}, so there would be nothing to "
@@ -121,10 +161,16 @@ class Chat:
         check_same_header(without, teacher, judge.header)
         return student, teacher
 
-    def prefix(self, context: Context) -> tuple[int, ...]:
-        """The token ids that every prompt with ``context`` begins with, whatever its messages say."""
+    def prefix(self, context: Context, opening: Sequence[Message] = (), tools: Sequence[Tool] = ()) -> tuple[int, ...]:
+        """The token ids that every prompt with ``context`` begins with, whatever the user says.
+
+        Args:
+            opening: the messages of some prompt; all prompts share its system message.
+            tools: the tools that all prompts share.
+        """
+        before = [message for message in opening[:1] if message["role"] == "system"]
         # Two prompts that differ from the first character of the message on share exactly the common beginning.
-        one, other = (self.render([Message(role="user", content=text)], context) for text in ("0", "a"))
+        one, other = (self.render([*before, Message(role="user", content=text)], context, tools) for text in ("0", "a"))
         return one[: common_length(one, other)]
 
     def reply_text(self, ids: Sequence[int]) -> str:
@@ -207,14 +253,19 @@ class Chat:
             before, rest = self.default_system, messages
         return [Message(role="system", content=f"{before}\n\n{text}" if before else text), *rest]
 
-    def _apply(self, messages: Sequence[Message], *, header: bool = True, day: datetime.date | None = None) -> str:
+    def _apply(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, header: bool = True,
+        day: datetime.date | None = None,
+    ) -> str:  # fmt: skip
         if not self._keeps_replies and any(message["role"] == "assistant" for message in messages):
             raise ConfigError("this chat template leaves earlier turns of a chat out; take --history transcript")
         # The template's own clock would change prompts that are rendered again after midnight.
-        clock = {"strftime_now": (day or self.day).strftime} if asks_clock(self.tokenizer) else {}
+        given: dict[str, Any] = {"strftime_now": (day or self.day).strftime} if asks_clock(self.tokenizer) else {}
+        if tools:
+            given["tools"] = list(tools)
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=header, **clock, **self.template_args
+                list(messages), tokenize=False, add_generation_prompt=header, **given, **self.template_args
             )
         except Exception as error:  # a template can raise errors of its own
             if messages[0]["role"] == "system":
@@ -271,9 +322,10 @@ class ApiChat(Chat):
 
     def request(
         self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
-        choices: tuple[tuple[int, ...], ...] = (),
+        choices: tuple[tuple[int, ...], ...] = (), tools: Sequence[Tool] = (),
     ) -> Request:  # fmt: skip
-        return Request(prompt_ids=(), seed=seed, messages=tuple(self._place(list(messages), context)))
+        placed = tuple(self._place(list(messages), context))
+        return Request(prompt_ids=(), seed=seed, messages=placed, tools=tuple(tools))
 
     @functools.cached_property
     def says_day(self) -> bool:
@@ -323,37 +375,3 @@ def check_same_header(student: Sequence[int], teacher: Sequence[int], header: Se
 def framed(context: Context) -> str:
     """The context as a model sees it. Experience items stand below :data:`EXPERIENCE_FRAME`."""
     return f"{EXPERIENCE_FRAME}\n{context.text}" if context.lines else context.text
-
-
-def shown(parts: Sequence[Part], kinds: Sequence[str] | None = None) -> str:
-    """The texts of ``parts``, or of those of the given kinds, joined by blank lines."""
-    return "\n\n".join(text for kind, text in parts if text and (kinds is None or kind in kinds))
-
-
-def turn_messages(history: str, past: Sequence[tuple[Sequence[Part], str]], parts: Sequence[Part]) -> list[Message]:
-    """The prompt of one turn, without any context.
-
-    Args:
-        history: ``transcript``: one fresh user message per turn, with the game's log so far (the paper's form);
-            ``chat``: a conversation that grows.
-        past: earlier turns as ``(parts shown, what the model did)``.
-        parts: the new observation.
-
-    Raises:
-        ConfigError: ``history`` is unknown.
-    """
-    if history == "chat":
-        messages: list[Message] = []
-        for seen, did in past:
-            messages += [Message(role="user", content=shown(seen)), Message(role="assistant", content=did)]
-        return [*messages, Message(role="user", content=shown(parts))]
-    if history != "transcript":
-        raise ConfigError(f"history is {history!r}; wanted 'transcript' or 'chat'")
-    if not past:
-        return [Message(role="user", content=shown(parts))]
-    # Rules open the log. A turn's feedback answers the action before it, so it stands above that turn's own heading.
-    log = [shown(past[0][0], ["rules"])]
-    for number, (seen, did) in enumerate(past, start=1):
-        log += [shown(seen, ["feedback"]), f"Turn {number}:", shown(seen, ["state"]), f"You answered: {did}"]
-    log += [shown(parts, ["rules", "feedback"]), f"Turn {len(past) + 1}:", shown(parts, ["state", "actions"])]
-    return [Message(role="user", content="\n\n".join(text for text in log if text))]

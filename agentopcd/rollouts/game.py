@@ -11,11 +11,14 @@ from typing import Any
 
 from agentopcd import envs
 from agentopcd.core.files import is_file, path_of
-from agentopcd.core.types import Message
+from agentopcd.core.types import EMPTY, Episode, Message, Task, Tool, Turn
 from agentopcd.envs.guard import SLOW_STEP_LIMIT_S
 from agentopcd.envs.questions.files import row_files
 from agentopcd.envs.success import ask, rule_of
-from agentopcd.rollouts.chat import turn_messages
+from agentopcd.rollouts.history import turn_messages
+
+GRADING = ("checks", "grader")
+"""Arguments of an environment of rows that say what is right."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,11 @@ class Game:
         return envs.get_spec(self.ref)
 
     @property
+    def graded(self) -> bool:
+        """Whether anything says what is right: the environment, or a rule, checks or a grader of the user's."""
+        return self.spec.graded or bool(self.success_when) or any(self.kwargs.get(name) for name in GRADING)
+
+    @property
     def view(self) -> envs.View:
         return self.spec.view(self.rules or None)
 
@@ -71,14 +79,15 @@ class Game:
             return envs.RemoteEnv(self.ref, self.step_limit, self.kwargs, self.spec.limit_s or SLOW_STEP_LIMIT_S)
         return envs.make(self.ref, max_steps=self.step_limit, **self.kwargs)
 
-    def opening(self, seed: int) -> list[Message] | None:
-        """The messages of a first turn, without any context; None if the environment cannot be reset to this seed."""
+    def opening(self, seed: int) -> tuple[list[Message], list[Tool]] | None:
+        """The messages of a first turn, without any context, and the tools; None if the environment cannot be reset to
+        this seed."""
         env = None
         try:
             env = self.make()
             obs, info = env.reset(seed=seed)
             parts = envs.apply_view(envs.parts_of(obs, info), self.view)
-            return turn_messages(self.form, [], parts)
+            return told(info, self.view) or turn_messages(self.form, [], parts), info.get("tools", [])
         except Exception:  # play meets the same error, and counts it
             return None
         finally:
@@ -86,12 +95,32 @@ class Game:
                 with contextlib.suppress(Exception):
                     env.close()
 
+    def log(self, task: Task) -> Episode:
+        """The stored turns of a task, without replies, of an environment whose prompts are stored."""
+        env = self.make()
+        try:
+            turns = [
+                Turn(
+                    parts=parts, messages=messages, tools=tools, prompt_ids=(), response_ids=(), logprobs=(), reply="",
+                    finish_reason="stop", reward=0.0, invalid=False,
+                )
+                for messages, tools, parts in env.unwrapped.log(task.seed)
+            ]  # fmt: skip
+        finally:
+            env.close()
+        return Episode(
+            env=self.label, task=task, rep=0, context_id=EMPTY.id, turns=turns, outcome=[], success=False, reward=0.0,
+            stop_reason="max_steps",
+        )  # fmt: skip
+
     def solved(self, rewards: Sequence[float], terminated: bool, info: Mapping[str, Any]) -> bool:
         """Whether an episode that just ended was solved.
 
         Raises:
             EnvError: neither the environment nor its rewards say, and there is no rule.
         """
+        if not self.graded:
+            return False
         said = self.spec.solved(rewards, terminated, info, self.success_when)
         if said is None:
             raise ask(self.ref, rewards)
@@ -112,6 +141,24 @@ class Game:
         The hash is part of the setup, so that episodes from before and after an edit are never pooled.
         """
         names = (self.ref.rpartition(":")[0],) if ".py:" in self.ref else row_files(self.ref)
+        if ".py:" in (grader := str(self.kwargs.get("grader", ""))):
+            names = (*names, grader.rpartition(":")[0])
         files = [path_of(name) for name in names]
         hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if is_file(file)]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
+
+
+def told(info: Mapping[str, Any], view: envs.View) -> list[Message] | None:
+    """The prompt that an environment writes itself (``info["messages"]``), as seen through a view; None if it does not.
+
+    A message may name the kind of its text in ``part``; one without is always shown.
+    """
+    if not info.get("messages"):
+        return None
+    seen: list[Any] = []
+    for message in info["messages"]:
+        kind = message.get("part")
+        content = view.get(kind) if kind in view else message["content"]
+        if content is not None:
+            seen.append({**{name: value for name, value in message.items() if name != "part"}, "content": content})
+    return seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
@@ -18,6 +18,32 @@ THINKING = frozenset((*replies.MARKS, *replies.MARKS.values()))
 BLOCK = 0x8000
 BLOCKS = (0xF0000, 0xF8000, 0x100000, 0x108000)
 """Private characters of Unicode, in blocks. One block that a prompt does not use lends the stand-ins for marks."""
+
+
+def words_in(value: Any) -> Iterator[str]:
+    """Every text in messages, tools and calls, the names in objects included."""
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            for name, entry in value.items():
+                yield name
+                yield from words_in(entry)
+        case list() | tuple():
+            for entry in value:
+                yield from words_in(entry)
+
+
+def each_word(value: Any, change: Callable[[str], str]) -> Any:
+    """The same messages, tools or calls with every text changed."""
+    match value:
+        case str():
+            return change(value)
+        case Mapping():
+            return {change(name): each_word(entry, change) for name, entry in value.items()}
+        case list() | tuple():
+            return [each_word(entry, change) for entry in value]
+    return value
 
 
 def _names(token: str) -> bool:

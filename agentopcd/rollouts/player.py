@@ -19,9 +19,10 @@ from typing import Any
 from agentopcd import envs
 from agentopcd.core.errors import AgentOpcdError, ConfigError, EnvError, GameFault
 from agentopcd.core.text import after_thinking
-from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Turn
+from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Tool, Turn
 from agentopcd.rollouts import chat as chats
-from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.game import Game, told
+from agentopcd.rollouts.history import turn_messages
 from agentopcd.rollouts.sampling import Sampler, request_seed, shares
 from agentopcd.rollouts.sampling.protocol import check_room
 
@@ -193,6 +194,9 @@ class _Live:
         self.parts: list[Part] = []
         self.choices: tuple[tuple[int, ...], ...] = ()
         self.past: list[tuple[list[Part], str]] = []
+        self.given: list[Message] | None = None
+        """The next prompt, if the environment writes it itself."""
+        self.tools: list[Tool] = []
         self.turns: list[Turn] = []
         self.metrics: dict[str, float] = {}
         self.error: str | None = None
@@ -229,10 +233,12 @@ class _Live:
         game = self.player.game
         if game.constrain and not self.choices:
             raise EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
-        self._messages = chats.turn_messages(self.player.game.form, self.past, self.parts)
+        self._messages = self.given or turn_messages(self.player.game.form, self.past, self.parts)
         task, rep = self.job.task, self.job.rep
         seed = request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns))
-        self._asked = self.player.chat.request(self._messages, self.job.context, seed=seed, choices=self.choices)
+        self._asked = self.player.chat.request(
+            self._messages, self.job.context, seed=seed, choices=self.choices, tools=self.tools
+        )
         sampler, sampling = self.player.sampler, self.player.sampling
         try:
             check_room([self._asked], sampling, sampler.room, "the model")
@@ -248,13 +254,16 @@ class _Live:
             raise RuntimeError(reply.error)  # costs this episode, not the run
         text = self.player.chat.reply(reply, begun=bool(self.choices))
         said = after_thinking(text)  # what a model tries out while it thinks is no move, whatever the game looks for
+        calls = 0
+        if self.tools:
+            said, calls = self.player.chat.with_calls(reply, text, self.tools)
         obs, reward, terminated, truncated, info = self.env.step(said)
         self.turns.append(
             Turn(
                 parts=self.parts, messages=self._messages, prompt_ids=self._asked.prompt_ids, choices=self.choices,
                 response_ids=reply.token_ids, logprobs=reply.logprobs, reply=text,
                 finish_reason=reply.finish_reason, reward=float(reward), invalid=bool(info.get("invalid", False)),
-                usage=reply.usage,
+                usage=reply.usage, tools=self.tools, calls=calls,
             )
         )  # fmt: skip
         self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}
@@ -276,11 +285,13 @@ class _Live:
         )  # fmt: skip
 
     def _seen(self, obs: str, info: Mapping[str, Any]) -> list[Part]:
-        """The parts of an observation that the view shows; also takes over the legal replies of the next turn."""
+        """The parts of an observation that the view shows; also takes over what else the next prompt is made of."""
         game = self.player.game
         if game.constrain:
             self.choices = self.player.chat.choices(info.get("choices", game.spec.choices))
-        return envs.apply_view(envs.parts_of(obs, info), self.player.game.view)
+        self.tools = info.get("tools", self.tools)
+        self.given = told(info, game.view)
+        return envs.apply_view(envs.parts_of(obs, info), game.view)
 
     def close(self) -> None:
         if self.env is not None:

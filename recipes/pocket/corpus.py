@@ -17,6 +17,7 @@ from agentopcd.envs.games.textarena import _HOW_TO_MOVE as HOW_TO_MOVE
 from agentopcd.envs.questions.puzzles import Conventions, Instructions
 from agentopcd.knowledge.extract import extraction_messages
 from agentopcd.rollouts import chat as chats
+from agentopcd.rollouts import history as histories
 from recipes.pocket import layouts, trace, wording, worlds
 from recipes.pocket.worlds import Played, Rules
 
@@ -94,7 +95,7 @@ def fingerprint(seed: str, count: int = 150) -> str:
 def _first_states(made: Sample) -> set[str]:
     """What a task is told apart by: the first board of a game, the text of a question."""
     if made.episode is not None:
-        return {chats.shown(made.episode.turns[0].parts, ["state"])}
+        return {histories.shown(made.episode.turns[0].parts, ["state"])}
     return {*made.boards, *(messages[-1]["content"] for messages, _ in made.turns)}
 
 
@@ -153,7 +154,7 @@ def _game(rng: random.Random, game: str, stage: Stage) -> Sample:
     episode_turns = []
     for number, step in enumerate(played.steps):
         parts = _parts(rules, number, step.feedback, step.state)
-        messages = chats.turn_messages(history, past, parts)
+        messages = histories.turn_messages(history, past, parts)
         episode_turns.append(_turn(parts, messages, ""))
         if step.think:
             # The reply the belief asks for: where the player slipped, the log shows the slip instead.

@@ -12,7 +12,8 @@ import pytest
 from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import EMPTY, Context, Message, Part, Placement
-from agentopcd.rollouts.chat import EXPERIENCE_FRAME, Chat, check_same_header, framed, turn_messages
+from agentopcd.rollouts.chat import EXPERIENCE_FRAME, Chat, check_same_header, framed
+from agentopcd.rollouts.history import turn_messages
 from tests import tiny
 
 _CHATML = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"

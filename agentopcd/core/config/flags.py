@@ -17,7 +17,10 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "env", "env_args", "model", "student", "context", "method", "rounds", "episodes", "episodes_per_round", "steps",
         "batch_size", "learning_rate", "max_tokens", "seed",
     ),
-    "Environment": ("rules", "history", "placement", "max_steps", "constrain", "success_when", "split", "splits"),
+    "Environment": (
+        "rules", "history", "placement", "max_steps", "constrain", "success_when", "grader", "split",
+        "splits",
+    ),
     "Sampling": ("temperature", "top_p", "top_k", "engine", "server", "sample_batch"),
     "Model": ("device", "compute", "template_args"),
     "Experience": (
@@ -29,8 +32,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "confirm_tasks", "test_tasks",
     ),
     "Training": (
-        "lora_rank", "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing", "answers", "cut_replies",
-        "weight_decay", "clip_norm",
+        "lora_rank", "turn_decay", "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing", "answers",
+        "cut_replies", "weight_decay", "clip_norm",
     ),
     "Teacher": ("teacher", "teacher_kind", "teacher_every", "teacher_keeps"),
     "Loss": ("divergence", "support", "loss_temperature", "importance_cap", "reduction"),

@@ -33,6 +33,9 @@ class PlayerConfig(Config):
     success_when: str = ""
     """When an episode is solved, in place of what the environment says: 'reward >= 1' (the last reward), 'return >=
     475' (the sum of all) or 'terminated' (it came to its own end)."""
+    grader: str = ""
+    """FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that grades the replies to a file's rows: it gets the row and the
+    reply, and returns a bool, a number (1 or more passes), or numbers by name, one called success or score."""
     model: str = ""
     """Model: a Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else a built-in
     model."""
@@ -69,6 +72,8 @@ class PlayerConfig(Config):
         if not self.env:
             raise ConfigError("no environment given; add --env NAME (see `agentopcd envs list`)")
         super().__post_init__()
+        if self.grader and "grader" in self.env_args:
+            raise ConfigError("--grader and --env-arg grader=... say the same thing; leave one of them out")
         self._positive("max_tokens", "sample_batch")
         self._check_engine()
         self._temperature("temperature")

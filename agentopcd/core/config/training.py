@@ -69,13 +69,15 @@ class TrainConfig(PlayerConfig):
     """seq_mean: every reply has equal weight (as in the paper); token_mean: every token has equal weight."""
     cut_replies: Literal["keep", "drop"] = "keep"
     """Whether to keep or drop replies that hit max_tokens."""
+    turn_decay: float = 0.0
+    """Stored turns only: draw each later turn of a conversation this much less often; 0: all alike, 0.5: half."""
     select_every: int = 8
     """Steps between evaluations on select tasks; the best checkpoint becomes the student."""
     select_tasks: int = 64
     """Select tasks per evaluation."""
     by: str = ""
-    """What the checkpoint is chosen by: success, reward, or a metric that the environment reports; empty: the
-    environment's default."""
+    """What the checkpoint is chosen by: success, reward, a metric that the environment reports, or distance, to the
+    model that sees the context; empty: the environment's default."""
     save_every: int = 8
     """Steps between checkpoints for resuming a killed run."""
     keep_checkpoints: bool = False
@@ -91,6 +93,8 @@ class TrainConfig(PlayerConfig):
         self._needs_weights("to train")
         self._positive("steps", "batch_size", "clip_norm", "support")
         self._positive("select_every", "select_tasks", "save_every", "teacher_every")
+        if not 0 <= self.turn_decay < 1:
+            raise ConfigError(f"turn_decay is {self.turn_decay}; it must be 0 or more, and below 1")
         self._check_teacher()
         self._check_method()
         self._check_samples()

@@ -226,5 +226,7 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("rounds", "episodes_per_round")
+        if self.by == "distance":
+            raise ConfigError("--by distance chooses checkpoints, and learn ranks contexts, too; leave it out")
         if self.seed + self.rounds - 1 > LARGEST["seed"]:
             raise ConfigError(f"seed is {self.seed}; the last round's seed, seed + rounds - 1, would be too large")

@@ -10,6 +10,7 @@ from typing import Any
 from agentopcd.core.errors import EnvError
 from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv
+from agentopcd.envs.graders import grader_of
 from agentopcd.envs.questions.grading import Grade, GraderName, check_grader, grade_choice, grade_math
 from agentopcd.envs.questions.rows import QuestionRow, load_rows, rows_from
 from agentopcd.envs.questions.text_checks import grade_checks, known_checks
@@ -179,7 +180,8 @@ class DatasetEnv(QuestionEnv):
         actions: how to answer, in place of the built-in text.
         prompt_key: the column with the question, dotted for nested ones.
         answer_key: the column with the right answer.
-        grader: ``plain``, ``symbolic`` or ``last-number``.
+        grader: ``plain``, ``symbolic``, ``last-number``, or ``FILE.py:FUNCTION``, which gets the row and the reply; see
+            :mod:`agentopcd.envs.graders`.
         checks: checks that replies to all rows have to pass, in place of a right answer, such as
             ``{"max_words": 10}``; a row's own ``checks`` are added. See
             :mod:`agentopcd.envs.questions.text_checks`.
@@ -200,9 +202,11 @@ class DatasetEnv(QuestionEnv):
         grader: str = "plain",
         checks: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(grader)
+        own = grader_of(grader) if ":" in grader else None
+        super().__init__("plain" if own else grader)
+        self._own = own
         self._checks = {} if checks is None else known_checks(checks)
-        free = checks is not None
+        free = checks is not None or own is not None
         if isinstance(rows, str):
             self.rows = load_rows(rows, prompt_key, answer_key, free=free)
         else:
@@ -227,6 +231,10 @@ class DatasetEnv(QuestionEnv):
         return row if row.actions else dataclasses.replace(row, actions=HOW_TO_ANSWER)
 
     def grade(self, reply: str, row: QuestionRow) -> Grade:
+        if self._own is not None:
+            passed, metrics = self._own(row.source, reply)
+            checked = super().grade(reply, row) if row.checks else Grade(True, None)
+            return Grade(passed and checked.right, after_thinking(reply), checked.metrics | metrics)
         if self._grade is None:
             return super().grade(reply, row)
         said = after_thinking(reply)

@@ -65,7 +65,7 @@ def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Seq
     for places in in_batches([_length(turn) for turn in turns]):
         batch = [turns[place] for place in places]
         asked = [(turn.prompt_ids, turn.response_ids) for turn in batch]
-        plain = [(chat.render(turn.messages), turn.response_ids) for turn in batch]
+        plain = [(chat.render(turn.messages, tools=turn.tools), turn.response_ids) for turn in batch]
         said = torch.tensor([token for turn in batch for token in turn.response_ids], device=session.device)
         sampled = torch.tensor([logprob for turn in batch for logprob in turn.logprobs], device=session.device)
         allowed = [ids for turn in batch for ids in choices.allowed_in(turn.choices, turn.response_ids)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from agentopcd import models
 from agentopcd.core.config import EvaluateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY
+from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import best_ref
+from agentopcd.workspace.evaluation.distance import distances
 from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drifts
 from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
 from agentopcd.workspace.paths import recall
@@ -48,6 +51,9 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
         session.say("no student: none was consolidated for this environment, and none was given")
     tasks = session.tasks("test", config.test_tasks)
     result = evaluate(session, contestants, tasks, run_id=run_id)
+    if session.by == DISTANCE and context.text:
+        far = distances(session, contestants, base, context, tasks, setup=session.setup())
+        result = dataclasses.replace(result, distances=far)
     drift = drifts(session, contestants, tasks, setup=session.setup())
     session.ledger.finish(run_id, result.to_dict() | drift_dict(drift))
     return result, drift

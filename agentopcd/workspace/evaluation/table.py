@@ -16,6 +16,7 @@ from agentopcd.envs.floors import Floors, floors
 from agentopcd.knowledge import Arena, Arm, Place, places_of
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.engine import engine_of
+from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.session import Session
 
 
@@ -76,9 +77,13 @@ class Evaluation:
     """The share of the in-context gain that the student keeps without the context, on the tasks that all three have
     played; None without a gain."""
     notes: list[str]
+    graded: bool
+    """Whether success means anything here."""
     seen: tuple[int, list[int]]
     """The number of test tasks that earlier runs have played, and those runs: what was decided after reading what came
     out is not independent of these tasks."""
+    distances: Distances | None = None
+    """The distances to the model that sees the context, where they are what counts."""
 
     def rate(self, label: str) -> Rate:
         """The success rate of the row with this label."""
@@ -87,7 +92,8 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON, for ``--json`` and run folders."""
         return {
-            "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes,
+            "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes, "graded": self.graded,
+            "distances": None if self.distances is None else self.distances.to_dict(),
             "rows": [
                 {
                     "label": row.label, **row.rate.to_dict(), "tasks": row.tasks, "reply_tokens": row.reply_tokens,
@@ -149,7 +155,8 @@ def tabulate(
     wanted = [("in-context", "base"), ("student", "base"), ("student", "in-context"), ("student", "teacher")]
     notes = sorted({entry.note for entry in entries if entry.note})
     if session.manifest.protocol == "shared":
-        notes.append("too few tasks to split: selected, trained and reported on the same tasks")
+        few = f"{session.manifest.distinct} tasks are too few to split"
+        notes.append(f"{few}: selected, trained and reported on the same tasks, so this says nothing about other tasks")
     return Evaluation(
         env=session.env,
         split="test",
@@ -157,13 +164,16 @@ def tabulate(
         comparisons={
             f"{a} - {b}": store.compare(arms[a], arms[b], arena) for a, b in wanted if a in arms and b in arms
         },
-        floors=floors(
+        floors=None
+        if session.game.spec.logged
+        else floors(
             session.game.ref,
             session.game.kwargs,
             tasks,
             max_steps=session.game.step_limit,
             success_when=session.game.success_when,
         ),
+        graded=session.game.graded,
         overlap=session.manifest.overlap(),
         protocol=session.manifest.protocol,
         recovered=_recovered({label: store.outcomes(arm, arena) for label, arm in arms.items()}),
@@ -190,8 +200,10 @@ def _reply_tokens(session: Session, arm: Arm, setup: str, places: Collection[Pla
 
 def lines(evaluation: Evaluation) -> list[str]:
     """The table as plain text, with one fact per line."""
-    out = [f"{evaluation.env}, {evaluation.split} tasks", *row_lines(evaluation.rows)]
-    for name, c in evaluation.comparisons.items():
+    out = [f"{evaluation.env}, {evaluation.split} tasks"]
+    out += row_lines(evaluation.rows) if evaluation.graded else []
+    out += evaluation.distances.lines() if evaluation.distances else []
+    for name, c in evaluation.comparisons.items() if evaluation.graded else ():
         paired = f"paired, {c.wins} won / {c.losses} lost on {c.tasks} tasks, p = {c.p:.2g}"
         out.append(f"{name:21s} {c.difference}  {paired}")
     if evaluation.recovered is not None:

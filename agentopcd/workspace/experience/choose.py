@@ -44,7 +44,7 @@ def result_of(ranking: Ranking, outcome: Confirmation | None) -> dict[str, Any]:
 
 def _rank(session: Session, config: ScoreConfig, candidates: list[Context], run_id: int) -> Ranking:
     """The ranking, without the raw traces (``config.traces``), which are ranked beside the candidates and never win."""
-    bench, by = session.bench(run_id), session.by
+    bench, by = session.bench(run_id), session.ranked_by
     if config.method == "halving":
         ranking = halving(bench, candidates, session.tasks("select"), by=by, seed=config.seed)
         session.say(str(ranking))
@@ -67,7 +67,7 @@ def confirm_one(
     """Confirm one context on confirm tasks, and say how it went."""
     first_rep = 0 if session.manifest.protocol == "disjoint" else FRESH
     tasks = session.tasks("confirm", config.confirm_tasks)
-    outcome = confirm(session.bench(run_id), context, tasks, by=session.by, first_rep=first_rep)
+    outcome = confirm(session.bench(run_id), context, tasks, by=session.ranked_by, first_rep=first_rep)
     session.say(str(outcome))
     return outcome
 

@@ -1,0 +1,63 @@
+"""Means over groups whose members are not independent: the tokens of a reply, the replies of a conversation."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from math import inf, sqrt
+
+from agentopcd.core.stats import Z95, Mean, ratio
+
+Sized = tuple[str, float, int]
+"""A key, a total and a size; those of one key form a group."""
+
+
+def mean_of_groups(values: Iterable[Sized]) -> Mean:
+    """The mean of what the totals are sums of, with the interval of :func:`agentopcd.core.stats.ratio`.
+
+    Returns:
+        The mean, ``n`` counting values; 0 without any.
+    """
+    listed = list(values)
+    totals, sizes = _grouped(listed)
+    if not sum(sizes.values()):
+        return Mean(0.0, 0.0, 0.0, 0)
+    return Mean(*ratio([totals[key] for key in totals], [sizes[key] for key in totals]), len(listed))
+
+
+def closed_share(student: Iterable[Sized], base: Iterable[Sized]) -> Mean:
+    r"""How much smaller one mean over groups is than another, with a 95 % interval; the groups are paired by key.
+
+    .. math:: c = 1 - \frac{A}{B}, \qquad A = \frac{\sum_g a_g}{\sum_g m_g}, \quad B = \frac{\sum_g b_g}{\sum_g n_g}
+
+    The interval is that of the linearised share (delta method): group :math:`g` moves it by
+    :math:`-(a_g - A m_g) / (B \sum m) + A (b_g - B n_g) / (B^2 \sum n)`.
+
+    Args:
+        student: what the smaller mean is of.
+        base: what the other mean is of. Only keys that both have count.
+
+    Returns:
+        The share, ``n`` counting groups; 0 with an infinite interval where ``base`` is 0 or there are fewer than two.
+    """
+    (a, m), (b, n) = _grouped(student), _grouped(base)
+    keys = sorted(a.keys() & b.keys())
+    if len(keys) < 2 or not (below := sum(b[key] for key in keys)):
+        return Mean(0.0, -inf, inf, len(keys))
+    sizes = (sum(m[key] for key in keys), sum(n[key] for key in keys))
+    top, bottom = sum(a[key] for key in keys) / sizes[0], below / sizes[1]
+    moved = [
+        (top / bottom * (b[key] - bottom * n[key]) / sizes[1] - (a[key] - top * m[key]) / sizes[0]) / bottom
+        for key in keys
+    ]
+    half = Z95 * sqrt(len(keys) / (len(keys) - 1) * sum(value * value for value in moved))
+    return Mean(1 - top / bottom, 1 - top / bottom - half, 1 - top / bottom + half, len(keys))
+
+
+def _grouped(values: Iterable[Sized]) -> tuple[dict[str, float], dict[str, int]]:
+    totals: defaultdict[str, float] = defaultdict(float)
+    sizes: defaultdict[str, int] = defaultdict(int)
+    for key, total, size in sorted(values):  # a sum of floats depends on the order of its terms
+        totals[key] += total
+        sizes[key] += size
+    return totals, sizes

@@ -1,0 +1,216 @@
+"""Files of conversations: find the messages of every row, the tools, and the places where a reply is wanted.
+
+=====================  ==================================================================
+layout                 messages
+=====================  ==================================================================
+OpenAI, most logs      ``messages``: objects with ``role``, ``content``, ``tool_calls``
+ShareGPT               ``conversations``: objects with ``from`` and ``value``
+TRL, prompt-completion ``prompt`` and ``completion``, both lists of messages
+TRL, prompts only      ``prompt``, a list of messages, and no answer column
+=====================  ==================================================================
+
+A row may have ``tools`` (a list of JSON schemas), a ``split`` and ``checks``
+(:mod:`agentopcd.envs.questions.text_checks`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentopcd.core.calls import tools_of
+from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.core.messages import read_messages
+from agentopcd.core.types import SPLITS, Message, Tool
+from agentopcd.envs.questions.files import Raw, read_rows, row_files
+from agentopcd.envs.questions.rows import ANSWER_KEYS
+from agentopcd.envs.questions.text_checks import known_checks
+from agentopcd.envs.questions.values import blank, missing, plain
+from agentopcd.envs.views import hash_text
+
+KEYS = ("messages", "conversations", "conversation")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversation:
+    """One conversation: one task."""
+
+    name: str
+    """Where it stands, for messages."""
+    messages: list[Message]
+    places: tuple[int, ...]
+    """Where a reply is wanted: the prompt is what stands before this index."""
+    tools: list[Tool]
+    split: str
+    checks: Mapping[str, Any]
+    source: Raw = dataclasses.field(compare=False, repr=False)
+    """The row as it was read, for graders."""
+
+    @property
+    def key(self) -> str:
+        """Hash of all its messages and tools."""
+        return hash_text(json.dumps([self.messages, self.tools], sort_keys=True))
+
+
+def is_conversation(row: Raw) -> bool:
+    """Whether a row holds a conversation, and not a question with a right answer."""
+    if any(not blank(row.get(key)) for key in KEYS):
+        return True
+    if not _messages_in(row.get("prompt")):
+        return False
+    return _messages_in(row.get("completion")) or not any(_answered(row, key) for key in ANSWER_KEYS)
+
+
+def _messages_in(cell: Any) -> bool:
+    return isinstance(cell, list) and bool(cell) and all(isinstance(one, Mapping) and "role" in one for one in cell)
+
+
+def _answered(row: Raw, key: str) -> bool:
+    value: Any = row
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return not blank(value)
+
+
+def stamps(path: str) -> tuple[tuple[str, int, int], ...]:
+    """The files that a path names, each with when it was changed and its size; what was read from them holds so long.
+
+    Raises:
+        EnvError: a file is missing.
+    """
+    found = []
+    for name in row_files(path):
+        try:
+            state = Path(name).stat()
+        except (OSError, ValueError):
+            raise EnvError(f"no file {name!r} with conversations") from None
+        found.append((name, state.st_mtime_ns, state.st_size))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=4)
+def raw_rows(files: tuple[tuple[str, int, int], ...]) -> list[tuple[str, Raw]]:
+    """The rows of files, each with its name for messages.
+
+    Raises:
+        EnvError: a file cannot be read, or has no rows.
+    """
+    found: list[tuple[str, Raw]] = []
+    for file, *_ in files:
+        try:
+            rows = read_rows(Path(file))
+        except EnvError as error:
+            raise EnvError(f"{file}: {error}") from None
+        if not rows:
+            raise EnvError(f"{file}: there are no rows")
+        found += [(f"{file}: row {number}", row) for number, row in enumerate(rows, 1)]
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def load(files: tuple[tuple[str, int, int], ...], *, turns: str = "all", system: str = "keep") -> list[Conversation]:
+    """The conversations of files; see :func:`conversations`."""
+    return conversations(raw_rows(files), turns=turns, system=system)
+
+
+def conversations(rows: Sequence[tuple[str, Raw]], *, turns: str = "all", system: str = "keep") -> list[Conversation]:
+    """The conversations of rows, without those that another one begins with.
+
+    Logs often hold a row for every turn. The longest row of a conversation has the places of all the others, and its
+    turns must not sit in two splits.
+
+    Args:
+        rows: each with its name for messages.
+        turns: ``all`` places or the ``last`` one of each conversation.
+        system: ``drop`` leaves the system messages of the rows out.
+
+    Raises:
+        EnvError: a row that cannot be read, or without a place to answer.
+    """
+    found: list[Conversation] = []
+    for name, row in rows:
+        try:
+            found.append(_conversation(name, row, turns, system))
+        except AgentOpcdError as error:
+            raise EnvError(f"{name}: {error}") from None
+    kept = _longest(found)
+    if gone := len(found) - len(kept):
+        warnings.warn(
+            f"{gone} of {len(found)} rows repeat another conversation or its beginning and were left out", stacklevel=2
+        )
+    return kept
+
+
+def _longest(found: Sequence[Conversation]) -> list[Conversation]:
+    """Those that are neither equal to another one nor its beginning, in their order; the first of equal ones stays."""
+    words = [[json.dumps([one.tools, one.split]), *(json.dumps(m, sort_keys=True) for m in one.messages)]
+             for one in found]  # fmt: skip
+    order = sorted(range(len(found)), key=lambda place: (words[place], -place))
+    drop = {
+        one
+        for one, after in itertools.pairwise(order)
+        if words[after][: len(words[one])] == words[one] and found[one].places[-1] <= found[after].places[-1]
+    }
+    return [one for place, one in enumerate(found) if place not in drop]
+
+
+def _conversation(name: str, row: Raw, turns: str, system: str) -> Conversation:
+    if not is_conversation(row):
+        raise EnvError(f"has no messages; its keys are {', '.join(map(str, row))}")
+    given = plain(row)
+    cell = next((given[key] for key in KEYS if not blank(given.get(key))), None)
+    if cell is None:
+        cell = [*given["prompt"], *(given.get("completion") or ())]
+    messages = read_messages(cell)
+    if system == "drop":
+        messages = [message for message in messages if message["role"] != "system"]
+    places = [
+        place for place in range(1, len(messages) + 1)
+        if messages[place - 1]["role"] in ("user", "tool")
+        and (place == len(messages) or messages[place]["role"] == "assistant")
+        and any(message["role"] == "user" for message in messages[:place])
+    ]  # fmt: skip
+    if not places:
+        raise EnvError("there is no place to answer: no message of the user stands before one of the assistant")
+    last = places[-1]
+    named = given.get("split")
+    split = "" if blank(named) else str(named).strip()
+    if split and split not in SPLITS:
+        raise EnvError(f"is in split {split!r}; splits are {', '.join(SPLITS)}")
+    checks = given.get("checks")
+    wanted = {k: v for k, v in checks.items() if not missing(v)} if isinstance(checks, Mapping) else checks
+    try:
+        tools = tools_of(given["tools"]) if not blank(given.get("tools")) else []
+    except ValueError as error:
+        raise EnvError(str(error)) from None
+    return Conversation(
+        name=name, messages=messages, places=tuple(places if turns == "all" else (last,)), tools=list(tools),
+        split=split, checks={} if blank(wanted) or not wanted else known_checks(wanted), source=row,
+    )  # fmt: skip
+
+
+def chat_fields(ref: str) -> dict[str, Any]:
+    """The fields of the spec of files of conversations; empty for other files, and where a file cannot be read."""
+    try:
+        files = stamps(ref)
+        rows = raw_rows(files)
+    except AgentOpcdError:
+        return {}
+    return dict(_chat_fields(files)) if is_conversation(rows[0][1]) else {}
+
+
+@functools.lru_cache(maxsize=16)
+def _chat_fields(files: tuple[tuple[str, int, int], ...]) -> Mapping[str, Any]:
+    rows = [row for _, row in raw_rows(files)]
+    longest = max(len(next((row[key] for key in KEYS if not blank(row.get(key))), ())) for row in rows)
+    graded = any(not blank(row.get("checks")) for row in rows)
+    return {
+        "max_steps": max(2, longest), "history": "chat", "logged": True, "graded": graded,
+        "judged_by": "success" if graded else "distance",
+    }  # fmt: skip

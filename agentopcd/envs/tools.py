@@ -1,0 +1,165 @@
+"""Environments with tools: typed Python functions that the model may call."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from agentopcd.core.calls import Call, check_calls, read_written, tools_of, written
+from agentopcd.core.errors import CallError, EnvError
+from agentopcd.core.types import Message
+from agentopcd.envs.base import TextEnv
+from agentopcd.envs.graders import passes
+
+_MARK = "_agentopcd_tool"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def tool(function: F) -> F:
+    """Mark a method of a :class:`ToolEnv` as a tool. Its name, types and docstring become the tool's JSON schema."""
+    setattr(function, _MARK, True)
+    return function
+
+
+def call(name: str, **arguments: Any) -> str:
+    """The action that calls a tool, for tests and solutions."""
+    return written("", [Call(type="function", id="", function={"name": name, "arguments": arguments})])
+
+
+class ToolEnv(TextEnv):
+    """An environment of one request, tools, and a final answer.
+
+    Subclasses implement :meth:`begin` and :meth:`grade`, and mark methods with :func:`tool`. The model answers with
+    calls, whose results come back as messages of role ``tool``, or with words, which are its final answer.
+
+    A tool is given checked arguments: of the types, and all there. It returns text, or what JSON can hold. Where it
+    cannot do what it is asked, it raises ``ValueError``, whose message the model is shown; any other exception is the
+    environment's fault. A tool that sets ``self.success`` ends the episode.
+
+    Observation: ``rules`` (the system message), ``state`` (request), ``actions`` (tools), ``feedback`` (results,
+    or why a call could not be read); the prompt itself is ``info["messages"]`` and ``info["tools"]``.
+    Action: words, and calls as :func:`agentopcd.core.calls.written` writes them.
+    Reward: 1.0 if the answer passes, else 0.0, or the score that :meth:`grade` returns.
+    Episode end: after an answer without a call.
+    Info: ``messages``, ``tools``, ``success`` at the end, ``metrics`` (``calls``, ``calls_failed`` and those of
+    :meth:`grade`), ``invalid`` for a call that cannot be read.
+    """
+
+    history = "chat"
+    rules: str = ""
+    """The system message; a view may hide or replace it."""
+
+    def begin(self) -> str:
+        """Draw a task with ``self.np_random`` and return the request to the model."""
+        raise NotImplementedError
+
+    def grade(self, answer: str) -> Any:
+        """Whether the final answer passes: a bool, a number (1 or more passes), or numbers by name; see
+        :mod:`agentopcd.envs.graders`."""
+        raise NotImplementedError
+
+    def key(self) -> object:
+        """What tells tasks apart that begin with the same request; None if none do."""
+        return None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.success: bool | None = None
+        self._metrics = {"calls": 0.0, "calls_failed": 0.0}
+        request = self.begin()
+        self._functions = {name: getattr(self, name) for name in _marked(type(self))}
+        if not self._functions:
+            raise EnvError(f"{type(self).__name__} has no tools; mark its methods with @tool")
+        self._tools = _described(type(self), self._functions)
+        rules: list[Any] = [{"role": "system", "content": self.rules, "part": "rules"}] if self.rules else []
+        self._messages: list[Any] = [*rules, Message(role="user", content=request)]
+        obs, info = self.first(key=self.key(), rules=self.rules, state=request, actions=_listed(self._tools))
+        return obs, info | {"messages": list(self._messages), "tools": self._tools}
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        try:
+            content, calls = read_written(action)
+            check_calls(calls, self._tools)
+        except CallError as error:
+            return self._refused(action, str(error))
+        return self._called(content, calls) if calls else self._answered(content)
+
+    def _refused(self, action: str, why: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        self._metrics["calls_failed"] += 1
+        said = f"The call was not made: {why}."
+        self._messages += [Message(role="assistant", content=action), Message(role="user", content=said)]
+        return self._turn(invalid=True, feedback=said)
+
+    def _called(self, content: str, calls: Sequence[Call]) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        numbered = [{**one, "id": f"call{self._metrics['calls'] + number:05.0f}"} for number, one in enumerate(calls)]
+        self._messages.append(Message(role="assistant", content=content, tool_calls=numbered))
+        results = []
+        for one in numbered:
+            name = one["function"]["name"]
+            results.append(self._result(name, one["function"]["arguments"]))
+            self._messages.append(Message(role="tool", content=results[-1], tool_call_id=one["id"], name=name))
+        self._metrics["calls"] += len(calls)
+        return self._turn(feedback="\n".join(results))
+
+    def _result(self, name: str, arguments: Mapping[str, Any]) -> str:
+        try:
+            said = self._functions[name](**arguments)
+        except ValueError as error:
+            self._metrics["calls_failed"] += 1
+            return f"error: {error}"
+        return said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
+
+    def _answered(self, content: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        passed, metrics = passes(self.grade(content), f"{type(self).__name__}.grade")
+        self.success = passed
+        self._messages.append(Message(role="assistant", content=content))
+        return self._turn(reward=metrics.get("score"), metrics=metrics)
+
+    def _turn(
+        self, *, metrics: Mapping[str, float] | None = None, **given: Any
+    ) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        obs, reward, over, cut, info = self.turn(
+            success=self.success, metrics={**self._metrics, **(metrics or {})}, **given
+        )
+        return obs, reward, over, cut, info if over else info | {"messages": list(self._messages)}
+
+
+def _marked(cls: type) -> list[str]:
+    """The names of the tools of a class, in the order in which they are written, those of its bases first."""
+    names = {name: None for base in reversed(cls.__mro__) for name in vars(base)}
+    return [name for name in names if getattr(getattr(cls, name), _MARK, False)]
+
+
+_KNOWN: dict[type, list[dict[str, Any]]] = {}
+
+
+def _described(cls: type, functions: Mapping[str, Callable[..., Any]]) -> list[dict[str, Any]]:
+    """The tools of a class as JSON schemas, made once."""
+    if cls not in _KNOWN:
+        _KNOWN[cls] = tools_of([_schema(name, function) for name, function in functions.items()])
+    return _KNOWN[cls]
+
+
+def _schema(name: str, function: Callable[..., Any]) -> dict[str, Any]:
+    from transformers.utils.chat_template_utils import (
+        DocstringParsingException,
+        TypeHintParsingException,
+        get_json_schema,
+    )
+
+    try:
+        schema = get_json_schema(function)["function"]
+    except (DocstringParsingException, TypeHintParsingException) as error:
+        raise EnvError(f"tool {name} cannot be described: {error}") from None
+    return {"name": name, "description": schema["description"], "parameters": schema["parameters"]}
+
+
+def _listed(tools: Sequence[Mapping[str, Any]]) -> str:
+    lines = []
+    for one in (entry["function"] for entry in tools):
+        given = ", ".join(one["parameters"].get("properties", {}))
+        lines.append(f"{one['name']}({given}): {inspect.cleandoc(one['description'])}")
+    return "Tools:\n" + "\n".join(lines)

@@ -1,0 +1,105 @@
+"""How far replies are from those of the model that sees the context: the figures, from stored replies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from agentopcd import models
+from agentopcd.core.groups import closed_share, mean_of_groups
+from agentopcd.core.stats import Mean, Rate
+from agentopcd.core.types import Context, Episode, Mixture, Task
+from agentopcd.distillation.compare import compare
+from agentopcd.distillation.distance import Totals, totals_nats
+from agentopcd.distillation.positions import response_hidden
+from agentopcd.distillation.samples import BATCH_TOKENS, Batch, Sample, micro_batches, samples_of
+from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.models.load import LoadedModel
+from agentopcd.rollouts.chat import Chat
+from agentopcd.workspace.evaluation.spoken import Distances, Spoken
+from agentopcd.workspace.evaluation.table import Contestant
+from agentopcd.workspace.session import Session
+
+
+def distances(
+    session: Session, contestants: Sequence[Contestant], prompted: LoadedModel, context: Context | Mixture,
+    tasks: Sequence[Task], *, setup: str,
+) -> Distances:  # fmt: skip
+    """The distances of contestants to ``prompted`` with ``context``, on their stored replies to ``tasks``.
+
+    A contestant that is shown a context is that model itself: its distance is 0.
+    """
+    rows, totals = {}, {}
+    for contestant in contestants:
+        played = _played(session, contestant, tasks, setup=setup)
+        chat = session.player_for(contestant.model).chat
+        if prompted.id != contestant.model.id:
+            chat.taught_by(prompted.tokenizer)
+        found = _totals(session, contestant, prompted, context, played, chat)
+        rows[contestant.label] = _spoken(played, found, shown=bool(contestant.context.text))
+        totals[contestant.label] = found
+    closed = None
+    if {"base", "student"} <= set(totals):
+        base, student = ([(one.key, one.kl, one.tokens) for one in totals[label]] for label in ("base", "student"))
+        closed = closed_share(student, base)
+    return Distances(rows=rows, closed=closed)
+
+
+def _played(session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str) -> list[Episode]:
+    arm, wanted = contestant.arm, {(task.key, task.seed, 0) for task in tasks}
+    rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
+    ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]
+    return [session.store.transcript(id_) for id_ in ids]
+
+
+def _totals(
+    session: Session, contestant: Contestant, prompted: LoadedModel, context: Context | Mixture,
+    played: Sequence[Episode], chat: Chat,
+) -> list[Totals]:  # fmt: skip
+    """The sums of each reply, in nats."""
+    shown, model = bool(contestant.context.text), contestant.model
+    opening, tools = next(((t.messages, t.tools) for e in played for t in e.turns), ([], []))
+    judge = chat.teacher or chat
+    prefixes = [judge.prefix(part, opening, tools) for part in context.parts]
+    # Not the object itself, which the teacher would copy in order to train it: nothing is trained here.
+    teacher = FrozenTeacher(dataclasses.replace(prompted), model, compute=session.compute, prefixes=prefixes)
+    keyed: list[tuple[str, Sample]] = []
+    for episode in played:
+        some = samples_of([episode], chat, context, "keep", by_teacher=shown, fits=teacher.fits)[0]
+        keyed += [(episode.task.key, sample) for sample in some]
+    samples, keys = [sample for _, sample in keyed], {id(sample): key for key, sample in keyed}
+    pad_id = model.tokenizer.pad_token_id
+    for line in teacher.compare(samples):
+        session.say(line)
+    pairs = [(s.student_ids, s.response_ids) for s in samples]
+    if not shown:
+        with models.autocast(session.device, session.compute):
+            for line in compare(model.model, pairs, pad_id, session.compute, name=model.name):
+                session.say(line)
+    temperature = session.config.temperature or 1.0  # greedy play (0) is measured on the untempered distribution
+    out: list[Totals] = []
+    for chosen, weights in micro_batches(samples, [1.0] * len(samples), BATCH_TOKENS, teacher.reads):
+        batch = Batch(samples=chosen, weights_N=weights)
+        hidden_NH = None
+        if not shown:
+            with models.autocast(session.device, session.compute):
+                hidden_NH = response_hidden(model.model, [(s.student_ids, s.response_ids) for s in chosen], pad_id)
+        out += totals_nats(batch, hidden_NH, model.model, teacher, temperature, keys)
+    return out
+
+
+def _spoken(played: Sequence[Episode], found: Sequence[Totals], *, shown: bool) -> Spoken:
+    turns = [turn for episode in played for turn in episode.turns]
+    tools = [turn for turn in turns if turn.tools]
+    return Spoken(
+        distance=Mean(0.0, 0.0, 0.0, len(found)) if shown else mean_of_groups((t.key, t.kl, t.tokens) for t in found),
+        entropy=mean_of_groups((one.key, one.entropy, one.tokens) for one in found),
+        reply_tokens=sum(turn.output_tokens for turn in turns) / max(1, len(turns)),
+        cut=_share(turn.finish_reason == "length" for turn in turns),
+        calls=_share(turn.calls > 0 for turn in tools) if tools else None,
+    )
+
+
+def _share(facts: Iterable[bool]) -> Rate:
+    listed = list(facts)
+    return Rate(sum(listed), len(listed))

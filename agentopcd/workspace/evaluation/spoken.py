@@ -1,0 +1,96 @@
+"""Results where nothing can be right or wrong: how far replies are from those of the model that sees the context."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from math import inf
+from typing import Any, Self
+
+from agentopcd.core.stats import Mean, Rate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """The figures of one contestant's own replies."""
+
+    distance: Mean
+    """Nats a token from the model that sees the context; 0 for that model itself."""
+    entropy: Mean
+    """Nats a token: how undecided the contestant is."""
+    reply_tokens: float
+    cut: Rate
+    """Replies that reached the limit of tokens."""
+    calls: Rate | None
+    """Replies that call a tool, where there are tools."""
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Self:
+        """The figures that :meth:`to_dict` wrote."""
+        return cls(
+            distance=_mean(row["distance_nats"]), entropy=_mean(row["entropy_nats"]), reply_tokens=row["reply_tokens"],
+            cut=_rate(row["cut"]), calls=None if row["calls"] is None else _rate(row["calls"]),
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as JSON."""
+        return {
+            "distance_nats": self.distance.to_dict(), "entropy_nats": self.entropy.to_dict(),
+            "reply_tokens": self.reply_tokens, "cut": _share(self.cut),
+            "calls": None if self.calls is None else _share(self.calls),
+        }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distances:
+    """Distances on test tasks, by contestant, and what of the base's distance the student has closed."""
+
+    rows: Mapping[str, Spoken]
+    closed: Mean | None
+    """``1 - student / base``, paired over tasks; 1: the student answers like the model that sees the context. ``n``
+    counts tasks."""
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Self:
+        """The distances that :meth:`to_dict` wrote."""
+        closed = given["closed"]
+        rows = {row["label"]: Spoken.from_dict(row) for row in given["rows"]}
+        return cls(rows=rows, closed=None if closed is None else _mean(closed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The distances as JSON."""
+        rows = [{"label": label, **row.to_dict()} for label, row in self.rows.items()]
+        return {"rows": rows, "closed": None if self.closed is None else self.closed.to_dict()}
+
+    def lines(self) -> list[str]:
+        """The distances as text, a line for each contestant."""
+        called = any(row.calls for row in self.rows.values())
+        out = [
+            f"{'':12s} {'distance':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens  entropy    cut" + "  calls" * called
+        ]
+        for label, row in self.rows.items():
+            far = row.distance
+            interval = f"[{far.low:.3f}, {far.high:.3f}]"
+            calls = f"  {row.calls.rate:5.3f}" if row.calls else ""
+            out.append(
+                f"{label:12s} {far.rate:8.3f}  {interval:>16s} {far.n:5d}  {row.reply_tokens:6.1f}  "
+                f"{row.entropy.rate:7.3f}  {row.cut.rate:5.3f}{calls}"
+            )
+        out.append("distance: reverse KL to the model that sees the context, in nats a token of a model's own replies")
+        if self.closed is not None:
+            share = f"{self.closed.rate:.3f} [{self.closed.low:.3f}, {self.closed.high:.3f}]"
+            out.append(f"distance closed by the student: {share} ({self.closed.n} tasks)")
+        return out
+
+
+def _mean(given: Mapping[str, Any]) -> Mean:
+    low, high = (one if one is not None else far for one, far in ((given["low"], -inf), (given["high"], inf)))
+    return Mean(given["mean"], low, high, given["n"])
+
+
+def _share(rate: Rate) -> dict[str, Any]:
+    return {"share": rate.rate, "low": rate.low, "high": rate.high, "n": rate.n}
+
+
+def _rate(given: Mapping[str, Any]) -> Rate:
+    return Rate(round(given["share"] * given["n"]), given["n"])
