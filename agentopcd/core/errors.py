@@ -9,6 +9,7 @@
     │   ├── ModelError                a model that cannot be found, loaded or paired
     │   ├── EngineError               a sampling server that cannot be reached, or that refuses a request
     │   └── StoreError                a store that cannot be opened, or an unknown or ambiguous reference
+    ├── CallError (ValueError)        a tool call, written by a model, that cannot be read
     ├── TaskLeak (ValueError)         a task of one split was about to be used in another
     ├── AlignmentError (ValueError)   teacher and student would not score the same tokens
     ├── TrainingError (ArithmeticError) a training that has made no usable student
@@ -51,6 +52,13 @@ class EngineError(ConfigError):
 
 class StoreError(ConfigError):
     """A knowledge store that cannot be opened, or an unknown or ambiguous reference."""
+
+
+class CallError(AgentOpcdError, ValueError):
+    """A tool call, written by a model, that cannot be read. Its message is one line that the model may be shown."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message[:1000].encode(errors="replace").decode().split())[:300])
 
 
 class TaskLeak(AgentOpcdError, ValueError):

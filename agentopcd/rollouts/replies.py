@@ -7,7 +7,7 @@ where a reply that is cut looks like an answer. So marks are read from the token
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agentopcd.core.text import END_OF_THINKING, THINKING, still_thinking
@@ -32,11 +32,11 @@ Tokens of other names are taken for such marks by :func:`_partners`.
 """
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
-_ENDS = ("<|end|>", "<|return|>", "<|call|>")
+ENDS = ("<|end|>", "<|return|>", "<|call|>")
 FINAL = f"{CHANNEL}final{MESSAGE}"
-_HARMONY = (START, CHANNEL, MESSAGE, *_ENDS, "<|constrain|>")
+_HARMONY = (START, CHANNEL, MESSAGE, *ENDS, "<|constrain|>")
 """Tokens of gpt-oss, whose replies are messages in channels; the answer is the one in the channel ``final``."""
-_END = re.compile("|".join(map(re.escape, _ENDS)))
+_END = re.compile("|".join(map(re.escape, ENDS)))
 _TOKEN = re.compile("|".join(map(re.escape, _HARMONY)))
 
 
@@ -97,23 +97,24 @@ class Reader:
         Args:
             begun: the answer itself had begun before: its first words were given, or it was held to a list.
         """
-        raw = self._decoded(ids)
+        raw = decoded(self.tokenizer, ids, self.vanishing)
         said = channels(raw, FINAL if begun else self.begins) if self.channels else plain(raw, self.marks)
         return THINKING + said if self.thinks and not begun and END_OF_THINKING not in said else said
 
-    def _decoded(self, ids: Sequence[int]) -> str:
-        """The reply as text, with the tokens that matter and would vanish."""
-        if self.vanishing.keys().isdisjoint(ids):
-            return self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        pieces: list[str] = []
-        run: list[int] = []
-        for id_ in ids:
-            if id_ in self.vanishing:
-                pieces += [self.tokenizer.decode(run, skip_special_tokens=True) if run else "", self.vanishing[id_]]
-                run = []
-            else:
-                run.append(id_)
-        return "".join([*pieces, self.tokenizer.decode(run, skip_special_tokens=True) if run else ""])
+
+def decoded(tokenizer: Any, ids: Sequence[int], kept: Mapping[int, str]) -> str:
+    """Token ids as text without special tokens, but with those of ``kept``: their words by their ids."""
+    if kept.keys().isdisjoint(ids):
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
+    pieces: list[str] = []
+    run: list[int] = []
+    for id_ in ids:
+        if id_ in kept:
+            pieces += [tokenizer.decode(run, skip_special_tokens=True) if run else "", kept[id_]]
+            run = []
+        else:
+            run.append(id_)
+    return "".join([*pieces, tokenizer.decode(run, skip_special_tokens=True) if run else ""])
 
 
 def read_text(text: str) -> str:
