@@ -29,7 +29,7 @@ FOLDERS = {
 INSIDE = {
     "core": [
         "errors text callable_module files",
-        "types terminal",
+        "calls types terminal",
         "encoding power stats runs transcript config.base",
         "config.player",
         "config.training",
@@ -67,8 +67,8 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "replies sampling.choices sampling.protocol sampling.requests",
-        "marks",
+        "call_forms replies sampling.choices sampling.protocol sampling.requests",
+        "calls marks",
         "chat",
         "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "
         "sampling.vllm_command sampling.vllm_endpoints sampling.vllm_process",

@@ -5,7 +5,6 @@ How each family of models writes its calls is read in :mod:`agentopcd.rollouts.c
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -83,8 +82,8 @@ def json_of(text: str) -> Any:
         CallError: it is none, it is cut off, or something follows it.
     """
     value, end = json_at(text, 0)
-    if text[end:].strip():
-        raise CallError(f"the call is no JSON: more text at character {end}")
+    if (more := next_sign(text, end)) < len(text):
+        raise CallError(f"the call is no JSON: more text at character {more}")
     return value
 
 
@@ -129,6 +128,8 @@ def _check_plain(value: Any) -> None:
             raise CallError(f"the call is nested deeper than {DEEPEST} levels")
         match one:
             case dict():
+                if not all(isinstance(name, str) for name in one):
+                    raise CallError("the call holds an object with a name that is no text")
                 todo += [(part, level + 1) for pair in one.items() for part in pair]
             case list():
                 todo += [(part, level + 1) for part in one]
@@ -207,27 +208,6 @@ def _line(function: Function) -> str:
     return json.dumps(said, ensure_ascii=False, allow_nan=False)
 
 
-def unread(content: str, error: CallError) -> str:
-    """The text in which an environment gets a reply whose call cannot be read: its words, and why."""
-    words = [content.replace(_OPEN, _BROKEN)] if content else []
-    return "\n".join([*words, f"{_OPEN}{json.dumps({'unread': str(error)}, ensure_ascii=False)}{_CLOSE}"])
-
-
-def typed(line: str) -> str:
-    """What a person typed, as an action: ``price(item="lamp")`` calls a tool; all else stays as it is."""
-    try:
-        tree = ast.parse(line.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return line
-    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
-        return line
-    try:
-        given = {one.arg: ast.literal_eval(one.value) for one in tree.keywords if one.arg}
-        return written("", calls_from([(tree.func.id, given, None)]))
-    except (ValueError, TypeError, CallError):
-        return line
-
-
 def read_written(action: str) -> tuple[str, list[Call]]:
     """The words and the calls of what :func:`written` wrote, or of what a person typed in that form.
 
@@ -248,8 +228,6 @@ def _read_line(line: str) -> tuple[Any, Any, None]:
     if not said.endswith(_CLOSE) or len(said) > LONGEST:
         raise CallError(f"the call {line[:40]!r} does not end in {_CLOSE}, or is longer than {LONGEST} characters")
     value = json_of(said[len(_OPEN) : -len(_CLOSE)])
-    if isinstance(value, dict) and value.keys() == {"unread"}:  # see unread()
-        raise CallError(str(value["unread"]))
     if not isinstance(value, dict) or not {"name"} <= value.keys() <= {"name", "arguments"}:
         raise CallError(f"the call {line[:40]!r} is no JSON object with a name and arguments")
     return value["name"], value.get("arguments", {}), None
@@ -289,7 +267,7 @@ def _tool(one: Any, which: str) -> dict[str, Any]:
         raise ConfigError(f"{which} is called {name!r}; wanted 1 to 64 letters, digits, '_', '-' and '.'")
     if not isinstance(about, str):
         raise ConfigError(f"the description of tool {name!r} is {about!r}; wanted a text")
-    parameters = function.get("parameters", {"type": "object", "properties": {}})
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(parameters, dict) or parameters.get("type") != "object":
         raise ConfigError(f'the parameters of tool {name!r} are no JSON schema with "type": "object"')
     _check_schema(parameters, name)
@@ -302,17 +280,17 @@ def _check_schema(schema: dict[str, Any], name: str) -> None:
     from referencing.exceptions import Unresolvable
     from referencing.jsonschema import DRAFT202012
 
-    validator = _validator(schema)
+    validator, resolver = _validator(schema), Registry().resolver_with_root(DRAFT202012.create_resource(schema))
+    ref = ""
     try:
         validator.check_schema(schema, format_checker=validator.FORMAT_CHECKER)
-        root = DRAFT202012.create_resource(schema)
         for ref in _refs(schema):
-            Registry().resolver_with_root(root).lookup(ref)
+            resolver.lookup(ref)
     except SchemaError as error:
         where = ".".join(map(str, error.absolute_path)) or "its top"
         raise ConfigError(f"the parameters of tool {name!r} are no JSON schema at {where}: {error.message}") from error
     except Unresolvable as error:
-        raise ConfigError(f"the parameters of tool {name!r} refer to {error.ref!r}, which is not in them") from error
+        raise ConfigError(f"the parameters of tool {name!r} refer to {ref!r}, which is not in them") from error
     except RecursionError as error:
         raise ConfigError(f"the parameters of tool {name!r} are nested too deeply") from error
 

