@@ -44,9 +44,11 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load look success games.solvers questions.symbolic questions.answers questions.files",
+        "views load look success games.solvers hub.mapping hub.tool_calls questions.symbolic questions.answers "
+        "questions.files hub.verifiers_worker",
         "base guard spec games.inside questions.grading",
-        "builtin games.gym_bridge questions.text_checks questions.values",
+        "builtin games.gym_bridge hub.session hub.workers questions.text_checks questions.values",
+        "hub.openenv_env hub.verifiers_env",
         "games.textarena questions.choices",
         "registry questions.rows",
         "manifest scan walks",

@@ -35,6 +35,7 @@ _AGAIN_S = 1.0
 
 KNOWN_INFO = (
     "parts", "task_key", "split", "rules_sha256", "success", "invalid", "metrics", "legal_actions", "choices", "action",
+    "tools", "messages",
 )  # fmt: skip
 """The entries of ``info`` that this package reads."""
 
