@@ -119,8 +119,10 @@ def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
     spec = EnvSpec(id=ref, entry_point=entry_point, kwargs={argument: rest})
     if scheme == "rg":
         return dataclasses.replace(spec, max_steps=1, history="chat")
-    if scheme in ("openenv", "verifiers"):
+    if scheme == "openenv":
         return dataclasses.replace(spec, waits=True, history="chat")
+    if scheme == "verifiers":
+        return dataclasses.replace(spec, waits=True, history="chat", max_steps=32, success_at=1.0)
     if scheme == "gym":
         from agentopcd.envs.games.gym_bridge import preset_fields
 
