@@ -153,10 +153,11 @@ class Session:
 
     def _connect(self) -> ClientConnection:
         try:
-            return connect(
+            opened = connect(
                 f"ws{self.url.removeprefix('http')}/ws", open_timeout=OPEN_S, close_timeout=1, max_size=_MOST_BYTES,
                 proxy=None if _is_local(self.url) else True,
             )  # fmt: skip
+            return opened.__enter__()  # left by close(), maybe of another thread
         except (OSError, WebSocketException) as error:
             raise self._gone(error) from None
 
