@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
@@ -21,7 +21,7 @@ TEXT = {"message": {"type": "string"}, "metadata": {"type": "object"}}
 class Game:
     """One session. ``reset`` and ``step`` return (observation, reward, done); an error is raised."""
 
-    fields: dict[str, Any] = TEXT
+    fields: ClassVar[dict[str, Any]] = TEXT
     required: tuple[str, ...] = ("message",)
     tools: tuple[dict[str, Any], ...] = ()
 

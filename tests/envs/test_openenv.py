@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -29,7 +29,7 @@ def env_of(fake: Fake, **options: Any) -> Any:
 class Picks(Game):
     """Two players' colours; the hidden one is in the state only."""
 
-    fields = {"colour": {"enum": ["red", "black"], "type": "string"}, "note": {"anyOf": [{"type": "string"}]}}
+    fields: ClassVar = {"colour": {"enum": ["red", "black"], "type": "string"}, "note": {"anyOf": [{"type": "string"}]}}
     required = ("colour", "note")
 
     def reset(self, seed: int, start: int = 10, **options: Any) -> Any:
@@ -50,7 +50,11 @@ class Picks(Game):
 class Tools(Game):
     """Tools only; the second one ends the episode."""
 
-    fields = {"type": {"const": "call_tool"}, "tool_name": {"type": "string"}, "arguments": {"type": "object"}}
+    fields: ClassVar = {
+        "type": {"const": "call_tool"},
+        "tool_name": {"type": "string"},
+        "arguments": {"type": "object"},
+    }
     required = ("tool_name",)
     tools = ({"name": "add", "description": "Adds.", "inputSchema": {"type": "object"}}, {"name": "end"})
 
@@ -87,7 +91,7 @@ def test_an_object_is_asked_for_where_there_are_several_fields() -> None:
         asks = 'Answer with a JSON object: {"colour": "red" or "black", "note": string}.'
         assert obs == f"coins: 10\nsaid: Bet.\n\n{asks}"
         for reply, said in (
-            ("red", "No JSON object was found"), ('{"colour": ', "no whole JSON object"), ("[" * 9 + "{" * 99_999, "no whole"),
+            ("red", "No JSON object was found"), ('{"a":' * 99_999, "no whole"),
             ('{"colour": "red"}', '"note" is missing'), ('{"color": "red", "note": ""}', '"color" is no field'),
             ('{"colour": "red", "note": 1}', "Invalid message; note: not a string"),
         ):  # fmt: skip
@@ -107,10 +111,8 @@ def test_what_breaks_on_the_server_is_a_fault() -> None:
 
 
 def test_choices_are_listed() -> None:
-    class Colour(Game):
-        fields = {"message": {"$ref": "#/$defs/Colour"}}
-
-    form = ActionForm.of({"properties": Colour.fields, "$defs": {"Colour": {"type": "string", "enum": ["a", "b"]}}})
+    fields = {"message": {"$ref": "#/$defs/Colour"}}
+    form = ActionForm.of({"properties": fields, "$defs": {"Colour": {"type": "string", "enum": ["a", "b"]}}})
     assert form.choices == ["a", "b"] and form.read(" a ") == {"message": "a"}
     with pytest.raises(ValueError, match=r"none of the choices. Answer with one of: a, b"):
         form.read("c")
@@ -185,7 +187,10 @@ def test_nobody_there_is_one_line() -> None:
 
 
 def test_another_server_is_one_line() -> None:
-    with running(Game) as fake, pytest.raises(EnvError, match=r"/elsewhere/schema names no action, so .* is no OpenEnv"):
+    with (
+        running(Game) as fake,
+        pytest.raises(EnvError, match=r"/elsewhere/schema names no action, so .* is no OpenEnv"),
+    ):
         envs.make(f"openenv:{fake.url}/elsewhere")
 
 

@@ -135,7 +135,9 @@ def test_closing_ends_a_wait_and_the_rollout() -> None:
 
 
 def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(EnvError, match=r"cannot be loaded by .*/python: ModuleNotFoundError: No module named 'missing'$"):
+    with pytest.raises(
+        EnvError, match=r"cannot be loaded by .*/python: ModuleNotFoundError: No module named 'missing'$"
+    ):
         envs.make("verifiers:missing")
     with pytest.raises(EnvError, match="unexpected keyword argument 'roes'"):
         make(roes=3)
@@ -143,7 +145,9 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path: Path, monkeypatch: pytest.M
         make(rows=0)
     venv.create(tmp_path, with_pip=False)
     monkeypatch.setenv(workers.PYTHON, str(tmp_path / "bin" / "python"))
-    with pytest.raises(EnvError, match=r"it has no package verifiers; install 'verifiers<0.4' and the environment there$"):
+    with pytest.raises(
+        EnvError, match=r"it has no package verifiers; install 'verifiers<0.4' and the environment there$"
+    ):
         make()
     (packages,) = tmp_path.glob("lib/python*/site-packages")
     (packages / "verifiers.py").write_text("__version__ = '0.4.0'")

@@ -113,7 +113,7 @@ class OpenEnv(TextEnv):
         observations = [_observation(answer) for answer in answers]
         said_back = "\n".join(result_of(observation) for observation in observations) if calls else ""
         self._seen = self._seen if calls else words_of(observations[-1])
-        shown = {"feedback": said_back} if calls else {"state": self._seen}
+        shown: dict[str, Any] = {"feedback": said_back} if calls else {"state": self._seen}
         text, _, _, _, info = self.turn(**shown, actions="" if over else self._asks)
         return text, sum(rewards), over, False, info | ({} if over else self._legal())
 

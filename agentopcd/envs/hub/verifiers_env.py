@@ -111,7 +111,7 @@ def _new(messages: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 _KIND_OF = {"system": "rules", "developer": "rules", "tool": "feedback", "function": "feedback"}
 
 
-def _parts(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _parts(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Messages as parts. Where a prompt shows replies, as examples, who speaks stands before each line of talk."""
     talk = any(message["role"] == "assistant" for message in messages)
     parts: dict[str, list[str]] = {}

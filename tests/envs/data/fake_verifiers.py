@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
-
-import sys
 
 __version__ = "0.0 (fake)"
 
@@ -60,7 +59,10 @@ class Env:
         return self.rows[:2]
 
     async def run_rollout(self, row: Any, client: Any, model: str, sampling: Any) -> Any:
-        asked = [{"role": "system", "content": "Be short."}, {"role": "user", "content": [{"type": "text", "text": "Go."}]}]
+        asked = [
+            {"role": "system", "content": "Be short."},
+            {"role": "user", "content": [{"type": "text", "text": "Go."}]},
+        ]
         first = (await client.get_response(asked, model, sampling, self.tools, state=row)).message
         if first.content == "die":
             print("dying", file=sys.stderr, flush=True)
@@ -70,7 +72,11 @@ class Env:
         if first.content == "picture":
             asked = [{"role": "user", "content": [{"type": "image_url"}]}]
         called = [vars(call) for call in first.tool_calls or []]
-        back = {"role": "tool", "content": f"{called}"} if called else {"role": "user", "content": f"You said {first.content}"}
+        back = (
+            {"role": "tool", "content": f"{called}"}
+            if called
+            else {"role": "user", "content": f"You said {first.content}"}
+        )
         asked = [*asked, {"role": "assistant", "content": first.content}, back]
         second = (await client.get_response(asked, model, sampling, self.tools, state=row)).message
         reward = float(second.content == row["answer"])
