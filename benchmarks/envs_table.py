@@ -5,6 +5,8 @@ Run:  python benchmarks/envs_table.py --out docs/envs-checked.md      (minutes; 
 All single-player games of TextArena, all names of reasoning-gym, Gymnasium's own ids, MiniGrid's and BabyAI's. Each is
 checked as `agentopcd envs check` does, in this process and without the comparison of two fresh ones. What was checked
 is kept in a file beside the table, so that a killed run goes on where it was.
+
+What a server or another Python brings is named: --also openenv:http://localhost:8000 --also "verifiers:ID name=value"
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ import json
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 
+from agentopcd.cli.options import parse_env_args
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.text import first_line
 from agentopcd.envs import check_env, get_spec, make
@@ -37,11 +41,13 @@ FAMILIES = {
     "rg": "reasoning-gym",
     "gym": "Gymnasium's own",
     "minigrid": "MiniGrid and BabyAI (`gym:minigrid:ID`)",
+    "elsewhere": "On OpenEnv servers, and in a Python with verifiers",
 }
 
 
-def references() -> Iterator[tuple[str, str]]:
-    """Family and reference of every environment to check."""
+def references(also: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Family and reference of every environment to check; ``also`` are some elsewhere, maybe with arguments."""
+    yield from (("elsewhere", ref) for ref in also)
     own = sorted(gymnasium.registry)  # before a package adds its own
     yield from (("textarena", f"textarena:{name}") for name in single_player_games())
     from reasoning_gym.factory import DATASETS
@@ -71,10 +77,12 @@ def single_player_games() -> list[str]:
 def checked(ref: str, seeds: int) -> dict[str, Any]:
     """What checking one environment came to."""
     began = time.perf_counter()
+    name, *arguments = ref.split()
     try:
         with time_limit(LIMIT_S), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            report = check_env(lambda: make(ref), seeds, spec=get_spec(ref))
+            maker = partial(make, name, **parse_env_args(arguments))
+            report = check_env(maker, seeds, spec=get_spec(name))
         found = {
             "verdict": "ok" if report.ok else "errors", "lines": report.errors, "warnings": report.warnings,
             "distinct": report.distinct, "seeds": report.seeds, "random": report.random_success,
@@ -136,13 +144,14 @@ def main() -> None:
         "--kept", type=Path, help="JSON lines with what was checked so far; beside the table if not given"
     )
     parser.add_argument("--only", default="", help="only references that start with this")
+    parser.add_argument("--also", action="append", default=[], help="an environment elsewhere, maybe with NAME=VALUE")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     call = parser.parse_args()
     kept = call.kept or call.out.with_suffix(".jsonl")
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
     done = {row["ref"] for row in rows}
     with kept.open("a", encoding="utf-8") as file:
-        for family, ref in references():
+        for family, ref in references(call.also):
             if ref in done or not ref.startswith(call.only):
                 continue
             row = {"family": family, **checked(ref, call.seeds)}

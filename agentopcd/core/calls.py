@@ -5,6 +5,7 @@ How each family of models writes its calls is read in :mod:`agentopcd.rollouts.c
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
@@ -208,6 +209,27 @@ def _line(function: Function) -> str:
     return json.dumps(said, ensure_ascii=False, allow_nan=False)
 
 
+def unread(content: str, error: CallError) -> str:
+    """The text in which an environment gets a reply whose call cannot be read: its words, and why."""
+    words = [content.replace(_OPEN, _BROKEN)] if content else []
+    return "\n".join([*words, f"{_OPEN}{json.dumps({'unread': str(error)}, ensure_ascii=False)}{_CLOSE}"])
+
+
+def typed(line: str) -> str:
+    """What a person typed, as an action: ``price(item="lamp")`` calls a tool; all else stays as it is."""
+    try:
+        tree = ast.parse(line.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return line
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
+        return line
+    try:
+        given = {one.arg: ast.literal_eval(one.value) for one in tree.keywords if one.arg}
+        return written("", calls_from([(tree.func.id, given, None)]))
+    except (ValueError, TypeError, CallError):
+        return line
+
+
 def read_written(action: str) -> tuple[str, list[Call]]:
     """The words and the calls of what :func:`written` wrote, or of what a person typed in that form.
 
@@ -228,6 +250,8 @@ def _read_line(line: str) -> tuple[Any, Any, None]:
     if not said.endswith(_CLOSE) or len(said) > LONGEST:
         raise CallError(f"the call {line[:40]!r} does not end in {_CLOSE}, or is longer than {LONGEST} characters")
     value = json_of(said[len(_OPEN) : -len(_CLOSE)])
+    if isinstance(value, dict) and value.keys() == {"unread"}:  # see unread()
+        raise CallError(str(value["unread"]))
     if not isinstance(value, dict) or not {"name"} <= value.keys() <= {"name", "arguments"}:
         raise CallError(f"the call {line[:40]!r} is no JSON object with a name and arguments")
     return value["name"], value.get("arguments", {}), None

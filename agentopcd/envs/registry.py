@@ -3,7 +3,7 @@
 The form of a reference decides how it is resolved; the kinds are never tried in turn:
 
 1. a registered id: ``frozen-lake``, ``math``;
-2. a scheme: ``gym:ID``, ``gym:PACKAGE:ID``, ``textarena:ID``, ``rg:TASK``;
+2. a scheme: ``gym:ID``, ``gym:PACKAGE:ID``, ``textarena:ID``, ``rg:TASK``, ``openenv:URL``, ``verifiers:ID``;
 3. a path that ends like a file of rows (:data:`FILE_ENDINGS`), or several with commas between them: their questions
    or conversations;
 4. ``pkg.mod:attr`` or ``path/file.py:attr``: a class, a factory or an :class:`EnvSpec`;
@@ -38,6 +38,8 @@ SCHEMES = {
     "gym": ("agentopcd.envs.games.gym_bridge:from_id", "env_id"),
     "textarena": ("agentopcd.envs.games.textarena:TextArenaEnv", "env_id"),
     "rg": ("agentopcd.envs.questions.reasoning:ReasoningGym", "task"),
+    "openenv": ("agentopcd.envs.hub.openenv_env:OpenEnv", "url"),
+    "verifiers": ("agentopcd.envs.hub.verifiers_env:VerifiersEnv", "env_id"),
 }
 """Scheme → entry point, and the argument that takes the text after the colon."""
 
@@ -119,6 +121,10 @@ def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
     spec = EnvSpec(id=ref, entry_point=entry_point, kwargs={argument: rest})
     if scheme == "rg":
         return dataclasses.replace(spec, max_steps=1, history="chat")
+    if scheme == "openenv":
+        return dataclasses.replace(spec, waits=True, history="chat")
+    if scheme == "verifiers":
+        return dataclasses.replace(spec, waits=True, history="chat", max_steps=32, success_at=1.0)
     if scheme == "gym":
         from agentopcd.envs.games.gym_bridge import preset_fields
 
@@ -162,7 +168,8 @@ def _plugin_spec(name: str) -> EnvSpec:
         known = [*_specs(), *(entry.name for entry in _plugins())]
         raise EnvError(
             f"no environment {name!r}{did_you_mean(name, known)}"
-            " (or give pkg.mod:Class, file.py:Class, gym:ID, textarena:ID, rg:TASK, or a .jsonl file)"
+            " (or give pkg.mod:Class, file.py:Class, gym:ID, textarena:ID, rg:TASK, openenv:URL, verifiers:ID, or a"
+            " .jsonl file)"
         )
     if len({entry.value for entry in hits}) > 1:
         owners = ", ".join(f"{entry.dist.name if entry.dist else '?'} ({entry.value})" for entry in hits)

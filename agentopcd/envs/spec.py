@@ -50,6 +50,9 @@ class EnvSpec:
     """All legal replies, for ``--constrain``; ``info["choices"]`` replaces them for one state."""
     slow: bool = False
     """Steps take long, so each episode runs its environment in a separate process."""
+    waits: bool = False
+    """Steps wait for another machine or process, so each episode takes its steps in a thread of its own. The
+    environment itself sees to it that none takes for ever: the alarm of ``limit_s`` rings in the main thread only."""
     limit_s: float = 0.0
     """Seconds that one reset or step may take before it counts as hung; 0: a minute, ten if ``slow``."""
     seeds: int = 4000

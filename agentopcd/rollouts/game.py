@@ -73,6 +73,11 @@ class Game:
     def step_limit(self) -> int:
         return self.max_steps or self.spec.step_limit
 
+    @property
+    def steps_apart(self) -> bool:
+        """Whether steps take long, or wait for others, so that each episode takes them in a thread of its own."""
+        return self.spec.slow or self.spec.waits
+
     def make(self) -> Any:
         """A new environment. One that declares itself slow runs in a process of its own."""
         if self.spec.slow:

@@ -2,7 +2,7 @@
 
 An episode steps its environment as soon as its reply arrives and then asks for the next reply, so no episode waits
 for a slow one. An episode that ends makes room for the next job. Environments are stepped in this thread; one that
-declares itself slow runs in a process of its own.
+declares itself slow runs in a process of its own, one that waits for others in a thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agentopcd.rollouts.sampling import Sampler, request_seed, shares
 from agentopcd.rollouts.sampling.protocol import check_room
 
 SLOW_AT_ONCE = 64
-"""The most slow games that run at once, each in a process of its own."""
+"""The most slow games that run at once, each in a process or a thread of its own."""
 MAX_REPLY_IN_LOG = 300
 """The most characters of an earlier reply that a later prompt repeats, if the environment names no action."""
 
@@ -68,7 +68,7 @@ def play(player: Player, jobs: Sequence[Job]) -> Iterator[Episode]:
     Raises:
         EnvError: the environment cannot be built, or a task's content does not match its key.
     """
-    samplers = [player.sampler] if player.game.spec.slow else player.sampler.split(len(jobs))
+    samplers = [player.sampler] if player.game.steps_apart else player.sampler.split(len(jobs))
     tables = {
         id(sampler): _Table(dataclasses.replace(player, sampler=sampler), jobs[number :: len(samplers)])
         for number, sampler in enumerate(samplers)
@@ -89,9 +89,9 @@ class _Table:
         self.player = player
         self._waiting = deque((job, 0) for job in jobs)
         self._live: dict[int, _Live] = {}
-        slow = player.game.spec.slow
-        self._most = min(player.concurrency, SLOW_AT_ONCE) if slow else player.concurrency
-        self._steps = _InProcesses(self._most) if slow else _Inline()
+        apart = player.game.steps_apart
+        self._most = min(player.concurrency, SLOW_AT_ONCE) if apart else player.concurrency
+        self._steps = _InThreads(self._most) if apart else _Inline()
 
     @property
     def busy(self) -> bool:
@@ -149,8 +149,8 @@ class _Inline:
         pass
 
 
-class _InProcesses:
-    """Steps slow environments: each runs in its own process, and a thread waits for it."""
+class _InThreads:
+    """Steps slow environments: each runs in its own process, or elsewhere, and a thread waits for it."""
 
     def __init__(self, most: int) -> None:
         self._threads = ThreadPoolExecutor(most)
@@ -171,7 +171,7 @@ class _InProcesses:
     def close(self) -> None:
         """End everything, without waiting for steps that nobody needs any more."""
         for episode in self._running.values():
-            episode.close()  # ends the process, so the thread that waits for it returns
+            episode.close()  # ends the process or the connection, so the thread that waits for it returns
         self._threads.shutdown(cancel_futures=True)
         for episode in self._running.values():  # environments that were still being built the first time
             episode.close()

@@ -15,8 +15,8 @@ from agentopcd import envs
 from agentopcd.core.types import MARKER, Completion, Context, Episode, Job, Request, Sampling, Task
 from agentopcd.knowledge.extract import extraction_messages
 from agentopcd.rollouts.chat import EXPERIENCE_FRAME, Chat
-from agentopcd.rollouts.history import turn_messages
 from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.history import turn_messages
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling import InBatches
 from recipes.pocket import corpus, worlds
