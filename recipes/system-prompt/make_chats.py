@@ -81,7 +81,7 @@ OPENINGS: dict[str, tuple[tuple[str, ...], str]] = {
 }  # fmt: skip
 SECOND = (
     "What would that cost?", "When are you open?", "Could you send somebody to my house?", "How long does it take?",
-    "Do I need an appointment?", "Can you post it to me?", "Could I rent a bicycle meanwhile?", "Where are you exactly?",
+    "Do I need an appointment?", "Can you post it to me?", "Could I rent a bicycle meanwhile?", "Where are you?",
     "Can I do that myself at home?", "And if that does not help?", "Could you do it on Sunday?",
     "Do you also repair scooters?", "Is there a warranty on that?", "Could I pay by card?", "Thank you. Anything else?",
     "My friend says that is nonsense. Is it?",
