@@ -71,7 +71,7 @@ def calls(name: str, public: Any, work: Path) -> Any:
             assert public("math").reset(seed=0)[0]
         case "play":
             sampler: Any = SimpleNamespace(drop=list, split=lambda jobs: [sampler])
-            game: Any = SimpleNamespace(spec=SimpleNamespace(slow=False))
+            game: Any = SimpleNamespace(steps_apart=False)
             chat: Any = None
             player = Player(game=game, sampler=sampler, chat=chat, sampling=agentopcd.Sampling())
             assert list(public(player, [])) == []

@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -34,7 +35,7 @@ class Game:
         return {"text": "Right." if right else "Wrong."}, float(right), right
 
     def state(self) -> dict[str, Any]:
-        return {"episode_id": str(id(self)), "step_count": 0}
+        return {"episode_id": str(uuid.uuid4()), "step_count": 0}
 
 
 class Refused(Exception):
