@@ -235,7 +235,7 @@ def load(family: Family, tokenizers: Path, found: Path) -> Any:
         tokenizer_file=str(folder / "tokenizer.json"),
         **{name: mark["content"] if isinstance(mark, dict) else mark or "" for name, mark in marks.items()},
     )
-    more: list[str | AddedToken] = [AddedToken(word, special=True, normalized=False) for word in family.special]
+    more: list[Any] = [AddedToken(word, special=True, normalized=False) for word in family.special]
     own.add_tokens(more)
     own.chat_template = (
         (found / f"{family.template}.jinja").read_text(encoding="utf-8")
