@@ -44,10 +44,10 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load look success games.solvers questions.symbolic questions.answers questions.files",
+        "views load look success games.java games.solvers questions.symbolic questions.answers questions.files",
         "base guard spec games.inside questions.grading",
-        "builtin games.gym_bridge questions.text_checks questions.values",
-        "games.textarena questions.choices",
+        "builtin games.minigrid games.textworld questions.text_checks questions.values",
+        "games.gym_bridge games.textarena questions.choices",
         "registry questions.rows",
         "manifest scan walks",
         "probe",
