@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -55,6 +56,7 @@ def _started() -> Any:
         raise DependencyError(f"twx: needs Java, and there is no {error.filename}; {INSTALL_JAVA}") from None
     except (Py4JError, OSError, ValueError) as error:
         raise EnvError(f"twx: Java ended before it was ready (see: java -version); {INSTALL_JAVA}") from error
+    logging.getLogger("py4j").setLevel(logging.CRITICAL)  # it logs, once for each object, what calling() raises
     atexit.register(stop, os.getpid())
     return JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token), java_process=process)
 
