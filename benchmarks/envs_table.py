@@ -1,10 +1,11 @@
 """Check every environment that strangers' packages bring, and write what came of it as a table.
 
-Run:  python benchmarks/envs_table.py --out docs/envs-checked.md      (minutes; MiniGrid only if it is installed)
+Run:  python benchmarks/envs_table.py --out docs/envs-checked.md      (an hour; see OPTIONAL for what may be missing)
 
-All single-player games of TextArena, all names of reasoning-gym, Gymnasium's own ids, MiniGrid's and BabyAI's. Each is
-checked as `agentopcd envs check` does, in this process and without the comparison of two fresh ones. What was checked
-is kept in a file beside the table, so that a killed run goes on where it was.
+All single-player games of TextArena, all names of reasoning-gym, Gymnasium's own ids, MiniGrid's and BabyAI's, and
+the games of TextWorldExpress. Each is checked as `agentopcd envs check` does, in this process and without the
+comparison of two fresh ones. What was checked is kept in a file beside the table, so that a killed run goes on where
+it was.
 
 What a server or another Python brings is named: --also openenv:http://localhost:8000 --also "verifiers:ID name=value"
 """
@@ -42,7 +43,10 @@ FAMILIES = {
     "gym": "Gymnasium's own",
     "minigrid": "MiniGrid and BabyAI (`gym:minigrid:ID`)",
     "elsewhere": "On OpenEnv servers, and in a Python with verifiers",
+    "twx": "TextWorldExpress",
 }
+OPTIONAL = ("minigrid", "textworld_express")
+"""Packages whose environments are checked only if they are installed."""
 
 
 def references(also: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -58,6 +62,10 @@ def references(also: Sequence[str]) -> Iterator[tuple[str, str]]:
         importlib.import_module("minigrid")
         added = sorted(set(gymnasium.registry) - set(own))
         yield from (("minigrid", f"gym:minigrid:{name}") for name in added)
+    if importlib.util.find_spec("textworld_express"):
+        from textworld_express.constants import GAME_NAMES
+
+        yield from (("twx", f"twx:{name}") for name in sorted(GAME_NAMES))
 
 
 def single_player_games() -> list[str]:
@@ -99,7 +107,8 @@ def checked(ref: str, seeds: int) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The page, line by line."""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("textarena", "reasoning-gym", "gymnasium"))
+    named = ["textarena", "reasoning-gym", "gymnasium", *(name for name in OPTIONAL if importlib.util.find_spec(name))]
+    versions = ", ".join(f"{name.replace('_', '-')} {version(name)}" for name in named)
     yield "# Environments that were checked"
     yield ""
     yield f"What `agentopcd envs check` says to environments of other packages ({versions}), {date.today():%Y-%m-%d}."

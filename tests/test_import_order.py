@@ -45,12 +45,12 @@ INSIDE = {
         "models",
     ],
     "envs": [
-        "views load look success games.solvers hub.mapping questions.symbolic questions.answers "
+        "views load look success games.java games.solvers hub.mapping questions.symbolic questions.answers "
         "questions.files hub.verifiers_worker",
         "base graders guard spec games.inside questions.grading",
-        "builtin games.gym_bridge hub.session hub.workers questions.text_checks questions.values tools",
+        "builtin games.minigrid games.textworld hub.session hub.workers questions.text_checks questions.values tools",
         "hub.openenv_env hub.verifiers_env",
-        "games.textarena questions.choices",
+        "games.gym_bridge games.textarena questions.choices",
         "questions.rows",
         "chats.rows",
         "registry chats.env",

@@ -3,7 +3,8 @@
 The form of a reference decides how it is resolved; the kinds are never tried in turn:
 
 1. a registered id: ``frozen-lake``, ``math``;
-2. a scheme: ``gym:ID``, ``gym:PACKAGE:ID``, ``textarena:ID``, ``rg:TASK``, ``openenv:URL``, ``verifiers:ID``;
+2. a scheme: ``gym:ID``, ``gym:PACKAGE:ID``, ``textarena:ID``, ``twx:GAME``, ``rg:TASK``,
+   ``openenv:URL``, ``verifiers:ID``;
 3. a path that ends like a file of rows (:data:`FILE_ENDINGS`), or several with commas between them: their questions
    or conversations;
 4. ``pkg.mod:attr`` or ``path/file.py:attr``: a class, a factory or an :class:`EnvSpec`;
@@ -37,6 +38,7 @@ FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 SCHEMES = {
     "gym": ("agentopcd.envs.games.gym_bridge:from_id", "env_id"),
     "textarena": ("agentopcd.envs.games.textarena:TextArenaEnv", "env_id"),
+    "twx": ("agentopcd.envs.games.textworld:TextWorldExpress", "game"),
     "rg": ("agentopcd.envs.questions.reasoning:ReasoningGym", "task"),
     "openenv": ("agentopcd.envs.hub.openenv_env:OpenEnv", "url"),
     "verifiers": ("agentopcd.envs.hub.verifiers_env:VerifiersEnv", "env_id"),
@@ -129,6 +131,10 @@ def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
         from agentopcd.envs.games.gym_bridge import preset_fields
 
         return dataclasses.replace(spec, play_format="[{}]", **preset_fields(rest))
+    if scheme == "twx":
+        from agentopcd.envs.games.textworld import spec_fields
+
+        return dataclasses.replace(spec, **spec_fields(rest))
     return spec
 
 
@@ -168,8 +174,8 @@ def _plugin_spec(name: str) -> EnvSpec:
         known = [*_specs(), *(entry.name for entry in _plugins())]
         raise EnvError(
             f"no environment {name!r}{did_you_mean(name, known)}"
-            " (or give pkg.mod:Class, file.py:Class, gym:ID, textarena:ID, rg:TASK, openenv:URL, verifiers:ID, or a"
-            " .jsonl file)"
+            " (or give pkg.mod:Class, file.py:Class, gym:ID, textarena:ID, twx:GAME, rg:TASK, openenv:URL, verifiers:ID,"
+            " or a .jsonl file)"
         )
     if len({entry.value for entry in hits}) > 1:
         owners = ", ".join(f"{entry.dist.name if entry.dist else '?'} ({entry.value})" for entry in hits)

@@ -66,7 +66,10 @@ def test_nulls_that_parquet_fills_in_are_left_out_and_nulls_that_were_written_st
         ([{"role": ["user"], "content": "x"}], "message 1 is by"),
         ([{"content": "x"}], "message 1 is by None"),
         ([{"role": "user", "content": None}], "message 1 must have text"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "part of type 'image_url'; only text"),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}],
+            "part of type 'image_url'; only text",
+        ),
         ([{"role": "user", "content": "\ud800"}], "half a surrogate pair"),
         ([USER | {"tool_calls": [{}]}], "is by the user and calls a tool"),
         ([USER, call("")], "without the name of a function"),

@@ -75,7 +75,9 @@ def test_tool_turns_are_places_too() -> None:
     call = {"role": "assistant", "content": "", "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}  # fmt: skip
     result = {"role": "tool", "tool_call_id": "a", "content": "2"}
-    shown = prompts(ConversationEnv([{"messages": [user("Hi."), call, result, said("Two.")], "tools": json.dumps(TOOLS)}]))
+    shown = prompts(
+        ConversationEnv([{"messages": [user("Hi."), call, result, said("Two.")], "tools": json.dumps(TOOLS)}])
+    )
     assert [one[-1]["role"] for one in shown] == ["user", "tool"]
     assert shown[1][1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {}}
 

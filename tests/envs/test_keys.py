@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
+import sys
 from collections import deque
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -13,7 +16,7 @@ from gymnasium.spaces import Box, Discrete
 
 from agentopcd.core.errors import EnvError
 from agentopcd.envs import FromGym, TextEnv, check_env, make, task_key
-from agentopcd.envs.games.inside import canonical, draws_later, for_several, is_open
+from agentopcd.envs.games.inside import canonical, draws_later, for_several, is_open, lacking
 from agentopcd.envs.views import hash_text
 
 
@@ -255,3 +258,45 @@ def test_where_a_rule_says_what_an_end_is_random_replies_need_not_reach_one() ->
     report = check_env("tests.envs.test_keys:Endless", n=4, success_when="terminated")
     assert report.errors == []
     assert "no episode came to an end of its own in 2,000 random replies" in report.warnings
+
+
+def test_a_hidden_word_is_part_of_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import nltk
+
+    words = tmp_path / "corpora" / "words"
+    words.mkdir(parents=True)
+    for name in ("en", "en-basic", "README"):
+        (words / name).write_text("apple\nstone\nglass\n", encoding="utf-8")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    monkeypatch.setattr(nltk, "download", lambda *given, **named: True)  # the game asks for it when it is imported
+    found = keys("textarena:Hangman-v0", 12)
+    secrets = [secret("textarena:Hangman-v0", "target_word", seed) for seed in range(12)]
+    assert len(set(found)) == len(set(secrets)) == len(set(zip(found, secrets, strict=True))) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (LookupError("\n***\n  Resource \x1b[93mwords\x1b[0m not found.\n"), "needs nltk's data 'words'; where there"),
+        (LookupError("\n***\n  Resource 'words' not found.\n"), "run: python -m nltk.downloader words"),
+        (
+            ValueError("OpenRouter API key not found. Set OPENROUTER_API_KEY."),
+            "set OPENROUTER_API_KEY, or take another",
+        ),
+        (SyntaxError("invalid syntax"), r"textarena:X-v0 is written for a Python newer than 3\.\d+"),
+    ],
+)
+def test_what_a_game_lacks_is_one_line(error: Exception, said: str) -> None:
+    found = lacking("X-v0", error)
+    assert found is not None and re.search(said, str(found)) and "\n" not in str(found)
+
+
+def test_other_errors_are_the_games_own() -> None:
+    assert lacking("X-v0", ValueError("size must be positive")) is None
+    assert lacking("X-v0", KeyError("Resource")) is None
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="it runs there")
+def test_a_game_for_a_newer_python_is_refused_in_one_line() -> None:
+    with pytest.raises(EnvError, match=r"^textarena:Klondike-v0 is written for a Python newer than 3\.11$"):
+        make("textarena:Klondike-v0")

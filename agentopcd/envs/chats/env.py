@@ -51,7 +51,9 @@ class ConversationEnv(TextEnv):
     ) -> None:
         for name, value, known in (("turns", turns, ("all", "last")), ("system", system, ("keep", "drop"))):
             if value not in known:
-                raise EnvError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}")
+                raise EnvError(
+                    f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}"
+                )
         if isinstance(rows, str):
             self.rows: Sequence[Conversation] = load(stamps(rows), turns=turns, system=system)
         else:

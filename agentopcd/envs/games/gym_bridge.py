@@ -13,9 +13,10 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Discrete, Text
 
-from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv, last_bracket
+from agentopcd.envs.games import minigrid
 from agentopcd.envs.games.inside import canonical
 from agentopcd.envs.games.solvers import Cell, Lake, shortest
 from agentopcd.envs.load import load_module
@@ -59,12 +60,10 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
 """Predefined actions, rules and success, so that ``gym:ID`` works without configuration."""
 
 _SPEC_FIELDS = ("success_at", "success_when")
-_MINIGRID = ("MiniGrid-", "BabyAI-")
-"""Families that pay more than 0 once, for success, and less the later it comes."""
 
 
 def preset_fields(env_id: str) -> dict[str, Any]:
-    """Return the fields of the spec of ``gym:ID``: success, if it is known, and Gymnasium's step limit.
+    """Return the fields of the spec of ``gym:ID``: success, if it is known, and the step limit.
 
     Where no preset says when an episode is solved, the threshold that the environment was registered with does: a
     ``reward_threshold`` is a sum of rewards.
@@ -75,9 +74,9 @@ def preset_fields(env_id: str) -> dict[str, Any]:
     spec = _gym_spec(env_id)
     preset = _PRESETS.get(spec.id, {})
     fields = {name: preset[name] for name in _SPEC_FIELDS if name in preset}
-    if not fields and spec.id.startswith(_MINIGRID):
-        fields = {"success_when": "reward > 0"}
-    elif not fields and spec.reward_threshold is not None:
+    if spec.id.startswith(minigrid.FAMILIES):  # they pay once, for success, and less the later it comes
+        return {"success_when": "reward > 0", "max_steps": spec.max_episode_steps or minigrid.MAX_STEPS}
+    if not fields and spec.reward_threshold is not None:
         fields = {"success_when": f"return >= {spec.reward_threshold:g}"}
     return {**fields, "max_steps": spec.max_episode_steps}
 
@@ -86,12 +85,22 @@ def _gym_spec(env_id: str) -> Any:
     """Return Gymnasium's spec of ``ID`` or ``PACKAGE:ID``; the package registers its environments when imported."""
     package, _, name = env_id.rpartition(":")
     if package:
-        load_module(package)
+        _import(package, env_id)
     try:
         return gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError) as error:
         known = [known for known in gymnasium.registry if ":" not in known]
         raise EnvError(f"Gymnasium has no {env_id!r}{did_you_mean(name, known)} ({error})") from None
+
+
+def _import(package: str, env_id: str) -> None:
+    try:
+        load_module(package)
+    except EnvError as error:
+        cause = error.__cause__
+        if isinstance(cause, ModuleNotFoundError) and cause.name == package:
+            raise DependencyError(f"gym:{env_id} needs the package {package}; run: pip install {package}") from None
+        raise
 
 
 def from_id(env_id: str, **kwargs: Any) -> FromGym:
@@ -100,7 +109,12 @@ def from_id(env_id: str, **kwargs: Any) -> FromGym:
     Raises:
         EnvError: an unknown id, an argument it does not take, or actions without names.
     """
-    preset = {name: v for name, v in _PRESETS.get(_gym_spec(env_id).id, {}).items() if name not in _SPEC_FIELDS}
+    spec = _gym_spec(env_id)
+    preset = {name: v for name, v in _PRESETS.get(spec.id, {}).items() if name not in _SPEC_FIELDS}
+    if spec.id.startswith(minigrid.FAMILIES):
+        ours = {name: kwargs.pop(name) for name in ("actions", "rules", "to_text") if name in kwargs}
+        env = _make(env_id, kwargs)
+        return FromGym(env, **{**minigrid.preset(env), **ours})
     return FromGym(env_id, **{**preset, **kwargs})
 
 
@@ -114,14 +128,15 @@ class FromGym(TextEnv):
     the same state is shown again. An environment with text actions gets the text after the thinking.
     Reward, episode end, seeds: the environment's own.
     Info: if the actions have names, ``legal_actions`` and ``action``, the action that was understood.
-    Task key: the first state. Where seeds that look alike at first go on differently (hidden state, random steps), it
-    also covers how fixed sequences of actions would go on.
+    Task key: what ``key`` says, else the first state. Where seeds that look alike at first go on differently (hidden
+    state, random steps), it also covers how fixed sequences of actions would go on.
 
     Args:
         env: an environment, or the id of one.
         actions: name → action; for a discrete space, the default names are the numbers ``0`` to ``n - 1``.
         to_text: ``(obs, env) -> str``.
         rules: an explanation for the first observation.
+        key: ``(env) -> str``, the task key of an environment that was just reset.
         **kwargs: arguments for ``gymnasium.make``, if ``env`` is an id.
 
     Raises:
@@ -137,12 +152,14 @@ class FromGym(TextEnv):
         actions: Mapping[str, Any] | None = None,
         to_text: Callable[[Any, Any], str] | None = None,
         rules: str = "",
+        key: Callable[[Any], str] | None = None,
         **kwargs: Any,
     ) -> None:
         self._env = _make(env, kwargs) if isinstance(env, str) else env
         self._actions = _named(self._env, actions)
         self._to_text = to_text
         self._rules = rules
+        self._key = key
         self._seen = ""
         self._name = repr((env, sorted(kwargs.items()))) if isinstance(env, str) else ""
         self._hides = _HIDES.get(self._name)
@@ -150,12 +167,14 @@ class FromGym(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         inner_seed = int(self.np_random.integers(2**31)) if seed is None else seed
-        course = self._course(inner_seed) if self._hidden() else None
+        course = self._course(inner_seed) if self._key is None and self._hidden() else None
         obs, inner = self._env.reset(seed=inner_seed, options=options)
         self._seen = self._words(obs)
         text, info = self.first(rules=self._rules, state=self._seen, actions=self._how)
         if course is not None:
             info["task_key"] = hash_text(f"{self._seen}\n{course}")
+        if self._key is not None:
+            info["task_key"] = self._key(self._env)
         info.update(_kept(inner), **self._legal())
         return text, info
 

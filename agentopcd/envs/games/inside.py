@@ -1,4 +1,4 @@
-"""The inside of a TextArena game: its whole state, whether its steps draw at random, for how many it is, its result."""
+"""The inside of a game: its whole state, whether its steps draw at random, for how many it is, its result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import enum
 import importlib
 import inspect
 import random
+import re
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from types import CodeType, FunctionType, ModuleType
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from agentopcd.core.errors import EnvError
+from agentopcd.core.errors import DependencyError, EnvError
 from agentopcd.envs.views import hash_text
 
 OPEN_GAMES = frozenset({
@@ -22,6 +24,7 @@ OPEN_GAMES = frozenset({
 })  # fmt: skip
 """Games of TextArena 0.7.4 whose board says all there is to know, so that the board alone is their task."""
 
+_NLTK_DATA = re.compile(r"Resource\s+(?:\x1b\[\d+m)?'?(\w+)")
 _SEVERAL = {"TwoPlayerState", "FFAMultiPlayerState", "TeamMultiPlayerState", "MinimalMultiPlayerState", "State"}
 _NOT_STATE = {"state", "env_id", "entry_point", "action_space"}
 _DEEPEST = 12
@@ -71,13 +74,13 @@ def canonical(value: Any, depth: int = 0) -> str:
 
 
 def draws_later(cls: type) -> bool:
-    """Whether a step of this game draws at random, in its own methods or in functions of its module."""
+    """Whether a step of this game draws at random, in its own methods or in functions of their modules."""
     return any(_draws(function) for function in _reached(cls, "step"))
 
 
 def _draws(function: FunctionType) -> bool:
     named = set(_names(function.__code__))
-    if "random" in named:  # the module, numpy's, or a method of that name
+    if named & {"random", "np_random"}:  # the module, numpy's, a method of that name, or Gymnasium's generator
         return True
     return any(getattr(function.__globals__.get(name), "__module__", None) == "random" for name in named)
 
@@ -106,6 +109,21 @@ def for_several(cls: type) -> str:
     """Return the name of the state for several players that the game's reset builds; '' for a game of one."""
     named = {name for function in _reached(cls, "reset") for name in _names(function.__code__)}
     return "" if "SinglePlayerState" in named else min(named & _SEVERAL, default="")
+
+
+def lacking(env_id: str, error: Exception) -> EnvError | DependencyError | None:
+    """Return the error that says what a game lacks here, if that is why it could not be built."""
+    name, said = f"textarena:{env_id}", str(error)
+    if isinstance(error, LookupError) and (found := _NLTK_DATA.search(said)):
+        data = found[1]
+        return DependencyError(
+            f"{name} needs nltk's data {data!r}; where there is a network, run: python -m nltk.downloader {data}"
+        )
+    if isinstance(error, ValueError) and "API_KEY" in said:
+        return EnvError(f"{name} plays against a model at OpenRouter; set OPENROUTER_API_KEY, or take another game")
+    if isinstance(error, SyntaxError):
+        return EnvError(f"{name} is written for a Python newer than {sys.version_info.major}.{sys.version_info.minor}")
+    return None
 
 
 def let_win(state: Any) -> None:

@@ -20,7 +20,7 @@ from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Part
 from agentopcd.envs.base import TextEnv, last_bracket
-from agentopcd.envs.games.inside import for_several, is_open, let_win, result_of, signature_of, state_key
+from agentopcd.envs.games.inside import for_several, is_open, lacking, let_win, result_of, signature_of, state_key
 from agentopcd.envs.games.solvers import Lake, Warehouse, shortest
 from agentopcd.envs.views import hash_text
 
@@ -182,6 +182,10 @@ class TextArenaEnv(TextEnv):
             game = textarena.make(raw, **self._kwargs)
         except TypeError as error:
             raise EnvError(f"{self.env_id}: {error}; it takes {signature_of(ENV_REGISTRY[raw])}") from None
+        except (LookupError, SyntaxError, ValueError) as error:
+            if (missing := lacking(self.env_id, error)) is None:
+                raise
+            raise missing from error
         if state := for_several(type(game)):
             raise EnvError(f"{self.env_id} is a game for several players ({state}); only games for one can be played")
         return game
