@@ -5,8 +5,10 @@
 
 The first makes worlds in which no context helps: all arms win a task with the same probability, tasks differ (logits
 with sd 1.3). Each world has ten rounds of the real code: --pool new contexts, halving, and the winner's confirmation on
-the same --confirm tasks of that world. The second plays rounds of ten with contexts whose content is destroyed: the
-placebos of contexts that the model made of its own experience, in a store of their own every ten rounds.
+the same --confirm tasks of that world. The second plays rounds of ten with contexts whose content is destroyed, made of
+contexts of the model's own experience, in a store of their own every ten rounds. With --null words every word becomes
+one of another subject; with --null placebo content words change places, which leaves some of what they say: "P right
+Moves [right]." still pairs a move with what it does.
 
 Printed is the share of ten rounds with at least one promotion, and the same if the empty context were the only rival.
 """
@@ -17,6 +19,7 @@ import argparse
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Iterator, Sequence
 from math import exp
 from pathlib import Path
@@ -72,6 +75,19 @@ def simulated(seed: int, args: argparse.Namespace) -> list[Confirmation]:
         return results
 
 
+WORDS = (
+    "kettle", "violin", "harbour", "Tuesday", "carpet", "lemon", "senator", "pillow", "orchard", "invoice", "thunder",
+    "biscuit", "librarian", "cathedral", "pepper", "stadium", "necklace", "trumpet", "blanket", "cousin", "velvet",
+    "pudding", "sailor", "museum", "ribbon", "walnut", "dentist", "lantern",
+)  # fmt: skip
+
+
+def foreign(context: Context, rng: random.Random) -> Context:
+    """A context of the same form in which every word and symbol is one of another subject."""
+    lines = [re.sub(r"\[?[A-Za-z]+\]?", lambda _: rng.choice(WORDS), line) for line in context.lines]
+    return Context("\n".join(f"{MARKER} {line}" for line in lines), context.placement)
+
+
 def real(args: argparse.Namespace) -> list[list[Confirmation]]:
     """Real rounds with destroyed contexts, ten to a store."""
     families = []
@@ -88,7 +104,10 @@ def real(args: argparse.Namespace) -> list[list[Confirmation]]:
             with Session(config, work, progress=progress) as session:
                 rng = random.Random(f"{family}/{number}")
                 chosen = rng.sample(sources, min(args.pool, len(sources)))
-                nulls = [placebo(context, seed=1 + number) for context in chosen]
+                nulls = [
+                    placebo(context, seed=1 + number) if args.null == "placebo" else foreign(context, rng)
+                    for context in chosen
+                ]
                 run_id = session.ledger.begin("score", null=number)
                 _, outcome = choose(session, config, nulls, run_id=run_id)
                 assert outcome is not None
@@ -106,6 +125,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=8)
     parser.add_argument("--confirm", type=int, default=64)
     parser.add_argument("--real", type=int, default=0, help="real rounds instead, a multiple of ten")
+    parser.add_argument("--null", choices=("words", "placebo"), default="words", help="how the content is destroyed")
     parser.add_argument("--work", type=Path, default=Path("null-work"))
     parser.add_argument("--env", default="frozen-lake-4x4")
     parser.add_argument("--model", default="pocket-s")

@@ -108,10 +108,11 @@ def halving(
 ) -> Ranking:
     """Rank candidates by sequential halving: all that are left play the same new tasks, and the better half stays.
 
-    With K candidates there are ceil(log2 K) rounds, and each plays as many episodes; the figures of a candidate are
-    those of all its rounds. Once all tasks have been played, they are played again with other noise. The empty context
-    does not play: what the winner is worth is for :func:`agentopcd.knowledge.confirm` to say. (Karnin, Koren and
-    Somekh, ICML 2013; with common tasks, which cancel their difficulty.)
+    With K candidates there are ceil(log2 K) rounds; the figures of a candidate are those of all its rounds. Once all
+    tasks have been played, they are played again with other noise. The empty context does not play: what the winner is
+    worth is for :func:`agentopcd.knowledge.confirm` to say. (Karnin, Koren and Somekh, ICML 2013; with common tasks,
+    which cancel their difficulty, and not as many episodes in each round: they fall in even steps from round to round,
+    because a first round of two games for each of a hundred contexts loses the best one now and then.)
 
     Args:
         tasks: tasks of the ``select`` split, in the order in which they are played; they are registered there.
@@ -131,7 +132,8 @@ def halving(
     places: list[tuple[Task, int]] = []
     rows, out, arena = [], [], bench.arena("select", (), by)
     for number in range(1, rounds + 1):
-        new = list(islice(order, max(1, budget // (rounds * len(alive)))))
+        share = 2 * (rounds - number + 1) / (rounds * (rounds + 1))
+        new = list(islice(order, max(1, int(budget * share) // len(alive))))
         places += new
         errors += bench.play_missing("select", [Job(task, context, rep) for task, rep in new for context in alive])
         played += len(new) * len(alive)

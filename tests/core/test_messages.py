@@ -14,8 +14,9 @@ USER = {"role": "user", "content": "Hi."}
 
 
 def call(name: str = "f", arguments: Any = '{"x": 1}', id_: Any = "call_abcdefghijkl") -> dict[str, Any]:
-    return {"role": "assistant", "content": None,
-            "tool_calls": [{"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}]}  # fmt: skip
+    function = {"name": name, "arguments": arguments}
+    made = {"id": id_, "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [made]}
 
 
 def test_calls_and_results_get_ids_that_every_template_takes() -> None:

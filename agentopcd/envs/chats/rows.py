@@ -212,5 +212,4 @@ def _chat_fields(files: tuple[tuple[str, int, int], ...]) -> Mapping[str, Any]:
     graded = any(not blank(row.get("checks")) for row in rows)
     return {
         "max_steps": max(2, longest), "history": "chat", "logged": True, "graded": graded,
-        "judged_by": "success" if graded else "distance",
     }  # fmt: skip
