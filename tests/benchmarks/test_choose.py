@@ -26,7 +26,7 @@ def test_regret_is_measured_on_tasks_that_chose_nothing() -> None:
     for method in (halving, score):
         chosen = choose.repetition(world, 0, ARGS, method)
         assert chosen.regret == 0 and chosen.confirmed.n == 60 and 0.8 < chosen.truth < 1
-    assert choose.repetition(world, 0, ARGS, halving).episodes == 8 * 5 + 4 * 10 + 2 * 21
+    assert choose.repetition(world, 0, ARGS, halving).episodes == 8 * 8 + 4 * 10 + 2 * 10
     assert choose.repetition(world, 0, ARGS, score).episodes == 9 * 40
 
 
@@ -48,3 +48,11 @@ def test_ten_null_rounds_share_their_looks() -> None:
     assert [one.look for one in ten] == list(range(1, 11)) and all(one.verdict != "pass" for one in ten)
     assert len({one.context_id for one in ten}) == 10
     assert [one.verdict for one in null_rounds.simulated(3, args)] == [one.verdict for one in ten]
+
+
+def test_a_foreign_context_keeps_its_form_and_none_of_its_words() -> None:
+    context = Context(f"{MARKER} [up] moves P up.\n{MARKER} Reach G.", "system")
+    other = null_rounds.foreign(context, random.Random(0))
+    assert other.placement == "system" and len(other.lines) == 2 and other.text.endswith(".")
+    assert [len(line.split()) for line in other.lines] == [4, 2]
+    assert not {"up", "moves", "P", "Reach", "G"} & set(other.text.replace(".", "").split())
