@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from agentopcd.core.calls import unread, written
+from agentopcd.core.calls import check_calls, read_written, unread, written
 from agentopcd.core.errors import AlignmentError, CallError, ConfigError
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Request, Tool
@@ -334,6 +334,17 @@ class ApiChat(Chat):
 
     def reply(self, reply: Completion, *, begun: bool = False) -> str:
         return replies.read_text(reply.text)
+
+    def with_calls(self, reply: Completion, text: str, tools: Sequence[Tool]) -> tuple[str, int]:
+        said = after_thinking(text)
+        try:
+            content, calls = read_written(said)
+            if not calls:  # an API that leaves the calls in the text
+                content, calls = calls_of(None, (), text, tools)
+            check_calls(calls, tools)
+        except CallError as error:
+            return unread(said, error), 0
+        return written(content, calls), len(calls)
 
     def opened(self, request: Request, opening: str) -> Request | None:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import itertools
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,8 +17,9 @@ from urllib.parse import urlsplit
 import openai
 import torch
 
-from agentopcd.core.errors import EngineError
-from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.core.calls import calls_from, unread, written
+from agentopcd.core.errors import CallError, EngineError
+from agentopcd.core.types import Completion, Message, Request, Sampling
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.sampling.protocol import Sampler
 from agentopcd.rollouts.sampling.requests import Endpoint, at_one_of, in_background, refused
@@ -57,11 +59,13 @@ class ApiServer(Endpoint):
         extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
         if template_args:
             extra["chat_template_kwargs"] = template_args
+        if request.tools:
+            extra["tools"] = [dict(tool) for tool in request.tools]
         limit = self.limit
         self.busy += 1
         try:
             answer: Any = await self.replies.chat.completions.create(
-                model=model, messages=list(request.messages), seed=request.seed & SEED_MASK,  # type: ignore[arg-type]
+                model=model, messages=_as_api(request.messages), seed=request.seed & SEED_MASK,  # type: ignore[arg-type]
                 temperature=sampling.temperature, top_p=sampling.top_p,
                 extra_body={limit: sampling.max_tokens} | extra,
             )  # fmt: skip
@@ -76,12 +80,34 @@ class ApiServer(Endpoint):
             raise EngineError(f"{self.url} answers without a reply; is that a chat endpoint?")
         choice, used = answer.choices[0], answer.usage
         text, why = choice.message.content or "", choice.finish_reason
+        if choice.message.tool_calls:
+            text, why = _with_calls(text, choice.message.tool_calls), "stop" if why == "tool_calls" else why
         if why not in ("stop", "length"):
             return Completion(token_ids=(), logprobs=(), finish_reason="stop", error=f"{self.url} kept a reply: {why}")
         return Completion(
             token_ids=(), logprobs=(), finish_reason=why, text=text,
             usage=(used.prompt_tokens, used.completion_tokens) if used else (0, 0),
         )  # fmt: skip
+
+
+def _as_api(messages: Sequence[Message]) -> list[Any]:
+    """Messages as the API takes them: the arguments of calls as JSON text."""
+    out: list[Any] = []
+    for message in messages:
+        calls = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+            for call in message.get("tool_calls", ())
+        ]
+        out.append({**message, "tool_calls": calls} if calls else dict(message))
+    return out
+
+
+def _with_calls(text: str, made: Sequence[Any]) -> str:
+    """A reply with the calls that the API has read from it, as text."""
+    try:
+        return written(text, calls_from((call.function.name, call.function.arguments, call.id) for call in made))
+    except CallError as error:
+        return unread(text, error)
 
 
 class ApiSampler:
