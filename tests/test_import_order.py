@@ -47,7 +47,7 @@ INSIDE = {
     "envs": [
         "views load look success games.java games.solvers hub.mapping questions.symbolic questions.answers "
         "questions.files hub.verifiers_worker",
-        "base graders guard spec games.inside questions.grading",
+        "base graders guard judge spec games.inside questions.grading",
         "builtin games.minigrid games.textworld hub.session hub.workers questions.text_checks questions.values tools",
         "hub.openenv_env hub.verifiers_env",
         "games.gym_bridge games.textarena questions.choices",

@@ -23,7 +23,7 @@ def game_of(config: PlayerConfig) -> Game:
     """The game that the settings describe."""
     return Game(
         ref=config.env,
-        kwargs=config.env_args | ({"grader": config.grader} if config.grader else {}),
+        kwargs=config.env_args | {name: value for name in ("grader", "judge") if (value := getattr(config, name))},
         rules=config.rules,
         max_steps=config.max_steps,
         history=config.history,

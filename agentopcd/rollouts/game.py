@@ -76,7 +76,7 @@ class Game:
     @property
     def steps_apart(self) -> bool:
         """Whether steps take long, or wait for others, so that each episode takes them in a thread of its own."""
-        return self.spec.slow or self.spec.waits
+        return self.spec.slow or self.spec.waits or bool(self.kwargs.get("judge"))
 
     def make(self) -> Any:
         """A new environment. One that declares itself slow runs in a process of its own."""
@@ -146,8 +146,8 @@ class Game:
         The hash is part of the setup, so that episodes from before and after an edit are never pooled.
         """
         names = (self.ref.rpartition(":")[0],) if ".py:" in self.ref else row_files(self.ref)
-        if ".py:" in (grader := str(self.kwargs.get("grader", ""))):
-            names = (*names, grader.rpartition(":")[0])
+        if grader := str(self.kwargs.get("grader", "")):
+            names = (*names, grader.rpartition(":")[0] if ".py:" in grader else grader)
         files = [path_of(name) for name in names]
         hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if is_file(file)]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""

@@ -17,8 +17,8 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
 LATER_SETTINGS = (
-    "async_steps", "by", "extract_prompt", "extractor", "gate", "grader", "keep_checkpoints", "mix", "success_when",
-    "turn_decay", "turns",
+    "async_steps", "by", "extract_prompt", "extractor", "gate", "grader", "judge", "keep_checkpoints", "mix",
+    "success_when", "turn_decay", "turns",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 

@@ -18,7 +18,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "batch_size", "learning_rate", "max_tokens", "seed",
     ),
     "Environment": (
-        "rules", "history", "placement", "max_steps", "constrain", "success_when", "grader", "split",
+        "rules", "history", "placement", "max_steps", "constrain", "success_when", "grader", "judge", "split",
         "splits",
     ),
     "Sampling": ("temperature", "top_p", "top_k", "engine", "server", "sample_batch"),

@@ -11,6 +11,9 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
 from agentopcd.core.types import Sampling
 
+KEY = "AGENTOPCD_API_KEY"
+"""The environment variable with the key that is sent to servers."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayerConfig(Config):
@@ -36,7 +39,11 @@ class PlayerConfig(Config):
     475' (the sum of all) or 'terminated' (it came to its own end)."""
     grader: str = ""
     """FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that grades the replies to a file's rows: it gets the row and the
-    reply, and returns a bool, a number (1 or more passes), or numbers by name, one called success or score."""
+    reply, and returns a bool, a number (1 or more passes), or numbers by name, one called success or score. With
+    --judge: the file of the question to the judge."""
+    judge: str = ""
+    """URL#NAME of a model behind an OpenAI-compatible API that grades replies to conversations, asked by the file of
+    --grader; its answers are kept beside that file."""
     model: str = ""
     """Model: a Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else a built-in
     model."""
@@ -75,6 +82,10 @@ class PlayerConfig(Config):
         super().__post_init__()
         if self.grader and "grader" in self.env_args:
             raise ConfigError("--grader and --env-arg grader=... say the same thing; leave one of them out")
+        if self.judge and not self.grader:
+            raise ConfigError(
+                "--judge needs a question to ask; add --grader FILE with {conversation} and {reply} in it"
+            )
         self._positive("max_tokens", "sample_batch")
         self._check_engine()
         self._temperature("temperature")

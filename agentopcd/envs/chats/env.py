@@ -6,11 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Message, Part, Tool
 from agentopcd.envs.base import TextEnv
 from agentopcd.envs.chats.rows import Conversation, conversations, load, stamps
-from agentopcd.envs.graders import Grader, grader_of
-from agentopcd.envs.questions.text_checks import known_checks
+from agentopcd.envs.graders import grader_of
+from agentopcd.envs.judge import Judge
+from agentopcd.envs.questions.text_checks import grade_checks, known_checks
 
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
@@ -34,7 +36,9 @@ class ConversationEnv(TextEnv):
         turns: ``all`` places to answer, or only the ``last`` one of each conversation.
         system: ``keep`` the system messages of the rows, or ``drop`` them, where they hold what is to be distilled.
         checks: checks that every reply has to pass, such as ``{"max_words": 40}``; a row's own are added.
-        grader: ``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``; see :mod:`agentopcd.envs.graders`.
+        grader: ``FILE.py:FUNCTION`` or ``PACKAGE.MODULE:FUNCTION``; see :mod:`agentopcd.envs.graders`. With a judge,
+            the file of the question that it is asked.
+        judge: ``URL#NAME``, a model behind an API that grades; see :mod:`agentopcd.envs.judge`.
 
     Raises:
         EnvError: rows or arguments that cannot be understood.
@@ -48,6 +52,7 @@ class ConversationEnv(TextEnv):
         system: str = "keep",
         checks: Mapping[str, Any] | None = None,
         grader: str = "",
+        judge: str = "",
     ) -> None:
         for name, value, known in (("turns", turns, ("all", "last")), ("system", system, ("keep", "drop"))):
             if value not in known:
@@ -60,9 +65,10 @@ class ConversationEnv(TextEnv):
             named = [(f"row {number}", row) for number, row in enumerate(rows, 1)]
             self.rows = conversations(named, turns=turns, system=system)
         self._checks = {} if checks is None else known_checks(checks)
-        self._grader = grader_of(grader) if grader else None
+        self._judge = Judge(grader, judge) if judge else None
+        self._grader = grader_of(grader) if grader and not judge else None
         without = next((row.name for row in self.rows if not row.checks), "")
-        if without and not (self._checks or self._grader) and any(row.checks for row in self.rows):
+        if without and not (self._checks or self._grader or self._judge) and any(row.checks for row in self.rows):
             raise EnvError(f"{without} has no checks, and other rows have; give it some, or --grader FILE.py:FUNCTION")
         self._row: Conversation | None = None
         self._turn = 0
@@ -117,25 +123,20 @@ class ConversationEnv(TextEnv):
     def _graded(self, row: Conversation, reply: str) -> tuple[bool, Mapping[str, float]] | None:
         """Whether a reply passes, and its metrics; None if nothing is graded."""
         checks = self._checks | dict(row.checks)
-        if self._grader is None and not checks:
+        before = row.messages[: row.places[self._turn]]
+        verdicts: list[tuple[bool, Mapping[str, float]]] = []
+        if checks:
+            grade = grade_checks(reply, checks)
+            verdicts.append((grade.right, grade.metrics))
+        if self._grader is not None:
+            verdicts.append(self._grader({**row.source, "turn": self._turn, "prompt_messages": before}, reply))
+        if self._judge is not None:
+            score = self._judge(row.source, _shown(before), after_thinking(reply).strip())
+            verdicts.append((score >= 0.5, {"score": score}))
+        if not verdicts:
             return None
-        return _verdict(self._grader, checks, row, self._turn, reply)
-
-
-def _verdict(
-    grader: Grader | None, checks: Mapping[str, Any], row: Conversation, turn: int, reply: str
-) -> tuple[bool, Mapping[str, float]]:
-    from agentopcd.envs.questions.text_checks import grade_checks
-
-    passed, metrics = True, {}
-    if checks:
-        grade = grade_checks(reply, checks)
-        passed, metrics = grade.right, dict(grade.metrics)
-    if grader is not None:
-        place = row.places[turn]
-        said, more = grader({**row.source, "turn": turn, "prompt_messages": row.messages[:place]}, reply)
-        passed, metrics = passed and said, metrics | more
-    return passed, metrics
+        metrics = {name: value for _, found in verdicts for name, value in found.items()}
+        return all(passed for passed, _ in verdicts), metrics
 
 
 def _means(verdicts: Sequence[tuple[bool, Mapping[str, float]]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import openai
 
+from agentopcd.core.config.player import KEY
 from agentopcd.core.errors import EngineError
 from agentopcd.core.terminal import without_password
 from agentopcd.core.text import first_line
@@ -23,8 +24,6 @@ from agentopcd.core.text import first_line
 E = TypeVar("E", bound="Endpoint")
 T = TypeVar("T")
 
-KEY = "AGENTOPCD_API_KEY"
-"""The environment variable with the key that is sent to the servers."""
 RETRIES = 60
 """The most attempts at a request while no server answers: about eight minutes in all."""
 LONGEST_WAIT_S = 8.0
