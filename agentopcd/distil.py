@@ -14,7 +14,7 @@ from agentopcd.core.config import ConsolidateConfig, TrainConfig, player_flags
 from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Episode, Message, Mixture, Task
-from agentopcd.distillation.distance import DISTANCE
+from agentopcd.distillation.distance import DISTANCE, Totals
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
@@ -125,9 +125,11 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder))
     arms = _arms(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
+    folders = {one.id: str(one.folder) for one in (student, teacher_model)}
+    known: dict[str, list[Totals]] = {}
     if test:
         before = evaluate(session, arms, test, run_id=run_id)
-        far = measured(session, arms, teacher_model, context, test)
+        far = measured(session, arms, teacher_model, context, test, known)
         for line in far.lines() if far else row_lines(before.rows):
             session.say(line)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
@@ -143,30 +145,45 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped, evaluation=None,
     )  # fmt: skip
     if test:
-        # Training has changed the weights in memory, so only the saved student plays; the other arms are read back.
-        trained = Contestant(label="student", model=session.load(out.folder))
-        evaluate(session, [trained], test, run_id=run_id)
-        again = {
-            one.id: session.load(str(one.folder)) for one in (student, teacher_model)
-        }  # with the weights of before
-        arms = [*_arms(again[student.id], again[teacher_model.id], context), trained]
-        table = _table(session, config, context, out)
-        far = measured(session, arms, again[teacher_model.id], context, test)
-        out = dataclasses.replace(out, evaluation=dataclasses.replace(table, distances=far))
+        out = dataclasses.replace(out, evaluation=_reported(session, config, context, out, run_id, folders, known))
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out
 
 
+def _reported(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, out: Distilled, run_id: int,
+    folders: Mapping[str, str], known: dict[str, list[Totals]],
+) -> Evaluation:  # fmt: skip
+    """The table of the trained student beside the other arms, which have played before.
+
+    Training has changed the weights in memory, so only the saved student plays; the other arms are read back.
+    """
+    test = session.tasks("test", config.test_tasks)
+    trained = Contestant(label="student", model=session.load(out.folder))
+    evaluate(session, [trained], test, run_id=run_id)
+    table = _table(session, config, context, out)
+    if session.by != DISTANCE:
+        return table
+    again = {id_: session.load(folder) for id_, folder in folders.items()}
+    arms = [*_arms(again[out.parent_id], again[out.teacher_id], context), trained]
+    return dataclasses.replace(table, distances=measured(session, arms, again[out.teacher_id], context, test, known))
+
+
 def measured(
     session: Session, arms: Sequence[Contestant], teacher: models.LoadedModel, context: Context | Mixture,
-    test: Sequence[Task],
+    test: Sequence[Task], known: dict[str, list[Totals]],
 ) -> Distances | None:  # fmt: skip
-    """The distances of the arms to the teacher that sees the context, where checkpoints are chosen by them."""
+    """The distances of the arms to the teacher that sees the context, where checkpoints are chosen by them.
+
+    Args:
+        known: what was computed before, see :func:`agentopcd.workspace.evaluation.distance.distances`.
+    """
     if session.by != DISTANCE:
         return None
-    return distances(session, arms, teacher, context, test, setup=session.setup(session.player_for(arms[0].model)))
+    setup = session.setup(session.player_for(arms[0].model))
+    return distances(session, arms, teacher, context, test, setup=setup, known=known)
 
 
 def check_before(

@@ -18,7 +18,7 @@ from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.types import EMPTY, Episode, Job, Request, Sampling
-from agentopcd.distillation import learner, losses, played, samples
+from agentopcd.distillation import deal, distance, learner, losses, played, samples
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import FrozenTeacher
@@ -124,8 +124,8 @@ def test_the_loss_has_one_row_per_sampled_token_and_none_for_prompts(
         replies.extend(len(turn.response_ids) for episode in episodes for turn in episode.turns)
         return samples_of(episodes, *args, **how)
 
-    monkeypatch.setattr(loop.losses, "divergence", spy_rows)
-    monkeypatch.setattr(loop.losses, "weighted_sum", spy_weights)
+    monkeypatch.setattr(losses, "divergence", spy_rows)
+    monkeypatch.setattr(losses, "weighted_sum", spy_weights)
     monkeypatch.setattr(played, "samples_of", spy_samples)
     done = train(model_dir, tmp_path, steps=1)
     assert sum(rows) == len(weights) == sum(replies) == done.steps[0]["turn/0/tokens"]
@@ -154,14 +154,14 @@ def test_how_a_step_is_computed_changes_nothing(
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many batches each step was split into."""
     found: list[int] = []
-    whole_step = loop.micro_batches
+    whole_step = deal.micro_batches
 
     def spy(*args: Any, **how: Any) -> Any:
         batches = list(whole_step(*args, **how))
         found.append(len(batches))
         return batches
 
-    monkeypatch.setattr(loop, "micro_batches", spy)
+    monkeypatch.setattr(deal, "micro_batches", spy)
     return found
 
 
@@ -171,7 +171,7 @@ def test_the_step_follows_the_reduction(
 ) -> None:
     seen: list[torch.Tensor] = []
     weighted_sum = losses.weighted_sum
-    monkeypatch.setattr(loop.losses, "weighted_sum", lambda loss_N, w_N: seen.append(w_N) or weighted_sum(loss_N, w_N))
+    monkeypatch.setattr(losses, "weighted_sum", lambda loss_N, w_N: seen.append(w_N) or weighted_sum(loss_N, w_N))
     done = train(model_dir, tmp_path, steps=1, batch_size=5, max_tokens=12, reduction=reduction, tokens_per_batch=4096)
     tokens = done.steps[0]["turn/0/tokens"]
     per_token = {round(float(w) * tokens, 4) for w in seen[0]}
@@ -212,9 +212,9 @@ def test_the_best_checkpoint_follows_the_select_scores(
 ) -> None:
     """The base never competes, the earlier of two equal ones wins, and its weights are those of its step."""
     rates = [Rate(9, 10), Rate(1, 10), Rate(5, 10), Rate(10, 20), Rate(2, 10)]
-    monkeypatch.setattr(loop, "score_on", scripted(rates))
+    monkeypatch.setattr(distance, "score_on", scripted(rates))
     done = train(model_dir, tmp_path / "a", select_every=1)
-    monkeypatch.setattr(loop, "score_on", scripted([Rate(0, 1), Rate(0, 1)]))
+    monkeypatch.setattr(distance, "score_on", scripted([Rate(0, 1), Rate(0, 1)]))
     until_2 = train(model_dir, tmp_path / "b", steps=2)
     assert done.result.best_step == 2
     assert done.result.select == dict(enumerate(rates))
@@ -232,7 +232,7 @@ def test_the_best_checkpoint_follows_the_mean_reward_if_asked(
         Mean(0.5, -math.inf, math.inf, 1),
         Mean(0.5, 0.4, 0.6, 10),
     ]
-    monkeypatch.setattr(loop, "score_on", scripted(means))
+    monkeypatch.setattr(distance, "score_on", scripted(means))
     done = train(model_dir, tmp_path / "a", select_every=1, steps=3)
     assert done.result.best_step == 2 and done.result.select == dict(enumerate(means))
     assert [(r["select/score"], r["select/low"]) for r in done.run.records()][2:] == [(0.5, None), (0.5, 0.4)]
@@ -265,7 +265,7 @@ def test_select_success_leaves_broken_episodes_out(model_dir: Path) -> None:
             return iter(mixed)
 
     def score(by: str) -> Rate | Mean:
-        return loop.score_on(Fixed(), TRAIN[:3], Ranks(), by)  # type: ignore[arg-type]
+        return distance.score_on(Fixed(), TRAIN[:3], Ranks(), by)  # type: ignore[arg-type]
 
     assert score("success") == Rate(1, 2)
     mixed[:2] = [dataclasses.replace(mixed[i], reward=i / 2, metrics={"boxes": 3.0}) for i in range(2)]

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from agentopcd import consolidate as loop
 from agentopcd import envs, models
 from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.distillation import checkpoint, learner, losses
@@ -102,9 +101,9 @@ def poison(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
         step += 1
         return token_weights(*args)
 
-    patch.setattr(loop.losses, "token_weights", count)
+    patch.setattr(losses, "token_weights", count)
     patch.setattr(
-        loop.losses, "weighted_sum",
+        losses, "weighted_sum",
         lambda loss_N, w_N: weighted_sum(loss_N, w_N) * (float("inf") if step in bad else 1.0),
     )  # fmt: skip
 
@@ -186,7 +185,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         token = divergence(*args, **kwargs)
         return token._replace(value_N=token.value_N * float("inf"))
 
-    monkeypatch.setattr(loop.losses, "divergence", endless)
+    monkeypatch.setattr(losses, "divergence", endless)
     with pytest.raises(TrainingError, match="the loss of step 1 is"):
         train(model_dir, tmp_path, steps=2)
 

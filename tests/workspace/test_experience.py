@@ -270,7 +270,7 @@ def test_the_context_with_the_clue_is_chosen_and_confirmed(lab: Lab) -> None:
 def test_by_default_the_better_half_plays_on(lab: Lab) -> None:
     clue, noise = Context(tiny.CLUE), [Context(f"say nothing {number}") for number in range(3)]
     ranking, outcome = choose(lab, [*noise, clue], "halving")
-    assert ranking.best.context_id == clue.id and ranking.best.count.rate.wins == 8 + 16 and outcome.passed
+    assert ranking.best.context_id == clue.id and ranking.best.count.rate.wins == 10 + 10 and outcome.passed
     assert outcome.against["placebo"].wins == 20  # "seven say" is no clue
     with lab.open() as session:
         assert {row["split"] for row in session.store.episodes(context_id=EMPTY.id)} == {"confirm"}

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from agentopcd import consolidate as loop
 from agentopcd.core.config import ConsolidateConfig, PlayConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import CHECKPOINTS, unsealed
 from agentopcd.core.types import Context, Episode, Job, Mixture, Task
 from agentopcd.distil import Distilled, distil_context
-from agentopcd.distillation import methods, played
+from agentopcd.distillation import deal, methods, played
 from agentopcd.distillation.samples import Sample
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
@@ -61,7 +60,7 @@ def test_each_episode_is_scored_with_the_context_it_drew(
 ) -> None:
     seen: list[tuple[Episode, Sample]] = []
     batches: list[list[Sample]] = []
-    samples_of, micro_batches = played.samples_of, loop.micro_batches
+    samples_of, micro_batches = played.samples_of, deal.micro_batches
 
     def spy(episodes: Sequence[Episode], *args: Any, **how: Any) -> Any:
         found = samples_of(episodes, *args, **how)
@@ -74,7 +73,7 @@ def test_each_episode_is_scored_with_the_context_it_drew(
         return found
 
     monkeypatch.setattr(played, "samples_of", spy)
-    monkeypatch.setattr(loop, "micro_batches", batched)
+    monkeypatch.setattr(deal, "micro_batches", batched)
     # The budget takes a step's samples at once, so only their contexts part them.
     plain = train(model_dir, tmp_path / "plain", context=BOTH, batch_size=6, tokens_per_batch=4000)
     text = Chat(plain.student.tokenizer).tokenizer.decode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 
 from agentopcd import models
@@ -23,15 +22,21 @@ from agentopcd.workspace.session import Session
 
 def distances(
     session: Session, contestants: Sequence[Contestant], prompted: LoadedModel, context: Context | Mixture,
-    tasks: Sequence[Task], *, setup: str,
+    tasks: Sequence[Task], *, setup: str, known: dict[str, list[Totals]] | None = None,
 ) -> Distances:  # fmt: skip
     """The distances of contestants to ``prompted`` with ``context``, on their stored replies to ``tasks``.
 
     A contestant that is shown a context is that model itself: its distance is 0.
+
+    Args:
+        known: the sums of each contestant's replies, by label; those that are missing are computed and added.
     """
-    rows, totals = {}, {}
+    rows, totals = {}, {} if known is None else known
     for contestant in contestants:
         played = _played(session, contestant, tasks, setup=setup)
+        if contestant.label in totals:
+            rows[contestant.label] = _spoken(played, totals[contestant.label], shown=bool(contestant.context.text))
+            continue
         chat = session.player_for(contestant.model).chat
         if prompted.id != contestant.model.id:
             chat.taught_by(prompted.tokenizer)
@@ -61,8 +66,7 @@ def _totals(
     opening, tools = next(((t.messages, t.tools) for e in played for t in e.turns), ([], []))
     judge = chat.teacher or chat
     prefixes = [judge.prefix(part, opening, tools) for part in context.parts]
-    # Not the object itself, which the teacher would copy in order to train it: nothing is trained here.
-    teacher = FrozenTeacher(dataclasses.replace(prompted), model, compute=session.compute, prefixes=prefixes)
+    teacher = FrozenTeacher(prompted, model, compute=session.compute, prefixes=prefixes)  # a copy, if it is the model
     keyed: list[tuple[str, Sample]] = []
     for episode in played:
         some = samples_of([episode], chat, context, "keep", by_teacher=shown, fits=teacher.fits)[0]
