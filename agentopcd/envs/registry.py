@@ -174,8 +174,8 @@ def _plugin_spec(name: str) -> EnvSpec:
         known = [*_specs(), *(entry.name for entry in _plugins())]
         raise EnvError(
             f"no environment {name!r}{did_you_mean(name, known)}"
-            " (or give pkg.mod:Class, file.py:Class, gym:ID, textarena:ID, twx:GAME, rg:TASK, openenv:URL, verifiers:ID,"
-            " or a .jsonl file)"
+            " (or give pkg.mod:Class, file.py:Class, gym:ID, textarena:ID, twx:GAME, rg:TASK, openenv:URL,"
+            " verifiers:ID, or a .jsonl file)"
         )
     if len({entry.value for entry in hits}) > 1:
         owners = ", ".join(f"{entry.dist.name if entry.dist else '?'} ({entry.value})" for entry in hits)
