@@ -141,10 +141,11 @@ class PrefixReplay(Method):
         ]
         replies = player.sampler.sample(asked, player.sampling)
         for job, turn, request, reply in zip(jobs, turns, asked, replies, strict=True):
+            text = player.chat.reply(reply, begun=bool(turn.choices))
             answered = dataclasses.replace(
                 turn, prompt_ids=request.prompt_ids, response_ids=reply.token_ids, logprobs=reply.logprobs,
-                reply=player.chat.reply(reply, begun=bool(turn.choices)), finish_reason=reply.finish_reason,
-                reward=0.0, invalid=False,
+                reply=text, finish_reason=reply.finish_reason, reward=0.0, invalid=False,
+                calls=player.chat.with_calls(reply, text, turn.tools)[1] if turn.tools else 0,
             )  # fmt: skip
             yield Episode(
                 env=player.game.label, task=job.task, rep=job.rep, context_id=EMPTY.id, turns=[answered], outcome=[],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from agentopcd.core.calls import Call, check_calls, read_written, tools_of, written
 from agentopcd.core.errors import CallError, EnvError
@@ -39,8 +40,9 @@ class ToolEnv(TextEnv):
     cannot do what it is asked, it raises ``ValueError``, whose message the model is shown; any other exception is the
     environment's fault. A tool that sets ``self.success`` ends the episode.
 
-    Observation: ``rules`` (the system message), ``state`` (request), ``actions`` (tools), ``feedback`` (results,
-    or why a call could not be read); the prompt itself is ``info["messages"]`` and ``info["tools"]``.
+    Observation: ``rules`` (the system message), ``state`` (request), ``actions`` (tools), ``feedback`` (results, why
+    a call could not be read, or what :meth:`grade` says of the answer in ``self.feedback``); the prompt itself is
+    ``info["messages"]`` and ``info["tools"]``.
     Action: words, and calls as :func:`agentopcd.core.calls.written` writes them.
     Reward: 1.0 if the answer passes, else 0.0, or the score that :meth:`grade` returns.
     Episode end: after an answer without a call.
@@ -58,7 +60,7 @@ class ToolEnv(TextEnv):
 
     def grade(self, answer: str) -> Any:
         """Whether the final answer passes: a bool, a number (1 or more passes), or numbers by name; see
-        :mod:`agentopcd.envs.graders`."""
+        :mod:`agentopcd.envs.graders`. What is to be said of the answer, for lessons, it writes to ``self.feedback``."""
         raise NotImplementedError
 
     def key(self) -> object:
@@ -68,6 +70,7 @@ class ToolEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         self.success: bool | None = None
+        self.feedback = ""
         self._metrics = {"calls": 0.0, "calls_failed": 0.0}
         request = self.begin()
         self._functions = {name: getattr(self, name) for name in _marked(type(self))}
@@ -116,7 +119,7 @@ class ToolEnv(TextEnv):
         passed, metrics = passes(self.grade(content), f"{type(self).__name__}.grade")
         self.success = passed
         self._messages.append(Message(role="assistant", content=content))
-        return self._turn(reward=metrics.get("score"), metrics=metrics)
+        return self._turn(reward=metrics.get("score"), metrics=metrics, feedback=self.feedback)
 
     def _turn(
         self, *, metrics: Mapping[str, float] | None = None, **given: Any
@@ -144,17 +147,52 @@ def _described(cls: type, functions: Mapping[str, Callable[..., Any]]) -> list[d
 
 
 def _schema(name: str, function: Callable[..., Any]) -> dict[str, Any]:
-    from transformers.utils.chat_template_utils import (
-        DocstringParsingException,
-        TypeHintParsingException,
-        get_json_schema,
-    )
+    # Only the docstring is read by transformers: its schemas need torch, and take any class for an object.
+    from transformers.utils.chat_template_utils import parse_google_format_docstring
 
-    try:
-        schema = get_json_schema(function)["function"]
-    except (DocstringParsingException, TypeHintParsingException) as error:
-        raise EnvError(f"tool {name} cannot be described: {error}") from None
-    return {"name": name, "description": schema["description"], "parameters": schema["parameters"]}
+    about, meanings, _ = parse_google_format_docstring(inspect.getdoc(function) or "")
+    if not about:
+        raise EnvError(f"tool {name} has no docstring; say there what it does, and under Args: what it takes")
+    hints, given, required = get_type_hints(function), {}, []
+    for one in inspect.signature(function).parameters.values():
+        if one.kind not in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+            raise EnvError(f"tool {name} takes {one}; a call names each argument, so list them")
+        if one.name not in hints:
+            raise EnvError(f"tool {name}: argument {one.name} has no type; write {one.name}: str, for example")
+        if one.name not in (meanings or {}):
+            raise EnvError(f"tool {name}: its docstring does not say under Args: what {one.name} is")
+        given[one.name] = {
+            **_type(hints[one.name], f"tool {name}: argument {one.name}"),
+            "description": meanings[one.name],
+        }
+        required += [one.name] if one.default is one.empty else []
+    parameters = {"type": "object", "properties": given, "required": required}
+    return {"name": name, "description": about, "parameters": parameters}
+
+
+_TYPES = {
+    str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object", type(None): "null",
+}  # fmt: skip
+
+
+def _type(hint: Any, which: str) -> dict[str, Any]:
+    """The JSON schema of a type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _TYPES:
+        return {"type": _TYPES[hint]}
+    if origin is Literal and all(type(one) in _TYPES for one in inner):
+        kinds = {_TYPES[type(one)]: None for one in inner}
+        return {"type": next(iter(kinds)) if len(kinds) == 1 else list(kinds), "enum": list(inner)}
+    if origin is list:
+        return {"type": "array", "items": _type(inner[0], which)}
+    if origin is dict and inner[0] is str:
+        return {"type": "object", "additionalProperties": _type(inner[1], which)}
+    if origin in (Union, UnionType):
+        return {"anyOf": [_type(one, which) for one in inner]}
+    said = ", ".join(one.__name__ for one in _TYPES if one is not type(None))
+    raise EnvError(
+        f"{which} is of type {hint}, which JSON does not have; take {said}, Literal, None or a union of them"
+    )
 
 
 def _listed(tools: Sequence[Mapping[str, Any]]) -> str:
