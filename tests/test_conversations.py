@@ -113,7 +113,8 @@ def test_a_finished_run_shows_the_same_table_and_trains_nothing(distilled: tuple
     config = settings(tmp_path)
     with Session(config, tmp_path / "w", say=lambda line: None) as session:
         again = distil_context(session, config, CONTEXT)
-    assert again.repeated and again.evaluation.distances == result.evaluation.distances
+    assert again.repeated and again.evaluation is not None
+    assert again.evaluation.distances == result.evaluation.distances
 
 
 def test_the_commands_print_distances_and_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,9 +168,9 @@ def test_a_killed_run_ends_bit_equal(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_later_turns_are_drawn_less_often() -> None:
     turns: list[Any] = list(enumerate("abc"))
-    seen = Counter(drawn(turns, random.Random(seed), 0.5) for seed in range(4000))
+    seen: Counter[Any] = Counter(drawn(turns, random.Random(seed), 0.5) for seed in range(4000))
     assert seen["a"] / seen["b"] == pytest.approx(2, rel=0.15) and seen["b"] / seen["c"] == pytest.approx(2, rel=0.2)
-    even = Counter(drawn(turns, random.Random(seed), 0.0) for seed in range(3000))
+    even: Counter[Any] = Counter(drawn(turns, random.Random(seed), 0.0) for seed in range(3000))
     assert max(even.values()) / min(even.values()) < 1.2
 
 

@@ -5,5 +5,5 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 time "${PYTHON:-.venv/bin/python}" -m agentopcd consolidate --env recipes/system-prompt/chats.jsonl \
     --context recipes/system-prompt/PROMPT.md --placement system --model smollm2-135m --lora-rank 32 \
-    --steps 16 --batch-size 16 --max-tokens 48 --select-tasks 32 --select-every 8 --test-tasks 100 \
+    --steps 16 --batch-size 16 --max-tokens 48 --select-tasks 24 --select-every 8 --test-tasks 60 \
     --work "${1:-system-prompt-work}"

@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 
+from agentopcd.core import messages
 from agentopcd.core.errors import EnvError
-from agentopcd.core.messages import read_messages
 
 USER = {"role": "user", "content": "Hi."}
+
+
+def read_messages(cell: Any) -> list[Any]:
+    return list(messages.read_messages(cell))
 
 
 def call(name: str = "f", arguments: Any = '{"x": 1}', id_: Any = "call_abcdefghijkl") -> dict[str, Any]:

@@ -229,7 +229,7 @@ def test_the_example_keeps_the_contract_and_its_solution_wins(root: Path, monkey
     for seed in range(8):
         env = envs.make(PARCELS)
         env.reset(seed=seed)
-        *calls, answer = env.unwrapped.solution()
+        *calls, answer = env.unwrapped.solution()  # type: ignore[attr-defined]
         assert not any(env.step(action)[2] for action in calls)
         assert env.step(answer)[4]["success"]
         env.reset(seed=seed)

@@ -36,7 +36,7 @@ def said(text: str) -> tuple[str, int]:
 
 
 def test_arguments_go_out_as_text_and_tools_with_them() -> None:
-    talk = [
+    talk: list[Any] = [
         Message(role="user", content="How much?"), Message(role="assistant", content="", tool_calls=[CALL]),
         Message(role="tool", content="3", tool_call_id="call00000", name="price"),
     ]  # fmt: skip
