@@ -150,7 +150,8 @@ def _schema(name: str, function: Callable[..., Any]) -> dict[str, Any]:
     # Only the docstring is read by transformers: its schemas need torch, and take any class for an object.
     from transformers.utils.chat_template_utils import parse_google_format_docstring
 
-    about, meanings, _ = parse_google_format_docstring(inspect.getdoc(function) or "")
+    about, said, _ = parse_google_format_docstring(inspect.getdoc(function) or "")
+    meanings = said or {}
     if not about:
         raise EnvError(f"tool {name} has no docstring; say there what it does, and under Args: what it takes")
     hints, given, required = get_type_hints(function), {}, []
@@ -159,7 +160,7 @@ def _schema(name: str, function: Callable[..., Any]) -> dict[str, Any]:
             raise EnvError(f"tool {name} takes {one}; a call names each argument, so list them")
         if one.name not in hints:
             raise EnvError(f"tool {name}: argument {one.name} has no type; write {one.name}: str, for example")
-        if one.name not in (meanings or {}):
+        if one.name not in meanings:
             raise EnvError(f"tool {name}: its docstring does not say under Args: what {one.name} is")
         given[one.name] = {
             **_type(hints[one.name], f"tool {name}: argument {one.name}"),
