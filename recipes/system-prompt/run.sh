@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A system prompt of 389 tokens, distilled into SmolLM2-135M with conversations and no grader.
 #     bash recipes/system-prompt/run.sh [WORK]
+# docs/conversations.md has what came of it, with --select-tasks 32 --test-tasks 100.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 time "${PYTHON:-.venv/bin/python}" -m agentopcd consolidate --env recipes/system-prompt/chats.jsonl \
