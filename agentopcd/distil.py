@@ -203,6 +203,12 @@ def check_before(
     chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
     task = next(iter(session.tasks("train")), None)
     messages, tools = (session.game.opening(task.seed) if task else None) or ([Message(role="user", content="")], [])
+    shown = messages[0]["content"] if messages[0]["role"] == "system" else ""
+    if shown and any(part.text.strip() in shown for part in context.parts):
+        raise ConfigError(
+            "the system message of the first prompt holds the context already, so the student would see it, too; leave "
+            "it out of the prompts (--env-arg system=drop, for a file of conversations)"
+        )
     longest = max(len(chat.render(messages, part, tools)) for part in context.parts)
     if room and longest + config.max_tokens > room:
         raise ConfigError(

@@ -198,6 +198,23 @@ def test_what_has_no_use_here_is_refused(tmp_path: Path) -> None:
         PlayConfig(env=config.env, grader="a.py:f", env_args={"grader": "b.py:f"})
 
 
+def test_a_context_that_the_prompts_show_already_is_refused(tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": f"You sell boxes. {CONTEXT.text.strip()}"}]
+    talk += [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}]
+    file = tmp_path / "told.jsonl"
+    file.write_text("".join(json.dumps({"messages": [*talk[:1], {**talk[1], "content": f"Box {i}?"}, talk[2]]}) + "\n"
+                            for i in range(20)))  # fmt: skip
+    for drop in (False, True):
+        given = {"env_args": {"system": "drop"}} if drop else {}
+        config = settings(tmp_path, env=str(file), steps=1, **given)
+        with Session(config, tmp_path / f"w{drop}", say=lambda line: None) as session:
+            if drop:
+                assert distil_context(session, config, CONTEXT).evaluation is not None
+                continue
+            with pytest.raises(ConfigError, match=r"holds the context already.*system=drop"):
+                distil_context(session, config, CONTEXT)
+
+
 def test_a_game_may_be_chosen_by_distance_too(tmp_path: Path) -> None:
     config = settings(tmp_path, env=tiny.questions(tmp_path / "rows.jsonl"), by="distance", steps=2)
     with Session(config, tmp_path / "w", say=lambda line: None) as session:

@@ -124,7 +124,7 @@ class Session:
         """The folder of the newest student of this environment that still exists, if there is one."""
         newest, gone = self._newest()
         if gone:
-            self._say_once(f"warning: newer students of this environment are missing: {', '.join(gone)}")
+            self.say_once(f"warning: newer students of this environment are missing: {', '.join(gone)}")
         return newest
 
     def _newest(self) -> tuple[str | None, list[str]]:
@@ -182,7 +182,7 @@ class Session:
             return loaded
         loaded = models.load_model(name, device=self.device)
         if loaded.note:
-            self._say_once(f"note: {loaded.note}")
+            self.say_once(f"note: {loaded.note}")
         self._shortcuts[loaded.id] = models.shortcuts_of(loaded.model)
         self.store.add_model(loaded.id, loaded.name, kept(self.work, loaded.folder))
         known = self.store.lookup("model", id=loaded.id)
@@ -240,10 +240,10 @@ class Session:
         """A player of this environment with replies from ``loaded``, by default with the settings of the session."""
         config = config or self.config
         engine, why = engine_of(config, loaded)
-        self._say_once(f"engine: {engine} ({why})")
-        player = player_of(config, loaded, self.compute, functools.partial(day_of, self.work), self._say_once)
+        self.say_once(f"engine: {engine} ({why})")
+        player = player_of(config, loaded, self.compute, functools.partial(day_of, self.work), self.say_once)
         if player.chat.says_day:
-            self._say_once(f"note: the chat template says what day it is; in this workspace it stays {player.chat.day}")
+            self.say_once(f"note: the chat template says what day it is; in this workspace it stays {player.chat.day}")
         return player
 
     def setup(self, player: Player | None = None) -> str:
@@ -277,7 +277,8 @@ class Session:
             last = re.sub(r"^[\w.]*(GameFault|Hang): ", "", broken[0].strip().splitlines()[-1])
             self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted")
 
-    def _say_once(self, line: str) -> None:
+    def say_once(self, line: str) -> None:
+        """Say a line, unless this session has said it before."""
         if line not in self._said:
             self._said.add(line)
             self.say(line)

@@ -98,6 +98,12 @@ def test_layouts_are_told_from_questions_by_what_they_hold(tmp_path: Path, row: 
     assert envs.make(spec.id).reset(seed=0)[1]["messages"][-1]["role"] == "user"
 
 
+def test_all_places_of_a_long_prompt_are_played(tmp_path: Path) -> None:
+    env = envs.make(write(tmp_path / "rows.jsonl", {"prompt": [*TALK[1:], user("So?")], "completion": [said("Yes.")]}))
+    env.reset(seed=0)
+    assert [env.step("x")[3] for _ in range(3)] == [False, False, True]
+
+
 @pytest.mark.parametrize("row", [{"prompt": TALK[:2], "answer": "34"}, {"question": "2+2?", "answer": "4"}])
 def test_questions_stay_questions(tmp_path: Path, row: dict[str, Any]) -> None:
     assert not envs.get_spec(write(tmp_path / "rows.jsonl", row)).logged

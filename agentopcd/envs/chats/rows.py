@@ -208,7 +208,8 @@ def chat_fields(ref: str) -> dict[str, Any]:
 @functools.lru_cache(maxsize=16)
 def _chat_fields(files: tuple[tuple[str, int, int], ...]) -> Mapping[str, Any]:
     rows = [row for _, row in raw_rows(files)]
-    longest = max(len(next((row[key] for key in KEYS if not blank(row.get(key))), ())) for row in rows)
+    cells = [[row.get(key) for key in (*KEYS, "prompt", "completion")] for row in rows]
+    longest = max(sum(len(cell) for cell in some if isinstance(cell, str | list)) for some in cells)
     graded = any(not blank(row.get("checks")) for row in rows)
     return {
         "max_steps": max(2, longest), "history": "chat", "logged": True, "graded": graded,

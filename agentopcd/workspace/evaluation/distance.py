@@ -74,12 +74,12 @@ def _totals(
     samples, keys = [sample for _, sample in keyed], {id(sample): key for key, sample in keyed}
     pad_id = model.tokenizer.pad_token_id
     for line in teacher.compare(samples):
-        session.say(line)
+        session.say_once(line)
     pairs = [(s.student_ids, s.response_ids) for s in samples]
     if not shown:
         with models.autocast(session.device, session.compute):
             for line in compare(model.model, pairs, pad_id, session.compute, name=model.name):
-                session.say(line)
+                session.say_once(line)
     temperature = session.config.temperature or 1.0  # greedy play (0) is measured on the untempered distribution
     out: list[Totals] = []
     for chosen, weights in micro_batches(samples, [1.0] * len(samples), BATCH_TOKENS, teacher.reads):
