@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import stat
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,10 +11,11 @@ import pytest
 
 from agentopcd.core.types import MARKER
 from agentopcd.knowledge import Store, identify
+from tests import pages
 from tests.test_readme import commands, parse
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "knowledge.md"
-BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+BLOCKS = pages.blocks_of(PAGE)
 
 
 def test_every_command_parses(cli_generator: ModuleType) -> None:
@@ -41,18 +38,7 @@ def test_the_page_shows_every_door(cli_generator: ModuleType) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_session_runs_as_it_is_written(tmp_path: Path) -> None:
-    tool = tmp_path / "bin" / "agentopcd"
-    tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m agentopcd "$@"\n')
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    env = os.environ | {"PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    said = []
-    for block in BLOCKS:
-        done = subprocess.run(["bash", "-e", "-c", block], cwd=folder, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
-        said.append(done.stdout)
+    folder, said = pages.run(BLOCKS, tmp_path)
     before, after = "Step around a tile marked H.", "Walk around a tile marked H."
     assert "2 of 2 items active now; undo with: agentopcd knowledge retire" in said[1]
     assert f"~ {identify(before)[:12]}  {before}\n  -> {identify(after)[:12]}  {after}" in said[2]
