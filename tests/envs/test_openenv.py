@@ -127,16 +127,16 @@ def test_tools_are_listed_and_called() -> None:
         assert info["tools"][0] == {"type": "function", "function": function}
         assert [tool["function"]["name"] for tool in info["tools"]] == ["add", "end"]
         call = '<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>'
-        assert env.step(f"Adding. {call}")[:3] == ("3", 0.25, False)
+        assert env.step(f"Adding.\n{call}")[:3] == ("3", 0.25, False)
         for reply, said in (
-            ("hello", "No tool was called."), ("<tool_call>{</tool_call>", "The call is no JSON"),
-            ('<tool_call>{"name": 3}</tool_call>', "A call is an object"),
-            ('<tool_call>{"name": "add", "arguments": 3}</tool_call>', "The arguments of add must be an object."),
+            ("hello", "No tool was called."), ("<tool_call>{</tool_call>", "the call is cut off"),
+            ('<tool_call>{"name": 3}</tool_call>', "a call has no name"),
+            ('<tool_call>{"name": "add", "arguments": 3}</tool_call>', "the arguments of add are no JSON object"),
         ):  # fmt: skip
             obs, reward, over, _, info = env.step(reply)
             assert said in obs and (reward, over, info["invalid"]) == (0.0, False, True)
         end = '<tool_call>{"name": "end"}</tool_call>'
-        assert env.step(f"{call}{end}{call}")[:3] == ("3\nbye", 1.25, True), "calls after the end are not made"
+        assert env.step(f"{call}\n{end}\n{call}")[:3] == ("3\nbye", 1.25, True), "calls after the end are not made"
 
 
 def test_observations_in_words() -> None:

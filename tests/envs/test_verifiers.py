@@ -69,7 +69,7 @@ def test_a_low_reward_is_no_success() -> None:
 def test_tools_are_listed_and_called() -> None:
     env = make(tools=True)
     assert env.reset(seed=0)[1]["tools"][0]["function"]["name"] == "add"
-    obs, _, _, _, info = env.step('So: <tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>')
+    obs, _, _, _, info = env.step('So:\n<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call>')
     assert info["parts"] == [("feedback", """[{'id': 'call00000', 'name': 'add', 'arguments': '{"a": 1}'}]""")], obs
     env.reset(seed=0)
     obs, _, _, _, info = env.step("<tool_call>{</tool_call>")

@@ -92,8 +92,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """The evaluation as JSON, for ``--json`` and run folders."""
         return {
-            "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes, "graded": self.graded,
-            "distances": None if self.distances is None else self.distances.to_dict(),
+            "env": self.env, "split": self.split, "protocol": self.protocol, "notes": self.notes,
             "rows": [
                 {
                     "label": row.label, **row.rate.to_dict(), "tasks": row.tasks, "reply_tokens": row.reply_tokens,
@@ -105,6 +104,9 @@ class Evaluation:
             "recovered": self.recovered, "overlap": list(self.overlap),
             "seen": {"tasks": self.seen[0], "runs": self.seen[1]},
             "floors": None if self.floors is None else dataclasses.asdict(self.floors),
+            # Listed only where they say something, so that older runs read as they did.
+            **({} if self.graded else {"graded": False}),
+            **({} if self.distances is None else {"distances": self.distances.to_dict()}),
         }  # fmt: skip
 
 

@@ -72,12 +72,19 @@ class Env:
         if first.content == "picture":
             asked = [{"role": "user", "content": [{"type": "image_url"}]}]
         called = [vars(call) for call in first.tool_calls or []]
-        back = (
-            {"role": "tool", "content": f"{called}"}
-            if called
-            else {"role": "user", "content": f"You said {first.content}"}
-        )
-        asked = [*asked, {"role": "assistant", "content": first.content}, back]
+        said = {"role": "assistant", "content": first.content}
+        back = {"role": "user", "content": f"You said {first.content}"}
+        if called:
+            said["tool_calls"] = [
+                {
+                    "id": call["id"],
+                    "type": "function",
+                    "function": {"name": call["name"], "arguments": call["arguments"]},
+                }
+                for call in called
+            ]
+            back = {"role": "tool", "tool_call_id": called[0]["id"], "content": f"{called}"}
+        asked = [*asked, said, back]
         second = (await client.get_response(asked, model, sampling, self.tools, state=row)).message
         reward = float(second.content == row["answer"])
         return {"reward": reward, "metrics": {"right": reward, "note": "x"}, "stop_condition": "max_turns_reached"}
