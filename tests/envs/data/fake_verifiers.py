@@ -72,8 +72,8 @@ class Env:
         if first.content == "picture":
             asked = [{"role": "user", "content": [{"type": "image_url"}]}]
         called = [vars(call) for call in first.tool_calls or []]
-        said = {"role": "assistant", "content": first.content}
-        back = {"role": "user", "content": f"You said {first.content}"}
+        said: dict[str, Any] = {"role": "assistant", "content": first.content}
+        back: dict[str, Any] = {"role": "user", "content": f"You said {first.content}"}
         if called:
             said["tool_calls"] = [
                 {
