@@ -12,7 +12,7 @@ from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, Sc
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.workspace.experience.choose import choose, result_of
+from agentopcd.workspace.experience.choose import choose, ranked_by, result_of
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import inside, written_down
@@ -50,7 +50,7 @@ def learn(
         name = str(here) if here is not None and here.is_dir() else written  # the workspace may have been moved
     else:
         with Session(pick(config, PlayConfig), work, say=say) as session:
-            _ = session.ranked_by  # what cannot be ranked is refused before anything is played
+            ranked_by(session)  # what cannot be ranked is refused before anything is played
             name = session.model_name()[0]
         (run.folder / "result.json").unlink(missing_ok=True)
         write_json(start, {"model": written_down(work, name)})

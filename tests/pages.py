@@ -9,11 +9,27 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.test_readme import commands, parse
 
 
 def blocks_of(page: Path) -> list[str]:
     """The blocks of a page that are meant to be pasted."""
     return re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def check_commands(page: Path, generator: ModuleType, least: int) -> None:
+    """Every command of a page parses, and there are at least so many."""
+    found = list(commands(page.read_text(encoding="utf-8")))
+    assert len(found) >= least
+    for words in found:
+        try:
+            parse(generator, words)
+        except Exception as error:
+            pytest.fail(f"{page.name}: agentopcd {shlex.join(words)}\n{type(error).__name__}: {error}")
 
 
 def run(blocks: list[str], tmp_path: Path) -> tuple[Path, list[str]]:

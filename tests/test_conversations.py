@@ -23,6 +23,7 @@ from agentopcd.distillation.methods import drawn
 from agentopcd.distillation.positions import response_logits
 from agentopcd.learn import learn
 from agentopcd.workspace.evaluation.spoken import Distances
+from agentopcd.workspace.experience.choose import ranked_by
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -181,7 +182,7 @@ def test_what_has_no_use_here_is_refused(tmp_path: Path) -> None:
         Session(score, tmp_path / "w", say=lambda line: None) as session,
         pytest.raises(ConfigError, match=r"nothing says what is right in .* --grader FILE\.py:FUNCTION"),
     ):
-        _ = session.ranked_by
+        ranked_by(session)
     with pytest.raises(ConfigError, match="nothing says what is right"):
         learn(LearnConfig(env=config.env, model=config.model), tmp_path / "w2", say=lambda line: None)
     with pytest.raises(ConfigError, match="--by distance chooses checkpoints"):
@@ -226,7 +227,7 @@ def test_a_grader_makes_it_a_graded_environment(tmp_path: Path) -> None:
     (tmp_path / "grade.py").write_text("def short(row, reply):\n    return len(reply) < 12\n")
     config = settings(tmp_path, grader=f"{tmp_path}/grade.py:short", steps=2)
     with Session(config, tmp_path / "w", say=lambda line: None) as session:
-        assert session.by == session.ranked_by == "success"
+        assert session.by == ranked_by(session) == "success"
         result = distil_context(session, config, CONTEXT)
     assert result.evaluation is not None and result.evaluation.distances is None
     assert 0 < result.evaluation.rate("base").rate <= 1

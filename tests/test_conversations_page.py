@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from tests import pages
-from tests.test_readme import commands, parse
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "conversations.md"
 
 
 def test_every_command_parses(cli_generator: ModuleType) -> None:
-    found = list(commands(PAGE.read_text(encoding="utf-8")))
-    assert len(found) >= 7
-    for words in found:
-        try:
-            parse(cli_generator, words)
-        except Exception as error:
-            pytest.fail(f"docs/conversations.md: agentopcd {shlex.join(words)}\n{type(error).__name__}: {error}")
+    pages.check_commands(PAGE, cli_generator, 7)
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 from types import ModuleType
 
@@ -12,20 +11,13 @@ import pytest
 from agentopcd.core.types import MARKER
 from agentopcd.knowledge import Store, identify
 from tests import pages
-from tests.test_readme import commands, parse
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "knowledge.md"
 BLOCKS = pages.blocks_of(PAGE)
 
 
 def test_every_command_parses(cli_generator: ModuleType) -> None:
-    found = list(commands(PAGE.read_text(encoding="utf-8")))
-    assert len(found) >= 18
-    for words in found:
-        try:
-            parse(cli_generator, words)
-        except Exception as error:
-            pytest.fail(f"docs/knowledge.md: agentopcd {shlex.join(words)}\n{type(error).__name__}: {error}")
+    pages.check_commands(PAGE, cli_generator, 18)
 
 
 def test_the_page_shows_every_door(cli_generator: ModuleType) -> None:

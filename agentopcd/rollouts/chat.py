@@ -21,7 +21,7 @@ from agentopcd.models import tokens
 from agentopcd.rollouts import replies
 from agentopcd.rollouts.calls import calls_of
 from agentopcd.rollouts.marks import Marks, each_word, words_in
-from agentopcd.rollouts.tools import in_words, shows_tools, tool_talk
+from agentopcd.rollouts.tools import in_words, shows_tools, takes_several, tool_talk
 
 PROMPT_VERSION = "1"
 """Part of every setup hash, so that results from different wordings of the prompts are never pooled."""
@@ -131,9 +131,16 @@ class Chat:
         """
         try:
             content, calls = calls_of(self.tokenizer, reply.token_ids, text, tools)
+            if len(calls) > 1 and self.shows_tools and not self._several_calls:
+                raise CallError(f"{len(calls)} tools were called at once; call one at a time")
         except CallError as error:
             return unread(after_thinking(text), error), 0
         return written(content, calls), len(calls)
+
+    @functools.cached_property
+    def _several_calls(self) -> bool:
+        """Whether the template can show several calls of one turn in later prompts."""
+        return takes_several(self.tokenizer, **self.template_args)
 
     def opened(self, request: Request, opening: str) -> Request | None:
         """The same request with the first words of the answer already given; None if the engine cannot do that."""

@@ -21,6 +21,7 @@ _PROBE: Tool = {
         "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "x"}}, "required": []},
     },
 }
+_WORDS = ("agentopcd-first", "agentopcd-second")
 _HOW = (
     "You can call these tools:\n{tools}\n"
     'To call one, write <tool_call>{{"name": NAME, "arguments": {{...}}}}</tool_call> and wait for its result.'
@@ -33,13 +34,23 @@ def shows_tools(tokenizer: Any, **template_args: Any) -> bool:
     return _PROBE["function"]["name"] in said
 
 
-def tool_talk(tokenizer: Any, **template_args: Any) -> str:
-    """A conversation with a call and its result, as the template writes it; '' if it refuses it."""
-    call = {"type": "function", "id": "call00000", "function": {"name": "agentopcd_probe", "arguments": {"x": "y"}}}
+def takes_several(tokenizer: Any, **template_args: Any) -> bool:
+    """Whether the template writes two calls of one turn. Llama 3's refuses them, that of gpt-oss drops the second."""
+    said = tool_talk(tokenizer, 2, **template_args)
+    return all(word in said for word in _WORDS)
+
+
+def tool_talk(tokenizer: Any, calls: int = 1, **template_args: Any) -> str:
+    """A conversation with calls in one turn and their results, as the template writes it; '' if it refuses it."""
+    name = "agentopcd_probe"
+    made = [
+        {"type": "function", "id": f"call{number:05}", "function": {"name": name, "arguments": {"x": _WORDS[number]}}}
+        for number in range(calls)
+    ]
     messages = [
         {"role": "user", "content": tokens.PROBE},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": tokens.PROBE, "tool_call_id": "call00000", "name": "agentopcd_probe"},
+        {"role": "assistant", "content": "", "tool_calls": made},
+        *({"role": "tool", "content": tokens.PROBE, "tool_call_id": one["id"], "name": name} for one in made),
     ]
     try:
         return tokenizer.apply_chat_template(messages, tools=[_PROBE], tokenize=False, **template_args)

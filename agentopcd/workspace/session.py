@@ -326,22 +326,6 @@ class Session:
         """What contexts and checkpoints are chosen by: success, reward or a metric; a checkpoint also by distance."""
         return getattr(self.config, "by", "") or (self.game.spec.judged_by if self.game.graded else "distance")
 
-    @property
-    def ranked_by(self) -> str:
-        """What contexts are chosen by: success, reward or a metric.
-
-        Raises:
-            ConfigError: nothing is right or wrong here; a distance is to the context itself, so it ranks none.
-        """
-        if self.by != "distance":
-            return self.by
-        if self.game.graded:
-            raise ConfigError("--by distance chooses checkpoints; contexts are ranked by success, reward or a metric")
-        raise ConfigError(
-            f"nothing says what is right in {self.env}, so contexts cannot be ranked; add --grader FILE.py:FUNCTION or "
-            "--env-arg checks=..., or hand your context to `agentopcd consolidate --context FILE`"
-        )
-
     # -- contexts -----------------------------------------------------------------------------------
 
     def context(self, name: str, placement: Placement = "user") -> tuple[Context, bool]:

@@ -20,8 +20,8 @@ class PlayerConfig(Config):
     """Who plays what, and how replies are sampled. Every verb that plays takes these settings."""
 
     env: str = ""
-    """Environment: a registered name, gym:ID, textarena:ID, twx:GAME, rg:TASK, rows.jsonl, pkg.mod:Class or
-    file.py:Class."""
+    """Environment: a registered name, gym:ID, textarena:ID, twx:GAME, rg:TASK, openenv:URL, verifiers:ID,
+    rows.jsonl (questions or conversations), pkg.mod:Class or file.py:Class."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Constructor arguments of the environment: key=value with a JSON value; repeat the flag for each argument."""
     rules: str = ""

@@ -36,6 +36,22 @@ def choose(
     return ranking, confirm_one(session, config, best, run_id=run_id)
 
 
+def ranked_by(session: Session) -> str:
+    """What contexts are chosen by: success, reward or a metric.
+
+    Raises:
+        ConfigError: nothing is right or wrong here; a distance is to the context itself, so it ranks none.
+    """
+    if session.by != "distance":
+        return session.by
+    if session.game.graded:
+        raise ConfigError("--by distance chooses checkpoints; contexts are ranked by success, reward or a metric")
+    raise ConfigError(
+        f"nothing says what is right in {session.env}, so contexts cannot be ranked; add --grader FILE.py:FUNCTION or "
+        "--env-arg checks=..., or hand your context to `agentopcd consolidate --context FILE`"
+    )
+
+
 def result_of(ranking: Ranking, outcome: Confirmation | None) -> dict[str, Any]:
     """Ranking and confirmation as JSON, for ``--json`` and the ledger."""
     confirmed, shown = (None, None) if outcome is None else (outcome.passed, outcome.to_dict())
@@ -44,7 +60,7 @@ def result_of(ranking: Ranking, outcome: Confirmation | None) -> dict[str, Any]:
 
 def _rank(session: Session, config: ScoreConfig, candidates: list[Context], run_id: int) -> Ranking:
     """The ranking, without the raw traces (``config.traces``), which are ranked beside the candidates and never win."""
-    bench, by = session.bench(run_id), session.ranked_by
+    bench, by = session.bench(run_id), ranked_by(session)
     if config.method == "halving":
         ranking = halving(bench, candidates, session.tasks("select"), by=by, seed=config.seed)
         session.say(str(ranking))
@@ -67,7 +83,7 @@ def confirm_one(
     """Confirm one context on confirm tasks, and say how it went."""
     first_rep = 0 if session.manifest.protocol == "disjoint" else FRESH
     tasks = session.tasks("confirm", config.confirm_tasks)
-    outcome = confirm(session.bench(run_id), context, tasks, by=session.ranked_by, first_rep=first_rep)
+    outcome = confirm(session.bench(run_id), context, tasks, by=ranked_by(session), first_rep=first_rep)
     session.say(str(outcome))
     return outcome
 
