@@ -133,6 +133,23 @@ def test_the_commands_print_distances_and_no_success(tmp_path: Path, capsys: pyt
     assert line in again
 
 
+def test_measuring_keeps_no_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from agentopcd.workspace.evaluation import distance
+
+    kept, forward = [], distance.response_hidden
+
+    def watched(*given: Any) -> torch.Tensor:
+        hidden_NH = forward(*given)
+        kept.append(hidden_NH.requires_grad)
+        return hidden_NH
+
+    monkeypatch.setattr(distance, "response_hidden", watched)
+    config = settings(tmp_path, steps=1)
+    with Session(config, tmp_path / "w", say=lambda line: None) as session:
+        distil_context(session, config, CONTEXT)
+    assert kept and not any(kept)  # gigabytes, with a real model
+
+
 def test_few_conversations_get_a_clear_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "SKILL.md").write_text(CONTEXT.text)
     file = rows(tmp_path / "few.jsonl", 20)

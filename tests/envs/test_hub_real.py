@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 import venv
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ import pytest
 
 from agentopcd.envs.hub.session import get_json
 from agentopcd.envs.hub.workers import PYTHON
+from tests.envs.circle import PLAYER, agentopcd, plays_and_learns
 
 pytestmark = [pytest.mark.network, pytest.mark.timeout(1800)]
 DATA = Path(__file__).parent / "data"
-PLAYER = ("--model", "pocket-s", "--max-tokens", "8", "--max-steps", "4")
 
 
 def python_with(package: str, variable: str, folder: Path) -> Path:
@@ -33,26 +32,6 @@ def python_with(package: str, variable: str, folder: Path) -> Path:
     python = folder / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", package], check=True)
     return python
-
-
-def agentopcd(*words: str, code: int = 0) -> str:
-    """What a command prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "agentopcd", *words], capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def plays_and_learns(ref: tuple[str, ...], work: Path) -> str:
-    """Play with extraction, then one step of training; return what play said."""
-    places = ("--env", *ref, *PLAYER, "--work", str(work))
-    played = agentopcd("play", *places, "--episodes", "6")
-    (work / "context.txt").write_text("Say a number between 1 and 5.\n")
-    small = ("--steps", "1", "--batch-size", "4", "--select-tasks", "4", "--test-tasks", "4")
-    agentopcd("consolidate", *places, "--context", str(work / "context.txt"), "--force", *small)
-    assert list(work.glob("runs/*/student/model.safetensors"))
-    return played
 
 
 @pytest.fixture(scope="module")

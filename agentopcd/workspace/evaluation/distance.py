@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import torch
+
 from agentopcd import models
 from agentopcd.core.groups import closed_share, mean_of_groups
 from agentopcd.core.stats import Mean, Rate
@@ -57,6 +59,7 @@ def _played(session: Session, contestant: Contestant, tasks: Sequence[Task], *, 
     return [session.store.transcript(id_) for id_ in ids]
 
 
+@torch.no_grad()
 def _totals(
     session: Session, contestant: Contestant, prompted: LoadedModel, context: Context | Mixture,
     played: Sequence[Episode], chat: Chat,
