@@ -103,6 +103,36 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+SPARE_BYTES = 512 << 20
+"""So much may a process hold beyond what it held when it last gave memory back."""
+
+
+class FreedMemory:
+    """Gives freed memory back whenever the process has grown by :data:`SPARE_BYTES`.
+
+    Buffers of many sizes, which live for one reply or for a whole game, leave holes in a heap that is kept. A
+    play can come to hold several times what is in use.
+    """
+
+    def __init__(self) -> None:
+        self.held = resident_bytes()
+
+    def look(self) -> None:
+        """Give memory back if there may be much of it. Without glibc or Linux the method does nothing."""
+        if resident_bytes() > self.held + SPARE_BYTES:
+            give_back_memory()
+            self.held = resident_bytes()
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds; 0 where the system is not Linux."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def float32_attention() -> None:
     """On a CPU, keep the attention of transformers in float32 under autocast.
 

@@ -10,6 +10,7 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.types import Completion, Request, Sampling
+from agentopcd.models.process import FreedMemory
 from agentopcd.rollouts.chat import common_length
 from agentopcd.rollouts.sampling import decoding, drawing
 from agentopcd.rollouts.sampling.lean import Lean, fits
@@ -20,6 +21,8 @@ READ_TOKENS = 1024
 """The most tokens of prompts that a step reads."""
 SHARED_TOKENS = 16
 """A prompt waits for one that is being read if that saves it so many tokens."""
+LOOK_EVERY = 64
+"""Steps between looks at the memory of this process."""
 ROWS_BYTES, PREFIXES_BYTES = 1 << 30, 1 << 29
 """Bounds for the keys and values of requests under way, and of what was read before."""
 
@@ -64,6 +67,7 @@ class Continuous:
         self._prefixes = Prefixes(PREFIXES_BYTES // share)
         self._waiting: list[tuple[int, Request]] = []
         self._seats: list[_Seat | None] = []
+        self._freed, self._steps = FreedMemory(), 0
 
     @property
     def idle(self) -> bool:
@@ -113,6 +117,9 @@ class Continuous:
 
     def _step(self, sampling: Sampling) -> list[tuple[int, Completion]]:
         """One more token for each request whose prompt was read; returns the replies that are complete."""
+        self._steps += 1
+        if self._steps % LOOK_EVERY == 0:
+            self._freed.look()
         self._admit(sampling)
         self._close_up()
         seats = [seat for seat in self._seats if seat is not None]
