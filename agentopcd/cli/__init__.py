@@ -16,24 +16,27 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from agentopcd.cli import config, decisions, envs, knowledge, look_up, reproduce, store, verbs
+from agentopcd.cli.help import App
 from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.terminal import without_password
 from agentopcd.core.text import first_line
 
+NAME = "agentopcd"
 STOPPED = 130
 """Exit code of a command that was interrupted."""
 OF_THE_MACHINE = (OSError, ImportError, MemoryError, OverflowError, RecursionError, UnicodeError)
 """Errors that come from files, packages, memory or other people's text, and from SQLite. Most of them are told where
 they arise, with a remedy; these are the others."""
 
-app = typer.Typer(
-    name="agentopcd",
-    no_args_is_help=True,
+app = App(
+    name=NAME,
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Let an agent keep what it learns by playing: episodes, experience, a scored context, weights.",
-    epilog="Example: agentopcd learn --env frozen-lake-4x4",
+    epilog="""First: agentopcd envs list
+Then: agentopcd learn --env frozen-lake-4x4 --dry-run
+Then: agentopcd learn --env frozen-lake-4x4
+Your own: agentopcd envs new mine.py""",
 )
 verbs.add_to(app, knowledge.app)
 decisions.add_to(knowledge.app)
@@ -97,7 +100,7 @@ def main() -> None:
 def _run() -> Any:
     """Run the command. If a launcher started several processes, only the first runs it; the others help it train."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return app(standalone_mode=False)
+        return app(standalone_mode=False, prog_name=NAME)
     from agentopcd import models
     from agentopcd.distil import follow
     from agentopcd.models.parallel.ranks import Ranks
@@ -107,7 +110,7 @@ def _run() -> Any:
         models.prepare_process()
         return follow()
     try:
-        return app(standalone_mode=False)
+        return app(standalone_mode=False, prog_name=NAME)
     finally:
         ranks.dismiss()
 

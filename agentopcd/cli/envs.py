@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from agentopcd.cli.help import App
 from agentopcd.cli.options import json_option, parse_env_args, progress
 from agentopcd.core.terminal import emit
 
-app = typer.Typer(name="envs", help="Show environments, check them, play them by hand.", no_args_is_help=True)
+app = App(name="envs", help="Show environments, check them, play them by hand.")
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID, …")]
 EnvArgs = Annotated[

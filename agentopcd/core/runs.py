@@ -189,6 +189,20 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
             raise
 
 
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet.
+
+    Raises:
+        ConfigError: it is there already, or cannot be written.
+    """
+    with writing(path):
+        try:
+            with path.open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise ConfigError(f"{path} is there already and is left as it is; give another name") from error
+
+
 _ROOM = "make room on the disk and repeat the command; what was written before is kept"
 _REMEDIES: dict[int | None, str] = {
     errno.ENOSPC: _ROOM,
