@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -23,6 +24,10 @@ from agentopcd.core.terminal import without_password
 from agentopcd.core.text import first_line
 
 NAME = "agentopcd"
+COMPLETION = f"_{NAME.upper()}_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
+INSTALLING = (["--install-completion"], ["--show-completion"])
+"""Options that Typer adds; they end the program themselves."""
 STOPPED = 130
 """Exit code of a command that was interrupted."""
 OF_THE_MACHINE = (OSError, ImportError, MemoryError, OverflowError, RecursionError, UnicodeError)
@@ -67,6 +72,8 @@ def root(
 
 def main() -> None:
     """Entry point: an error of this package, of the parser or of the machine is one line on stderr and exit code 2."""
+    if COMPLETION in os.environ:  # the shell asks in the middle of a line that is being typed
+        _complete()
     terminal.guard()
     warnings.showwarning = _warn
     try:
@@ -85,6 +92,8 @@ def main() -> None:
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # the reader has seen enough, as `head` has
             _leave("", 1)
+        if sys.argv[1:2] in INSTALLING:
+            sys.exit(end.code)
         _refuse(f"an environment or a library ended the program (exit code {end.code!r}); it must not call exit()")
     except BrokenPipeError:
         _leave("", 1)
@@ -95,6 +104,16 @@ def main() -> None:
     if code == STOPPED:  # the parser returns this where it was interrupted
         _stop()
     sys.exit(code)
+
+
+def _complete() -> NoReturn:
+    """Answer the shell that completes a line, and never write anything else between its characters."""
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    os.environ["COLUMNS"] = "1000"  # a help text of several lines would be several offers
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(Exception):
+        app(prog_name=NAME)  # leaves with an exit code
+    sys.exit(1)
 
 
 def _run() -> Any:

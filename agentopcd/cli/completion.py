@@ -18,7 +18,7 @@ def environments() -> list[tuple[str, str]]:
     """Registered environments and those of installed packages, then the schemes of others."""
     from agentopcd.envs.registry import SCHEMES, list_envs
 
-    named = [(spec.id, spec.summary or "of an installed package") for spec in list_envs()]
+    named = [(spec.id, spec.summary.partition(": ")[0] or "of an installed package") for spec in list_envs()]
     return [*named, *((f"{scheme}:", f"{scheme}:ID, from elsewhere") for scheme in SCHEMES)]
 
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +31,12 @@ from agentopcd.core.config import (
     has_flag,
     hints,
     panels,
+    read_toml,
 )
+from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import path_of
+from agentopcd.core.runs import write_new
 from agentopcd.core.terminal import Guarded, emit, only_results, without_password
 
 
@@ -83,6 +88,28 @@ class Call:
     work: Path | None
     as_json: bool
     dry_run: bool
+    save_config: Path | None = None
+
+    def keep(self, config: Config, notes: Mapping[str, str]) -> None:
+        """Write the settings into the file of ``--save-config``, if that is given.
+
+        Args:
+            notes: what settings that were left open came out as, see :func:`agentopcd.core.config.toml.saved`.
+
+        Raises:
+            ConfigError: the file is there and holds something else, or it cannot be written.
+        """
+        if self.save_config is None:
+            return
+        file, (text, left_out) = path_of(self.save_config), saved(config, notes)
+        if file.exists():  # the same command may be given again, to go on with its run
+            with contextlib.suppress(ConfigError):
+                if read_toml(file, "settings") == tomllib.loads(text):
+                    return
+        write_new(file, text)
+        self.say(f"settings: {file}")
+        for what in left_out:
+            self.say(f"note: {file} is without {what}")
 
     def say(self, line: str) -> None:
         """Print a line for people; with ``--json``, stdout is kept for the result."""
@@ -103,7 +130,7 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
     """
 
     def command(ctx: typer.Context, **values: Any) -> None:
-        call = Call(values["work"], values["json"], values.get("dry_run", False))
+        call = Call(values["work"], values["json"], values.get("dry_run", False), values["save_config"])
         with goes_on():
             run(config.load(values["config"], **_given(ctx, config, values)), call)
 

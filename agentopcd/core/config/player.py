@@ -20,8 +20,8 @@ class PlayerConfig(Config):
     """Who plays what, and how replies are sampled. Every verb that plays takes these settings."""
 
     env: str = ""
-    """A name of `agentopcd envs list`, gym:ID (or textarena:, twx:, rg:, openenv:, verifiers:), rows.jsonl, file.py:Class or
-    pkg.mod:Class."""
+    """A name of `agentopcd envs list`, gym:ID (or textarena:, twx:, rg:, openenv:, verifiers:), rows.jsonl,
+    file.py:Class or pkg.mod:Class."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Argument of the environment, as name=value with a JSON value; repeat the flag for more."""
     rules: str = ""
@@ -46,8 +46,8 @@ class PlayerConfig(Config):
     """URL#NAME of a model behind an OpenAI-compatible API that grades replies to conversations, asked by the file of
     --grader; its answers are kept beside that file."""
     model: str = ""
-    """A Hub id, folder, .gguf file or built-in name; empty: this environment's newest student, else pocket for grid games,
-    smollm2-135m elsewhere."""
+    """A Hub id, folder, .gguf file or built-in name; empty: this environment's newest student, else pocket for grid
+    games, smollm2-135m elsewhere."""
     temperature: float = 0.7
     """Divides the logits when replies are sampled; 0 takes the likeliest token."""
     top_p: float = 1.0
