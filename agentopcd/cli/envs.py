@@ -13,7 +13,11 @@ from agentopcd.cli.help import App
 from agentopcd.cli.options import json_option, parse_env_args, progress
 from agentopcd.core.terminal import emit
 
-app = App(name="envs", help="Show environments, check them, play them by hand.")
+app = App(
+    name="envs",
+    help="Show environments, check them, play them by hand.",
+    epilog="First: agentopcd envs list\nYour own: agentopcd envs new mine.py",
+)
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID, …")]
 EnvArgs = Annotated[
@@ -202,7 +206,10 @@ def _replies(env: Any, info: Any, play_format: str, random: bool, solve: bool, s
     from agentopcd.core.errors import EnvError
 
     if solve:
-        known = getattr(env.unwrapped, "solution", lambda: None)()
+        from agentopcd.envs.guard import BUILD_LIMIT_S, faults
+
+        with faults("solution()", BUILD_LIMIT_S):
+            known = getattr(env.unwrapped, "solution", lambda: None)()
         if known is None:
             raise EnvError("no solution is known for this task; play it without --solve")
         yield from known

@@ -17,7 +17,10 @@ from agentopcd.core.terminal import emit
 if TYPE_CHECKING:
     from agentopcd.knowledge import Store
 
-app = App(help="Manage what was learned: items, contexts, refs, episodes.")
+app = App(
+    help="Manage what was learned: items, contexts, refs, episodes.",
+    epilog="First: agentopcd knowledge list\nThen: agentopcd knowledge show ID",
+)
 
 Work = Annotated[
     Path,

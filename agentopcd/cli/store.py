@@ -11,7 +11,7 @@ from agentopcd.cli.help import App
 from agentopcd.cli.knowledge import WORK, Work, read_store, refuse_store
 from agentopcd.core.files import path_of
 
-app = App(help="Look after the store's file: check it, repair it, back it up.")
+app = App(help="Look after the store's file: check it, repair it, back it up.", epilog="First: agentopcd store check")
 
 
 @app.command(epilog="Example: agentopcd store check")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -32,7 +33,7 @@ def toml_value(value: Any) -> str:
         case str():  # JSON's escapes are TOML's, except that TOML wants DEL escaped, too
             return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
         case dict():
-            entries = [f"{toml_value(name)} = {toml_value(entry)}" for name, entry in value.items()]
+            entries = [f"{_key(name)} = {toml_value(entry)}" for name, entry in value.items()]
             return f"{{ {', '.join(entries)} }}" if entries else "{}"
         case list() | tuple():
             return f"[{', '.join(map(toml_value, value))}]"
@@ -40,6 +41,10 @@ def toml_value(value: Any) -> str:
             return repr(value)  # also inf
         case _:
             return json.dumps(value)
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else toml_value(name)
 
 
 def saved(config: Config, notes: Mapping[str, str] | None = None) -> tuple[str, list[str]]:
@@ -98,6 +103,7 @@ def template() -> str:
         "# Settings of agentopcd, with their defaults. To change one, remove the # before its name.",
         "# Pass this file to any verb with --config FILE; flags override it.",
         "# What stands above the first section counts for every verb; a section counts for its verb alone.",
+        "# A setting without a text was explained further up.",
     ]
     told: set[str] = set()
     names = {verb: {field.name for field in dataclasses.fields(config)} for verb, config in VERBS.items()}
