@@ -19,7 +19,7 @@ app = App(
     epilog="First: agentopcd envs list\nYour own: agentopcd envs new mine.py",
 )
 
-Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID, …")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID and others.")]
 EnvArgs = Annotated[
     list[str] | None,
     typer.Option("--env-arg", metavar="NAME=VALUE", help="Argument of the environment; repeat the flag for more."),

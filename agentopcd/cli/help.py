@@ -16,7 +16,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 EVERYTHING = "agentopcd.help_all"
 """The key of a context's ``meta`` that is set while ``--help-all`` is answered."""
 REST = "--help-all shows the other options, in panels."
-COMPLETION = {"install_completion": "Install completion in your shell.", "show_completion": "Print its script."}
+COMPLETION = {"install_completion": "Install completion in your shell.", "show_completion": "Print the script of it."}
 """Shorter words for the options that Typer adds."""
 
 

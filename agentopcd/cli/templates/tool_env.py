@@ -1,7 +1,7 @@
 """An environment of your own with tools: questions about a stock. Change it into what you want done.
 
 agentopcd envs check ./FILE.py:Mine     whether results from it can be trusted
-agentopcd envs try ./FILE.py:Mine       play it yourself; calls are typed as JSON
+agentopcd envs try ./FILE.py:Mine       play it yourself; a line such as count(item="forks") is a call
 """
 
 from __future__ import annotations
