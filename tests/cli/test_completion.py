@@ -110,7 +110,7 @@ def test_the_script_works_in_the_shell(shell: str, env: dict[str, str], tmp_path
         )
     else:
         script = (
-            "compdef() { :; }; _arguments() { print -r -- $2; }; words=(agentopcd play --env sokoban-p); CURRENT=4; "
+            "compdef() { :; }; _arguments() { print -r -- $1; }; words=(agentopcd play --env sokoban-p); CURRENT=4; "
             f"source {tmp_path}/.zfunc/_agentopcd; _agentopcd_completion"
         )
     done = subprocess.run([shell, "-c", script], env=env, capture_output=True, text=True)
@@ -118,7 +118,7 @@ def test_the_script_works_in_the_shell(shell: str, env: dict[str, str], tmp_path
 
 
 def test_nothing_is_written_beside_the_offers(env: dict[str, str], tmp_path: Path) -> None:
-    """A broken store or another shell says nothing in the middle of the line that is typed; and the script can be shown."""
+    """A broken store or another shell says nothing in the line that is being typed. The script can be shown."""
     (tmp_path / "agentopcd-work").mkdir()
     (tmp_path / "agentopcd-work" / "store.db").write_bytes(b"this is no store" * 100)
     asked = {**env, COMPLETION: "complete_bash", "COMP_WORDS": "agentopcd play --context ", "COMP_CWORD": "3"}

@@ -90,8 +90,6 @@ def test_a_name_is_made_that_the_template_can_have() -> None:
     new("text_env.py")
     written = ast.parse(Path("text_env.py").read_text())
     (found,) = [node.name for node in ast.walk(written) if isinstance(node, ast.ClassDef)]
-        node.name for node in ast.walk(ast.parse(Path("text_env.py").read_text())) if isinstance(node, ast.ClassDef)
-    ]
     assert found == "MyTextEnv" and get_spec("./text_env.py:MyTextEnv").step_limit == 8
 
 
@@ -101,6 +99,4 @@ def test_pocket_plays_a_template(words: list[str]) -> None:
     ref = new(*words).split()[-1]
     words = ["play", "--env", ref, "--model", "pocket", "--episodes", "2"]
     played = CliRunner().invoke(app, words, catch_exceptions=False)
-        app, ["play", "--env", ref, "--model", "pocket", "--episodes", "2"], catch_exceptions=False
-    )
     assert played.exit_code == 0 and "run 1: success " in played.output

@@ -36,7 +36,7 @@ MAY_BE_INFINITE = ("importance_cap", "clip_norm")
 """Settings for which infinity means: no limit."""
 VERBS: dict[str, type[Config]] = {}
 """The settings of each verb, under the verb's name, which is that of its section in a settings file."""
-_SENTINEL = re.compile(r"(?P<text>.+)[;.] (?:empty|0): (?P<default>.+)\.", re.DOTALL)
+_SENTINEL = re.compile(r"(?P<text>.+)[;.] (?:empty|0): (?P<default>.+)\.")
 """A documentation that ends in what an empty text or a 0 stands for."""
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 """Half a character. Python reads bytes that are no UTF-8 as such halves, and JSON can spell them."""
@@ -239,8 +239,8 @@ def about(config: type[Config], name: str) -> tuple[str, str]:
 
     Legal values that the text does not name are listed at its end.
     """
-    doc, known = field_docs(config)[name], [choice for choice in choices(config).get(name, ()) if choice]
-    found = _SENTINEL.fullmatch(" ".join(doc.split()))
+    doc, known = " ".join(field_docs(config)[name].split()), [one for one in choices(config).get(name, ()) if one]
+    found = _SENTINEL.fullmatch(doc)
     text, default = (f"{found['text']}.", found["default"]) if found else (doc, "")
     if not all(re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", doc) for choice in known):
         text = f"{text} One of: {', '.join(known)}."
