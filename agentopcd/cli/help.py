@@ -38,10 +38,12 @@ class App(typer.Typer):
     """A Typer app whose commands and groups print their help as this module does."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"cls": Group, "no_args_is_help": True} | settings)
+        given: dict[str, Any] = {"cls": Group, "no_args_is_help": True} | settings
+        super().__init__(**given)
 
     def command(self, name: str | None = None, **settings: Any) -> Any:
-        return super().command(name, **{"cls": Command} | settings)
+        given: dict[str, Any] = {"cls": Command} | settings
+        return super().command(name, **given)
 
 
 def help_all(ctx: typer.Context, wanted: bool) -> None:
