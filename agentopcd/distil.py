@@ -11,6 +11,7 @@ from typing import Any
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, TrainConfig, player_flags
+from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Episode, Message, Mixture, Task
@@ -32,6 +33,7 @@ from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, 
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
+from agentopcd.workspace.resolved import resolved
 from agentopcd.workspace.session import Session
 
 
@@ -88,7 +90,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     """
     ranks = Ranks.current()
     check_launch(config, ranks.count)
-    config = check_method(session, config)
+    given, config = config, check_method(session, config)
     session.resume_model("consolidate", context.id)
     student = session.loaded
     if config.lora_rank:
@@ -102,7 +104,7 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         "env": session.env, "student": student.id, "teacher_id": teacher_model.id, "context_id": context.id,
         "setup": session.setup(), "splits": {name: len(tasks) for name, tasks in session.manifest.splits.items()},
     }  # fmt: skip
-    run = Run(session.work, "consolidate", identity)
+    run = Run(session.work, "consolidate", identity, saved(given, resolved(session))[0])
     if (done := run.result) is not None:
         session.say(f"already done: {run.folder}")
         earlier = Distilled.repeating(done, run)

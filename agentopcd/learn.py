@@ -9,6 +9,7 @@ from typing import Any
 
 from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.core.config.toml import saved
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.envs.scan import Progress, no_progress
@@ -42,7 +43,7 @@ def learn(
     confirm tasks trains nothing unless ``force`` is set; the next round continues with the same model.
     """
     rounds: list[Round] = []
-    run = Run(work, "learn", run_config(config))
+    run = Run(work, "learn", run_config(config), saved(config)[0])
     start = run.folder / "start.json"
     if run.result is None and start.is_file():  # resumed after a kill: the newest student may be this run's own
         written = read_json(start, f"remove {run.folder} to begin again")["model"]

@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the commands' ``--help``; a test compares the two.
+"""Writes docs/cli.md from the commands' help; a test compares the two.
 
 Run ``make docs`` after a change of an option or a help text.
 """
@@ -16,7 +16,8 @@ TARGET = Path(__file__).with_name("cli.md")
 WIDTH = 100
 HEADER = """# Command line
 
-Written by `make docs` from the commands' `--help`; edit the help texts, not this page.
+Written by `make docs` from the commands' `--help-all`, or `--help` of those with few options; edit the help texts, not
+this page. `--[no-]NAME` stands for `--NAME`, and for `--no-NAME`, which overrides a settings file.
 """
 
 
@@ -34,23 +35,18 @@ def commands() -> Iterator[tuple[list[str], Any]]:
 
 
 def plain_help(words: list[str], command: Any) -> str:
-    """The help text of one command, its panels as sections, whatever terminal this runs in."""
+    """The help text of one command with all its options, whatever terminal this runs in."""
+    from agentopcd.cli.help import sections
+
     context = command.context_class(command, info_name=" ".join(words), terminal_width=WIDTH)
-    sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
-    for param in command.get_params(context):
-        panel = getattr(param, "rich_help_panel", None) or f"{param.param_type_name.capitalize()}s"
-        if record := param.get_help_record(context):  # none for what is hidden
-            sections.setdefault(panel, []).append(record)
     out = context.make_formatter()
     command.format_usage(context, out)
     command.format_help_text(context, out)
-    for panel, records in sections.items():
-        if records:
-            with out.section(panel):
-                out.write_dl(records)
-    if getattr(command, "commands", None):
-        command.format_commands(context, out)
-    command.format_epilog(context, out)
+    for title, rows in sections(command, context, everything=True).items():
+        with out.section(title):
+            out.write_dl(rows)
+    after = [line for line in (command.epilog or "").splitlines() if line not in (command.help or "")]
+    out.write("\n" + "".join(f"  {line}\n" for line in after) if after else "")
     return re.sub(r"[ \t]+$", "", out.getvalue(), flags=re.MULTILINE).strip()
 
 

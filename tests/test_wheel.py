@@ -51,7 +51,7 @@ def test_names_in_the_wheel(wheel: Path, root: Path) -> None:
     shipped = {name for name in names if name.startswith("agentopcd/")}
     sources = {path.relative_to(root).as_posix() for path in (root / "agentopcd").rglob("*.py")}
     assert {name for name in shipped if name.endswith(".py")} == sources
-    assert "agentopcd/py.typed" in shipped
+    assert {"agentopcd/py.typed", "agentopcd/cli/templates/rows.jsonl"} <= shipped
     assert not [name for name in names if name.endswith((".pyc", ".db"))]
     weights = {name for name in names if name.endswith(".safetensors")}
     assert weights == {f"agentopcd/models/weights/{name}/model.safetensors" for name in SHIPPED}

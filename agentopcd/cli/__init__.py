@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -15,29 +16,37 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from agentopcd.cli import config, decisions, envs, knowledge, look_up, reproduce, store, verbs
+from agentopcd.cli import config, decisions, envs, knowledge, look_up, new_env, reproduce, store, verbs
+from agentopcd.cli.help import App
 from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.terminal import without_password
 from agentopcd.core.text import first_line
 
+NAME = "agentopcd"
+COMPLETION = f"_{NAME.upper()}_COMPLETE"
+"""The environment variable by which a shell asks for completions."""
+INSTALLING = (["--install-completion"], ["--show-completion"])
+"""Options that Typer adds; they end the program themselves."""
 STOPPED = 130
 """Exit code of a command that was interrupted."""
 OF_THE_MACHINE = (OSError, ImportError, MemoryError, OverflowError, RecursionError, UnicodeError)
 """Errors that come from files, packages, memory or other people's text, and from SQLite. Most of them are told where
 they arise, with a remedy; these are the others."""
 
-app = typer.Typer(
-    name="agentopcd",
-    no_args_is_help=True,
+app = App(
+    name=NAME,
     pretty_exceptions_enable=False,
-    add_completion=False,
     help="Let an agent keep what it learns by playing: episodes, experience, a scored context, weights.",
-    epilog="Example: agentopcd learn --env frozen-lake-4x4",
+    epilog="""First: agentopcd envs list
+Then: agentopcd learn --env frozen-lake-4x4 --dry-run
+Then: agentopcd learn --env frozen-lake-4x4
+Your own: agentopcd envs new mine.py""",
 )
 verbs.add_to(app, knowledge.app)
 decisions.add_to(knowledge.app)
 look_up.add_to(knowledge.app)
+new_env.add_to(envs.app)
 app.command("reproduce")(reproduce.reproduce)
 app.add_typer(envs.app, name="envs")
 app.add_typer(knowledge.app, name="knowledge")
@@ -64,6 +73,8 @@ def root(
 
 def main() -> None:
     """Entry point: an error of this package, of the parser or of the machine is one line on stderr and exit code 2."""
+    if COMPLETION in os.environ:  # the shell asks in the middle of a line that is being typed
+        _complete()
     terminal.guard()
     warnings.showwarning = _warn
     try:
@@ -82,6 +93,8 @@ def main() -> None:
     except SystemExit as end:
         if isinstance(end.__context__, BrokenPipeError):  # the reader has seen enough, as `head` has
             _leave("", 1)
+        if sys.argv[1:2] in INSTALLING:
+            sys.exit(end.code)
         _refuse(f"an environment or a library ended the program (exit code {end.code!r}); it must not call exit()")
     except BrokenPipeError:
         _leave("", 1)
@@ -94,10 +107,20 @@ def main() -> None:
     sys.exit(code)
 
 
+def _complete() -> NoReturn:
+    """Answer the shell that completes a line, and never write anything else between its characters."""
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    os.environ["COLUMNS"] = "1000"  # a help text of several lines would be several offers
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(Exception):
+        app(prog_name=NAME)  # leaves with an exit code
+    sys.exit(1)
+
+
 def _run() -> Any:
     """Run the command. If a launcher started several processes, only the first runs it; the others help it train."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return app(standalone_mode=False)
+        return app(standalone_mode=False, prog_name=NAME)
     from agentopcd import models
     from agentopcd.distil import follow
     from agentopcd.models.parallel.ranks import Ranks
@@ -107,7 +130,7 @@ def _run() -> Any:
         models.prepare_process()
         return follow()
     try:
-        return app(standalone_mode=False)
+        return app(standalone_mode=False, prog_name=NAME)
     finally:
         ranks.dismiss()
 

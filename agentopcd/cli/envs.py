@@ -9,12 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
+from agentopcd.cli.help import App
 from agentopcd.cli.options import json_option, parse_env_args, progress
 from agentopcd.core.terminal import emit
 
-app = typer.Typer(name="envs", help="Show environments, check them, play them by hand.", no_args_is_help=True)
+app = App(
+    name="envs",
+    help="Show environments, check them, play them by hand.",
+    epilog="First: agentopcd envs list\nYour own: agentopcd envs new mine.py",
+)
 
-Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID, …")]
+Ref = Annotated[str, typer.Argument(metavar="REF", help="sokoban, pkg.mod:Class, file.py:Class, gym:ID and others.")]
 EnvArgs = Annotated[
     list[str] | None,
     typer.Option("--env-arg", metavar="NAME=VALUE", help="Argument of the environment; repeat the flag for more."),
@@ -201,7 +206,10 @@ def _replies(env: Any, info: Any, play_format: str, random: bool, solve: bool, s
     from agentopcd.core.errors import EnvError
 
     if solve:
-        known = getattr(env.unwrapped, "solution", lambda: None)()
+        from agentopcd.envs.guard import BUILD_LIMIT_S, faults
+
+        with faults("solution()", BUILD_LIMIT_S):
+            known = getattr(env.unwrapped, "solution", lambda: None)()
         if known is None:
             raise EnvError("no solution is known for this task; play it without --solve")
         yield from known

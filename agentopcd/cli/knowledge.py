@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentopcd.cli.help import App
 from agentopcd.cli.options import json_option
 from agentopcd.core.files import is_dir, path_of, resolved
 from agentopcd.core.terminal import emit
@@ -16,7 +17,10 @@ from agentopcd.core.terminal import emit
 if TYPE_CHECKING:
     from agentopcd.knowledge import Store
 
-app = typer.Typer(help="Manage what was learned: items, contexts, refs, episodes.", no_args_is_help=True)
+app = App(
+    help="Manage what was learned: items, contexts, refs, episodes.",
+    epilog="First: agentopcd knowledge list\nThen: agentopcd knowledge show ID",
+)
 
 Work = Annotated[
     Path,

@@ -8,17 +8,35 @@ import functools
 import inspect
 import itertools
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from agentopcd.core.config import DICT_FLAGS, Config, choices, default_of, field_docs, flag_of, has_flag, hints, panels
+from agentopcd.cli.completion import offer_for
+from agentopcd.cli.help import help_all
+from agentopcd.core.config import (
+    DICT_FLAGS,
+    USUAL,
+    VERBS,
+    Config,
+    about,
+    choices,
+    default_of,
+    flag_of,
+    has_flag,
+    hints,
+    panels,
+    read_toml,
+)
+from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import path_of
+from agentopcd.core.runs import write_new
 from agentopcd.core.terminal import Guarded, emit, only_results, without_password
 
 
@@ -36,15 +54,21 @@ def json_option(text: str) -> Any:
 
 WORK = Annotated[
     Path | None,
-    typer.Option("--work", envvar="AGENTOPCD_WORK", help="Workspace folder; agentopcd-work if not given."),
+    typer.Option("--work", envvar="AGENTOPCD_WORK", show_default="agentopcd-work", help="Workspace folder."),
 ]
-JSON = Annotated[bool, json_option("Print the result as JSON on stdout, everything else on stderr.")]
+JSON = Annotated[bool, json_option("Print the result as JSON on stdout, all else on stderr.")]
 DRY_RUN = Annotated[bool, typer.Option("--dry-run", metavar="", help="Print the plan and stop; no model is loaded.")]
 CONFIG = Annotated[
     Path | None,
-    typer.Option(
-        "--config", help="TOML file with settings, as `agentopcd config show` prints; a flag or --no-FLAG overrides it."
-    ),
+    typer.Option("--config", help="Settings in TOML, see `agentopcd config init`; flags override them."),
+]
+SAVE_CONFIG = Annotated[
+    Path | None,
+    typer.Option("--save-config", help="Write the settings of this command into a new file, for --config."),
+]
+HELP_ALL = Annotated[
+    bool,
+    typer.Option("--help-all", is_eager=True, expose_value=False, callback=help_all, help="Show all options and exit."),
 ]
 
 
@@ -64,6 +88,28 @@ class Call:
     work: Path | None
     as_json: bool
     dry_run: bool
+    save_config: Path | None = None
+
+    def keep(self, config: Config, notes: Mapping[str, str]) -> None:
+        """Write the settings into the file of ``--save-config``, if that is given.
+
+        Args:
+            notes: what settings that were left open came out as, see :func:`agentopcd.core.config.toml.saved`.
+
+        Raises:
+            ConfigError: the file is there and holds something else, or it cannot be written.
+        """
+        if self.save_config is None:
+            return
+        file, (text, left_out) = path_of(self.save_config), saved(config, notes)
+        if file.exists():  # the same command may be given again, to go on with its run
+            with contextlib.suppress(ConfigError):
+                if read_toml(file, "settings") == tomllib.loads(text):
+                    return
+        write_new(file, text)
+        self.say(f"settings: {file}")
+        for what in left_out:
+            self.say(f"note: {file} is without {what}")
 
     def say(self, line: str) -> None:
         """Print a line for people; with ``--json``, stdout is kept for the result."""
@@ -84,14 +130,16 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
     """
 
     def command(ctx: typer.Context, **values: Any) -> None:
-        call = Call(values["work"], values["json"], values.get("dry_run", False))
+        call = Call(values["work"], values["json"], values.get("dry_run", False), values["save_config"])
         with goes_on():
             run(config.load(values["config"], **_given(ctx, config, values)), call)
 
-    fixed = [_keyword("work", WORK, None), _keyword("config", CONFIG, None), _keyword("json", JSON, False)]
-    fixed += [_keyword("dry_run", DRY_RUN, False)] if dry_run else []
-    first, *others = (list(_options(config, panel, fields)) for panel, fields in panels(config).items())
-    parameters = [_keyword("ctx", typer.Context), *first, *fixed, *itertools.chain(*others)]
+    fixed = [_keyword("work", WORK, None), _keyword("config", CONFIG, None), _keyword("save_config", SAVE_CONFIG, None)]
+    fixed += [_keyword("json", JSON, False), *([_keyword("dry_run", DRY_RUN, False)] if dry_run else [])]
+    settings = (_options(config, panel, fields) for panel, fields in panels(config).items())
+    parameters = [_keyword("ctx", typer.Context), *itertools.chain(*settings), *fixed]
+    parameters.append(_keyword("help_all", HELP_ALL, False))
+    command.usual = next((USUAL[verb] for verb, known in VERBS.items() if known is config), ())  # type: ignore[attr-defined]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = run.__doc__
@@ -102,12 +150,9 @@ def _given(ctx: typer.Context, config: type[Config], values: Mapping[str, Any]) 
     """The settings given on the command line, without defaults, which would override the file."""
     given: dict[str, Any] = {}
     for name, value in values.items():
-        source, setting = ctx.get_parameter_source(name), name.removeprefix("no_")
-        if source is None or source.name == "DEFAULT" or setting not in hints(config):
-            continue
-        if name in DICT_FLAGS:
-            value = parse_env_args(value, DICT_FLAGS[name])
-        given[setting] = value if name == setting else not value
+        source = ctx.get_parameter_source(name)
+        if source is not None and source.name != "DEFAULT" and name in hints(config):
+            given[name] = parse_env_args(value, DICT_FLAGS[name]) if name in DICT_FLAGS else value
     return given
 
 
@@ -136,29 +181,28 @@ def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, A
 
 def _options(config: type[Config], panel: str, fields: Iterable[dataclasses.Field[Any]]) -> Iterator[inspect.Parameter]:
     """The options of one panel."""
-    docs = field_docs(config)
     for field in fields:
         name, default, hint = field.name, default_of(field), hints(config)[field.name]
         if not has_flag(config, name):
             continue
         flag, known = flag_of(name), choices(config).get(name, ())
-        option = functools.partial(typer.Option, help=help_text(docs[name], known), rich_help_panel=panel)
+        doc, stands_for = about(config, name)
+        option = functools.partial(
+            typer.Option, help=doc, rich_help_panel=panel, show_default=stands_for or True,
+            autocompletion=offer_for(name, known),
+        )  # fmt: skip
         if name in DICT_FLAGS:
             yield _keyword(name, Annotated[list[str] | None, option(flag, metavar="KEY=VALUE")], None)
-        elif hint is not bool:
-            yield _keyword(name, Annotated[str if known else hint, option(flag)], default)
-        elif default:
-            yield _keyword(name, Annotated[bool, option(f"{flag}/--no-{flag[2:]}", metavar="")], default)
-        else:  # --no-NAME overrides the file; hidden, because it would leave no room for the help
-            yield _keyword(name, Annotated[bool, option(flag, metavar="")], default)
-            yield _keyword(f"no_{name}", Annotated[bool, typer.Option(f"--no-{flag[2:]}", hidden=True)], False)
+        elif hint is bool:
+            yield _keyword(name, Annotated[bool, option(f"{flag}/--no-{flag[2:]}")], default)
+        else:
+            values = "|".join(choice for choice in known if choice)
+            short = f"<{values}>" if 0 < len(values) <= SHORT else None
+            yield _keyword(name, Annotated[str if known else hint, option(flag, metavar=short)], default)
 
 
-def help_text(doc: str, known: Sequence[str]) -> str:
-    """The documentation of a setting, and its legal values if the text does not name them all."""
-    if all(re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", doc) for choice in known):
-        return doc
-    return f"{doc} One of: {', '.join(known)}."
+SHORT = 18
+"""The most characters of a list of values that stands beside its option; a longer one is in the help text alone."""
 
 
 def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:

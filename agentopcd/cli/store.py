@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
+from agentopcd.cli.help import App
 from agentopcd.cli.knowledge import WORK, Work, read_store, refuse_store
 from agentopcd.core.files import path_of
 
-app = typer.Typer(help="Look after the store's file: check it, repair it, back it up.", no_args_is_help=True)
+app = App(help="Look after the store's file: check it, repair it, back it up.", epilog="First: agentopcd store check")
 
 
 @app.command(epilog="Example: agentopcd store check")

@@ -253,6 +253,8 @@ def learn(config: LearnConfig, call: Call) -> None:
     from agentopcd.learn import learn as run
 
     models.prepare_process()
+    if call.save_config:
+        _open(config, call).close()
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
     call.show([one.to_dict() for one in rounds])
     for one in rounds:
@@ -266,10 +268,13 @@ def learn(config: LearnConfig, call: Call) -> None:
 def _open(config: PlayerConfig, call: Call) -> Session:
     from agentopcd import models
     from agentopcd.core.runs import workspace
+    from agentopcd.workspace.resolved import resolved
     from agentopcd.workspace.session import Session
 
     models.prepare_process()
-    return Session(config, workspace(call.work), say=call.say, progress=progress)
+    session = Session(config, workspace(call.work), say=call.say, progress=progress)
+    call.keep(config, resolved(session) if call.save_config else {})
+    return session
 
 
 def _plan(session: Session, call: Call, steps: list[str], *models: str) -> None:

@@ -1,4 +1,4 @@
-"""Run folders: config.json, metrics.jsonl, checkpoints and result.json, and how a killed run resumes.
+"""Run folders: config.json, config.toml, metrics.jsonl, checkpoints and result.json, and how a killed run resumes.
 
 The settings identify a run: the same command opens the same folder.
 """
@@ -50,9 +50,10 @@ class Run:
         root: the workspace.
         verb: what runs, such as ``consolidate``.
         identity: everything that distinguishes this run from others. Equal identities share a folder.
+        settings: the settings in TOML, which the folder then holds as ``config.toml``; ``--config`` takes it back.
     """
 
-    def __init__(self, root: Path, verb: str, identity: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, verb: str, identity: Mapping[str, Any], settings: str = "") -> None:
         text = json.dumps(identity, sort_keys=True)
         slug = re.sub(r"[^a-z0-9]+", "-", str(identity.get("env", "")).lower()).strip("-")[-40:]
         digest = hashlib.sha256(text.encode()).hexdigest()[:10]
@@ -62,6 +63,8 @@ class Run:
             file, text = self.folder / "config.json", json_text(identity)
             if not file.is_file() or file.read_bytes() != text.encode():
                 write_text(file, text)
+            if settings and not (self.folder / "config.toml").is_file():
+                write_text(self.folder / "config.toml", settings)
         self.metrics_file = self.folder / "metrics.jsonl"
 
     @property
@@ -187,6 +190,20 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
             if scratch != path:
                 scratch.unlink(missing_ok=True)
             raise
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet.
+
+    Raises:
+        ConfigError: it is there already, or cannot be written.
+    """
+    with writing(path):
+        try:
+            with path.open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+        except FileExistsError as error:
+            raise ConfigError(f"{path} is there already and is left as it is; give another name") from error
 
 
 _ROOM = "make room on the disk and repeat the command; what was written before is kept"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from types import CodeType, FunctionType
 from typing import Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
@@ -100,13 +103,29 @@ class EnvSpec:
 _ON_CLASSES: Mapping[str, tuple[type, ...]] = {
     "max_steps": (int,), "success_at": (int, float), "success_when": (str,), "judged_by": (str,), "views": (Mapping,),
     "play_format": (str,), "history": (str,), "choices": (tuple, list), "slow": (bool,), "limit_s": (int, float),
-    "seeds": (int,), "split_sizes": (Mapping,),
+    "seeds": (int,), "split_sizes": (Mapping,), "summary": (str,),
 }  # fmt: skip
-"""Fields that an environment may also write on its class. Another type under such a name is the game's own affair."""
+"""Fields that an environment may also write on its class."""
+
+_NOT_ON_CLASSES = ("kwargs", "graded", "logged", "waits", "split_seeds", "model")
+"""Fields that only a spec has: these names mean other things in many a game."""
+
+_MEANT = {
+    "timeout": "limit_s", "time_limit": "limit_s", "step_timeout": "limit_s", "max_turns": "max_steps",
+    "max_episode_steps": "max_steps", "step_limit": "max_steps", "turn_limit": "max_steps", "horizon": "max_steps",
+    "reward_threshold": "success_at", "actions": "choices", "legal_actions": "choices",
+}  # fmt: skip
+"""Other words for fields, in use elsewhere."""
 
 
 def written_on(target: Any) -> dict[str, Any]:
-    """The fields of a spec that an environment has written on its class, as in ``max_steps = 8``."""
+    """The fields of a spec that an environment has written on its class, as in ``max_steps = 8``.
+
+    What looks like a field and is none is told, unless code of the class reads it: then it is the game's own affair.
+
+    Raises:
+        EnvError: a field has a value of another type, or is one that counts in a spec alone.
+    """
     if not isinstance(target, type):
         return {}
     fields: dict[str, Any] = {}
@@ -114,4 +133,39 @@ def written_on(target: Any) -> dict[str, Any]:
         value = getattr(target, name, None)
         if isinstance(value, types) and isinstance(value, bool) == (name == "slow"):
             fields[name] = value
+    for name, value in _unread(target).items():
+        if name in fields:
+            continue
+        where = f"{target.__name__}.{name} is {value!r}"
+        if name in _ON_CLASSES:
+            wanted = " or ".join(kind.__name__.lower() for kind in _ON_CLASSES[name])
+            raise EnvError(f"{where}, which sets nothing; wanted a value of type {wanted}")
+        if name in _NOT_ON_CLASSES:
+            raise EnvError(f"{where}, which sets nothing on a class; give it to agentopcd.envs.register or an EnvSpec")
+        if meant := _MEANT.get(name) or next(iter(get_close_matches(name, _ON_CLASSES, n=1, cutoff=0.85)), None):
+            warnings.warn(f"{where}, which sets nothing; did you mean {meant}?", stacklevel=2)
     return fields | ({"choices": tuple(fields["choices"])} if "choices" in fields else {})
+
+
+def _unread(target: type) -> dict[str, Any]:
+    """The plain attributes of a class, and of its bases outside this package, that none of their code reads."""
+    ours = ("agentopcd.", "gymnasium.", "builtins", "typing", "abc")
+    classes = [cls for cls in target.__mro__ if not f"{cls.__module__}.".startswith(ours)]
+    attributes = {name: value for cls in reversed(classes) for name, value in vars(cls).items()}
+    code = [function.__code__ for value in attributes.values() if (function := _function(value))]
+    read: set[str] = set()
+    while code:
+        one = code.pop()
+        read |= {*one.co_names, *(constant for constant in one.co_consts if isinstance(constant, str))}  # also getattr
+        code += [constant for constant in one.co_consts if isinstance(constant, CodeType)]
+    return {
+        name: value
+        for name, value in attributes.items()
+        if not (name.startswith("_") or name in read or value is None or callable(value) or hasattr(value, "__get__"))
+    }
+
+
+def _function(value: Any) -> FunctionType | None:
+    """The function behind a method, a property, or a class or static method."""
+    value = getattr(value, "fget", None) or getattr(value, "__func__", None) or value
+    return value if isinstance(value, FunctionType) else None

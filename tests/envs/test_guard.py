@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +18,7 @@ from agentopcd.core.types import Job, Task
 from agentopcd.envs import AnyText, EnvSpec, TextEnv, build_splits, check_env, get_spec, make, register
 from agentopcd.envs.floors import floors
 from agentopcd.envs.guard import Guarded, Hang, OutOfTime, time_limit
+from agentopcd.envs.spec import written_on
 from agentopcd.rollouts.player import play
 from tests.rollouts.scripted import player_of
 
@@ -239,7 +242,55 @@ class Settled(Room):
     history = "chat"
     success_when = "return >= 2"
     choices: ClassVar = ["[left]", "[right]"]
-    seeds = "not a number: the game's own affair"
+    seeds = "not a number: the game's own affair, since its code reads it"
+
+    def told(self) -> list[str]:
+        return self.seeds.split()
+
+
+class Bare(Room):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("max_steps", "8", "Named.max_steps is '8', which sets nothing; wanted a value of type int"),
+        ("max_steps", True, "wanted a value of type int"),
+        ("slow", 1, "wanted a value of type bool"),
+        ("choices", "[left]", "wanted a value of type tuple or list"),
+        ("graded", False, "Named.graded is False, which sets nothing on a class; give it to agentopcd.envs.register"),
+    ],
+)
+def test_what_looks_like_a_setting_and_cannot_be_one_is_refused(name: str, value: object, words: str) -> None:
+    with pytest.raises(EnvError, match=re.escape(words)):
+        written_on(type("Named", (Bare,), {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("timeout", 5, "limit_s"),
+        ("max_turns", 8, "max_steps"),
+        ("max_step", 8, "max_steps"),
+        ("sucess_at", 1, "success_at"),
+    ],
+)
+def test_what_looks_like_a_setting_and_sets_nothing_is_told(name: str, value: object, meant: str) -> None:
+    with pytest.warns(UserWarning, match=f"Named.{name} is {value}, which sets nothing; did you mean {meant}"):
+        assert written_on(type("Named", (Bare,), {name: value})) == {}
+
+
+def test_what_the_game_reads_itself_and_what_has_a_name_of_its_own_is_not_told() -> None:
+    reads = {"max_turns": 8, "left": property(lambda self: [self.max_turns for _ in "ab"])}
+    own = {"levels": 3, "lamps": (1, 2), "_timeout": 4, "timeout": None, "actions": lambda self: ()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert written_on(type("Reads", (Bare,), reads)) == {} == written_on(type("Own", (Bare,), own))
+        assert written_on(type("Summed", (Bare,), {"summary": "A room.", "max_steps": 3})) == {
+            "summary": "A room.",
+            "max_steps": 3,
+        }
 
 
 def test_what_is_written_on_a_class_counts() -> None:

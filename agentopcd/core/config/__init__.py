@@ -1,7 +1,7 @@
 """Settings: one frozen dataclass per verb, read from TOML and written as JSON."""
 
-from agentopcd.core.config.base import Config, choices, default_of, field_docs, hints, pick, read_toml
-from agentopcd.core.config.flags import DICT_FLAGS, flag_of, has_flag, panels, player_flags
+from agentopcd.core.config.base import VERBS, Config, about, choices, default_of, field_docs, hints, pick, read_toml
+from agentopcd.core.config.flags import DICT_FLAGS, USUAL, flag_of, has_flag, panels, player_flags
 from agentopcd.core.config.player import PlayerConfig
 from agentopcd.core.config.training import ByTeacher, OnPolicy, Replay, TrainConfig
 from agentopcd.core.config.verbs import (
@@ -17,6 +17,8 @@ from agentopcd.core.config.verbs import (
 
 __all__ = [
     "DICT_FLAGS",
+    "USUAL",
+    "VERBS",
     "ByTeacher",
     "Config",
     "ConfirmConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "ScoreConfig",
     "ScoringConfig",
     "TrainConfig",
+    "about",
     "choices",
     "default_of",
     "field_docs",

@@ -16,7 +16,7 @@ import math
 import re
 import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -34,6 +34,10 @@ COLDEST = 1e-30
 """The smallest temperature besides 0. Logits divided by less than this would be infinite in float32."""
 MAY_BE_INFINITE = ("importance_cap", "clip_norm")
 """Settings for which infinity means: no limit."""
+VERBS: dict[str, type[Config]] = {}
+"""The settings of each verb, under the verb's name, which is that of its section in a settings file."""
+_SENTINEL = re.compile(r"(?P<text>.+)[;.] (?:empty|0): (?P<default>.+)\.")
+"""A documentation that ends in what an empty text or a 0 stands for."""
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 """Half a character. Python reads bytes that are no UTF-8 as such halves, and JSON can spell them."""
 
@@ -41,6 +45,10 @@ SURROGATE = re.compile(r"[\ud800-\udfff]")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Base class of all settings: built from TOML and flags, written as JSON."""
+
+    def __init_subclass__(cls, *, verb: str = "") -> None:
+        if verb:
+            VERBS[verb] = cls
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -55,16 +63,11 @@ class Config:
         """Build settings from the defaults, then the TOML ``file``, then the flags that are not ``None``.
 
         Raises:
-            ConfigError: the file cannot be read, a key is unknown, or a value is invalid.
+            ConfigError: the file cannot be read, a key or a section is unknown, or a value is invalid.
         """
-        values: dict[str, Any] = {}
-        if file is not None:
-            values = read_toml(path_of(file), "settings")
+        values = {} if file is None else _of_verb(cls, read_toml(path_of(file), "settings"))
         values |= {name: value for name, value in flags.items() if value is not None}
-        known = {field.name for field in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise ConfigError(f"unknown setting {name!r} for {cls.__name__}{did_you_mean(name, known)}")
+        _refuse_unknown(cls, values)
         for field in dataclasses.fields(cls):
             if field.name in values:
                 _check_type(field, values[field.name])
@@ -110,6 +113,39 @@ def read_toml(file: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"cannot read {what} from {str(file)!r}: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot read {what} from {str(file)!r}: {error}") from error
+
+
+def _of_verb(config: type[Config], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one verb in a file: what stands above the sections, then its own section, which overrides it.
+
+    The keys of the other sections are checked, too: a typing error there would only show when that verb runs.
+
+    Raises:
+        ConfigError: a section or a key is unknown, or a setting above the sections is not one of this verb.
+    """
+    known = {name for other in (config, *VERBS.values()) for name in hints(other)}
+    tables = {name: v for name, v in content.items() if isinstance(v, dict) and (name in VERBS or name not in known)}
+    for name, section in tables.items():
+        if name not in VERBS:
+            close = did_you_mean(f"[{name}]", [f"[{verb}]" for verb in VERBS])
+            raise ConfigError(f"unknown section [{name}] in the settings{close}")
+        _refuse_unknown(VERBS[name], section, f" in [{name}]")
+    common = {name: value for name, value in content.items() if name not in tables}
+    for name in (name for name in common if name in known and name not in hints(config)):
+        owners = [f"[{verb}]" for verb, other in VERBS.items() if name in hints(other)]
+        raise ConfigError(f"{name} is no setting of {_named(config)}; write it under {' or '.join(owners)}")
+    return common | next((tables[verb] for verb in tables if VERBS[verb] is config), {})
+
+
+def _named(config: type[Config]) -> str:
+    return next((f"`{verb}`" for verb, other in VERBS.items() if other is config), config.__name__)
+
+
+def _refuse_unknown(config: type[Config], values: Iterable[str], where: str = "") -> None:
+    known = {field.name for field in dataclasses.fields(config)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"unknown setting {name!r}{where or f' for {_named(config)}'}{did_you_mean(name, known)}")
 
 
 def _check_value(name: str, value: Any) -> None:
@@ -196,6 +232,19 @@ def pick(config: Config, wanted: type[C], **changes: Any) -> C:
     values = config.to_dict()
     shared = {f.name: values[f.name] for f in dataclasses.fields(wanted) if field_types.get(f.name) == f.type}
     return wanted(**shared | changes)
+
+
+def about(config: type[Config], name: str) -> tuple[str, str]:
+    """What a setting does, and what is used in place of an empty text or a 0; ``""`` if the default says it itself.
+
+    Legal values that the text does not name are listed at its end.
+    """
+    doc, known = " ".join(field_docs(config)[name].split()), [one for one in choices(config).get(name, ()) if one]
+    found = _SENTINEL.fullmatch(doc)
+    text, default = (f"{found['text']}.", found["default"]) if found else (doc, "")
+    if not all(re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", doc) for choice in known):
+        text = f"{text} One of: {', '.join(known)}."
+    return text, default
 
 
 def field_docs(config: type[Config]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The panel of each setting in ``--help`` and ``config show``, and which settings have a flag."""
+"""The panel of each setting in ``--help-all`` and in files, and which settings have a flag and are usual."""
 
 from __future__ import annotations
 
@@ -13,33 +13,55 @@ from agentopcd.core.config.player import PlayerConfig
 from agentopcd.core.config.training import TrainConfig
 
 PANELS: Mapping[str, tuple[str, ...]] = {
-    "Options": (
-        "env", "env_args", "model", "student", "context", "method", "rounds", "episodes", "episodes_per_round", "steps",
-        "batch_size", "learning_rate", "max_tokens", "seed",
-    ),
     "Environment": (
-        "rules", "history", "placement", "max_steps", "constrain", "success_when", "grader", "judge", "split",
-        "splits",
+        "env", "env_args", "rules", "history", "placement", "max_steps", "constrain", "success_when", "grader", "judge",
+        "split", "splits",
     ),
-    "Sampling": ("temperature", "top_p", "top_k", "engine", "server", "sample_batch"),
-    "Model": ("device", "compute", "template_args"),
+    "Model and engine": (
+        "model", "student", "device", "compute", "template_args", "engine", "server", "sample_batch",
+    ),
+    "Sampling": ("max_tokens", "temperature", "top_p", "top_k", "seed"),
     "Experience": (
-        "extract", "extractor", "extract_prompt", "chains", "chain_steps", "extract_tokens", "budget_tokens",
-        "show_earlier", "gate",
+        "rounds", "episodes", "episodes_per_round", "extract", "extractor", "extract_prompt", "chains", "chain_steps",
+        "extract_tokens", "budget_tokens", "show_earlier", "gate",
+    ),
+    "Loss and teacher": (
+        "method", "answers", "teacher", "teacher_kind", "teacher_every", "teacher_keeps", "divergence", "support",
+        "loss_temperature", "importance_cap", "reduction", "turn_decay", "cut_replies",
+    ),
+    "Optimiser": (
+        "steps", "batch_size", "learning_rate", "lora_rank", "weight_decay", "clip_norm", "shard", "async_steps",
+        "tokens_per_batch", "gradient_checkpointing",
     ),
     "Choosing": (
-        "pool", "candidates", "by", "traces", "turns", "mix", "confirm", "force", "select_tasks", "select_every",
-        "confirm_tasks", "test_tasks",
+        "context", "mix", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force", "select_tasks",
+        "select_every", "confirm_tasks", "test_tasks",
     ),
-    "Training": (
-        "lora_rank", "turn_decay", "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing", "answers",
-        "cut_replies", "weight_decay", "clip_norm",
-    ),
-    "Teacher": ("teacher", "teacher_kind", "teacher_every", "teacher_keeps"),
-    "Loss": ("divergence", "support", "loss_temperature", "importance_cap", "reduction"),
     "Output": ("merge", "save_every", "keep_checkpoints"),
 }  # fmt: skip
-"""Panel -> its settings, both in display order. The first panel holds what most people need."""
+"""Panel -> its settings, both in display order. A setting in two panels is in the first that its verb has."""
+
+ONLY_TRAINING = {"Loss and teacher", "Optimiser"}
+"""Panels of the verbs that train. ``method`` of the others says how contexts are ranked."""
+
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "play": ("env", "env_args", "model", "episodes", "context", "extract", "max_tokens", "temperature", "seed"),
+    "score": (
+        "env", "env_args", "model", "method", "candidates", "confirm", "select_tasks", "confirm_tasks", "max_tokens",
+        "seed",
+    ),
+    "confirm": ("env", "env_args", "model", "context", "confirm_tasks", "max_tokens", "seed"),
+    "consolidate": (
+        "env", "env_args", "model", "context", "placement", "method", "steps", "batch_size", "learning_rate",
+        "lora_rank", "max_tokens", "seed",
+    ),
+    "evaluate": ("env", "env_args", "model", "student", "context", "test_tasks", "max_tokens", "seed"),
+    "learn": (
+        "env", "env_args", "model", "rounds", "episodes_per_round", "chains", "candidates", "steps", "batch_size",
+        "learning_rate", "lora_rank", "max_tokens", "seed",
+    ),
+}  # fmt: skip
+"""Verb -> the settings that ``--help`` shows, in this order; ``--help-all`` shows all, in panels."""
 
 FILE_ONLY = {"show_earlier", "pool", "cut_replies", "weight_decay", "clip_norm", "reduction", "keep_checkpoints"}
 """Settings that few people need. They have no flag; set them in the ``--config`` file."""
@@ -60,8 +82,11 @@ def has_flag(config: type[Config], name: str) -> bool:
 
 def panels(config: type[Config]) -> dict[str, list[dataclasses.Field[Any]]]:
     """The settings of a verb by panel; empty panels are left out."""
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    by_panel = {panel: [fields[name] for name in names if name in fields] for panel, names in PANELS.items()}
+    left = {field.name: field for field in dataclasses.fields(config)}
+    by_panel: dict[str, list[dataclasses.Field[Any]]] = {}
+    for panel, names in PANELS.items():
+        if panel not in ONLY_TRAINING or issubclass(config, TrainConfig):
+            by_panel[panel] = [left.pop(name) for name in names if name in left]
     return {panel: settings for panel, settings in by_panel.items() if settings}
 
 

@@ -20,23 +20,24 @@ class PlayerConfig(Config):
     """Who plays what, and how replies are sampled. Every verb that plays takes these settings."""
 
     env: str = ""
-    """Environment: a registered name, gym:ID, textarena:ID, twx:GAME, rg:TASK, openenv:URL, verifiers:ID,
-    rows.jsonl (questions or conversations), pkg.mod:Class or file.py:Class."""
+    """A name of `agentopcd envs list`, gym:ID (or textarena:, twx:, rg:, openenv:, verifiers:), rows.jsonl,
+    file.py:Class or pkg.mod:Class."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Constructor arguments of the environment: key=value with a JSON value; repeat the flag for each argument."""
+    """Argument of the environment, as name=value with a JSON value; repeat the flag for more."""
     rules: str = ""
-    """View of the rules text: full, hidden, none or one of the environment's own; empty: the environment's default."""
+    """View of the rules text: full, hidden, none or one of the environment's own; empty: hidden if the environment has
+    such a view, else full."""
     history: Literal["", "transcript", "chat"] = ""
     """How earlier turns are shown: transcript (one user message with the whole log) or chat (one message per turn);
-    empty: the environment's default."""
+    empty: chat for questions and tools, transcript for games."""
     max_steps: int = 0
-    """Replies per episode, invalid ones included; 0: the environment's own limit."""
+    """Replies per episode, invalid ones included; 0: the environment's limit, 20 if it has none."""
     constrain: bool = False
     """Restrict replies to the legal actions that the environment lists; teacher and student are scored under the same
     restriction."""
     success_when: str = ""
-    """When an episode is solved, in place of what the environment says: 'reward >= 1' (the last reward), 'return >=
-    475' (the sum of all) or 'terminated' (it came to its own end)."""
+    """When an episode is solved: 'reward >= 1' (the last reward), 'return >= 475' (the sum of all) or 'terminated' (it
+    came to its own end); empty: when the environment says so."""
     grader: str = ""
     """FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION that grades the replies to a file's rows: it gets the row and the
     reply, and returns a bool, a number (1 or more passes), or numbers by name, one called success or score. With
@@ -45,18 +46,18 @@ class PlayerConfig(Config):
     """URL#NAME of a model behind an OpenAI-compatible API that grades replies to conversations, asked by the file of
     --grader; its answers are kept beside that file."""
     model: str = ""
-    """Model: a Hub id, folder, .gguf file or built-in name; empty: the environment's newest student, else a built-in
-    model."""
+    """A Hub id, folder, .gguf file or built-in name; empty: this environment's newest student, else pocket for grid
+    games, smollm2-135m elsewhere."""
     temperature: float = 0.7
     """Divides the logits when replies are sampled; 0 takes the likeliest token."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens with this much probability mass; 1 keeps all."""
     top_k: int = 0
-    """Sample from only this many of the likeliest tokens; 0 keeps all."""
+    """Sample from only this many of the likeliest tokens; 0: from all."""
     max_tokens: int = 128
     """Longest reply, in tokens."""
     seed: int = 0
-    """Seed of everything random: replies, task order, candidate chains."""
+    """Seed of all that is random: replies, task order, candidate chains."""
     compute: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products; auto uses bfloat16 if the hardware supports it, else float32. Weights stay
     float32."""
@@ -68,11 +69,11 @@ class PlayerConfig(Config):
     cannot learn."""
     server: str = ""
     """Address of a running vLLM server, such as http://localhost:8000, or of an API; separate several addresses with
-    commas (see docs/engines.md)."""
+    commas (see docs/engines.md); empty: no server."""
     sample_batch: int = 32
     """Sequences sampled at once: per generate call, in vLLM, or in flight at each server."""
     splits: str = ""
-    """Splits manifest written by `agentopcd envs splits -o FILE`; empty: built once and kept in the workspace."""
+    """Splits manifest written by `agentopcd envs splits -o FILE`; empty: made once and kept in the workspace."""
     template_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Arguments of the chat template: key=value, such as enable_thinking=false; repeat the flag for each argument."""
 

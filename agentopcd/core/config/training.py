@@ -24,29 +24,29 @@ class TrainConfig(PlayerConfig):
     batch_size: int = 32
     """Episodes per optimizer step."""
     tokens_per_batch: int = 0
-    """Tokens per forward pass, padding included. Does not change the result. 0: 4096; on a CPU what takes 0.5 GiB."""
+    """Tokens per forward pass, padding included. Does not change the result; 0: 4096, on a CPU as many as take 0.5
+    GiB."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same result."""
     learning_rate: float = 0.0
-    """Constant AdamW learning rate. 0: the rate in the model's agentopcd.json (pocket has one), else 2e-5; ten times
-    that with LoRA."""
+    """Constant AdamW learning rate; 0: 3e-4 for pocket (the model's agentopcd.json), 2e-5 for others, ten times that
+    with LoRA."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on every parameter."""
     clip_norm: float = 1.0
     """Maximum gradient norm; a step whose norm is not finite is skipped."""
     lora_rank: int = 0
-    """Train a LoRA adapter of this rank, saved in PEFT's format; the teacher is the model without the adapter. 0: train
-    all weights."""
+    """Train a LoRA adapter of this rank, saved in PEFT's format; 0: all weights are trained."""
     merge: bool = False
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
     shard: bool = False
     """Shard student and teacher over all processes (FSDP2); without --server each also has a whole student to play."""
     async_steps: int = 0
-    """1: while a batch is learned from, --server plays the next, with weights a step older (see --importance-cap)."""
+    """1: while a batch is learned from, --server plays the next, with weights a step older (see --importance-cap); 0:
+    play and learn in turn."""
     method: OnPolicy | Replay | ByTeacher = "opcd"
-    """How the student learns. opcd: from its own games; prefix-replay: from its own replies to stored turns of train
-    tasks. The baselines learn from games that the teacher plays with the context: context-distillation by forward KL
-    on the teacher's top-k tokens, seqkd by cross-entropy."""
+    """Whose replies are learned from. opcd: the student's games; prefix-replay: its replies to stored turns; the
+    teacher's games, as baselines: context-distillation (forward KL), seqkd (cross-entropy)."""
     answers: Literal["once", "fresh"] = "once"
     """Baselines only: the teacher answers each train task once, or again in every epoch (fresh)."""
     teacher_kind: Literal["frozen", "periodic", "ema", "live"] = "frozen"
@@ -61,29 +61,30 @@ class TrainConfig(PlayerConfig):
     support: int = 256
     """Number of tokens in the top-k support: the student's likeliest tokens, or with the baselines the teacher's."""
     loss_temperature: float = 0.0
-    """Divides both models' logits in the loss; 0: the rollout temperature."""
+    """Divides both models' logits in the loss; 0: as --temperature."""
     importance_cap: float = 0.0
-    """Weight each token by its probability in the trainer over its probability in the engine, capped at this value;
-    0: no weights."""
+    """Weight each token by its probability in the trainer over its probability in the engine, capped at this value; 0:
+    no weights."""
     reduction: Literal["seq_mean", "token_mean"] = "seq_mean"
     """seq_mean: every reply has equal weight (as in the paper); token_mean: every token has equal weight."""
     cut_replies: Literal["keep", "drop"] = "keep"
     """Whether to keep or drop replies that hit max_tokens."""
     turn_decay: float = 0.0
-    """Stored turns only: draw each later turn of a conversation this much less often; 0: all alike, 0.5: half."""
+    """Stored turns only: draw each later turn of a conversation by this share less often, 0.5 half as often; 0: all
+    alike."""
     select_every: int = 8
     """Steps between evaluations on select tasks; the best checkpoint becomes the student."""
     select_tasks: int = 64
     """Select tasks per evaluation."""
     by: str = ""
     """What the checkpoint is chosen by: success, reward, a metric that the environment reports, or distance, to the
-    model that sees the context; empty: the environment's default."""
+    model that sees the context; empty: the environment's choice, mostly success."""
     save_every: int = 8
     """Steps between checkpoints for resuming a killed run."""
     keep_checkpoints: bool = False
     """Keep the model of every evaluation on select tasks in RUN/checkpoints, not only the best one."""
     test_tasks: int = 256
-    """Test tasks for the evaluation before and after training; at most as many as the split holds; 0: no evaluation."""
+    """Test tasks for the evaluation before and after training, at most as many as the split holds; 0 leaves it out."""
     force: bool = False
     """Distil without a confirmed context: --context, else the newest candidate (learn: the winner on select tasks);
     imported free text with flags, too."""

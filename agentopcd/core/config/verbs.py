@@ -23,9 +23,9 @@ class GatherConfig(PlayerConfig):
     placement: Placement = "user"
     """Where contexts are placed: in the user message or in the system message."""
     chains: int = 4
-    """Accumulation chains: repetitions of extraction with different seeds; each chain yields candidate contexts."""
+    """Repetitions of extraction with other seeds; each yields candidate contexts."""
     chain_steps: int = 6
-    """Episodes that each chain reads, spread over the episodes played; each episode adds its items."""
+    """Episodes that each chain reads, spread over those played; each adds its items."""
     show_earlier: bool = False
     """Show the extractor the items its chain already has, so that it need not repeat them; slower, and small models
     tend to copy."""
@@ -35,7 +35,7 @@ class GatherConfig(PlayerConfig):
     """Longest reply of the extractor, in tokens."""
     extractor: str = ""
     """Model that writes the items: like --model, or a chat endpoint as ADDRESS#NAME, such as
-    http://localhost:8000/v1#qwen; empty: the model that played."""
+    http://localhost:8000/v1#qwen; empty: the model that plays."""
     extract_prompt: str = ""
     """File with your own extraction prompt, with the places {trace} (needed), {earlier} and {marker}; empty: the
     built-in prompt for what was played."""
@@ -84,11 +84,10 @@ class ScoringConfig(PlayerConfig):
     """Select tasks per evaluation while training and per candidate of --method uniform; subsets plays so many pairs of
     halves, and tasks come again if the split has fewer."""
     confirm_tasks: int = 256
-    """Confirm tasks that the winner, the empty context and its other rivals play; at most as many as the split
-    holds."""
+    """Confirm tasks that the winner and its rivals play, at most as many as the split holds."""
     by: str = ""
     """What contexts and checkpoints are chosen by: success, reward, or a metric that the environment reports; empty:
-    the environment's default."""
+    the environment's choice, mostly success."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,17 +95,17 @@ class ScoringConfig(PlayerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PlayConfig(GatherConfig):
+class PlayConfig(GatherConfig, verb="play"):
     """`agentopcd play`: play episodes, store them, extract items."""
 
     episodes: int = 64
-    """Episodes to play, on tasks of the environment that were not yet used for play."""
+    """Episodes to play, on tasks not yet used for play."""
     split: Literal["extract", "train"] = "extract"
     """Split to play on. Items may only come from extract; play train with --no-extract."""
     extract: bool = True
-    """Let the model extract experience items from the finished episodes."""
+    """Let the model extract experience items from the episodes."""
     context: str = ""
-    """Play with this context in the prompt (a ref such as ENV/best, an id, or a text file); empty: no context."""
+    """Play with this context in the prompt: a ref such as ENV/best, an id, or a text file; empty: none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,20 +118,19 @@ class PlayConfig(GatherConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreConfig(ScoringConfig):
+class ScoreConfig(ScoringConfig, verb="score"):
     """`agentopcd knowledge score`: which context is worth distilling, or what each item is worth."""
 
     pool: str = ""
     """Prefix of the candidate refs; empty: ENV/pool/ of this environment."""
     method: Literal["halving", "uniform", "subsets", "influence"] = "halving"
-    """halving: the better half of the contexts plays on, 16 episodes for each on average; uniform: all contexts play
-    the same select tasks; subsets: a value for every item, from random halves, and a context of the best, ENV/valued;
-    influence: how much each item of a context moves the model, without playing."""
+    """halving: the better half of the contexts plays on; uniform: all play the same tasks; subsets: a value for every
+    item; influence: the same without playing."""
     confirm: bool = True
     """Confirm the winner; otherwise only rank the candidates. Of no use to subsets."""
     traces: int = 0
     """Also rank the newest raw episodes as a context of up to this many tokens (uniform only), to show what extraction
-    is worth."""
+    is worth; 0: no such context."""
     context: str = ""
     """Context whose items are compared (influence only): a ref, id or file; empty: ENV/best, else the newest
     candidate."""
@@ -154,15 +152,16 @@ class ScoreConfig(ScoringConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConfirmConfig(PlayerConfig):
+class ConfirmConfig(PlayerConfig, verb="confirm"):
     """`agentopcd knowledge confirm`: one context against the empty one, its placebo and ENV/best on fresh tasks."""
 
     context: str = ""
     """Ref or id of the context to confirm."""
     confirm_tasks: int = 256
-    """Confirm tasks that each of the contexts plays; at most as many as the split holds."""
+    """Confirm tasks that each of the contexts plays, at most as many as the split holds."""
     by: str = ""
-    """What is compared: success, reward, or a metric that the environment reports; empty: the environment's default."""
+    """What is compared: success, reward, or a metric that the environment reports; empty: the environment's choice,
+    mostly success."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,7 +169,7 @@ class ConfirmConfig(PlayerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ConsolidateConfig(TrainConfig):
+class ConsolidateConfig(TrainConfig, verb="consolidate"):
     """`agentopcd consolidate`: distil a context into the student's weights (arXiv:2602.12275, Algorithm 1)."""
 
     context: str = ""
@@ -179,7 +178,7 @@ class ConsolidateConfig(TrainConfig):
     """Where a context from a file is placed: in the user message or in the system message."""
     mix: int = 0
     """Distil this many contexts at once, the best ones on select tasks; each episode draws one, weighted by its success
-    there. 0: distil one context."""
+    there; 0: one context."""
     teacher: str = ""
     """Model that scores replies with the context in its prompt; empty: the student itself (see --teacher-kind)."""
 
@@ -194,19 +193,20 @@ class ConsolidateConfig(TrainConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(PlayerConfig):
+class EvaluateConfig(PlayerConfig, verb="evaluate"):
     """`agentopcd evaluate`: base, in-context and student on the same test tasks."""
 
     model: str = ""
     """Base model; empty: the model that the student was trained from."""
     student: str = ""
-    """Student to compare; empty: the environment's newest consolidated student."""
+    """Student to compare; empty: the environment's newest student."""
     context: str = ""
-    """Context of the in-context arm (ref, id or file); empty: the student's distilled context, else ENV/best."""
+    """Context of the in-context arm: a ref, an id or a file; empty: the one that the student was trained on, else
+    ENV/best."""
     placement: Placement = "user"
     """Where a context from a file is placed: in the user message or in the system message."""
     test_tasks: int = 256
-    """Test tasks; at most as many as the split holds."""
+    """Test tasks, at most as many as the split holds."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,11 +215,11 @@ class EvaluateConfig(PlayerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LearnConfig(GatherConfig, ScoringConfig, TrainConfig):
+class LearnConfig(GatherConfig, ScoringConfig, TrainConfig, verb="learn"):
     """`agentopcd learn`: rounds of play, extract, score and consolidate."""
 
     rounds: int = 1
-    """Number of rounds; each round starts from the last student."""
+    """Rounds; each starts from the last student."""
     episodes_per_round: int = 64
     """Episodes to play in each round."""
 
