@@ -29,14 +29,17 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Choosing": (
         "pool", "candidates", "by", "traces", "turns", "mix", "confirm", "force", "select_tasks", "select_every",
-        "confirm_tasks", "test_tasks",
+        "patience", "confirm_tasks", "test_tasks",
     ),
     "Training": (
-        "lora_rank", "turn_decay", "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing", "answers",
-        "cut_replies", "weight_decay", "clip_norm",
+        "lora_rank", "warmup_steps", "decay", "turn_decay", "shard", "async_steps", "tokens_per_batch",
+        "gradient_checkpointing", "answers", "cut_replies", "weight_decay", "clip_norm",
     ),
-    "Teacher": ("teacher", "teacher_kind", "teacher_every", "teacher_keeps"),
-    "Loss": ("divergence", "support", "loss_temperature", "importance_cap", "reduction"),
+    "Teacher": ("teacher", "teacher_strength", "teacher_kind", "teacher_every", "teacher_keeps"),
+    "Loss": (
+        "direction", "divergence", "support", "loss_temperature", "importance_cap", "token_cap", "turn_fade",
+        "reduction",
+    ),
     "Output": ("merge", "save_every", "keep_checkpoints"),
 }  # fmt: skip
 """Panel -> its settings, both in display order. The first panel holds what most people need."""
