@@ -125,6 +125,9 @@ def consolidate(
     )
     batches = Batches(method, training.train, training.context, teacher.fits, say)
     for step in range(progress.step + 1, config.steps + 1):
+        if config.patience and progress.best_step and progress.waited() >= config.patience:
+            say(f"stopped before step {step}: {config.patience} evaluations on select tasks brought nothing better")
+            break
         clock = Clock()
 
         # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.) Each
@@ -137,12 +140,12 @@ def consolidate(
 
         # 2. The teacher scores the same tokens, with the context. 3. The student learns from those scores.
         # Gradients add up over the batches, so a step is one update however it is split.
-        meter = StepMeter(method.temperature, config.temperature, config.importance_cap)
+        meter = StepMeter(method.temperature, config.temperature, config.importance_cap, config.token_cap)
         for batch in deal(played.samples, learner, teacher, ranks):
             learn_from(batch, learner, teacher, method, meter, clock)
         meter.gather(ranks.everyone(meter.rows))
         check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
-        norm, moved = learner.step(ranks, learned=bool(played.samples))
+        norm, moved = learner.step(ranks, step, learned=bool(played.samples))
         batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
 
         # The weights have changed: a moving teacher follows them, an engine with its own copy takes them over.
@@ -224,6 +227,7 @@ def learn_from(
     time.
     """
     teacher_NH = teacher.hidden(batch.samples, passes=batch.passes)
+    bare_NH = teacher.hidden_without(batch.samples) if teacher.strength != 1 else None
     clock.lap("teacher")
     figures = meter if batch.counts else meter.aside()  # a padding batch must not reach the log
     figures.begin(batch.samples)
@@ -232,10 +236,11 @@ def learn_from(
     def loss_of(products_RV: torch.Tensor, rows: slice) -> torch.Tensor:
         # Only tokens that both models know; of these, mask those that the engine was not allowed to sample, in both.
         student_RV = figures.keep(rows, models.scaled(learner.model, products_RV)[:, : teacher.rows])
-        teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows])[:, : teacher.rows])
+        bare_RH = None if bare_NH is None else bare_NH[rows]
+        teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows], bare_RH)[:, : teacher.rows])
         token = method.divergence(student_RV, teacher_RV, figures.ids[rows])
         figures.add(rows, student_RV, teacher_RV, token)
-        return token.loss_N * figures.importance(rows, student_RV)
+        return token.loss_N * figures.importance(rows, student_RV) * figures.capped(token)
 
     weights_N = batch.weights_N * batch.counts  # zero for a padding batch, which still runs its backward pass
     in_chunks(loss_of, student_NH, weights_N, learner.model.get_output_embeddings()).backward()

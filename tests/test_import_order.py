@@ -89,7 +89,7 @@ INSIDE = {
     ],
     "distillation": [
         "losses checkpoint positions",
-        "chunks prefix samples",
+        "weights chunks prefix samples",
         "memory",
         "compare",
         "teacher learner",
@@ -126,6 +126,7 @@ MAY_IMPORT = {
     "core.text": set(),
     "core.stats": {"numpy"},
     "distillation.losses": {"torch", "jaxtyping"},
+    "distillation.weights": {"torch", "jaxtyping"},
 }
 """Modules that keep to these third-party packages."""
 

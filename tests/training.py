@@ -76,7 +76,8 @@ def train(
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, dtype, config.seed)
     prefixes = [Chat(student.tokenizer).prefix(part) for part in context.parts] if share else []
-    teacher = FrozenTeacher(student, student, compute=dtype, prefixes=prefixes)
+    strength = config.teacher_strength or 1.0
+    teacher = FrozenTeacher(student, student, compute=dtype, prefixes=prefixes, strength=strength)
     sampler: Sampler = TransformersSampler(student, compute=dtype)
     if config.server:
         sampler = ServerSampler(student, compute=dtype, urls=config.servers)

@@ -52,6 +52,10 @@ class Progress:
             return new.wins * best.n > best.wins * new.n  # the fractions compared in integers, so a tie is exact
         return new.rate < best.rate if lowest else new.rate > best.rate
 
+    def waited(self) -> int:
+        """The evaluations on select tasks since the best one."""
+        return sum(step > self.best_step for step in self.select)
+
     def to_dict(self) -> dict[str, Any]:
         """The progress as JSON, for a checkpoint."""
         select = {str(step): [*dataclasses.astuple(rate)] for step, rate in self.select.items()}

@@ -38,7 +38,7 @@ def in_chunks(
         loss_of: takes the float32 logits ``[R, V]`` of a chunk and the chunk's place among the ``N`` rows, and returns
             the token losses ``[R]`` in nats.
         hidden_NH: the last hidden states of the positions that predict response tokens; gradients flow into them.
-        weights_N: the weight of each token, see :func:`agentopcd.distillation.losses.token_weights`. It is moved to
+        weights_N: the weight of each token, see :func:`agentopcd.distillation.weights.token_weights`. It is moved to
             the device of ``hidden_NH``.
         head: the output head. Gradients flow into those of its parameters that require any.
         rows: rows per chunk; 0: the multiple of four whose logits come closest to :data:`CHUNK_LOGITS` from below,

@@ -49,6 +49,8 @@ class Learner:
         self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         check_float32(self.trained)
         self.learning_rate = config.learning_rate or student.learning_rate * (10 if student.adapter else 1)
+        self.rate = self.learning_rate
+        """The learning rate of the last step; it differs from the first one by the schedule."""
         # AdamW with the settings of the paper's released code.
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
@@ -76,10 +78,11 @@ class Learner:
             pad_id = self.student.tokenizer.pad_token_id
             return compare(self.model, pairs, pad_id, self.compute, name=f"the student {self.student.name}")
 
-    def step(self, ranks: Ranks, *, learned: bool) -> tuple[float, bool]:
+    def step(self, ranks: Ranks, number: int, *, learned: bool) -> tuple[float, bool]:
         """Sum the gradients of all processes, clip them and take one optimizer step.
 
         Args:
+            number: the number of this step, from 1.
             learned: whether this step had any samples.
 
         Returns:
@@ -93,6 +96,9 @@ class Learner:
         norm = sharding.clip_gradients(self.trained.values(), self.config.clip_norm)
         # Without samples there is no gradient, but AdamW's moments and weight decay could still move the weights.
         moved = math.isfinite(norm) and learned
+        self.rate = self.learning_rate * scheduled(number, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
         if moved:
             self.optimizer.step()
             if not math.isfinite(sharding.largest(self.trained.values())):
@@ -103,6 +109,22 @@ class Learner:
             sharding.update_whole(self.student)
         self.optimizer.zero_grad(set_to_none=True)
         return norm, moved
+
+
+def scheduled(step: int, config: TrainConfig) -> float:
+    """The share of the learning rate that a step takes: linear up to 1 over ``warmup_steps``, then as ``decay`` says.
+
+    A function of the step alone, so a resumed run needs no state. The last step of a decay is above 0.
+    """
+    if step <= config.warmup_steps:
+        return step / config.warmup_steps
+    left = (config.steps + 1 - step) / (config.steps + 1 - max(1, config.warmup_steps))
+    match config.decay:
+        case "linear":
+            return left
+        case "cosine":
+            return (1 - math.cos(math.pi * left)) / 2
+    return 1.0
 
 
 def check_float32(parameters: Mapping[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-r"""The formulas of training: divergences between student and teacher, token weights, importance weights, entropy.
+r"""The formulas of training: divergences between student and teacher, and entropy. Weights are in ``weights.py``.
 
 Every function takes the logits ``[N, V]`` of the rows that are trained on. Row ``n`` holds the scores before
 softmax for one sampled response token. Select those rows first (``logits[mask]``). Multiplying the other rows by
@@ -17,12 +17,16 @@ raw       :math:`\sum_S p (\log p - \log q)`                           the paper
 stopgrad  ``raw``, with the gradient of :math:`\sum_S [p \log \frac{p}{q}] \log p`, bracket held fixed
 ========  ===========================================================  =====================================
 
+The forward direction swaps :math:`p` and :math:`q`. The Jensen-Shannon divergence, half the sum of the KLs of both to
+their mean, has the forms full and tail.
+
 All numbers are computed in float32, whatever the dtype of the logits (float64 stays float64). Logarithms are
 natural. The functions detach the teacher's logits, so gradients reach the student only.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -32,10 +36,11 @@ from torch import Tensor
 
 from agentopcd.core.errors import ConfigError, did_you_mean
 
-Direction = Literal["reverse", "forward"]
+Direction = Literal["reverse", "forward", "jensen-shannon"]
 Form = Literal["full", "tail", "renorm", "raw", "stopgrad"]
 ForwardForm = Literal["full", "tail", "renorm", "raw"]
-Reduction = Literal["seq_mean", "token_mean"]
+SymmetricForm = Literal["full", "tail"]
+FORMS = {"reverse": get_args(Form), "forward": get_args(ForwardForm), "jensen-shannon": get_args(SymmetricForm)}
 
 LOG_FLOOR_NATS = -1e4
 """Lowest log-probability used, the same for both models. Its ``exp`` is exactly 0, so it changes no value that a
@@ -55,6 +60,18 @@ class TokenDivergence(NamedTuple):
     """The teacher's probability mass on the same support, detached; 1 for ``full``."""
 
 
+class Outcomes(NamedTuple):
+    """Log-probabilities of a model on a support, and of everything outside it."""
+
+    support_NK: Tensor
+    rest_N: Tensor
+
+    @property
+    def all_NJ(self) -> Tensor:
+        """The tokens of the support, and the rest as one more outcome; J = K + 1."""
+        return torch.cat([self.support_NK, self.rest_N[:, None]], -1)
+
+
 def full_kl(
     student_logits_NV: Float[Tensor, "N V"],
     teacher_logits_NV: Float[Tensor, "N V"],
@@ -68,6 +85,11 @@ def full_kl(
         \mathrm{reverse}: D_n = \sum_v p_{nv} (\log p_{nv} - \log q_{nv}), \qquad
         \mathrm{forward}: D_n = \sum_v q_{nv} (\log q_{nv} - \log p_{nv})
 
+    or their Jensen-Shannon divergence with :math:`m = (p + q) / 2`
+
+    .. math::
+        D_n = \tfrac12 \sum_v p_{nv} (\log p_{nv} - \log m_{nv}) + \tfrac12 \sum_v q_{nv} (\log q_{nv} - \log m_{nv})
+
     with :math:`p` the student without the context and :math:`q` the teacher with it. Both score the same response
     tokens. Reverse is the on-policy direction (arXiv:2602.12275, eq. 2): the student sampled the tokens, and
     :math:`\partial D / \partial z_j = p_j (\log p_j - \log q_j - D)`. Forward is the off-policy direction: the
@@ -77,7 +99,8 @@ def full_kl(
     Args:
         student_logits_NV: scores before softmax, one row per response token.
         teacher_logits_NV: the same rows, scored with the context in the prompt.
-        direction: ``reverse`` (student to teacher) or ``forward`` (teacher to student).
+        direction: ``reverse`` (student to teacher), ``forward`` (teacher to student) or ``jensen-shannon`` (both to
+            their mean; at most log 2).
         temperature: divides both logits; use the temperature that the tokens were sampled with.
 
     Returns:
@@ -88,8 +111,7 @@ def full_kl(
     """
     _one_of("direction", direction, get_args(Direction))
     student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
-    p_NV, q_NV = _log_probs(student_NV), _log_probs(teacher_NV)
-    return _kl(p_NV, q_NV) if direction == "reverse" else _kl(q_NV, p_NV)
+    return _directed(_log_probs(student_NV), _log_probs(teacher_NV), direction)
 
 
 def divergence(
@@ -109,8 +131,9 @@ def divergence(
         \mathrm{renorm} &= \sum_S \tfrac{p_v}{P} (\log \tfrac{p_v}{P} - \log \tfrac{q_v}{Q})
 
     for ``reverse``, with :math:`S` the student's ``k`` likeliest tokens. ``forward`` swaps :math:`p` and :math:`q` and
-    takes :math:`S` from the teacher. :math:`S` is the top-k of the very logits that are scored, chosen without
-    gradient. Both models are normalised over the whole vocabulary.
+    takes :math:`S` from the teacher. ``jensen-shannon`` takes the union of both supports, so up to ``2 k`` tokens.
+    :math:`S` is the top-k of the very logits that are scored, chosen without gradient. Both models are normalised over
+    the whole vocabulary.
 
     ``raw`` is the form of arXiv:2602.12275. It is not a divergence. In the reverse direction its gradient also lowers
     the student's mass on :math:`S`; in the forward direction it also raises that mass. ``stopgrad`` (reverse only)
@@ -122,8 +145,8 @@ def divergence(
     Args:
         student_logits_NV: scores before softmax, one row per response token.
         teacher_logits_NV: the same rows, scored with the context in the prompt.
-        direction: ``reverse`` if the student sampled the tokens, ``forward`` if the teacher did.
-        form: ``full``, ``tail``, ``renorm``, ``raw`` or, reverse only, ``stopgrad``.
+        direction: ``reverse``, ``forward`` or ``jensen-shannon``.
+        form: ``full``, ``tail``, ``renorm`` or ``raw`` (not Jensen-Shannon), or ``stopgrad`` (reverse only).
         k: size of the support, at most the vocabulary; ``full`` ignores it.
         temperature: divides both logits; use the temperature that the tokens were sampled with.
 
@@ -136,54 +159,56 @@ def divergence(
             differ.
     """
     _one_of("direction", direction, get_args(Direction))
-    _one_of("form", form, get_args(Form if direction == "reverse" else ForwardForm))
+    _one_of("form", form, FORMS[direction])
     if form == "full":
         loss_N = full_kl(student_logits_NV, teacher_logits_NV, direction=direction, temperature=temperature)
         ones_N = torch.ones_like(loss_N, requires_grad=False)
         return TokenDivergence(loss_N, loss_N.detach(), ones_N, ones_N)
     student_NV, teacher_NV = _prepare(student_logits_NV, teacher_logits_NV, temperature)
-    support_NK = _support(student_NV if direction == "reverse" else teacher_NV, k)
-    p_NK, p_rest_N = _outcomes(student_NV, support_NK)
-    q_NK, q_rest_N = _outcomes(teacher_NV, support_NK)
-    if direction == "reverse":
-        loss_N = _coarse_kl(p_NK, p_rest_N, q_NK, q_rest_N, form)
+    if direction == "jensen-shannon":
+        support_NK, again_NK = _union(_support(student_NV, k), _support(teacher_NV, k), student_NV.shape[-1])
+        p, q = (_outcomes(z_NV, support_NK, again_NK) for z_NV in (student_NV, teacher_NV))
+        loss_N = _directed(p.all_NJ, q.all_NJ, direction)
     else:
-        loss_N = _coarse_kl(q_NK, q_rest_N, p_NK, p_rest_N, form)
+        support_NK = _support(student_NV if direction == "reverse" else teacher_NV, k)
+        p, q = _outcomes(student_NV, support_NK), _outcomes(teacher_NV, support_NK)
+        loss_N = _coarse_kl(p, q, form) if direction == "reverse" else _coarse_kl(q, p, form)
     value_N = loss_N.detach()
     if form == "stopgrad":  # the bracket is detached, so only log p carries a gradient
-        loss_N = ((p_NK.exp() * (p_NK - q_NK)).detach() * p_NK).sum(-1)
-    return TokenDivergence(loss_N, value_N, _mass(p_NK), _mass(q_NK))
+        loss_N = ((p.support_NK.exp() * (p.support_NK - q.support_NK)).detach() * p.support_NK).sum(-1)
+    return TokenDivergence(loss_N, value_N, _mass(p.support_NK), _mass(q.support_NK))
 
 
-def token_weights(lengths: Sequence[int], reduction: Reduction) -> list[float]:
-    r"""For each response, the weight of its tokens in the loss of one optimizer step.
+def strengthened(
+    base_logits_NV: Float[Tensor, "N V"],
+    teacher_logits_NV: Float[Tensor, "N V"],
+    strength: float,
+) -> Float[Tensor, "N V"]:
+    r"""The logits of a teacher on whom the context has more or less effect.
 
-    .. math:: L = \sum_i w_i \sum_t D_{it}, \qquad
-        w_i = \frac{1}{B |y_i|} \;(\mathrm{seq\_mean}), \qquad
-        w_i = \frac{1}{\sum_j |y_j|} \;(\mathrm{token\_mean})
+    .. math:: \log q_\lambda = (1 - \lambda) \log q_{\mathrm{base}} + \lambda \log q + \mathrm{const}
 
-    ``seq_mean`` (arXiv:2602.12275) gives every response the same weight, ``token_mean`` every token. Call this
-    function once with the lengths of the whole step, over all micro-batches and ranks. Then the loss does not depend
-    on how the step is split.
+    with :math:`q` the teacher with and :math:`q_{\mathrm{base}}` the same model without the context. 1 is the teacher
+    as it is; below 1 the target lies between the two, above 1 beyond the teacher.
 
     Args:
-        lengths: the length of each response :math:`|y_i|`, in tokens. An empty response gets weight 0 and does not
-            count in :math:`B`, the number of responses.
-        reduction: ``seq_mean`` or ``token_mean``.
+        base_logits_NV: scores without the context, one row per response token.
+        teacher_logits_NV: the same rows, scored with the context in the prompt.
+        strength: :math:`\lambda`, above 0.
 
     Returns:
-        One weight :math:`w_i` per response. The weights of all tokens sum to 1, or to 0 if every response is empty.
+        Scores before softmax, float32. A token that either model rules out (a logit of -inf) stays ruled out.
 
     Raises:
-        ConfigError: ``reduction`` is unknown or a length is negative.
+        ConfigError: ``strength`` is not positive or the two shapes differ.
     """
-    _one_of("reduction", reduction, get_args(Reduction))
-    if any(length < 0 for length in lengths):
-        raise ConfigError(f"a response cannot have {min(lengths)} tokens; lengths must be 0 or more")
-    responses, tokens = sum(length > 0 for length in lengths), sum(lengths)
-    if reduction == "seq_mean":
-        return [1 / (responses * length) if length else 0.0 for length in lengths]
-    return [1 / tokens if length else 0.0 for length in lengths]
+    if not strength > 0:
+        raise ConfigError(f"the strength of the teacher must be above 0, got {strength}")
+    _same_shape(base_logits_NV, teacher_logits_NV)
+    base_NV, teacher_NV = (_log_probs(_tempered(z, 1.0)) for z in (base_logits_NV, teacher_logits_NV))
+    mixed_NV = base_NV + strength * (teacher_NV - base_NV)
+    ruled_out = (base_NV <= LOG_FLOOR_NATS) | (teacher_NV <= LOG_FLOOR_NATS)
+    return mixed_NV.masked_fill(ruled_out, torch.finfo(mixed_NV.dtype).min)
 
 
 def weighted_sum(loss_N: Float[Tensor, " N"], weights_N: Float[Tensor, " N"]) -> Float[Tensor, ""]:
@@ -191,7 +216,8 @@ def weighted_sum(loss_N: Float[Tensor, " N"], weights_N: Float[Tensor, " N"]) ->
 
     Args:
         loss_N: token losses in nats, with a graph.
-        weights_N: the weight of each token, see :func:`token_weights`. It is moved to the device and dtype of the loss.
+        weights_N: the weight of each token, see
+            :func:`agentopcd.distillation.weights.token_weights`. It is moved to the device and dtype of the loss.
 
     Returns:
         A scalar in nats. With ``N = 0`` it is 0. It still has a graph if the empty loss comes from student logits that
@@ -252,40 +278,6 @@ def token_logprobs(
         )
     z_NV = _tempered(logits_NV, temperature)
     return z_NV.gather(-1, ids_N.long()[:, None])[:, 0] - z_NV.logsumexp(-1)
-
-
-def importance_weights(
-    logits_NV: Float[Tensor, "N V"],
-    ids_N: Int[Tensor, " N"],
-    sampled_N: Float[Tensor, " N"],
-    *,
-    cap: float,
-    temperature: float = 1.0,
-) -> Float[Tensor, " N"]:
-    r"""Truncated importance weight of each sampled token (Ionides, 2008).
-
-    .. math:: w_n = \min\left(c, \frac{p_n(y_n)}{p^{\mathrm{engine}}_n(y_n)}\right)
-
-    An engine with other numerics samples from a slightly different distribution than the model in training. Weighting
-    each token's loss by :math:`w_n` corrects for the difference, up to the cap. No gradient flows through the weight.
-
-    Args:
-        logits_NV: the trained model's scores before softmax.
-        ids_N: the sampled tokens.
-        sampled_N: their log-probabilities under the engine, in nats.
-        cap: largest weight :math:`c`; it bounds the variance.
-        temperature: the temperature that the tokens were sampled with.
-
-    Returns:
-        One weight per token, float32, between 0 and ``cap``.
-
-    Raises:
-        ConfigError: ``cap`` or ``temperature`` is not positive, or there is not exactly one token per row.
-    """
-    if not cap > 0:
-        raise ConfigError(f"the cap of importance weights must be above 0, got {cap}")
-    trainer_N = token_logprobs(logits_NV.detach(), ids_N, temperature)
-    return (trainer_N - sampled_N.to(trainer_N)).exp().clamp(max=cap)
 
 
 def topk_overlap(
@@ -351,29 +343,51 @@ def _log_probs(z_NV: Tensor) -> Tensor:
     return z_NV.log_softmax(-1).clamp(min=LOG_FLOOR_NATS)
 
 
-def _outcomes(z_NV: Tensor, support_NK: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each support token ``[N, K]``, and of all tokens outside the support together ``[N]``."""
+def _union(mine_NK: Tensor, theirs_NK: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Both supports side by side ``[N, 2 K]``, and where a token stands for the second time."""
+    mine_NV = torch.zeros(len(mine_NK), vocabulary, dtype=torch.bool, device=mine_NK.device)
+    mine_NV.scatter_(-1, mine_NK, True)
+    again_NK = mine_NV.gather(-1, theirs_NK)
+    return torch.cat([mine_NK, theirs_NK], -1), torch.cat([torch.zeros_like(again_NK), again_NK], -1)
+
+
+def _outcomes(z_NV: Tensor, support_NK: Tensor, again_NK: Tensor | None = None) -> Outcomes:
+    """Log-probability of each support token ``[N, K]``, and of all tokens outside the support together ``[N]``.
+
+    Args:
+        again_NK: where a token of the support stands for the second time; there it has no probability.
+    """
     lse_N = z_NV.logsumexp(-1)
     support_log_NK = z_NV.gather(-1, support_NK) - lse_N[:, None]
     # The lowest finite number stands in for -inf. With -inf, a row without remainder would give NaN gradients.
     rest_NV = z_NV.scatter(-1, support_NK, torch.finfo(z_NV.dtype).min)
     rest_log_N = rest_NV.logsumexp(-1) - lse_N
-    return support_log_NK.clamp(min=LOG_FLOOR_NATS), rest_log_N.clamp(min=LOG_FLOOR_NATS)
+    if again_NK is not None:
+        support_log_NK = support_log_NK.masked_fill(again_NK, LOG_FLOOR_NATS)
+    return Outcomes(support_log_NK.clamp(min=LOG_FLOOR_NATS), rest_log_N.clamp(min=LOG_FLOOR_NATS))
 
 
-def _coarse_kl(a_NK: Tensor, a_rest_N: Tensor, b_NK: Tensor, b_rest_N: Tensor, form: str) -> Tensor:
+def _coarse_kl(a: Outcomes, b: Outcomes, form: str) -> Tensor:
     """KL from ``a`` to ``b`` on the support, with the rest (``tail``), renormalised (``renorm``), or bare (``raw``).
 
     The value of ``stopgrad`` is that of ``raw``.
     """
     match form:
         case "tail":
-            return _kl(torch.cat([a_NK, a_rest_N[:, None]], -1), torch.cat([b_NK, b_rest_N[:, None]], -1))
+            return _kl(a.all_NJ, b.all_NJ)
         case "renorm":
-            return _kl(a_NK.log_softmax(-1), b_NK.log_softmax(-1))
+            return _kl(a.support_NK.log_softmax(-1), b.support_NK.log_softmax(-1))
         case "raw" | "stopgrad":
-            return _kl(a_NK, b_NK)
+            return _kl(a.support_NK, b.support_NK)
     raise AssertionError(f"the form {form!r} has no formula")  # a new one must not pass for another
+
+
+def _directed(p: Tensor, q: Tensor, direction: Direction) -> Tensor:
+    """The divergence of log-probabilities ``p``, the student's, and ``q``, over the last axis."""
+    if direction == "jensen-shannon":
+        m = torch.logaddexp(p, q) - math.log(2)
+        return (_kl(p, m) + _kl(q, m)) / 2
+    return _kl(p, q) if direction == "reverse" else _kl(q, p)
 
 
 def _kl(a: Tensor, b: Tensor) -> Tensor:

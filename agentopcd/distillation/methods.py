@@ -55,9 +55,8 @@ class Method:
         episodes: the result of :meth:`prepare`.
     """
 
-    direction: losses.Direction = "reverse"
-    support_of = "student"
-    """The model whose likeliest tokens are the support of the divergence."""
+    own: losses.Direction | None = None
+    """The direction of the divergence, where it is part of the method."""
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode] = ()) -> None:
         self.config, self.player = config, player
@@ -74,10 +73,19 @@ class Method:
         return self.config.by_teacher
 
     @property
+    def direction(self) -> losses.Direction:
+        return self.own or self.config.direction or "reverse"
+
+    @property
+    def support_of(self) -> str:
+        """Whose likeliest tokens are the support of the divergence."""
+        return {"reverse": "student", "forward": "teacher", "jensen-shannon": "student and teacher"}[self.direction]
+
+    @property
     def name(self) -> str:
         """The name of the loss, for logs."""
         form, k = self.config.divergence, self.config.support
-        kl = "kl" if self.direction == "reverse" else "forward_kl"
+        kl = {"reverse": "kl", "forward": "forward_kl", "jensen-shannon": "js"}[self.direction]
         return f"{kl}_full" if form == "full" else f"{kl}_topk{k}_{form}"
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
@@ -168,7 +176,7 @@ def drawn(turns: Sequence[tuple[int, Turn]], rng: random.Random, decay: float) -
 class ContextDistillation(Method):
     """Off-policy context distillation: the teacher answers with the context; forward KL on the teacher's top-k."""
 
-    direction, support_of = "forward", "teacher"
+    own = "forward"
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode]) -> None:
         super().__init__(config, player, episodes)

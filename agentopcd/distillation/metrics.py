@@ -16,7 +16,7 @@ from torch import Tensor
 
 from agentopcd.core.stats import Rate, finite
 from agentopcd.core.types import Context, Episode, Mixture
-from agentopcd.distillation import losses
+from agentopcd.distillation import losses, weights
 from agentopcd.distillation.checkpoint import Progress
 from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.methods import Method
@@ -27,6 +27,8 @@ from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
 
+LATER = ("teacher_strength", "token_cap", "turn_fade")
+"""Settings of the loss that its definition names where they are used."""
 FULL_EVERY = 4
 """The full KL is computed on every fourth token, which is enough to see what the support leaves out."""
 
@@ -38,12 +40,15 @@ class StepMeter:
         temperature: the loss temperature, at which entropies and masses are taken.
         sampling_temperature: the temperature at which the trainer's log-probabilities are compared with the sampler's.
         importance_cap: largest importance weight of a token; 0: no importance weights.
+        token_cap: largest loss of a token, in nats; 0: no cap.
     """
 
-    def __init__(self, temperature: float, sampling_temperature: float, importance_cap: float = 0.0) -> None:
+    def __init__(
+        self, temperature: float, sampling_temperature: float, importance_cap: float = 0.0, token_cap: float = 0.0
+    ) -> None:
         self.temperature = temperature
         self.sampling_temperature = sampling_temperature
-        self.importance_cap = importance_cap
+        self.importance_cap, self.token_cap = importance_cap, token_cap
         self.rows: dict[str, list[Tensor]] = defaultdict(list)
         """The parts of each column: one figure per token, in ``full`` one per :data:`FULL_EVERY` tokens."""
 
@@ -81,17 +86,25 @@ class StepMeter:
 
     def aside(self) -> Self:
         """A meter with the same settings whose figures are thrown away, for a batch that does not count."""
-        return type(self)(self.temperature, self.sampling_temperature, self.importance_cap)
+        return type(self)(self.temperature, self.sampling_temperature, self.importance_cap, self.token_cap)
 
     def importance(self, where: slice, student_NV: Tensor) -> Tensor | float:
-        """:func:`agentopcd.distillation.losses.importance_weights` of the rows ``where``; 1 without a cap."""
+        """:func:`agentopcd.distillation.weights.importance_weights` of the rows ``where``; 1 without a cap."""
         if not self.importance_cap:
             return 1.0
         ids, sampled = (column[where].to(student_NV.device) for column in (self.ids, self.sampled))
-        weights_N = losses.importance_weights(
+        weights_N = weights.importance_weights(
             student_NV, ids, sampled, cap=self.importance_cap, temperature=self.sampling_temperature
         )
         self.rows["importance"].append(weights_N.cpu())
+        return weights_N
+
+    def capped(self, token: losses.TokenDivergence) -> Tensor | float:
+        """:func:`agentopcd.distillation.weights.cap_weights` of these tokens; 1 without a cap."""
+        if not self.token_cap:
+            return 1.0
+        weights_N = weights.cap_weights(token.value_N, self.token_cap)
+        self.rows["capped"].append((weights_N < 1).float().cpu())
         return weights_N
 
     def gather(self, of_all: Sequence[dict[str, list[Tensor]]]) -> None:
@@ -127,6 +140,8 @@ class StepMeter:
         if "importance" in column:
             figures["loss/importance_mean"] = column["importance"].mean()
             figures["loss/importance_max"] = column["importance"].max()
+        if "capped" in column:
+            figures["loss/capped_share"] = column["capped"].mean()
         places = {"token0": position == 0, "tokens1_7": (position >= 1) & (position <= 7), "rest": position >= 8}
         for name, where in places.items():
             if where.any():
@@ -197,6 +212,7 @@ def definition(
         "reduction": config.reduction,
         "cut_replies": config.cut_replies,
         "importance_cap": config.importance_cap,
+        **{name: value for name in LATER if (value := getattr(config, name))},
         "teacher": teacher.kind,
         "teacher_hash": teacher.hash,
         "context": context.id,
@@ -227,7 +243,7 @@ def update_record(
         "train/clipped": norm > learner.config.clip_norm,
         "train/skipped": not moved,
         "train/skipped_total": progress.skipped,
-        "train/learning_rate": learner.learning_rate,
+        "train/learning_rate": learner.rate,
     } | ({} if gap_nats is None else {"engine/drift_nats": gap_nats})
 
 

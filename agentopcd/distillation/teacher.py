@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from agentopcd import models
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import AlignmentError
+from agentopcd.distillation import losses
 from agentopcd.distillation.compare import compare
 from agentopcd.distillation.positions import logits_of, response_hidden
 from agentopcd.distillation.prefix import SharedPrefix, prefix_of
@@ -36,6 +37,7 @@ class FrozenTeacher:
             model keeps of it serves every sample of the run. Without prefixes each prompt is read in full.
         shard: shard the teacher's weights over the processes. All processes must then make equally many forward passes;
             see :meth:`passes`.
+        strength: how much the context counts, see :func:`agentopcd.distillation.losses.strengthened`.
     """
 
     kind = "frozen"
@@ -50,8 +52,10 @@ class FrozenTeacher:
         compute: torch.dtype,
         prefixes: Sequence[Sequence[int]] = (),
         shard: bool = False,
+        strength: float = 1.0,
     ) -> None:
         itself = loaded is student
+        self.strength = strength
         if not itself:
             models.check_pair(student, loaded)
             models.check_head(loaded.model)
@@ -90,6 +94,11 @@ class FrozenTeacher:
                 prefix, shared = found
                 return prefix.response_hidden(pairs, shared)
             return response_hidden(self.model, pairs, self.pad_id)
+
+    def hidden_without(self, samples: Sequence[Sample]) -> Tensor:
+        """Last hidden states ``[N, H]`` of the same tokens without the context: after the student's own prompts."""
+        with self._scoring():
+            return response_hidden(self.model, [(s.student_ids, s.response_ids) for s in samples], self.pad_id)
 
     def compare(self, samples: Sequence[Sample]) -> list[str]:
         """Compare the shortcuts of scoring on some of ``samples``, set aside those that differ, and return a line each.
@@ -151,9 +160,16 @@ class FrozenTeacher:
             self.model.train(training)
 
     @torch.no_grad()
-    def logits(self, hidden_RH: Tensor) -> Tensor:
-        """Logits ``[R, V]``, float32, of some rows of :meth:`hidden`."""
-        return logits_of(self.model, hidden_RH)
+    def logits(self, hidden_RH: Tensor, bare_RH: Tensor | None = None) -> Tensor:
+        """Logits ``[R, V]``, float32, of some rows of :meth:`hidden`.
+
+        Args:
+            bare_RH: the same rows of :meth:`hidden_without`, for a teacher with another strength than 1.
+        """
+        shown_RV = logits_of(self.model, hidden_RH)
+        if bare_RH is None:
+            return shown_RV
+        return losses.strengthened(logits_of(self.model, bare_RH), shown_RV, self.strength)
 
     def reads(self, sample: Sample) -> int:
         """The number of tokens that the teacher reads for ``sample``, without the shared prefix."""
@@ -203,9 +219,9 @@ class MovingTeacher(FrozenTeacher):
 
     def __init__(
         self, student: models.LoadedModel, *, kind: str, every: int = 1, keeps: float = 0.0, compute: torch.dtype,
-        prefixes: Sequence[Sequence[int]] = (),
+        prefixes: Sequence[Sequence[int]] = (), strength: float = 1.0,
     ) -> None:  # fmt: skip
-        super().__init__(student, student, compute=compute, prefixes=prefixes)
+        super().__init__(student, student, compute=compute, prefixes=prefixes, strength=strength)
         self.kind, self.every, self.keeps = kind, every, keeps
 
     @property
@@ -242,9 +258,12 @@ def teacher_of(
     prefixes: Sequence[Sequence[int]] = (),
 ) -> FrozenTeacher:  # fmt: skip
     """The teacher that the settings ask for."""
+    strength = config.teacher_strength or 1.0
     if config.teacher_kind == "frozen":
-        return FrozenTeacher(teacher, student, compute=compute, prefixes=prefixes, shard=config.shard)
+        return FrozenTeacher(
+            teacher, student, compute=compute, prefixes=prefixes, shard=config.shard, strength=strength
+        )
     return MovingTeacher(
         student, kind=config.teacher_kind, every=config.teacher_every, keeps=config.teacher_keeps, compute=compute,
-        prefixes=prefixes,
+        prefixes=prefixes, strength=strength,
     )  # fmt: skip

@@ -17,8 +17,9 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
 LATER_SETTINGS = (
-    "async_steps", "by", "extract_prompt", "extractor", "gate", "grader", "judge", "keep_checkpoints", "mix",
-    "success_when", "turn_decay", "turns",
+    "async_steps", "by", "decay", "direction", "extract_prompt", "extractor", "gate", "grader", "judge",
+    "keep_checkpoints", "mix", "patience", "success_when", "teacher_strength", "token_cap", "turn_decay", "turn_fade",
+    "turns", "warmup_steps",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 

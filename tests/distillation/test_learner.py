@@ -14,7 +14,7 @@ import torch
 
 from agentopcd import envs, models
 from agentopcd.core.errors import ConfigError, TrainingError
-from agentopcd.distillation import checkpoint, learner, losses
+from agentopcd.distillation import checkpoint, deal, learner, losses
 from agentopcd.envs import registry
 from agentopcd.models.parallel import sharding
 from agentopcd.rollouts.sampling import drawing, same_weights
@@ -93,15 +93,15 @@ def weights_hash(trained: dict[str, torch.Tensor]) -> str:
 
 def poison(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """Make the loss of the given steps (counted by token_weights calls) infinite."""
-    token_weights, weighted_sum = losses.token_weights, losses.weighted_sum
+    token_weights, weighted_sum = deal.token_weights, losses.weighted_sum
     step = 0
 
-    def count(*args: Any) -> Any:
+    def count(*args: Any, **more: Any) -> Any:
         nonlocal step
         step += 1
-        return token_weights(*args)
+        return token_weights(*args, **more)
 
-    patch.setattr(losses, "token_weights", count)
+    patch.setattr(deal, "token_weights", count)
     patch.setattr(
         losses, "weighted_sum",
         lambda loss_N, w_N: weighted_sum(loss_N, w_N) * (float("inf") if step in bad else 1.0),

@@ -15,13 +15,12 @@ from agentopcd.distillation import losses
 from agentopcd.distillation.losses import (
     Form,
     ForwardForm,
-    Reduction,
     divergence,
     entropy_nats,
     token_logprobs,
-    token_weights,
     weighted_sum,
 )
+from agentopcd.distillation.weights import Reduction, token_weights
 from tests.distillation.divergences import (
     FORMS,
     STUDENT,

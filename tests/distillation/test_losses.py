@@ -16,16 +16,16 @@ from torch import Tensor
 
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.distillation import losses
+from agentopcd.distillation import losses, weights
 from agentopcd.distillation.losses import (
     Form,
     divergence,
     entropy_nats,
     token_logprobs,
-    token_weights,
     topk_overlap,
     weighted_sum,
 )
+from agentopcd.distillation.weights import importance_weights, token_weights
 from tests.distillation.divergences import (
     FORMS,
     STUDENT,
@@ -202,21 +202,21 @@ def test_importance_weights_are_ratios_up_to_the_cap() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.9, 0.05, 0.05], [0.2, 0.4, 0.4]]))
     ids = torch.tensor([0, 0, 0])
     sampled = torch.log(torch.tensor([0.25, 0.1, 0.4]))
-    found = losses.importance_weights(logits.requires_grad_(), ids, sampled, cap=3.0)
+    found = importance_weights(logits.requires_grad_(), ids, sampled, cap=3.0)
     torch.testing.assert_close(found, torch.tensor([2.0, 3.0, 0.5]))
     assert not found.requires_grad
-    tempered = losses.importance_weights(logits, ids, sampled, cap=100.0, temperature=0.5)
+    tempered = importance_weights(logits, ids, sampled, cap=100.0, temperature=0.5)
     torch.testing.assert_close(tempered[0], torch.tensor(0.25 / 0.375 / 0.25))
     with pytest.raises(ConfigError, match="cap of importance weights must be above 0"):
-        losses.importance_weights(logits, ids, sampled, cap=0.0)
+        importance_weights(logits, ids, sampled, cap=0.0)
 
 
 def test_importance_weights_make_another_policys_tokens_count_as_ones_own() -> None:
     own = torch.tensor([0.7, 0.2, 0.1])
     engine = torch.tensor([0.5, 0.3, 0.2])
     score = torch.tensor([1.0, -2.0, 5.0])
-    weights = losses.importance_weights(own.log().expand(3, 3), torch.arange(3), engine.log(), cap=10.0)
-    assert float((engine * weights * score).sum()) == pytest.approx(float((own * score).sum()), abs=1e-5)
+    w = importance_weights(own.log().expand(3, 3), torch.arange(3), engine.log(), cap=10.0)
+    assert float((engine * w * score).sum()) == pytest.approx(float((own * score).sum()), abs=1e-5)
 
 
 # ---------------------------------------------------------------- refusals
@@ -261,15 +261,16 @@ def test_settings_offer_the_forms_that_have_a_formula() -> None:
 
 
 def test_unknown_names_and_empty_supports_are_refused(unchecked: ModuleType) -> None:
+    unchecked_weights = without_type_checks(weights)
     logits = torch.zeros(1, 6)
     with pytest.raises(ConfigError, match="unknown form 'tial'; did you mean 'tail'"):
         unchecked.divergence(logits, logits, form="tial")
     with pytest.raises(ConfigError, match="unknown form 'stopgrad'"):
         unchecked.divergence(logits, logits, direction="forward", form="stopgrad")
     with pytest.raises(ConfigError, match="unknown reduction 'mean'"):
-        unchecked.token_weights([1], "mean")
+        unchecked_weights.token_weights([1], "mean")
     with pytest.raises(ConfigError, match="cannot have -1 tokens"):
-        unchecked.token_weights([3, -1], "seq_mean")
+        unchecked_weights.token_weights([3, -1], "seq_mean")
     with pytest.raises(ConfigError, match="k must be 1 or more"):
         unchecked.divergence(logits, logits, k=0)
 

@@ -26,16 +26,17 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "extract_tokens", "budget_tokens", "show_earlier", "gate",
     ),
     "Loss and teacher": (
-        "method", "answers", "teacher", "teacher_kind", "teacher_every", "teacher_keeps", "divergence", "support",
-        "loss_temperature", "importance_cap", "reduction", "turn_decay", "cut_replies",
+        "method", "answers", "teacher", "teacher_strength", "teacher_kind", "teacher_every", "teacher_keeps",
+        "direction", "divergence", "support", "loss_temperature", "importance_cap", "token_cap", "turn_fade",
+        "reduction", "turn_decay", "cut_replies",
     ),
     "Optimiser": (
-        "steps", "batch_size", "learning_rate", "lora_rank", "weight_decay", "clip_norm", "shard", "async_steps",
-        "tokens_per_batch", "gradient_checkpointing",
+        "steps", "batch_size", "learning_rate", "warmup_steps", "decay", "lora_rank", "weight_decay", "clip_norm",
+        "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing",
     ),
     "Choosing": (
         "context", "mix", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force", "select_tasks",
-        "select_every", "confirm_tasks", "test_tasks",
+        "select_every", "patience", "confirm_tasks", "test_tasks",
     ),
     "Output": ("merge", "save_every", "keep_checkpoints"),
 }  # fmt: skip

@@ -14,6 +14,13 @@ ByTeacher = Literal["context-distillation", "seqkd"]
 """Methods of training, grouped by the replies they learn from: the student's games, the student's replies to stored
 turns, or the teacher's games."""
 
+FORMS = {
+    "reverse": ("full", "tail", "renorm", "raw", "stopgrad"),
+    "forward": ("full", "tail", "renorm", "raw"),
+    "jensen-shannon": ("full", "tail"),
+}
+"""The forms of each direction, as :mod:`agentopcd.distillation.losses` has them."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(PlayerConfig):
@@ -29,8 +36,12 @@ class TrainConfig(PlayerConfig):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same result."""
     learning_rate: float = 0.0
-    """Constant AdamW learning rate; 0: 3e-4 for pocket (the model's agentopcd.json), 2e-5 for others, ten times that
-    with LoRA."""
+    """AdamW learning rate; 0: 3e-4 for pocket (the model's agentopcd.json), 2e-5 for others, ten times that with LoRA."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises to its full value."""
+    decay: Literal["", "linear", "cosine"] = ""
+    """How the learning rate falls after that, to nearly 0 at the last step; empty: it stays."""
+>>>>>>> 6d49ee987712f8ba4b7a6149d2f6f80529f072bd
     weight_decay: float = 0.01
     """Decoupled weight decay, on every parameter."""
     clip_norm: float = 1.0
@@ -56,15 +67,25 @@ class TrainConfig(PlayerConfig):
     """Steps between the copies of a periodic teacher."""
     teacher_keeps: float = 0.95
     """Share of its own weights that an ema teacher keeps at each step; 1 is frozen, 0 is live."""
+    teacher_strength: float = 0.0
+    """How much the context counts for the teacher: its log-probabilities without the context, plus this many times what
+    the context changes in them. Below 1 a milder target, above 1 a stronger one; 0: the teacher as it is (1)."""
+    direction: Literal["", "reverse", "forward", "jensen-shannon"] = ""
+    """Direction of the divergence on the student's own answers (the baselines have theirs); empty: reverse, from student
+    to teacher, as in the paper."""
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
-    """Form of the KL divergence; raw is the paper's."""
+    """Form of the divergence; raw is the paper's."""
     support: int = 256
     """Number of tokens in the top-k support: the student's likeliest tokens, or with the baselines the teacher's."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the loss; 0: as --temperature."""
     importance_cap: float = 0.0
-    """Weight each token by its probability in the trainer over its probability in the engine, capped at this value; 0:
-    no weights."""
+    """Weight each token by its probability in the trainer over its probability in the engine, capped at this value;
+    0: no weights."""
+    token_cap: float = 0.0
+    """Largest loss of a token, in nats: a token above it pulls as if it were at the cap; 0: no cap."""
+    turn_fade: float = 0.0
+    """Weigh each later turn of an episode by this share less in the loss, 0.5 half as much; 0: all alike."""
     reduction: Literal["seq_mean", "token_mean"] = "seq_mean"
     """seq_mean: every reply has equal weight (as in the paper); token_mean: every token has equal weight."""
     cut_replies: Literal["keep", "drop"] = "keep"
@@ -78,7 +99,9 @@ class TrainConfig(PlayerConfig):
     """Select tasks per evaluation."""
     by: str = ""
     """What the checkpoint is chosen by: success, reward, a metric that the environment reports, or distance, to the
-    model that sees the context; empty: the environment's choice, mostly success."""
+    model that sees the context; empty: the environment's default."""
+    patience: int = 0
+    """Stop after this many evaluations on select tasks without a better student; 0: take all steps."""
     save_every: int = 8
     """Steps between checkpoints for resuming a killed run."""
     keep_checkpoints: bool = False
@@ -94,13 +117,15 @@ class TrainConfig(PlayerConfig):
         self._needs_weights("to train")
         self._positive("steps", "batch_size", "clip_norm", "support")
         self._positive("select_every", "select_tasks", "save_every", "teacher_every")
-        if not 0 <= self.turn_decay < 1:
-            raise ConfigError(f"turn_decay is {self.turn_decay}; it must be 0 or more, and below 1")
+        for name in ("turn_decay", "turn_fade"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
         self._check_teacher()
         self._check_method()
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
-        self._not_negative("importance_cap", "async_steps", "tokens_per_batch")
+        self._not_negative("importance_cap", "async_steps", "tokens_per_batch", "patience", "warmup_steps")
+        self._not_negative("token_cap", "teacher_strength")
         self._temperature("loss_temperature")
         self._check_adapter()
 
@@ -111,6 +136,11 @@ class TrainConfig(PlayerConfig):
             frozen_only = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.by_teacher}
             for flag in (flag for flag, on in frozen_only.items() if on):
                 raise ConfigError(f"{flag} wants a teacher that stands still; leave out {flag} or --teacher-kind")
+        if self.teacher_strength and getattr(self, "teacher", ""):
+            raise ConfigError(
+                "--teacher-strength compares the teacher with itself without the context, on the student's prompts; "
+                "leave it out, or leave out --teacher"
+            )
         self._only_with("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic")
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
@@ -119,6 +149,17 @@ class TrainConfig(PlayerConfig):
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
             what = "--divergence stopgrad and --importance-cap are about the student's own answers"
             raise ConfigError(f"{what}; {self.method} learns from the teacher's")
+        if self.warmup_steps > self.steps:
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}, more than the {self.steps} steps; lower it")
+        if self.direction and self.by_teacher:
+            raise ConfigError(
+                f"--direction is about the student's own answers; {self.method} learns from the teacher's"
+            )
+        allowed = FORMS[self.direction or "reverse"]
+        if self.divergence not in allowed:
+            raise ConfigError(
+                f"--direction {self.direction} has no form {self.divergence!r}; its forms: {', '.join(allowed)}"
+            )
         self._only_with("async_steps", bool(self.server) and not self.by_teacher, "--server and the student's answers")
 
     def _check_samples(self) -> None:
