@@ -199,7 +199,7 @@ def check_before(
     if student.model is None:
         return  # behind an API, which is refused later
     models.check_pair(student, teacher)
-    models.check_savable(student)
+    models.check_savable(student, config.save_dtype)
     chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
     task = next(iter(session.tasks("train")), None)
     messages, tools = (session.game.opening(task.seed) if task else None) or ([Message(role="user", content="")], [])

@@ -39,7 +39,7 @@ INSIDE = {
     ],
     "models": [
         "process",
-        "find compute head parallel.ranks merged shortcuts tokens",
+        "find compute head parallel.ranks merged recast shortcuts tokens",
         "load",
         "adapter attention parallel.sharding",
         "models",

@@ -41,10 +41,21 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loaded.adapter = _adapted(loaded.model, loaded.name, rank)
-    # PEFT writes the base's name into the adapter's config. A hub id holds anywhere; all else needs its local folder.
-    hub = not Path(loaded.name).exists() and loaded.name not in find.BUILT_IN
-    loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder.resolve())
+    loaded.adapter.peft_config["default"].base_model_name_or_path = _base_name(loaded)
     loaded.adapter.eval()
+
+
+def _base_name(loaded: LoadedModel) -> str | None:
+    """What PEFT writes as the adapter's base: its hub id, else the folder that a person named, never one of a cache.
+
+    None: the adapter carries its base, or ``agentopcd.json`` says of what file it was made.
+    """
+    own = find.sidecar(loaded.folder).get("parent_id")  # a student was trained from its hub id, and is not it
+    if not own and (hub := find.hub_id(loaded.folder)):
+        return hub
+    if find.is_shipped(loaded.folder) or loaded.name.endswith(".gguf"):
+        return None
+    return str(loaded.folder.resolve())
 
 
 def check_adapter(loaded: LoadedModel, rank: int) -> None:
@@ -105,5 +116,6 @@ def merge(folder: Path, into: Path | None = None) -> str:
     """
     loaded, facts = load_model(str(folder)), find.sidecar(folder)
     # save_model writes the other facts itself; a merged model has no base.
-    kept = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
+    own = ("parent_id", "note", "learning_rate", "base", "origin")
+    kept = {name: facts[name] for name in facts if name not in own}
     return save_model(loaded, into or folder, parent_id=facts["parent_id"], facts=kept)

@@ -24,6 +24,7 @@ from agentopcd.models import find, tokens
 from agentopcd.models.head import float32_head
 from agentopcd.models.merged import merged, peft
 from agentopcd.models.process import relayed_warnings
+from agentopcd.models.recast import check_range
 
 LEARNING_RATE = 2e-5
 """For models that suggest none. Small models need more than the paper's 1e-6 to 5e-6."""
@@ -285,25 +286,46 @@ def save_model(
     elif loaded.adapter is None:
         loaded.model.save_pretrained(scratch)
     else:
-        facts = facts | {"base": loaded.name if loaded.name in find.BUILT_IN else ""}
-        loaded.adapter.save_pretrained(scratch)
-        # PEFT writes sets in arbitrary order, which would change the id.
-        settings = json.loads((scratch / find.ADAPTER).read_text())
-        ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
-        (scratch / find.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
+        facts = facts | {"base": _save_adapter(loaded, scratch)}
     loaded.tokenizer.save_pretrained(scratch)
-    find.write_sidecar(scratch, parent_id=parent_id, note=loaded.note, learning_rate=loaded.learning_rate, **facts)
+    own = {"parent_id": parent_id, "note": loaded.note, "learning_rate": loaded.learning_rate}
+    find.write_sidecar(scratch, **own, origin=find.hub_id(loaded.folder), **facts)
+    find.open_to_all(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     return find.fingerprint(folder)
 
 
-def check_savable(loaded: LoadedModel) -> None:
+def _save_adapter(loaded: LoadedModel, scratch: Path) -> str:
+    """Write the adapter as PEFT does, and the base with it if the base is part of this package and of no hub.
+
+    Returns:
+        The name by which this package finds the base, if the adapter's own settings do not say where it is; else ''.
+    """
+    loaded.adapter.save_pretrained(scratch)
+    (scratch / "README.md").unlink(missing_ok=True)  # PEFT's empty card, with the path of the base
+    # PEFT writes sets in arbitrary order, which would change the id.
+    settings = json.loads((scratch / find.ADAPTER).read_text())
+    ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
+    (scratch / find.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
+    if find.is_shipped(loaded.folder):
+        shutil.copytree(loaded.folder, scratch / find.CARRIED, copy_function=shutil.copyfile)
+        return loaded.folder.name
+    if loaded.name in find.BUILT_IN:
+        return loaded.name
+    return str(find.resolved(loaded.name)) if loaded.name.endswith(".gguf") else ""
+
+
+def check_savable(loaded: LoadedModel, dtype: str = "float32") -> None:
     """Try, with the small files, whether the model can be saved and its tokenizer read back.
+
+    Args:
+        dtype: the dtype in which the weights will be saved.
 
     Raises:
         ModelError: it cannot, so that a student would be lost after its training.
     """
+    check_range(loaded.model.named_parameters(), dtype)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         try:

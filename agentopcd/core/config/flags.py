@@ -37,7 +37,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Teacher": ("teacher", "teacher_kind", "teacher_every", "teacher_keeps"),
     "Loss": ("divergence", "support", "loss_temperature", "importance_cap", "reduction"),
-    "Output": ("merge", "save_every", "keep_checkpoints"),
+    "Output": ("merge", "save_dtype", "track", "save_every", "keep_checkpoints"),
 }  # fmt: skip
 """Panel -> its settings, both in display order. The first panel holds what most people need."""
 

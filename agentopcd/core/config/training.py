@@ -39,6 +39,10 @@ class TrainConfig(PlayerConfig):
     all weights."""
     merge: bool = False
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the student's saved weights; training, and the choice of the checkpoint, are float32."""
+    track: Literal["", "trackio", "wandb", "tensorboard", "mlflow"] = ""
+    """Send every figure of metrics.jsonl, the settings and the final table to this tracker, too; empty: to none."""
     shard: bool = False
     """Shard student and teacher over all processes (FSDP2); without --server each also has a whole student to play."""
     async_steps: int = 0
