@@ -66,7 +66,7 @@ INSIDE = {
         "assemble episodes",
         "queries",
         "store",
-        "bench care exchange ingest",
+        "bench care evidence exchange ingest",
         "confirm decide dump plain repair score values",
         "changes edit similar",
         "knowledge",

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Run:
             if not file.is_file() or file.read_bytes() != text.encode():
                 write_text(file, text)
         self.metrics_file = self.folder / "metrics.jsonl"
+        self.follower: Callable[[Mapping[str, Any]], None] | None = None
+        """Called with every record after it was logged."""
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -84,6 +86,8 @@ class Run:
         """Append one JSON line."""
         with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(record), sort_keys=True) + "\n")
+        if self.follower is not None:
+            self.follower(plain(record))
 
     def records(self) -> list[dict[str, Any]]:
         """What was logged so far; see :func:`read_records`."""

@@ -41,21 +41,7 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loaded.adapter = _adapted(loaded.model, loaded.name, rank)
-    loaded.adapter.peft_config["default"].base_model_name_or_path = _base_name(loaded)
     loaded.adapter.eval()
-
-
-def _base_name(loaded: LoadedModel) -> str | None:
-    """What PEFT writes as the adapter's base: its hub id, else the folder that a person named, never one of a cache.
-
-    None: the adapter carries its base, or ``agentopcd.json`` says of what file it was made.
-    """
-    own = find.sidecar(loaded.folder).get("parent_id")  # a student was trained from its hub id, and is not it
-    if not own and (hub := find.hub_id(loaded.folder)):
-        return hub
-    if find.is_shipped(loaded.folder) or loaded.name.endswith(".gguf"):
-        return None
-    return str(loaded.folder.resolve())
 
 
 def check_adapter(loaded: LoadedModel, rank: int) -> None:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 
 from agentopcd.core.errors import ModelError, did_you_mean
-from agentopcd.core.files import is_dir, is_file, path_of, resolved
+from agentopcd.core.files import hub_of, is_dir, is_file, path_of, resolved
 from agentopcd.core.text import first_line
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -142,7 +140,7 @@ def find_base(name: str) -> Path:
 def base_of_adapter(folder: Path) -> str | None:
     """The base model of the adapter in ``folder``, or None if ``folder`` holds no adapter.
 
-    A base that the adapter carries comes first. A built-in one is given by its name, so that it is found on any machine.
+    A base that the adapter carries comes first. A built-in one is given by its name, so that any machine finds it.
     """
     file = folder / ADAPTER
     if not file.is_file():
@@ -171,9 +169,8 @@ def hub_id(folder: Path) -> str:
     for name, source in FETCHED.items():
         if resolved(folder) == resolved(cache_dir() / name):
             return source.hub_id
-    for part, below in itertools.pairwise(folder.absolute().parts):  # of the hub's cache: models--OWNER--NAME/snapshots
-        if below == "snapshots" and (found := re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", part)):
-            return f"{found[1]}/{found[2]}"
+    if hub := hub_of(folder.absolute()):
+        return hub
     origin = sidecar(folder).get("origin")
     return origin if isinstance(origin, str) else ""
 
@@ -212,7 +209,14 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]  # the last one names the licence
+        wanted = [
+            "*.json",
+            "*.safetensors",
+            "*.jinja",
+            "*.model",
+            "*.txt",
+            "README.md",
+        ]  # the last one names the licence
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         raise ModelError(

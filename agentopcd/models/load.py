@@ -307,6 +307,7 @@ def _save_adapter(loaded: LoadedModel, scratch: Path) -> str:
     # PEFT writes sets in arbitrary order, which would change the id.
     settings = json.loads((scratch / find.ADAPTER).read_text())
     ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
+    ordered["base_model_name_or_path"] = _base_name(loaded)
     (scratch / find.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
     if find.is_shipped(loaded.folder):
         shutil.copytree(loaded.folder, scratch / find.CARRIED, copy_function=shutil.copyfile)
@@ -314,6 +315,19 @@ def _save_adapter(loaded: LoadedModel, scratch: Path) -> str:
     if loaded.name in find.BUILT_IN:
         return loaded.name
     return str(find.resolved(loaded.name)) if loaded.name.endswith(".gguf") else ""
+
+
+def _base_name(loaded: LoadedModel) -> str | None:
+    """What PEFT writes as the adapter's base: its hub id, else the folder that a person named, never one of a cache.
+
+    None: the adapter carries its base, or ``agentopcd.json`` says of what file it was made.
+    """
+    own = find.sidecar(loaded.folder).get("parent_id")  # a student was trained from its hub id, and is not it
+    if not own and (hub := find.hub_id(loaded.folder)):
+        return hub
+    if find.is_shipped(loaded.folder) or loaded.name.endswith(".gguf"):
+        return None
+    return str(loaded.folder.resolve())
 
 
 def check_savable(loaded: LoadedModel, dtype: str = "float32") -> None:

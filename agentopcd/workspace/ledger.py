@@ -157,4 +157,5 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
     if isinstance(config, GatherConfig) and config.extractor and config.extracting.engine == "api":
         settings["extractor"] = f"{config.extracting.model} (API)"
     later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig) else LATER_SETTINGS
-    return {name: value for name, value in settings.items() if name not in NOT_OF_A_RUN and (value or name not in later)}
+    used = {name: value for name, value in settings.items() if value or name not in later}
+    return {name: value for name, value in used.items() if name not in NOT_OF_A_RUN}
