@@ -25,6 +25,7 @@ from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.engine import engine_of, player_of
+from agentopcd.workspace.card import describe
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.distance import distances
 from agentopcd.workspace.evaluation.spoken import Distances
@@ -33,6 +34,7 @@ from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
 from agentopcd.workspace.session import Session
+from agentopcd.workspace.trackers import check_tracker, summary, tracking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +107,8 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     run = Run(session.work, "consolidate", identity)
     if (done := run.result) is not None:
         session.say(f"already done: {run.folder}")
+        with tracking(run, config.track, identity, session.say) as record:
+            record.finish(summary(done["evaluation"]) if done.get("evaluation") else {})
         earlier = Distilled.repeating(done, run)
         table = _table(session, config, context, earlier) if config.test_tasks else None
         far = ((done.get("evaluation") or {}).get("distances")) if table else None
@@ -136,16 +140,21 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     assignment = Assignment(
         training=training, student=str(student.folder), stored=stored, work=session.work, identity=identity
     )
-    with ranks.led(assignment):
-        result = train_student(assignment, student, teacher_model, run, session.say)
-    path = kept(session.work, result.folder)
-    session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
-    out = Distilled(
-        folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
-        context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped, evaluation=None,
-    )  # fmt: skip
-    if test:
-        out = dataclasses.replace(out, evaluation=_reported(session, config, context, out, run_id, folders, known))
+    with tracking(run, config.track, identity, session.say) as record:
+        with ranks.led(assignment):
+            result = train_student(assignment, student, teacher_model, run, session.say)
+        path = kept(session.work, result.folder)
+        session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
+        out = Distilled(
+            folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
+            context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped,
+            evaluation=None,
+        )  # fmt: skip
+        describe(session.store, result.folder, result.model_id, student.folder)  # a kill below leaves a card, too
+        if test:
+            out = dataclasses.replace(out, evaluation=_reported(session, config, context, out, run_id, folders, known))
+            describe(session.store, result.folder, result.model_id, student.folder, out.to_dict()["evaluation"])
+        record.finish(summary(out.to_dict()["evaluation"]) if test else {})
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
@@ -229,6 +238,7 @@ def check_launch(config: TrainConfig, processes: int) -> None:
         raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
     if config.lora_rank:
         peft()
+    check_tracker(config.track)
 
 
 def check_method(session: Session, config: ConsolidateConfig) -> ConsolidateConfig:

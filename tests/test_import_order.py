@@ -98,7 +98,7 @@ INSIDE = {
         "checks",
     ],
     "workspace": [
-        "day extraction handover paths",
+        "card day extraction handover paths trackers",
         "ledger",
         "session",
         "evaluation.spoken experience.chains experience.choose experience.worth",

@@ -177,8 +177,9 @@ class Record:
         raise NotImplementedError
 
     def started(self, tracker: Any) -> Any:
-        # Only the main process has a record. Accelerate would connect all processes to find out which one that is.
-        tracker.main_process_only = False
+        from accelerate import PartialState
+
+        PartialState()  # accelerate's log wants it; where several processes train, Ranks has made it
         tracker.start()
         return tracker
 
