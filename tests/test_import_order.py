@@ -40,7 +40,7 @@ INSIDE = {
     "models": [
         "process",
         "find compute head parallel.ranks merged recast shortcuts tokens",
-        "load",
+        "load push",
         "adapter attention parallel.sharding",
         "models",
     ],
@@ -111,7 +111,7 @@ INSIDE = {
         "paper.plan config envs knowledge",
         "paper.report",
         "paper.run",
-        "decisions look_up reproduce store verbs",
+        "decisions look_up push reproduce store verbs",
         "cli",
     ],
 }
