@@ -87,9 +87,7 @@ def push(sent: Parcel, repo: str, *, private: bool) -> str:
             api.upload_folder(repo_id=made.repo_id, folder_path=staged, commit_message="Upload a student of agentopcd")
         except Exception as error:  # of the hub's library, and of the one it sends with
             why = first_line(error, type(error).__name__)
-            raise ConfigError(
-                f"the model hub did not take {repo} ({why}); check name, token and HF_ENDPOINT"
-            ) from error
+            raise ConfigError(f"the model hub did not take {repo} ({why}); check name, token, HF_ENDPOINT") from error
     return str(made)
 
 

@@ -1,4 +1,4 @@
-"""A program that logs a run's steps to a tracker and may be killed: ``tracked_run.py WORK TRACKER first|again|done``."""
+"""Logs the steps of a run to a tracker, and may kill itself: ``tracked_run.py WORK TRACKER first|again|done``."""
 
 from __future__ import annotations
 
