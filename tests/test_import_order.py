@@ -101,7 +101,7 @@ INSIDE = {
         "card day extraction handover paths trackers",
         "ledger",
         "session",
-        "evaluation.spoken experience.chains experience.choose experience.worth",
+        "checks evaluation.spoken experience.chains experience.choose experience.worth",
         "evaluation.table",
         "evaluation.distance evaluation.drift experience.find_context experience.gather experience.influence",
         "evaluation.student",

@@ -36,12 +36,14 @@ def check_tracker(name: str) -> None:
     """
     if not name:
         return
-    if find_spec(name) is None:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:  # a mere folder of this name, as wandb leaves one, is no package
         raise DependencyError(f"--track {name} needs the package {name}; install it: pip install 'agentopcd[{name}]'")
-    if name == "wandb" and os.environ.get("WANDB_MODE", "online") in ("online", "run"):
+    if name == "wandb":
         import wandb
 
-        if not wandb.api.api_key:
+        sends = wandb.setup().settings.mode not in ("offline", "dryrun", "disabled")
+        if sends and not wandb.login(prompt=False):
             raise ConfigError("--track wandb has no key; run `wandb login`, or set WANDB_MODE=offline")
 
 
