@@ -150,7 +150,7 @@ def _licence(base: Path) -> dict[str, str]:
             return {"license": source.licence.lower()}
     try:
         said = ModelCard.load(base / CARD).data.to_dict()
-    except (OSError, ValueError, TypeError):  # no card, or none that can be read
+    except Exception:  # no card, or none that can be read: YAML and hub raise whatever they like
         return {}
     return {key: one_line(value)[:200] for key in LICENCE if isinstance(value := said.get(key), str) and value.strip()}
 
@@ -162,14 +162,18 @@ def _title(facts: Facts) -> str:
 def _what(facts: Facts) -> list[str]:
     kind = "A LoRA adapter" if facts.adapter else "A model"
     origin = facts.hub_id
-    base = f"`{told(facts.base)}`" if facts.base else "a model that is not known here"
-    trained = f", whose own origin is `{origin}`" if origin and told(facts.base) != origin else ""
+    base = told(facts.base) if facts.base else "a model that is not known here"
+    trained = f", which goes back to `{origin}`," if origin and base != origin else ""
+    step = find.sidecar(facts.folder).get("step")
     lines = [
         "",
-        f"{kind} that acts as if it were shown a context, without being shown it. It was trained from {base}{trained}",
-        "by on-policy context distillation ([arXiv:2602.12275](https://arxiv.org/abs/2602.12275)) with agentopcd",
-        f"{agentopcd.__version__}, in the environment `{one_line(facts.env)}`.",
+        f"{kind} that was trained to act as if it were shown a context, without being shown it. It was trained from",
+        f"{base}{trained} by on-policy context distillation",
+        f"([arXiv:2602.12275](https://arxiv.org/abs/2602.12275)) with agentopcd {agentopcd.__version__}, in the",
+        f"environment `{one_line(facts.env)}`.",
     ]
+    if isinstance(step, int):
+        lines += [f"The checkpoint is that of step {step} of {facts.settings.get('steps')}, the best on select tasks."]
     note = find.sidecar(facts.folder).get("note")
     if isinstance(note, str) and note:
         lines += ["", f"Note on the base: {one_line(note)}."]
@@ -191,10 +195,19 @@ def _contexts(facts: Facts) -> list[str]:
         drawn = f", in {share:.0%} of the episodes" if share < 1 else ""
         lines += [
             "", f"Context `{context_id[:12]}`, shown to the teacher in the {context.placement} message{drawn}:", "",
-            fenced(context.text), "", "What its store knows of it:", "",
+            fenced(context.text), "", _origin(facts.store, context_id), "",
             *(f"- {escaped(line)}" for line in evidence(facts.store, context_id)),
         ]  # fmt: skip
     return lines
+
+
+def _origin(store: Store, context_id: str) -> str:
+    recipe = read_object(store.context_row(context_id)["recipe"], f"the recipe of context {context_id[:12]}")
+    known = "What the store of its workspace knows of it:"
+    if not recipe:
+        return known
+    who = "A person gave it in a file" if recipe.get("order") == "file" else "It was put together from what play taught"
+    return f"{who}. {known}"
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -207,7 +220,7 @@ def fenced(text: str, language: str = "text") -> str:
 
 def escaped(line: str) -> str:
     """A line of text in which nothing is markup."""
-    return re.sub(r"([\\`*_\[\]<>#|~!&])", r"\\\1", one_line(line))
+    return re.sub(r"([\\`*_<>#|~!&]|(?<=\])\()", r"\\\1", one_line(line))
 
 
 def _results(facts: Facts) -> list[str]:
@@ -307,10 +320,10 @@ def command(settings: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
         settings["context"] = "context.txt"
     for field in dataclasses.fields(ConsolidateConfig):
         name, value = field.name, settings.get(field.name)
-        if not value or value == default_of(field) or name == "track":
+        if not value or value == default_of(field) or (name, value) == ("tokens_per_batch", 4096):  # what 0 stands for
             continue
         if name in ("model", "teacher"):
-            value = told(str(value))
+            value = known if (known := told(str(value))) and " " not in known else f"path/to/the/{name}"
         flag = flag_of(name)
         if name in DICT_FLAGS:
             words += [f"{flag} {shlex.quote(f'{key}={public(entry)}')}" for key, entry in value.items()]

@@ -189,10 +189,11 @@ class Record:
         self.tracker.log(dict(values), step=step)
 
     def finish(self, summary: Mapping[str, float], step: int) -> None:
-        """Send the figures of the final table, unless an earlier call has."""
-        if type(self).__name__ not in (sent := self.noted().get("finished", [])):
+        """Send the figures of the final table, unless an earlier call has sent them to this record."""
+        name, sent = type(self).__name__, self.noted().get("finished", [])
+        if self.held < 0 or name not in sent:  # an empty record is another one than that of the earlier call
             self.log(summary, step)
-            self.note(finished=[*sent, type(self).__name__])
+            self.note(finished=sorted({*sent, name}))
 
     def note(self, **facts: Any) -> None:
         """Keep facts about this record in the run's folder."""

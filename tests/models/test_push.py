@@ -32,7 +32,10 @@ class Hub(BaseHTTPRequestHandler):
             server.created = json.loads(body)
             self._answer({"url": f"{server.url}/me/student", "name": "me/student"})
         elif "/preupload/" in self.path:
-            files = [{"path": one["path"], "uploadMode": "regular"} for one in json.loads(body)["files"]]
+            files = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
             self._answer({"files": files})
         elif "/commit/" in self.path:
             for line in body.splitlines():

@@ -143,7 +143,8 @@ def test_an_adapter_carries_a_base_that_is_on_no_hub(tmp_path: Path) -> None:
     assert alone(moved, str(moved / "base")) == here(moved)
 
 
-def test_a_base_is_named_by_its_hub_id(tmp_path: Path, tiny_model_dir: Path) -> None:
+def test_a_base_is_named_by_its_hub_id(tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "_from_hub", {"Org/tiny-1.5": tiny_model_dir}.__getitem__)
     cached = tmp_path / "models--Org--tiny-1.5" / "snapshots" / "0123abcd"
     cached.parent.mkdir(parents=True)
     cached.symlink_to(tiny_model_dir)
@@ -196,9 +197,9 @@ def test_a_context_as_a_skill(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store.db") as store:
         context = Context('- EXPERIENCE ITEM: go left\n- EXPERIENCE ITEM: "quoted": yes')
         store.add_context(context)
-        store.move("so ko/ban/best", context.id, "person", "a test", None)
-        text = skill(store, context.id, "so ko/ban/best")
+        store.move("sokoban/best", context.id, "person", "a test", None)
+        text = skill(store, context.id, "sokoban/best")
     found = ModelCard(text)  # the same form: YAML in front
-    assert found.data.to_dict()["name"] == "so-ko-ban-best"
+    assert found.data.to_dict()["name"] == "sokoban-best"
     assert found.data.to_dict()["description"].endswith("It begins: go left")
-    assert found.text.strip().startswith(context.text) and "## Evidence" in text and "refs: so ko/ban/best" in text
+    assert found.text.strip().startswith(context.text) and "## Evidence" in text and "refs: sokoban/best" in text

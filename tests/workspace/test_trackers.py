@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,11 +30,15 @@ class Kept(trackers.Record):
     """A tracker in memory."""
 
     fails_at = 99
+    has = -1
 
     def begin(self, settings: dict[str, Any]) -> Any:
-        self.settings, self.rows, self.ended = settings, [], 0
+        self.settings, self.rows, self.ended, self.held = settings, [], 0, self.has
         made.append(self)
-        return self
+        return SimpleNamespace(finish=self.end)
+
+    def end(self) -> None:
+        self.ended += 1
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         if step == self.fails_at:
@@ -59,7 +64,9 @@ def follow(run: Run, said: list[str], *steps: int, name: str = "wandb") -> None:
         record.finish({"test/x": 1.0})
 
 
-def test_a_tracker_gets_every_number_under_its_name(kept: type[Kept], tmp_path: Path) -> None:
+def test_a_tracker_gets_every_number_once_under_its_name(
+    kept: type[Kept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, said = Run(tmp_path, "consolidate", {"env": "math"}), []
     run.log({"step": 0, "select/success": 0.5})  # as if begun without a tracker
     follow(run, said, 1, 2)
@@ -67,9 +74,13 @@ def test_a_tracker_gets_every_number_under_its_name(kept: type[Kept], tmp_path: 
     assert made[0].rows[1][1] == {"loss/value_nats": 0.5, "train/skipped": 0.0}
     assert made[0].rows[-1][1] == {"test/x": 1.0} and said == []
     assert json.loads(made[0].settings["env_args"]) == {"at": "http://***@host"}
-    assert run.follower is None
-    follow(run, said)  # finished: the table is not sent again
-    assert [step for step, _ in made[1].rows] == [0, 1, 2]
+    assert run.follower is None and made[0].ended == 1
+    monkeypatch.setattr(Kept, "has", 2)
+    follow(run, said)  # finished: nothing is sent again
+    assert made[1].rows == []
+    monkeypatch.setattr(Kept, "has", 1)
+    follow(run, said, 3)  # killed before: what is lacking is sent
+    assert [step for step, _ in made[2].rows] == [2, 3] and said == []
 
 
 def test_a_tracker_that_fails_is_told_once_and_ends_nothing(kept: type[Kept], tmp_path: Path) -> None:
