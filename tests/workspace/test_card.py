@@ -124,11 +124,13 @@ def test_others_can_read_it_and_it_has_the_dtype(student: Distilled) -> None:
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_it_answers_token_by_token_without_this_package(student: Distilled) -> None:
     folder = Path(student.folder)
     assert alone(folder) == here(folder)
 
 
+@pytest.mark.slow
 def test_an_adapter_carries_a_base_that_is_on_no_hub(tmp_path: Path) -> None:
     loaded, folder = models.load_model("pocket-s"), tmp_path / "student"
     models.add_adapter(loaded, 2, torch.float32, 0)
