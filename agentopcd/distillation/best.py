@@ -69,7 +69,10 @@ def finish(folder: Path, *, merge: bool, dtype: str = "float32") -> None:
     with writing(student):
         shutil.rmtree(student, ignore_errors=True)
         if merge or dtype != "float32":
-            models.merge(best, student) if merge else shutil.copytree(best, student)
+            if merge:
+                models.merge(best, student)
+            else:
+                shutil.copytree(best, student)
             models.recast(student, dtype)
             shutil.rmtree(best)  # last: after a kill above, all of this is done again
         else:

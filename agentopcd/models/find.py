@@ -180,6 +180,11 @@ def is_shipped(folder: Path) -> bool:
     return resolved(folder).parent == resolved(WEIGHTS)
 
 
+def is_cached(folder: Path) -> bool:
+    """Whether ``folder`` is that of a model that this package has fetched or converted."""
+    return resolved(folder).parent == resolved(cache_dir())
+
+
 def fingerprint(folder: Path) -> str:
     """The model's id: sha256 over all its files except ``agentopcd.json`` and the model card, which describe it.
 
@@ -209,14 +214,8 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = [
-            "*.json",
-            "*.safetensors",
-            "*.jinja",
-            "*.model",
-            "*.txt",
-            "README.md",
-        ]  # the last one names the licence
+        # The card, README.md, names the licence.
+        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         raise ModelError(
@@ -328,6 +327,5 @@ def open_to_all(folder: Path) -> None:
     Weights are written by libraries to files that only their owner may read, and a temporary folder is made so, too.
     """
     mode = (folder / "agentopcd.json").stat().st_mode & 0o777  # written with open, so as the umask says
-    for file in (entry for entry in folder.rglob("*") if entry.is_file()):
-        file.chmod(mode)
-    folder.chmod(mode | (mode & 0o444) >> 2)
+    for entry in (folder, *folder.rglob("*")):
+        entry.chmod(mode | (mode & 0o444) >> 2 if entry.is_dir() else mode)

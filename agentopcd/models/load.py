@@ -309,12 +309,15 @@ def _save_adapter(loaded: LoadedModel, scratch: Path) -> str:
     ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
     ordered["base_model_name_or_path"] = _base_name(loaded)
     (scratch / find.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
-    if find.is_shipped(loaded.folder):
-        shutil.copytree(loaded.folder, scratch / find.CARRIED, copy_function=shutil.copyfile)
-        return loaded.folder.name
-    if loaded.name in find.BUILT_IN:
-        return loaded.name
-    return str(find.resolved(loaded.name)) if loaded.name.endswith(".gguf") else ""
+    folder = loaded.folder
+    if find.is_shipped(folder):
+        shutil.copytree(folder, scratch / find.CARRIED, copy_function=shutil.copyfile)
+        return folder.name
+    if not find.is_cached(folder):
+        return ""
+    if folder.name in find.FETCHED:  # whatever name it was loaded by
+        return folder.name
+    return str(find.resolved(loaded.name)) if loaded.name.endswith(".gguf") else str(folder)
 
 
 def _base_name(loaded: LoadedModel) -> str | None:
@@ -325,7 +328,7 @@ def _base_name(loaded: LoadedModel) -> str | None:
     own = find.sidecar(loaded.folder).get("parent_id")  # a student was trained from its hub id, and is not it
     if not own and (hub := find.hub_id(loaded.folder)):
         return hub
-    if find.is_shipped(loaded.folder) or loaded.name.endswith(".gguf"):
+    if find.is_shipped(loaded.folder) or find.is_cached(loaded.folder):
         return None
     return str(loaded.folder.resolve())
 
