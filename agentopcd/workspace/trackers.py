@@ -14,6 +14,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from agentopcd.core.errors import ConfigError, DependencyError
@@ -229,14 +230,26 @@ class Trackio(Record):
 
 
 class Wandb(Record):
-    """Wandb keeps runs by id. Offline it cannot look its steps up, so the last one is noted in the run's folder."""
+    """Wandb keeps runs by id. Offline it cannot look up what it has, and a kill loses what it had not written yet.
+
+    So the folders that earlier processes left offline are replaced by one with everything, unless they were synced.
+    """
 
     def begin(self, settings: dict[str, Any]) -> Any:
+        import wandb
         from accelerate.tracking import WandBTracker
 
-        self.held = self.noted().get("wandb_step", -1)
-        name = self.name()
-        return self.started(WandBTracker(PROJECT, id=name, name=name, resume="allow", config=settings))
+        name, place = self.name(), Path(wandb.setup().settings.wandb_dir)
+        folders = list(place.glob(f"offline-run-*-{name}"))
+        synced = [folder for folder in folders if any(folder.glob("*.synced"))]
+        for folder in folders if not synced else ():
+            shutil.rmtree(folder, ignore_errors=True)
+        tracker = self.started(WandBTracker(PROJECT, id=name, name=name, resume="allow", config=settings))
+        if tracker.run.resumed:
+            self.held = tracker.run.step - 1
+        elif synced:
+            self.held = self.noted().get("wandb_step", -1)
+        return tracker
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         super().log(values, step)
