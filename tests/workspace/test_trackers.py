@@ -157,6 +157,7 @@ def test_tensorboard(tmp_path: Path) -> None:
 
 
 @pytest.mark.trackers
+@pytest.mark.timeout(900)  # it lays out a whole database first
 def test_mlflow(tmp_path: Path) -> None:
     played("mlflow", tmp_path)
     import mlflow
