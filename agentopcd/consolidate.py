@@ -282,7 +282,7 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callabl
         say(f"warning: {skipped}")
     folder, ranks = run.folder / "student", Ranks.current()
     if ranks.main:
-        best.finish(run.folder, merge=config.merge)
+        best.finish(run.folder, merge=config.merge, dtype=config.save_dtype)
     ranks.wait()
     return Consolidated(
         folder=folder, model_id=find.fingerprint(folder), best_step=progress.best_step, skipped=progress.skipped,

@@ -10,22 +10,22 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
-from agentopcd.core.config import ConsolidateConfig, TrainConfig, player_flags
+from agentopcd.core.config import ConsolidateConfig, player_flags
 from agentopcd.core.config.toml import saved
-from agentopcd.core.errors import ConfigError, ModelError
+from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, read_json, write_json
-from agentopcd.core.types import Context, Episode, Message, Mixture, Task
+from agentopcd.core.types import Context, Episode, Mixture, Task
 from agentopcd.distillation.distance import DISTANCE, Totals
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import Arm
 from agentopcd.models import find
-from agentopcd.models.merged import peft
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
-from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.engine import engine_of, player_of
+from agentopcd.workspace.card import describe
+from agentopcd.workspace.checks import check_before, check_launch, check_method, check_trainable
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.distance import distances
 from agentopcd.workspace.evaluation.spoken import Distances
@@ -35,6 +35,7 @@ from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
 from agentopcd.workspace.resolved import resolved
 from agentopcd.workspace.session import Session
+from agentopcd.workspace.trackers import summary, tracking
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,13 +107,9 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     }  # fmt: skip
     run = Run(session.work, "consolidate", identity, saved(given, resolved(session))[0])
     if (done := run.result) is not None:
-        session.say(f"already done: {run.folder}")
-        earlier = Distilled.repeating(done, run)
-        table = _table(session, config, context, earlier) if config.test_tasks else None
-        far = ((done.get("evaluation") or {}).get("distances")) if table else None
-        if table and far:
-            table = dataclasses.replace(table, distances=Distances.from_dict(far))
-        return dataclasses.replace(earlier, evaluation=table)
+        with tracking(run, config.track, identity, session.say) as record:
+            record.finish(summary(done["evaluation"]) if done.get("evaluation") else {})
+        return _repeated(session, config, context, run, done)
     check_before(session, config, context, student, teacher_model)
     train = session.tasks("train")
     session.manifest.guard_training(train)
@@ -138,20 +135,38 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     assignment = Assignment(
         training=training, student=str(student.folder), stored=stored, work=session.work, identity=identity
     )
-    with ranks.led(assignment):
-        result = train_student(assignment, student, teacher_model, run, session.say)
-    path = kept(session.work, result.folder)
-    session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
-    out = Distilled(
-        folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
-        context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped, evaluation=None,
-    )  # fmt: skip
-    if test:
-        out = dataclasses.replace(out, evaluation=_reported(session, config, context, out, run_id, folders, known))
+    with tracking(run, config.track, identity, session.say) as record:
+        with ranks.led(assignment):
+            result = train_student(assignment, student, teacher_model, run, session.say)
+        path = kept(session.work, result.folder)
+        session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
+        out = Distilled(
+            folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
+            context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped,
+            evaluation=None,
+        )  # fmt: skip
+        describe(session.store, result.folder, result.model_id, student.folder)  # a kill below leaves a card, too
+        if test:
+            out = dataclasses.replace(out, evaluation=_reported(session, config, context, out, run_id, folders, known))
+            describe(session.store, result.folder, result.model_id, student.folder, out.to_dict()["evaluation"])
+        record.finish(summary(out.to_dict()["evaluation"]) if test else {})
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out
+
+
+def _repeated(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, run: Run, done: Mapping[str, Any]
+) -> Distilled:
+    """The result of a finished run, with its table computed from stored episodes."""
+    session.say(f"already done: {run.folder}")
+    earlier = Distilled.repeating(done, run)
+    table = _table(session, config, context, earlier) if config.test_tasks else None
+    far = ((done.get("evaluation") or {}).get("distances")) if table else None
+    if table and far:
+        table = dataclasses.replace(table, distances=Distances.from_dict(far))
+    return dataclasses.replace(earlier, evaluation=table)
 
 
 def _reported(
@@ -186,82 +201,6 @@ def measured(
         return None
     setup = session.setup(session.player_for(arms[0].model))
     return distances(session, arms, teacher, context, test, setup=setup, known=known)
-
-
-def check_before(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, student: models.LoadedModel,
-    teacher: models.LoadedModel,
-) -> None:  # fmt: skip
-    """Refuse, before anything is played, what could not be scored or saved after hours of play.
-
-    Raises:
-        ModelError: the teacher cannot score the student's tokens, or the student cannot be saved.
-        ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions.
-    """
-    if student.model is None:
-        return  # behind an API, which is refused later
-    models.check_pair(student, teacher)
-    models.check_savable(student)
-    chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
-    task = next(iter(session.tasks("train")), None)
-    messages, tools = (session.game.opening(task.seed) if task else None) or ([Message(role="user", content="")], [])
-    shown = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    if shown and any(part.text.strip() in shown for part in context.parts):
-        raise ConfigError(
-            "the system message of the first prompt holds the context already, so the student would see it, too; leave "
-            "it out of the prompts (--env-arg system=drop, for a file of conversations)"
-        )
-    longest = max(len(chat.render(messages, part, tools)) for part in context.parts)
-    if room and longest + config.max_tokens > room:
-        raise ConfigError(
-            f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
-            f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
-        )
-
-
-def check_launch(config: TrainConfig, processes: int) -> None:
-    """Refuse settings of training that do not fit the number of processes or the installed packages.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-    if processes > 1 and config.device != "auto":
-        raise ConfigError(f"device is {config.device!r} with {processes} processes; leave it out")
-    if config.shard and processes == 1:
-        raise ConfigError("there is one process to shard over; launch several with torchrun, or leave out --shard")
-    if config.lora_rank:
-        peft()
-
-
-def check_method(session: Session, config: ConsolidateConfig) -> ConsolidateConfig:
-    """The settings with the method that this environment allows: stored prompts are answered, not played.
-
-    Raises:
-        ConfigError: a setting is of no use here.
-    """
-    if session.game.spec.logged and config.method == "opcd":
-        session.say("method: prefix-replay, because the prompts of this environment are stored")
-        config = dataclasses.replace(config, method="prefix-replay")
-    if config.turn_decay and not config.replays:
-        raise ConfigError(
-            "--turn-decay is for stored turns: a file of conversations, or --method prefix-replay; leave it out"
-        )
-    return config
-
-
-def check_trainable(session: Session, config: ConsolidateConfig, loaded: models.LoadedModel) -> None:
-    """Refuse, before anything is played, a model that cannot be trained or teach.
-
-    Raises:
-        ModelError: its logits cannot be recomputed from its hidden states, or it has no gradient checkpointing.
-    """
-    if loaded.model is None:
-        return  # behind an API
-    with models.autocast(session.device, session.compute):
-        models.check_head(loaded.model)
-        models.check_backward(loaded.model)
-    if config.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
-        raise ModelError(f"{type(loaded.model).__name__} has no gradient checkpointing; leave it out")
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:

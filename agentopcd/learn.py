@@ -11,8 +11,9 @@ from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.core.config.toml import saved
 from agentopcd.core.runs import Run, read_json, write_json
-from agentopcd.distil import Distilled, distil_context
+from agentopcd.distil import Distilled, check_launch, distil_context
 from agentopcd.envs.scan import Progress, no_progress
+from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.workspace.experience.choose import choose, ranked_by, result_of
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.ledger import run_config
@@ -42,6 +43,7 @@ def learn(
     Round 1 starts from ``config.model``. A round whose candidates do not beat the empty context on the
     confirm tasks trains nothing unless ``force`` is set; the next round continues with the same model.
     """
+    check_launch(pick(config, ConsolidateConfig), Ranks.current().count)
     rounds: list[Round] = []
     run = Run(work, "learn", run_config(config), saved(config)[0])
     start = run.folder / "start.json"

@@ -157,7 +157,8 @@ def export(
         typer.Option(
             "--output",
             "-o",
-            help="A .jsonl file keeps origin and history; .txt or .md is text alone. Default: print JSON lines. With "
+            help="A .jsonl file keeps origin and history; .txt or .md is text alone, SKILL.md text with its evidence. "
+            "Default: print JSON lines. With "
             "PREFIX/: a new folder, which gets SEED/experience_STEP.txt for each ref PREFIX/SEED/STEP.",
         ),
     ] = None,
@@ -171,6 +172,7 @@ def export(
     from agentopcd.core.errors import ConfigError
     from agentopcd.core.runs import write_text
     from agentopcd.knowledge.dump import dump, to_jsonl
+    from agentopcd.knowledge.evidence import skill
     from agentopcd.knowledge.plain import export_text
 
     if (name is None) is not everything:
@@ -187,7 +189,8 @@ def export(
     with read_store(work) as store:
         context_id = store.resolve(name) if name is not None else None
         if context_id is not None and as_text:
-            pieces = iter([export_text(store, context_id)])
+            as_skill = output is not None and output.name == "SKILL.md"
+            pieces = iter([skill(store, context_id, name or "") if as_skill else export_text(store, context_id)])
         else:
             pieces = to_jsonl(dump(store, None if context_id is None else [context_id], episodes=episodes))
         if output is None:

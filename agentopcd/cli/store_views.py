@@ -6,11 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import Rate
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.episodes import Arena, Arm
+from agentopcd.knowledge.evidence import Competed, scores
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.items import Item
@@ -115,7 +114,7 @@ def item_view(store: Store, item_id: str) -> Row:
         "kind": "item", "id": item.id, "text": item.text, "status": item.status, "support": item.support,
         "events": [_keep(row, "event", "actor", "reason", "other_id", "at") for row in store.events(item_id)],
         "origins": [_origin(store, row) for row in store.sources(item_id)],
-        "contexts": [{"id": context_id, "scores": _scores(store, context_id, competed)} for context_id in newest],
+        "contexts": [{"id": context_id, "scores": scores(store, context_id, competed)} for context_id in newest],
         "other_contexts": others,
         "models": store.carriers(item_id),
     }  # fmt: skip
@@ -181,7 +180,7 @@ def context_view(store: Store, context_id: str) -> Row:
         "recipe": recipe_of(row), "created_at": row["created_at"],
         "refs": [name for name, target in store.refs().items() if target == context_id],
         "items": [item_row(item) for item in store.items(context_id=context_id)],
-        "scores": _scores(store, context_id, Competed(store)),
+        "scores": scores(store, context_id, Competed(store)),
         "looks": [
             _keep(row, "env", "model_id", "number", "level", "verdict", "at")
             for row in store.looks(context_id=context_id)
@@ -189,41 +188,6 @@ def context_view(store: Store, context_id: str) -> Row:
         "leaks": [leak._asdict() for leak in store.leaks(context_id)],
         "models": store.students(context_id),
     }  # fmt: skip
-
-
-class Competed:
-    """How many contexts competed, asked once for each place: several contexts of one item have competed in the same."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.known: dict[tuple[str, ...], int] = {}
-
-    def in_place_of(self, row: Row) -> int:
-        """The number of contexts that have played where a score comes from."""
-        place = (row["env"], row["split"], row["model_id"], row["setup"])
-        if place not in self.known:
-            env, split, model_id, setup = place
-            self.known[place] = self.store.competitors(env, split, model_id=model_id, setup=setup)
-        return self.known[place]
-
-
-def _scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
-    """Rate with n, tasks and interval wherever the context has played, and the difference to no context."""
-    rows = []
-    for row in store.scores(context_id):
-        rate = Rate(row["wins"], row["n"])
-        score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high}
-        if context_id != EMPTY.id:
-            arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
-            pair = store.compare(arm, Arm(row["model_id"]), arena)
-            if pair.n:
-                score["to_empty"] = _keep(
-                    {"pairs": pair.n, "diff": pair.difference.diff, "low": pair.difference.low,
-                     "high": pair.difference.high, "p": pair.p, "test": pair.test},
-                )  # fmt: skip
-            score["best_of"] = competed.in_place_of(row)
-        rows.append(score)
-    return rows
 
 
 def episode_view(store: Store, row: Row) -> Row:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from pathlib import Path
 
 
@@ -33,3 +35,27 @@ def is_dir(name: str | Path) -> bool:
         return path_of(name).is_dir()
     except (OSError, ValueError):
         return False
+
+
+def hub_of(folder: str | Path) -> str:
+    """The hub id of a model in the cache of the hub's library, by its path; '' for other folders."""
+    for part, below in itertools.pairwise(Path(folder).parts):  # models--OWNER--NAME/snapshots/REVISION
+        if below == "snapshots" and (found := re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", part)):
+            return f"{found[1]}/{found[2]}"
+    return ""
+
+
+def told(name: str) -> str:
+    """The name of a model or file as strangers may read it: never with the path to it on this machine.
+
+    A hub id and a built-in name stay as they are.
+    """
+    if hub := hub_of(name):
+        return hub
+    parts = Path(name).parts
+    if "runs" in parts[:-1]:
+        return f"the student of run {parts[len(parts) - parts[::-1].index('runs')]}"
+    if name.endswith(".gguf"):
+        return "a local .gguf file"
+    is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) and not ("/" in name and is_dir(name))
+    return name if is_name else "a local folder"

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Run:
             if settings and not (self.folder / "config.toml").is_file():
                 write_text(self.folder / "config.toml", settings)
         self.metrics_file = self.folder / "metrics.jsonl"
+        self.follower: Callable[[Mapping[str, Any]], None] | None = None
+        """Called with every record after it was logged."""
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -87,6 +89,8 @@ class Run:
         """Append one JSON line."""
         with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(record), sort_keys=True) + "\n")
+        if self.follower is not None:
+            self.follower(plain(record))
 
     def records(self) -> list[dict[str, Any]]:
         """What was logged so far; see :func:`read_records`."""

@@ -56,16 +56,25 @@ def replace(progress: Progress, learner: Learner, context_id: str, folder: Path,
     say(f"warning: the best student so far, that of step {gone}, is gone or damaged in {folder}; {instead}")
 
 
-def finish(folder: Path, *, merge: bool) -> None:
-    """Give the best student of the run in ``folder`` its last name, ``student``, merged into a whole model if asked."""
+def finish(folder: Path, *, merge: bool, dtype: str = "float32") -> None:
+    """Give the best student of the run in ``folder`` its last name, ``student``.
+
+    Args:
+        merge: merge its adapter into a whole model.
+        dtype: the dtype of the weights there.
+    """
     best, student = folder / "best", folder / "student"
     if not best.is_dir():  # an earlier call was killed right after this
         return
     with writing(student):
         shutil.rmtree(student, ignore_errors=True)
-        if merge:
-            models.merge(best, student)
-            shutil.rmtree(best)
+        if merge or dtype != "float32":
+            if merge:
+                models.merge(best, student)
+            else:
+                shutil.copytree(best, student)
+            models.recast(student, dtype)
+            shutil.rmtree(best)  # last: after a kill above, all of this is done again
         else:
             best.rename(student)
         shutil.rmtree(folder / "best.old", ignore_errors=True)

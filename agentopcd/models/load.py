@@ -24,6 +24,7 @@ from agentopcd.models import find, tokens
 from agentopcd.models.head import float32_head
 from agentopcd.models.merged import merged, peft
 from agentopcd.models.process import relayed_warnings
+from agentopcd.models.recast import check_range
 
 LEARNING_RATE = 2e-5
 """For models that suggest none. Small models need more than the paper's 1e-6 to 5e-6."""
@@ -285,25 +286,63 @@ def save_model(
     elif loaded.adapter is None:
         loaded.model.save_pretrained(scratch)
     else:
-        facts = facts | {"base": loaded.name if loaded.name in find.BUILT_IN else ""}
-        loaded.adapter.save_pretrained(scratch)
-        # PEFT writes sets in arbitrary order, which would change the id.
-        settings = json.loads((scratch / find.ADAPTER).read_text())
-        ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
-        (scratch / find.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
+        facts = facts | {"base": _save_adapter(loaded, scratch)}
     loaded.tokenizer.save_pretrained(scratch)
-    find.write_sidecar(scratch, parent_id=parent_id, note=loaded.note, learning_rate=loaded.learning_rate, **facts)
+    own = {"parent_id": parent_id, "note": loaded.note, "learning_rate": loaded.learning_rate}
+    find.write_sidecar(scratch, **own, origin=find.hub_id(loaded.folder), **facts)
+    find.open_to_all(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     return find.fingerprint(folder)
 
 
-def check_savable(loaded: LoadedModel) -> None:
+def _save_adapter(loaded: LoadedModel, scratch: Path) -> str:
+    """Write the adapter as PEFT does, and the base with it if the base is part of this package and of no hub.
+
+    Returns:
+        The name by which this package finds the base, if the adapter's own settings do not say where it is; else ''.
+    """
+    loaded.adapter.save_pretrained(scratch)
+    (scratch / "README.md").unlink(missing_ok=True)  # PEFT's empty card, with the path of the base
+    # PEFT writes sets in arbitrary order, which would change the id.
+    settings = json.loads((scratch / find.ADAPTER).read_text())
+    ordered = {name: sorted(v) if isinstance(v, list) else v for name, v in settings.items()}
+    ordered["base_model_name_or_path"] = _base_name(loaded)
+    (scratch / find.ADAPTER).write_text(json.dumps(ordered, indent=1, sort_keys=True) + "\n")
+    folder = loaded.folder
+    if find.is_shipped(folder):
+        shutil.copytree(folder, scratch / find.CARRIED, copy_function=shutil.copyfile)
+        return folder.name
+    if not find.is_cached(folder):
+        return ""
+    if folder.name in find.FETCHED:  # whatever name it was loaded by
+        return folder.name
+    return str(find.resolved(loaded.name)) if loaded.name.endswith(".gguf") else str(folder)
+
+
+def _base_name(loaded: LoadedModel) -> str | None:
+    """What PEFT writes as the adapter's base: its hub id, else the folder that a person named, never one of a cache.
+
+    None: the adapter carries its base, or ``agentopcd.json`` says of what file it was made.
+    """
+    own = find.sidecar(loaded.folder).get("parent_id")  # a student was trained from its hub id, and is not it
+    if not own and (hub := find.hub_id(loaded.folder)):
+        return hub
+    if find.is_shipped(loaded.folder) or find.is_cached(loaded.folder):
+        return None
+    return str(loaded.folder.resolve())
+
+
+def check_savable(loaded: LoadedModel, dtype: str = "float32") -> None:
     """Try, with the small files, whether the model can be saved and its tokenizer read back.
+
+    Args:
+        dtype: the dtype in which the weights will be saved.
 
     Raises:
         ModelError: it cannot, so that a student would be lost after its training.
     """
+    check_range(loaded.model.named_parameters(), dtype)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         try:

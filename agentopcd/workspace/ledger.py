@@ -18,10 +18,14 @@ from agentopcd.workspace.paths import recall
 
 LATER_SETTINGS = (
     "async_steps", "by", "decay", "direction", "extract_prompt", "extractor", "gate", "grader", "judge",
-    "keep_checkpoints", "mix", "patience", "success_when", "teacher_strength", "token_cap", "turn_decay", "turn_fade",
-    "turns", "warmup_steps",
+    "keep_checkpoints", "mix", "patience", "save_dtype", "success_when", "teacher_strength", "token_cap", "turn_decay",
+    "turn_fade", "turns", "warmup_steps",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
+
+
+NOT_OF_A_RUN = ("server", "track")
+"""Settings that change nothing in what a run computes."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -140,8 +144,8 @@ class Ledger:
 def run_config(config: PlayerConfig) -> dict[str, Any]:
     """The settings as JSON, as a run's row holds them.
 
-    ``env_ref`` keeps the environment's reference, because the ledger replaces ``env`` by the label. Two kinds of
-    settings are left out: a server's address, since a run may resume at another one, and unused :data:`LATER_SETTINGS`,
+    ``env_ref`` keeps the environment's reference, because the ledger replaces ``env`` by the label. Left out
+    are a server's address and the tracker, since a run may resume with another one, and unused :data:`LATER_SETTINGS`,
     so that runs of an older version resume. Of an extractor behind an address, the name stays.
     """
     settings = json.loads(json.dumps(dataclasses.asdict(config))) | {"env_ref": config.env}
@@ -149,7 +153,10 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
         settings["tokens_per_batch"] = 4096
     if settings.get("gate") == "auto":  # the only gate of older versions
         settings["gate"] = ""
+    if settings.get("save_dtype") == "float32":  # the only dtype of older versions
+        settings["save_dtype"] = ""
     if isinstance(config, GatherConfig) and config.extractor and config.extracting.engine == "api":
         settings["extractor"] = f"{config.extracting.model} (API)"
     later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig) else LATER_SETTINGS
-    return {name: value for name, value in settings.items() if name != "server" and (value or name not in later)}
+    used = {name: value for name, value in settings.items() if value or name not in later}
+    return {name: value for name, value in used.items() if name not in NOT_OF_A_RUN}

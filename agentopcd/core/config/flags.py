@@ -38,7 +38,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "context", "mix", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force", "select_tasks",
         "select_every", "patience", "confirm_tasks", "test_tasks",
     ),
-    "Output": ("merge", "save_every", "keep_checkpoints"),
+    "Output": ("merge", "save_dtype", "track", "save_every", "keep_checkpoints"),
 }  # fmt: skip
 """Panel -> its settings, both in display order. A setting in two panels is in the first that its verb has."""
 

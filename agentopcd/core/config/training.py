@@ -36,12 +36,12 @@ class TrainConfig(PlayerConfig):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same result."""
     learning_rate: float = 0.0
-    """AdamW learning rate; 0: 3e-4 for pocket (the model's agentopcd.json), 2e-5 for others, ten times that with LoRA."""
+    """AdamW learning rate; 0: 3e-4 for pocket (the model's agentopcd.json), 2e-5 for others, ten times that with
+    LoRA."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises to its full value."""
     decay: Literal["", "linear", "cosine"] = ""
     """How the learning rate falls after that, to nearly 0 at the last step; empty: it stays."""
->>>>>>> 6d49ee987712f8ba4b7a6149d2f6f80529f072bd
     weight_decay: float = 0.01
     """Decoupled weight decay, on every parameter."""
     clip_norm: float = 1.0
@@ -50,6 +50,10 @@ class TrainConfig(PlayerConfig):
     """Train a LoRA adapter of this rank, saved in PEFT's format; 0: all weights are trained."""
     merge: bool = False
     """Save the student with its adapter merged into the weights (needs --lora-rank)."""
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the student's saved weights; training, and the choice of the checkpoint, are float32."""
+    track: Literal["", "trackio", "wandb", "tensorboard", "mlflow"] = ""
+    """Send every figure of metrics.jsonl, the settings and the final table to this tracker, too; empty: to none."""
     shard: bool = False
     """Shard student and teacher over all processes (FSDP2); without --server each also has a whole student to play."""
     async_steps: int = 0
@@ -71,8 +75,8 @@ class TrainConfig(PlayerConfig):
     """How much the context counts for the teacher: its log-probabilities without the context, plus this many times what
     the context changes in them. Below 1 a milder target, above 1 a stronger one; 0: the teacher as it is (1)."""
     direction: Literal["", "reverse", "forward", "jensen-shannon"] = ""
-    """Direction of the divergence on the student's own answers (the baselines have theirs); empty: reverse, from student
-    to teacher, as in the paper."""
+    """Direction of the divergence on the student's own answers (the baselines have theirs); empty: reverse, from
+    student to teacher, as in the paper."""
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
     """Form of the divergence; raw is the paper's."""
     support: int = 256

@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from agentopcd import models
 from agentopcd.core.config import EvaluateConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import resolved
 from agentopcd.core.types import EMPTY
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import best_ref
+from agentopcd.workspace.card import describe
 from agentopcd.workspace.evaluation.distance import distances
 from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drifts
 from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
-from agentopcd.workspace.paths import recall
+from agentopcd.workspace.paths import inside, recall
 from agentopcd.workspace.session import Session
 
 
@@ -56,6 +58,9 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
         result = dataclasses.replace(result, distances=far)
     drift = drifts(session, contestants, tasks, setup=session.setup())
     session.ledger.finish(run_id, result.to_dict() | drift_dict(drift))
+    here = student is not None and inside(resolved(session.work), student.folder) == student.folder
+    if student is not None and here and student.parent_id == base.id:
+        describe(store, student.folder, student.id, base.folder)  # with the drift, which only this verb measures
     return result, drift
 
 

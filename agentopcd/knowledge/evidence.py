@@ -1,0 +1,101 @@
+"""What the store knows for or against a context: where it has played, and what looks at confirm tasks have shown."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from agentopcd.core.files import told
+from agentopcd.core.stats import Rate
+from agentopcd.core.terminal import harmless
+from agentopcd.core.text import first_line
+from agentopcd.core.types import EMPTY, Context
+from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.episodes import Arena, Arm
+from agentopcd.knowledge.store import Store
+
+
+class Competed:
+    """How many contexts competed, asked once for each place: several contexts of one item have competed in the same."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.known: dict[tuple[str, ...], int] = {}
+
+    def in_place_of(self, row: Row) -> int:
+        """The number of contexts that have played where a score comes from."""
+        place = (row["env"], row["split"], row["model_id"], row["setup"])
+        if place not in self.known:
+            env, split, model_id, setup = place
+            self.known[place] = self.store.competitors(env, split, model_id=model_id, setup=setup)
+        return self.known[place]
+
+
+def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
+    """Rate with n, tasks and interval wherever the context has played, and the difference to no context."""
+    rows = []
+    for row in store.scores(context_id):
+        rate = Rate(row["wins"], row["n"])
+        score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high}
+        if context_id != EMPTY.id:
+            arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
+            pair = store.compare(arm, Arm(row["model_id"]), arena)
+            if pair.n:
+                score["to_empty"] = {
+                    "pairs": pair.n, "diff": pair.difference.diff, "low": pair.difference.low,
+                    "high": pair.difference.high, "p": pair.p, "test": pair.test,
+                }  # fmt: skip
+            score["best_of"] = competed.in_place_of(row)
+        rows.append(score)
+    return rows
+
+
+def evidence(store: Store, context_id: str) -> list[str]:
+    """The scores of a context, its looks and its refs, a line of text for each."""
+    names = {row["id"]: told(row["name"]) for row in store.models()}
+    lines = []
+    for row in scores(store, context_id, Competed(store)):
+        line = (
+            f"{row['env']}, {row['split']} tasks, {names.get(row['model_id'], row['model_id'][:12])}: "
+            f"{row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {row['n']} on {row['tasks']} tasks"
+        )
+        if pair := row.get("to_empty"):
+            line += (
+                f"; to no context {pair['diff']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}], p = {pair['p']:.2g}"
+            )
+        if row["split"] == "select" and row.get("best_of", 0) > 1:
+            line += f"; one of {row['best_of']}, and the best one's rate is biased upward"
+        lines.append(line)
+    for look in store.looks(context_id=context_id):
+        by = f" with {names[look['model_id']]}" if look["model_id"] in names else ""
+        verdict = f"look {look['number']} at confirm tasks{by}, {look['at'][:10]}: {look['verdict'] or 'broken off'}"
+        lines.append(f"{look['env']}, {verdict}")
+    refs = [name for name, target in store.refs().items() if target == context_id]
+    lines += [f"refs: {', '.join(refs)}"] if refs else []
+    return [one_line(line) for line in lines] or ["none: this store has not played with it"]
+
+
+def one_line(text: str) -> str:
+    """Text of strangers as one harmless line."""
+    return harmless(" ".join(text.split()))
+
+
+def skill(store: Store, context_id: str, ref: str) -> str:
+    """A context as a SKILL.md: name and description in front, then its text, then its evidence."""
+    context, row = store.get_context(context_id), store.context_row(context_id)
+    name = re.sub(r"[^a-z0-9]+", "-", ref.lower()).strip("-")[:64].strip("-") or context_id[:12]
+    envs = sorted({score["env"] for score in store.scores(context_id)})
+    found = [f"- {line}" for line in evidence(store, context_id)]
+    front = {"name": name, "description": _description(context, envs)}
+    return "\n".join([
+        "---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in front.items()), "---", "",
+        context.text.rstrip("\n"), "", "## Evidence", "",
+        f"Context {context_id[:12]}, {row['created_at'][:10]}, shown in the {context.placement} message. Success with "
+        "its 95 % interval, by environment, split and model:", "", *found, "",
+    ])  # fmt: skip
+
+
+def _description(context: Context, envs: list[str]) -> str:
+    where = f"What was learned by playing {', '.join(envs)}" if envs else "What was learned"
+    says = context.lines[0] if context.lines else first_line(context.text)
+    return one_line(f"{where}. Read it before acting there. It begins: {says}")[:1024]

@@ -1,0 +1,349 @@
+"""The card of a student: a README.md that says what it is, what it carries, and what it was worth on test tasks.
+
+The front matter is the model hub's, so that the folder can be pushed as it is. Texts of strangers, such as a context,
+cannot leave their place in it, and no path of this machine is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import agentopcd
+from agentopcd.core.config import DICT_FLAGS, ConsolidateConfig, default_of, flag_of, has_flag
+from agentopcd.core.files import told
+from agentopcd.core.runs import write_text
+from agentopcd.core.terminal import harmless, without_password
+from agentopcd.knowledge import Store
+from agentopcd.knowledge.evidence import evidence, one_line
+from agentopcd.knowledge.faults import read_object
+from agentopcd.models import find
+
+CARD = "README.md"
+LICENCE = ("license", "license_name", "license_link")
+"""What a base's card says of its licence, and the student's card repeats."""
+FLOORS = {"random": "uniform random", "blind": "best blind sequence", "solvable": "solvable within the limit"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a card tells."""
+
+    store: Store
+    folder: Path
+    """The student's folder."""
+    env: str
+    settings: Mapping[str, Any]
+    """The settings of the training, as its run's row holds them."""
+    base: str
+    """The name of the model that it was trained from."""
+    base_folder: Path
+    contexts: Mapping[str, float]
+    """The contexts that it carries, by id, with their shares."""
+    evaluation: Mapping[str, Any] | None = None
+    """The table, as JSON; None before it is played."""
+    drift: Mapping[str, Any] | None = None
+    """How far its replies are from the base's, as ``agentopcd evaluate`` measures it."""
+
+    @property
+    def adapter(self) -> bool:
+        return (self.folder / find.ADAPTER).is_file()
+
+    @property
+    def hub_id(self) -> str:
+        return find.hub_id(self.folder)
+
+
+def facts_of(
+    store: Store, folder: Path, model_id: str, base_folder: Path, evaluation: Mapping[str, Any] | None = None
+) -> Facts | None:
+    """What the store knows of a student; None if it was not trained in this workspace. See :func:`describe`."""
+    row = store.lookup("model", id=model_id)
+    if row is None or row["run_id"] is None:
+        return None
+    run, parent = store.run(row["run_id"]), store.lookup("model", id=row["parent_id"])
+    if run["verb"] != "consolidate":
+        return None
+    settings = read_object(run["config"], f"the config of run {run['id']}")
+    result = read_object(run["result"], f"the result of run {run['id']}") if run["result"] else {}
+    return Facts(
+        store=store, folder=folder, env=settings["env"], settings=settings, base=parent["name"] if parent else "",
+        base_folder=base_folder, contexts=store.model_contexts(model_id),
+        evaluation=evaluation or result.get("evaluation"), drift=_newest_drift(store, model_id),
+    )  # fmt: skip
+
+
+def _newest_drift(store: Store, model_id: str) -> Mapping[str, Any] | None:
+    for run in reversed(store.runs("evaluate", status="done")):
+        if read_object(run["config"], f"the config of run {run['id']}").get("student") == model_id and run["result"]:
+            return read_object(run["result"], f"the result of run {run['id']}").get("drift")
+    return None
+
+
+def describe(
+    store: Store, folder: Path, model_id: str, base_folder: Path, evaluation: Mapping[str, Any] | None = None
+) -> None:
+    """Write the card of a student of this workspace into its folder, in place of the one that is there.
+
+    Args:
+        store: the workspace's store.
+        folder: the student's folder.
+        base_folder: that of the model that it was trained from.
+        evaluation: the table; None: that of its run, if the run has ended.
+    """
+    if facts := facts_of(store, folder, model_id, base_folder, evaluation):
+        write_text(folder / CARD, card(facts))
+
+
+def card(facts: Facts) -> str:
+    """The whole card, front matter and text."""
+    parts = [_title(facts), *_what(facts), *_contexts(facts), *_results(facts), *_load(facts), *_made(facts)]
+    return f"---\n{front(facts)}\n---\n\n" + "\n".join(parts) + "\n"
+
+
+def front(facts: Facts) -> str:
+    """The hub's metadata, as YAML."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = []
+    for name, metric, value in _measured(facts.evaluation):
+        env = one_line(facts.env)
+        results.append(
+            EvalResult(
+                task_type="text-generation", dataset_type="agentopcd", dataset_name=f"{env} (test tasks)",
+                metric_type=metric, metric_name=name, metric_value=value,
+            )
+        )  # fmt: skip
+    data = ModelCardData(
+        base_model=facts.hub_id or None, library_name="peft" if facts.adapter else "transformers",
+        pipeline_tag="text-generation", tags=["agentopcd", "context-distillation", "on-policy-distillation"],
+        model_name=one_line(facts.folder.parent.name) or "student", eval_results=results or None,
+        **_licence(facts.base_folder),
+    )  # fmt: skip
+    return data.to_yaml(line_break="\n").strip()
+
+
+def _measured(evaluation: Mapping[str, Any] | None) -> Iterator[tuple[str, str, float]]:
+    """Name, type and value of what the student has reached."""
+    if evaluation is None:
+        return
+    rows = {row["label"]: row for row in evaluation["rows"]}
+    if evaluation.get("graded", True) and rows.get("student", {}).get("n"):
+        yield "success without the context", "accuracy", float(rows["student"]["success"])
+    closed = (evaluation.get("distances") or {}).get("closed")
+    if closed:
+        yield "share of the distance to the prompted model that is closed", "distance_closed", float(closed["mean"])
+
+
+def _licence(base: Path) -> dict[str, str]:
+    """The licence of the base, where it is known."""
+    from huggingface_hub import ModelCard
+
+    if find.is_shipped(base):
+        return {"license": "apache-2.0"}
+    for name, source in find.FETCHED.items():
+        if base.name == name and find.hub_id(base) == source.hub_id:
+            return {"license": source.licence.lower()}
+    try:
+        said = ModelCard.load(base / CARD).data.to_dict()
+    except Exception:  # no card, or none that can be read: YAML and hub raise whatever they like
+        return {}
+    return {key: one_line(value)[:200] for key in LICENCE if isinstance(value := said.get(key), str) and value.strip()}
+
+
+def _title(facts: Facts) -> str:
+    return f"# {one_line(facts.folder.parent.name)}"
+
+
+def _what(facts: Facts) -> list[str]:
+    kind = "A LoRA adapter" if facts.adapter else "A model"
+    origin = facts.hub_id
+    base = told(facts.base) if facts.base else "a model that is not known here"
+    trained = f", which goes back to `{origin}`," if origin and base != origin else ""
+    step = find.sidecar(facts.folder).get("step")
+    lines = [
+        "",
+        f"{kind} that was trained to act as if it were shown a context, without being shown it. It was trained from",
+        f"{base}{trained} by on-policy context distillation",
+        f"([arXiv:2602.12275](https://arxiv.org/abs/2602.12275)) with agentopcd {agentopcd.__version__}, in the",
+        f"environment `{one_line(facts.env)}`.",
+    ]
+    if isinstance(step, int):
+        lines += [f"The checkpoint is that of step {step} of {facts.settings.get('steps')}, the best on select tasks."]
+    note = find.sidecar(facts.folder).get("note")
+    if isinstance(note, str) and note:
+        lines += ["", f"Note on the base: {one_line(note)}."]
+    if facts.adapter and _carried(facts):
+        lines += ["", "The base is on no hub, so it lies in the folder `base` beside this card."]
+    elif facts.adapter and not origin:
+        lines += ["", "The base is a local model: whoever loads the adapter needs it, and it is not in this folder."]
+    return lines
+
+
+def _carried(facts: Facts) -> bool:
+    return (facts.folder / find.CARRIED).is_dir()
+
+
+def _contexts(facts: Facts) -> list[str]:
+    lines = ["", "## The context it carries" if len(facts.contexts) == 1 else "## The contexts it carries"]
+    for context_id, share in facts.contexts.items():
+        context = facts.store.get_context(context_id)
+        drawn = f", in {share:.0%} of the episodes" if share < 1 else ""
+        lines += [
+            "", f"Context `{context_id[:12]}`, shown to the teacher in the {context.placement} message{drawn}:", "",
+            fenced(context.text), "", _origin(facts.store, context_id), "",
+            *(f"- {escaped(line)}" for line in evidence(facts.store, context_id)),
+        ]  # fmt: skip
+    return lines
+
+
+def _origin(store: Store, context_id: str) -> str:
+    recipe = read_object(store.context_row(context_id)["recipe"], f"the recipe of context {context_id[:12]}")
+    known = "What the store of its workspace knows of it:"
+    if not recipe:
+        return known
+    who = "A person gave it in a file" if recipe.get("order") == "file" else "It was put together from what play taught"
+    return f"{who}. {known}"
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """Text in a fence that is longer than any run of backticks in it, control characters spelt out."""
+    shown = harmless(text.replace("\r\n", "\n"))
+    longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{shown.rstrip(chr(10))}\n{fence}"
+
+
+def escaped(line: str) -> str:
+    """A line of text in which nothing is markup."""
+    return re.sub(r"([\\`*_<>#|~!&]|(?<=\])\()", r"\\\1", one_line(line))
+
+
+def _results(facts: Facts) -> list[str]:
+    lines = ["", "## Results", ""]
+    found = facts.evaluation
+    if found is None:
+        return [*lines, "Not measured on test tasks."]
+    if found.get("graded", True):
+        lines += [
+            f"On test tasks of `{one_line(facts.env)}`, which chose nothing; success with its 95 % Wilson interval:",
+            "", "| | success | 95 % interval | n | tokens |", "|---|---|---|---|---|",
+            *(_row(row["label"], row["success"], row["low"], row["high"], row["n"], row["reply_tokens"])
+              for row in found["rows"] if row["n"]),
+            "", *_differences(found),
+        ]  # fmt: skip
+    if far := found.get("distances"):
+        lines += [
+            "",
+            "Reverse KL to the model that is shown the context, in nats a token of a model's own replies:",
+            "",
+        ]
+        lines += ["| | distance | 95 % interval | n | tokens |", "|---|---|---|---|---|"]
+        for row in far["rows"]:
+            one = row["distance_nats"]
+            lines.append(_row(row["label"], one["mean"], one["low"], one["high"], one["n"], row["reply_tokens"]))
+        if closed := far["closed"]:
+            share = f"{closed['mean']:.3f} {_ends(closed['low'], closed['high'])}"
+            lines += ["", f"- distance closed by the student: {share}, n = {closed['n']} tasks"]
+    lines += [f"- note: {escaped(note)}" for note in found.get("notes", ())]
+    if facts.drift:
+        lines += ["", "How far replies have moved, in tokens of each model's own:", ""]
+        lines += [
+            f"- {escaped(label)}: KL to the base {one['kl_nats']:.3f} nats a token, entropy {one['entropy_nats']:.3f} "
+            f"({one['tokens']} tokens of {one['episodes']} episodes)"
+            for label, one in facts.drift.items()
+        ]
+    return lines
+
+
+def _row(label: str, value: float, low: float | None, high: float | None, n: int, tokens: float) -> str:
+    return f"| {escaped(label)} | {value:.3f} | {_ends(low, high)} | {n} | {tokens:.1f} |"
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return f"[{'-∞' if low is None else f'{low:.3f}'}, {'∞' if high is None else f'{high:.3f}'}]"
+
+
+def _differences(found: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"- {escaped(name)}: {one['difference']:+.3f} [{one['low']:+.3f}, {one['high']:+.3f}], {one['wins']} won and "
+        f"{one['losses']} lost on {one['tasks']} tasks, p = {one['p']:.2g}"
+        for name, one in found["differences"].items()
+        if None not in (one["difference"], one["low"], one["high"], one["p"])
+    ]
+    if found.get("recovered") is not None:
+        lines.append(f"- recovered without the context: {found['recovered']:.0%} of the in-context gain")
+    known = {name: value for name, value in (found.get("floors") or {}).items() if name in FLOORS and value is not None}
+    if known:
+        lines.append("- floors: " + ", ".join(f"{FLOORS[name]} {value:.3f}" for name, value in known.items()))
+    overlap = found.get("overlap") or [0, 0.0]
+    return [*lines, f"- test tasks also in train or extract: {overlap[0]} ({overlap[1]:.0%})"]
+
+
+def _load(facts: Facts) -> list[str]:
+    lines = ["", "## Load it", "", "```python"]
+    if not facts.adapter:
+        lines += [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+            'student = "path/to/this/folder"  # or its id on the hub',
+            "tokenizer = AutoTokenizer.from_pretrained(student)",
+            "model = AutoModelForCausalLM.from_pretrained(student)",
+        ]  # fmt: skip
+    else:
+        base = 'student, subfolder="base"' if _carried(facts) else f'"{facts.hub_id or "path/to/its/base"}"'
+        lines += [
+            "from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+            'student = "path/to/this/folder"  # or its id on the hub',
+            "tokenizer = AutoTokenizer.from_pretrained(student)",
+            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), student)",
+        ]  # fmt: skip
+    return [*lines, "```", "", "Its prompts need no context: it is in the weights."]
+
+
+def _made(facts: Facts) -> list[str]:
+    words, file = command(facts.settings)
+    lines = ["", "## How it was made", "", "The text above in a file, `context.txt`:", "", fenced(words, "sh")]
+    if file:
+        lines += ["", "with, in `settings.toml`:", "", fenced("\n".join(file), "toml")]
+    return lines
+
+
+def command(settings: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
+    """The command that trains with these settings, as text for a shell, and the lines of a file that it needs."""
+    words, file = ["agentopcd consolidate"], []
+    settings = dict(settings) | {"env": settings.get("env_ref", settings["env"])}
+    if not settings.get("mix"):
+        settings["context"] = "context.txt"
+    for field in dataclasses.fields(ConsolidateConfig):
+        name, value = field.name, settings.get(field.name)
+        if not value or value == default_of(field) or (name, value) == ("tokens_per_batch", 4096):  # what 0 stands for
+            continue
+        if name in ("model", "teacher"):
+            value = known if (known := told(str(value))) and " " not in known else f"path/to/the/{name}"
+        flag = flag_of(name)
+        if name in DICT_FLAGS:
+            words += [f"{flag} {shlex.quote(f'{key}={public(entry)}')}" for key, entry in value.items()]
+        elif not has_flag(ConsolidateConfig, name):
+            file.append(f"{name} = {_toml(value)}")
+        else:
+            words.append(flag if value is True else f"{flag} {shlex.quote(public(value))}")
+    if file:
+        words.append("--config settings.toml")
+    return " \\\n    ".join(words), file
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def public(value: Any) -> str:
+    """A setting as strangers may read it: of a path its last part, of an address no password."""
+    text = value if isinstance(value, str) else repr(value)
+    path, colon, name = text.partition(":")
+    if path.startswith(("/", "~", "..")):
+        text = f"{Path(path).name}{colon}{name}"
+    return one_line(without_password(text))
