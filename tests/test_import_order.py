@@ -98,9 +98,9 @@ INSIDE = {
         "checks",
     ],
     "workspace": [
-        "day extraction handover paths",
+        "day extraction handover holding paths",
         "ledger",
-        "session",
+        "overview session",
         "evaluation.spoken experience.chains experience.choose experience.worth",
         "evaluation.table",
         "evaluation.distance evaluation.drift experience.find_context experience.gather experience.influence",
@@ -111,7 +111,7 @@ INSIDE = {
         "paper.plan config envs knowledge",
         "paper.report",
         "paper.run",
-        "decisions look_up reproduce store verbs",
+        "decisions look_up reproduce status store verbs",
         "cli",
     ],
 }

@@ -82,6 +82,7 @@ class Session:
         self._register_tasks()
 
     def close(self) -> None:
+        self.ledger.close()
         self.store.close()
 
     def __enter__(self) -> Session:
