@@ -25,6 +25,7 @@ from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.engine import engine_of, player_of
+from agentopcd.rollouts.fault_log import FaultLog
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.distance import distances
 from agentopcd.workspace.evaluation.spoken import Distances
@@ -328,6 +329,7 @@ def train_student(
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
     player = player_of(config, student, compute, day, say, together=True)
+    player = dataclasses.replace(player, faults=FaultLog(assignment.work / "errors" / f"{run.folder.name}.log"))
     if teacher is not student and player.chat.taught_by(teacher.tokenizer):
         say(f"note: teacher {teacher.name} has another chat template than the student; each reads its own")
     judge = player.chat.teacher or player.chat

@@ -72,7 +72,7 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "call_forms replies sampling.choices sampling.protocol sampling.requests",
+        "call_forms fault_log replies sampling.choices sampling.protocol sampling.requests",
         "calls marks history tools",
         "chat",
         "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "
@@ -107,7 +107,8 @@ INSIDE = {
         "evaluation.student",
     ],
     "cli": [
-        "store_views options",
+        "pulse store_views",
+        "options",
         "paper.plan config envs knowledge",
         "paper.report",
         "paper.run",

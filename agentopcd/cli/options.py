@@ -9,14 +9,15 @@ import inspect
 import itertools
 import json
 import re
+import shlex
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from agentopcd.cli import pulse
 from agentopcd.core.config import DICT_FLAGS, Config, choices, default_of, field_docs, flag_of, has_flag, hints, panels
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import Guarded, emit, only_results, without_password
@@ -50,11 +51,14 @@ CONFIG = Annotated[
 
 @contextlib.contextmanager
 def goes_on() -> Iterator[None]:
-    """Around a command that goes on where it was stopped when it is given again; whoever stops it is told so."""
+    """Around a command that may take long, and goes on where it was stopped when it is given again: it shows that it is
+    alive, and whoever stops it is told how it goes on."""
     try:
-        yield
+        with pulse.beating():
+            yield
     except KeyboardInterrupt as error:
-        raise typer.Abort("stopped; the same command goes on from here") from error
+        command = without_password(shlex.join(["agentopcd", *sys.argv[1:]]))
+        raise typer.Abort(f"stopped; the same command goes on from here: {command}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Call:
 
     def say(self, line: str) -> None:
         """Print a line for people; with ``--json``, stdout is kept for the result."""
+        pulse.said(line)
         print(without_password(line), file=sys.stderr if self.as_json else sys.stdout, flush=True)
 
     def show(self, result: Any) -> None:
@@ -165,27 +170,22 @@ def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-PLAIN_EVERY_S = 30.0
-"""Seconds between lines of progress if stderr is not a terminal."""
-
-
 def progress(label: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-    """Show progress on stderr: a bar on a terminal, else a line from time to time."""
+    """Show progress on stderr: a bar on a terminal, else a line from time to time (see :mod:`agentopcd.cli.pulse`)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(file=getattr(sys.stderr, "rich_proxied_file", sys.stderr))
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    said = time.monotonic()
     shown, apart = console.is_terminal, not sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=not apart) as bar:
+    bars = Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=not apart)
+    with pulse.beating(), bars as bar:
         if shown:  # rich now prints what is written to these streams, above its bar and unguarded
             sys.stdout = sys.stdout if apart else Guarded(sys.stdout, "stdout")
             sys.stderr = Guarded(sys.stderr, "stderr")
         task = bar.add_task(label, total=total)
+        pulse.moved(f"{label}: 0/{total}")
         for count, item in enumerate(items, start=1):
             bar.advance(task)
-            if not shown and time.monotonic() - said > PLAIN_EVERY_S:
-                said = time.monotonic()
-                print(f"{label}: {count}/{total}", file=sys.stderr, flush=True)
+            pulse.moved(f"{label}: {count}/{total}")
             yield item

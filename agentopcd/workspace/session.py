@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import re
@@ -28,6 +29,7 @@ from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
+from agentopcd.rollouts.fault_log import fault_log
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.extraction import Extraction
@@ -254,6 +256,7 @@ class Session:
     def bench(self, run_id: int, model: models.LoadedModel | None = None) -> Bench:
         """A bench that tries contexts for a run, with ``model`` or, if None, the loaded model."""
         player = self.player_for(model) if model else self.player
+        player = dataclasses.replace(player, faults=fault_log(self.work, self.env, str(run_id)))
         return Bench(
             store=self.store, env=self.env, setup=self.setup(player), model_id=(model or self.loaded).id,
             run_id=run_id, play=functools.partial(self._play, player),
@@ -276,7 +279,8 @@ class Session:
             )
         if broken := errors[before:]:
             last = re.sub(r"^[\w.]*(GameFault|Hang): ", "", broken[0].strip().splitlines()[-1])
-            self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted")
+            where = f"; in full: {player.faults.file}" if player.faults else ""
+            self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted{where}")
 
     def say_once(self, line: str) -> None:
         """Say a line, unless this session has said it before."""
