@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentopcd.cli import pulse
+from agentopcd.cli import pulse, spoken
 from agentopcd.core.config import DICT_FLAGS, Config, choices, default_of, field_docs, flag_of, has_flag, hints, panels
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import Guarded, emit, only_results, without_password
@@ -68,11 +68,16 @@ class Call:
     work: Path | None
     as_json: bool
     dry_run: bool
+    _said: set[str] = dataclasses.field(default_factory=set)
 
     def say(self, line: str) -> None:
-        """Print a line for people; with ``--json``, stdout is kept for the result."""
+        """Print a line for people, a note only once; with ``--json``, stdout is kept for the result."""
+        if line.startswith(spoken.ONCE):
+            if line in self._said:
+                return
+            self._said.add(line)
         pulse.said(line)
-        print(without_password(line), file=sys.stderr if self.as_json else sys.stdout, flush=True)
+        spoken.write(without_password(line), sys.stderr if self.as_json else sys.stdout)
 
     def show(self, result: Any) -> None:
         """Print the result as JSON, if requested."""

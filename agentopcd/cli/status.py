@@ -24,16 +24,17 @@ def status(work: Work = WORK, as_json: AsJson = False) -> None:
     Example: agentopcd status --work agentopcd-work
     """
     from agentopcd.core.errors import StoreError
-    from agentopcd.workspace.overview import overview, where_of
+    from agentopcd.core.runs import work_flag
+    from agentopcd.workspace.overview import overview
 
     if not (work / "store.db").exists():
         what = "holds no store" if work.is_dir() else "does not exist"
         raise StoreError(
             f"workspace {str(work)!r} {what}, so there is nothing to tell; `agentopcd play --env NAME"
-            f"{where_of(None if work == WORK else work)}` begins one, --work FOLDER names another"
+            f"{work_flag(work)}` begins one, --work FOLDER names another"
         )
     with read_store(work) as store:
-        found = overview(store, work, where_of(None if work == WORK else work))
+        found = overview(store, work, work_flag(work))
     if as_json:
         emit(found.to_dict(), indent=1)
         return

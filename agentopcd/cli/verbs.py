@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from agentopcd.cli import closing
 from agentopcd.cli.options import Call, configured, progress
 from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
-    GatherConfig,
     LearnConfig,
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
     ScoringConfig,
+    flags_for,
     player_flags,
 )
 from agentopcd.core.errors import ConfigError
@@ -26,8 +27,6 @@ from agentopcd.core.terminal import without_password
 
 if TYPE_CHECKING:
     from agentopcd.core.types import Context
-    from agentopcd.distil import Distilled
-    from agentopcd.knowledge import Confirmation
     from agentopcd.workspace.session import Session
 
 
@@ -52,7 +51,7 @@ def play(config: PlayConfig, call: Call) -> None:
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
             if config.extract:
-                plan.append(f"{config.chains} chains of {config.chain_steps} extractions{_by(config)}")
+                plan.append(f"{config.chains} chains of {config.chain_steps} extractions{closing.extractor(config)}")
             return _plan(session, call, plan)
         from agentopcd.workspace.experience.gather import gather
 
@@ -64,17 +63,11 @@ def play(config: PlayConfig, call: Call) -> None:
         came = f"success {result.rate}" if graded else f"{result.rate.n} conversations, nothing graded"
         call.say(f"run {run_id}: {came}, {len(result.items)} items, {result.flagged} flagged")
         waiting = len(session.store.items(ids=result.items, status="pending"))
-        pending = f"agentopcd knowledge list items --status pending{_work(call)}"
-        if waiting:
-            call.say(f"{waiting} items wait for a person: {pending}")
-        if config.extract and waiting and not result.candidates:
-            call.say(f"next: {pending}, then agentopcd knowledge approve ID...{_work(call)}, and play again")
-        elif config.extract and not result.items:
+        if config.extract and not result.items:
             call.say(f"no item could be read from the extractor's {result.unparsed} replies")
-        elif config.extract and graded:
-            call.say(f"next: agentopcd knowledge score {player_flags(config)}{_work(call)}")
-        else:
-            call.say(f"next: agentopcd knowledge list episodes{_work(call)}")
+        closing.after_play(
+            call, config, waiting=waiting, candidates=len(result.candidates), items=len(result.items), graded=graded
+        )
 
 
 def score(config: ScoreConfig, call: Call) -> None:
@@ -90,7 +83,7 @@ def score(config: ScoreConfig, call: Call) -> None:
 
         candidates = pool(session, prefix=config.pool)
         if not candidates:
-            again = f"agentopcd play {player_flags(config)}{_work(call)}"
+            again = closing.command(call, "play", flags_for(config, PlayConfig))
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
         if config.method == "subsets":
             return _values(session, config, call, candidates)
@@ -103,7 +96,7 @@ def score(config: ScoreConfig, call: Call) -> None:
         result = result_of(ranking, outcome)
         session.ledger.finish(run_id, result)
         call.show(result)
-        _say_gate(call, config, ranking.best.context_id, outcome)
+        closing.after_gate(call, config, ranking.best.context_id, outcome)
 
 
 def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> list[str]:
@@ -136,8 +129,11 @@ def _values(session: Session, config: ScoreConfig, call: Call, candidates: Seque
     call.show(worth.to_dict())
     for line in worth.lines():
         call.say(line)
-    shown = f"confirm --context {shlex.quote(worth.ref)} {player_flags(config)}" if worth.context.text else "list items"
-    call.say(f"next: agentopcd knowledge {shown}{_work(call)}")
+    if worth.context.text:
+        words = f"knowledge confirm --context {shlex.quote(worth.ref)}"
+        closing.next_is(call, closing.command(call, words, flags_for(config, ConfirmConfig)))
+    else:
+        closing.next_is(call, closing.command(call, "knowledge list items", ""))
 
 
 def _influence(session: Session, config: ScoreConfig, call: Call) -> None:
@@ -154,7 +150,7 @@ def _influence(session: Session, config: ScoreConfig, call: Call) -> None:
     call.show(found.to_dict())
     for line in found.lines():
         call.say(line)
-    call.say(f"next: agentopcd knowledge score --method subsets {player_flags(config)}{_work(call)}")
+    closing.next_is(call, closing.command(call, "knowledge score --method subsets", player_flags(config)))
 
 
 def confirm(config: ConfirmConfig, call: Call) -> None:
@@ -174,7 +170,7 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
         outcome = confirm_one(session, config, context, run_id=run_id)
         session.ledger.finish(run_id, outcome.to_dict())
         call.show(outcome.to_dict())
-        _say_gate(call, config, context.id, outcome)
+        closing.after_gate(call, config, context.id, outcome)
 
 
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
@@ -200,8 +196,7 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
             return _plan(session, call, plan, config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
-        _say_distilled(call, result)
-        call.say(f"next: agentopcd evaluate {player_flags(config)}{_work(call)}")
+        closing.after_training(call, config, result)
 
 
 def evaluate(config: EvaluateConfig, call: Call) -> None:
@@ -222,9 +217,9 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
 
         result, moved = evaluate_student(session, config)
         call.show(result.to_dict() | drift_dict(moved))
-        for line in (*lines(result), *drift_lines(moved)):
+        for line in (*result.header, *lines(result), *drift_lines(moved)):
             call.say(line)
-        call.say(f"next: agentopcd learn {player_flags(config, LearnConfig)}{_work(call)}")
+        closing.after_evaluation(call, config, result)
 
 
 def learn(config: LearnConfig, call: Call) -> None:
@@ -242,7 +237,7 @@ def learn(config: LearnConfig, call: Call) -> None:
             plan = [
                 f"{config.rounds} rounds, each:",
                 f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions"
-                + _by(config),
+                + closing.extractor(config),
                 f"up to {config.candidates} candidates on select tasks, {PER_CONTEXT} episodes for each on average",
                 _confirm_plan(session, config),
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
@@ -255,12 +250,7 @@ def learn(config: LearnConfig, call: Call) -> None:
     models.prepare_process()
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
     call.show([one.to_dict() for one in rounds])
-    for one in rounds:
-        verdict = "consolidated" if one.distilled else "confirmed" if one.confirmed else "nothing confirmed"
-        call.say(f"round {one.number}: {verdict}")
-        if one.distilled:
-            _say_distilled(call, one.distilled)
-    call.say(f"next: agentopcd knowledge list refs{_work(call)}")
+    closing.after_rounds(call, config, rounds)
 
 
 def _open(config: PlayerConfig, call: Call) -> Session:
@@ -285,11 +275,6 @@ def _plan(session: Session, call: Call, steps: list[str], *models: str) -> None:
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
 
 
-def _by(config: GatherConfig) -> str:
-    """Who extracts, in a plan, if it is not the player."""
-    return f" by {config.extracting.model}" if config.extractor else ""
-
-
 def _memory(session: Session, config: ConsolidateConfig) -> str:
     from agentopcd.core.errors import ModelError
     from agentopcd.distillation.memory import memory
@@ -298,29 +283,3 @@ def _memory(session: Session, config: ConsolidateConfig) -> str:
         return f"about {memory(session.model_name()[0], config, session.compute)}"
     except ModelError as error:  # a dry run must work without a model
         return f"not estimated: {error}"
-
-
-def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confirmation | None) -> None:
-    if outcome is None:
-        call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {player_flags(config)}{_work(call)}")
-    elif outcome.passed:
-        call.say(f"next: agentopcd consolidate {player_flags(config, ConsolidateConfig)}{_work(call)}")
-    elif outcome.verdict == "incumbent stays":
-        flags = f"--context {context_id[:12]} {player_flags(config, ConsolidateConfig)}"
-        call.say(f"next: agentopcd consolidate {flags}{_work(call)}, if you prefer it to {outcome.ref}")
-    else:
-        call.say("nothing was confirmed, so there is nothing to consolidate")
-        call.say(f"next: agentopcd play {player_flags(config)}{_work(call)}")
-
-
-def _say_distilled(call: Call, result: Distilled) -> None:
-    from agentopcd.workspace.evaluation.table import lines
-
-    for line in lines(result.evaluation) if result.evaluation else []:
-        call.say(line)
-    skipped = f"; {result.skipped} of {result.steps} steps were skipped" if result.skipped else ""
-    call.say(f"student: {result.folder} (best at step {result.best_step}{skipped})")
-
-
-def _work(call: Call) -> str:
-    return f" --work {call.work}" if call.work else ""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,13 @@ def workspace(folder: str | Path | None = None) -> Path:
 def default_workspace() -> Path:
     """The workspace if no ``--work`` is given; it need not exist."""
     return path_of(os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
+
+
+def work_flag(work: str | Path | None) -> str:
+    """The words that name a workspace in a command, with a space in front; '' for the workspace that needs none."""
+    if work is None or path_of(work) == default_workspace():
+        return ""
+    return f" --work {shlex.quote(str(work))}"
 
 
 class Run:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -278,11 +277,6 @@ def bytes_of(path: Path) -> int:
                 with suppress(OSError):
                     total += Path(folder, name).stat().st_size
     return total
-
-
-def where_of(work: Path | None) -> str:
-    """The words that name the workspace in a command; '' if none was given."""
-    return f" --work {shlex.quote(str(work))}" if work else ""
 
 
 def _time_of(file: Path) -> str:

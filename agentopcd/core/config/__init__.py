@@ -1,7 +1,16 @@
 """Settings: one frozen dataclass per verb, read from TOML and written as JSON."""
 
 from agentopcd.core.config.base import Config, choices, default_of, field_docs, hints, pick, read_toml
-from agentopcd.core.config.flags import DICT_FLAGS, flag_of, flags_of, has_flag, panels, player_flags, without_flag
+from agentopcd.core.config.flags import (
+    DICT_FLAGS,
+    flag_of,
+    flags_for,
+    flags_of,
+    has_flag,
+    panels,
+    player_flags,
+    without_flag,
+)
 from agentopcd.core.config.player import PlayerConfig
 from agentopcd.core.config.training import ByTeacher, OnPolicy, Replay, TrainConfig
 from agentopcd.core.config.verbs import (
@@ -35,6 +44,7 @@ __all__ = [
     "default_of",
     "field_docs",
     "flag_of",
+    "flags_for",
     "flags_of",
     "has_flag",
     "hints",

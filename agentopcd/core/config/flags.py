@@ -67,20 +67,33 @@ def panels(config: type[Config]) -> dict[str, list[dataclasses.Field[Any]]]:
 
 def player_flags(config: PlayerConfig, verb: type[PlayerConfig] = PlayerConfig) -> str:
     """The command-line flags that make another verb play the same tasks in the same way."""
-    shared = [field.name for field in dataclasses.fields(PlayerConfig) if has_flag(verb, field.name)]
-    return flags_of(config, shared)
+    return flags_of(config, [field.name for field in dataclasses.fields(PlayerConfig)], verb)
 
 
-def flags_of(config: Config, names: Sequence[str] | None = None) -> str:
+def flags_for(config: PlayerConfig, verb: type[PlayerConfig]) -> str:
+    """The command-line flags of another verb that keep every setting that both verbs have.
+
+    A context or a pool is named for one command only, and insisting on something as well.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(config)}
+    wanted = {field.name: field.type for field in dataclasses.fields(verb)}
+    shared = {name for name, kind in wanted.items() if types.get(name) == kind} - {"context", "pool", "force"}
+    return flags_of(config, [name for names in PANELS.values() for name in names if name in shared], verb)
+
+
+def flags_of(config: Config, names: Sequence[str] | None = None, verb: type[Config] | None = None) -> str:
     """The settings that differ from their defaults as command-line flags, quoted for a shell.
 
     Args:
-        names: the settings to write, in this order; None: all those that have a flag.
+        names: the settings to write, in this order; None: all, in the order of their panels.
+        verb: settings of the verb that the flags are for; None: those of ``config``. What has no flag there is left
+            out.
     """
-    fields = {field.name: field for field in dataclasses.fields(config)}
+    kind = verb or type(config)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
     if names is None:
-        names = [field.name for shown in panels(type(config)).values() for field in shown]
-        names = [name for name in names if has_flag(type(config), name)]
+        names = [field.name for shown in panels(kind).values() for field in shown]
+    names = [name for name in names if has_flag(kind, name)]
     words: list[str] = []
     for name in names:
         value, flag = getattr(config, name), flag_of(name)
