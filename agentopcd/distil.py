@@ -10,7 +10,7 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
-from agentopcd.core.config import ConsolidateConfig, TrainConfig, player_flags
+from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, TrainConfig, flags_for, player_flags
 from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Episode, Message, Mixture, Task
@@ -30,6 +30,7 @@ from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.distance import distances
 from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
+from agentopcd.workspace.evidence import evidence
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
@@ -94,8 +95,6 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     student = session.loaded
     if config.lora_rank:
         models.check_adapter(student, config.lora_rank)
-    for part in context.parts:
-        session.say_confirmed_with(part)
     teacher_model = session.load(config.teacher) if config.teacher else student
     for model in {student.id: student, teacher_model.id: teacher_model}.values():
         check_trainable(session, config, model)
@@ -113,6 +112,9 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
             table = dataclasses.replace(table, distances=Distances.from_dict(far))
         return dataclasses.replace(earlier, evaluation=table)
     check_before(session, config, context, student, teacher_model)
+    for part in context.parts:
+        if said := evidence(session, part, flags_for(config, ConfirmConfig)):
+            session.say(said)
     train = session.tasks("train")
     session.manifest.guard_training(train)
     stored = replayed(session, run.folder, train, config) if config.replays else []

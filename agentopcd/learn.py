@@ -14,11 +14,12 @@ from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.knowledge.database import now
-from agentopcd.workspace.experience.choose import choose, ranked_by, result_of
+from agentopcd.workspace.experience.choose import choose, result_of
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import inside, written_down
+from agentopcd.workspace.ready import to_learn
 from agentopcd.workspace.session import Session
 
 
@@ -63,7 +64,7 @@ def _rounds(config: LearnConfig, run: Run, work: Path, say: Callable[[str], None
         first = written
     else:
         with Session(pick(config, PlayConfig), work, say=say) as session:
-            ranked_by(session)  # what cannot be ranked is refused before anything is played
+            to_learn(session, config)  # what cannot be ranked, for example, is refused before anything is played
             name = session.model_name()[0]
         (run.folder / "result.json").unlink(missing_ok=True)
         first = written_down(work, name)

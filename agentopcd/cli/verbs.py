@@ -46,13 +46,15 @@ def play(config: PlayConfig, call: Call) -> None:
     Example: agentopcd play --env sokoban --episodes 64
     """
     with _open(config, call) as session:
-        if config.context:
-            session.context(config.context, config.placement)  # a wrong name is told before a model is loaded
+        from agentopcd.workspace import ready
+        from agentopcd.workspace.pace import estimate
+
+        ready.to_play(session, config)  # what is wrong is told before a model is loaded, with --dry-run and without
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
             if config.extract:
                 plan.append(f"{config.chains} chains of {config.chain_steps} extractions{closing.extractor(config)}")
-            return _plan(session, call, plan)
+            return _plan(session, call, plan, estimate(session, episodes=config.episodes))
         from agentopcd.workspace.experience.gather import gather
 
         run_id = session.ledger.begin("play")
@@ -79,16 +81,20 @@ def score(config: ScoreConfig, call: Call) -> None:
     with _open(config, call) as session:
         if config.method == "influence":
             return _influence(session, config, call)
+        from agentopcd.workspace import ready
         from agentopcd.workspace.experience.chains import pool
+        from agentopcd.workspace.pace import estimate
 
         candidates = pool(session, prefix=config.pool)
         if not candidates:
             again = closing.command(call, "play", flags_for(config, PlayConfig))
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
+        ready.to_score(session, config, candidates)
         if config.method == "subsets":
             return _values(session, config, call, candidates)
         if call.dry_run:
-            return _plan(session, call, _scoring_plan(session, config, len(candidates)))
+            plan, episodes = _scoring_plan(session, config, len(candidates))
+            return _plan(session, call, plan, estimate(session, episodes=episodes))
         from agentopcd.workspace.experience.choose import choose, result_of
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
@@ -99,17 +105,27 @@ def score(config: ScoreConfig, call: Call) -> None:
         closing.after_gate(call, config, ranking.best.context_id, outcome)
 
 
-def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> list[str]:
-    """What ``score`` would play."""
+def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> tuple[list[str], int]:
+    """What ``score`` would play, in words, and the number of its episodes."""
     from agentopcd.knowledge import PER_CONTEXT
 
     n, tasks = min(pool, config.candidates), len(session.tasks("select", config.select_tasks))
-    plan = [f"up to {n} contexts and none on {tasks} select tasks"]
+    plan, episodes = [f"up to {n} contexts and none on {tasks} select tasks"], (n + 1) * tasks
     if config.method == "halving":
         plan = [f"up to {n} contexts on select tasks, {PER_CONTEXT} episodes for each on average, most for the best"]
+        episodes = n * PER_CONTEXT
     if config.confirm:
         plan.append(_confirm_plan(session, config))
-    return plan
+        episodes += _confirm_episodes(session, config)
+    return plan, episodes
+
+
+def _confirm_episodes(session: Session, config: ScoringConfig | ConfirmConfig) -> int:
+    """Episodes of a confirmation: the context, none, the placebo and the context before it, on each task."""
+    from agentopcd.knowledge import best_ref
+
+    rivals = 3 + (session.store.ref(best_ref(session.env)) is not None)
+    return rivals * len(session.tasks("confirm", config.confirm_tasks))
 
 
 def _confirm_plan(session: Session, config: ScoringConfig | ConfirmConfig, which: str = "the winner") -> str:
@@ -122,7 +138,7 @@ def _values(session: Session, config: ScoreConfig, call: Call, candidates: Seque
     from agentopcd.workspace.experience.worth import plan_of, value_items
 
     if call.dry_run:
-        return _plan(session, call, plan_of(session, config, candidates))
+        return _plan(session, call, plan_of(session, config, candidates), "")
     run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
     worth = value_items(session, config, candidates, run_id=run_id)
     session.ledger.finish(run_id, worth.to_dict())
@@ -143,7 +159,7 @@ def _influence(session: Session, config: ScoreConfig, call: Call) -> None:
     context = shown_context(session, config)
     if call.dry_run:
         arms = len(session.store.items(context_id=context.id)) + 2
-        return _plan(session, call, [f"up to {config.turns or TURNS} stored turns are read behind {arms} contexts"])
+        return _plan(session, call, [f"up to {config.turns or TURNS} stored turns are read behind {arms} contexts"], "")
     run_id = session.ledger.begin("score", context_id=context.id)
     found = influence(session, config, context)
     session.ledger.finish(run_id, found.to_dict())
@@ -158,12 +174,14 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
 
     Example: agentopcd knowledge confirm --context sokoban/pool/00/08 --env sokoban
     """
-    if not config.context:
-        raise ConfigError("no context given; add --context REF (see `agentopcd knowledge list refs`)")
     with _open(config, call) as session:
-        context, _ = session.context(config.context)
+        from agentopcd.workspace import ready
+        from agentopcd.workspace.pace import estimate
+
+        context = ready.to_confirm(session, config)
         if call.dry_run:
-            return _plan(session, call, [_confirm_plan(session, config, "the context")])
+            time = estimate(session, episodes=_confirm_episodes(session, config))
+            return _plan(session, call, [_confirm_plan(session, config, "the context")], time)
         from agentopcd.workspace.experience.choose import confirm_one
 
         run_id = session.ledger.begin("confirm", context_id=context.id)
@@ -179,21 +197,26 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
     Example: agentopcd consolidate --env math --context prompt.txt --model smollm2-135m
     """
     with _open(config, call) as session:
-        from agentopcd.distil import check_launch, distil_context
+        from agentopcd.distil import check_launch, check_method, distil_context
         from agentopcd.models.parallel.ranks import launched
+        from agentopcd.workspace import ready
         from agentopcd.workspace.experience.find_context import find_context
+        from agentopcd.workspace.pace import estimate
 
+        check_launch(config, launched())
+        ready.to_train(session, config)
         if call.dry_run:
-            check_launch(config, launched())
             if not config.mix:  # which contexts are mixed depends on what this model won with them
                 find_context(session, config)
+            check_method(session, config)
+            tests = len(session.tasks("test", config.test_tasks))
             plan = [
                 f"{config.steps} steps of {config.batch_size} episodes",
                 f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
-                f"test: {len(session.tasks('test', config.test_tasks))} tasks, three arms",
+                f"test: {tests} tasks, three arms",
                 f"memory: {_memory(session, config)}",
             ]
-            return _plan(session, call, plan, config.teacher)
+            return _plan(session, call, plan, estimate(session, episodes=3 * tests, steps=config.steps), config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
         closing.after_training(call, config, result)
@@ -205,12 +228,15 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
     Example: agentopcd evaluate --env math
     """
     with _open(config, call) as session:
+        from agentopcd.workspace import ready
+        from agentopcd.workspace.pace import estimate
+
+        student = ready.to_evaluate(session, config)
         if call.dry_run:
-            if config.context:
-                session.context(config.context, config.placement)
             n = len(session.tasks("test", config.test_tasks))
-            student = config.student or session.newest_student() or ""
-            return _plan(session, call, [f"up to three arms on {n} test tasks"], student)
+            return _plan(
+                session, call, [f"up to three arms on {n} test tasks"], estimate(session, episodes=3 * n), student
+            )
         from agentopcd.workspace.evaluation.drift import drift_dict, drift_lines
         from agentopcd.workspace.evaluation.student import evaluate_student
         from agentopcd.workspace.evaluation.table import lines
@@ -231,9 +257,15 @@ def learn(config: LearnConfig, call: Call) -> None:
         from agentopcd.distil import check_launch
         from agentopcd.knowledge import PER_CONTEXT
         from agentopcd.models.parallel.ranks import launched
+        from agentopcd.workspace import ready
+        from agentopcd.workspace.pace import estimate
 
         check_launch(config, launched())
         with _open(config, call) as session:
+            ready.to_learn(session, config)
+            tests = len(session.tasks("test", config.test_tasks))
+            episodes = config.episodes_per_round + PER_CONTEXT * config.candidates
+            episodes += _confirm_episodes(session, config) + 3 * tests
             plan = [
                 f"{config.rounds} rounds, each:",
                 f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions"
@@ -242,7 +274,8 @@ def learn(config: LearnConfig, call: Call) -> None:
                 _confirm_plan(session, config),
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
             ]
-            return _plan(session, call, plan)
+            time = estimate(session, episodes=config.rounds * episodes, steps=config.rounds * config.steps)
+            return _plan(session, call, plan, time)
     from agentopcd import models
     from agentopcd.core.runs import workspace
     from agentopcd.learn import learn as run
@@ -262,16 +295,18 @@ def _open(config: PlayerConfig, call: Call) -> Session:
     return Session(config, workspace(call.work), say=call.say, progress=progress)
 
 
-def _plan(session: Session, call: Call, steps: list[str], *models: str) -> None:
+def _plan(session: Session, call: Call, steps: list[str], time: str, *models: str) -> None:
     """Print what would be done with the player's model and ``models``, without doing it; refuse what cannot be done."""
     session.check(*models)
     name, why = session.model_name()
     settings = session.config.to_dict()
     settings |= {name: without_password(settings[name]) for name in ("server", "extractor") if name in settings}
-    call.show({"settings": settings, "plan": steps, "model": name})
+    call.show({"settings": settings, "plan": steps, "model": name, "time": time})
     call.say(f"model: {name} ({why})")
     for step in steps:
         call.say(f"plan: {step}")
+    if time:
+        call.say(time)
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
 
 

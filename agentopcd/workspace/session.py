@@ -369,24 +369,12 @@ class Session:
 
         Only looks count, and they never come with an import.
         """
-        return bool(self._confirmed_with(context))
-
-    def _confirmed_with(self, context: Context) -> set[str | None]:
-        looks = self.store.looks(self.env, context.id)
-        return {look["model_id"] for look in looks if look["verdict"] in USEFUL}
+        return any(look["verdict"] in USEFUL for look in self.store.looks(self.env, context.id))
 
     def last_verdict(self, context: Context) -> str:
         """What the last look at this context has shown, in words; '' if nobody has looked."""
         looks = [look for look in self.store.looks(self.env, context.id) if look["verdict"]]
         return f"{looks[-1]['verdict']} (look {looks[-1]['number']})" if looks else ""
-
-    def say_confirmed_with(self, context: Context) -> None:
-        """Say so if this context passed the confirm gate with another model only, or did not pass it."""
-        confirmed_with = self._confirmed_with(context)
-        if confirmed_with and self.loaded.id not in confirmed_with:
-            self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
-        elif not confirmed_with and (verdict := self.last_verdict(context)):
-            self.say(f"note: context {context.id[:12]} did not pass the confirm gate: {verdict}")
 
     def check_handover(self, context: Context, *, force: bool = False) -> None:
         """The gate before training, see :func:`agentopcd.workspace.handover.check_handover`."""

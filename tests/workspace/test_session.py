@@ -152,8 +152,8 @@ def test_what_was_found_to_be_form_only_is_called_so(train_session: Session) -> 
         find_context(train_session, config)  # type: ignore[arg-type]
     said: list[str] = []
     train_session.say = said.append
-    train_session.say_confirmed_with(context)
-    assert said[-1].endswith("did not pass the confirm gate: form only (look 1)")
+    said.append(evidence(train_session, context))
+    assert said[-1].endswith("does not help this model: it did not pass the confirm gate: form only (look 1)")
 
 
 def test_a_placebo_is_not_handed_over(rows: str, tmp_path: Path) -> None:
