@@ -28,7 +28,8 @@ from agentopcd.workspace.evaluation.table import Evaluation
 from tests.cli.test_status import settings_of
 
 PLAYER: dict[str, Any] = {
-    "env": "./my rows.jsonl", "env_args": {"level": 2, "say": "it's"}, "grader": "g.py:grade", "model": "a/b", "seed": 3,
+    "env": "./my rows.jsonl", "env_args": {"level": 2, "say": "it's"}, "grader": "g.py:grade", "model": "a/b",
+    "seed": 3,
 }  # fmt: skip
 WORK = Path("my work")
 
@@ -130,8 +131,8 @@ def test_the_verdict_where_nothing_is_graded() -> None:
 
 def distilled(folder: Path) -> Distilled:
     return Distilled(
-        folder=str(folder), model_id="m", parent_id="p", teacher_id="p", context_id="c", best_step=2, steps=4, skipped=0,
-        evaluation=evaluation(places(20), places(10)),
+        folder=str(folder), model_id="m", parent_id="p", teacher_id="p", context_id="c", best_step=2, steps=4,
+        skipped=0, evaluation=evaluation(places(20), places(10)),
     )  # fmt: skip
 
 
