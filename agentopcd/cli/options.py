@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import json
+import os
 import re
 import shlex
 import sys
@@ -57,8 +58,9 @@ def goes_on() -> Iterator[None]:
         with pulse.beating():
             yield
     except KeyboardInterrupt as error:
-        command = without_password(shlex.join(["agentopcd", *sys.argv[1:]]))
-        raise typer.Abort(f"stopped; the same command goes on from here: {command}") from error
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else the command begins with a launcher
+        command = f": {without_password(shlex.join(['agentopcd', *sys.argv[1:]]))}" if alone else ""
+        raise typer.Abort(f"stopped; the same command goes on from here{command}") from error
 
 
 @dataclasses.dataclass(frozen=True)
