@@ -139,13 +139,14 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
             table(call, one.distilled)
     last = next((one.distilled for one in reversed(rounds) if one.distilled), None)
     if last is not None:
-        call.say(f"from {rounds[0].model} to {last.folder}")
-        same = dataclasses.replace(config, model="")  # the base is the student's own parent
-        next_is(call, command(call, f"evaluate --student {shlex.quote(last.folder)}", flags_for(same, EvaluateConfig)))
+        for line in use(Path(last.folder)):
+            call.say(line)
+        first = config.model or rounds[0].model
+        call.say(f"from the base {first} to the student {last.folder}; both on the same test tasks:")
+        whole = dataclasses.replace(config, model=first)
+        next_is(call, command(call, f"evaluate --student {shlex.quote(last.folder)}", flags_for(whole, EvaluateConfig)))
         return
-    call.say(
-        "verdict: nothing was confirmed in any round, so there is no student; twice the play gives other candidates"
-    )
+    call.say("verdict: nothing confirmed, so there is no student; more play gives more candidates:")
     more = {name: 2 * getattr(config, name) for name in ("episodes_per_round", "chains", "candidates")}
     next_is(call, command(call, "learn", flags_of(dataclasses.replace(config, **more))))
 

@@ -235,7 +235,8 @@ def _config(folder: Path) -> dict[str, Any]:
 def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str, Row]) -> list[Row]:
     """The models that runs of this store have trained."""
     runs = {row["id"]: row for row in rows}
-    tested = {row["settings"].get("student"): row for row in rows if row["verb"] == "evaluate" and row["evaluation"]}
+    evaluated = [row for row in rows if row["verb"] == "evaluate" and row["status"] == "done" and row["evaluation"]]
+    tested = {row["settings"].get("student"): row for row in evaluated}
     found = []
     for id_, model in names.items():
         run = runs.get(model["run_id"])
