@@ -46,11 +46,9 @@ def to_confirm(session: Session, config: ConfirmConfig) -> Context:
     """The context to confirm.
 
     Raises:
-        ConfigError: none is named, it is unknown or empty, nothing is right or wrong here, or there are no tasks.
+        ConfigError: it is unknown or empty, nothing is right or wrong here, or there are no tasks.
         TaskLeak: it holds an item from a held-out task.
     """
-    if not config.context:
-        raise ConfigError("no context given; add --context REF (see `agentopcd knowledge list refs`)")
     context, _ = session.context(config.context)
     ranked_by(session)
     if context.id == EMPTY.id:
