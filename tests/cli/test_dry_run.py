@@ -117,74 +117,91 @@ def both(work: Path, *words: str) -> str:
     return said[0]
 
 
-PROMPT = ["--context", "prompt.txt"]
 BOTH: list[tuple[str, str]] = [
-    ("play --env math --model MODEL --context mine", "unknown context 'mine'"),
-    ("play --env math --model /nope", "no model '/nope'"),
-    ("play --env math --model BROKEN", "cannot read the config of model"),
-    ("play --env math --model MODEL --extractor /nope", "no model '/nope'"),
-    ("play --env math --model MODEL --device nonsense", "cannot use device 'nonsense'"),
+    ("play --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
+    ("play --env ROWS --model /nope", "no model '/nope'"),
+    ("play --env ROWS --model BROKEN", "cannot read the config of model"),
+    ("play --env ROWS --model MODEL --extractor /nope", "no model '/nope'"),
+    ("play --env ROWS --model MODEL --device nonsense", "cannot use device 'nonsense'"),
     ("play --env ROWS --model MODEL --grader /nope.py:f", "/nope.py"),
     ("play --env ROWS --model MODEL --success-when sometimes", "sometimes"),
-    ("knowledge score --env math --model MODEL", "no candidate context of math to score"),
+    ("knowledge score --env ROWS --model MODEL", "no candidate context of "),
     ("knowledge score --env CHATS --model MODEL", "nothing says what is right in"),
-    ("knowledge score --env math --model MODEL --pool all/ --traces 9 --method uniform", "there are no raw traces"),
-    ("knowledge confirm --env math --model MODEL", "no context given"),
-    ("knowledge confirm --env math --model MODEL --context mine", "unknown context 'mine'"),
-    ("knowledge confirm --env math --model MODEL --context empty", "the empty context cannot be confirmed"),
+    ("knowledge confirm --env ROWS --model MODEL", "no context given"),
+    ("knowledge confirm --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
+    ("knowledge confirm --env ROWS --model MODEL --context empty", "the empty context cannot be confirmed"),
     ("knowledge confirm --env CHATS --model MODEL --context PROMPT", "nothing says what is right in"),
-    ("consolidate --env math --model MODEL", "was confirmed"),
-    ("consolidate --env math --model MODEL --context mine", "unknown context 'mine'"),
-    ("consolidate --env math --model MODEL --context PROMPT --teacher /nope", "no model '/nope'"),
-    ("consolidate --env math --model MODEL --context PROMPT --shard", "one process to shard over"),
-    ("consolidate --env math --model MODEL --context PROMPT --turn-decay 0.5", "--turn-decay is for stored turns"),
-    ("evaluate --env math --model MODEL --context mine", "unknown context 'mine'"),
-    ("evaluate --env math --model MODEL --student /nope", "no model '/nope'"),
-    ("evaluate --env math --model /nope", "no model '/nope'"),
+    ("consolidate --env ROWS --model MODEL", "was confirmed"),
+    ("consolidate --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
+    ("consolidate --env ROWS --model MODEL --context PROMPT --teacher /nope", "no model '/nope'"),
+    ("consolidate --env ROWS --model MODEL --context PROMPT --shard", "one process to shard over"),
+    ("consolidate --env ROWS --model MODEL --context PROMPT --turn-decay 0.5", "--turn-decay is for stored turns"),
+    ("evaluate --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
+    ("evaluate --env ROWS --model MODEL --student /nope", "no model '/nope'"),
+    ("evaluate --env ROWS --model /nope", "no model '/nope'"),
     ("learn --env CHATS --model MODEL", "nothing says what is right in"),
-    ("learn --env math --model /nope", "no model '/nope'"),
-    ("learn --env math --model MODEL --by distance", "--by distance chooses checkpoints"),
+    ("learn --env ROWS --model /nope", "no model '/nope'"),
+    ("learn --env ROWS --model MODEL --by distance", "--by distance chooses checkpoints"),
 ]
 
 
-@pytest.mark.parametrize(("line", "why"), BOTH, ids=[line for line, _ in BOTH])
-def test_a_dry_run_fails_where_the_run_would(line: str, why: str, model: str, work: Path) -> None:
-    broken = work.parent / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text("{")
+@pytest.fixture(scope="module")
+def desk(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A workspace with contexts, and what stands for the words in capitals. Refused commands leave it as it is."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")
+    (folder / "prompt.txt").write_text("Answer in one word.")
     chats = [{"messages": [{"role": "user", "content": f"Say {n}."}]} for n in range(40)]
-    (work.parent / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
-    with Store.open(work / "store.db") as store:
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    with Store.open(folder / "work" / "store.db") as store:
         context = Context(f"{MARKER} say 7")
         store.add_context(context, {"order": "hand"})
-        store.move("all/00/01", context.id, "extract")
-        store.move(f"{work.parent / 'chats.jsonl'}/pool/00/01", context.id, "extract")
-    places = {
-        "MODEL": model, "BROKEN": str(broken), "ROWS": tiny.questions(work.parent / "rows.jsonl"),
-        "CHATS": str(work.parent / "chats.jsonl"), "PROMPT": str(work.parent / "prompt.txt"),
+        for name in ("all/00/01", f"{folder / 'chats.jsonl'}/pool/00/01"):
+            store.move(name, context.id, "extract")
+    return folder / "work", {
+        "MODEL": model, "BROKEN": str(folder / "broken"), "ROWS": tiny.questions(folder / "rows.jsonl"),
+        "CHATS": str(folder / "chats.jsonl"), "PROMPT": str(folder / "prompt.txt"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "why"), BOTH, ids=[line for line, _ in BOTH])
+def test_a_dry_run_fails_where_the_run_would(line: str, why: str, desk: tuple[Path, dict[str, str]]) -> None:
+    work, places = desk
     assert why in both(work, *(places.get(word, word) for word in line.split()))
 
 
-@pytest.mark.parametrize(
-    ("verb", "split"),
-    [
-        (["play"], "extract"), (["play", "--no-extract", "--split", "train"], "train"),
-        (["knowledge", "score"], "select"), (["knowledge", "score"], "confirm"),
-        (["knowledge", "confirm", *PROMPT], "confirm"),
-        (["consolidate", *PROMPT], "train"), (["consolidate", *PROMPT], "select"), (["consolidate", *PROMPT], "test"),
-        (["evaluate"], "test"), (["learn"], "extract"), (["learn"], "confirm"), (["learn"], "test"),
-    ],
-    ids=lambda given: " ".join(given) if isinstance(given, list) else given,
-)  # fmt: skip
+def test_raw_traces_that_nobody_has_played(desk: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    work, places = desk
+    (tmp_path / "pool.toml").write_text('pool = "all/"')
+    words = ["--env", places["ROWS"], "--model", places["MODEL"], "--config", str(tmp_path / "pool.toml")]
+    assert "no raw traces" in both(work, "knowledge", "score", *words, "--method", "uniform", "--traces", "9")
+
+
+SPLITS = [
+    ("play", "extract"), ("play --no-extract --split train", "train"), ("knowledge score --pool all/", "select"),
+    ("knowledge score --pool all/", "confirm"), ("knowledge confirm --context PROMPT", "confirm"),
+    ("consolidate --context PROMPT", "train"), ("consolidate --context PROMPT", "select"),
+    ("consolidate --context PROMPT", "test"), ("evaluate", "test"), ("learn", "extract"), ("learn", "confirm"),
+    ("learn", "test"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "split"), SPLITS, ids=[f"{line} ({split})" for line, split in SPLITS])
 def test_a_split_without_tasks(
-    verb: list[str], split: str, model: str, work: Path, monkeypatch: pytest.MonkeyPatch
+    line: str, split: str, desk: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    tasks = Session.tasks
+    work, places = desk
+    words = [places.get(word, word) for word in f"{line} --env ROWS --model MODEL".split()]
+    if "--pool" in words:  # which has no flag
+        (tmp_path / "pool.toml").write_text('pool = "all/"')
+        at = words.index("--pool")
+        words[at : at + 2] = ["--config", str(tmp_path / "pool.toml")]
+    tasks, before = Session.tasks, rows(work)
     monkeypatch.setattr(Session, "tasks", lambda self, name, n=None: [] if name == split else tasks(self, name, n))
-    said = both(work, *given(work, verb), "--env", "math", "--model", model)
-    assert split in said and ("no " in said or " 0 " in f" {said}")
-    assert not rows(work)  # nothing was begun
+    said = both(work, *words)
+    assert f"no {split} task" in said or f"0 {split}" in said
+    assert rows(work) == before  # nothing was begun
 
 
 def test_a_student_whose_base_is_gone(model: str, work: Path) -> None:
