@@ -10,7 +10,7 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
-from agentopcd.core.config import ConsolidateConfig, player_flags
+from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, flags_for, player_flags
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, read_json, write_json
@@ -24,12 +24,14 @@ from agentopcd.models import find
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.engine import engine_of, player_of
+from agentopcd.rollouts.fault_log import FaultLog
 from agentopcd.workspace.card import describe
 from agentopcd.workspace.checks import check_before, check_launch, check_method, check_trainable
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.distance import distances
 from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
+from agentopcd.workspace.evidence import evidence
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
@@ -96,8 +98,6 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     student = session.loaded
     if config.lora_rank:
         models.check_adapter(student, config.lora_rank)
-    for part in context.parts:
-        session.say_confirmed_with(part)
     teacher_model = session.load(config.teacher) if config.teacher else student
     for model in {student.id: student, teacher_model.id: teacher_model}.values():
         check_trainable(session, config, model)
@@ -111,6 +111,9 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
             record.finish(summary(done["evaluation"]) if done.get("evaluation") else {})
         return _repeated(session, config, context, run, done)
     check_before(session, config, context, student, teacher_model)
+    for part in context.parts:
+        if said := evidence(session, part, flags_for(config, ConfirmConfig)):
+            session.say(said)
     train = session.tasks("train")
     session.manifest.guard_training(train)
     stored = replayed(session, run.folder, train, config) if config.replays else []
@@ -269,6 +272,7 @@ def train_student(
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, compute, config.seed)
     player = player_of(config, student, compute, day, say, together=True)
+    player = dataclasses.replace(player, faults=FaultLog(assignment.work / "errors" / f"{run.folder.name}.log"))
     if teacher is not student and player.chat.taught_by(teacher.tokenizer):
         say(f"note: teacher {teacher.name} has another chat template than the student; each reads its own")
     judge = player.chat.teacher or player.chat

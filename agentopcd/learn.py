@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,14 @@ from agentopcd.core.config.toml import saved
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.distil import Distilled, check_launch, distil_context
 from agentopcd.envs.scan import Progress, no_progress
+from agentopcd.knowledge.database import now
 from agentopcd.models.parallel.ranks import Ranks
-from agentopcd.workspace.experience.choose import choose, ranked_by, result_of
+from agentopcd.workspace.experience.choose import choose, result_of
 from agentopcd.workspace.experience.gather import gather
+from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import inside, written_down
+from agentopcd.workspace.ready import to_learn
 from agentopcd.workspace.session import Session
 
 
@@ -44,20 +48,31 @@ def learn(
     confirm tasks trains nothing unless ``force`` is set; the next round continues with the same model.
     """
     check_launch(pick(config, ConsolidateConfig), Ranks.current().count)
-    rounds: list[Round] = []
     run = Run(work, "learn", run_config(config), saved(config)[0])
+    with contextlib.closing(Hold(work, run.folder.name)) as hold:
+        if hold.shared:
+            say("warning: another process runs this command; let one of the two do it")
+        return _rounds(config, run, work, say, progress)
+
+
+def _rounds(config: LearnConfig, run: Run, work: Path, say: Callable[[str], None], progress: Progress) -> list[Round]:
+    rounds: list[Round] = []
     start = run.folder / "start.json"
+    began = now()
     if run.result is None and start.is_file():  # resumed after a kill: the newest student may be this run's own
-        written = read_json(start, f"remove {run.folder} to begin again")["model"]
+        known = read_json(start, f"remove {run.folder} to begin again")
+        written, began = known["model"], known.get("started_at", began)
         here = inside(work, written)
         name = str(here) if here is not None and here.is_dir() else written  # the workspace may have been moved
+        first = written
     else:
         with Session(pick(config, PlayConfig), work, say=say) as session:
-            ranked_by(session)  # what cannot be ranked is refused before anything is played
+            to_learn(session, config)  # what cannot be ranked, for example, is refused before anything is played
             name = session.model_name()[0]
         (run.folder / "result.json").unlink(missing_ok=True)
-        write_json(start, {"model": written_down(work, name)})
+        first = written_down(work, name)
     for number in range(1, config.rounds + 1):
+        write_json(start, {"model": first, "round": number, "started_at": began})
         say(f"round {number} of {config.rounds}")
         settings = dataclasses.replace(config, model=name, seed=config.seed + number - 1)
         done = _round(settings, number, work, say, progress)

@@ -24,7 +24,9 @@ from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Task
 from agentopcd.knowledge import Found, Origin, Store, identify, ingest
 from agentopcd.knowledge.changes import changes, score_differences
 from agentopcd.knowledge.database import now
+from agentopcd.workspace.overview import overview
 
+STATUS = "(agentopcd status)"
 ENVS, MODELS, CONTEXTS, TASKS = ("room", "hall"), 5, 300, 2000
 ITEM = identify("Rule 7: the door on the left opens if 5568 is shown.")[:12]
 ROWS = """INSERT INTO episode (run_id, model_id, context_id, setup, env, task_key, seed, rep, success, reward, stop,
@@ -57,7 +59,6 @@ def build(path: Path, episodes: int, items: int) -> None:
                 store.add_context(context)
         for number, context in enumerate(contexts[1:]):
             store.move(f"{ENVS[0]}/pool/{number:02d}/01", context.id, "extract", run_id=run_id)
-        store.finish(run_id, {})
         connection = store._connection
         with store.write():
             connection.executemany(ROWS, _rows(run_id, models, contexts, episodes))
@@ -109,6 +110,7 @@ COMMANDS: dict[str, Callable[[Store], object]] = {
     f"show {ITEM}": lambda store: store_views.describe(store, ITEM),
     "search door 9967": lambda store: look_up.find(store, ["door", "9967"]),
     f"diff room/pool/{CONTEXTS - 3}/01 room/pool/{CONTEXTS - 2}/01": compare,
+    STATUS: lambda store: overview(store, Path(store.path).parent),
 }
 
 
@@ -135,7 +137,8 @@ def main() -> None:
 def measure(words: str, query: Callable[[Store], object], path: Path, repeat: int) -> None:
     """Print one row of the table."""
     where = [] if words == "--help" else ["--work", str(path.parent)]
-    command = [sys.executable, "-m", "agentopcd", "knowledge", *words.split(), *where]
+    named = ["status"] if words == STATUS else ["knowledge", *words.split()]
+    command = [sys.executable, "-m", "agentopcd", *named, *where]
     whole, clock, processor = [], [], []
     with Store.open(path) as store:
         for _ in range(repeat):

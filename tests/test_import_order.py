@@ -73,7 +73,7 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "call_forms replies sampling.choices sampling.protocol sampling.requests",
+        "call_forms fault_log replies sampling.choices sampling.protocol sampling.requests",
         "calls marks history tools",
         "chat",
         "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "
@@ -99,21 +99,23 @@ INSIDE = {
         "checks",
     ],
     "workspace": [
-        "card day extraction handover paths trackers",
+        "card day extraction handover holding paths trackers",
         "ledger",
-        "session",
-        "checks resolved evaluation.spoken experience.chains experience.choose experience.worth",
+        "overview session",
+        "checks evidence pace resolved",
+        "evaluation.names evaluation.spoken experience.chains experience.choose experience.worth",
+        "ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift experience.find_context experience.gather experience.influence",
         "evaluation.student",
     ],
     "cli": [
-        "store_views help completion templates.text_env templates.tool_env",
+        "store_views help completion pulse spoken templates.text_env templates.tool_env",
         "options",
-        "paper.plan config envs knowledge new_env",
+        "paper.plan closing config envs knowledge new_env",
         "paper.report",
         "paper.run",
-        "decisions look_up push reproduce store verbs",
+        "decisions look_up push reproduce status store verbs",
         "cli",
     ],
 }

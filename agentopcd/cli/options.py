@@ -8,8 +8,9 @@ import functools
 import inspect
 import itertools
 import json
+import os
+import shlex
 import sys
-import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from agentopcd.cli import pulse, spoken
 from agentopcd.cli.completion import offer_for
 from agentopcd.cli.help import help_all
 from agentopcd.core.config import (
@@ -74,11 +76,15 @@ HELP_ALL = Annotated[
 
 @contextlib.contextmanager
 def goes_on() -> Iterator[None]:
-    """Around a command that goes on where it was stopped when it is given again; whoever stops it is told so."""
+    """Around a command that may take long, and goes on where it was stopped when it is given again: it shows that it is
+    alive, and whoever stops it is told how it goes on."""
     try:
-        yield
+        with pulse.beating():
+            yield
     except KeyboardInterrupt as error:
-        raise typer.Abort("stopped; the same command goes on from here") from error
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else the command begins with a launcher
+        command = f": {without_password(shlex.join(['agentopcd', *sys.argv[1:]]))}" if alone else ""
+        raise typer.Abort(f"stopped; the same command goes on from here{command}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Call:
     as_json: bool
     dry_run: bool
     save_config: Path | None = None
+    _said: set[str] = dataclasses.field(default_factory=set)
 
     def keep(self, config: Config, notes: Mapping[str, str]) -> None:
         """Write the settings into the file of ``--save-config``, if that is given.
@@ -112,8 +119,13 @@ class Call:
             self.say(f"note: {file} is without {what}")
 
     def say(self, line: str) -> None:
-        """Print a line for people; with ``--json``, stdout is kept for the result."""
-        print(without_password(line), file=sys.stderr if self.as_json else sys.stdout, flush=True)
+        """Print a line for people, a note only once; with ``--json``, stdout is kept for the result."""
+        if line.startswith(spoken.ONCE):
+            if line in self._said:
+                return
+            self._said.add(line)
+        pulse.said(line)
+        spoken.write(without_password(line), sys.stderr if self.as_json else sys.stdout)
 
     def show(self, result: Any) -> None:
         """Print the result as JSON, if requested."""
@@ -209,27 +221,22 @@ def _keyword(name: str, annotation: Any, default: Any = inspect.Parameter.empty)
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-PLAIN_EVERY_S = 30.0
-"""Seconds between lines of progress if stderr is not a terminal."""
-
-
 def progress(label: str, items: Iterable[Any], total: int) -> Iterator[Any]:
-    """Show progress on stderr: a bar on a terminal, else a line from time to time."""
+    """Show progress on stderr: a bar on a terminal, else a line from time to time (see :mod:`agentopcd.cli.pulse`)."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(file=getattr(sys.stderr, "rich_proxied_file", sys.stderr))
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    said = time.monotonic()
     shown, apart = console.is_terminal, not sys.stdout.isatty()
-    with Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=not apart) as bar:
+    bars = Progress(*columns, console=console, transient=True, disable=not shown, redirect_stdout=not apart)
+    with pulse.beating(), bars as bar:
         if shown:  # rich now prints what is written to these streams, above its bar and unguarded
             sys.stdout = sys.stdout if apart else Guarded(sys.stdout, "stdout")
             sys.stderr = Guarded(sys.stderr, "stderr")
         task = bar.add_task(label, total=total)
+        pulse.moved(f"{label}: 0/{total}")
         for count, item in enumerate(items, start=1):
             bar.advance(task)
-            if not shown and time.monotonic() - said > PLAIN_EVERY_S:
-                said = time.monotonic()
-                print(f"{label}: {count}/{total}", file=sys.stderr, flush=True)
+            pulse.moved(f"{label}: {count}/{total}")
             yield item

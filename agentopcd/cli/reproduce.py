@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +33,8 @@ def reproduce(
     from agentopcd.cli.paper.report import lines
     from agentopcd.cli.paper.run import run, say_plan
     from agentopcd.core.errors import AgentOpcdError, ConfigError, did_you_mean
-    from agentopcd.core.runs import workspace, write_json
+    from agentopcd.core.runs import Run, workspace, write_json
+    from agentopcd.workspace.holding import Hold
 
     call = Call(work, as_json, dry_run)
     if report not in REPORTS:
@@ -58,14 +61,18 @@ def reproduce(
         call.say("dry run: nothing was played or trained; leave out --dry-run to start")
         return
     results: list[dict[str, Any]] = []
-    for plan in chosen:
-        with goes_on():
+    words = shlex.join([recipe, "--size", size, "--report", report, *(["--row", row] if row else [])])
+    whole = Run(folder, "reproduce", {"recipe": file.stem, "words": words})
+    (whole.folder / "result.json").unlink(missing_ok=True)
+    with goes_on(), contextlib.closing(Hold(folder, whole.folder.name)):
+        for plan in chosen:
             result = run(plan, folder, report=report, say=call.say, progress=progress)
-        results.append(result.to_dict())
-        out = folder / "reproduce" / f"{file.stem}-{size}-{plan.slug}.json"
-        out.parent.mkdir(exist_ok=True)
-        write_json(out, {"title": title, "size": size} | results[-1])
-        for line in lines(result):
-            call.say(line)
-        call.say(f"written: {out}")
+            results.append(result.to_dict())
+            out = folder / "reproduce" / f"{file.stem}-{size}-{plan.slug}.json"
+            out.parent.mkdir(exist_ok=True)
+            write_json(out, {"title": title, "size": size} | results[-1])
+            for line in lines(result):
+                call.say(line)
+            call.say(f"written: {out}")
+    whole.finish({"rows": [plan.name for plan in chosen]})
     call.show(results)

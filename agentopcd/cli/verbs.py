@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from agentopcd.cli import closing
 from agentopcd.cli.options import Call, configured, progress
 from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
-    GatherConfig,
     LearnConfig,
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
     ScoringConfig,
+    flags_for,
     player_flags,
 )
 from agentopcd.core.errors import ConfigError
@@ -26,8 +27,6 @@ from agentopcd.core.terminal import without_password
 
 if TYPE_CHECKING:
     from agentopcd.core.types import Context
-    from agentopcd.distil import Distilled
-    from agentopcd.knowledge import Confirmation
     from agentopcd.workspace.session import Session
 
 
@@ -47,13 +46,15 @@ def play(config: PlayConfig, call: Call) -> None:
     Example: agentopcd play --env sokoban --episodes 64
     """
     with _open(config, call) as session:
-        if config.context:
-            session.context(config.context, config.placement)  # a wrong name is told before a model is loaded
+        from agentopcd.workspace import ready
+        from agentopcd.workspace.pace import estimate
+
+        ready.to_play(session, config)  # what is wrong is told before a model is loaded, with --dry-run and without
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
             if config.extract:
-                plan.append(f"{config.chains} chains of {config.chain_steps} extractions{_by(config)}")
-            return _plan(session, call, plan)
+                plan.append(f"{config.chains} chains of {config.chain_steps} extractions{closing.extractor(config)}")
+            return _plan(session, call, plan, estimate(session, episodes=config.episodes))
         from agentopcd.workspace.experience.gather import gather
 
         run_id = session.ledger.begin("play")
@@ -64,17 +65,11 @@ def play(config: PlayConfig, call: Call) -> None:
         came = f"success {result.rate}" if graded else f"{result.rate.n} conversations, nothing graded"
         call.say(f"run {run_id}: {came}, {len(result.items)} items, {result.flagged} flagged")
         waiting = len(session.store.items(ids=result.items, status="pending"))
-        pending = f"agentopcd knowledge list items --status pending{_work(call)}"
-        if waiting:
-            call.say(f"{waiting} items wait for a person: {pending}")
-        if config.extract and waiting and not result.candidates:
-            call.say(f"next: {pending}, then agentopcd knowledge approve ID...{_work(call)}, and play again")
-        elif config.extract and not result.items:
+        if config.extract and not result.items:
             call.say(f"no item could be read from the extractor's {result.unparsed} replies")
-        elif config.extract and graded:
-            call.say(f"next: agentopcd knowledge score {player_flags(config)}{_work(call)}")
-        else:
-            call.say(f"next: agentopcd knowledge list episodes{_work(call)}")
+        closing.after_play(
+            call, config, waiting=waiting, candidates=len(result.candidates), items=len(result.items), graded=graded
+        )
 
 
 def score(config: ScoreConfig, call: Call) -> None:
@@ -86,16 +81,20 @@ def score(config: ScoreConfig, call: Call) -> None:
     with _open(config, call) as session:
         if config.method == "influence":
             return _influence(session, config, call)
+        from agentopcd.workspace import ready
         from agentopcd.workspace.experience.chains import pool
+        from agentopcd.workspace.pace import estimate
 
         candidates = pool(session, prefix=config.pool)
         if not candidates:
-            again = f"agentopcd play {player_flags(config)}{_work(call)}"
+            again = closing.command(call, "play", flags_for(config, PlayConfig))
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
+        ready.to_score(session, config, candidates)
         if config.method == "subsets":
             return _values(session, config, call, candidates)
         if call.dry_run:
-            return _plan(session, call, _scoring_plan(session, config, len(candidates)))
+            plan, episodes = _scoring_plan(session, config, len(candidates))
+            return _plan(session, call, plan, estimate(session, episodes=episodes))
         from agentopcd.workspace.experience.choose import choose, result_of
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
@@ -103,20 +102,30 @@ def score(config: ScoreConfig, call: Call) -> None:
         result = result_of(ranking, outcome)
         session.ledger.finish(run_id, result)
         call.show(result)
-        _say_gate(call, config, ranking.best.context_id, outcome)
+        closing.after_gate(call, config, ranking.best.context_id, outcome)
 
 
-def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> list[str]:
-    """What ``score`` would play."""
+def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> tuple[list[str], int]:
+    """What ``score`` would play, in words, and the number of its episodes."""
     from agentopcd.knowledge import PER_CONTEXT
 
     n, tasks = min(pool, config.candidates), len(session.tasks("select", config.select_tasks))
-    plan = [f"up to {n} contexts and none on {tasks} select tasks"]
+    plan, episodes = [f"up to {n} contexts and none on {tasks} select tasks"], (n + 1) * tasks
     if config.method == "halving":
         plan = [f"up to {n} contexts on select tasks, {PER_CONTEXT} episodes for each on average, most for the best"]
+        episodes = n * PER_CONTEXT
     if config.confirm:
         plan.append(_confirm_plan(session, config))
-    return plan
+        episodes += _confirm_episodes(session, config)
+    return plan, episodes
+
+
+def _confirm_episodes(session: Session, config: ScoringConfig | ConfirmConfig) -> int:
+    """Episodes of a confirmation: the context, none, the placebo and the context before it, on each task."""
+    from agentopcd.knowledge import best_ref
+
+    rivals = 3 + (session.store.ref(best_ref(session.env)) is not None)
+    return rivals * len(session.tasks("confirm", config.confirm_tasks))
 
 
 def _confirm_plan(session: Session, config: ScoringConfig | ConfirmConfig, which: str = "the winner") -> str:
@@ -129,15 +138,18 @@ def _values(session: Session, config: ScoreConfig, call: Call, candidates: Seque
     from agentopcd.workspace.experience.worth import plan_of, value_items
 
     if call.dry_run:
-        return _plan(session, call, plan_of(session, config, candidates))
+        return _plan(session, call, plan_of(session, config, candidates), "")
     run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
     worth = value_items(session, config, candidates, run_id=run_id)
     session.ledger.finish(run_id, worth.to_dict())
     call.show(worth.to_dict())
     for line in worth.lines():
         call.say(line)
-    shown = f"confirm --context {shlex.quote(worth.ref)} {player_flags(config)}" if worth.context.text else "list items"
-    call.say(f"next: agentopcd knowledge {shown}{_work(call)}")
+    if worth.context.text:
+        words = f"knowledge confirm --context {shlex.quote(worth.ref)}"
+        closing.next_is(call, closing.command(call, words, flags_for(config, ConfirmConfig)))
+    else:
+        closing.next_is(call, closing.command(call, "knowledge list items", ""))
 
 
 def _influence(session: Session, config: ScoreConfig, call: Call) -> None:
@@ -147,14 +159,14 @@ def _influence(session: Session, config: ScoreConfig, call: Call) -> None:
     context = shown_context(session, config)
     if call.dry_run:
         arms = len(session.store.items(context_id=context.id)) + 2
-        return _plan(session, call, [f"up to {config.turns or TURNS} stored turns are read behind {arms} contexts"])
+        return _plan(session, call, [f"up to {config.turns or TURNS} stored turns are read behind {arms} contexts"], "")
     run_id = session.ledger.begin("score", context_id=context.id)
     found = influence(session, config, context)
     session.ledger.finish(run_id, found.to_dict())
     call.show(found.to_dict())
     for line in found.lines():
         call.say(line)
-    call.say(f"next: agentopcd knowledge score --method subsets {player_flags(config)}{_work(call)}")
+    closing.next_is(call, closing.command(call, "knowledge score --method subsets", player_flags(config)))
 
 
 def confirm(config: ConfirmConfig, call: Call) -> None:
@@ -165,16 +177,20 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
     if not config.context:
         raise ConfigError("no context given; add --context REF (see `agentopcd knowledge list refs`)")
     with _open(config, call) as session:
-        context, _ = session.context(config.context)
+        from agentopcd.workspace import ready
+        from agentopcd.workspace.pace import estimate
+
+        context = ready.to_confirm(session, config)
         if call.dry_run:
-            return _plan(session, call, [_confirm_plan(session, config, "the context")])
+            time = estimate(session, episodes=_confirm_episodes(session, config))
+            return _plan(session, call, [_confirm_plan(session, config, "the context")], time)
         from agentopcd.workspace.experience.choose import confirm_one
 
         run_id = session.ledger.begin("confirm", context_id=context.id)
         outcome = confirm_one(session, config, context, run_id=run_id)
         session.ledger.finish(run_id, outcome.to_dict())
         call.show(outcome.to_dict())
-        _say_gate(call, config, context.id, outcome)
+        closing.after_gate(call, config, context.id, outcome)
 
 
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
@@ -183,25 +199,29 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
     Example: agentopcd consolidate --env math --context prompt.txt --model smollm2-135m
     """
     with _open(config, call) as session:
-        from agentopcd.distil import check_launch, distil_context
+        from agentopcd.distil import check_launch, check_method, distil_context
         from agentopcd.models.parallel.ranks import launched
+        from agentopcd.workspace import ready
         from agentopcd.workspace.experience.find_context import find_context
+        from agentopcd.workspace.pace import estimate
 
+        check_launch(config, launched())
+        ready.to_train(session, config)
         if call.dry_run:
-            check_launch(config, launched())
             if not config.mix:  # which contexts are mixed depends on what this model won with them
                 find_context(session, config)
+            check_method(session, config)
+            tests = len(session.tasks("test", config.test_tasks))
             plan = [
                 f"{config.steps} steps of {config.batch_size} episodes",
                 f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
-                f"test: {len(session.tasks('test', config.test_tasks))} tasks, three arms",
+                f"test: {tests} tasks, three arms",
                 f"memory: {_memory(session, config)}",
             ]
-            return _plan(session, call, plan, config.teacher)
+            return _plan(session, call, plan, estimate(session, episodes=3 * tests, steps=config.steps), config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
-        _say_distilled(call, result)
-        call.say(f"next: agentopcd evaluate {player_flags(config)}{_work(call)}")
+        closing.after_training(call, config, result)
 
 
 def evaluate(config: EvaluateConfig, call: Call) -> None:
@@ -210,21 +230,24 @@ def evaluate(config: EvaluateConfig, call: Call) -> None:
     Example: agentopcd evaluate --env math
     """
     with _open(config, call) as session:
+        from agentopcd.workspace import ready
+        from agentopcd.workspace.pace import estimate
+
+        student = ready.to_evaluate(session, config)
         if call.dry_run:
-            if config.context:
-                session.context(config.context, config.placement)
             n = len(session.tasks("test", config.test_tasks))
-            student = config.student or session.newest_student() or ""
-            return _plan(session, call, [f"up to three arms on {n} test tasks"], student)
+            return _plan(
+                session, call, [f"up to three arms on {n} test tasks"], estimate(session, episodes=3 * n), student
+            )
         from agentopcd.workspace.evaluation.drift import drift_dict, drift_lines
         from agentopcd.workspace.evaluation.student import evaluate_student
         from agentopcd.workspace.evaluation.table import lines
 
         result, moved = evaluate_student(session, config)
         call.show(result.to_dict() | drift_dict(moved))
-        for line in (*lines(result), *drift_lines(moved)):
+        for line in (*result.header, *lines(result), *drift_lines(moved)):
             call.say(line)
-        call.say(f"next: agentopcd learn {player_flags(config, LearnConfig)}{_work(call)}")
+        closing.after_evaluation(call, config, result)
 
 
 def learn(config: LearnConfig, call: Call) -> None:
@@ -236,18 +259,25 @@ def learn(config: LearnConfig, call: Call) -> None:
         from agentopcd.distil import check_launch
         from agentopcd.knowledge import PER_CONTEXT
         from agentopcd.models.parallel.ranks import launched
+        from agentopcd.workspace import ready
+        from agentopcd.workspace.pace import estimate
 
         check_launch(config, launched())
         with _open(config, call) as session:
+            ready.to_learn(session, config)
+            tests = len(session.tasks("test", config.test_tasks))
+            episodes = config.episodes_per_round + PER_CONTEXT * config.candidates
+            episodes += _confirm_episodes(session, config) + 3 * tests
             plan = [
                 f"{config.rounds} rounds, each:",
                 f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions"
-                + _by(config),
+                + closing.extractor(config),
                 f"up to {config.candidates} candidates on select tasks, {PER_CONTEXT} episodes for each on average",
                 _confirm_plan(session, config),
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
             ]
-            return _plan(session, call, plan)
+            time = estimate(session, episodes=config.rounds * episodes, steps=config.rounds * config.steps)
+            return _plan(session, call, plan, time)
     from agentopcd import models
     from agentopcd.core.runs import workspace
     from agentopcd.learn import learn as run
@@ -257,12 +287,7 @@ def learn(config: LearnConfig, call: Call) -> None:
         _open(config, call).close()
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
     call.show([one.to_dict() for one in rounds])
-    for one in rounds:
-        verdict = "consolidated" if one.distilled else "confirmed" if one.confirmed else "nothing confirmed"
-        call.say(f"round {one.number}: {verdict}")
-        if one.distilled:
-            _say_distilled(call, one.distilled)
-    call.say(f"next: agentopcd knowledge list refs{_work(call)}")
+    closing.after_rounds(call, config, rounds)
 
 
 def _open(config: PlayerConfig, call: Call) -> Session:
@@ -277,22 +302,19 @@ def _open(config: PlayerConfig, call: Call) -> Session:
     return session
 
 
-def _plan(session: Session, call: Call, steps: list[str], *models: str) -> None:
+def _plan(session: Session, call: Call, steps: list[str], time: str, *models: str) -> None:
     """Print what would be done with the player's model and ``models``, without doing it; refuse what cannot be done."""
     session.check(*models)
     name, why = session.model_name()
     settings = session.config.to_dict()
     settings |= {name: without_password(settings[name]) for name in ("server", "extractor") if name in settings}
-    call.show({"settings": settings, "plan": steps, "model": name})
+    call.show({"settings": settings, "plan": steps, "model": name, "time": time})
     call.say(f"model: {name} ({why})")
     for step in steps:
         call.say(f"plan: {step}")
+    if time:
+        call.say(time)
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
-
-
-def _by(config: GatherConfig) -> str:
-    """Who extracts, in a plan, if it is not the player."""
-    return f" by {config.extracting.model}" if config.extractor else ""
 
 
 def _memory(session: Session, config: ConsolidateConfig) -> str:
@@ -303,29 +325,3 @@ def _memory(session: Session, config: ConsolidateConfig) -> str:
         return f"about {memory(session.model_name()[0], config, session.compute)}"
     except ModelError as error:  # a dry run must work without a model
         return f"not estimated: {error}"
-
-
-def _say_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confirmation | None) -> None:
-    if outcome is None:
-        call.say(f"next: agentopcd knowledge confirm --context {context_id[:12]} {player_flags(config)}{_work(call)}")
-    elif outcome.passed:
-        call.say(f"next: agentopcd consolidate {player_flags(config, ConsolidateConfig)}{_work(call)}")
-    elif outcome.verdict == "incumbent stays":
-        flags = f"--context {context_id[:12]} {player_flags(config, ConsolidateConfig)}"
-        call.say(f"next: agentopcd consolidate {flags}{_work(call)}, if you prefer it to {outcome.ref}")
-    else:
-        call.say("nothing was confirmed, so there is nothing to consolidate")
-        call.say(f"next: agentopcd play {player_flags(config)}{_work(call)}")
-
-
-def _say_distilled(call: Call, result: Distilled) -> None:
-    from agentopcd.workspace.evaluation.table import lines
-
-    for line in lines(result.evaluation) if result.evaluation else []:
-        call.say(line)
-    skipped = f"; {result.skipped} of {result.steps} steps were skipped" if result.skipped else ""
-    call.say(f"student: {result.folder} (best at step {result.best_step}{skipped})")
-
-
-def _work(call: Call) -> str:
-    return f" --work {call.work}" if call.work else ""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ CHECKPOINT = ("checkpoint", "checkpoint.old")
 CHECKPOINTS = "checkpoints"
 """Subfolder of a run with the model of every evaluation, named by step; it exists only if these models are kept."""
 
+TAIL_BYTES = 1 << 16
+"""How much of a log is read for its last record."""
+
 
 def workspace(folder: str | Path | None = None) -> Path:
     """The workspace folder: ``folder``, else ``$AGENTOPCD_WORK``, else ``./agentopcd-work``. Created if missing."""
@@ -41,6 +45,13 @@ def workspace(folder: str | Path | None = None) -> Path:
 def default_workspace() -> Path:
     """The workspace if no ``--work`` is given; it need not exist."""
     return path_of(os.environ.get("AGENTOPCD_WORK") or "agentopcd-work")
+
+
+def work_flag(work: str | Path | None) -> str:
+    """The words that name a workspace in a command, with a space in front; '' for the workspace that needs none."""
+    if work is None or path_of(work) == default_workspace():
+        return ""
+    return f" --work {shlex.quote(str(work))}"
 
 
 class Run:
@@ -114,6 +125,17 @@ def read_records(file: Path) -> list[dict[str, Any]]:
         if record is None:
             raise ConfigError(f"{file} cannot be read: line {number} is damaged; remove that line")
     return [record for record in found if record is not None]
+
+
+def last_record(file: Path) -> dict[str, Any] | None:
+    """The last record of a log that may still be written to, without reading all of it; None if there is none."""
+    try:
+        with file.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            *lines, _ = log.read().split(b"\n")
+    except OSError:
+        return None
+    return next((record for line in reversed(lines) if (record := _record(line)) is not None), None)
 
 
 def _records(file: Path) -> list[dict[str, Any] | None]:

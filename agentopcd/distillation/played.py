@@ -72,7 +72,7 @@ class Batches:
         say: Callable[[str], None],
     ) -> None:
         self.method, self.train, self.context, self.fits, self.say = method, train, context, fits, say
-        self.ranks, self._noted = Ranks.current(), False
+        self.ranks, self._noted, self._told = Ranks.current(), False, False
         self._next: Future[list[tuple[Episode, list[Sample], int]]] | None = None
 
     def take(self, step: int) -> Played:
@@ -93,6 +93,10 @@ class Batches:
             why = "the template, or how earlier replies are shown, changes the earlier turns"
             self.say(f"note: {apart} later turns are not read in one pass with the turns before: {why}")
             self._noted = True
+        broken = sum(result[0].stop_reason == "env_error" for result in played)
+        if broken and (faults := self.method.player.faults) is not None and not self._told:
+            self.say(f"warning: {broken} of {len(played)} episodes of step {step} broke off; in full: {faults.file}")
+            self._told = True
         return Played(
             episodes=[episode for episode, _, _ in played],
             samples=samples,

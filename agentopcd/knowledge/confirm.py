@@ -27,7 +27,7 @@ USEFUL: tuple[Verdict, ...] = ("pass", "incumbent stays")
 
 _IN_WORDS: dict[Verdict, str] = {
     "pass": "pass, {ref} moved",
-    "not better": "not promoted",
+    "not better": "not promoted, it does no better than no context",
     "form only": "form only: it does no better than its placebo; not promoted",
     "incumbent stays": "confirmed, but no better than {ref}, which stays",
 }
@@ -66,14 +66,20 @@ class Confirmation:
         return self.against["empty"]
 
     def __str__(self) -> str:
-        lines = [f"{self.context_id[:12]} against {name:9s} {pair}" for name, pair in self.against.items()]
+        n, tasks = self.comparison.n, self.comparison.tasks
+        lines = [f"context {self.context_id[:12]}, {n} episodes on {tasks} tasks, {self.by}:"]
+        for name, pair in self.against.items():
+            won = f"{pair.wins} won / {pair.losses} lost, {pair.test} {pair.p:.2g}"
+            against = f"{pair.first.rate:.3f} against {pair.second.rate:.3f}"
+            lines.append(f"  against {name:9s}  {against}  {pair.difference}  {won}")
         lines += self._other_scores()
         base, n = self.comparison.second.rate, self.comparison.n
         if self.by == "success":
             seen = detectable(n, min(base, 0.9), alpha=self.level)
-            lines.append(f"{n} pairs show a rise of {seen:.2f} four times in five")
+            lines.append(f"  {n} pairs show a rise of {seen:.2f} four times in five")
         verdict = _IN_WORDS[self.verdict].format(ref=self.ref)
-        lines.append(f"{verdict}; look {self.look} at level {self.level:.2g}, {self.left:.2g} left for later looks")
+        lines.append(f"  look {self.look} at level {self.level:.2g}, {self.left:.2g} left for later looks")
+        lines.append(f"verdict: {verdict}")
         return "\n".join(lines)
 
     def _other_scores(self) -> list[str]:
@@ -86,7 +92,7 @@ class Confirmation:
         for name in names:
             shown = {label: means[name] for label, means in self.means.items() if name in means}
             if any(mean.rate != rates[label] for label, mean in shown.items()):
-                lines.append(f"{name}: " + ", ".join(f"{label} {mean}" for label, mean in shown.items()))
+                lines.append(f"  {name}: " + ", ".join(f"{label} {mean}" for label, mean in shown.items()))
         return lines
 
     def to_dict(self) -> dict[str, Any]:

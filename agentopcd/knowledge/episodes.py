@@ -109,6 +109,27 @@ class Episodes(Database):
         where = " AND ".join([_SPLIT, *(f"e.{name} = :{name}" for name in given)])
         return self.query(f"{_EPISODES} WHERE {where} ORDER BY e.id", {**given, "split": split})
 
+    def played_by(self, run_ids: Collection[int]) -> dict[int, Row]:
+        """What runs have stored, by run: ``n`` episodes, ``wins``, and ``at``, when the last was stored."""
+        rows = self.query(
+            "SELECT c.*, e.created_at AS at FROM (SELECT run_id, count(*) AS n, sum(success) AS wins, max(id) AS last"
+            " FROM episode WHERE run_id IN (SELECT value FROM json_each(?)) GROUP BY run_id) c"
+            " JOIN episode e ON e.id = c.last",
+            (json.dumps([*run_ids]),),
+        )
+        return {row["run_id"]: row for row in rows}
+
+    def spans(self, run_ids: Collection[int]) -> list[Row]:
+        """For each run that stored episodes, in the order of runs: ``n`` of them, and the ``seconds`` between the first
+        and the last."""
+        return self.query(
+            "SELECT c.n, (julianday(z.created_at) - julianday(a.created_at)) * 86400 AS seconds"
+            " FROM (SELECT run_id, count(*) AS n, min(id) AS first, max(id) AS last FROM episode"
+            " WHERE run_id IN (SELECT value FROM json_each(?)) GROUP BY run_id) c"
+            " JOIN episode a ON a.id = c.first JOIN episode z ON z.id = c.last ORDER BY c.run_id",
+            (json.dumps([*run_ids]),),
+        )
+
     def episode(self, episode_id: int) -> Row | None:
         """One episode's row with its ``split``."""
         rows = self.query(f"{_EPISODES} WHERE e.id = ?", (episode_id,))

@@ -67,6 +67,24 @@ class Queries(Episodes):
             {"verb": verb, "status": status},
         )
 
+    def headlines(self) -> list[Row]:
+        """The runs of this store, oldest first, without what was imported; of their results, what says how it went.
+
+        ``evaluation`` is the table on test tasks of a consolidation or an evaluation, as JSON text.
+        """
+        return self.query(
+            "SELECT id, verb, config, status, started_at, finished_at, json_extract(result, '$.error') AS error,"
+            " json_extract(result, '$.episodes') AS episodes, json_extract(result, '$.env_errors') AS broken,"
+            " CASE verb WHEN 'consolidate' THEN json_extract(result, '$.evaluation')"
+            " WHEN 'evaluate' THEN result END AS evaluation FROM run WHERE NOT imported ORDER BY id"
+        )
+
+    def sizes(self) -> dict[str, int]:
+        """The number of episodes, items and contexts (besides the empty one)."""
+        names = {"episodes": "episode", "items": "item", "contexts": "context"}
+        found = {name: self.query(f"SELECT count(*) AS n FROM {table}")[0]["n"] for name, table in names.items()}
+        return found | {"contexts": found["contexts"] - 1}
+
     def models(self, env: str | None = None, *, trained: bool = False) -> list[Row]:
         """Models, newest first.
 

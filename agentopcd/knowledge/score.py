@@ -14,7 +14,7 @@ from math import ceil, log2
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import Comparison, Mean
+from agentopcd.core.stats import Comparison, Mean, Rate
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, check_scores, places_of
 from agentopcd.knowledge.episodes import Arena, Arm, Count
@@ -23,6 +23,15 @@ from agentopcd.knowledge.store import Store
 
 PER_CONTEXT = 16
 """Episodes that halving plays for each context, on average."""
+
+
+SHOWN = 10
+"""Contexts of a ranking that people are shown."""
+
+
+def _line(name: str, rate: Rate | Mean, called: str) -> str:
+    interval = f"[{rate.low:.3f}, {rate.high:.3f}]"
+    return f"{name:12s}  {rate.rate:6.3f}  {interval:>16s} {rate.n:5d}  {called}".rstrip()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,16 +61,21 @@ class Ranking:
     """Episodes that the ranking rests on, stored ones included."""
     means: Mapping[str, Mean]
     """Mean reward and metrics of the best one."""
+    refs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """A name of each context that has one."""
 
     @property
     def best(self) -> Scored:
         return self.rows[0]
 
     def __str__(self) -> str:
-        lines = [f"empty         {self.empty.rate}"] if self.empty else []
-        for row in self.rows:
-            beside = f"  {row.against_empty.difference} to empty" if row.against_empty else ""
-            lines.append(f"{row.context_id[:12]}  {row.count.rate}{beside}")
+        lines = [f"{'context':12s}  {'select':>6s}  {'95 % interval':>16s} {'n':>5s}  name"]
+        lines += [_line("none", self.empty.rate, "the empty context")] if self.empty else []
+        for row in self.rows[:SHOWN]:
+            beside = f"  {row.against_empty.difference} to none" if row.against_empty else ""
+            lines.append(_line(row.context_id[:12], row.count.rate, self.refs.get(row.context_id, "")) + beside)
+        if more := len(self.rows) - SHOWN:
+            lines += [f"and {more} that did worse (--json lists all)"] if more > 0 else []
         lines.append(f"best of {self.competed} on select: its own rate is biased upward, confirm it on fresh tasks")
         return "\n".join(lines)
 
@@ -174,7 +188,9 @@ def _ranking(
     store = bench.store
     means = store.means(Arm(bench.model_id, rows[0].context_id), arena)
     competed = store.competitors(bench.env, "select", model_id=bench.model_id, setup=bench.setup)
-    return Ranking(rows, empty, competed, errors, episodes, means)
+    ranked = {row.context_id for row in rows}
+    refs = {id_: name for name, id_ in store.refs().items() if id_ in ranked}
+    return Ranking(rows, empty, competed, errors, episodes, means, refs)
 
 
 def add_to_pool(

@@ -21,6 +21,7 @@ from agentopcd.core.errors import AgentOpcdError, ConfigError, EnvError, GameFau
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Tool, Turn
 from agentopcd.rollouts import chat as chats
+from agentopcd.rollouts.fault_log import Fault, FaultLog
 from agentopcd.rollouts.game import Game, told
 from agentopcd.rollouts.history import turn_messages
 from agentopcd.rollouts.sampling import Sampler, request_seed, shares
@@ -45,6 +46,8 @@ class Player:
     """The most episodes in flight at each sampler; of slow games, no more than :data:`SLOW_AT_ONCE`."""
     retries: int = 2
     """How often an episode whose environment raised is restarted before it ends as ``env_error``."""
+    faults: FaultLog | None = None
+    """Where what breaks an episode is written down."""
 
     def setup(self) -> dict[str, Any]:
         """Everything that affects play besides model, context and task. Episodes of two setups are never pooled."""
@@ -200,6 +203,8 @@ class _Live:
         self.turns: list[Turn] = []
         self.metrics: dict[str, float] = {}
         self.error: str | None = None
+        self.reply: str | None = None
+        """What the environment was given last."""
         self.episode: Episode | None = None
         self._messages: list[Message] = []
         self._asked = Request(prompt_ids=(), seed=0)
@@ -213,6 +218,7 @@ class _Live:
             self.close()
             if isinstance(error, AgentOpcdError) and not isinstance(error, GameFault):
                 raise  # our own errors concern the whole run
+            self._write_down(traceback.format_exc())
             return False
         return True
 
@@ -244,6 +250,7 @@ class _Live:
             check_room([self._asked], sampling, sampler.room, "the model")
         except ConfigError as error:  # the observations have grown too long; other episodes go on
             self.error = f"{type(error).__name__}: {error}"
+            self._write_down(self.error)
             self.episode = self.finish("env_error", success=False)
             return None
         return self._asked
@@ -257,6 +264,7 @@ class _Live:
         calls = 0
         if self.tools:
             said, calls = self.player.chat.with_calls(reply, text, self.tools)
+        self.reply = said
         obs, reward, terminated, truncated, info = self.env.step(said)
         self.turns.append(
             Turn(
@@ -283,6 +291,15 @@ class _Live:
             turns=self.turns, outcome=self.parts, success=success, reward=sum(t.reward for t in self.turns),
             stop_reason=stop, error=self.error, metrics=self.metrics,
         )  # fmt: skip
+
+    def _write_down(self, told_in_full: str) -> None:
+        if self.player.faults is not None:
+            self.player.faults.add(
+                Fault(
+                    env=self.player.game.label, job=self.job, turn=0 if self.reply is None else len(self.turns) + 1,
+                    reply=self.reply or "", traceback=told_in_full, attempt=self.attempt + 1,
+                )
+            )  # fmt: skip
 
     def _seen(self, obs: str, info: Mapping[str, Any]) -> list[Part]:
         """The parts of an observation that the view shows; also takes over what else the next prompt is made of."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import default_workspace
+from agentopcd.core.runs import work_flag
 from agentopcd.core.types import Context
 from agentopcd.knowledge import PLACEBO, Store, check_leaks
 from agentopcd.knowledge.decide import waiting_flags
@@ -26,7 +25,7 @@ def check_handover(store: Store, work: Path, context: Context, *, force: bool = 
             flags.
     """
     check_leaks(store, context.id)
-    name, where = context.id[:12], "" if work == default_workspace() else f" --work {shlex.quote(str(work))}"
+    name, where = context.id[:12], work_flag(work)
     recipe = read_object(store.context_row(context.id)["recipe"], f"the recipe of context {name}")
     if recipe.get("order") == PLACEBO:
         raise ConfigError(f"context {name} is a placebo, which holds no knowledge; name another one")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from agentopcd.core.config import GatherConfig, PlayerConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
@@ -14,7 +14,13 @@ from agentopcd.core.runs import read_result
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.faults import read_object
+from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.paths import recall
+
+C = TypeVar("C", bound=PlayerConfig)
+
+SOME_SERVER = "http://ADDRESS"
+"""Stands for the address of a server, which a run's row does not hold."""
 
 LATER_SETTINGS = (
     "async_steps", "by", "decay", "direction", "extract_prompt", "extractor", "gate", "grader", "judge",
@@ -48,7 +54,7 @@ class Ledger:
     """Returns what a run's row says about its extraction (:class:`agentopcd.workspace.extraction.Extraction`)."""
     env_errors: list[str] = dataclasses.field(default_factory=list)
     """Tracebacks of the episodes that the environment broke despite retries."""
-    _open: set[int] = dataclasses.field(default_factory=set)
+    _open: dict[int, Hold] = dataclasses.field(default_factory=dict)
 
     def begin(self, verb: str, **facts: object) -> int:
         """The run of this verb: the unfinished or failed run with the same settings and model, else a new one."""
@@ -60,7 +66,10 @@ class Ledger:
             self.say(f"resuming {verb} run {run_id}")
         else:
             run_id = self.store.start(verb, identity, self.config.seed)
-        self._open.add(run_id)
+        if run_id not in self._open:
+            self._open[run_id] = hold = Hold(self.work, held_as(run_id))
+            if hold.shared:
+                self.say(f"warning: another process works on {verb} run {run_id}; let one of the two do it")
         return run_id
 
     def stage(self, verb: str, **facts: object) -> int:
@@ -77,12 +86,20 @@ class Ledger:
         broken = {"env_errors": len(self.env_errors), "env_error_samples": self.env_errors[:3]}
         found = {"shortcuts": found} if (found := self.shortcuts()) else {}
         self.store.finish(run_id, result | broken | found)
-        self._open.discard(run_id)
+        if (hold := self._open.pop(run_id, None)) is not None:
+            hold.close()
+
+    def close(self) -> None:
+        """Let go of the runs that are not finished; the same command goes on with them."""
+        while self._open:
+            self._open.popitem()[1].close()
 
     def fail(self, why: str) -> None:
         """Close the runs that were begun here and not finished, as failed. The same command goes on with them."""
         while self._open:
-            self.store.finish(self._open.pop(), {"error": why}, status="failed")
+            run_id, hold = self._open.popitem()
+            self.store.finish(run_id, {"error": why}, status="failed")
+            hold.close()
 
     def settle(self) -> None:
         """Close every run that was killed after its result was written to its folder and before it reached its row.
@@ -141,6 +158,11 @@ class Ledger:
         return run_config(self.config) | common | facts
 
 
+def held_as(run_id: int) -> str:
+    """The name by which the process that works on a run holds it."""
+    return f"run-{run_id}"
+
+
 def run_config(config: PlayerConfig) -> dict[str, Any]:
     """The settings as JSON, as a run's row holds them.
 
@@ -160,3 +182,29 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
     later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig) else LATER_SETTINGS
     used = {name: value for name, value in settings.items() if value or name not in later}
     return {name: value for name, value in used.items() if name not in NOT_OF_A_RUN}
+
+
+def config_of(kind: type[C], stored: Mapping[str, Any]) -> C:
+    """The settings that :func:`run_config` wrote, as far as they say how to go on.
+
+    Where a server played, its address is :data:`SOME_SERVER`, because addresses are not kept.
+
+    Raises:
+        ConfigError: another version wrote them, or the run had settings of another verb.
+    """
+    given = {field.name: stored[field.name] for field in dataclasses.fields(kind) if field.name in stored}
+    given["env"] = stored.get("env_ref", stored.get("env", ""))
+    if given.get("tokens_per_batch") == 4096:
+        del given["tokens_per_batch"]
+    for name in ("gate", "save_dtype"):
+        if given.get(name) == "":
+            del given[name]
+    if given.get("engine") in ("server", "api"):
+        given["server"] = SOME_SERVER
+    if str(given.get("extractor", "")).endswith(" (API)"):
+        given["extractor"] = f"{SOME_SERVER}#{given['extractor'].removesuffix(' (API)')}"
+    config = kind.load(**given)
+    again = run_config(config)
+    if lost := [name for name, value in again.items() if name != "env" and stored.get(name) != value]:
+        raise ConfigError(f"another version, or another verb, wrote these settings: {', '.join(lost)}")
+    return config

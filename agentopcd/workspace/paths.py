@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.core.files import resolved
-from agentopcd.models import find
 
 
 def kept(work: Path, folder: str | Path) -> str:
@@ -52,4 +51,6 @@ def recall(work: Path, model: Mapping[str, Any]) -> str | None:
     for place in (work / model["path"], Path(model["path"]), here):
         if place is not None and place.is_dir():
             return str(place)
+    from agentopcd.models import find  # loads torch, which takes longer than what most readers of paths do
+
     return model["name"] if model["name"] in find.BUILT_IN else None

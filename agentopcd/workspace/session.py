@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import re
@@ -28,6 +29,7 @@ from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
+from agentopcd.rollouts.fault_log import fault_log
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.extraction import Extraction
@@ -82,6 +84,7 @@ class Session:
         self._register_tasks()
 
     def close(self) -> None:
+        self.ledger.close()
         self.store.close()
 
     def __enter__(self) -> Session:
@@ -253,6 +256,7 @@ class Session:
     def bench(self, run_id: int, model: models.LoadedModel | None = None) -> Bench:
         """A bench that tries contexts for a run, with ``model`` or, if None, the loaded model."""
         player = self.player_for(model) if model else self.player
+        player = dataclasses.replace(player, faults=fault_log(self.work, self.env, str(run_id)))
         return Bench(
             store=self.store, env=self.env, setup=self.setup(player), model_id=(model or self.loaded).id,
             run_id=run_id, play=functools.partial(self._play, player),
@@ -275,7 +279,8 @@ class Session:
             )
         if broken := errors[before:]:
             last = re.sub(r"^[\w.]*(GameFault|Hang): ", "", broken[0].strip().splitlines()[-1])
-            self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted")
+            where = f"; in full: {player.faults.file}" if player.faults else ""
+            self.say(f"warning: {len(broken)} of {len(jobs)} episodes broke off ({last}); not counted{where}")
 
     def say_once(self, line: str) -> None:
         """Say a line, unless this session has said it before."""
@@ -364,24 +369,12 @@ class Session:
 
         Only looks count, and they never come with an import.
         """
-        return bool(self._confirmed_with(context))
-
-    def _confirmed_with(self, context: Context) -> set[str | None]:
-        looks = self.store.looks(self.env, context.id)
-        return {look["model_id"] for look in looks if look["verdict"] in USEFUL}
+        return any(look["verdict"] in USEFUL for look in self.store.looks(self.env, context.id))
 
     def last_verdict(self, context: Context) -> str:
         """What the last look at this context has shown, in words; '' if nobody has looked."""
         looks = [look for look in self.store.looks(self.env, context.id) if look["verdict"]]
         return f"{looks[-1]['verdict']} (look {looks[-1]['number']})" if looks else ""
-
-    def say_confirmed_with(self, context: Context) -> None:
-        """Say so if this context passed the confirm gate with another model only, or did not pass it."""
-        confirmed_with = self._confirmed_with(context)
-        if confirmed_with and self.loaded.id not in confirmed_with:
-            self.say(f"note: context {context.id[:12]} passed the confirm gate, but with another model")
-        elif not confirmed_with and (verdict := self.last_verdict(context)):
-            self.say(f"note: context {context.id[:12]} did not pass the confirm gate: {verdict}")
 
     def check_handover(self, context: Context, *, force: bool = False) -> None:
         """The gate before training, see :func:`agentopcd.workspace.handover.check_handover`."""

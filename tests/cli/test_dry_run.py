@@ -13,7 +13,9 @@ from agentopcd.cli import app
 from agentopcd.core.errors import AgentOpcdError, EngineError
 from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge import Store
+from agentopcd.models import find
 from agentopcd.rollouts.sampling import vllm_engine
+from agentopcd.workspace.session import Session
 from tests import tiny
 
 
@@ -99,6 +101,151 @@ def test_no_to_what_a_verb_lacks(model: str, work: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     assert "need PEFT" in refused(work, "consolidate", *prompt, "--lora-rank", "2", *named)
     assert "need PEFT" in refused(work, "learn", "--lora-rank", "2", *named)
+
+
+# -- a dry run fails where the run would, with the same line ------------------------------------------
+
+
+def both(work: Path, *words: str) -> str:
+    """What a command says that is refused with and without ``--dry-run``, each in a workspace of its own."""
+    said = []
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(AgentOpcdError) as error:
+            CliRunner().invoke(app, [*words, "--work", str(work), *more], catch_exceptions=False)
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    return said[0]
+
+
+BOTH: list[tuple[str, str]] = [
+    ("play --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
+    ("play --env ROWS --model /nope", "no model '/nope'"),
+    ("play --env ROWS --model BROKEN", "cannot read the config of model"),
+    ("play --env ROWS --model MODEL --extractor /nope", "no model '/nope'"),
+    ("play --env ROWS --model MODEL --device nonsense", "cannot use device 'nonsense'"),
+    ("play --env ROWS --model MODEL --grader /nope.py:f", "/nope.py"),
+    ("play --env ROWS --model MODEL --success-when sometimes", "sometimes"),
+    ("knowledge score --env ROWS --model MODEL", "no candidate context of "),
+    ("knowledge score --env CHATS --model MODEL", "nothing says what is right in"),
+    ("knowledge confirm --env ROWS --model MODEL", "no context given"),
+    ("knowledge confirm --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
+    ("knowledge confirm --env ROWS --model MODEL --context empty", "the empty context cannot be confirmed"),
+    ("knowledge confirm --env CHATS --model MODEL --context PROMPT", "nothing says what is right in"),
+    ("consolidate --env ROWS --model MODEL", "was confirmed"),
+    ("consolidate --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
+    ("consolidate --env ROWS --model MODEL --context PROMPT --teacher /nope", "no model '/nope'"),
+    ("consolidate --env ROWS --model MODEL --context PROMPT --shard", "one process to shard over"),
+    ("consolidate --env ROWS --model MODEL --context PROMPT --turn-decay 0.5", "--turn-decay is for stored turns"),
+    ("evaluate --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
+    ("evaluate --env ROWS --model MODEL --student /nope", "no model '/nope'"),
+    ("evaluate --env ROWS --model /nope", "no model '/nope'"),
+    ("learn --env CHATS --model MODEL", "nothing says what is right in"),
+    ("learn --env ROWS --model /nope", "no model '/nope'"),
+    ("learn --env ROWS --model MODEL --by distance", "--by distance chooses checkpoints"),
+]
+
+
+@pytest.fixture(scope="module")
+def desk(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A workspace with contexts, and what stands for the words in capitals. Refused commands leave it as it is."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "config.json").write_text("{")
+    (folder / "prompt.txt").write_text("Answer in one word.")
+    chats = [{"messages": [{"role": "user", "content": f"Say {n}."}]} for n in range(40)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    with Store.open(folder / "work" / "store.db") as store:
+        context = Context(f"{MARKER} say 7")
+        store.add_context(context, {"order": "hand"})
+        for name in ("all/00/01", f"{folder / 'chats.jsonl'}/pool/00/01"):
+            store.move(name, context.id, "extract")
+    return folder / "work", {
+        "MODEL": model, "BROKEN": str(folder / "broken"), "ROWS": tiny.questions(folder / "rows.jsonl"),
+        "CHATS": str(folder / "chats.jsonl"), "PROMPT": str(folder / "prompt.txt"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "why"), BOTH, ids=[line for line, _ in BOTH])
+def test_a_dry_run_fails_where_the_run_would(line: str, why: str, desk: tuple[Path, dict[str, str]]) -> None:
+    work, places = desk
+    assert why in both(work, *(places.get(word, word) for word in line.split()))
+
+
+def test_raw_traces_that_nobody_has_played(desk: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    work, places = desk
+    (tmp_path / "pool.toml").write_text('pool = "all/"')
+    words = ["--env", places["ROWS"], "--model", places["MODEL"], "--config", str(tmp_path / "pool.toml")]
+    assert "no raw traces" in both(work, "knowledge", "score", *words, "--method", "uniform", "--traces", "9")
+
+
+SPLITS = [
+    ("play", "extract"), ("play --no-extract --split train", "train"), ("knowledge score --pool all/", "select"),
+    ("knowledge score --pool all/", "confirm"), ("knowledge confirm --context PROMPT", "confirm"),
+    ("consolidate --context PROMPT", "train"), ("consolidate --context PROMPT", "select"),
+    ("consolidate --context PROMPT", "test"), ("evaluate", "test"), ("learn", "extract"), ("learn", "confirm"),
+    ("learn", "test"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "split"), SPLITS, ids=[f"{line} ({split})" for line, split in SPLITS])
+def test_a_split_without_tasks(
+    line: str, split: str, desk: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    work, places = desk
+    words = [places.get(word, word) for word in f"{line} --env ROWS --model MODEL".split()]
+    if "--pool" in words:  # which has no flag
+        (tmp_path / "pool.toml").write_text('pool = "all/"')
+        at = words.index("--pool")
+        words[at : at + 2] = ["--config", str(tmp_path / "pool.toml")]
+    tasks, before = Session.tasks, rows(work)
+    monkeypatch.setattr(Session, "tasks", lambda self, name, n=None: [] if name == split else tasks(self, name, n))
+    said = both(work, *words)
+    assert f"no {split} task" in said or f"0 {split}" in said
+    assert rows(work) == before  # nothing was begun
+
+
+def test_a_student_whose_base_is_gone(model: str, work: Path) -> None:
+    folder = tiny.build(work / "runs" / "consolidate-math-1" / "student", seed=3)
+    with Store.open(work / "store.db") as store:
+        store.add_model("a" * 64, "lost", "/lost")
+        run_id = store.start("consolidate", {"env": "math"}, 0)
+        store.finish(run_id, {})
+        store.add_model(find.fingerprint(folder), "x", "runs/consolidate-math-1/student", "a" * 64, run_id)
+    assert "was trained from is not here; give the base with --model" in both(work, "evaluate", "--env", "math")
+    assert both(work, "evaluate", "--env", "math", "--student", str(folder)).startswith("the model that")
+
+
+# -- how long it will take ----------------------------------------------------------------------------
+
+
+def test_the_time_comes_from_earlier_runs_here(model: str, work: Path) -> None:
+    words = ["play", "--model", model, "--episodes", "600", "--dry-run"]
+    assert "time: not known here yet; a first run of 32 episodes will tell" in run(work, *words)
+    with Store.open(work / "store.db") as store:
+        store.add_model("a" * 64, model)
+        store.add_tasks("math", [f"k{n}" for n in range(9)], "extract")
+        for seed, status in ((0, "done"), (1, "failed")):
+            run_id = store.start("play", {"env": "math", "model_id": "a" * 64}, seed)
+            for n in range(5):
+                at = f"2026-01-0{1 + seed}T00:00:{2 * n:02d}+00:00"
+                place = {"env": "math", "task_key": f"k{n}", "seed": n, "rep": seed, "created_at": at}
+                who = {"run_id": run_id, "model_id": "a" * 64, "context_id": Context().id, "setup": "s"}
+                how = {"success": 1, "reward": 1.0, "stop": "solved", "turns": 1}
+                store.insert("episode", place | who | how | {"prompt_tokens": 1, "output_tokens": 1})
+            store.finish(run_id, {}, status=status)
+    assert "time: up to 20 min at 30 episodes a minute, as in earlier runs here" in run(work, *words)
+    consolidate = ["consolidate", "--context", str(work.parent / "prompt.txt"), "--model", model, "--dry-run"]
+    assert "time: not known here yet; a first run of 24 steps will tell" in run(work, *consolidate)
+    log = work / "runs" / "consolidate-math-1" / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 0}\n{"step": 1, "time/step_s": 40.0}\n{"step": 2, "time/step_s": 50.0}\n')
+    with Store.open(work / "store.db") as store:
+        settings = {"env": "math", "model_id": "a" * 64, "folder": f"x/runs/{log.parent.name}"}
+        store.finish(store.start("consolidate", settings, 0), {})
+    assert "time: up to 22 min at 30 episodes a minute and 45.0 s a step" in run(
+        work, *consolidate, "--test-tasks", "40"
+    )
+    assert "time: not known" in run(work, "play", "--model", "owner/other", "--dry-run")
 
 
 def test_a_plan_as_json_holds_no_password(model: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

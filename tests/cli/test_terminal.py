@@ -108,7 +108,7 @@ def stopped(config: object, call: Call) -> None:
 def test_who_stops_a_run_is_told_that_it_goes_on() -> None:
     app = typer.Typer()
     app.command()(configured(ConfirmConfig, stopped))
-    with pytest.raises(typer.Abort, match=r"^stopped; the same command goes on from here$"):
+    with pytest.raises(typer.Abort, match=r"^stopped; the same command goes on from here: agentopcd "):
         app(["--env", "math"], standalone_mode=False)
 
 

@@ -71,6 +71,9 @@ def test_a_killed_run_goes_on_in_its_folder_and_its_row(
             assert record[name] == (wanted[name] if rounded is None else rounded), (record["step"], name)
     result = unsealed(json.loads((folder / "result.json").read_text()))
     assert result["evaluation"].pop("seen") == {"tasks": 6, "runs": [2]}  # which version 0.1 did not say
+    named = result["evaluation"].pop("compared")  # nor this
+    assert list(named) == ["base", "in-context", "student"] and named["student"]["model"] == result["model"]
+    assert named["in-context"]["context"]["file"] == "context.txt" and named["student"]["parent"] == result["parent"]
     assert [row.pop("means")["reward"]["n"] for row in result["evaluation"]["rows"]] == [6, 6, 6]
     assert result | {"model": None} == EXPECTED["result"] | {"model": None, "steps": 4, "skipped": 0}
     after = rows("run")

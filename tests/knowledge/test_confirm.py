@@ -34,7 +34,7 @@ def test_it_promotes_what_is_better_than_nothing_and_its_placebo(kit) -> None:
     assert "100 episodes on 100 tasks" in move["reason"] and "look 1 at level 0.013" in move["reason"]
     again = confirm(kit.bench(store, play), context, kit.tasks(100, 1000))  # the same look, not another one
     assert again == result and len(store.log("lake/best")) == 1 and len(play.played) == 300
-    assert "pass, lake/best moved; look 1 at level 0.013, 0.013 left for later looks" in str(result)
+    assert str(result).endswith("  look 1 at level 0.013, 0.013 left for later looks\nverdict: pass, lake/best moved")
     (look,) = store.looks(kit.env)
     assert look["verdict"] == "pass" and json.loads(look["result"]) == json.loads(json.dumps(result.to_dict()))
 

@@ -13,6 +13,8 @@ from agentopcd import envs
 from agentopcd.core.errors import EnvError
 from agentopcd.core.types import Completion, Job, Request, Sampling, Task
 from agentopcd.envs import TextEnv
+from agentopcd.rollouts import fault_log as fault_logs
+from agentopcd.rollouts.fault_log import Fault, fault_log
 from agentopcd.rollouts.player import Player, play
 from tests.rollouts.scripted import WINNING, Scripted, Walk, by_turn, lake_job, one, player_of, walks
 
@@ -130,6 +132,33 @@ def test_an_environment_that_stays_broken_is_an_error_and_not_a_loss(tokenizer: 
     assert "Traceback" in (episodes[2].error or "")
     assert not episodes[2].success
     assert 99 - Walk.faults[where, 2] == 3  # the first try and two retries
+
+
+@pytest.mark.parametrize(("where", "turn"), [("reset", "turn 0, before any reply"), ("step", ", the reply was:")])
+def test_what_breaks_is_written_down_in_full(tokenizer: Any, tmp_path: Path, where: str, turn: str) -> None:
+    Walk.faults[where, 2] = 99
+    log = fault_log(tmp_path, "My Walk {x}", "7")
+    player = dataclasses.replace(player_of(tokenizer, lambda prompt: "go"), faults=log)
+    list(play(player, walks(1, 2, 3)))
+    assert log.file == tmp_path / "errors" / "my-walk-x-7.log"
+    text = log.file.read_text()
+    assert text.count("====") == 3 and all(f"attempt {number}\n" in text for number in (1, 2, 3))
+    assert text.count("seed 2  task walk-2  repetition 0  context e3b0c44298fc") == 3 and "seed 1 " not in text
+    assert text.count(turn) == 3 and ("reply was:\ngo\n" in text) == (where == "step")
+    assert f"RuntimeError: the {where} of 2 broke" in text and "in guarded" in text  # down from our own frames
+
+
+def test_the_file_of_faults_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fault_logs, "MOST_BYTES", 3000)
+    monkeypatch.setattr(fault_logs, "LONGEST", 1000)
+    log = fault_log(tmp_path, "walk", "1")
+    for attempt in range(9):
+        log.add(
+            Fault(env="walk", job=walks(1)[0], turn=1, reply="\ud800x" * 5000, traceback="t" * 5000, attempt=attempt)
+        )
+    text = log.file.read_text()
+    assert text.count("==== 2") == 1 and text.endswith("remove it to collect more\n")
+    assert text.count("the file is full") == 1 and "[... 4000 characters ...]" in text and len(text) < 7000
 
 
 def test_every_environment_that_was_opened_is_closed(tokenizer: Any) -> None:

@@ -1,7 +1,17 @@
 """Settings: one frozen dataclass per verb, read from TOML and written as JSON."""
 
 from agentopcd.core.config.base import VERBS, Config, about, choices, default_of, field_docs, hints, pick, read_toml
-from agentopcd.core.config.flags import DICT_FLAGS, USUAL, flag_of, has_flag, panels, player_flags
+from agentopcd.core.config.flags import (
+    DICT_FLAGS,
+    USUAL,
+    flag_of,
+    flags_for,
+    flags_of,
+    has_flag,
+    panels,
+    player_flags,
+    without_flag,
+)
 from agentopcd.core.config.player import PlayerConfig
 from agentopcd.core.config.training import ByTeacher, OnPolicy, Replay, TrainConfig
 from agentopcd.core.config.verbs import (
@@ -38,10 +48,13 @@ __all__ = [
     "default_of",
     "field_docs",
     "flag_of",
+    "flags_for",
+    "flags_of",
     "has_flag",
     "hints",
     "panels",
     "pick",
     "player_flags",
     "read_toml",
+    "without_flag",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentopcd.core.config.base import Config
+from agentopcd.core.config.base import Config, default_of
 from agentopcd.core.config.player import PlayerConfig
 from agentopcd.core.config.training import TrainConfig
 
@@ -93,16 +93,63 @@ def panels(config: type[Config]) -> dict[str, list[dataclasses.Field[Any]]]:
 
 def player_flags(config: PlayerConfig, verb: type[PlayerConfig] = PlayerConfig) -> str:
     """The command-line flags that make another verb play the same tasks in the same way."""
-    words = []
-    for field in dataclasses.fields(PlayerConfig):
-        value, flag = getattr(config, field.name), flag_of(field.name)
-        if not has_flag(verb, field.name):
+    return flags_of(config, [field.name for field in dataclasses.fields(PlayerConfig)], verb)
+
+
+def flags_for(config: PlayerConfig, verb: type[PlayerConfig]) -> str:
+    """The command-line flags of another verb that keep every setting that both verbs have.
+
+    A context or a pool is named for one command only, and insisting on something as well.
+    """
+    types = {field.name: field.type for field in dataclasses.fields(config)}
+    wanted = {field.name: field.type for field in dataclasses.fields(verb)}
+    shared = {name for name, kind in wanted.items() if types.get(name) == kind} - {"context", "pool", "force"}
+    return flags_of(config, [name for names in PANELS.values() for name in names if name in shared], verb)
+
+
+def flags_of(config: Config, names: Sequence[str] | None = None, verb: type[Config] | None = None) -> str:
+    """The settings that differ from their defaults as command-line flags, quoted for a shell.
+
+    Args:
+        names: the settings to write, in this order; None: all, in the order of their panels.
+        verb: settings of the verb that the flags are for; None: those of ``config``. What has no flag there is left
+            out.
+    """
+    kind = verb or type(config)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if names is None:
+        names = [field.name for shown in panels(kind).values() for field in shown]
+    names = [name for name in names if has_flag(kind, name)]
+    words: list[str] = []
+    for name in names:
+        value, flag = getattr(config, name), flag_of(name)
+        if value == default_of(fields[name]):
             continue
-        if field.name in DICT_FLAGS:
-            pairs = ((k, v if isinstance(v, str) else json.dumps(v)) for k, v in value.items())
-            words += [f"{flag} {shlex.quote(f'{k}={v}')}" for k, v in pairs]
+        if name in DICT_FLAGS:
+            pairs = [f"{key}={_as_typed(entry)}" for key, entry in value.items()]
+            words += [f"{flag} {shlex.quote(pair)}" for pair in pairs]
         elif isinstance(value, bool):
-            words += [flag] * value
-        elif value != field.default:
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
             words.append(f"{flag} {shlex.quote(str(value))}")
     return " ".join(words)
+
+
+def without_flag(config: Config) -> dict[str, Any]:
+    """The settings that differ from their defaults and have no flag: a ``--config`` file sets them."""
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if not has_flag(type(config), field.name) and getattr(config, field.name) != default_of(field)
+    }
+
+
+def _as_typed(value: Any) -> str:
+    """An argument of an environment as it is typed: JSON, or plain text where that does not read as JSON."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return json.dumps(value)

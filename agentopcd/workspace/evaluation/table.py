@@ -16,6 +16,7 @@ from agentopcd.envs.floors import Floors, floors
 from agentopcd.knowledge import Arena, Arm, Place, places_of
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.engine import engine_of
+from agentopcd.workspace.evaluation.names import compared, header
 from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.session import Session
 
@@ -82,6 +83,10 @@ class Evaluation:
     seen: tuple[int, list[int]]
     """The number of test tasks that earlier runs have played, and those runs: what was decided after reading what came
     out is not independent of these tasks."""
+    compared: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """What each row is, see :func:`agentopcd.workspace.evaluation.names.compared`."""
+    header: Sequence[str] = ()
+    """The same in words; not part of the JSON, because a workspace may be moved."""
     distances: Distances | None = None
     """The distances to the model that sees the context, where they are what counts."""
 
@@ -104,6 +109,7 @@ class Evaluation:
             "recovered": self.recovered, "overlap": list(self.overlap),
             "seen": {"tasks": self.seen[0], "runs": self.seen[1]},
             "floors": None if self.floors is None else dataclasses.asdict(self.floors),
+            **({"compared": dict(self.compared)} if self.compared else {}),
             # Listed only where they say something, so that older runs read as they did.
             **({} if self.graded else {"graded": False}),
             **({} if self.distances is None else {"distances": self.distances.to_dict()}),
@@ -154,6 +160,7 @@ def tabulate(
         for entry in entries
     ]
     arms = {entry.label: entry.arm for entry in entries}
+    named = compared(store, arms)
     wanted = [("in-context", "base"), ("student", "base"), ("student", "in-context"), ("student", "teacher")]
     notes = sorted({entry.note for entry in entries if entry.note})
     if session.manifest.protocol == "shared":
@@ -181,6 +188,8 @@ def tabulate(
         recovered=_recovered({label: store.outcomes(arm, arena) for label, arm in arms.items()}),
         notes=notes,
         seen=store.seen_before(session.env, {task.key for task in tasks}, run_id),
+        compared=named,
+        header=header(store, session.work, named),
     )
 
 

@@ -10,6 +10,7 @@ from agentopcd.core.config import ConfirmConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context, Placement
 from agentopcd.knowledge import Confirmation, Ranking, confirm, halving, score
+from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.workspace.session import Session
 
@@ -97,10 +98,7 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
     Raises:
         ConfigError: no such episode was played, or not even the newest one fits.
     """
-    split = "extract" if session.manifest.protocol == "disjoint" else "shared"
-    rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id)
-    if not rows:
-        raise ConfigError(f"no episode of {session.env} on extract tasks, so there are no raw traces; play first")
+    rows = traced(session)
     trace = single_trace if session.kind == "single" else game_trace
     text, shown = "", 0
     for row in reversed(rows):
@@ -115,3 +113,16 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
     context = Context(text, placement)
     session.store.add_context(context, {"order": "traces", "budget": budget})
     return context
+
+
+def traced(session: Session) -> list[Row]:
+    """The stored episodes of extract tasks without a context, oldest first.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    split = "extract" if session.manifest.protocol == "disjoint" else "shared"
+    rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id)
+    if not rows:
+        raise ConfigError(f"no episode of {session.env} on extract tasks, so there are no raw traces; play first")
+    return rows

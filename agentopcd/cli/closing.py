@@ -1,0 +1,160 @@
+"""The last lines of a command: how it came out, in a word, and what a person does next, to be copied."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentopcd.cli.options import Call
+from agentopcd.core.config import (
+    ConfirmConfig,
+    ConsolidateConfig,
+    EvaluateConfig,
+    GatherConfig,
+    LearnConfig,
+    PlayConfig,
+    PlayerConfig,
+    ScoreConfig,
+    flags_for,
+    flags_of,
+)
+from agentopcd.core.runs import work_flag
+
+if TYPE_CHECKING:
+    from agentopcd.distil import Distilled
+    from agentopcd.knowledge import Confirmation
+    from agentopcd.learn import Round
+    from agentopcd.workspace.evaluation.table import Evaluation
+
+
+def command(call: Call, words: str, flags: str) -> str:
+    """A command of this package in the same workspace."""
+    return " ".join(part for part in ("agentopcd", words, flags) if part) + work_flag(call.work)
+
+
+def after_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confirmation | None) -> None:
+    """What follows a ranking, with the outcome of its confirmation, if there was one."""
+    name = f"--context {context_id[:12]}"
+    if outcome is None:
+        next_is(call, command(call, f"knowledge confirm {name}", flags_for(config, ConfirmConfig)))
+    elif outcome.passed:
+        next_is(call, command(call, "consolidate", flags_for(config, ConsolidateConfig)))
+    elif outcome.verdict == "incumbent stays":
+        call.say(f"to distil it although {outcome.ref} stays:")
+        next_is(call, command(call, f"consolidate {name}", flags_for(config, ConsolidateConfig)))
+    else:
+        call.say("nothing was confirmed, so there is nothing to consolidate; more play gives other candidates")
+        next_is(call, command(call, "play", flags_for(config, PlayConfig)))
+
+
+def after_play(call: Call, config: PlayConfig, *, waiting: int, candidates: int, items: int, graded: bool) -> None:
+    """What follows a play.
+
+    Args:
+        waiting: items that wait for a person.
+        candidates: contexts that can be scored.
+    """
+    pending = command(call, "knowledge list items --status pending", "")
+    if waiting and (candidates or not config.extract):
+        call.say(f"{waiting} items wait for a person: {pending}")
+    if config.extract and waiting and not candidates:
+        call.say(f"{waiting} items wait for a person; read them, approve those that are right, and play again")
+        next_is(call, pending)
+    elif config.extract and graded and items:
+        next_is(call, command(call, "knowledge score", flags_for(config, ScoreConfig)))
+    else:
+        next_is(call, command(call, "knowledge list episodes", ""))
+
+
+def after_training(call: Call, config: ConsolidateConfig, result: Distilled) -> None:
+    """The table of a student, how it is used elsewhere, and what follows."""
+    table(call, result)
+    for line in use(Path(result.folder)):
+        call.say(line)
+    next_is(call, command(call, "evaluate", flags_for(config, EvaluateConfig)))
+
+
+def table(call: Call, result: Distilled) -> None:
+    """The table of a student, where it lies, and whether it is better than its base."""
+    from agentopcd.workspace.evaluation.table import lines
+
+    for line in [*result.evaluation.header, *lines(result.evaluation)] if result.evaluation else []:
+        call.say(line)
+    skipped = f"; {result.skipped} of {result.steps} steps were skipped" if result.skipped else ""
+    call.say(f"student: {result.folder} (best at step {result.best_step}{skipped})")
+    if result.evaluation and (said := verdict(result.evaluation)):
+        call.say(said)
+
+
+def verdict(table: Evaluation) -> str:
+    """Whether the student is better than its base, in a word and its evidence; '' if the table does not say."""
+    if not table.graded:
+        closed = table.distances.closed if table.distances else None
+        if closed is None:
+            return ""
+        word = "closer" if closed.low > 0 else "farther" if closed.high < 0 else "no difference"
+        share = f"{closed.rate:.3f} [{closed.low:.3f}, {closed.high:.3f}]"
+        return f"verdict: {word}, the student closed {share} of the distance to the model that sees the context"
+    found = table.comparisons.get("student - base")
+    if found is None or not found.n:
+        return ""
+    gain = found.difference
+    word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "no difference"
+    return f"verdict: {word}, the student against its base on test tasks: {gain}"
+
+
+def use(folder: Path) -> list[str]:
+    """How a student is loaded in transformers, and how it is served."""
+    place = str(folder.resolve())
+    load = f"from transformers import pipeline; chat = pipeline('text-generation', {place!r})"
+    serve = f"vllm serve {shlex.quote(place)}"
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        from agentopcd.core.runs import read_json
+
+        base = read_json(adapter, "train the student again").get("base_model_name_or_path") or "BASE"
+        serve = f"vllm serve {shlex.quote(str(base))} --enable-lora --lora-modules {shlex.quote(f'student={place}')}"
+    return [f"load it: {load}", f"serve it: {serve}"]
+
+
+def after_evaluation(call: Call, config: EvaluateConfig, result: Evaluation) -> None:
+    """Whether the student is better, and what follows."""
+    if said := verdict(result):
+        call.say(said)
+    if result.graded:
+        next_is(call, command(call, "learn", flags_for(config, LearnConfig)))
+    else:  # nothing ranks contexts there
+        next_is(call, command(call, "status", ""))
+
+
+def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> None:
+    """How each round came out, where the base went, and what follows."""
+    for one in rounds:
+        word = "consolidated" if one.distilled else "confirmed" if one.confirmed else "nothing confirmed"
+        call.say(f"round {one.number}: {word}")
+        if one.distilled:
+            table(call, one.distilled)
+    last = next((one.distilled for one in reversed(rounds) if one.distilled), None)
+    if last is not None:
+        for line in use(Path(last.folder)):
+            call.say(line)
+        first = config.model or rounds[0].model
+        call.say(f"from the base {first} to the student {last.folder}; both on the same test tasks:")
+        whole = dataclasses.replace(config, model=first)
+        next_is(call, command(call, f"evaluate --student {shlex.quote(last.folder)}", flags_for(whole, EvaluateConfig)))
+        return
+    call.say("verdict: nothing confirmed, so there is no student; more play gives more candidates:")
+    more = {name: 2 * getattr(config, name) for name in ("episodes_per_round", "chains", "candidates")}
+    next_is(call, command(call, "learn", flags_of(dataclasses.replace(config, **more))))
+
+
+def extractor(config: GatherConfig) -> str:
+    """Who extracts, in a plan, if it is not the player."""
+    return f" by {config.extracting.model}" if config.extractor else ""
+
+
+def next_is(call: Call, line: str) -> None:
+    call.say(f"next: {line}")

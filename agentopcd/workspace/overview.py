@@ -1,0 +1,293 @@
+"""What a workspace holds, for people: its runs and how far they are, its students, its contexts, and its size.
+
+Reads and plays nothing, loads no model, and imports no torch, so that it is quick while another process works.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from agentopcd.core.config import (
+    ConfirmConfig,
+    ConsolidateConfig,
+    EvaluateConfig,
+    LearnConfig,
+    PlayConfig,
+    PlayerConfig,
+    ScoreConfig,
+    flags_of,
+    without_flag,
+)
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import last_record, read_json
+from agentopcd.knowledge import Store
+from agentopcd.knowledge.database import Row, now
+from agentopcd.knowledge.faults import read_object
+from agentopcd.workspace.holding import is_held
+from agentopcd.workspace.ledger import SOME_SERVER, config_of, held_as
+from agentopcd.workspace.paths import inside
+
+VERBS: Mapping[str, tuple[str, type[PlayerConfig]]] = {
+    "play": ("play", PlayConfig),
+    "score": ("knowledge score", ScoreConfig),
+    "confirm": ("knowledge confirm", ConfirmConfig),
+    "consolidate": ("consolidate", ConsolidateConfig),
+    "evaluate": ("evaluate", EvaluateConfig),
+    "learn": ("learn", LearnConfig),
+}
+"""Verb of a run -> its words on the command line, and its settings."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Job:
+    """A run, or a command of several runs, as a person sees it."""
+
+    number: int | None
+    """The run's number in the store; None for a command of several runs."""
+    verb: str
+    env: str
+    model: str
+    """The name of the model that it began with."""
+    state: str
+    """``running``, ``interrupted``, ``unfinished`` (which of both cannot be told), ``done`` or ``failed``."""
+    why: str = ""
+    """Why it failed, in one line."""
+    progress: str = ""
+    started_at: str = ""
+    """Time in UTC, as ISO-8601 text; '' if unknown."""
+    took_s: float | None = None
+    """Seconds from the start to the end, or, if it has not ended, to the last sign of life."""
+    part_of: str = ""
+    """The verb of the command that this run is a stage of, if it is one."""
+    command: str = ""
+    """What goes on with it, for a shell; '' if it is done, runs, or its settings cannot be written as a command."""
+    needs: str = ""
+    """What a person must put into the command."""
+
+    @property
+    def open(self) -> bool:
+        return self.state in ("interrupted", "failed", "unfinished")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overview:
+    """A workspace at a glance."""
+
+    work: str
+    jobs: Sequence[Job]
+    """Oldest first."""
+    students: Sequence[Row]
+    """``folder, id, base, base_id, env, contexts, test, run, bytes``; oldest first. ``folder`` is None if it is gone,
+    ``test`` None if nothing was measured."""
+    contexts: Sequence[Row]
+    """Contexts with a name of their own or a verdict: ``id, refs, verdicts``."""
+    candidates: int
+    """Refs of chain steps."""
+    sizes: Mapping[str, int]
+    """The numbers of ``episodes``, ``items`` and ``contexts``; ``store_bytes`` and ``runs_bytes``."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def overview(store: Store, work: Path, where: str = "") -> Overview:
+    """Look at a workspace.
+
+    Args:
+        where: the words that name the workspace in a command, such as ``--work FOLDER``.
+    """
+    with store.read():
+        rows, names = store.headlines(), {row["id"]: row for row in store.models()}
+        for row in rows:
+            row["settings"] = read_object(row["config"], f"the config of run {row['id']}")
+        played = store.played_by([row["id"] for row in rows if row["status"] != "done"])
+        jobs = [_job(row, names, played.get(row["id"]), work, where) for row in rows]
+        jobs = sorted([*_commands(work, rows, where), *jobs], key=lambda job: job.started_at)
+        refs = store.refs()
+        return Overview(
+            work=str(work), jobs=jobs, students=_students(store, work, rows, names), contexts=_contexts(store, refs),
+            candidates=sum("/pool/" in name for name in refs),
+            sizes={
+                **store.sizes(), "store_bytes": sum(bytes_of(file) for file in work.glob("store.db*")),
+                "runs_bytes": bytes_of(work / "runs"),
+            },
+        )  # fmt: skip
+
+
+# -- runs ---------------------------------------------------------------------------------------------
+
+
+def _job(row: Row, names: Mapping[str, Row], played: Row | None, work: Path, where: str) -> Job:
+    settings, model = row["settings"], names.get(row["settings"].get("model_id", ""))
+    job = Job(
+        number=row["id"], verb=row["verb"], env=settings.get("env", ""), model=model["name"] if model else "",
+        state=_state(work, held_as(row["id"])) if row["status"] == "running" else row["status"],
+        why=row["error"] or "", started_at=row["started_at"], part_of=_part_of(row),
+    )  # fmt: skip
+    folder = work / "runs" / Path(settings["folder"]).name if settings.get("folder") else None
+    job.progress, sign = _progress(row, played, folder)
+    job.took_s = _seconds(row["started_at"], now() if job.state == "running" else row["finished_at"] or sign)
+    if job.open and not job.part_of and row["verb"] in VERBS:
+        _add_command(job, settings, where)
+    return job
+
+
+def _part_of(row: Row) -> str:
+    """The command of several runs that a run is a stage of: its row has that command's mark, or settings of play."""
+    settings = row["settings"]
+    if "recipe" in settings:
+        return "reproduce"
+    of_learn = "round" in settings or (row["verb"] == "consolidate" and "steps" not in settings)
+    return "learn" if of_learn else ""
+
+
+def _state(work: Path, name: str) -> str:
+    return {True: "running", False: "interrupted", None: "unfinished"}[is_held(work, name)]
+
+
+def _progress(row: Row, played: Row | None, folder: Path | None) -> tuple[str, str]:
+    """How far a run is, and the time of its last sign of life, '' if there is none."""
+    settings, sign = row["settings"], played["at"] if played else ""
+    done = row["episodes"] if row["status"] == "done" else played["n"] if played else 0
+    parts = []
+    if folder is not None and (log := last_record(folder / "metrics.jsonl")) is not None:
+        steps = settings.get("steps") or _config(folder).get("steps")
+        parts.append(f"step {log.get('step', 0)} of {steps}" if row["status"] != "done" else f"{steps} steps")
+        sign = max(sign, _time_of(folder / "metrics.jsonl"))
+    elif row["verb"] == "play" and row["status"] != "done" and settings.get("episodes"):
+        parts.append(f"{done} of {settings['episodes']} episodes")
+    elif done:
+        parts.append(f"{done} episodes")
+    if row["broken"]:
+        parts.append(f"{row['broken']} broken by the environment")
+    return ", ".join(parts), sign
+
+
+def _commands(work: Path, rows: Sequence[Row], where: str) -> Iterator[Job]:
+    """The commands that consist of several runs: learn and reproduce, each with a folder of its own."""
+    for folder in sorted((work / "runs").glob("learn-*")) if (work / "runs").is_dir() else ():
+        begun = folder / "start.json"
+        if not begun.is_file():  # refused before it began
+            continue
+        settings, start = _config(folder), read_json(begun, f"remove {folder} to begin again")
+        done = (folder / "result.json").is_file()
+        job = Job(
+            number=None, verb="learn", env=settings.get("env", ""), model=start["model"],
+            state="done" if done else _state(work, folder.name),
+            started_at=start.get("started_at") or _time_of(folder / "config.json"),
+        )  # fmt: skip
+        ended = now() if job.state == "running" else _time_of(folder / "result.json" if done else begun)
+        stages = [
+            row for row in rows
+            if _part_of(row) == "learn" and row["started_at"] >= job.started_at
+            and row["settings"].get("env_ref") == settings.get("env_ref")
+        ]  # fmt: skip
+        if not done and job.state != "running" and stages:
+            ended, job.why = stages[-1]["finished_at"] or ended, stages[-1]["error"] or ""
+            job.state = "failed" if job.why else job.state
+        job.took_s = _seconds(job.started_at, ended)
+        rounds = settings.get("rounds")
+        job.progress = f"{rounds} rounds" if done else f"round {start.get('round', 1)} of {rounds}"
+        if job.open:
+            _add_command(job, settings, where)
+        yield job
+    for folder in sorted((work / "runs").glob("reproduce-*")) if (work / "runs").is_dir() else ():
+        settings, done = _config(folder), (folder / "result.json").is_file()
+        job = Job(
+            number=None, verb="reproduce", env=settings["recipe"], model="",
+            state="done" if done else _state(work, folder.name), started_at=_time_of(folder / "config.json"),
+        )  # fmt: skip
+        if done:
+            job.took_s = _seconds(job.started_at, _time_of(folder / "result.json"))
+        elif job.open:
+            job.command = f"agentopcd reproduce {settings['words']}{where}"
+        yield job
+
+
+def _add_command(job: Job, settings: Mapping[str, Any], where: str) -> None:
+    """The command that goes on with a run, from its settings."""
+    words, kind = VERBS[job.verb]
+    try:
+        config = config_of(kind, settings)
+    except ConfigError as error:
+        job.needs = f"no command can be given: {error}"
+        return
+    job.command = f"agentopcd {words} {flags_of(config)}{where}"
+    needs = [f"put the server's address in the place of {SOME_SERVER}"] if SOME_SERVER in job.command else []
+    if others := without_flag(config):
+        needs.append("add --config FILE with " + ", ".join(f"{name} = {value!r}" for name, value in others.items()))
+    job.needs = "; ".join(needs)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "config.json", f"remove {folder} to begin again")
+
+
+# -- students, contexts, sizes ------------------------------------------------------------------------
+
+
+def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str, Row]) -> list[Row]:
+    """The models that runs of this store have trained."""
+    runs = {row["id"]: row for row in rows}
+    evaluated = [row for row in rows if row["verb"] == "evaluate" and row["status"] == "done" and row["evaluation"]]
+    tested = {row["settings"].get("student"): row for row in evaluated}
+    found = []
+    for id_, model in names.items():
+        run = runs.get(model["run_id"])
+        if run is None or model["parent_id"] is None or run["status"] != "done":
+            continue
+        folder, base = inside(work, model["path"] or ""), names.get(model["parent_id"])
+        here = folder if folder is not None and folder.is_dir() else None
+        table = tested.get(id_, run)["evaluation"]
+        found.append(
+            {"folder": str(here) if here else None, "id": id_, "base": base["name"] if base else "",
+             "base_id": model["parent_id"], "env": run["settings"].get("env", ""),
+             "contexts": list(store.model_contexts(id_)), "run": run["id"], "bytes": bytes_of(here) if here else 0,
+             "test": read_object(table, f"the result of run {run['id']}").get("rows") if table else None}
+        )  # fmt: skip
+    return found[::-1]
+
+
+def _contexts(store: Store, refs: Mapping[str, str]) -> list[Row]:
+    """The contexts that have a name other than that of a chain's step, or that somebody has looked at."""
+    found: dict[str, Row] = {}
+    for name, id_ in refs.items():
+        if "/pool/" not in name:
+            found.setdefault(id_, {"id": id_, "refs": [], "verdicts": []})["refs"].append(name)
+    for look in store.looks():
+        entry = found.setdefault(look["context_id"], {"id": look["context_id"], "refs": [], "verdicts": []})
+        keep = ("env", "model_id", "number", "verdict")
+        entry["verdicts"].append({name: look[name] for name in keep})
+    return list(found.values())
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; what vanishes while they are counted does not count."""
+    total = 0
+    with suppress(OSError):
+        if not path.is_dir():
+            return path.stat().st_size
+        for folder, _, files in os.walk(path):
+            for name in files:
+                with suppress(OSError):
+                    total += Path(folder, name).stat().st_size
+    return total
+
+
+def _time_of(file: Path) -> str:
+    """When a file was written last, as the store writes times; '' if there is none."""
+    with suppress(OSError):
+        return datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat(timespec="microseconds")
+    return ""
+
+
+def _seconds(start: str, end: str | None) -> float | None:
+    if not start or not end:
+        return None
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()

@@ -1,0 +1,67 @@
+"""How long something will take, from what the same model and environment took in this workspace before."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from statistics import fmean
+
+from agentopcd.core.runs import read_records
+from agentopcd.knowledge.faults import read_object
+from agentopcd.workspace.paths import recall
+from agentopcd.workspace.session import Session
+
+LATEST = 5
+"""Earlier runs that count, the newest: the machine may have been another one before."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """What was measured; None where nothing was."""
+
+    episode_s: float | None
+    """Seconds for an episode."""
+    step_s: float | None
+    """Seconds for a training step."""
+
+
+def pace(session: Session) -> Pace:
+    """How fast the session's model has played and learned in its environment, in the newest finished runs."""
+    name, _ = session.model_name()
+    ids = {row["id"] for row in session.store.models() if name in (row["name"], recall(session.work, row))}
+    rows = [
+        (row, config)
+        for row in session.store.headlines()
+        if row["status"] == "done"
+        and (config := read_object(row["config"], f"the config of run {row['id']}")).get("env") == session.env
+        and config.get("model_id") in ids
+    ]
+    spans = [span for span in session.store.spans([row["id"] for row, _ in rows]) if span["n"] > 1][-LATEST:]
+    counted = sum(span["n"] - 1 for span in spans)
+    logs = [session.work / "runs" / Path(config["folder"]).name for _, config in rows if config.get("folder")]
+    steps = [
+        record["time/step_s"]
+        for folder in logs[-LATEST:]
+        for record in read_records(folder / "metrics.jsonl")
+        if "time/step_s" in record
+    ]
+    return Pace(sum(span["seconds"] for span in spans) / counted if counted else None, fmean(steps) if steps else None)
+
+
+def estimate(session: Session, *, episodes: int, steps: int = 0) -> str:
+    """How long it will take at most, as one line.
+
+    Args:
+        episodes: those to play, at most; what is stored already is not played again.
+        steps: training steps.
+    """
+    found = pace(session)
+    if (episodes and found.episode_s is None) or (steps and found.step_s is None):
+        missing = [f"{steps} steps"] if found.episode_s is not None else [f"{session.config.sample_batch} episodes"]
+        return f"time: not known here yet; a first run of {missing[0]} will tell"
+    seconds = episodes * (found.episode_s or 0.0) + steps * (found.step_s or 0.0)
+    rates = [f"{60 / found.episode_s:.0f} episodes a minute"] if episodes and found.episode_s else []
+    rates += [f"{found.step_s:.1f} s a step"] if steps and found.step_s else []
+    return (
+        f"time: up to {seconds / 60:.0f} min at {' and '.join(rates)}, as in earlier runs here; extraction not counted"
+    )

@@ -1,0 +1,126 @@
+"""What each verb refuses before it loads a model, so that a dry run fails where the run would, with the same line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import EMPTY, Context, Task
+from agentopcd.knowledge import check_leaks
+from agentopcd.workspace.experience.choose import ranked_by, traced
+from agentopcd.workspace.paths import inside, kept, recall
+from agentopcd.workspace.session import Session
+
+
+def to_play(session: Session, config: PlayConfig) -> None:
+    """Refuse a play that could not begin.
+
+    Raises:
+        ConfigError: the context is unknown, or the split has no tasks.
+    """
+    if config.context:
+        session.context(config.context, config.placement)
+    if not session.tasks(config.split):
+        raise ConfigError(f"no {config.split} tasks of {session.env}")
+
+
+def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context]) -> None:
+    """Refuse a ranking, and the confirmation after it, that could not begin.
+
+    Raises:
+        ConfigError: nothing is right or wrong here, or there are no tasks, or no episodes for the raw traces.
+        TaskLeak: a candidate holds an item from a held-out task.
+    """
+    ranked_by(session)
+    _tasks(session, "select")
+    if config.confirm and config.method != "subsets":
+        _tasks(session, "confirm")
+    if config.traces:
+        traced(session)
+    for context in candidates[: config.candidates]:
+        check_leaks(session.store, context.id)
+
+
+def to_confirm(session: Session, config: ConfirmConfig) -> Context:
+    """The context to confirm.
+
+    Raises:
+        ConfigError: it is unknown or empty, nothing is right or wrong here, or there are no tasks.
+        TaskLeak: it holds an item from a held-out task.
+    """
+    context, _ = session.context(config.context)
+    ranked_by(session)
+    if context.id == EMPTY.id:
+        raise ConfigError("the empty context cannot be confirmed: it is what a context is compared with")
+    _tasks(session, "confirm")
+    check_leaks(session.store, context.id)
+    return context
+
+
+def to_train(session: Session, config: ConsolidateConfig | LearnConfig) -> None:
+    """Refuse a training that would find no tasks.
+
+    Raises:
+        ConfigError: a split that is needed has none.
+    """
+    train, select = session.tasks("train"), session.tasks("select", config.select_tasks)
+    if not train or not select:
+        raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
+    if config.test_tasks:
+        to_test(session, config.test_tasks)
+
+
+def to_test(session: Session, n: int) -> list[Task]:
+    """The test tasks.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if not (tasks := session.tasks("test", n)):
+        raise ConfigError(f"no test tasks of {session.env} to evaluate on")
+    return tasks
+
+
+def to_evaluate(session: Session, config: EvaluateConfig) -> str:
+    """The student to evaluate, '' if there is none.
+
+    Raises:
+        ConfigError: the context is unknown, the base of the student is not here, or there are no tasks.
+    """
+    if config.context:
+        session.context(config.context, config.placement)
+    student = config.student or session.newest_student() or ""
+    row = _trained(session, student)
+    if row is not None and not config.model:
+        base = session.store.lookup("model", id=row["parent_id"])
+        if base is None or recall(session.work, base) is None:
+            raise ConfigError(f"the model that {student} was trained from is not here; give the base with --model")
+    to_test(session, config.test_tasks)
+    return student
+
+
+def _trained(session: Session, name: str) -> dict[str, object] | None:
+    """The row of a student that this workspace has trained; None if it has not."""
+    here = session.work / kept(session.work, name) if name else None
+    rows = [row for row in session.store.models() if row["run_id"] and row["path"] and row["parent_id"]]
+    return next((row for row in rows if here is not None and inside(session.work, row["path"]) == here), None)
+
+
+def to_learn(session: Session, config: LearnConfig) -> None:
+    """Refuse rounds that could not begin, or would stop at a later stage for want of tasks.
+
+    Raises:
+        ConfigError: nothing is right or wrong here, or a split that is needed has no tasks.
+    """
+    ranked_by(session)
+    if not session.tasks("extract"):
+        raise ConfigError(f"no extract tasks of {session.env}")
+    for split in ("select", "confirm"):
+        _tasks(session, split)
+    to_train(session, config)
+
+
+def _tasks(session: Session, split: str) -> None:
+    if not session.tasks(split):
+        raise ConfigError(f"nothing to play: no {split} task of {session.env}")
