@@ -112,7 +112,10 @@ def _student_lines(student: dict[str, Any], contexts: Sequence[dict[str, Any]]) 
     if rows:
         figures = [f"{row['label']} {row['success']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for row in rows]
         yield f"    test (n = {max(row['n'] for row in rows)}): {', '.join(figures)}"
-    else:
+    if closed := student["closed"]:
+        interval = f"[{closed['low']:.3f}, {closed['high']:.3f}]" if closed["low"] is not None else "(one task)"
+        yield f"    distance closed on {closed['n']} test tasks: {closed['mean']:.3f} {interval}"
+    elif not rows:
         yield "    no test figures; agentopcd evaluate measures them"
 
 

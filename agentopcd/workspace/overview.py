@@ -244,12 +244,14 @@ def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str,
             continue
         folder, base = inside(work, model["path"] or ""), names.get(model["parent_id"])
         here = folder if folder is not None and folder.is_dir() else None
-        table = tested.get(id_, run)["evaluation"]
+        result = tested.get(id_, run)["evaluation"]
+        table = read_object(result, f"the result of run {run['id']}") if result else {}
         found.append(
             {"folder": str(here) if here else None, "id": id_, "base": base["name"] if base else "",
              "base_id": model["parent_id"], "env": run["settings"].get("env", ""),
              "contexts": list(store.model_contexts(id_)), "run": run["id"], "bytes": bytes_of(here) if here else 0,
-             "test": read_object(table, f"the result of run {run['id']}").get("rows") if table else None}
+             "test": table.get("rows") if table.get("graded", True) else None,
+             "closed": (table.get("distances") or {}).get("closed")}
         )  # fmt: skip
     return found[::-1]
 

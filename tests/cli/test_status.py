@@ -236,6 +236,17 @@ def test_progress_of_a_training_and_its_student(work: Path) -> None:
     assert student["folder"] is None and "(its folder is gone)" in "\n".join(lines(look(work)))
 
 
+def test_where_nothing_is_graded_the_distance_counts(work: Path) -> None:
+    run_id = trained(work)
+    row = {"label": "student", "success": 0.0, "low": 0.0, "high": 0.1, "n": 20}
+    closed = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 20}
+    table = {"graded": False, "rows": [row], "distances": {"rows": [], "closed": closed}}
+    with Store.open(work / "store.db") as store:
+        store.finish(run_id, {"evaluation": table})
+    text = "\n".join(lines(look(work)))
+    assert "distance closed on 20 test tasks: 0.500 [0.400, 0.600]" in text and "student 0.000" not in text
+
+
 def test_later_figures_of_a_student_come_first(work: Path) -> None:
     run_id = trained(work)
     again = begun(work, EvaluateConfig(env="rooms"), student="b" * 64)
