@@ -1,12 +1,15 @@
 """The environment of the quickstart: a cave of 4 by 4 squares, and nobody says which letter is good.
 
-    agentopcd envs try examples/cave.py:Cave
+agentopcd envs try examples/cave.py:Cave
 """
 
 from agentopcd.envs import TextEnv, last_bracket
 
 MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 HOW = "Answer with one move in brackets: [up], [down], [left] or [right]."
+WALL = "You attempted an invalid move. Reason: You tried to move {} but hit a wall! Please resubmit a valid move."
+LOST = "You fell into a hole! Game over. You completed 0% of the journey to the goal."
+WON = "Congratulations! You reached the goal!"
 
 
 class Cave(TextEnv):
@@ -28,14 +31,14 @@ class Cave(TextEnv):
         move = last_bracket(action, MOVES)
         there = self.neighbour(self.here, move) if move else None
         if there is None:
-            return self.turn(feedback="That is no move.", state=self.board(), actions=HOW, invalid=True)
+            return self.turn(feedback=WALL.format(move), state=self.board(), actions=HOW, invalid=True)
         self.here = there
-        moved = f"You moved {move} to position {there}."
+        shown = {"feedback": f"You moved {move} to position {there}.", "state": self.board()}
         if there in self.pits:
-            return self.turn(feedback=moved, outcome="You fell into a hole! Game over.", success=False)
+            return self.turn(**shown, outcome=LOST, success=False)
         if there == self.treasure:
-            return self.turn(feedback=moved, outcome="Congratulations! You reached the goal!", success=True)
-        return self.turn(feedback=moved, state=self.board(), actions=HOW)
+            return self.turn(**shown, outcome=WON, success=True)
+        return self.turn(**shown, actions=HOW)
 
     def neighbour(self, here, move):
         row, column = here[0] + MOVES[move][0], here[1] + MOVES[move][1]
@@ -55,7 +58,8 @@ class Cave(TextEnv):
         return None
 
     def board(self):
-        signs = dict.fromkeys(self.pits, "X") | {self.treasure: "T", self.here: "P"}
+        player = "P/T" if self.here == self.treasure else "P"
+        signs = dict.fromkeys(self.pits, "X") | {self.treasure: "T", self.here: player}
         rows = ("|".join(f"{signs.get((r, c), ''):^5}" for c in range(4)) for r in range(4))
         line = "+-----" * 4 + "+"
         return f"Current Board:\n\n{line}\n" + "".join(f"|{row}|\n{line}\n" for row in rows).rstrip()
