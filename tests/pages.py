@@ -16,7 +16,9 @@ import pytest
 
 from tests.test_readme import commands, parse
 
-FENCE = re.compile(r"(?:^(?P<before>[^\n]+)\n\n)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(
+    r"(?:^(?P<before>[^\n]+)\n\n)?^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL
+)
 SAVED = re.compile(r"`(\w+\.py)`:$")
 
 
@@ -86,7 +88,8 @@ def run(blocks: list[str], tmp_path: Path) -> tuple[Path, list[str]]:
     """Run blocks one after the other in an empty folder, and return that folder and what each printed."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name, words in {"agentopcd": "-m agentopcd ", "python": "", "python3": ""}.items():
+    words_of = {"agentopcd": "-m agentopcd ", "torchrun": "-m torch.distributed.run ", "python": "", "python3": ""}
+    for name, words in words_of.items():
         (tools / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
         (tools / name).chmod((tools / name).stat().st_mode | stat.S_IXUSR)
     folder = tmp_path / "empty"
