@@ -84,17 +84,20 @@ def check_commands(page: Path, generator: ModuleType, least: int) -> None:
             pytest.fail(f"{page.name}: agentopcd {shlex.join(words)}\n{type(error).__name__}: {error}")
 
 
-def run(blocks: list[str], tmp_path: Path) -> tuple[Path, list[str]]:
-    """Run blocks one after the other in an empty folder, and return that folder and what each printed."""
-    tools = tmp_path / "bin"
-    tools.mkdir()
+def reader(folder: Path) -> dict[str, str]:
+    """The environment variables of a reader who has installed the package; ``folder`` gets the programs."""
+    folder.mkdir()
     words_of = {"agentopcd": "-m agentopcd ", "torchrun": "-m torch.distributed.run ", "python": "", "python3": ""}
     for name, words in words_of.items():
-        (tools / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
-        (tools / name).chmod((tools / name).stat().st_mode | stat.S_IXUSR)
-    folder = tmp_path / "empty"
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
+        (folder / name).chmod((folder / name).stat().st_mode | stat.S_IXUSR)
+    return {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def run(blocks: list[str], tmp_path: Path) -> tuple[Path, list[str]]:
+    """Run blocks one after the other in an empty folder, and return that folder and what each printed."""
+    env, folder = reader(tmp_path / "bin"), tmp_path / "empty"
     folder.mkdir()
-    env = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     said = []
     for block in blocks:
         done = subprocess.run(

@@ -41,6 +41,8 @@ ELSEWHERE = {
     "agentopcd consolidate --env frozen-lake-4x4 --context frozen-lake-4x4/best --model pocket": "follows from those",
     "agentopcd evaluate --env chats.jsonl --judge": "needs a model that judges; tests/envs/test_judge.py has one",
     "agentopcd consolidate --env chats.jsonl --context SKILL.md --placement system --model Qwen": "that of README.md",
+    "python examples/opcd_in_100_lines.py": "90 s; tests/examples/test_opcd_in_100_lines.py runs it smaller",
+    "python examples/python_loop.py": "minutes; tests/examples/test_examples.py runs it smaller",
     "agentopcd envs try twx:": f"needs Java; {OTHERS} (games)",
     "agentopcd envs check twx:": f"needs Java; {OTHERS} (games)",
     "agentopcd play --env twx:": f"needs Java; {OTHERS} (games)",
