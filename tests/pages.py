@@ -86,7 +86,7 @@ def check_commands(page: Path, generator: ModuleType, least: int) -> None:
 
 def reader(folder: Path) -> dict[str, str]:
     """The environment variables of a reader who has installed the package; ``folder`` gets the programs."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     words_of = {"agentopcd": "-m agentopcd ", "torchrun": "-m torch.distributed.run ", "python": "", "python3": ""}
     for name, words in words_of.items():
         (folder / name).write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words}"$@"\n')
@@ -97,7 +97,7 @@ def reader(folder: Path) -> dict[str, str]:
 def run(blocks: list[str], tmp_path: Path) -> tuple[Path, list[str]]:
     """Run blocks one after the other in an empty folder, and return that folder and what each printed."""
     env, folder = reader(tmp_path / "bin"), tmp_path / "empty"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     said = []
     for block in blocks:
         done = subprocess.run(
