@@ -31,7 +31,7 @@ class Cave(TextEnv):
         move = last_bracket(action, MOVES)
         there = self.neighbour(self.here, move) if move else None
         if there is None:
-            return self.turn(feedback=WALL.format(move), state=self.board(), actions=HOW, invalid=True)
+            return self.turn(feedback=WALL.format(move or "nowhere"), state=self.board(), actions=HOW, invalid=True)
         self.here = there
         shown = {"feedback": f"You moved {move} to position {there}.", "state": self.board()}
         if there in self.pits:
