@@ -33,12 +33,12 @@ class Cave(TextEnv):
         if there is None:
             return self.turn(feedback=WALL.format(move or "nowhere"), state=self.board(), actions=HOW, invalid=True)
         self.here = there
-        shown = {"feedback": f"You moved {move} to position {there}.", "state": self.board()}
+        moved, board = f"You moved {move} to position {there}.", self.board()
         if there in self.pits:
-            return self.turn(**shown, outcome=LOST, success=False)
+            return self.turn(feedback=moved, state=board, outcome=LOST, success=False)
         if there == self.treasure:
-            return self.turn(**shown, outcome=WON, success=True)
-        return self.turn(**shown, actions=HOW)
+            return self.turn(feedback=moved, state=board, outcome=WON, success=True)
+        return self.turn(feedback=moved, state=board, actions=HOW)
 
     def neighbour(self, here, move):
         row, column = here[0] + MOVES[move][0], here[1] + MOVES[move][1]

@@ -18,6 +18,7 @@ from agentopcd.workspace.experience.choose import choose
 from agentopcd.workspace.experience.gather import gather
 
 CAVE = f"{Path(__file__).with_name('cave.py')}:Cave"
+NOTES = "T is the goal. X is a hole, never step on it. All moves work as named."
 
 
 def play(work: Path, episodes: int) -> None:
@@ -45,10 +46,21 @@ def score(work: Path, confirm_tasks: int) -> bool:
         return outcome.passed
 
 
-def consolidate(work: Path, steps: int, test_tasks: int, force: bool) -> str:
-    """Train without the notes towards the model that sees them; the student's folder."""
+def consolidate(work: Path, steps: int, test_tasks: int, context: str) -> str:
+    """Train without the notes towards the model that sees them; the student's folder.
+
+    Args:
+        context: a file with notes; empty: the confirmed context.
+    """
     config = ConsolidateConfig(
-        env=CAVE, model="pocket", steps=steps, select_every=max(1, steps // 2), test_tasks=test_tasks, force=force
+        env=CAVE,
+        model="pocket",
+        context=context,
+        steps=steps,
+        batch_size=16,
+        select_every=max(1, steps // 2),
+        select_tasks=16,
+        test_tasks=test_tasks,
     )
     with Session(config, work) as session:
         distilled = distil_context(session, config, find_context(session, config))
@@ -58,18 +70,17 @@ def consolidate(work: Path, steps: int, test_tasks: int, force: bool) -> str:
 
 
 def main(
-    work: Path = Path("loop-work"),
-    episodes: int = 48,
-    confirm_tasks: int = 127,
-    steps: int = 8,
-    test_tasks: int = 128,
-    force: bool = False,
+    work: Path = Path("loop-work"), episodes: int = 48, confirm_tasks: int = 64, steps: int = 4, test_tasks: int = 32
 ) -> str:
-    """Play, score, consolidate, load. With ``force``, distil the winner whatever the confirmation says."""
+    """Play, score, consolidate, load; the student's folder."""
     play(work, episodes)
-    if not score(work, confirm_tasks) and not force:
-        raise SystemExit("no notes were confirmed, so nothing is distilled; play more")
-    folder = consolidate(work, steps, test_tasks, force)
+    context = ""
+    if not score(work, confirm_tasks):
+        print(f"no notes of the model were confirmed, so those of a person are distilled: {NOTES}")
+        file = work / "notes.txt"
+        file.write_text(NOTES, encoding="utf-8")
+        context = str(file)
+    folder = consolidate(work, steps, test_tasks, context)
     student = load_model(folder)  # or transformers: AutoModelForCausalLM.from_pretrained(folder)
     print(f"student: {folder}, {sum(weights.numel() for weights in student.model.parameters()):,} weights")
     return folder

@@ -61,6 +61,7 @@ def test_players_of_ones_own_are_measured() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_system_prompt_goes_into_the_weights(capsys: pytest.CaptureFixture[str]) -> None:
     folder = load_file(EXAMPLES / "system_prompt.py").main(steps=1)
     assert (Path(folder) / "model.safetensors").is_file()
@@ -68,11 +69,10 @@ def test_a_system_prompt_goes_into_the_weights(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_circle_in_python(capsys: pytest.CaptureFixture[str]) -> None:
     loop = load_file(EXAMPLES / "python_loop.py")
-    small = {"episodes": 6, "confirm_tasks": 4, "steps": 1, "test_tasks": 4}
-    with pytest.raises(SystemExit, match="no notes were confirmed"):
-        loop.main(**small)
-    assert (Path(loop.main(**small, force=True)) / "model.safetensors").is_file()
+    folder = loop.main(episodes=6, confirm_tasks=4, steps=1, test_tasks=4)
+    assert (Path(folder) / "model.safetensors").is_file()
     said = capsys.readouterr().out
-    assert "lesson: " in said and "student: loop-work" in said
+    assert "lesson: " in said and "no notes of the model were confirmed" in said and "student: loop-work" in said
