@@ -23,7 +23,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 
 HISTORY = {"CHANGELOG.md", "docs/LOG.md", "docs/mutations.md"}
 """Pages that may name what is gone."""
-STAND_INS = {"knowledge/schema/NNNN.sql", "utils.py", "guess.py"}
+STAND_INS = {"knowledge/schema/NNNN.sql", "utils.py", "guess.py", "grade.py", "till.py"}
 """Names on pages that stand for other files, or for none."""
 
 
