@@ -142,7 +142,7 @@ class Step:
                 self.learn_plainly(batch, clock)
             else:
                 learn_from(batch, self.learner, self.teacher, self.method, meter, clock)
-        self.learner.step(ranks, learned=True)
+        self.learner.step(ranks, 1, learned=True)
         if self.args.arm != "plain":
             meter.result()
         clock.lap("update")

@@ -72,7 +72,7 @@ def one(name: str, way: str) -> dict[str, Any]:
     sample = Sample(student_ids=ids, teacher_ids=ids, response_ids=ids[:16], logprobs=(0.0,) * 16, turn=0)
     teacher.hidden([sample])
     learner.hidden([sample]).square().mean().backward()
-    learner.step(ranks, learned=True)
+    learner.step(ranks, 1, learned=True)
     give_back_memory()
     found = {"way": way, "process": ranks.index, "weights_mib": weights, "held_mib": memory_mib("RssAnon") - before}
     if way == "served":

@@ -59,8 +59,9 @@ def parcel(name: str) -> Parcel:
 def _public_base(folder: Path) -> str | None:
     """The hub id that an adapter names as its base; None for a folder of this machine."""
     base = find.read_json(folder / find.ADAPTER).get("base_model_name_or_path")
-    is_hub = isinstance(base, str) and base.count("/") == 1 and not base.startswith((".", "/", "~"))
-    return base if is_hub and not Path(base).exists() else None
+    if not isinstance(base, str) or base.count("/") != 1 or base.startswith((".", "/", "~")) or Path(base).exists():
+        return None
+    return base
 
 
 def push(sent: Parcel, repo: str, *, private: bool) -> str:

@@ -118,11 +118,12 @@ def front(facts: Facts) -> str:
                 metric_type=metric, metric_name=name, metric_value=value,
             )
         )  # fmt: skip
+    licence: dict[str, Any] = {**_licence(facts.base_folder)}
     data = ModelCardData(
         base_model=facts.hub_id or None, library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="text-generation", tags=["agentopcd", "context-distillation", "on-policy-distillation"],
         model_name=one_line(facts.folder.parent.name) or "student", eval_results=results or None,
-        **_licence(facts.base_folder),
+        **licence,
     )  # fmt: skip
     return data.to_yaml(line_break="\n").strip()
 
@@ -319,7 +320,8 @@ def command(settings: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
     if not settings.get("mix"):
         settings["context"] = "context.txt"
     for field in dataclasses.fields(ConsolidateConfig):
-        name, value = field.name, settings.get(field.name)
+        name = field.name
+        value: Any = settings.get(name)
         if not value or value == default_of(field) or (name, value) == ("tokens_per_batch", 4096):  # what 0 stands for
             continue
         if name in ("model", "teacher"):

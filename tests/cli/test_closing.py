@@ -66,7 +66,7 @@ def test_what_two_verbs_share_is_kept() -> None:
     ("verdict", "words", "more"),
     [("pass", "consolidate", {}), ("incumbent stays", "consolidate", {"context": "abcd"}), ("not better", "play", {})],
 )
-def test_after_the_gate(verdict: str, words: str, more: dict[str, str], call: Call) -> None:
+def test_after_the_gate(verdict: str, words: str, more: dict[str, Any], call: Call) -> None:
     class Outcome:
         passed, ref = verdict == "pass", "x/best"
 
@@ -159,7 +159,7 @@ def test_after_rounds(call: Call, tmp_path: Path) -> None:
     two = Round(number=2, model="x", played={}, confirmed=True, distilled=distilled(tmp_path / "s"))
     closing.after_rounds(call, dataclasses.replace(config, model=""), [none, two])
     assert f"from the base /models/first to the student {tmp_path / 's'}; both on the same test tasks:" in HEARD
-    wanted = PLAYER | {"model": "/models/first"}
+    wanted: dict[str, Any] = PLAYER | {"model": "/models/first"}
     assert last() == EvaluateConfig(**wanted, student=str(tmp_path / "s"))
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ModelError
 from agentopcd.core.files import told
 from agentopcd.core.types import Context
 from agentopcd.distil import Distilled, distil_context
@@ -208,7 +209,7 @@ def test_a_weight_that_does_not_fit_is_refused(tiny_model_dir: Path) -> None:
     with torch.no_grad():
         loaded.model.model.norm.weight[0] = 1e5
     models.check_savable(loaded, "bfloat16")
-    with pytest.raises(models.load.ModelError, match=r"weight of 1e\+05, and float16 ends at 6.55e\+04"):
+    with pytest.raises(ModelError, match=r"weight of 1e\+05, and float16 ends at 6.55e\+04"):
         models.check_savable(loaded, "float16")
 
 
