@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from agentopcd.core.calls import Call, check_calls, read_written, tools_of, written
+from agentopcd.core.calls import Call, as_written, check_calls, read_written, tools_of, written
 from agentopcd.core.errors import CallError, EnvError
 from agentopcd.core.types import Message
 from agentopcd.envs.base import TextEnv
@@ -93,7 +93,8 @@ class ToolEnv(TextEnv):
     def _refused(self, action: str, why: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._metrics["calls_failed"] += 1
         said = f"The call was not made: {why}."
-        self._messages += [Message(role="assistant", content=action), Message(role="user", content=said)]
+        wrote = as_written(action).strip() or "(nothing)"
+        self._messages += [Message(role="assistant", content=wrote), Message(role="user", content=said)]
         return self._turn(invalid=True, feedback=said)
 
     def _called(self, content: str, calls: Sequence[Call]) -> tuple[str, float, bool, bool, dict[str, Any]]:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import pytest
 
 from agentopcd import envs
-from agentopcd.core.errors import EnvError
+from agentopcd.core.calls import unread
+from agentopcd.core.errors import CallError, EnvError
 from agentopcd.core.types import Job, Task
 from agentopcd.envs import ToolEnv, call, tool
 from agentopcd.rollouts.game import told
@@ -122,6 +123,23 @@ def test_a_wrong_call_is_refused_in_one_line_and_the_episode_goes_on(action: str
     assert (reward, over, info["invalid"]) == (0.0, False, True)
     assert info["messages"][-2:] == [{"role": "assistant", "content": action}, {"role": "user", "content": obs}]
     assert env.step(call("price", item="pen"))[0] == "7"
+
+
+@pytest.mark.parametrize(
+    ("reply", "shown"),
+    [
+        ('I look. <tool_call>{"name": "price", "arguments"', 'I look. <tool_call>{"name": "price", "arguments"'),
+        ('A\n<tool_call>{"name": "steal"}</tool_call>', 'A\n<tool_call>{"name": "steal"}</tool_call>'),
+        ("", "(nothing)"),
+    ],
+)
+def test_the_model_sees_a_call_that_cannot_be_read_as_it_wrote_it(reply: str, shown: str) -> None:
+    env, _ = shop()
+    messages = env.step(unread(reply, CallError("it is odd")))[4]["messages"]
+    assert messages[-2:] == [
+        {"role": "assistant", "content": shown},
+        {"role": "user", "content": "The call was not made: it is odd."},
+    ]
 
 
 def test_none_is_an_argument_where_its_type_says_so() -> None:
