@@ -1,6 +1,6 @@
-"""A parcel desk with a price list that adds, and charges for each place that nobody tells.
+"""A parcel desk with a price list that adds, and a charge for each place that nobody tells beforehand.
 
-    agentopcd envs try recipes/tools/desk.py:Desk
+By hand: ``agentopcd envs try recipes/tools/desk.py:Desk``, where ``look(thing="lamp", add=2)`` is a call.
 """
 
 from collections.abc import Mapping

@@ -8,7 +8,6 @@ player is asked, rendered by the package's own code, and only the replies are le
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import itertools
 import json
@@ -20,13 +19,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agentopcd import envs
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Message, Task, Tool, Turn
 from agentopcd.knowledge.extract import extraction_messages
 from agentopcd.knowledge.placebo import placebo
-from agentopcd.models import find
+from agentopcd.models.load import load_model, save_model
 from agentopcd.rollouts.chat import Chat, common_length
 from recipes.tools.desk import CHARGES, Desk, replies
 
@@ -164,31 +162,24 @@ def rate_at(step: int, steps: int) -> float:
 class Course:
     """A model, and the demonstrations that it is trained on."""
 
-    def __init__(self, folder: Path, *, steps: int, rate: float, seed: int) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        self.chat, self.optimizers = Chat(self.tokenizer), optimizers(self.model, rate)
+    def __init__(self, model: str, *, steps: int, rate: float, seed: int) -> None:
+        self.loaded = load_model(model)
+        self.chat, self.optimizers = Chat(self.loaded.tokenizer), optimizers(self.loaded.model, rate)
         self.steps, self.rng = steps, random.Random(f"tools/{seed}")
 
     def learn(self, step: int) -> tuple[float, float]:
         """Take step ``step``, from 1; return the loss on episodes and on lessons, in nats a token."""
-        plays = losses(self.model, [sequence(self.chat, play(self.rng)) for _ in range(PLAYS)])
-        lessons = losses(self.model, [sequence(self.chat, learnt(self.rng)) for _ in range(LESSONS)])
+        model = self.loaded.model
+        plays = losses(model, [sequence(self.chat, play(self.rng)) for _ in range(PLAYS)])
+        lessons = losses(model, [sequence(self.chat, learnt(self.rng)) for _ in range(LESSONS)])
         torch.cat([plays, lessons]).mean().backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for one in self.optimizers:
             for group in one.param_groups:
                 group["lr"] = group["initial_lr"] * rate_at(step, self.steps)
             one.step()
             one.zero_grad(set_to_none=True)
         return float(plays.mean()), float(lessons.mean())
-
-    def save(self, folder: Path) -> None:
-        """An ordinary Hugging Face folder in bfloat16, as the built-in models are."""
-        copy.deepcopy(self.model).to(torch.bfloat16).save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        note = "taught by recipes/tools to call tools; it knows nothing else"
-        find.write_sidecar(folder, learning_rate=3e-4, note=note)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -199,18 +190,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("tools-work/model"))
     args = parser.parse_args(arguments)
-    torch.manual_seed(args.seed)
-    course = Course(find.WEIGHTS / args.model, steps=args.steps, rate=args.rate, seed=args.seed)
+    course = Course(args.model, steps=args.steps, rate=args.rate, seed=args.seed)
     since: list[tuple[float, float]] = []
     for step in range(1, args.steps + 1):
         since.append(course.learn(step))
-        if step % 25 == 0 or step == args.steps:
+        if step % 20 == 0 or step == args.steps:
             plays, lessons = (round(sum(nats) / len(since), 4) for nats in zip(*since, strict=True))
             print(json.dumps({"step": step, "plays_nats": plays, "lessons_nats": lessons}), flush=True)
             since.clear()
-        if step % 40 == 0:
-            course.save(args.out)
-    course.save(args.out)
+    note = "taught by recipes/tools to call one tool; it knows nothing else"
+    loaded = dataclasses.replace(course.loaded, note=note)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    save_model(loaded, args.out, parent_id=loaded.id, facts={})
 
 
 if __name__ == "__main__":

@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentopcd.core.calls import (
-    DEEPEST, LONGEST, as_written, calls_from, check_calls, read_written, tools_of, unread, written,
-)  # fmt: skip
+    DEEPEST,
+    LONGEST,
+    as_written,
+    calls_from,
+    check_calls,
+    read_written,
+    tools_of,
+    unread,
+    written,
+)
 from agentopcd.core.errors import CallError, ConfigError
 
 LOOKUP: dict[str, Any] = {
