@@ -140,23 +140,9 @@ def losses(model: Any, sequences: Sequence[tuple[list[int], list[tuple[int, int]
     return F.cross_entropy(model.lm_head(hidden[rows, places]), targets, reduction="none")
 
 
-def optimizers(model: Any, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for embeddings and norms, as pocket was trained."""
-    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    made = [
-        torch.optim.Muon(inner, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate / 2, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
-    for one in made:
-        for group in one.param_groups:
-            group["initial_lr"] = group["lr"]
-    return made
-
-
 def rate_at(step: int, steps: int) -> float:
     """Share of the learning rate: a short warm-up, constant, then straight to zero over the last half."""
-    return min(1.0, step / 20, (steps - step + 1) / (0.5 * steps))
+    return min(1.0, step / 10, (steps - step + 1) / (0.5 * steps))
 
 
 class Course:
@@ -164,8 +150,9 @@ class Course:
 
     def __init__(self, model: str, *, steps: int, rate: float, seed: int) -> None:
         self.loaded = load_model(model)
-        self.chat, self.optimizers = Chat(self.loaded.tokenizer), optimizers(self.loaded.model, rate)
-        self.steps, self.rng = steps, random.Random(f"tools/{seed}")
+        self.chat, self.rng = Chat(self.loaded.tokenizer), random.Random(f"tools/{seed}")
+        self.optimizer = torch.optim.AdamW(self.loaded.model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self.rate, self.steps = rate, steps
 
     def learn(self, step: int) -> tuple[float, float]:
         """Take step ``step``, from 1; return the loss on episodes and on lessons, in nats a token."""
@@ -174,18 +161,16 @@ class Course:
         lessons = losses(model, [sequence(self.chat, learnt(self.rng)) for _ in range(LESSONS)])
         torch.cat([plays, lessons]).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for one in self.optimizers:
-            for group in one.param_groups:
-                group["lr"] = group["initial_lr"] * rate_at(step, self.steps)
-            one.step()
-            one.zero_grad(set_to_none=True)
+        self.optimizer.param_groups[0]["lr"] = self.rate * rate_at(step, self.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
         return float(plays.mean()), float(lessons.mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="pocket-s", choices=("pocket", "pocket-s"))
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("tools-work/model"))
