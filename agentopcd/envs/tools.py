@@ -13,6 +13,7 @@ from agentopcd.core.errors import CallError, EnvError
 from agentopcd.core.types import Message
 from agentopcd.envs.base import TextEnv
 from agentopcd.envs.graders import passes
+from agentopcd.envs.views import hash_text
 
 _MARK = "_agentopcd_tool"
 
@@ -79,7 +80,9 @@ class ToolEnv(TextEnv):
         self._tools = _described(type(self), self._functions)
         rules: list[Any] = [{"role": "system", "content": self.rules, "part": "rules"}] if self.rules else []
         self._messages: list[Any] = [*rules, Message(role="user", content=request)]
-        obs, info = self.first(key=self.key(), rules=self.rules, state=request, actions=_listed(self._tools))
+        told = self.key()
+        key = None if told is None else hash_text(f"{request}\n{told}")
+        obs, info = self.first(key=key, rules=self.rules, state=request, actions=_listed(self._tools))
         return obs, info | {"messages": list(self._messages), "tools": self._tools}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:

@@ -24,6 +24,7 @@ class Desk(ToolEnv):
     """
 
     max_steps = 3
+    seeds = 1000
     rules = "Find what a parcel costs. Answer with the number alone."
 
     def __init__(self, charges: Mapping[str, int] = CHARGES) -> None:

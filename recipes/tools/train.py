@@ -122,8 +122,8 @@ def sequence(chat: Chat, made: Demo) -> tuple[list[int], list[tuple[int, int]]]:
 def losses(model: Any, sequences: Sequence[tuple[list[int], list[tuple[int, int]]]]) -> torch.Tensor:
     """Cross-entropy in nats of every learned token [N], of all sequences one after the other.
 
-    What all sequences begin with (the tools, and how to call them) is read once and without a gradient, which more
-    than halves the time of a step.
+    What all sequences begin with (the tools, and how to call them) is read once and without a gradient: it is
+    most of a prompt, and the same in all of them.
     """
     first, learned = sequences[0]
     shared = min([learned[0][0], *(common_length(first, ids) for ids, _ in sequences[1:])])
@@ -158,13 +158,13 @@ class Course:
         """Take step ``step``, from 1; return the loss on episodes and on lessons, in nats a token."""
         model = self.loaded.model
         plays = losses(model, [sequence(self.chat, play(self.rng)) for _ in range(PLAYS)])
-        lessons = losses(model, [sequence(self.chat, learnt(self.rng)) for _ in range(LESSONS)])
-        torch.cat([plays, lessons]).mean().backward()
+        written = losses(model, [sequence(self.chat, learnt(self.rng)) for _ in range(LESSONS)])
+        torch.cat([plays, written]).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.param_groups[0]["lr"] = self.rate * rate_at(step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(plays.mean()), float(lessons.mean())
+        return float(plays.mean()), float(written.mean())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -180,8 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for step in range(1, args.steps + 1):
         since.append(course.learn(step))
         if step % 20 == 0 or step == args.steps:
-            plays, lessons = (round(sum(nats) / len(since), 4) for nats in zip(*since, strict=True))
-            print(json.dumps({"step": step, "plays_nats": plays, "lessons_nats": lessons}), flush=True)
+            plays, written = (round(sum(nats) / len(since), 4) for nats in zip(*since, strict=True))
+            print(json.dumps({"step": step, "plays_nats": plays, "lessons_nats": written}), flush=True)
             since.clear()
     note = "taught by recipes/tools to call one tool; it knows nothing else"
     loaded = dataclasses.replace(course.loaded, note=note)

@@ -222,6 +222,24 @@ def test_a_function_that_cannot_be_described_is_refused_in_one_line(function: An
     assert why in str(refused.value).replace("'str'", "str") and "\n" not in str(refused.value)
 
 
+def test_a_key_tells_tasks_apart_whose_request_is_the_same_and_merges_no_others() -> None:
+    class Keyed(Shop):
+        asked, hidden = "What is a pen?", 1
+
+        def begin(self) -> str:
+            return self.asked
+
+        def key(self) -> object:
+            return self.hidden
+
+    def key_of(**given: Any) -> str:
+        return envs.task_key(*type("Other", (Keyed,), given)().reset(seed=0))
+
+    first = key_of()
+    assert key_of() == first
+    assert len({first, key_of(hidden=2), key_of(asked="What is a cup?"), key_of(hidden=None)}) == 4
+
+
 def test_an_environment_without_tools_is_refused() -> None:
     class Bare(ToolEnv):
         def begin(self) -> str:
