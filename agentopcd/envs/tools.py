@@ -65,7 +65,7 @@ class ToolEnv(TextEnv):
         raise NotImplementedError
 
     def key(self) -> object:
-        """What tells tasks apart that begin with the same request; None if none do."""
+        """What, beside the request, tells tasks apart that begin with the same one; None if none do."""
         return None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:

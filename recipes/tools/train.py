@@ -164,7 +164,7 @@ class Course:
         self.optimizer.param_groups[0]["lr"] = self.rate * rate_at(step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(plays.mean()), float(written.mean())
+        return plays.mean().item(), written.mean().item()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
