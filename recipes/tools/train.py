@@ -26,6 +26,7 @@ from agentopcd.knowledge.extract import extraction_messages
 from agentopcd.knowledge.placebo import placebo
 from agentopcd.models.load import load_model, save_model
 from agentopcd.rollouts.chat import Chat, common_length
+from agentopcd.rollouts.game import told
 from recipes.tools.desk import CHARGES, Desk, replies
 
 TABLES = [
@@ -56,9 +57,9 @@ def lesson(place: str, charge: int) -> str:
     return f"What goes to the {place} costs {charge} more."
 
 
-def lessons(told: Mapping[str, int], rng: random.Random) -> Context:
+def lessons(stated: Mapping[str, int], rng: random.Random) -> Context:
     """A context that states these charges, in any order."""
-    lines = [f"{MARKER} {lesson(place, charge)}" for place, charge in told.items()]
+    lines = [f"{MARKER} {lesson(place, charge)}" for place, charge in stated.items()]
     rng.shuffle(lines)
     return Context("\n".join(lines)) if lines else EMPTY
 
@@ -71,7 +72,7 @@ def played(charges: Mapping[str, int], believed: Mapping[str, int], seed: int) -
     for reply in replies(env.thing, env.listed, believed[env.place]):
         turns.append(
             Turn(
-                parts=seen, messages=info["messages"], prompt_ids=(), response_ids=(), logprobs=(), reply=reply,
+                parts=seen, messages=told(info, {}) or [], prompt_ids=(), response_ids=(), logprobs=(), reply=reply,
                 finish_reason="stop", reward=0.0, invalid=False, tools=tools,
             )
         )  # fmt: skip
@@ -87,11 +88,11 @@ def played(charges: Mapping[str, int], believed: Mapping[str, int], seed: int) -
 def play(rng: random.Random) -> Demo:
     """An episode: by a context that tells some charges, by one that says nothing, or by none."""
     charges, guessed = rng.choice(TABLES), rng.choice(TABLES)
-    told = {place: charges[place] for place in rng.sample(list(charges), rng.choice((1, 2, 3, 4, 4, 4, 4)))}
-    context, chance = lessons(told, rng), rng.random()
+    stated = {place: charges[place] for place in rng.sample(list(charges), rng.choice((1, 2, 3, 4, 4, 4, 4)))}
+    context, chance = lessons(stated, rng), rng.random()
     if chance < 0.3:  # the words of a lesson in another order say nothing, either
-        told, context = {}, placebo(context) if chance < 0.1 else EMPTY
-    tools, episode = played(charges, {**guessed, **told}, rng.randrange(10**9))
+        stated, context = {}, placebo(context) if chance < 0.1 else EMPTY
+    tools, episode = played(charges, {**guessed, **stated}, rng.randrange(10**9))
     last = episode.turns[-1]
     return Demo(last.messages, last.reply, charges, context, tools)
 
