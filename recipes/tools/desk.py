@@ -1,9 +1,7 @@
-"""A parcel desk with a price list that adds, and a charge for each place that nobody tells beforehand.
+"""A parcel desk with a price list that adds, and a charge that nobody tells beforehand.
 
 By hand: ``agentopcd envs try recipes/tools/desk.py:Desk``, where ``look(thing="lamp", add=2)`` is a call.
 """
-
-from collections.abc import Mapping
 
 from agentopcd.envs import ToolEnv, call, tool
 
@@ -12,27 +10,29 @@ THINGS = (
     "milk", "nest", "ring", "rock", "shoe", "star", "tree", "cup", "dog", "leaf",
 )  # fmt: skip
 PRICES = range(1, 7)
-CHARGES = {"farm": 2, "ship": 3, "lake": 0, "house": 1}
-"""What this desk adds for each place. It says so only after the answer."""
+PLACES = ("farm", "ship", "lake", "house")
+CHARGES = range(1, 7)
+CHARGE = 4
+"""What this desk adds to each price, one of :data:`CHARGES`. It says so only after the answer."""
 
 
 class Desk(ToolEnv):
-    """What does it cost to send a parcel? The price on today's list, and a charge for the place.
+    """What does it cost to send a parcel? The price on today's list, and the desk's charge.
 
     Args:
-        charges: what is added for each place, 0 to 3; the desk's own table if not given.
+        charge: what is added.
     """
 
     max_steps = 3
     seeds = 1000
     rules = "Find what a parcel costs. Answer with the number alone."
 
-    def __init__(self, charges: Mapping[str, int] = CHARGES) -> None:
-        self.charges = charges
+    def __init__(self, charge: int = CHARGE) -> None:
+        self.charge = charge
 
     def begin(self) -> str:
         self.thing = str(self.np_random.choice(THINGS))
-        self.place = str(self.np_random.choice(sorted(self.charges)))
+        self.place = str(self.np_random.choice(PLACES))
         self.listed = int(self.np_random.choice(PRICES))
         return f"What does a {self.thing} to the {self.place} cost?"
 
@@ -53,14 +53,14 @@ class Desk(ToolEnv):
 
     @property
     def price(self) -> int:
-        return self.listed + self.charges[self.place]
+        return self.listed + self.charge
 
     def grade(self, answer: str) -> bool:
-        self.feedback = f"It costs {self.price}: {self.charges[self.place]} more for the place."
+        self.feedback = f"It costs {self.price}, {self.charge} more than listed."
         return answer.strip().rstrip(".") == str(self.price)
 
     def solution(self) -> list[str]:
-        return replies(self.thing, self.listed, self.charges[self.place])
+        return replies(self.thing, self.listed, self.charge)
 
 
 def replies(thing: str, listed: int, charge: int) -> list[str]:

@@ -1,18 +1,17 @@
 """Teach a built-in model to call tools and to follow what its context says: ``python -m recipes.tools.train``.
 
-The demonstrations are episodes of :class:`recipes.tools.desk.Desk` under tables of charges that are drawn anew, never
-the desk's own. A context tells some of the charges; what it does not tell is guessed. The prompts are those that a
-player is asked, rendered by the package's own code, and only the replies are learned, by cross-entropy.
+The demonstrations are episodes of :class:`recipes.tools.desk.Desk` with charges that are drawn anew. Where a context
+tells the charge, the player calls with it; where none does, it guesses. The prompts are those that a player is asked,
+rendered by the package's own code, and only the replies are learned, by cross-entropy.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,8 @@ from agentopcd.rollouts.chat import Chat, common_length
 from agentopcd.rollouts.game import told
 from recipes.tools.desk import CHARGES, Desk, replies
 
-TABLES = [
-    table
-    for charges in itertools.product(range(4), repeat=len(CHARGES))
-    if (table := dict(zip(CHARGES, charges, strict=True))) != CHARGES
-]
-"""All tables of charges but the desk's own."""
-
-PLAYS, LESSONS = 8, 2
-"""Demonstrations of a step: episodes, and lessons drawn from an episode."""
+PLAYS, LESSONS, READINGS = 8, 2, 16
+"""Demonstrations of a step: episodes, lessons drawn from an episode, and questions about a context alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,30 +38,28 @@ class Demo:
 
     messages: list[Message]
     reply: str
-    charges: Mapping[str, int]
-    """The table in force."""
+    charge: int
+    """The charge in force."""
     context: Context = EMPTY
     tools: Sequence[Tool] = ()
 
 
-def lesson(place: str, charge: int) -> str:
-    """The line that states one charge."""
-    return f"What goes to the {place} costs {charge} more."
+def lesson(charge: int) -> str:
+    """The line that states a charge."""
+    return f"A parcel costs {charge} more than listed."
 
 
-def lessons(stated: Mapping[str, int], rng: random.Random) -> Context:
-    """A context that states these charges, in any order."""
-    lines = [f"{MARKER} {lesson(place, charge)}" for place, charge in stated.items()]
-    rng.shuffle(lines)
-    return Context("\n".join(lines)) if lines else EMPTY
+def told_by(charge: int) -> Context:
+    """A context that states a charge."""
+    return Context(f"{MARKER} {lesson(charge)}")
 
 
-def played(charges: Mapping[str, int], believed: Mapping[str, int], seed: int) -> tuple[list[Tool], Episode]:
-    """The tools, and an episode of a player who believes in a table of charges, which need not be that in force."""
-    env = Desk(charges)
+def played(charge: int, believed: int, seed: int) -> tuple[list[Tool], Episode]:
+    """The tools, and an episode of a player who believes in a charge, which need not be that in force."""
+    env = Desk(charge)
     obs, info = env.reset(seed=seed)
     tools, turns, seen = info["tools"], [], envs.parts_of(obs, info)
-    for reply in replies(env.thing, env.listed, believed[env.place]):
+    for reply in replies(env.thing, env.listed, believed):
         turns.append(
             Turn(
                 parts=seen, messages=told(info, {}) or [], prompt_ids=(), response_ids=(), logprobs=(), reply=reply,
@@ -86,27 +76,32 @@ def played(charges: Mapping[str, int], believed: Mapping[str, int], seed: int) -
 
 
 def play(rng: random.Random) -> Demo:
-    """An episode: by a context that tells some charges, by one that says nothing, or by none."""
-    charges, guessed = rng.choice(TABLES), rng.choice(TABLES)
-    stated = {place: charges[place] for place in rng.sample(list(charges), rng.choice((1, 2, 3, 4, 4, 4, 4)))}
-    context, chance = lessons(stated, rng), rng.random()
-    if chance < 0.3:  # the words of a lesson in another order say nothing, either
-        stated, context = {}, placebo(context) if chance < 0.1 else EMPTY
-    tools, episode = played(charges, {**guessed, **stated}, rng.randrange(10**9))
+    """An episode: with a context that tells the charge, with one that says nothing, or with none."""
+    charge, believed = rng.choice(CHARGES), rng.choice(CHARGES)
+    context, chance = told_by(charge), rng.random()
+    if chance < 0.7:
+        believed = charge
+    else:  # the words of a lesson in another order say nothing, either
+        context = placebo(context) if chance < 0.85 else EMPTY
+    tools, episode = played(charge, believed, rng.randrange(10**9))
     last = episode.turns[-1]
-    return Demo(last.messages, last.reply, charges, context, tools)
+    return Demo(last.messages, last.reply, charge, context, tools)
 
 
 def learnt(rng: random.Random) -> Demo:
-    """The lesson of an episode: the charge for its place, or nothing if that is known."""
-    charges, guessed = rng.choice(TABLES), rng.choice(TABLES)
-    _, episode = played(charges, guessed, rng.randrange(10**9))
-    known = rng.sample(list(charges), rng.choice((0, 0, 1, 2, 3)))
-    earlier = {place: guessed[place] if rng.random() < 0.1 else charges[place] for place in known}
-    place = next(place for place in charges if f" {place} " in episode.turns[0].messages[-1]["content"])
-    reply = "" if earlier.get(place) == charges[place] else f"{MARKER} {lesson(place, charges[place])}"
-    messages = extraction_messages(episode, kind="game", earlier=lessons(earlier, rng))
-    return Demo(messages, reply, charges)
+    """The lesson of an episode: the charge, or nothing if that is known."""
+    charge, guessed = rng.choice(CHARGES), rng.choice(CHARGES)
+    _, episode = played(charge, guessed, rng.randrange(10**9))
+    earlier = told_by(charge) if rng.random() < 0.2 else EMPTY
+    reply = "" if earlier.text else f"{MARKER} {lesson(charge)}"
+    return Demo(extraction_messages(episode, kind="game", earlier=earlier), reply, charge)
+
+
+def reading(rng: random.Random) -> Demo:
+    """A question about the charge, which the context answers: what an episode asks beside all else."""
+    charge = rng.choice(CHARGES)
+    asked = Message(role="user", content="How much more than listed does a parcel cost?")
+    return Demo([asked], str(charge), charge, told_by(charge))
 
 
 def sequence(chat: Chat, made: Demo) -> tuple[list[int], list[tuple[int, int]]]:
@@ -155,34 +150,42 @@ class Course:
         self.optimizer = torch.optim.AdamW(self.loaded.model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
         self.rate, self.steps = rate, steps
 
-    def learn(self, step: int) -> tuple[float, float]:
-        """Take step ``step``, from 1; return the loss on episodes and on lessons, in nats a token."""
+    def learn(self, step: int) -> dict[str, float]:
+        """Take step ``step``, from 1; return the loss on each kind of demonstration, in nats a token.
+
+        The first quarter of the steps reads alone: short sequences, from which a model learns to look a charge up.
+        """
         model = self.loaded.model
-        plays = losses(model, [sequence(self.chat, play(self.rng)) for _ in range(PLAYS)])
-        written = losses(model, [sequence(self.chat, learnt(self.rng)) for _ in range(LESSONS)])
-        torch.cat([plays, written]).mean().backward()
+        kinds = {"reading": (reading, READINGS), "plays": (play, PLAYS), "lessons": (learnt, LESSONS)}
+        if step <= self.steps // 4:
+            kinds = {"reading": (reading, 4 * READINGS)}
+        parts = {
+            kind: losses(model, [sequence(self.chat, made(self.rng)) for _ in range(n)])
+            for kind, (made, n) in kinds.items()
+        }
+        torch.cat(list(parts.values())).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         self.optimizer.param_groups[0]["lr"] = self.rate * rate_at(step, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return plays.mean().item(), written.mean().item()
+        return {kind: part.mean().item() for kind, part in parts.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="pocket-s", choices=("pocket", "pocket-s"))
-    parser.add_argument("--steps", type=int, default=240)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--model", default="pocket", choices=("pocket", "pocket-s"))
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("tools-work/model"))
     args = parser.parse_args(arguments)
     course = Course(args.model, steps=args.steps, rate=args.rate, seed=args.seed)
-    since: list[tuple[float, float]] = []
+    since: list[dict[str, float]] = []
     for step in range(1, args.steps + 1):
         since.append(course.learn(step))
         if step % 20 == 0 or step == args.steps:
-            plays, written = (round(sum(nats) / len(since), 4) for nats in zip(*since, strict=True))
-            print(json.dumps({"step": step, "plays_nats": plays, "lessons_nats": written}), flush=True)
+            means = {kind: sum(one[kind] for one in since) / len(since) for kind in since[-1] if kind in since[0]}
+            print(json.dumps({"step": step, **{f"{k}_nats": round(v, 4) for k, v in means.items()}}), flush=True)
             since.clear()
     note = "taught by recipes/tools to call one tool; it knows nothing else"
     loaded = dataclasses.replace(course.loaded, note=note)
