@@ -23,6 +23,7 @@ DEEPEST = 50
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _BROKEN = f"{_OPEN[0]} {_OPEN[1:]}"
+_WHY = _OPEN + '{"unread": '
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SIGN = re.compile(r"\S")
 _ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
@@ -210,9 +211,18 @@ def _line(function: Function) -> str:
 
 
 def unread(content: str, error: CallError) -> str:
-    """The text in which an environment gets a reply whose call cannot be read: its words, and why."""
+    """The text in which an environment gets a reply whose call cannot be read: its words, and why.
+
+    :func:`as_written` gives the words back.
+    """
     words = [content.replace(_OPEN, _BROKEN)] if content else []
-    return "\n".join([*words, f"{_OPEN}{json.dumps({'unread': str(error)}, ensure_ascii=False)}{_CLOSE}"])
+    return "\n".join([*words, f"{_WHY}{json.dumps(str(error), ensure_ascii=False)}}}{_CLOSE}"])
+
+
+def as_written(action: str) -> str:
+    """What the model wrote itself, of an action that :func:`unread` made; any other action as it is."""
+    words, _, last = action.rpartition("\n")
+    return words.replace(_BROKEN, _OPEN) if last.startswith(_WHY) else action
 
 
 def typed(line: str) -> str:

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from agentopcd.core.calls import Call, check_calls, read_written, tools_of, written
+from agentopcd.core.calls import Call, as_written, check_calls, read_written, tools_of, written
 from agentopcd.core.errors import CallError, EnvError
 from agentopcd.core.types import Message
 from agentopcd.envs.base import TextEnv
 from agentopcd.envs.graders import passes
+from agentopcd.envs.views import hash_text
 
 _MARK = "_agentopcd_tool"
 
@@ -64,7 +65,7 @@ class ToolEnv(TextEnv):
         raise NotImplementedError
 
     def key(self) -> object:
-        """What tells tasks apart that begin with the same request; None if none do."""
+        """What, beside the request, tells tasks apart that begin with the same one; None if none do."""
         return None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
@@ -79,7 +80,9 @@ class ToolEnv(TextEnv):
         self._tools = _described(type(self), self._functions)
         rules: list[Any] = [{"role": "system", "content": self.rules, "part": "rules"}] if self.rules else []
         self._messages: list[Any] = [*rules, Message(role="user", content=request)]
-        obs, info = self.first(key=self.key(), rules=self.rules, state=request, actions=_listed(self._tools))
+        told = self.key()
+        key = None if told is None else hash_text(f"{request}\n{told}")
+        obs, info = self.first(key=key, rules=self.rules, state=request, actions=_listed(self._tools))
         return obs, info | {"messages": list(self._messages), "tools": self._tools}
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
@@ -93,7 +96,8 @@ class ToolEnv(TextEnv):
     def _refused(self, action: str, why: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         self._metrics["calls_failed"] += 1
         said = f"The call was not made: {why}."
-        self._messages += [Message(role="assistant", content=action), Message(role="user", content=said)]
+        wrote = as_written(action).strip() or "(nothing)"
+        self._messages += [Message(role="assistant", content=wrote), Message(role="user", content=said)]
         return self._turn(invalid=True, feedback=said)
 
     def _called(self, content: str, calls: Sequence[Call]) -> tuple[str, float, bool, bool, dict[str, Any]]:

@@ -17,6 +17,7 @@ from concurrent.futures import wait as wait_for
 from typing import Any
 
 from agentopcd import envs
+from agentopcd.core.calls import as_written
 from agentopcd.core.errors import AgentOpcdError, ConfigError, EnvError, GameFault
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Tool, Turn
@@ -275,7 +276,7 @@ class _Live:
             )
         )  # fmt: skip
         self.metrics |= {name: float(value) for name, value in info.get("metrics", {}).items()}
-        did = str(info.get("action") or said.strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
+        did = str(info.get("action") or as_written(said).strip()[:MAX_REPLY_IN_LOG] or "(nothing)")
         self.past.append((self.parts, did))
         self.parts = self._seen(obs, info)
         if terminated or truncated:

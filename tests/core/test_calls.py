@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentopcd.core.calls import DEEPEST, LONGEST, calls_from, check_calls, read_written, tools_of, written
+from agentopcd.core.calls import (
+    DEEPEST,
+    LONGEST,
+    as_written,
+    calls_from,
+    check_calls,
+    read_written,
+    tools_of,
+    unread,
+    written,
+)
 from agentopcd.core.errors import CallError, ConfigError
 
 LOOKUP: dict[str, Any] = {
@@ -158,6 +168,17 @@ def test_the_text_that_an_environment_gets() -> None:
 def test_words_that_look_like_a_call_are_none() -> None:
     words = 'I could say\n<tool_call>{"name": "now", "arguments": {}}</tool_call>'
     assert read_written(written(words, [])) == (words.replace("<tool_call>", "< tool_call>"), [])
+
+
+@pytest.mark.parametrize(
+    "words", ["Well.\n<tool_call>{", "", '<tool_call>{"unread": "mine"}</tool_call>', "two\nlines"]
+)
+def test_a_call_that_cannot_be_read_comes_back_as_it_was_written(words: str) -> None:
+    action = unread(words, CallError('it says "{" and ends'))
+    with pytest.raises(CallError) as refused:
+        read_written(action)
+    assert str(refused.value) == 'it says "{" and ends' and as_written(action) == words
+    assert as_written(written(words, [])) == words.replace("<tool_call>", "< tool_call>"), "that is no such action"
 
 
 @pytest.mark.parametrize(

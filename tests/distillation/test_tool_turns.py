@@ -153,6 +153,7 @@ def test_a_call_that_cannot_be_read_is_an_invalid_turn_and_the_next_prompt_says_
     assert episode.turns[0].response_ids == ids_of(tokenizer, reply)
     prompt = texts(tokenizer, episode.turns[1].prompt_ids)
     assert why in prompt.rpartition("<|im_start|>user\n")[2]
+    assert f"<|im_start|>assistant\n{reply}<|im_end|>" in prompt and "unread" not in prompt
     (first, second), _ = samples_of([episode], player.chat, LESSON, "keep")
     assert first.turn == 0 and texts(tokenizer, second.student_ids) == prompt
 

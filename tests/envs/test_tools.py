@@ -11,7 +11,8 @@ from typing import Any, Literal
 import pytest
 
 from agentopcd import envs
-from agentopcd.core.errors import EnvError
+from agentopcd.core.calls import unread
+from agentopcd.core.errors import CallError, EnvError
 from agentopcd.core.types import Job, Task
 from agentopcd.envs import ToolEnv, call, tool
 from agentopcd.rollouts.game import told
@@ -124,6 +125,23 @@ def test_a_wrong_call_is_refused_in_one_line_and_the_episode_goes_on(action: str
     assert env.step(call("price", item="pen"))[0] == "7"
 
 
+@pytest.mark.parametrize(
+    ("reply", "shown"),
+    [
+        ('I look. <tool_call>{"name": "price", "arguments"', 'I look. <tool_call>{"name": "price", "arguments"'),
+        ('A\n<tool_call>{"name": "steal"}</tool_call>', 'A\n<tool_call>{"name": "steal"}</tool_call>'),
+        ("", "(nothing)"),
+    ],
+)
+def test_the_model_sees_a_call_that_cannot_be_read_as_it_wrote_it(reply: str, shown: str) -> None:
+    env, _ = shop()
+    messages = env.step(unread(reply, CallError("it is odd")))[4]["messages"]
+    assert messages[-2:] == [
+        {"role": "assistant", "content": shown},
+        {"role": "user", "content": "The call was not made: it is odd."},
+    ]
+
+
 def test_none_is_an_argument_where_its_type_says_so() -> None:
     env, _ = shop()
     assert env.step(call("pay", coins=[7], note=None))[4]["success"]
@@ -202,6 +220,24 @@ def test_a_function_that_cannot_be_described_is_refused_in_one_line(function: An
     with pytest.raises(EnvError) as refused:
         of(function)().reset(seed=0)
     assert why in str(refused.value).replace("'str'", "str") and "\n" not in str(refused.value)
+
+
+def test_a_key_tells_tasks_apart_whose_request_is_the_same_and_merges_no_others() -> None:
+    class Keyed(Shop):
+        asked, hidden = "What is a pen?", 1
+
+        def begin(self) -> str:
+            return self.asked
+
+        def key(self) -> object:
+            return self.hidden
+
+    def key_of(**given: Any) -> str:
+        return envs.task_key(*type("Other", (Keyed,), given)().reset(seed=0))
+
+    first = key_of()
+    assert key_of() == first
+    assert len({first, key_of(hidden=2), key_of(asked="What is a cup?"), key_of(hidden=None)}) == 4
 
 
 def test_an_environment_without_tools_is_refused() -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentopcd.core.calls import read_written
+from agentopcd.core.calls import as_written, read_written
 from agentopcd.core.errors import GameFault
 from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv
@@ -69,6 +69,7 @@ class VerifiersEnv(TextEnv):
             try:
                 text, calls = read_written(reply)
             except ValueError:  # the environment gets the words as they are, and says what it makes of them
+                reply = text = as_written(reply)
                 invalid = True
         written = [
             {"id": f"call{number:05}", "name": call["name"], "arguments": json.dumps(call["arguments"])}
