@@ -89,6 +89,7 @@ INSIDE = {
     "distillation": [
         "losses checkpoint positions",
         "chunks prefix samples",
+        "tokens",
         "memory",
         "compare",
         "teacher learner",
