@@ -109,10 +109,13 @@ INSIDE = {
     ],
     "cli": [
         "store_views options",
-        "paper.plan config envs knowledge",
-        "paper.report",
-        "paper.run",
-        "decisions look_up reproduce store verbs",
+        "paper.plan config envs knowledge page.marks page.render",
+        "paper.report page.contexts page.results",
+        "paper.run page.episodes page.training",
+        "page.overview",
+        "page.parts",
+        "page.report page.serve",
+        "decisions look_up pages reproduce store verbs",
         "cli",
     ],
 }

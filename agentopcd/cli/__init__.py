@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from agentopcd.cli import config, decisions, envs, knowledge, look_up, reproduce, store, verbs
+from agentopcd.cli import config, decisions, envs, knowledge, look_up, pages, reproduce, store, verbs
 from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.terminal import without_password
@@ -39,6 +39,8 @@ verbs.add_to(app, knowledge.app)
 decisions.add_to(knowledge.app)
 look_up.add_to(knowledge.app)
 app.command("reproduce")(reproduce.reproduce)
+app.command("report", epilog="Example: agentopcd report sokoban/best -o page.html")(pages.report)
+app.command("view", epilog="Example: agentopcd view")(pages.view)
 app.add_typer(envs.app, name="envs")
 app.add_typer(knowledge.app, name="knowledge")
 app.add_typer(store.app, name="store")
