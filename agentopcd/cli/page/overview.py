@@ -31,8 +31,9 @@ def folder_of(work: Path, row: Row) -> Path | None:
     written = config_of(row).get("folder")
     if not isinstance(written, str) or not written:
         return None
-    folder = work / "runs" / Path(written).name  # the name alone: a stranger's row may say any path
-    return folder if folder.is_dir() and folder.parent == work / "runs" else None
+    name = Path(written).name  # the name alone: a stranger's row may say any path
+    folder = work / "runs" / name
+    return folder if name not in ("", "..") and "\0" not in name and folder.is_dir() else None
 
 
 def run_rows(store: Store, rows: Iterable[Row]) -> list[dict[str, Any]]:

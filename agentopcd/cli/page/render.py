@@ -39,14 +39,17 @@ Link = Callable[[str, Any], str]
 """Where a thing is shown, by its kind and its id; '' if nowhere."""
 
 
-def page(title: str, sections: list[Section], link: Link, *, live: bool, nav: list[tuple[str, str]]) -> str:
+def page(
+    title: str, sections: list[Section], link: Link, *, live: bool, nav: list[tuple[str, str]], longest: int = 100_000
+) -> str:
     """A whole page.
 
     Args:
         live: whether it comes from ``agentopcd view``, and so asks for news.
         nav: names and addresses of other pages, or of parts of this one.
+        longest: characters of a single text; of a longer one the beginning is shown.
     """
-    template = _environment().get_template("page.html")
+    template = _environment(longest).get_template("page.html")
     return template.render(
         title=title, sections=sections, link=link, live=live, nav=nav, policy=policy(live), style=Markup(_asset("page.css")),
         script=Markup(_asset("page.js")), version=agentopcd.__version__,
@@ -60,11 +63,11 @@ def policy(live: bool) -> str:
     return "; ".join(rules)
 
 
-def shown(value: Any) -> Any:
-    """A value as templates print it: None as nothing, text with every character seen."""
+def shown(value: Any, longest: int = 100_000) -> Any:
+    """A value as templates print it: None as nothing, text with every character seen, and not without end."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return "" if value is None else value
-    return MISLEADING.sub(_spelled, HARMFUL.sub(_spelled, value))
+    return MISLEADING.sub(_spelled, HARMFUL.sub(_spelled, clipped(value, longest)))
 
 
 def _spelled(found: re.Match[str]) -> str:
@@ -110,10 +113,10 @@ def interval(row: Any, sign: bool = False) -> str:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment(longest: int) -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: _asset(name)), autoescape=True, finalize=shown, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FunctionLoader(_asset), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, finalize=functools.partial(shown, longest=longest),
     )  # fmt: skip
     for form in (clipped, signed, share, interval, whole, small, json_text):
         environment.filters[form.__name__] = form

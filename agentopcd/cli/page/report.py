@@ -35,7 +35,8 @@ def report(store: Store, work: Path, name: str = "") -> str:
     for _ in range(12):
         parts = Parts(store, work, limits)
         title, sections = _about(parts, name) if name else _workspace(parts)
-        text = page(title, sections, _links(sections), live=False, nav=[(s.heading, f"#{s.id}") for s in sections])
+        nav = [(section.heading, f"#{section.id}") for section in sections]
+        text = page(title, sections, _links(sections), live=False, nav=nav, longest=2 * limits.characters)
         if len(text.encode()) < LARGEST_BYTES:
             return text
         limits = limits.smaller()
