@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from agentopcd.cli import app
 from agentopcd.cli.page import render
+from agentopcd.cli.page import report as pages
 from agentopcd.cli.page.episodes import RULE
 from agentopcd.cli.page.report import LARGEST_BYTES, report
 from agentopcd.cli.page.training import tokens_of
@@ -169,16 +170,23 @@ def test_of_many_tasks_some_are_shown_by_a_rule_and_the_others_counted(tmp_path:
                               "base and in-context and student won": 15}  # fmt: skip
 
 
-def test_a_large_workspace_stays_below_the_limit_and_says_what_is_missing(tmp_path: Path) -> None:
-    work = build(tmp_path / "large", lambda text: text + "x" * 3000, episodes=30)
+def test_a_large_workspace_stays_below_the_limit_and_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = build(tmp_path / "large", lambda text: text + "x" * 3000)
     with Store.open(work / "store.db") as store:
         for n in range(60):
             store.add_context(Context(f"{MARKER} rule {n} {'y' * 3000}"))
             store.move(f"mine/{n}", Context(f"{MARKER} rule {n} {'y' * 3000}").id, "person")
     text = page_of(work)
-    assert 500_000 < len(text.encode()) < LARGEST_BYTES
-    assert re.search(r"\d+ more contexts are not shown", text) and re.search(r"\d+ more items are not shown", text)
-    assert re.search(r"… \(\d+ more characters\)", text)
+    assert len(text.encode()) < LARGEST_BYTES
+    assert "31 more contexts are not shown" in text and re.search(r"… \(\d+ more characters\)", text)
+    monkeypatch.setattr(pages, "LARGEST_BYTES", 200_000)
+    shorter = page_of(work)
+    assert 50_000 < len(shorter.encode()) < 200_000 and re.search(r"\d+ more items are not shown", shorter)
+    monkeypatch.setattr(pages, "LARGEST_BYTES", 1000)
+    with pytest.raises(StoreError, match="does not fit into 1000 bytes; name one run of it"):
+        page_of(work)
 
 
 def test_of_many_tokens_the_first_and_the_last_step_come_first(work: Path) -> None:
