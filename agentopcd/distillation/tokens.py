@@ -117,12 +117,13 @@ def _record(step: int, sample: Sample, rows: Sequence[Seen], tokenizer: Any) -> 
     said = [_text(tokenizer, ids[max(0, n - BEFORE) : n], row.likeliest) for n, row in enumerate(rows)]
     return {
         "step": step, "turn": sample.turn, "context": sample.context, "prompt": tokenizer.decode(prompt[-ASKED:]),
-        "prompt_tokens": len(prompt), "teacher_tokens": len(sample.teacher_ids), "tokens_left_out": len(ids) - len(rows),
-        "held_to": len(sample.choices),
+        "prompt_tokens": len(prompt), "teacher_tokens": len(sample.teacher_ids), "held_to": len(sample.choices),
+        "tokens_left_out": len(ids) - len(rows),
         "tokens": [
             {
                 "text": text, "nats": round(row.nats, 5), "student": round(row.student, 5),
-                "teacher": round(row.teacher, 5), "likeliest": other, "likeliest_logprob": round(row.likeliest_logprob, 5),
+                "teacher": round(row.teacher, 5), "likeliest": other,
+                "likeliest_logprob": round(row.likeliest_logprob, 5),
             }
             for text, other, row in zip(texts, said, rows, strict=True)
         ],

@@ -51,8 +51,8 @@ def page(
     """
     template = _environment(longest).get_template("page.html")
     return template.render(
-        title=title, sections=sections, link=link, live=live, nav=nav, policy=policy(live), style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")), version=agentopcd.__version__,
+        title=title, sections=sections, link=link, live=live, nav=nav, policy=policy(live),
+        style=Markup(_asset("page.css")), script=Markup(_asset("page.js")), version=agentopcd.__version__,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Results as tables with pictures: evaluations, rankings, confirmations, and rows of the paper.
 
-A result may come from an imported store or an older version, so nothing in it is taken for granted: what is missing or of
-another kind is left out.
+A result may come from an imported store or an older version, so nothing in it is taken for granted: what is missing or
+of another kind is left out.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ def values(result: Any, most: int = 40) -> list[dict[str, Any]]:
         value = number(row.get("value"))
         if value is not None:
             rate = {"value": value, "low": number(row.get("low")), "high": number(row.get("high"))}
-            found.append({**rate, "item": str(row.get("item", row.get("item_id", ""))), "text": str(row.get("text", ""))})
+            found.append(
+                {**rate, "item": str(row.get("item", row.get("item_id", ""))), "text": str(row.get("text", ""))}
+            )
     return sorted(found, key=lambda row: -row["value"])[:most]
 
 

@@ -23,7 +23,8 @@ FIGURES: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("Score on select tasks", {"student": "select/score"}),
     ("Success", {"on select tasks, without the context": "select/success", "while training": "rollout/success"}),
     ("Entropy, nats a token", {"student": "kl/student_entropy_nats", "teacher": "kl/teacher_entropy_nats"}),
-    ("Length of replies, tokens", {"mean": "rollout/response_tokens_mean", "95th percentile": "rollout/response_tokens_p95"}),
+    ("Length of replies, tokens",
+     {"mean": "rollout/response_tokens_mean", "95th percentile": "rollout/response_tokens_p95"}),
 )  # fmt: skip
 """Pictures of a training: title, and the key in the log for each curve."""
 
@@ -40,7 +41,9 @@ def curves_of(folder: Path) -> dict[str, Any]:
         return {"pictures": [], "steps": 0, "note": str(error)}
     last = max((record.get("step", 0) for record in records), default=0)
     apart = math.ceil(len(records) / POINTS) or 1
-    kept = [record for n, record in enumerate(records) if n % apart == 0 or "select/n" in record or n == len(records) - 1]
+    kept = [
+        record for n, record in enumerate(records) if n % apart == 0 or "select/n" in record or n == len(records) - 1
+    ]
     found = [curves(title, [_series(label, key, kept) for label, key in keys.items()]) for title, keys in FIGURES]
     return {"pictures": [picture for picture in found if picture], "steps": last, "note": ""}
 
@@ -70,8 +73,8 @@ def tokens_of(folder: Path, *, most: int, step: int | None = None) -> dict[str, 
         step: only turns of this step.
 
     Returns:
-        ``steps`` with their ``turns``, the numbers of ``all_steps``, the tokens ``left_out``, and a ``note`` if the file
-        cannot be read.
+        ``steps`` with their ``turns``, the numbers of ``all_steps``, the tokens ``left_out``, and a ``note`` if the
+        file cannot be read.
     """
     try:
         records = read_records(folder / TOKENS_FILE)

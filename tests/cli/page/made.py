@@ -53,7 +53,9 @@ def build(work: Path, word: Word = plain, episodes: int = 0) -> Path:
         run = store.start("consolidate", settings, 0)
         store.add_model(STUDENT, word("a student"), f"runs/{FOLDER}/student", BASE, run, {context.id: 1.0})
         for model, shown, wins in ((BASE, EMPTY, 1), (BASE, context, 3), (STUDENT, EMPTY, 2)):
-            store.add_episodes(run, model, "s" * 64, [_episode(env, task, shown, task.seed % 4 < wins, word) for task in tasks])
+            store.add_episodes(
+                run, model, "s" * 64, [_episode(env, task, shown, task.seed % 4 < wins, word) for task in tasks]
+            )
         store.finish(run, _result(word))
     _logs(work / "runs" / FOLDER, context, word)
     (work / "reproduce").mkdir()
@@ -64,11 +66,13 @@ def build(work: Path, word: Word = plain, episodes: int = 0) -> Path:
 def _episode(env: str, task: Task, shown: Context, won: bool, word: Word) -> Episode:
     turn = Turn(
         parts=[("rules", word("Reach the goal.")), ("state", word("P . G"))], messages=[], prompt_ids=(1, 2),
-        response_ids=(3,), logprobs=(-0.1,), reply=word("[left]"), finish_reason="stop", reward=float(won), invalid=not won,
+        response_ids=(3,), logprobs=(-0.1,), reply=word("[left]"), finish_reason="stop", reward=float(won),
+        invalid=not won,
     )  # fmt: skip
     return Episode(
         env=env, task=task, rep=0, context_id=shown.id, turns=[turn], outcome=[("outcome", word("Over."))],
-        success=won, reward=float(won), stop_reason="solved" if won else "failed", error=word("Traceback") if won else None,
+        success=won, reward=float(won), stop_reason="solved" if won else "failed",
+        error=word("Traceback") if won else None,
     )  # fmt: skip
 
 
@@ -82,9 +86,10 @@ def _result(word: Word) -> dict[str, Any]:
     return {
         "folder": "x", "model": STUDENT, "parent": BASE, "best_step": 2, "steps": 4,
         "evaluation": {
-            "env": word(ENV), "split": "test", "rows": [row("base", 0.25), row("in-context", 0.75), row("student", 0.5)],
+            "env": word(ENV), "split": "test", "notes": [word("a note")],
+            "rows": [row("base", 0.25), row("in-context", 0.75), row("student", 0.5)],
             "differences": {"student - base": pair, word("a - b"): pair}, "recovered": 0.5, "overlap": [0, 0.0],
-            "seen": {"tasks": 2, "runs": [1]}, "notes": [word("a note")],
+            "seen": {"tasks": 2, "runs": [1]},
             "floors": {"random": 0.01, "blind": 0.2, "blind_moves": ["left"], "solvable": 1.0, "n": 6},
         },
     }  # fmt: skip
@@ -113,10 +118,17 @@ def _logs(folder: Path, context: Context, word: Word) -> None:
 
 def _paper(word: Word) -> dict[str, Any]:
     rate = {"success": 0.5, "low": 0.4, "high": 0.6, "n": 100}
-    finding = {"claim": word("opcd > base"), "verdict": "reproduced", "difference": 0.3, "low": 0.2, "high": 0.4, "p": 1e-5}
+    finding = {
+        "claim": word("opcd > base"),
+        "verdict": "reproduced",
+        "difference": 0.3,
+        "low": 0.2,
+        "high": 0.4,
+        "p": 1e-5,
+    }
     return {
-        "title": word("Table 2"), "row": word("arithmetic"), "env": word("math"), "model": word("pocket"), "size": "mini",
-        "paper": {"what": word("their rates"), "opcd": 51.0}, "seeds": [0], "rates": {"base": rate, "opcd": rate},
-        "reply_tokens": {"base": 10.0}, "findings": [finding, {**finding, "verdict": "refuted", "difference": -0.3,
+        "title": word("Table 2"), "row": word("arithmetic"), "env": word("math"), "model": word("pocket"),
+        "size": "mini", "paper": {"what": word("their rates"), "opcd": 51.0}, "seeds": [0],
+        "rates": {"base": rate, "opcd": rate}, "reply_tokens": {"base": 10.0}, "findings": [finding, {**finding, "verdict": "refuted", "difference": -0.3,
         "low": -0.4, "high": -0.2}], "floors": word("uniform random 0.1"), "note": word("a note"),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""The pages in a browser: nothing of a stranger runs, nothing is asked for elsewhere, keys reach everything, axe is content.
+"""The pages in a browser: nothing of a stranger runs, nothing is asked for elsewhere, keys reach everything.
 
 Needs Chromium and playwright: ``make test-browser``.
 """
@@ -113,7 +113,9 @@ def test_nothing_that_a_stranger_wrote_runs(opened: Open, tmp_path: Path) -> Non
     page.mouse.move(300, 300)
     for key in ("Tab", "Enter", "ArrowRight", "Tab", "Tab", "Enter", "Tab"):
         page.keyboard.press(key)
-    foreign = "script, style, img, iframe, object, embed, base, link, form, input, video, animate, foreignObject, math, b"
+    foreign = (
+        "script, style, img, iframe, object, embed, base, link, form, input, video, animate, foreignObject, math, b"
+    )
     found = page.evaluate(f"[...document.querySelectorAll('{foreign}')].map((one) => one.tagName)")
     assert found == ["STYLE", "SCRIPT"]
     assert page.evaluate("[...document.querySelectorAll('*')].filter((e) => [...e.attributes].some("
@@ -187,7 +189,7 @@ def test_keys_reach_everything(opened: Open, file: str) -> None:
         page.keyboard.press("Tab")
         here = page.evaluate(
             "(window.all ??= [...document.querySelectorAll('*')], [all.indexOf(document.activeElement),"
-            " document.activeElement.matches(':focus-visible') && getComputedStyle(document.activeElement).outlineStyle])"
+            " getComputedStyle(document.activeElement).outlineStyle])"
         )
         if here[0] in reached or page.evaluate("document.activeElement === document.body"):
             break
@@ -205,7 +207,10 @@ def test_arrows_move_over_tokens_and_their_figures_are_told(opened: Open, file: 
     page.keyboard.press("ArrowRight")
     assert told.text_content().startswith("“\\n” 0.050 nats")
     page.keyboard.press("End")
-    assert told.text_content() == "“ end” 4.000 nats: student 49.7 %, teacher 24.7 %, the teacher's likeliest “ right” 74.1 %"
+    assert (
+        told.text_content()
+        == "“ end” 4.000 nats: student 49.7 %, teacher 24.7 %, the teacher's likeliest “ right” 74.1 %"
+    )
     page.keyboard.press("ArrowRight")  # nothing comes after the last
     assert page.evaluate("document.activeElement.textContent") == " end"
     assert tokens.locator("[tabindex='0']").count() == tokens.locator("[aria-selected=true]").count() == 1
