@@ -20,14 +20,16 @@ NOTEWORTHY = ("best", "valued")
 
 def order_of(store: Store, first: Sequence[str] = ()) -> list[str]:
     """Ids of the contexts of a store, those that matter most first: ``first``, those in weights, those with a ref of
-    their own, those that were confirmed or refused, and then the steps of chains, the newest first."""
+    their own, those that were confirmed or refused, those that had a ref, then the steps of chains, the newest first."""
     refs = store.refs()
     named = [target for name, target in refs.items() if name.rpartition("/")[2] in NOTEWORTHY]
     named += [target for name, target in refs.items() if not POOL_STEP.fullmatch(name)]
     looked = [row["context_id"] for row in reversed(store.looks())]
     taught = [context for model in store.models(trained=True) for context in store.model_contexts(model["id"])]
+    earlier = [move["context_id"] for move in reversed(store.moves()) if not POOL_STEP.fullmatch(move["name"])]
     steps = [target for name, target in refs.items() if POOL_STEP.fullmatch(name)]
-    return [id_ for id_ in dict.fromkeys([*first, *taught, *named, *looked, *reversed(steps)]) if id_ != EMPTY.id]
+    found = dict.fromkeys([*first, *taught, *named, *looked, *earlier, *reversed(steps)])
+    return [id_ for id_ in found if id_ not in (None, EMPTY.id)]
 
 
 def context(store: Store, context_id: str) -> dict[str, Any]:

@@ -92,8 +92,12 @@
   const update = (text) => {
     const page = new DOMParser().parseFromString(text, "text/html");
     const [now, next] = [parts(document), texts(page)];
+    // What a person looks at stays where it is: what has the focus, if it is in sight, else the first part in sight.
+    const topOf = (one) => (one ? one.getBoundingClientRect().top : 0);
+    const active = document.activeElement;
+    const held = Boolean(active.closest("[data-part]")) && topOf(active) >= 0 && topOf(active) < innerHeight;
     const anchor = [...now.values()].find((part) => part.getBoundingClientRect().bottom > 0);
-    const top = anchor ? anchor.getBoundingClientRect().top : 0;
+    const top = topOf(held ? active : anchor);
     let changed = false;
     let waits = false;
     for (const [id, fresh] of parts(page)) {
@@ -110,9 +114,9 @@
       changed = true;
     }
     for (const [id, old] of now) if (!next.has(id)) old.remove();
-    const same = anchor && document.getElementById(anchor.id);
-    if (same && changed) scrollBy(0, same.getBoundingClientRect().top - top);
     if (changed) filters();
+    const same = held ? document.activeElement : anchor && document.getElementById(anchor.id);
+    if (same && changed) scrollBy(0, topOf(same) - top);
     sent = next;
     return [changed, waits];
   };
