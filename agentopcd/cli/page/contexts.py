@@ -20,7 +20,7 @@ NOTEWORTHY = ("best", "valued")
 
 def order_of(store: Store, first: Sequence[str] = ()) -> list[str]:
     """Ids of the contexts of a store, those that matter most first: ``first``, those in weights, those with a ref of
-    their own, those that were confirmed or refused, those that had a ref, then the steps of chains, the newest first."""
+    their own, those that were confirmed or refused, those that had a ref, and the steps of chains, newest first."""
     refs = store.refs()
     named = [target for name, target in refs.items() if name.rpartition("/")[2] in NOTEWORTHY]
     named += [target for name, target in refs.items() if not POOL_STEP.fullmatch(name)]
