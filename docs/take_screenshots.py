@@ -12,6 +12,7 @@ import sys
 import tempfile
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from agentopcd.cli.page.report import paper_report, report
 from agentopcd.knowledge import Store
@@ -30,7 +31,7 @@ def main(work: Path) -> None:
             (Path(folder) / f"{name}.html").write_text(text, encoding="utf-8")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            shots = (
+            shots: tuple[Any, ...] = (
                 ("report-tokens", "whole", f"#tokens-{run}", "light", 900, 560),
                 ("report-results", "whole", f"#run-{run}", "light", 900, 640),
                 ("report-beside", "whole", "section[id^=beside]", "dark", 900, 640),
