@@ -12,9 +12,8 @@ import sys
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-from agentopcd.cli.page.report import paper_report, report
+from agentopcd.cli.page.report import report
 from agentopcd.knowledge import Store
 
 FIGURES = Path(__file__).resolve().parent / "figures"
@@ -26,24 +25,18 @@ def main(work: Path) -> None:
 
     with Store.open(work / "store.db", create=False, to_read=True) as store, tempfile.TemporaryDirectory() as folder:
         run = store.runs("consolidate", "done")[-1]["id"]
-        pages = {"whole": report(store, work), "paper": paper_report(FIGURES.parent / "results")}
-        for name, text in pages.items():
-            (Path(folder) / f"{name}.html").write_text(text, encoding="utf-8")
+        file = Path(folder) / "page.html"
+        file.write_text(report(store, work, str(run)), encoding="utf-8")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-            shots: tuple[Any, ...] = (
-                ("report-tokens", "whole", f"#tokens-{run}", "light", 900, 560),
-                ("report-results", "whole", f"#run-{run}", "light", 900, 640),
-                ("report-beside", "whole", "section[id^=beside]", "dark", 900, 640),
-                ("report-forest", "paper", "#paper", "light", 900, 560),
+            shots = (
+                ("report-tokens", f"#tokens-{run}", 560),
+                ("report-results", f"#run-{run}", 640),
             )
-            for name, page, part, scheme, width, height in shots:
-                view = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
-                view.goto((Path(folder) / f"{page}.html").as_uri())
-                view.locator(part).scroll_into_view_if_needed()
+            for name, part, height in shots:
+                view = browser.new_page(viewport={"width": 900, "height": height}, color_scheme="light")
+                view.goto(file.as_uri())
                 view.evaluate("(part) => document.querySelector(part).scrollIntoView()", part)
-                if name == "report-beside":
-                    view.evaluate("document.querySelector('.task').open = true")
                 if name == "report-tokens":
                     view.locator(f"{part} .t.b4").first.focus()
                 _save(view.screenshot(), FIGURES / f"{name}.png")
