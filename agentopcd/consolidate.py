@@ -49,6 +49,7 @@ from agentopcd.distillation.metrics import (
 from agentopcd.distillation.played import Batches
 from agentopcd.distillation.samples import Batch
 from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.distillation.tokens import Watch, watched
 from agentopcd.models import find
 from agentopcd.models.load import LoadedModel
 from agentopcd.models.parallel import sharding
@@ -140,10 +141,13 @@ def consolidate(
 
         # 2. The teacher scores the same tokens, with the context. 3. The student learns from those scores.
         # Gradients add up over the batches, so a step is one update however it is split.
-        meter = StepMeter(method.temperature, config.temperature, config.importance_cap, config.token_cap)
+        watch = Watch(played.samples, method.temperature) if watched(step, config.steps, config.select_every) else None
+        meter = StepMeter(method.temperature, config.temperature, config.importance_cap, config.token_cap, watch)
         for batch in deal(played.samples, learner, teacher, ranks):
             learn_from(batch, learner, teacher, method, meter, clock)
         meter.gather(ranks.everyone(meter.rows))
+        if watch:
+            watch.gather(ranks.everyone(watch.rows))
         check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
         norm, moved = learner.step(ranks, step, learned=bool(played.samples))
         batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
@@ -163,6 +167,7 @@ def consolidate(
             record |= choose_checkpoint(progress, learner, teacher, method, training, run)
         if ranks.main:
             run.log(record)
+            run.log_tokens(watch.records(step, student.tokenizer) if watch else [])
         say(console_line(record, config.steps, clock.total_s * (config.steps - step)))
         if evaluated:
             say(f"         select {progress.select[step]}, best at step {progress.best_step}")

@@ -90,6 +90,7 @@ INSIDE = {
     "distillation": [
         "losses checkpoint positions",
         "weights chunks prefix samples",
+        "tokens",
         "memory",
         "compare",
         "teacher learner",
@@ -112,10 +113,13 @@ INSIDE = {
     "cli": [
         "store_views help completion pulse spoken templates.text_env templates.tool_env",
         "options",
-        "paper.plan closing config envs knowledge new_env",
-        "paper.report",
-        "paper.run",
-        "decisions look_up push reproduce status store verbs",
+        "paper.plan closing config envs knowledge new_env page.marks page.render",
+        "paper.report page.contexts page.results",
+        "paper.run page.episodes page.training",
+        "page.overview",
+        "page.parts",
+        "page.report page.serve",
+        "decisions look_up pages push reproduce status store verbs",
         "cli",
     ],
 }

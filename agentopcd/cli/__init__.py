@@ -16,7 +16,20 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from agentopcd.cli import config, decisions, envs, knowledge, look_up, new_env, push, reproduce, status, store, verbs
+from agentopcd.cli import (
+    config,
+    decisions,
+    envs,
+    knowledge,
+    look_up,
+    new_env,
+    pages,
+    push,
+    reproduce,
+    status,
+    store,
+    verbs,
+)
 from agentopcd.cli.help import App
 from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
@@ -50,6 +63,8 @@ new_env.add_to(envs.app)
 app.command("push")(push.push)
 app.command("reproduce")(reproduce.reproduce)
 app.command("status")(status.status)
+app.command("report", epilog="Example: agentopcd report sokoban/best -o page.html")(pages.report)
+app.command("view", epilog="Example: agentopcd view")(pages.view)
 app.add_typer(envs.app, name="envs")
 app.add_typer(knowledge.app, name="knowledge")
 app.add_typer(store.app, name="store")

@@ -113,14 +113,15 @@ def item_view(store: Store, item_id: str) -> Row:
     return {
         "kind": "item", "id": item.id, "text": item.text, "status": item.status, "support": item.support,
         "events": [_keep(row, "event", "actor", "reason", "other_id", "at") for row in store.events(item_id)],
-        "origins": [_origin(store, row) for row in store.sources(item_id)],
+        "origins": [origin(store, row) | {"prompt": _prompt(store, row)} for row in store.sources(item_id)],
         "contexts": [{"id": context_id, "scores": scores(store, context_id, competed)} for context_id in newest],
         "other_contexts": others,
         "models": store.carriers(item_id),
     }  # fmt: skip
 
 
-def _origin(store: Store, source: Row) -> Row:
+def origin(store: Store, source: Row) -> Row:
+    """Where an item was found: task, run, episode, model and extractor, and its line as it was written."""
     run = store.run(source["run_id"])
     config = read_object(run["config"], f"the config of run {run['id']}")
     played = store.lookup("episode", id=source["episode_id"]) if source["episode_id"] else None
@@ -133,7 +134,6 @@ def _origin(store: Store, source: Row) -> Row:
         "rep": played["rep"] if played else None, "model": _model(store, played),
         "extractor": _extractor(config) or _model(store, played),
         "shown": source["shown_context_id"], "line": source["line"], "raw": source["raw"],
-        "prompt": _prompt(store, source, config) if played else None,
     }  # fmt: skip
 
 
@@ -148,8 +148,11 @@ def _model(store: Store, played: Row | None) -> str | None:
     return f"{model['name']} ({model['id'][:12]})" if model else None
 
 
-def _prompt(store: Store, source: Row, config: Mapping[str, Any]) -> str | None:
+def _prompt(store: Store, source: Row) -> str | None:
     """The extraction prompt, rebuilt from the stored episode; the prompt itself is not stored."""
+    if not source["episode_id"]:
+        return None
+    config = read_object(store.run(source["run_id"])["config"], f"the config of run {source['run_id']}")
     try:
         episode = store.transcript(source["episode_id"])
         shown = store.get_context(source["shown_context_id"]) if source["shown_context_id"] else None

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ CHECKPOINT = ("checkpoint", "checkpoint.old")
 """Subfolders of a run with its last checkpoint and the one before."""
 CHECKPOINTS = "checkpoints"
 """Subfolder of a run with the model of every evaluation, named by step; it exists only if these models are kept."""
+METRICS_FILE, TOKENS_FILE = "metrics.jsonl", "tokens.jsonl"
+"""A run's logs: a line for each step, and a line for each of the few turns whose tokens are kept to be looked at. Every
+line is an object with its ``step``; later steps stand below earlier ones."""
 
 TAIL_BYTES = 1 << 16
 """How much of a log is read for its last record."""
@@ -76,7 +79,7 @@ class Run:
                 write_text(file, text)
             if settings and not (self.folder / "config.toml").is_file():
                 write_text(self.folder / "config.toml", settings)
-        self.metrics_file = self.folder / "metrics.jsonl"
+        self.metrics_file = self.folder / METRICS_FILE
         self.follower: Callable[[Mapping[str, Any]], None] | None = None
         """Called with every record after it was logged."""
 
@@ -97,22 +100,38 @@ class Run:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """Append one JSON line."""
-        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(plain(record), sort_keys=True) + "\n")
+        """Append one JSON line to the log of steps."""
+        self._append(self.metrics_file, [record])
         if self.follower is not None:
             self.follower(plain(record))
+
+    def log_tokens(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append a JSON line for each turn whose tokens are kept."""
+        if records:
+            self._append(self.folder / TOKENS_FILE, records)
+
+    def _append(self, path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(plain(record), sort_keys=True) + "\n" for record in records)
 
     def records(self) -> list[dict[str, Any]]:
         """What was logged so far; see :func:`read_records`."""
         return read_records(self.metrics_file)
 
     def rewind(self, step: int) -> int:
-        """Drop the records after ``step``, whose steps run again, and the damaged lines; return the number of these."""
-        lines = _records(self.metrics_file)
-        kept = [record for record in lines if record is not None and record.get("step", 0) <= step]
-        write_text(self.metrics_file, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
-        return lines.count(None)
+        """Drop the records after ``step``, whose steps run again, from both logs, and the damaged lines of the log of
+        steps; return the number of these."""
+        damaged = _rewind(self.metrics_file, step)
+        if (tokens := self.folder / TOKENS_FILE).is_file():
+            _rewind(tokens, step)  # for people to look at: nothing is computed from it
+        return damaged
+
+
+def _rewind(file: Path, step: int) -> int:
+    lines = _records(file)
+    kept = [record for record in lines if record is not None and record.get("step", 0) <= step]
+    write_text(file, "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept))
+    return lines.count(None)
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from agentopcd.distillation.methods import Method
 from agentopcd.distillation.played import Played
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.distillation.tokens import Watch
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
@@ -41,12 +42,18 @@ class StepMeter:
         sampling_temperature: the temperature at which the trainer's log-probabilities are compared with the sampler's.
         importance_cap: largest importance weight of a token; 0: no importance weights.
         token_cap: largest loss of a token, in nats; 0: no cap.
+        watch: keeps what is seen at the tokens of a few turns, for people.
     """
 
     def __init__(
-        self, temperature: float, sampling_temperature: float, importance_cap: float = 0.0, token_cap: float = 0.0
+        self,
+        temperature: float,
+        sampling_temperature: float,
+        importance_cap: float = 0.0,
+        token_cap: float = 0.0,
+        watch: Watch | None = None,
     ) -> None:
-        self.temperature = temperature
+        self.temperature, self.watch = temperature, watch
         self.sampling_temperature = sampling_temperature
         self.importance_cap, self.token_cap = importance_cap, token_cap
         self.rows: dict[str, list[Tensor]] = defaultdict(list)
@@ -59,6 +66,8 @@ class StepMeter:
         self.allowed = [ids for s in samples for ids in choices.allowed_in(s.choices, s.response_ids)]
         self.rows["position"].append(torch.cat([torch.arange(s.num_tokens) for s in samples]).float())
         self.rows["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
+        if self.watch:
+            self.watch.begin(samples)
 
     def keep(self, where: slice, logits_NV: Tensor) -> Tensor:
         """Mask the tokens that were not allowed in the rows ``where`` of the batch."""
@@ -83,6 +92,8 @@ class StepMeter:
             self.rows[name].append(column.float().cpu())
         few = (student_NV[::FULL_EVERY], teacher_NV[::FULL_EVERY])
         self.rows["full"].append(losses.full_kl(*few, temperature=self.temperature).cpu())
+        if self.watch:
+            self.watch.add(where, student_NV, teacher_NV, self.ids[where], token.value_N)
 
     def aside(self) -> Self:
         """A meter with the same settings whose figures are thrown away, for a batch that does not count."""

@@ -141,6 +141,32 @@ class Database:
         return database
 
     @classmethod
+    def watch(cls, path: Path) -> Self:
+        """Open a store that others may be writing to, to look at it. Nothing is written, not even its log is tidied,
+        and no writer ever waits for this connection.
+
+        Raises:
+            StoreError: the file is missing or no store, or its schema is not that of this code.
+        """
+        with told(path):
+            check_file(path, create=False)
+        with told(path, " cannot be looked at:"):
+            connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=READ_TIMEOUT_S, isolation_level=None
+            )
+            try:
+                connection.row_factory = sqlite3.Row
+                database, newest = cls(connection, path), migrations()[-1][0]
+                if (version := database._version()) != newest:
+                    older = version < newest
+                    remedy = "`agentopcd knowledge list` brings it up to date" if older else "install a newer one"
+                    raise StoreError(f"{path} has schema {version}, this agentopcd knows {newest}; {remedy}")
+            except BaseException:
+                connection.close()
+                raise
+        return database
+
+    @classmethod
     def _connect(cls, path: Path | str, wait_s: float = BUSY_TIMEOUT_S) -> Self:
         with told(path, " cannot be used as a knowledge store:"):
             connection = sqlite3.connect(path, timeout=wait_s, isolation_level=None)

@@ -13,6 +13,7 @@ import typer
 
 from agentopcd.cli.options import Call, configured
 from agentopcd.core.config import ConfirmConfig
+from agentopcd.core.terminal import HARMFUL
 from agentopcd.core.types import Context
 from agentopcd.knowledge import Store
 
@@ -72,12 +73,14 @@ def test_with_json_nothing_but_json_is_on_stdout(words: list[str], game: str) ->
 
 def test_no_escape_sequence_of_the_store_reaches_the_terminal(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store.db") as store:
-        context = Context("- EXPERIENCE ITEM: go \x1b[31mleft\x1b]52;c;cm0gLXJm\x07")
+        odd = "\x9b1m \x00 \x08 \x7f \u202egnp.exe\u202c \u2066\u2067in\u2069 \x1b]8;;http://stranger.invalid/\x07x\x1b]8;;\x07"
+        context = Context(f"- EXPERIENCE ITEM: go \x1b[31mleft\x1b]52;c;cm0gLXJm\x07 {odd}")
         store.add_context(context, {"order": "hand"})
         store.move("mine", context.id, "person", "because \x1b[2J")
     for words in (["list", "contexts"], ["list", "refs"], ["show", "mine"], ["export", "mine"]):
         done = run("knowledge", *words, "--work", str(tmp_path))
         assert done.returncode == 0 and done.stdout and b"\x1b" not in done.stdout and b"\x07" not in done.stdout
+        assert not HARMFUL.search(done.stdout.decode())
     exported = [json.loads(line) for line in done.stdout.splitlines()]  # JSON has its own spelling, and reads it back
     assert any("\x1b[31m" in line.get("rendered", "") for line in exported)
 

@@ -1,0 +1,148 @@
+"""What a workspace holds, at a glance: what is best in each environment and why, students, runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from agentopcd.cli.page import results
+from agentopcd.cli.page.episodes import config_of
+from agentopcd.cli.page.marks import number
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import read_json
+from agentopcd.core.types import EMPTY
+from agentopcd.knowledge import Store, best_ref
+from agentopcd.knowledge.database import Row
+
+
+def result_of(row: Row) -> Mapping[str, Any]:
+    """The result of a run; empty if there is none yet, or it cannot be read."""
+    try:
+        return results.mapping(json.loads(row["result"] or "{}"))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def folder_of(work: Path, row: Row) -> Path | None:
+    """The folder of a run in this workspace, wherever the workspace lay when it was written; None if it has none."""
+    written = config_of(row).get("folder")
+    if not isinstance(written, str) or not written:
+        return None
+    name = Path(written).name  # the name alone: a stranger's row may say any path
+    folder = work / "runs" / name
+    return folder if name not in ("", "..") and "\0" not in name and folder.is_dir() else None
+
+
+def run_rows(store: Store, rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Runs as lines of a table, with what came of each."""
+    found = []
+    for row in rows:
+        config = config_of(row)
+        env, model = (config.get(name) for name in ("env", "model"))
+        found.append(
+            {
+                "id": row["id"], "verb": row["verb"], "status": row["status"], "imported": bool(row["imported"]),
+                "env": env if isinstance(env, str) else "", "model": model if isinstance(model, str) else "",
+                "started": row["started_at"], "took": _took(row), "outcome": outcome(row),
+            }
+        )  # fmt: skip
+    return found
+
+
+def _took(row: Row) -> str:
+    try:
+        start, end = (datetime.fromisoformat(row[name]) for name in ("started_at", "finished_at"))
+        seconds = (end - start).total_seconds()
+    except (TypeError, ValueError):
+        return ""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def outcome(row: Row) -> str:
+    """What came of a run, in one line."""
+    result = result_of(row)
+    if row["status"] == "failed":
+        return str(result.get("error", ""))
+    if table := results.evaluation(result):
+        rows = table["rows"] or (table["measures"][0]["rows"] if table["measures"] else [])
+        return ", ".join(f"{one['label']} {one['value']:.3f}" for one in rows)
+    if found := results.confirmation(result):
+        gain = ", ".join(f"{one['value']:+.3f} to {one['label'].removeprefix('context - ')}" for one in found["rows"])
+        return f"{found['verdict']}: {gain}"
+    if found := results.ranking(result):
+        return f"{len(found['rows']) + found['left_out']} contexts competed"
+    if rate := results.rate_of(result, ""):
+        items = len(results.sequence(result.get("items")))
+        return f"success {rate['value']:.3f}, {items} items"
+    return ""
+
+
+def students(store: Store, limit: int) -> list[dict[str, Any]]:
+    """Trained models, newest first, each with what it carries and how it did on test tasks."""
+    found = []
+    for model in store.models(trained=True)[:limit]:
+        run = store.lookup("run", id=model["run_id"])
+        parent = store.lookup("model", id=model["parent_id"])
+        table = results.evaluation(result_of(run)) if run else None
+        gains = {one["label"]: one for one in table["differences"]} if table else {}
+        found.append(
+            {
+                "id": model["id"], "name": model["name"], "run": model["run_id"], "created": model["created_at"],
+                "parent": parent["name"] if parent else "", "contexts": list(store.model_contexts(model["id"])),
+                "rate": next((row for row in table["rows"] if row["label"] == "student"), None) if table else None,
+                "gain": gains.get("student - base"), "env": str(config_of(run).get("env", "")) if run else "",
+                "step": number(result_of(run).get("best_step")) if run else None,
+            }
+        )  # fmt: skip
+    return found
+
+
+def verdicts(store: Store, runs: Sequence[Row]) -> list[dict[str, Any]]:
+    """For each environment, the context that is best and the student that is newest, with the reasons for both.
+
+    Args:
+        runs: the runs that name the environments.
+    """
+    named = [config_of(row).get("env") for row in runs]
+    envs = dict.fromkeys(env for env in named if isinstance(env, str) and env)
+    envs |= dict.fromkeys(name.removesuffix("/best") for name in store.refs() if name.endswith("/best"))
+    taught = students(store, 1000)
+    found = []
+    for env in envs:
+        best = store.ref(best_ref(env))
+        moves = [move for move in store.log(best_ref(env)) if move["context_id"] == best]
+        looks = [look for look in store.looks(env) if look["context_id"] == best and look["verdict"]] if best else []
+        text = store.get_context(best).text if best and best != EMPTY.id else ""
+        found.append(
+            {
+                "env": env, "best": best, "text": text, "move": moves[-1] if moves else None,
+                "look": _look(looks[-1]) if looks else None,
+                "student": next((one for one in taught if one["env"] == env), None),
+            }
+        )  # fmt: skip
+    return found
+
+
+def _look(look: Row) -> dict[str, Any]:
+    try:
+        found = results.confirmation(json.loads(look["result"] or "{}"))
+    except (ValueError, RecursionError):
+        found = None
+    return {"verdict": look["verdict"], "rows": found["rows"] if found else []}
+
+
+def paper_rows(folder: Path) -> list[dict[str, Any]]:
+    """The results of ``agentopcd reproduce`` that lie in a folder, or the one that lies in a file."""
+    files = sorted(folder.glob("*.json")) if folder.is_dir() else [folder] if folder.is_file() else []
+    found = []
+    for file in files:
+        try:
+            row = results.paper_row(results.mapping(read_json(file, "remove it")))
+        except ConfigError:
+            continue
+        if row:
+            found.append({**row, "file": file.name})
+    return found
