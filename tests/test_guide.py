@@ -131,7 +131,12 @@ def test_every_command_is_run_or_has_a_reason() -> None:
 def test_pages_in_the_guide_of_the_site_are_covered() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     guide = nav[nav.index("  - Guide:") : nav.index("  - Understand:")]
-    own = {"docs/cli.md", "docs/python-api.md"}  # generated from the help, and run by tests/test_python_api.py
+    own = {
+        "docs/cli.md",  # generated from the help
+        "docs/python-api.md",  # run by tests/test_python_api.py
+        "docs/students.md",  # tests/test_students_page.py
+        "docs/pages.md",  # its four commands: tests/cli/page
+    }
     assert {f"docs/{name}" for name in re.findall(r"[\w-]+\.md", guide)} <= {*GUIDE, *own}
 
 
