@@ -33,6 +33,12 @@ def plays() -> list[train.Demo]:
     return [train.play(rng) for _ in range(200)]
 
 
+def called(made: train.Demo) -> Any:
+    """The call of a demonstration: a name and arguments."""
+    said: Any = made.messages[2]
+    return said["tool_calls"][0]["function"]
+
+
 def test_the_desk_keeps_the_contract_and_has_tasks_for_splits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     assert envs.check_env(REF).errors == []
@@ -64,7 +70,7 @@ def test_a_demonstration_alternates_and_follows_what_its_context_states() -> Non
         assert roles == ["system", "user", "assistant", "tool"]
         found = PLACE.fullmatch(made.messages[1]["content"])
         assert found
-        call = made.messages[2]["tool_calls"][0]["function"]
+        call = called(made)
         assert call["name"] == "look" and call["arguments"]["thing"] == found[1]
         assert made.messages[3]["content"] == made.reply
         if stated := STATED.search(made.context.text):
@@ -76,7 +82,7 @@ def test_a_demonstration_alternates_and_follows_what_its_context_states() -> Non
 def test_without_a_context_any_charge_is_guessed() -> None:
     blind = [made for made in plays() if made.context == EMPTY]
     assert 15 < len(blind) < 60
-    assert {made.messages[2]["tool_calls"][0]["function"]["arguments"]["add"] for made in blind} == set(CHARGES)
+    assert {called(made)["arguments"]["add"] for made in blind} == set(CHARGES)
 
 
 def test_a_lesson_states_the_charge_that_the_feedback_tells_unless_it_is_known() -> None:

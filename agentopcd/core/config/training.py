@@ -41,7 +41,7 @@ class TrainConfig(PlayerConfig):
     warmup_steps: int = 0
     """Steps over which the learning rate rises to its full value."""
     decay: Literal["", "linear", "cosine"] = ""
-    """How the learning rate falls after that, to nearly 0 at the last step; empty: it stays."""
+    """How the learning rate falls after that, linear or cosine, to nearly 0 at the last step; empty: it stays."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on every parameter."""
     clip_norm: float = 1.0
