@@ -39,6 +39,7 @@ def called(made: train.Demo) -> Any:
     return said["tool_calls"][0]["function"]
 
 
+@pytest.mark.slow
 def test_the_desk_keeps_the_contract_and_has_tasks_for_splits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
     assert envs.check_env(REF).errors == []
