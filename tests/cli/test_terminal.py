@@ -108,10 +108,12 @@ def stopped(config: object, call: Call) -> None:
     raise KeyboardInterrupt
 
 
-def test_who_stops_a_run_is_told_that_it_goes_on() -> None:
+def test_who_stops_a_run_is_told_that_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["agentopcd", "confirm", "--env", "my math"])
     app = typer.Typer()
     app.command()(configured(ConfirmConfig, stopped))
-    with pytest.raises(typer.Abort, match=r"^stopped; the same command goes on from here: agentopcd "):
+    said = "^stopped; the same command goes on from here: agentopcd confirm --env 'my math'$"
+    with pytest.raises(typer.Abort, match=said):
         app(["--env", "math"], standalone_mode=False)
 
 
