@@ -280,8 +280,8 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callabl
     Raises:
         TrainingError: every step was skipped, so the checkpoint is the base.
     """
-    skipped = f"{progress.skipped} of {config.steps} steps were skipped: no finite gradient, or no reply to learn from"
-    if progress.skipped == config.steps:
+    skipped = f"{progress.skipped} of {progress.step} steps were skipped: no finite gradient, or no reply to learn from"
+    if progress.skipped == progress.step:  # of fewer than config.steps, if training stopped early
         raise TrainingError(f"{skipped}; nothing was learned, so there is no student")
     if progress.skipped:
         say(f"warning: {skipped}")

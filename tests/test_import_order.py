@@ -100,9 +100,9 @@ INSIDE = {
         "checks",
     ],
     "workspace": [
-        "card day extraction handover holding paths trackers",
+        "day extraction handover holding paths trackers",
         "ledger",
-        "overview session",
+        "card overview session",
         "checks evidence pace resolved",
         "evaluation.names evaluation.spoken experience.chains experience.choose experience.worth",
         "ready",

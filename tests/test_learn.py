@@ -44,6 +44,8 @@ def test_two_forced_rounds_and_the_same_again(config: LearnConfig, tmp_path: Pat
     assert second.parent_id == first.model_id != first.parent_id
     assert rounds[1].model == first.folder
     assert second.evaluation is not None and second.evaluation.rate("base").n == 5
+    made = (Path(first.folder) / "README.md").read_text(encoding="utf-8").partition("## How it was made")[2]
+    assert all(words in made for words in ("--steps 2 ", "--batch-size 3 ", "--select-every 1 ")), "of the training"
     with Store.open(tmp_path / "store.db") as store:
         episodes = len(store.episodes())
         assert [tmp_path / row["path"] for row in store.models("math", trained=True)] == [

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import agentopcd
-from agentopcd.core.config import DICT_FLAGS, ConsolidateConfig, default_of, flag_of, has_flag
+from agentopcd.core.config import ConsolidateConfig, flags_of, without_flag
+from agentopcd.core.config.toml import toml_value
+from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import told
-from agentopcd.core.runs import write_text
+from agentopcd.core.runs import read_json, write_text
 from agentopcd.core.terminal import harmless, without_password
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.evidence import evidence, one_line
 from agentopcd.knowledge.faults import read_object
 from agentopcd.models import find
+from agentopcd.workspace.ledger import config_of
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
@@ -38,7 +40,7 @@ class Facts:
     """The student's folder."""
     env: str
     settings: Mapping[str, Any]
-    """The settings of the training, as its run's row holds them."""
+    """The settings of the training, as its run holds them."""
     base: str
     """The name of the model that it was trained from."""
     base_folder: Path
@@ -69,6 +71,8 @@ def facts_of(
     if run["verb"] != "consolidate":
         return None
     settings = read_object(run["config"], f"the config of run {run['id']}")
+    if (own := folder.parent / "config.json").is_file():  # the row of a stage of learn has the settings of its play
+        settings = read_json(own, "put it back") | settings
     result = read_object(run["result"], f"the result of run {run['id']}") if run["result"] else {}
     return Facts(
         store=store, folder=folder, env=settings["env"], settings=settings, base=parent["name"] if parent else "",
@@ -306,46 +310,42 @@ def _load(facts: Facts) -> list[str]:
 
 
 def _made(facts: Facts) -> list[str]:
-    words, file = command(facts.settings)
-    lines = ["", "## How it was made", "", "The text above in a file, `context.txt`:", "", fenced(words, "sh")]
+    lines = ["", "## How it was made", ""]
+    try:
+        words, file = command(config_of(ConsolidateConfig, facts.settings))
+    except ConfigError:
+        return [*lines, "Another version of agentopcd made it, so its command is not given."]
+    lines += ["The text above in a file, `context.txt`:", "", fenced(words, "sh")]
     if file:
         lines += ["", "with, in `settings.toml`:", "", fenced("\n".join(file), "toml")]
     return lines
 
 
-def command(settings: Mapping[str, Any]) -> tuple[str, Sequence[str]]:
-    """The command that trains with these settings, as text for a shell, and the lines of a file that it needs."""
-    words, file = ["agentopcd consolidate"], []
-    settings = dict(settings) | {"env": settings.get("env_ref", settings["env"])}
-    if not settings.get("mix"):
-        settings["context"] = "context.txt"
-    for field in dataclasses.fields(ConsolidateConfig):
-        name = field.name
-        value: Any = settings.get(name)
-        if not value or value == default_of(field) or (name, value) == ("tokens_per_batch", 4096):  # what 0 stands for
-            continue
-        if name in ("model", "teacher"):
-            value = known if (known := told(str(value))) and " " not in known else f"path/to/the/{name}"
-        flag = flag_of(name)
-        if name in DICT_FLAGS:
-            words += [f"{flag} {shlex.quote(f'{key}={public(entry)}')}" for key, entry in value.items()]
-        elif not has_flag(ConsolidateConfig, name):
-            file.append(f"{name} = {_toml(value)}")
-        else:
-            words.append(flag if value is True else f"{flag} {shlex.quote(public(value))}")
+def command(config: ConsolidateConfig) -> tuple[str, list[str]]:
+    """The command that trains with these settings, as strangers may read it, and the lines of a file that it needs."""
+    names = [field.name for field in dataclasses.fields(config)]
+    shown: dict[str, Any] = {name: public(getattr(config, name)) for name in names}
+    for name in ("model", "teacher"):
+        if shown[name]:
+            known = told(getattr(config, name))
+            shown[name] = f"path/to/the/{name}" if " " in known else known
+    if not config.mix:
+        shown["context"] = "context.txt"
+    config = dataclasses.replace(config, **shown)
+    words = ["agentopcd consolidate", *(flags for name in names if (flags := flags_of(config, [name])))]
+    file = [f"{name} = {toml_value(value)}" for name, value in without_flag(config).items()]
     if file:
         words.append("--config settings.toml")
     return " \\\n    ".join(words), file
 
 
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def public(value: Any) -> str:
+def public(value: Any) -> Any:
     """A setting as strangers may read it: of a path its last part, of an address no password."""
-    text = value if isinstance(value, str) else repr(value)
-    path, colon, name = text.partition(":")
+    if isinstance(value, Mapping):
+        return {name: public(entry) for name, entry in value.items()}
+    if not isinstance(value, str):
+        return value
+    path, colon, name = value.partition(":")
     if path.startswith(("/", "~", "..")):
-        text = f"{Path(path).name}{colon}{name}"
-    return one_line(without_password(text))
+        value = f"{Path(path).name}{colon}{name}"
+    return one_line(without_password(value))

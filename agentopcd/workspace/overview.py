@@ -13,17 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import (
-    ConfirmConfig,
-    ConsolidateConfig,
-    EvaluateConfig,
-    LearnConfig,
-    PlayConfig,
-    PlayerConfig,
-    ScoreConfig,
-    flags_of,
-    without_flag,
-)
+from agentopcd.core.config import VERBS, flags_of, without_flag
+from agentopcd.core.config.toml import command_of
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import last_record, read_json
 from agentopcd.knowledge import Store
@@ -32,16 +23,6 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.holding import is_held
 from agentopcd.workspace.ledger import SOME_SERVER, config_of, held_as
 from agentopcd.workspace.paths import inside
-
-VERBS: Mapping[str, tuple[str, type[PlayerConfig]]] = {
-    "play": ("play", PlayConfig),
-    "score": ("knowledge score", ScoreConfig),
-    "confirm": ("knowledge confirm", ConfirmConfig),
-    "consolidate": ("consolidate", ConsolidateConfig),
-    "evaluate": ("evaluate", EvaluateConfig),
-    "learn": ("learn", LearnConfig),
-}
-"""Verb of a run -> its words on the command line, and its settings."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -158,7 +139,8 @@ def _progress(row: Row, played: Row | None, folder: Path | None) -> tuple[str, s
     parts = []
     if folder is not None and (log := last_record(folder / "metrics.jsonl")) is not None:
         steps = settings.get("steps") or _config(folder).get("steps")
-        parts.append(f"step {log.get('step', 0)} of {steps}" if row["status"] != "done" else f"{steps} steps")
+        at = log.get("step", 0)  # a training may stop early
+        parts.append(f"step {at} of {steps}" if row["status"] != "done" else f"{at} steps")
         sign = max(sign, _time_of(folder / "metrics.jsonl"))
     elif row["verb"] == "play" and row["status"] != "done" and settings.get("episodes"):
         parts.append(f"{done} of {settings['episodes']} episodes")
@@ -212,13 +194,13 @@ def _commands(work: Path, rows: Sequence[Row], where: str) -> Iterator[Job]:
 
 def _add_command(job: Job, settings: Mapping[str, Any], where: str) -> None:
     """The command that goes on with a run, from its settings."""
-    words, kind = VERBS[job.verb]
+    kind: Any = VERBS[job.verb]
     try:
         config = config_of(kind, settings)
     except ConfigError as error:
         job.needs = f"no command can be given: {error}"
         return
-    job.command = f"agentopcd {words} {flags_of(config)}{where}"
+    job.command = f"{command_of(job.verb)} {flags_of(config)}{where}"
     needs = [f"put the server's address in the place of {SOME_SERVER}"] if SOME_SERVER in job.command else []
     if others := without_flag(config):
         needs.append("add --config FILE with " + ", ".join(f"{name} = {value!r}" for name, value in others.items()))

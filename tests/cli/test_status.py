@@ -43,7 +43,7 @@ CONFIGS = [
     EvaluateConfig(**ODD, student="runs/a b/student", test_tasks=9),
     LearnConfig(**ODD, rounds=3, extractor="other/model"),
 ]
-KINDS = {kind: verb for verb, (_, kind) in VERBS.items()}
+KINDS = {kind: verb for verb, kind in VERBS.items()}
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def settings_of(command: str) -> Any:
     """The settings that the command line reads out of a command."""
     words = shlex.split(command)
     name = " ".join(words[1:3]) if words[1] == "knowledge" else words[1]
-    kind = next(kind for shown, kind in VERBS.values() if shown == name)
+    kind: Any = VERBS[name.rpartition(" ")[2]]
     found = []
 
     def keep(config: Any, call: Call) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.config import training as settings
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.stats import Rate
 from agentopcd.distillation import losses
 from agentopcd.distillation.checkpoint import Progress
@@ -191,6 +192,42 @@ def test_training_stops_when_nothing_gets_better(
     assert "stopped before step 7: 2 evaluations on select tasks brought nothing better" in done.lines
 
 
+def test_a_run_that_was_killed_after_it_stopped_early_ends_the_same(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agentopcd import consolidate as loop
+
+    how: dict[str, Any] = {"steps": 6, "select_every": 1, "patience": 1}
+    results = []
+    for name in ("straight", "killed"):
+        scores = iter([Rate(1, 3), Rate(2, 3), Rate(1, 3)])
+        monkeypatch.setattr(loop, "score_student", lambda *_, scores=scores: next(scores))
+        if name == "killed":
+            stop = next(n for n, line in enumerate(results[0].lines, 1) if line.startswith("stopped before step 3"))
+            with pytest.raises(Killed):
+                train(model_dir, tmp_path / name, kill_at=stop, **how)
+        results.append(train(model_dir, tmp_path / name, **how))
+    assert results[0].weights == results[1].weights and [one["step"] for one in results[1].steps] == [1, 2]
+
+
+def test_stopping_early_makes_no_student_of_the_base(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agentopcd import consolidate as loop
+
+    monkeypatch.setattr(loop, "score_student", lambda *_: Rate(1, 3))
+    how: dict[str, Any] = {
+        "steps": 6,
+        "select_every": 1,
+        "patience": 1,
+        "max_tokens": 1,
+        "cut_replies": "drop",
+        "ends": (tiny.END,),
+    }
+    with pytest.raises(TrainingError, match="2 of 2 steps were skipped"):  # every reply is cut, so nothing is learned
+        train(model_dir, tmp_path, **how)
+
+
 def test_waiting_counts_from_the_best() -> None:
     progress = Progress(step=6, best_step=2, select={0: Rate(3, 3), 2: Rate(2, 3), 4: Rate(1, 3), 6: Rate(2, 3)})
     assert progress.waited() == 2
@@ -226,7 +263,7 @@ def test_what_does_not_fit_is_refused(given: dict[str, object], said: str) -> No
 def test_a_run_learns_by_another_direction_and_resumes_bit_equal(
     direction: str, model_dir: Path, tmp_path: Path
 ) -> None:
-    how = {"direction": direction, "decay": "cosine", "patience": 9, "teacher_strength": 1.5}
+    how: dict[str, Any] = {"direction": direction, "decay": "cosine", "patience": 9, "teacher_strength": 1.5}
     straight = train(model_dir, tmp_path / "straight", **how)
     with pytest.raises(Killed):
         train(model_dir, tmp_path / "killed", kill_at=6, **how)
