@@ -55,7 +55,12 @@ def given(work: Path, verb: list[str]) -> list[str]:
     return [word.replace("prompt.txt", str(work.parent / "prompt.txt")) for word in verb]
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+@pytest.mark.parametrize(
+    "verb",
+    # To estimate the memory, consolidate asks the hub for the model, which takes long without a network.
+    [pytest.param(verb, marks=[pytest.mark.slow] if verb[0] == "consolidate" else []) for verb in VERBS],
+    ids=[" ".join(verb) for verb in VERBS],
+)
 def test_yes_to_what_can_run(verb: list[str], model: str, work: Path) -> None:
     assert "dry run: nothing was played" in run(work, *given(work, verb), "--model", model, "--dry-run")
     hub = run(work, *given(work, verb), "--model", "owner/unknown", "--dry-run")

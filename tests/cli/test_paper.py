@@ -174,6 +174,7 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
         assert said.count("after 300 games on train tasks") == (2 if file.stem == "oel" else 0)
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_asked_once_for_each_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from agentopcd import envs
 
 FILE = "examples/own_environment.py"
@@ -29,6 +31,7 @@ def test_it_says_how_to_go_on(root: Path, tmp_path: Path) -> None:
     assert f"agentopcd play --env {FILE}:Ferry" in run(root, tmp_path, FILE)
 
 
+@pytest.mark.slow
 def test_a_model_plays_it(root: Path, tmp_path: Path) -> None:
     words = ("--env", f"{FILE}:Ferry", "--model", "pocket", "--episodes", "2", "--max-steps", "2", "--no-extract")
     run(root, tmp_path, "-m", "agentopcd", "play", *words)

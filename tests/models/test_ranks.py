@@ -43,6 +43,7 @@ def alone(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_one_stopped_and_do_what_it_does(
     flags: list[str], alone: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_one_process_has_nothing_to_shard_over(
         ConsolidateConfig(env="math", shard=True, engine="vllm")
 
 
+@pytest.mark.slow
 def test_what_is_refused_ends_all_processes(flags: list[str], tmp_path: Path) -> None:
     said = run(*TWO, "-m", "agentopcd", *flags, "--device", "cpu", "--work", tmp_path, rc=1)  # the launcher's own code
     assert "error: device is 'cpu' with 2 processes; leave it out" in said

@@ -127,6 +127,7 @@ def test_an_api_plays_and_cannot_be_the_student(fake: FakeServer, tmp_path: Path
     play_score_refuse(fake.url, tmp_path / "work")
 
 
+@pytest.mark.slow
 def test_a_reply_that_is_kept_back_is_no_lost_game(fake: FakeServer, tmp_path: Path) -> None:
     fake.withholding = 10_000
     _, said = run("play", "--no-extract", "--episodes", "3", *flags(fake.url, tmp_path / "work"))
