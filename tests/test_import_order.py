@@ -120,7 +120,7 @@ INSIDE = {
         "page.overview",
         "page.parts",
         "page.report page.serve",
-        "decisions look_up pages push reproduce status store verbs",
+        "decisions look_up pages push reproduce rollback status store verbs",
         "cli",
     ],
 }

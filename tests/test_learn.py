@@ -24,7 +24,7 @@ def config(model: Path) -> LearnConfig:
     return LearnConfig(
         env="math", model=str(model), rounds=2, episodes_per_round=6, chains=2, chain_steps=2, extract_tokens=12,
         candidates=2, select_tasks=4, confirm_tasks=6, test_tasks=5, steps=2, batch_size=3, select_every=1,
-        save_every=1, max_tokens=4, temperature=1.0, learning_rate=3e-4, compute="float32",
+        save_every=1, max_tokens=4, temperature=1.0, learning_rate=3e-4, compute="float32", gate_tasks=0,
     )  # fmt: skip
 
 

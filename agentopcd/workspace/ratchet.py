@@ -254,7 +254,7 @@ def promote(
     )  # fmt: skip
     with store.write():
         store.end_look(look["id"], "pass" if result.promoted else verdict, result.to_dict())
-        if result.promoted and not any(move["run_id"] == run_id for move in student_moves(store, env)):
+        if result.promoted and current_student(store, env) != student.id and _moved(session, run_id) is None:
             reason = f"{tests[0].pair.difference} to its parent; look {look['number']} at level {look['level']:.2g}"
             move_student(store, env, student.id, "gate", reason, run_id)
     return result
@@ -262,11 +262,16 @@ def promote(
 
 def _incumbent(session: Session, run_id: int) -> str | None:
     """The model at ENV/student before this run moved it."""
-    moves = student_moves(session.store, session.env)
-    own = next((place for place, move in enumerate(moves) if move["run_id"] == run_id), None)
+    own = _moved(session, run_id)
     if own is None:
         return current_student(session.store, session.env)
-    return moves[own - 1]["model_id"] if own else None
+    return student_moves(session.store, session.env)[own - 1]["model_id"] if own else None
+
+
+def _moved(session: Session, run_id: int) -> int | None:
+    """The place, among the moves of ENV/student, of the one that a run has made; None if it has made none."""
+    moves = student_moves(session.store, session.env)
+    return next((place for place, move in enumerate(moves) if move["run_id"] == run_id), None)
 
 
 def _kept(
@@ -295,6 +300,9 @@ def _kept(
             continue
         tests += found
         whole &= found[0].passed
+        if not found[0].passed and found[0].pair.losses <= found[0].pair.wins:
+            n = found[0].pair.n
+            notes.append(f"the {n} pairs of {env} are too few to show a loss below {config.most_lost:g}; see --margin")
     return tests, notes, whole
 
 
