@@ -71,7 +71,8 @@ def old(tmp_path: Path) -> Path:
     connection.execute("PRAGMA user_version = 3")
     for number, status in ((1, "done"), (2, "done"), (3, "failed")):
         connection.execute(
-            "INSERT INTO run (id, verb, code, seed, config, status, started_at) VALUES (?, 'consolidate', '', 0, ?, ?, ?)",
+            "INSERT INTO run (id, verb, code, seed, config, status, started_at)"
+            " VALUES (?, 'consolidate', '', 0, ?, ?, ?)",
             (number, json.dumps({"env": "lake"}), status, AT.format(number)),
         )
     for name, parent, run in (("base", None, None), ("a", "base", 1), ("b", "base", 2), ("c", "base", 3)):
