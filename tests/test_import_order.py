@@ -100,15 +100,15 @@ INSIDE = {
         "checks",
     ],
     "workspace": [
-        "day extraction handover holding paths trackers",
+        "day evaluation.spoken extraction handover holding paths trackers",
         "ledger",
         "card overview session",
         "checks evidence pace resolved",
-        "evaluation.names evaluation.spoken experience.chains experience.choose experience.worth",
+        "evaluation.names experience.chains experience.choose experience.worth",
         "ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift experience.find_context experience.gather experience.influence",
-        "evaluation.student",
+        "evaluation.distilled evaluation.student",
     ],
     "cli": [
         "store_views help completion pulse spoken templates.text_env templates.tool_env",

@@ -211,14 +211,16 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
             if not config.mix:  # which contexts are mixed depends on what this model won with them
                 find_context(session, config)
             check_method(session, config)
-            tests = len(session.tasks("test", config.test_tasks))
+            tests, trainings = len(session.tasks("test", config.test_tasks)), 1 + config.placebo
             plan = [
-                f"{config.steps} steps of {config.batch_size} episodes",
+                f"{config.steps} steps of {config.batch_size} episodes"
+                + ", and the same for the placebo student" * config.placebo,
                 f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
-                f"test: {tests} tasks, three arms",
+                f"test: {tests} tasks, {'four' if config.placebo else 'three'} arms",
                 f"memory: {_memory(session, config)}",
             ]
-            return _plan(session, call, plan, estimate(session, episodes=3 * tests, steps=config.steps), config.teacher)
+            time = estimate(session, episodes=(2 + trainings) * tests, steps=trainings * config.steps)
+            return _plan(session, call, plan, time, config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
         closing.after_training(call, config, result)

@@ -35,8 +35,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing",
     ),
     "Choosing": (
-        "context", "mix", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force", "select_tasks",
-        "select_every", "patience", "confirm_tasks", "test_tasks",
+        "context", "mix", "placebo", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force",
+        "select_tasks", "select_every", "patience", "confirm_tasks", "test_tasks",
     ),
     "Output": ("merge", "save_dtype", "track", "save_every", "keep_checkpoints"),
 }  # fmt: skip

@@ -179,11 +179,15 @@ class ConsolidateConfig(TrainConfig, verb="consolidate"):
     mix: int = 0
     """Distil this many contexts at once, the best ones on select tasks; each episode draws one, weighted by its success
     there; 0: one context."""
+    placebo: bool = False
+    """Train a second student in the same way on the context's placebo, which has its form and none of its content, and
+    compare the two on test tasks: what the form alone gives is no knowledge."""
     teacher: str = ""
     """Model that scores replies with the context in its prompt; empty: the student itself (see --teacher-kind)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._only_with("placebo", bool(self.test_tasks), "a comparison on test tasks (--test-tasks above 0)")
         if self.mix < 0 or (self.mix and self.context):
             raise ConfigError(f"mix is {self.mix}; wanted a number of contexts of the store, and no --context with it")
         if self.teacher and self.teacher_kind != "frozen":

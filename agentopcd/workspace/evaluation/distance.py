@@ -17,6 +17,7 @@ from agentopcd.distillation.samples import BATCH_TOKENS, Batch, Sample, micro_ba
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
+from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
 from agentopcd.workspace.evaluation.spoken import Distances, Spoken
 from agentopcd.workspace.evaluation.table import Contestant
 from agentopcd.workspace.session import Session
@@ -45,11 +46,15 @@ def distances(
         found = _totals(session, contestant, prompted, context, played, chat)
         rows[contestant.label] = _spoken(played, found, shown=bool(contestant.context.text))
         totals[contestant.label] = found
-    closed = None
-    if {"base", "student"} <= set(totals):
-        base, student = ([(one.key, one.kl, one.tokens) for one in totals[label]] for label in ("base", "student"))
-        closed = closed_share(student, base)
-    return Distances(rows=rows, closed=closed)
+    sized = {label: [(one.key, one.kl, one.tokens) for one in found] for label, found in totals.items()}
+
+    def closed(label: str, left_by: str) -> Mean | None:
+        return closed_share(sized[label], sized[left_by]) if {label, left_by} <= set(sized) else None
+
+    return Distances(
+        rows=rows, closed=closed("student", "base"), placebo=closed(PLACEBO_STUDENT, "base"),
+        beyond=closed("student", PLACEBO_STUDENT),
+    )  # fmt: skip
 
 
 def _played(session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str) -> list[Episode]:
