@@ -140,7 +140,7 @@ def _beside_placebo(
     taught = twins[0] if isinstance(context, Context) else dataclasses.replace(context, parts=twins)
     session.say(f"placebo student: the same training, on the placebo {taught.id[:12]} of context {context.id[:12]}")
     session.use(session.load(folder_of(session, out.parent_id)))
-    trained, _ = _distil(session, dataclasses.replace(config, test_tasks=0), taught, control=True)
+    trained, _ = _distil(session, dataclasses.replace(config, placebo=False, test_tasks=0), taught, control=True)
     if out.placebo_id == trained.model_id:
         return out
     session.use(session.load(folder_of(session, out.parent_id)))
