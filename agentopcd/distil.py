@@ -10,7 +10,7 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
-from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, flags_for, player_flags
+from agentopcd.core.config import ConsolidateConfig, ForecastConfig, flags_for, player_flags
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, read_json, write_json
@@ -31,8 +31,8 @@ from agentopcd.workspace.day import day_of
 from agentopcd.workspace.evaluation.distilled import Distilled, arms_of, folder_of, measured, reported, table_of
 from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.evaluation.table import evaluate, row_lines
-from agentopcd.workspace.evidence import evidence
 from agentopcd.workspace.experience.find_context import shares
+from agentopcd.workspace.forecast import short
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
 from agentopcd.workspace.resolved import resolved
@@ -76,7 +76,7 @@ def _distil(
         return _repeated(session, config, context, run, done), run
     check_before(session, config, context, student, teacher_model)
     for part in () if control else context.parts:
-        if said := evidence(session, part, flags_for(config, ConfirmConfig)):
+        if said := short(session, part, flags_for(config, ForecastConfig)):
             session.say(said)
     train = session.tasks("train")
     session.manifest.guard_training(train)

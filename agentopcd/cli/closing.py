@@ -13,6 +13,7 @@ from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
+    ForecastConfig,
     GatherConfig,
     LearnConfig,
     PlayConfig,
@@ -24,6 +25,7 @@ from agentopcd.core.config import (
 from agentopcd.core.runs import work_flag
 
 if TYPE_CHECKING:
+    from agentopcd.core.calibration import Advice
     from agentopcd.distil import Distilled
     from agentopcd.knowledge import Confirmation
     from agentopcd.learn import Round
@@ -67,6 +69,15 @@ def after_play(call: Call, config: PlayConfig, *, waiting: int, candidates: int,
         next_is(call, command(call, "knowledge score", flags_for(config, ScoreConfig)))
     else:
         next_is(call, command(call, "knowledge list episodes", ""))
+
+
+def after_forecast(call: Call, config: ForecastConfig, context_id: str, advice: Advice) -> None:
+    """What follows a forecast: the training, or more notes."""
+    if advice == "train":
+        words = f"consolidate --context {shlex.quote(config.context or context_id[:12])}"
+        next_is(call, command(call, words, flags_for(config, ConsolidateConfig)))
+    else:
+        next_is(call, command(call, "play", flags_for(config, PlayConfig)))
 
 
 def after_training(call: Call, config: ConsolidateConfig, result: Distilled) -> None:

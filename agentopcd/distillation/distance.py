@@ -26,7 +26,7 @@ from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.methods import Method
 from agentopcd.distillation.played import score_on
 from agentopcd.distillation.positions import logits_of
-from agentopcd.distillation.samples import Batch, samples_of
+from agentopcd.distillation.samples import Batch, Sample, samples_of
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.sampling import choices
@@ -82,6 +82,10 @@ class Totals(NamedTuple):
     entropy: float
     """Of the model that replied, in nats."""
     tokens: int
+    sample: Sample | None = None
+    """The reply and its prompts."""
+    nats: tuple[float, ...] = ()
+    """The divergence of each token."""
 
 
 @torch.no_grad()
@@ -109,4 +113,7 @@ def totals_nats(
         entropy.append(losses.entropy_nats(own_RV, temperature).double().cpu())
     lengths = [sample.num_tokens for sample in batch.samples]
     parts = zip(batch.samples, torch.cat(kl).split(lengths), torch.cat(entropy).split(lengths), strict=True)
-    return [Totals(keys[id(s)], float(far.sum()), float(open_.sum()), s.num_tokens) for s, far, open_ in parts]
+    return [
+        Totals(keys[id(s)], float(far.sum()), float(open_.sum()), s.num_tokens, s, tuple(far.tolist()))
+        for s, far, open_ in parts
+    ]

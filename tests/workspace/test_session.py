@@ -143,6 +143,7 @@ def looked(session: Session, context: Context, verdict: str, plan: str = "one") 
 
 def test_what_was_found_to_be_form_only_is_called_so(train_session: Session) -> None:
     from agentopcd.workspace.evidence import evidence
+
     from agentopcd.workspace.experience.find_context import find_context
 
     context = Context("Be brief.")

@@ -52,6 +52,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
         "seed",
     ),
     "confirm": ("env", "env_args", "model", "context", "confirm_tasks", "max_tokens", "seed"),
+    "forecast": ("env", "env_args", "model", "context", "episodes", "max_tokens", "seed"),
     "consolidate": (
         "env", "env_args", "model", "context", "placement", "method", "steps", "batch_size", "learning_rate",
         "lora_rank", "max_tokens", "seed",

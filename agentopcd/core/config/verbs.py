@@ -169,6 +169,27 @@ class ConfirmConfig(PlayerConfig, verb="confirm"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ForecastConfig(PlayerConfig, verb="forecast"):
+    """`agentopcd forecast`: whether there is a gain to distil, before anything is trained."""
+
+    context: str = ""
+    """Context to look at: a ref or id in the store, or a text file; empty: ENV/best."""
+    placement: Placement = "user"
+    """Where a context from a file is placed: in the user message or in the system message."""
+    episodes: int = 64
+    """Select tasks to play with the context, without it and with its placebo, at most as many as the split holds; games
+    that are stored are not played again."""
+    by: str = ""
+    """What is compared: success, reward, or a metric that the environment reports; empty: the environment's choice,
+    mostly success."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._needs_weights("to compare replies with")
+        self._positive("episodes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsolidateConfig(TrainConfig, verb="consolidate"):
     """`agentopcd consolidate`: distil a context into the student's weights (arXiv:2602.12275, Algorithm 1)."""
 

@@ -36,14 +36,14 @@ def distances(
     """
     rows, totals = {}, {} if known is None else known
     for contestant in contestants:
-        played = _played(session, contestant, tasks, setup=setup)
+        played = played_by(session, contestant, tasks, setup=setup)
         if contestant.label in totals:
             rows[contestant.label] = _spoken(played, totals[contestant.label], shown=bool(contestant.context.text))
             continue
         chat = session.player_for(contestant.model).chat
         if prompted.id != contestant.model.id:
             chat.taught_by(prompted.tokenizer)
-        found = _totals(session, contestant, prompted, context, played, chat)
+        found = reply_totals(session, contestant, prompted, context, played, chat)
         rows[contestant.label] = _spoken(played, found, shown=bool(contestant.context.text))
         totals[contestant.label] = found
     sized = {label: [(one.key, one.kl, one.tokens) for one in found] for label, found in totals.items()}
@@ -57,7 +57,7 @@ def distances(
     )  # fmt: skip
 
 
-def _played(session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str) -> list[Episode]:
+def played_by(session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str) -> list[Episode]:
     arm, wanted = contestant.arm, {(task.key, task.seed, 0) for task in tasks}
     rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
     ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]
@@ -65,11 +65,17 @@ def _played(session: Session, contestant: Contestant, tasks: Sequence[Task], *, 
 
 
 @torch.no_grad()
-def _totals(
+def reply_totals(
     session: Session, contestant: Contestant, prompted: LoadedModel, context: Context | Mixture,
     played: Sequence[Episode], chat: Chat,
 ) -> list[Totals]:  # fmt: skip
-    """The sums of each reply, in nats."""
+    """The sums of each reply of a contestant, in nats, and its tokens one by one.
+
+    Args:
+        prompted: the model that sees ``context``.
+        played: the contestant's episodes.
+        chat: renders its prompts, and those of ``prompted``.
+    """
     shown, model = bool(contestant.context.text), contestant.model
     opening, tools = next(((t.messages, t.tools) for e in played for t in e.turns), ([], []))
     judge = chat.teacher or chat

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agentopcd.workspace.evidence import evidence
 
 from agentopcd.core.config import ConfirmConfig, EvaluateConfig, flags_for
 from agentopcd.core.types import EMPTY, Context, Episode, Task
-from agentopcd.workspace.evidence import evidence
 from agentopcd.workspace.session import Session
 from tests import tiny
 
