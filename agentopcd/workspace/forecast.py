@@ -1,4 +1,4 @@
-"""Is there a gain to distil? Said before a model is trained: what ``agentopcd forecast`` measures, and its short form."""
+"""Is there a gain to distil? Said before a model is trained: what ``agentopcd forecast`` does, and its short form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agentopcd.core.groups import mean_of_groups
 from agentopcd.core.power import detectable
 from agentopcd.core.runs import work_flag
 from agentopcd.core.stats import Comparison, Difference, Mean, ratio
-from agentopcd.core.types import Context, Job, Task
+from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.distillation.distance import DISTANCE, Totals
 from agentopcd.distillation.tokens import BEFORE, text_of
 from agentopcd.knowledge import PLACEBO, USEFUL, Arena, Arm, Bench, Store, best_ref, placebo, places_of
@@ -145,8 +145,9 @@ def forecast(session: Session, config: ForecastConfig, context: Context, *, run_
     if session.game.graded:
         twin = placebo(context)
         session.store.add_context(twin, {"order": PLACEBO, "of": context.id})
-        bench.play_missing("forecast", [Job(task, arm) for task in tasks for arm in (Context(), context, twin)])
-        gain, beyond = (_compared(bench, context, other, tasks, by) for other in (Context(), twin))
+        bench.play_missing("forecast", [Job(task, arm) for task in tasks for arm in (EMPTY, context, twin)])
+        gain = _compared(bench, context, EMPTY, tasks, by)
+        beyond = _compared(bench, context, twin, tasks, by) if twin.id != context.id else None  # two letters, at least
         if by == "success":
             tests = len(session.tasks("test", DEFAULT.test_tasks))
             smallest = detectable(tests, min(gain.second.rate, 0.9))
@@ -173,9 +174,7 @@ def _moved(session: Session, context: Context, tasks: Sequence[Task], setup: str
     played, chat = played_by(session, base, tasks, setup=setup), session.player.chat
     found = reply_totals(session, base, base.model, context, played, chat)
     if not found:
-        raise ConfigError(
-            f"no reply of {base.model.name} to select tasks has room for the context, so none is compared"
-        )
+        raise ConfigError(f"no reply of {base.model.name} on select tasks has room for the context: shorten it")
     return moved(found, base.model.tokenizer)
 
 
@@ -226,8 +225,8 @@ def _difference(pair: Comparison | None) -> Difference | None:
 def short(session: Session, context: Context, flags: str = "") -> str:
     """One line before a training: the advice from what is stored, and why. It plays nothing and decides nothing.
 
-    The newest forecast of this model and context comes first. Then the model's own last look at confirm tasks, then its
-    games on select tasks, with the context, without it, and with its placebo, then the looks of other models.
+    The model's own last look at confirm tasks comes first, then its newest forecast, then its games on select tasks,
+    with the context, without it, and with its placebo, then the looks of other models.
 
     Args:
         flags: what a command needs to measure it in the same way.
@@ -236,6 +235,9 @@ def short(session: Session, context: Context, flags: str = "") -> str:
         '' where nothing is right or wrong and nobody has made a forecast.
     """
     name, store = f"context {context.id[:12]}", session.store
+    looks = [look for look in store.looks(session.env, context.id) if look["verdict"]]
+    if own := [look for look in looks if look["model_id"] == session.loaded.id]:
+        return _of_look(name, own[-1])
     for row in reversed(store.runs("forecast", "done")):
         settings = read_object(row["config"], f"the config of run {row['id']}")
         if (settings.get("context_id"), settings.get("model_id")) == (context.id, session.loaded.id):
@@ -243,19 +245,13 @@ def short(session: Session, context: Context, flags: str = "") -> str:
             return f"forecast: {result['advice']}: {result['why']} ({name}, run {row['id']})"
     if not session.game.graded:
         return ""
-    looks = [look for look in store.looks(session.env, context.id) if look["verdict"]]
-    if own := [look for look in looks if look["model_id"] == session.loaded.id]:
-        return _of_look(name, own[-1])
     arena = Arena(session.env, session.setup(), "select", by=session.by if session.by != DISTANCE else "success")
-    arm = Arm(session.loaded.id, context.id)
-    pair, twin = (
-        store.compare(arm, arm._replace(context_id=id_), arena) for id_ in (Context().id, placebo(context).id)
-    )
+    arm, twin = Arm(session.loaded.id, context.id), placebo(context)
+    pair, beyond = (store.compare(arm, arm._replace(context_id=one.id), arena) for one in (EMPTY, twin))
     if pair.n:
-        advice, why = advise(pair.difference, twin.difference if twin.n else None, None)
-        return (
-            f"forecast: {advice}: {why}: {name} on select tasks {pair.difference} to none (n={pair.n}); not confirmed"
-        )
+        advice, why = advise(pair.difference, beyond.difference if beyond.n else None, None)
+        found = f"on select tasks {pair.difference} to none (n={pair.n})"
+        return f"forecast: {advice}: {why}: {name} {found}; not confirmed"
     if any(look["verdict"] in USEFUL for look in looks):
         return f"forecast: not known: {name} passed the confirm gate, but with another model than this one"
     if looks:
