@@ -2,14 +2,15 @@
 
     python -m benchmarks.forecast [WORK ...]
 
-Without a workspace it reads the trained arms of docs/results/*.json, what `agentopcd reproduce` measured: each against
-its row's `in-context` arm, and against the untrained arm that was shown the context of its own where the row has one.
-What this can tell, and what it cannot:
+Without a workspace it reads the trained arms of docs/results/*.json, what `agentopcd reproduce` measured, each beside
+its row's `in-context` arm. What this can tell, and what it cannot:
 
-- The rates stand there and not the pairs, so intervals are those of two independent rates (Newcombe's), which are wider
-  than the paired ones of a forecast.
+- The rates stand there and not the pairs, so intervals are those of two independent rates (Newcombe's). A forecast has
+  paired ones, which are narrower. Where a row has several training seeds, tasks come again, and that is not counted.
 - Both gains are against the same base on the same test tasks: a base that was unlucky makes both look better.
-- The gain over the placebo in context and the divergence were not measured, so the rule's lines 1 and 4 are not applied.
+- The placebo in context and the divergence were not measured, so lines 1 and 4 of the rule are not applied.
+- Contexts that nobody thought useful are hardly among them. So it tells what the advice *train* is worth, and little
+  about the others.
 - A training that stands in several tables counts once.
 
 With workspaces it reads their stores instead, as `agentopcd forecast` does: paired intervals, and the placebo where the
@@ -51,7 +52,8 @@ def of_results(rows: Iterator[Mapping[str, Any]]) -> list[Past]:
         for arm in row.get("curves", {}):
             if arm == "placebo" or "in-context" not in rates:
                 continue
-            key = (row["env"], row["model"], arm, *(rates[name]["success"] for name in ("base", "in-context", arm)))
+            same = [rates[name]["success"] for name in ("base", "in-context", arm)]
+            key = (row["env"], row["model"], *same, row["reply_tokens"][arm])  # arms have other names elsewhere
             name = f"{row['title'].partition(':')[0]}, {row['row']}, {arm}"
             gain, student = (apart(rates[one], rates["base"]) for one in ("in-context", arm))
             found.setdefault(key, Past(name=name, gain=gain, beyond=None, student=student))
