@@ -70,6 +70,7 @@ INSIDE = {
         "bench care evidence exchange ingest",
         "confirm decide dump plain repair score values",
         "changes edit similar",
+        "nearest",
         "knowledge",
     ],
     "rollouts": [

@@ -53,9 +53,10 @@ def distance_on(
 
     The interval takes tasks for independent, not their tokens.
     """
-    ranks, player = Ranks.current(), method.player
+    ranks, player, config = Ranks.current(), method.player, method.config
+    how: dict[str, Any] = {"items": config.turn_items, "fits": teacher.fits}
     mine = [
-        (e.task.key, samples_of([e], player.chat, context, method.config.cut_replies, fits=teacher.fits)[0])
+        (e.task.key, samples_of([e], player.chat, context, config.cut_replies, **how)[0])
         for e in player.play([Job(task) for task in ranks.mine(tasks)])
     ]
     player.sampler.rest()

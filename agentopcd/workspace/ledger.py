@@ -25,7 +25,7 @@ SOME_SERVER = "http://ADDRESS"
 LATER_SETTINGS = (
     "async_steps", "by", "decay", "direction", "extract_prompt", "extractor", "gate", "grader", "judge",
     "keep_checkpoints", "mix", "patience", "save_dtype", "success_when", "teacher_strength", "token_cap", "turn_decay",
-    "turn_fade", "turns", "warmup_steps",
+    "turn_fade", "turn_items", "turns", "warmup_steps",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 

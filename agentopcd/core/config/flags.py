@@ -26,9 +26,9 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "extract_tokens", "budget_tokens", "show_earlier", "gate",
     ),
     "Loss and teacher": (
-        "method", "answers", "teacher", "teacher_strength", "teacher_kind", "teacher_every", "teacher_keeps",
-        "direction", "divergence", "support", "loss_temperature", "importance_cap", "token_cap", "turn_fade",
-        "reduction", "turn_decay", "cut_replies",
+        "method", "answers", "teacher", "turn_items", "teacher_strength", "teacher_kind", "teacher_every",
+        "teacher_keeps", "direction", "divergence", "support", "loss_temperature", "importance_cap", "token_cap",
+        "turn_fade", "reduction", "turn_decay", "cut_replies",
     ),
     "Optimiser": (
         "steps", "batch_size", "learning_rate", "warmup_steps", "decay", "lora_rank", "weight_decay", "clip_norm",

@@ -74,6 +74,9 @@ class TrainConfig(PlayerConfig):
     teacher_strength: float = 0.0
     """How much the context counts for the teacher: its log-probabilities without the context, plus this many times what
     the context changes in them. Below 1 a milder target, above 1 a stronger one; 0: the teacher as it is (1)."""
+    turn_items: int = 0
+    """At each turn, show the teacher only this many items of the context, those whose words the turn shows most of; 0:
+    the whole context."""
     direction: Literal["", "reverse", "forward", "jensen-shannon"] = ""
     """Direction of the divergence on the student's own answers (the baselines have theirs); empty: reverse, from
     student to teacher, as in the paper."""
@@ -129,7 +132,7 @@ class TrainConfig(PlayerConfig):
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
         self._not_negative("importance_cap", "async_steps", "tokens_per_batch", "patience", "warmup_steps")
-        self._not_negative("token_cap", "teacher_strength")
+        self._not_negative("token_cap", "teacher_strength", "turn_items")
         self._temperature("loss_temperature")
         self._check_adapter()
 
@@ -149,6 +152,7 @@ class TrainConfig(PlayerConfig):
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
     def _check_method(self) -> None:
+        self._only_with("turn_items", not self.by_teacher, "the student's own answers")
         self._only_with("answers", self.by_teacher, "--method context-distillation or seqkd")
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
             what = "--divergence stopgrad and --importance-cap are about the student's own answers"
