@@ -242,7 +242,8 @@ def train_student(
     opening, tools = player.game.opening(training.train[0].seed) or ([], [])
     prefixes = [judge.prefix(part, opening, tools) for part in context.parts if not config.turn_items]
     if config.turn_items:
-        say(f"the teacher sees {config.turn_items} items at each turn, chosen for it, so it reads each prompt in full")
+        items = f"{config.turn_items} item{'s' * (config.turn_items > 1)}"
+        say(f"the teacher sees {items} at each turn, chosen for it, so it reads each prompt in full")
     judging = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)  # copies the whole student
     if config.shard:
         student = sharding.sharded(student, plays=engine_of(config, student)[0] == "transformers")
