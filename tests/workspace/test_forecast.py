@@ -174,6 +174,14 @@ def test_a_context_that_helps_beyond_its_form_is_to_be_trained_on(clued: Any) ->
     assert sum(one.asked for one in asked) == 27  # read back
 
 
+def test_a_context_that_helps_by_its_form_alone_is_not(clued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "CLUE", "seven")  # the placebo holds this word, too, in another place
+    found = ahead(clued[0])
+    assert found.gain is not None and found.beyond is not None
+    assert (found.gain.difference.diff, found.beyond.difference.diff) == (1.0, 0.0)
+    assert found.advice[0] == "collect better notes" and "form only" in found.advice[1]
+
+
 def test_the_divergence_is_that_of_plain_forward_passes(clued: Any) -> None:
     session, _ = clued
     found, model, chat = ahead(session).moved, session.loaded.model, session.player.chat

@@ -23,7 +23,8 @@ def settings(tmp_path: Path, **more: Any) -> ConsolidateConfig:
         tiny.build(tmp_path / "base", tie=False)
     given: dict[str, Any] = {
         "env": "math", "model": str(tmp_path / "base"), "steps": 1, "batch_size": 2, "max_tokens": 4,
-        "temperature": 1.0, "learning_rate": 3e-4, "select_tasks": 2, "test_tasks": 0, "compute": "float32", "turn_items": 1,
+        "temperature": 1.0, "learning_rate": 3e-4, "select_tasks": 2, "test_tasks": 0, "compute": "float32",
+        "turn_items": 1,
     }  # fmt: skip
     return ConsolidateConfig(**(given | more))
 
