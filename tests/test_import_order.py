@@ -67,7 +67,7 @@ INSIDE = {
         "assemble episodes",
         "queries",
         "store",
-        "bench care evidence exchange ingest",
+        "bench care evidence exchange ingest students",
         "confirm decide dump plain repair score values",
         "changes edit similar",
         "nearest",
@@ -95,7 +95,7 @@ INSIDE = {
         "memory",
         "compare",
         "teacher learner",
-        "best deal methods",
+        "anchor best deal methods",
         "played",
         "distance metrics",
         "checks",
@@ -108,8 +108,9 @@ INSIDE = {
         "evaluation.names experience.chains experience.choose experience.worth",
         "ready",
         "evaluation.table",
-        "evaluation.distance evaluation.drift experience.find_context experience.gather experience.influence",
-        "evaluation.distilled evaluation.student forecast",
+        "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "
+        "experience.find_context experience.gather experience.influence",
+        "evaluation.distilled evaluation.student forecast ratchet",
     ],
     "cli": [
         "store_views help completion pulse spoken templates.text_env templates.tool_env",
@@ -120,7 +121,7 @@ INSIDE = {
         "page.overview",
         "page.parts",
         "page.report page.serve",
-        "decisions look_up pages push reproduce status store verbs",
+        "decisions look_up pages push reproduce rollback status store verbs",
         "cli",
     ],
 }

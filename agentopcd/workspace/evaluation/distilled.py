@@ -37,10 +37,18 @@ class Distilled:
     skipped: int
     """Steps that changed nothing."""
     evaluation: Evaluation | None
+    promotion: Mapping[str, Any] | None = None
+    """Whether it became ENV/student, see :meth:`agentopcd.workspace.ratchet.Promotion.to_dict`; None if it became that
+    without a gate."""
     repeated: bool = False
     """True if the run had already finished, so that nothing was trained."""
     placebo_id: str = ""
     """Id of the placebo student; '' if none was trained."""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the student became ENV/student."""
+        return self.promotion is None or self.promotion["verdict"] == "promoted"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -49,6 +57,7 @@ class Distilled:
             "best_step": self.best_step, "steps": self.steps, "skipped": self.skipped, "repeated": self.repeated,
             **({"placebo": self.placebo_id} if self.placebo_id else {}),
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+            **({} if self.promotion is None else {"promotion": dict(self.promotion)}),
         }  # fmt: skip
 
     @classmethod
@@ -67,7 +76,8 @@ class Distilled:
         return cls(
             folder=str(folder), model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
             context_id=done["context"], best_step=done["best_step"], steps=done.get("steps", 0),
-            skipped=done.get("skipped", 0), evaluation=None, repeated=True, placebo_id=done.get("placebo", ""),
+            skipped=done.get("skipped", 0), evaluation=None, promotion=done.get("promotion"), repeated=True,
+            placebo_id=done.get("placebo", ""),
         )  # fmt: skip
 
 
