@@ -20,6 +20,7 @@ from agentopcd.core.stats import Difference
 from agentopcd.core.types import Context, Mixture
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import PLACEBO, placebo
+from agentopcd.knowledge.students import student_moves
 from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
 from agentopcd.workspace.evaluation.student import evaluate_student
 from agentopcd.workspace.evaluation.table import lines
@@ -35,6 +36,7 @@ def settings(work: Path, **more: Any) -> ConsolidateConfig:
     given: dict[str, Any] = {
         "env": "math", "model": str(work / "base"), "steps": 2, "batch_size": 2, "max_tokens": 4, "temperature": 1.0,
         "learning_rate": 3e-4, "select_every": 2, "select_tasks": 2, "test_tasks": 3, "compute": "float32",
+        "gate_tasks": 0,
     }  # fmt: skip
     return ConsolidateConfig(**(given | more))
 
@@ -105,6 +107,7 @@ def test_the_store_knows_it_by_its_placebo_and_takes_it_for_no_student(
         assert json.loads(session.store.context_row(TWIN.id)["recipe"]) == {"order": PLACEBO, "of": CONTEXT.id}
         assert not session.store.items(context_id=TWIN.id)
         assert session.newest_student() == found.folder == session.model_name()[0]
+        assert [move["model_id"] for move in student_moves(session.store, session.env)] == [found.model_id]
         assert [one["id"] for one in overview(session.store, work / "work").students] == [found.model_id]
         with pytest.raises(ConfigError, match="is a placebo, which holds no knowledge"):
             session.check_handover(TWIN, force=True)
