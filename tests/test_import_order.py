@@ -31,7 +31,7 @@ INSIDE = {
         "errors text callable_module files",
         "calls types terminal",
         "encoding messages power stats runs transcript config.base",
-        "groups",
+        "calibration groups",
         "config.player",
         "config.training",
         "config.flags config.verbs",
@@ -70,6 +70,7 @@ INSIDE = {
         "bench care evidence exchange ingest students",
         "confirm decide dump plain repair score values",
         "changes edit similar",
+        "nearest",
         "knowledge",
     ],
     "rollouts": [
@@ -100,16 +101,16 @@ INSIDE = {
         "checks",
     ],
     "workspace": [
-        "day extraction handover holding paths trackers",
+        "day evaluation.spoken extraction handover holding paths trackers",
         "ledger",
         "card overview session",
-        "checks evidence pace resolved",
-        "evaluation.names evaluation.spoken experience.chains experience.choose experience.worth",
+        "checks pace resolved",
+        "evaluation.names experience.chains experience.choose experience.worth",
         "ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "
         "experience.find_context experience.gather experience.influence",
-        "evaluation.student ratchet",
+        "evaluation.distilled evaluation.student forecast ratchet",
     ],
     "cli": [
         "store_views help completion pulse spoken templates.text_env templates.tool_env",
