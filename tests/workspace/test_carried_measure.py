@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from agentopcd.core.groups import Products, shown_share
-from agentopcd.workspace.carried.measure import Logits, Shown, by_task, shown, sums
+from agentopcd.workspace.carried.found import Shown
+from agentopcd.workspace.carried.measure import Logits, by_task, shown, sums
 
 TOKENS = [3, 2, 4, 3, 5, 2, 3, 2]
 KEYS = ["a", "a", "b", "c", "d", "e", "f", "g"]

@@ -25,6 +25,7 @@ from torch import Tensor
 from agentopcd.core.groups import Products, shown_share
 from agentopcd.core.stats import Mean, ratio
 from agentopcd.distillation import losses
+from agentopcd.workspace.carried.found import Shown
 
 Logits = Callable[[slice], Tensor]
 """What gives the logits ``[R, V]`` of some of the reply tokens; what was not allowed there is -inf."""
@@ -40,16 +41,6 @@ class Sums(NamedTuple):
     """The same to the base without a context."""
     products: Products
     """Of what the rest of the context, the item, and the student's training change."""
-
-
-class Shown(NamedTuple):
-    """An item's effect on the teacher, and how much of it a student shows."""
-
-    effect: Mean
-    """Mean KL divergence a token, in nats; ``n`` counts tasks."""
-    of_context: Mean
-    """The same over that of the whole context."""
-    share: Mean
 
 
 def sums(base: Logits, without: Logits, whole: Logits, student: Logits, tokens: Sequence[int], rows: int,
