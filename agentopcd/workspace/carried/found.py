@@ -11,11 +11,14 @@ from agentopcd.core.stats import Mean
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.carried import generations
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.items import escaped
 
 SHORT = 12
 """Digits of an id that are shown."""
 AUDIT = "audit"
 """The verb of the runs that audits are stored as."""
+CUT = 80
+"""Characters of an item that are shown."""
 INERT = 0.01
 """An item is inert if, with confidence, it moves the teacher by less than this share of what its context does."""
 
@@ -73,12 +76,13 @@ class Found:
 
     def line(self) -> str:
         """The figures as text."""
+        text = escaped(self.text if len(self.text) <= CUT else f"{self.text[: CUT - 1]}…")
         head, effect = f"  {self.item[:SHORT]}  {self.verdict}", f"{self.own.effect.rate:.2g} nats a token"
         if self.verdict == "inert":
-            return f"{head}, nothing to carry ({effect}): {self.text}"
+            return f"{head}, nothing to carry ({effect}): {text}"
         left_out = "" if self.carried else ", never went in"
         shares = f"{spoken(self.own.share)} of {effect}, placebo {spoken(self.placebo.share)}"
-        return f"{head} {shares}{left_out}: {self.text}"
+        return f"{head} {shares}{left_out}: {text}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -154,4 +158,4 @@ def curves(found: Sequence[Audit]) -> Iterator[str]:
         yield "from student to student:"
     for item, points in told.items():
         steps = " -> ".join(f"{student[:SHORT]} {spoken(one.own.share)}" for student, one in points)
-        yield f"  {item[:SHORT]}  {steps}: {points[-1][1].text}"
+        yield f"  {item[:SHORT]}  {steps}: {escaped(points[-1][1].text)[:CUT]}"

@@ -43,8 +43,8 @@ class Training:
         lost = [file for file in ("config.json", "config.toml") if not (folder / file).is_file()]
         if not settings.get("folder") or lost:
             raise ConfigError(
-                f"how student {model_id[:SHORT]} was trained is not known any more: {folder} has no {' and no '.join(lost)}; put "
-                "that folder back"
+                f"how student {model_id[:SHORT]} was trained is not known any more: {folder} has no "
+                f"{' and no '.join(lost)}; put that folder back"
             )
         identity = read_json(folder / "config.json", f"put {folder} back as it was")
         return cls(config=ConsolidateConfig.load(folder / "config.toml"), identity=identity)
