@@ -70,6 +70,7 @@ INSIDE = {
         "bench care evidence exchange ingest",
         "confirm decide dump plain repair score values",
         "changes edit similar",
+        "carried",
         "knowledge",
     ],
     "rollouts": [
@@ -101,17 +102,17 @@ INSIDE = {
     ],
     "workspace": [
         "day extraction handover holding paths trackers",
-        "ledger",
-        "card overview session",
+        "carried.found ledger",
+        "card carried.measure carried.recorded overview session",
         "checks evidence pace resolved",
         "evaluation.names evaluation.spoken experience.chains experience.choose experience.worth",
         "ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift experience.find_context experience.gather experience.influence",
-        "evaluation.student",
+        "carried.audit carried.forget evaluation.student",
     ],
     "cli": [
-        "store_views help completion pulse spoken templates.text_env templates.tool_env",
+        "store_views student_view help completion pulse spoken templates.text_env templates.tool_env",
         "options",
         "paper.plan closing config envs knowledge new_env page.marks page.render",
         "paper.report page.contexts page.results",
@@ -119,7 +120,7 @@ INSIDE = {
         "page.overview",
         "page.parts",
         "page.report page.serve",
-        "decisions look_up pages push reproduce status store verbs",
+        "decisions lineage look_up pages push reproduce status store verbs",
         "cli",
     ],
 }

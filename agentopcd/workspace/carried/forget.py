@@ -167,8 +167,8 @@ def _notes(store: Store, items: Sequence[Item], steps: Sequence[Step]) -> list[s
     near = repeats(store, items, [item for item in store.items() if item.status != "retired"])
     for item, other in near:
         said.append(
-            f"item {other.id[:SHORT]}, {other.status}, seems to say the same as {item.id[:SHORT]} and can still go into "
-            f"a student: {other.text}"
+            f"item {other.id[:SHORT]}, {other.status}, seems to say the same as {item.id[:SHORT]} and can still go "
+            f"into a student: {other.text}"
         )
     for name, context_id in store.refs().items():
         if "/pool/" not in name and ids & {item.id for item in store.items(context_id=context_id)}:
