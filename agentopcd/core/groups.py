@@ -75,7 +75,7 @@ class Products(NamedTuple):
     part_shown: float
 
 
-def shown_share(groups: Sequence[Products]) -> Mean:
+def shown_share(groups: Sequence[Products], size_of: Sequence[Products] = ()) -> Mean:
     r"""How much of a part is in what is shown, when the rest may be in it as well: a coefficient of a regression.
 
     .. math:: y = a\,x_\mathrm{rest} + s\,x_\mathrm{part} + e
@@ -85,9 +85,25 @@ def shown_share(groups: Sequence[Products]) -> Mean:
     :math:`s = \sum_g \langle r, u \rangle_g / \sum_g \langle r, r \rangle_g`. So the interval of
     :func:`agentopcd.core.stats.ratio` is that of the regression with the members of a group dependent on each other.
 
+    Args:
+        size_of: those of another part. What is shown is then told in units of that part's size:
+            :math:`s \sqrt{\sum \langle r, r \rangle / \sum \langle r', r' \rangle}`, which stays small where both
+            this part and what is shown of it are small.
+
     Returns:
-        :math:`s`, ``n`` counting groups; 0 with an infinite interval where the part cannot be told from the rest.
+        :math:`s`, ``n`` counting groups; 0 with an infinite interval where a part cannot be told from the rest.
     """
+    tops, sizes = _left(groups)
+    others = _left(size_of)[1] if size_of else sizes
+    if not (sizes and others):
+        return Mean(0.0, -inf, inf, len(groups))
+    units, (share, low, high) = sqrt(sum(sizes) / sum(others)), ratio(tops, sizes)
+    return Mean(units * share, units * low, units * high, len(groups))
+
+
+def _left(groups: Sequence[Products]) -> tuple[list[float], list[float]]:
+    """What is left of the part, times what is left of what is shown, and times itself, for each group; nothing if that
+    is only the rounding of what is the same as the rest."""
     total = Products(*(sum(values) for values in zip(*groups, strict=True))) if groups else Products(0, 0, 0, 0, 0)
     part, shown = 0.0, 0.0
     if total.rest_rest > 0:
@@ -96,6 +112,4 @@ def shown_share(groups: Sequence[Products]) -> Mean:
         one.part_shown - part * one.rest_shown - shown * one.rest_part + part * shown * one.rest_rest for one in groups
     ]
     sizes = [one.part_part - 2 * part * one.rest_part + part * part * one.rest_rest for one in groups]
-    if not sum(sizes) > 1e-9 * total.part_part:  # nothing, or the rounding of what is the same as the rest
-        return Mean(0.0, -inf, inf, len(groups))
-    return Mean(*ratio(tops, sizes), len(groups))
+    return (tops, sizes) if sum(sizes) > 1e-9 * total.part_part else ([], [])

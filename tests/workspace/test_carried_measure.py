@@ -113,6 +113,15 @@ def test_chunks_and_forbidden_tokens_change_nothing() -> None:
     assert [one.tokens for one in found[0]] == [5, 4, 3, 5, 2, 3, 2]
 
 
+def test_a_placebo_is_told_in_units_of_the_item() -> None:
+    """The sentence does a hundredth of what the item does; the student shows three times that, by chance."""
+    small = [Products(0.0, 0.0, 1e-4, 0.0, 3e-4), Products(0.0, 0.0, 1e-4, 0.0, 3e-4)]
+    large = [Products(0.0, 0.0, 1.0, 0.0, 1.0)] * 2
+    assert shown_share(small).rate == pytest.approx(3.0)
+    assert shown_share(small, large).rate == pytest.approx(0.03)
+    assert shown_share(large, large) == shown_share(large)
+
+
 def test_a_share_of_nothing_is_not_known() -> None:
     assert shown_share([]).low == -float("inf")
     same = [Products(2.0, 4.0, 8.0, 1.0, 2.0), Products(1.0, 2.0, 4.0, 0.5, 1.0)]  # the part is twice the rest

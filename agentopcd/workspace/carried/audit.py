@@ -26,8 +26,8 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
-from agentopcd.workspace.carried.found import AUDIT, SHORT, Audit, Found, Shown
-from agentopcd.workspace.carried.measure import Logits, by_task, shown, sums
+from agentopcd.workspace.carried.found import AUDIT, SHORT, Audit, Found
+from agentopcd.workspace.carried.measure import Logits, Sums, by_task, shown, sums
 from agentopcd.workspace.carried.recorded import Training, recorded
 from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
@@ -149,12 +149,12 @@ def _group(
     for entry in session.progress(AUDIT, group, len(group)):
         twin = placebo(Context(render([entry.item.text]))).text
         more = Context(f"{context.text}\n{twin}", context.placement)
-        mine = reader.shown(reader.read(without(context, [entry.item.id])), whole)
-        nothing = reader.shown(whole, reader.read(more))
+        mine = reader.sums(reader.read(without(context, [entry.item.id])), whole)
+        nothing = reader.sums(whole, reader.read(more))
         found.append(
             Found(
                 item=entry.item.id, text=entry.item.text, context=entry.context_id, carrier=entry.model_id,
-                carried=entry.item.id in own, own=mine, placebo=nothing,
+                carried=entry.item.id in own, own=shown(mine), placebo=shown(nothing, mine),
             )
         )  # fmt: skip
     return reader, found
@@ -220,13 +220,13 @@ class Reader:
         hidden_NH = torch.cat([*hidden])
         return lambda where: choices.keep(reader.logits(hidden_NH[where])[:, : self.width], self.allowed[where])
 
-    def shown(self, without_it: Logits, with_it: Logits) -> Shown:
-        """What the student shows of the difference between two contexts."""
+    def sums(self, without_it: Logits, with_it: Logits) -> list[Sums]:
+        """What the difference between two contexts changes, and what the student shows of it, for each task."""
         tokens = [self.tokens[i] for i in self.order]
         rows = max(1, CHUNK_LOGITS // self.width)
         base, student = self.bare
         found = sums(base, without_it, with_it, student, tokens, rows, self.temperature)
-        return shown(by_task([self.turns[i].task.key for i in self.order], found))
+        return by_task([self.turns[i].task.key for i in self.order], found)
 
 
 def stored_turns(

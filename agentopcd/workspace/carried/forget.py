@@ -13,7 +13,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import work_flag
 from agentopcd.core.types import Context, Mixture
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.knowledge import Item, Store, item_ids, without
+from agentopcd.knowledge import Item, Store, check_leaks, item_ids, without
 from agentopcd.knowledge.carried import Generation, generations, passages, repeats
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.decide import Target, decide
@@ -205,8 +205,8 @@ class Forgotten:
     """Id of the student that carries the items."""
     items: Sequence[str]
     proof: Sequence[Mapping[str, Any]]
-    """Of each model of the lineage, the oldest first: ``model`` and ``name``, ``checked`` (whether its files still have
-    that hash; None if they are not here), and ``contexts``, each with its ``id`` and the ids of its ``items``."""
+    """Of each model of the lineage, the oldest first: ``model`` and ``name``, ``checked`` (whether its files were
+    hashed again; not if they are not here), and ``contexts``, each with its ``id`` and the ids of its ``items``."""
     repeated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Forgotten:
         names = ", ".join(id_[:SHORT] for id_ in self.items)
         yield f"proof, by hashes of weights and texts: the lineage of {self.student[:SHORT]}, the oldest first"
         for row in self.proof:
-            files = {True: "files as hashed", False: "FILES CHANGED", None: "files not here"}[row["checked"]]
+            files = "files as hashed" if row["checked"] else "files not here"
             yield f"  {row['model'][:SHORT]} {row['name']}, {files}"
             for context in row["contexts"]:
                 held = ", ".join(id_[:SHORT] for id_ in context["items"]) or "plain text"
@@ -286,7 +286,7 @@ def _train(
         if session.loaded.id != parent:
             raise ConfigError(f"{name} is no longer model {parent[:SHORT]}: its files were changed; put them back")
         for part in context.parts:
-            session.check_handover(part, force=config.force)
+            check_leaks(store, part.id)
         return distil(session, config, context).model_id
 
 
@@ -294,12 +294,16 @@ def _proved(store: Store, work: Path, plan: Plan, student: str, *, repeated: boo
     """Look at everything that the new lineage was made of.
 
     Raises:
-        ConfigError: something of it is, holds or says one of the items.
+        ConfigError: something of it is, holds or says one of the items, or a model's files were changed.
     """
     ids, proof = {item.id for item in plan.items}, []
     for one in generations(store, student):
         name = recall(work, one.model)
         own = find.fingerprint(find.folders_of(name)[0]) if name else None
+        if own not in (None, one.model["id"]):
+            raise ConfigError(
+                f"{name} is no longer model {one.model['id'][:SHORT]}: its files were changed; put them back"
+            )
         contexts = []
         for context_id in one.contexts:
             context = store.get_context(context_id)
@@ -309,7 +313,7 @@ def _proved(store: Store, work: Path, plan: Plan, student: str, *, repeated: boo
             contexts.append({"id": context_id, "items": held})
         proof.append(
             {"model": one.model["id"], "name": one.model["name"], "contexts": contexts,
-             "checked": None if own is None else own == one.model["id"]}
+             "checked": own is not None}
         )  # fmt: skip
     row = store.lookup("model", id=student)
     return Forgotten(

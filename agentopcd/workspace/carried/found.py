@@ -61,7 +61,8 @@ class Found:
     """Whether the student is that model or comes from it. If not, it should show nothing."""
     own: Shown
     placebo: Shown
-    """The same for the item's placebo, which nobody was trained on."""
+    """The same for the item's placebo, which nobody was trained on; its share is of the item's effect, so that it says
+    how much of nothing would be taken for the item."""
 
     @property
     def verdict(self) -> str:

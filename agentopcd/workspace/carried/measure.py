@@ -87,11 +87,15 @@ def by_task(keys: Sequence[str], turns: Iterable[Sums]) -> list[Sums]:
     ]  # fmt: skip
 
 
-def shown(tasks: Sequence[Sums]) -> Shown:
-    """The figures of one item, from two tasks or more."""
+def shown(tasks: Sequence[Sums], size_of: Sequence[Sums] = ()) -> Shown:
+    """The figures of one sentence, from two tasks or more.
+
+    Args:
+        size_of: the sums of another sentence, in units of whose effect the share is told.
+    """
     item, context = [one.item_nats for one in tasks], [one.context_nats for one in tasks]
     of_context = Mean(*ratio(item, context), len(tasks)) if sum(context) > 0 else Mean(0.0, 0.0, 0.0, len(tasks))
     return Shown(
         effect=Mean(*ratio(item, [one.tokens for one in tasks]), len(tasks)), of_context=of_context,
-        share=shown_share([one.products for one in tasks]),
+        share=shown_share([one.products for one in tasks], [one.products for one in size_of]),
     )  # fmt: skip
