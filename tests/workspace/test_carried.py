@@ -21,6 +21,7 @@ from agentopcd.core.types import EMPTY, Context, Mixture
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import Store, identify, item_ids, render
 from agentopcd.knowledge.carried import carried, generations
+from agentopcd.knowledge.students import current_student, move_student, student_moves
 from agentopcd.workspace.carried import forget as module
 from agentopcd.workspace.carried.audit import Reader, audit
 from agentopcd.workspace.carried.forget import Plan, forget, plan_of
@@ -76,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     settings: dict[str, Any] = {
         "env": tiny.questions(folder / "rows.jsonl"), "steps": 6, "batch_size": 8, "max_tokens": 6,
         "temperature": 5.0, "learning_rate": 3e-3, "select_every": 6, "select_tasks": 4, "test_tasks": 16,
-        "compute": "float32", "divergence": "full",
+        "compute": "float32", "divergence": "full", "gate_tasks": 0,
     }  # fmt: skip
     lab = Lab(folder / "w", settings)
     lab.work.mkdir()
@@ -200,12 +201,23 @@ def test_forget_trains_again_without_the_item_and_proves_it(lab: Lab) -> None:
         assert recipe == {"order": "forget", "from": FIRST.id, "without": [identify(TWO)]}
         assert [entry.item.text for entry in carried(store, done.student)] == [ONE, THREE]
         assert store.runs("forget")[-1]["status"] == "done"
+        env = json.loads(store.runs("consolidate")[0]["config"])["env"]
+        assert current_student(store, env) == done.student, "the one that carries it stood there"
+        assert student_moves(store, env)[-1]["reason"] == f"forgot {identify(TWO)[:12]}"
     assert [row["checked"] for row in done.proof] == [True] * 3
     assert identify(TWO) not in json.dumps(done.proof) and Path(done.folder).is_dir()
     before = {file: file.stat().st_mtime_ns for file in lab.work.rglob("model.safetensors")}
     again = lab.forget(TWO, student=old[:12], distil=lambda *args: pytest.fail("trained again"))
     assert again == dataclasses.replace(done, repeated=True)
     assert {file: file.stat().st_mtime_ns for file in lab.work.rglob("model.safetensors")} == before
+
+
+def test_forget_leaves_the_student_that_plays_where_it_carries_nothing_of_it(lab: Lab) -> None:
+    with lab.open() as store:
+        env = json.loads(store.runs("consolidate")[0]["config"])["env"]
+        move_student(store, env, None, "person")
+        lab.forget(TWO)
+        assert current_student(store, env) is None
 
 
 def test_a_killed_forgetting_goes_on_and_ends_like_an_unbroken_one(lab: Lab, tmp_path: Path) -> None:

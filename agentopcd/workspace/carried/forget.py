@@ -18,6 +18,7 @@ from agentopcd.knowledge.carried import Generation, generations, passages, repea
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.decide import Target, decide
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.students import current_student, move_student, student_moves, student_ref
 from agentopcd.models import find
 from agentopcd.workspace.carried.found import SHORT
 from agentopcd.workspace.carried.recorded import Training, recorded
@@ -257,8 +258,21 @@ def forget(
                 _add(store, step, ids)
                 parent = _train(store, work, step, parent, distil, server, say, progress)
         result = _proved(store, work, plan, parent)
+        say(_put(store, env, plan, parent, run_id))
         store.finish(run_id, result.to_dict())
     return result
+
+
+def _put(store: Store, env: str, plan: Plan, student: str, run_id: int) -> str:
+    """Put the new student in the place of ENV/student, if what stood there has the items in its weights."""
+    moves = student_moves(store, env)
+    before = [move for move in moves if (move["run_id"] or 0) < run_id]
+    stood, ids = (before[-1]["model_id"] if before else None), {item.id for item in plan.items}
+    carries = stood is not None and any(_holds(store, one, ids) for one in generations(store, stood))
+    wanted = student if carries else stood
+    if current_student(store, env) != wanted or (len(moves) > len(before) and moves[-1]["run_id"] != run_id):
+        move_student(store, env, wanted, "person", f"forgot {', '.join(sorted(id_[:SHORT] for id_ in ids))}", run_id)
+    return f"{student_ref(env)} is now {student[:SHORT]}" if carries else f"{student_ref(env)} stays as it was"
 
 
 def _add(store: Store, step: Step, ids: Sequence[str]) -> None:
@@ -279,7 +293,8 @@ def _train(
     if context is None or name is None:
         raise ConfigError(f"model {parent[:SHORT]}, to go on from, is no longer here; put it back")
     named = {"context": context.id, "mix": 0} if isinstance(context, Context) else {"mix": len(context.parts)}
-    config = dataclasses.replace(step.training.config, **{"context": "", **named, "model": name})
+    # A person has asked for this student: no gate, and where ENV/student goes is decided at the end.
+    config = dataclasses.replace(step.training.config, **{"context": "", **named, "model": name, "gate_tasks": 0})
     if server:
         config = dataclasses.replace(config, server=server)
     with Session(config, work, say=say, progress=progress) as session:
