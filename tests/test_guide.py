@@ -143,7 +143,8 @@ def test_pages_in_the_guide_of_the_site_are_covered() -> None:
 
 
 RUN = (
-    "README.md", "docs/quickstart.md", "docs/environments.md", "docs/rounds.md", "docs/scaling.md", "examples/README.md",
+    "README.md", "docs/quickstart.md", "docs/environments.md", "docs/rounds.md", "docs/scaling.md",
+    "examples/README.md",
 )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ INSIDE = {
         "bench care evidence exchange ingest students",
         "confirm decide dump plain repair score values",
         "changes edit similar",
-        "nearest",
+        "carried nearest",
         "knowledge",
     ],
     "rollouts": [
@@ -102,18 +102,18 @@ INSIDE = {
     ],
     "workspace": [
         "day evaluation.spoken extraction handover holding paths trackers",
-        "ledger",
-        "card overview session",
+        "carried.found ledger",
+        "card carried.measure carried.recorded overview session",
         "checks pace resolved",
         "evaluation.names experience.chains experience.choose experience.worth",
         "ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "
         "experience.find_context experience.gather experience.influence",
-        "evaluation.distilled evaluation.student forecast ratchet",
+        "carried.audit carried.forget evaluation.distilled evaluation.student forecast ratchet",
     ],
     "cli": [
-        "store_views help completion pulse spoken templates.text_env templates.tool_env",
+        "store_views student_view help completion pulse spoken templates.text_env templates.tool_env",
         "options",
         "paper.plan closing config envs knowledge new_env page.marks page.render",
         "paper.report page.contexts page.results",
@@ -121,7 +121,7 @@ INSIDE = {
         "page.overview",
         "page.parts",
         "page.report page.serve",
-        "decisions look_up pages push reproduce rollback status store verbs",
+        "decisions lineage look_up pages push reproduce rollback status store verbs",
         "cli",
     ],
 }
