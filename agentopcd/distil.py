@@ -57,8 +57,7 @@ def _distil(
     session: Session, config: ConsolidateConfig, context: Context | Mixture, *, control: bool = False
 ) -> tuple[Distilled, Run]:
     """Train one student. ``control``: a placebo student; its run says so, and no command takes it for a student."""
-    ranks = Ranks.current()
-    check_launch(config, ranks.count)
+    check_launch(config, (ranks := Ranks.current()).count)
     given, config = config, check_method(session, config)
     session.resume_model("consolidate", context.id)
     student = session.loaded

@@ -22,9 +22,9 @@ from agentopcd.core.runs import workspace, write_json
 from agentopcd.core.types import Context
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import Store, identify, render
-from agentopcd.workspace.carried.audit import audit
-from agentopcd.workspace.carried.forget import forget, plan_of
-from agentopcd.workspace.carried.found import Audit, audits, curves
+from agentopcd.workspace.lineage.audit import audit
+from agentopcd.workspace.lineage.forget import forget, plan_of
+from agentopcd.workspace.lineage.found import Audit, audits, curves
 from agentopcd.workspace.session import Session
 
 FORGOTTEN = "All moves work as named."
@@ -40,7 +40,8 @@ def train(args: argparse.Namespace, env: str, items: Sequence[str], model: str) 
     context = Context(render(items))
     config = ConsolidateConfig(
         env=env, model=model, context=context.id, steps=args.steps, batch_size=args.batch_size,
-        select_every=args.steps, select_tasks=args.tasks, test_tasks=args.tasks, seed=args.seed,
+        select_every=args.steps, select_tasks=args.tasks, test_tasks=args.tasks, gate_tasks=0,
+        seed=args.seed,
     )  # fmt: skip
     with Session(config, args.work, progress=progress) as session:
         session.store.add_context(context, {"order": "benchmark"})

@@ -70,7 +70,7 @@ INSIDE = {
         "bench care evidence exchange ingest students",
         "confirm decide dump plain repair score values",
         "changes edit similar",
-        "carried nearest",
+        "lineage nearest",
         "knowledge",
     ],
     "rollouts": [
@@ -102,15 +102,15 @@ INSIDE = {
     ],
     "workspace": [
         "day evaluation.spoken extraction handover holding paths trackers",
-        "carried.found ledger",
-        "card carried.measure carried.recorded overview session",
+        "ledger lineage.found",
+        "card lineage.measure lineage.recorded overview session",
         "checks pace resolved",
         "evaluation.names experience.chains experience.choose experience.worth",
         "ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "
         "experience.find_context experience.gather experience.influence",
-        "carried.audit carried.forget evaluation.distilled evaluation.student forecast ratchet",
+        "evaluation.distilled evaluation.student forecast lineage.audit lineage.forget ratchet",
     ],
     "cli": [
         "store_views student_view help completion pulse spoken templates.text_env templates.tool_env",

@@ -10,7 +10,7 @@ import pytest
 
 from agentopcd.core.types import MARKER
 from agentopcd.knowledge import Store, identify
-from agentopcd.knowledge.carried import carried
+from agentopcd.knowledge.lineage import carried
 from tests import pages
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "knowledge.md"

@@ -140,7 +140,7 @@ def show(
     Example: agentopcd knowledge show sokoban/best
     """
     from agentopcd.cli import store_views, student_view
-    from agentopcd.workspace.carried.recorded import student_named
+    from agentopcd.workspace.lineage.recorded import student_named
 
     with read_store(work) as store:
         row = student_named(store, work, name) if not store_views.known(store, name) else None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agentopcd.knowledge import Item, Store
     from agentopcd.knowledge.database import Row
 
-STUDENT = "Folder of a student, or the start of its id (4 digits or more)."
+STUDENT = "Folder of a student, ENV/student, or the start of an id (4 digits or more)."
 SHORT = 12
 
 
@@ -48,8 +48,8 @@ def audit(
 
     Example: agentopcd knowledge audit
     """
-    from agentopcd.knowledge.carried import carried, generations
-    from agentopcd.workspace.carried.found import audits, curves
+    from agentopcd.knowledge.lineage import carried, generations
+    from agentopcd.workspace.lineage.found import audits, curves
 
     call = Call(work, as_json, dry_run)
     folder = workspace(work)
@@ -59,7 +59,7 @@ def audit(
         asked = [one.model for one in generations(store, row["id"])[:-1] if carried(store, one.model["id"])]
         students = [*(asked if lineage else []), row]
         if dry_run:
-            from agentopcd.workspace.carried.audit import to_audit
+            from agentopcd.workspace.lineage.audit import to_audit
 
             plan = [(one["id"][:SHORT], len(to_audit(store, one, others if one is row else ()))) for one in students]
             call.show([{"student": name, "items": count} for name, count in plan])
@@ -67,7 +67,7 @@ def audit(
                 call.say(f"plan: student {name}, {count} items, each behind two contexts on up to {turns} stored turns")
             return call.say("dry run: nothing was read; leave out --dry-run to start")
         from agentopcd import models
-        from agentopcd.workspace.carried import audit as module
+        from agentopcd.workspace.lineage import audit as module
 
         models.prepare_process()
         done = [
@@ -103,7 +103,7 @@ def forget(
     from agentopcd import models
     from agentopcd.cli.closing import command, next_is
     from agentopcd.distil import distil_context
-    from agentopcd.workspace.carried import forget as module
+    from agentopcd.workspace.lineage import forget as module
 
     call = Call(work, as_json, dry_run)
     folder = workspace(work)
@@ -147,8 +147,8 @@ def _student(store: Store, work: Path, name: str, items: Sequence[Item] = ()) ->
     Raises:
         ConfigError: there is none.
     """
-    from agentopcd.knowledge.carried import carried
-    from agentopcd.workspace.carried.recorded import student_named
+    from agentopcd.knowledge.lineage import carried
+    from agentopcd.workspace.lineage.recorded import student_named
 
     if name:
         if (row := student_named(store, work, name)) is None:

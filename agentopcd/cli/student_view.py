@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.knowledge import Store
-from agentopcd.knowledge.carried import generations, taught
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.items import escaped
-from agentopcd.workspace.carried.found import Shown, audits, spoken
+from agentopcd.knowledge.lineage import generations, taught
+from agentopcd.workspace.lineage.found import Shown, audits, spoken
 from agentopcd.workspace.paths import recall
 
 SHORT = 12

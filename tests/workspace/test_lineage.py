@@ -20,13 +20,13 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context, Mixture
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import Store, identify, item_ids, render
-from agentopcd.knowledge.carried import carried, generations
+from agentopcd.knowledge.lineage import carried, generations
 from agentopcd.knowledge.students import current_student, move_student, student_moves
-from agentopcd.workspace.carried import forget as module
-from agentopcd.workspace.carried.audit import Reader, audit
-from agentopcd.workspace.carried.forget import Plan, forget, plan_of
-from agentopcd.workspace.carried.found import Audit, audits, curves
-from agentopcd.workspace.carried.recorded import student_named
+from agentopcd.workspace.lineage import forget as module
+from agentopcd.workspace.lineage.audit import Reader, audit
+from agentopcd.workspace.lineage.forget import Plan, forget, plan_of
+from agentopcd.workspace.lineage.found import Audit, audits, curves
+from agentopcd.workspace.lineage.recorded import student_named
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -99,6 +99,14 @@ def row_of(lab: Lab, generation: int) -> Any:
         return store.models(trained=True)[::-1][generation]
 
 
+def base_of(lab: Lab) -> str:
+    """The folder of the model that all come from."""
+    with lab.open() as store:
+        row = store.lookup("model", id=row_of(lab, 0)["parent_id"])
+        assert row is not None
+        return str(row["path"])
+
+
 def audit_of(lab: Lab, generation: int, **more: Any) -> Audit:
     with lab.open() as store:
         return audit(store, lab.work, row_of(lab, generation), turns=12, say=lambda line: None, **more)
@@ -162,6 +170,12 @@ def test_an_audit_is_read_back_when_it_is_asked_for_again(lab: Lab, monkeypatch:
     found = audit_of(lab, 0)
     monkeypatch.setattr(Reader, "take", lambda *args: pytest.fail("it was read again"))
     assert audit_of(lab, 0) == found
+    monkeypatch.undo()
+    with lab.open() as store, store.write():
+        store.change("UPDATE run SET imported = 1 WHERE verb = 'audit'", ())
+    assert audit_of(lab, 0) == found, "what was imported is no word of this store, so it is read again"
+    with lab.open() as store:
+        assert [row["imported"] for row in store.runs("audit")] == [1, 0]
     assert Audit.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
@@ -172,6 +186,18 @@ def test_an_item_that_is_not_carried_is_asked_for_by_its_name(lab: Lab) -> None:
         store.add_context(Context(render(["never in a model"])))
         with pytest.raises(ConfigError, match="never went into a model that comes from an ancestor"):
             audit(store, lab.work, first, others=[identify("never in a model")])
+
+
+def test_a_teacher_that_saw_some_items_is_read_as_it_was_trained_from(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = lab.train(FIRST, base_of(lab), turn_items=1)
+    with lab.open() as store:
+        row = student_named(store, lab.work, made.model_id[:12])
+        assert row is not None
+        found = audit(store, lab.work, row, turns=12, say=lambda line: None)
+    whole = audit_of(lab, 0)
+    assert [one.own.effect for one in found.items] != [one.own.effect for one in whole.items]
 
 
 def test_an_audit_wants_stored_turns_and_items(lab: Lab) -> None:
@@ -201,9 +227,6 @@ def test_forget_trains_again_without_the_item_and_proves_it(lab: Lab) -> None:
         assert recipe == {"order": "forget", "from": FIRST.id, "without": [identify(TWO)]}
         assert [entry.item.text for entry in carried(store, done.student)] == [ONE, THREE]
         assert store.runs("forget")[-1]["status"] == "done"
-        env = json.loads(store.runs("consolidate")[0]["config"])["env"]
-        assert current_student(store, env) == done.student, "the one that carries it stood there"
-        assert student_moves(store, env)[-1]["reason"] == f"forgot {identify(TWO)[:12]}"
     assert [row["checked"] for row in done.proof] == [True] * 3
     assert identify(TWO) not in json.dumps(done.proof) and Path(done.folder).is_dir()
     before = {file: file.stat().st_mtime_ns for file in lab.work.rglob("model.safetensors")}
@@ -212,14 +235,23 @@ def test_forget_trains_again_without_the_item_and_proves_it(lab: Lab) -> None:
     assert {file: file.stat().st_mtime_ns for file in lab.work.rglob("model.safetensors")} == before
 
 
-def test_forget_leaves_the_student_that_plays_where_it_carries_nothing_of_it(lab: Lab) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("at", ["the student", "its parent", "another"])
+def test_what_plays_no_longer_has_the_item_and_nothing_else_moves(lab: Lab, at: str) -> None:
+    other = lab.train(Context(render(["be kind"])), base_of(lab), test_tasks=0)
     with lab.open() as store:
-        env = json.loads(store.runs("consolidate")[0]["config"])["env"]
-        move_student(store, env, None, "person")
-        lab.forget(TWO)
-        assert current_student(store, env) is None
+        env = student_moves(store)[0]["env"]
+        target = {"the student": row_of(lab, 1)["id"], "its parent": row_of(lab, 0)["id"], "another": other.model_id}
+        move_student(store, env, target[at], "person")
+    done = lab.forget(TWO, student=row_of(lab, 1)["id"][:12])
+    with lab.open() as store:
+        new = [one.model["id"] for one in generations(store, done.student)]
+        wanted = {"the student": new[2], "its parent": new[1], "another": other.model_id}
+        assert current_student(store, env) == wanted[at]
+        assert student_named(store, lab.work, f"{env}/student") == store.lookup("model", id=wanted[at])
 
 
+@pytest.mark.slow
 def test_a_killed_forgetting_goes_on_and_ends_like_an_unbroken_one(lab: Lab, tmp_path: Path) -> None:
     straight = dataclasses.replace(lab, work=tmp_path / "straight" / "w")
     shutil.copytree(lab.work, straight.work)
@@ -235,9 +267,9 @@ def test_a_killed_forgetting_goes_on_and_ends_like_an_unbroken_one(lab: Lab, tmp
         lab.forget(TWO, distil=dies)
     with lab.open() as store:
         assert store.runs("forget")[-1]["status"] == "running"
-        old = next(row["id"] for row in store.models(trained=True) if identify(TWO) in str(carried(store, row["id"])))
-    done = lab.forget(TWO, student=row_of(lab, 1)["id"][:12])
-    assert old and done.student == straight.forget(TWO).student
+        old = row_of(lab, 1)["id"]
+    done = lab.forget(TWO, student=old[:12])
+    assert done.student == straight.forget(TWO).student
     with lab.open() as store:
         assert len(store.runs("forget")) == 1 and len(store.runs("consolidate")) == 4
 
@@ -251,10 +283,7 @@ def test_a_training_that_nothing_is_left_of_is_left_out(lab: Lab) -> None:
 
 def test_a_mixture_is_trained_on_without_the_item(lab: Lab) -> None:
     mixed = Mixture((FIRST, Context(render([TWO]))), (3.0, 1.0))
-    with lab.open() as store:
-        base = store.lookup("model", id=row_of(lab, 0)["parent_id"])
-    assert base is not None
-    lab.train(mixed, base["path"])
+    lab.train(mixed, base_of(lab))
     with lab.open() as store:
         (step,) = lab.plan(store, ONE).steps
         assert step.context == Mixture((Context(render([TWO])),), (1.0,)) or step.context == Context(render([TWO]))
@@ -321,11 +350,9 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_changed(lab: Lab) -> None
 
 
 def test_a_teacher_that_knows_it_is_refused(lab: Lab) -> None:
-    base, first = row_of(lab, 0)["parent_id"], lab.work / row_of(lab, 0)["path"]
+    first = lab.work / row_of(lab, 0)["path"]
+    lab.train(Context(render([TWO, THREE])), base_of(lab), teacher=str(first), test_tasks=0)
     with lab.open() as store:
-        row = store.lookup("model", id=base)
-        assert row is not None
-        lab.train(Context(render([TWO, THREE])), row["path"], teacher=str(first), test_tasks=0)
         with pytest.raises(ConfigError, match=r"the teacher of student \w+, .*, has it in its weights"):
             lab.plan(store, TWO)
         assert len(lab.plan(store, THREE).steps) == 1
@@ -406,10 +433,7 @@ def test_what_is_no_student_or_no_item_is_refused(
 def test_a_student_of_plain_text_carries_no_items(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with lab.open() as store:
-        base = store.lookup("model", id=row_of(lab, 0)["parent_id"])
-    assert base is not None
-    made = lab.train(Context("Be brief."), base["path"], test_tasks=0)
+    made = lab.train(Context("Be brief."), base_of(lab), test_tasks=0)
     assert "carries no items: what it was trained on is plain text" in refused(
         capsys, monkeypatch, lab, "audit", made.model_id[:12]
     )

@@ -20,15 +20,15 @@ from agentopcd.distillation.samples import Sample, in_batches, samples_of
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.knowledge import Store, placebo, render, without
-from agentopcd.knowledge.carried import Carried, carried, taught_beside
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.lineage import Carried, carried, taught_beside
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
-from agentopcd.workspace.carried.found import AUDIT, SHORT, Audit, Found
-from agentopcd.workspace.carried.measure import Logits, Sums, by_task, shown, sums
-from agentopcd.workspace.carried.recorded import Training, recorded
+from agentopcd.workspace.lineage.found import AUDIT, SHORT, Audit, Found
+from agentopcd.workspace.lineage.measure import Logits, Sums, by_task, shown, sums
+from agentopcd.workspace.lineage.recorded import Training, finished, recorded
 from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
 
@@ -56,9 +56,9 @@ def audit(
     entries = to_audit(store, student, others)
     name = student["id"][:SHORT]
     settings = {"model_id": student["id"], "env": _env(store, student), "turns": turns, "items": sorted(others)}
-    if (done := store.find_run(AUDIT, settings, status="done")) is not None:
-        say(f"student {name} was audited before, in run {done}")
-        return Audit.from_dict(read_object(store.run(done)["result"], f"the result of run {done}"))
+    if (done := finished(store, AUDIT, settings)) is not None:
+        say(f"student {name} was audited before, in run {done[0]}")
+        return Audit.from_dict(done[1])
     groups: dict[tuple[str, str], list[Carried]] = {}
     for entry in entries:
         groups.setdefault((entry.model_id, entry.context_id), []).append(entry)
@@ -143,7 +143,9 @@ def _group(
     chat = session.player_for(parent).chat
     if teacher is not parent:
         chat.taught_by(teacher.tokenizer)
-    reader = Reader(session, chat, parent, teacher, load_known(session, student["id"]))
+    reader = Reader(
+        session, chat, parent, teacher, load_known(session, student["id"]), items=training.config.turn_items
+    )
     reader.take(stored_turns(session, parent, str(training.identity["setup"]), reader, context, turns), context)
     whole, found = reader.read(context), []
     for entry in session.progress(AUDIT, group, len(group)):
@@ -165,12 +167,20 @@ class Reader:
 
     Args:
         chat: the chat of the base, taught by the teacher.
+        items: the teacher sees so many items of a context, those that fit the turn; 0: all of it.
     """
 
     def __init__(
-        self, session: Session, chat: Chat, parent: LoadedModel, teacher: LoadedModel, student: LoadedModel
+        self,
+        session: Session,
+        chat: Chat,
+        parent: LoadedModel,
+        teacher: LoadedModel,
+        student: LoadedModel,
+        *,
+        items: int,
     ) -> None:
-        self.session, self.chat = session, chat
+        self.session, self.chat, self.items = session, chat, items
         self.temperature = session.config.temperature or 1.0  # greedy play (0) is compared untempered
         # The second model is the one whose vocabulary must fit; a reader of the student itself would copy it.
         self.base = FrozenTeacher(parent, student, compute=session.compute)
@@ -199,12 +209,14 @@ class Reader:
         ]
 
     def _samples(self, context: Context) -> list[Sample]:
-        return samples_of(self.turns, self.chat, context, "keep")[0]
+        return samples_of(self.turns, self.chat, context, "keep", items=self.items)[0]
 
     def fits(self, turn: Episode, context: Context) -> bool:
         """Whether a turn can be read with the context."""
         known = all(max(one.response_ids) < self.width for one in turn.turns if one.response_ids)
-        return known and bool(samples_of([turn], self.chat, context, "keep", fits=self.teacher.fits)[0])
+        return known and bool(
+            samples_of([turn], self.chat, context, "keep", items=self.items, fits=self.teacher.fits)[0]
+        )
 
     def read(self, context: Context) -> Logits:
         """The teacher behind prompts with ``context``; what these begin with is read once."""
@@ -213,7 +225,7 @@ class Reader:
         return self._logits(self.teacher, [self.teacher.hidden([samples[i] for i in batch]) for batch in self.batches])
 
     def _show(self, context: Context) -> None:
-        begins = (self.chat.teacher or self.chat).prefix(context)
+        begins = () if self.items else (self.chat.teacher or self.chat).prefix(context)
         self.teacher.prefixes = [prefix_of(self.teacher.model, begins)] if begins else []
 
     def _logits(self, reader: FrozenTeacher, hidden: Sequence[Tensor]) -> Logits:

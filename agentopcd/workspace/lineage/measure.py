@@ -25,7 +25,7 @@ from torch import Tensor
 from agentopcd.core.groups import Products, shown_share
 from agentopcd.core.stats import Mean, ratio
 from agentopcd.distillation import losses
-from agentopcd.workspace.carried.found import Shown
+from agentopcd.workspace.lineage.found import Shown
 
 Logits = Callable[[slice], Tensor]
 """What gives the logits ``[R, V]`` of some of the reply tokens; what was not allowed there is -inf."""

@@ -14,14 +14,13 @@ from agentopcd.core.runs import work_flag
 from agentopcd.core.types import Context, Mixture
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.knowledge import Item, Store, check_leaks, item_ids, without
-from agentopcd.knowledge.carried import Generation, generations, passages, repeats
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.decide import Target, decide
-from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.lineage import Generation, generations, passages, repeats
 from agentopcd.knowledge.students import current_student, move_student, student_moves, student_ref
 from agentopcd.models import find
-from agentopcd.workspace.carried.found import SHORT
-from agentopcd.workspace.carried.recorded import Training, recorded
+from agentopcd.workspace.lineage.found import SHORT
+from agentopcd.workspace.lineage.recorded import Training, finished, recorded
 from agentopcd.workspace.pace import pace
 from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
@@ -246,33 +245,42 @@ def forget(
     ids = sorted(item.id for item in plan.items)
     env = plan.steps[0].training.identity["env"]
     settings = {"model_id": plan.student["id"], "env": env, "items": ids}
-    if (done := store.find_run(FORGET, settings, status="done")) is not None:
-        known = read_object(store.run(done)["result"], f"the result of run {done}")
-        say(f"forgotten before, in run {done}")
-        return _proved(store, work, plan, known["student"], repeated=True)
+    if (done := finished(store, FORGET, settings)) is not None:
+        say(f"forgotten before, in run {done[0]}")
+        return _proved(store, work, plan, done[1]["student"], repeated=True)
     with recorded(store, work, FORGET, settings) as run_id:
         decide(store, "retire", [Target(store.item(id_), []) for id_ in ids], reason or "forgotten")
-        parent = plan.ancestor["id"]
+        parent, instead = plan.ancestor["id"], {}
         for step in plan.steps:
             if step.context is not None:
                 _add(store, step, ids)
                 parent = _train(store, work, step, parent, distil, server, say, progress)
+            instead[step.before.model["id"]] = parent
         result = _proved(store, work, plan, parent)
-        say(_put(store, env, plan, parent, run_id))
+        for env in _move_students(store, run_id, instead, f"forgot {', '.join(id_[:SHORT] for id_ in ids)}"):
+            say(f"{student_ref(env)}: {(current_student(store, env) or 'none')[:SHORT]}")
         store.finish(run_id, result.to_dict())
     return result
 
 
-def _put(store: Store, env: str, plan: Plan, student: str, run_id: int) -> str:
-    """Put the new student in the place of ENV/student, if what stood there has the items in its weights."""
-    moves = student_moves(store, env)
-    before = [move for move in moves if (move["run_id"] or 0) < run_id]
-    stood, ids = (before[-1]["model_id"] if before else None), {item.id for item in plan.items}
-    carries = stood is not None and any(_holds(store, one, ids) for one in generations(store, stood))
-    wanted = student if carries else stood
-    if current_student(store, env) != wanted or (len(moves) > len(before) and moves[-1]["run_id"] != run_id):
-        move_student(store, env, wanted, "person", f"forgot {', '.join(sorted(id_[:SHORT] for id_ in ids))}", run_id)
-    return f"{student_ref(env)} is now {student[:SHORT]}" if carries else f"{student_ref(env)} stays as it was"
+def _move_students(store: Store, run_id: int, instead: Mapping[str, str], why: str) -> Iterator[str]:
+    """Put each ENV/student that carried the items on the model that takes its place, and every other one back to what
+    it was before the trainings; yields the environments that were moved.
+
+    Args:
+        instead: the model in the place of each model of the old lineage, by id.
+    """
+    began = store.run(run_id)["started_at"]
+    for env in sorted({move["env"] for move in student_moves(store)}):
+        before = [move["model_id"] for move in student_moves(store, env) if move["at"] < began]
+        was = before[-1] if before else None
+        target = instead.get(was, was) if was else None
+        if target is not None and (row := store.lookup("model", id=target)) is not None and row["parent_id"] is None:
+            target = None  # nothing is left but the base, which plays where there is no student
+        if target != current_student(store, env):
+            move_student(store, env, target, "person", why, run_id)
+        if target != was:
+            yield env
 
 
 def _add(store: Store, step: Step, ids: Sequence[str]) -> None:
@@ -287,14 +295,19 @@ def _train(
     store: Store, work: Path, step: Step, parent: str, distil: Distil, server: str, say: Callable[[str], None],
     progress: Progress,
 ) -> str:  # fmt: skip
-    """Repeat one training from another parent; returns the new student's id."""
+    """Repeat one training from another parent, without a placebo student beside it; returns the new student's id.
+
+    Without the gate of ENV/student: it asks whether a student is better than the one before, and that one has what is
+    to be forgotten.
+    """
     context, row = step.context, store.lookup("model", id=parent)
     name = recall(work, row) if row else None
     if context is None or name is None:
         raise ConfigError(f"model {parent[:SHORT]}, to go on from, is no longer here; put it back")
     named = {"context": context.id, "mix": 0} if isinstance(context, Context) else {"mix": len(context.parts)}
-    # A person has asked for this student: no gate, and where ENV/student goes is decided at the end.
-    config = dataclasses.replace(step.training.config, **{"context": "", **named, "model": name, "gate_tasks": 0})
+    config = dataclasses.replace(
+        step.training.config, **{"context": "", **named, "model": name, "gate_tasks": 0, "placebo": False}
+    )
     if server:
         config = dataclasses.replace(config, server=server)
     with Session(config, work, say=say, progress=progress) as session:

@@ -15,9 +15,10 @@ from agentopcd.core.text import first_line
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
-from agentopcd.workspace.carried.found import SHORT
+from agentopcd.knowledge.students import current_student, env_of
 from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import held_as
+from agentopcd.workspace.lineage.found import SHORT
 from agentopcd.workspace.paths import inside, kept
 
 
@@ -51,7 +52,8 @@ class Training:
 
 
 def student_named(store: Store, work: Path, name: str) -> Row | None:
-    """The row of a student that this workspace has trained, by its folder or the start of its id (4 digits or more).
+    """The row of a student that this workspace has trained, by its folder, ENV/student, or the start of its id (4
+    digits or more).
 
     Raises:
         ConfigError: several have such an id.
@@ -61,10 +63,19 @@ def student_named(store: Store, work: Path, name: str) -> Row | None:
     for row in trained:
         if here is not None and row["path"] and inside(work, row["path"]) == here:
             return row
-    found = [row for row in trained if row["id"] in store.prefixed("model", name)]
+    ids = [current_student(store, env)] if (env := env_of(name)) else store.prefixed("model", name)
+    found = [row for row in trained if row["id"] in ids]
     if len(found) > 1:
         raise ConfigError(f"{name!r} is the start of {len(found)} students; give more digits")
     return found[0] if found else None
+
+
+def finished(store: Store, verb: str, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    """The finished run with these settings, and its result; what was imported is no word of this store."""
+    run_id = store.find_run(verb, settings, status="done")
+    if run_id is None or (row := store.run(run_id))["imported"]:
+        return None
+    return run_id, read_object(row["result"], f"the result of run {run_id}")
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, Self
 
 from agentopcd.core.stats import Mean
 from agentopcd.knowledge import Store
-from agentopcd.knowledge.carried import generations
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.items import escaped
+from agentopcd.knowledge.lineage import generations
 
 SHORT = 12
 """Digits of an id that are shown."""
@@ -19,6 +19,8 @@ AUDIT = "audit"
 """The verb of the runs that audits are stored as."""
 CUT = 80
 """Characters of an item that are shown."""
+HALF = 0.5
+"""An item is not shown if, with confidence, less than this share of it is."""
 INERT = 0.01
 """An item is inert if, with confidence, it moves the teacher by less than this share of what its context does."""
 
@@ -73,7 +75,7 @@ class Found:
             return "inert"
         if mine.low > max(0.0, nothing.high):
             return "shown"
-        return "not shown" if mine.low <= 0 or mine.rate <= nothing.high else "undecided"
+        return "not shown" if mine.high < HALF and mine.rate <= nothing.high else "undecided"
 
     def line(self) -> str:
         """The figures as text."""

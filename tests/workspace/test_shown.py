@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from agentopcd.core.groups import Products, shown_share
-from agentopcd.workspace.carried.found import Shown
-from agentopcd.workspace.carried.measure import Logits, by_task, shown, sums
+from agentopcd.core.stats import Mean
+from agentopcd.workspace.lineage.found import Found, Shown
+from agentopcd.workspace.lineage.measure import Logits, by_task, shown, sums
 
 TOKENS = [3, 2, 4, 3, 5, 2, 3, 2]
 KEYS = ["a", "a", "b", "c", "d", "e", "f", "g"]
@@ -120,6 +121,28 @@ def test_a_placebo_is_told_in_units_of_the_item() -> None:
     assert shown_share(small).rate == pytest.approx(3.0)
     assert shown_share(small, large).rate == pytest.approx(0.03)
     assert shown_share(large, large) == shown_share(large)
+
+
+@pytest.mark.parametrize(
+    ("share", "placebo", "of_context", "verdict"),
+    [
+        ((1.0, 0.9, 1.1), (0.1, 0.0, 0.2), 0.5, "shown"),
+        ((0.15, 0.1, 0.2), (0.1, 0.0, 0.2), 0.5, "not shown"),
+        ((0.3, 0.25, 0.4), (0.1, 0.0, 0.2), 0.5, "shown"),
+        ((0.3, 0.1, 0.4), (0.1, 0.0, 0.2), 0.5, "undecided"),
+        ((0.7, -0.8, 2.2), (-0.4, -1.3, 0.4), 0.5, "undecided"),
+        ((-0.5, -0.6, -0.4), (-1.0, -1.1, -0.9), 0.5, "undecided"),
+        ((1.0, 0.9, 1.1), (0.1, 0.0, 0.2), 0.005, "inert"),
+    ],
+)
+def test_a_verdict_wants_an_interval(
+    share: tuple[float, ...], placebo: tuple[float, ...], of_context: float, verdict: str
+) -> None:
+    whole = Mean(of_context, of_context, of_context, 9)
+    own, nothing = (Shown(whole, whole, Mean(*figures, 9)) for figures in (share, placebo))  # type: ignore[arg-type]
+    found = Found(item="ab", text="x", context="c", carrier="m", carried=True, own=own, placebo=nothing)
+    assert found.verdict == verdict
+    assert Found.from_dict(found.to_dict()) == found
 
 
 def test_a_share_of_nothing_is_not_known() -> None:

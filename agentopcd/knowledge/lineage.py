@@ -12,6 +12,7 @@ from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.items import Item, normalise
 from agentopcd.knowledge.similar import ALIKE, kind_of
 from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.students import lineage
 
 _ENDS = re.compile(r"(?<=[.!?;])\s+")
 
@@ -37,12 +38,8 @@ class Carried(NamedTuple):
 
 def generations(store: Store, model_id: str) -> list[Generation]:
     """A model with its ancestors, the oldest first and the model itself last."""
-    found: list[Generation] = []
-    row = store.lookup("model", id=model_id)
-    while row is not None and row["id"] not in [one.model["id"] for one in found]:  # a damaged store may hold a circle
-        found.append(Generation(row, store.model_contexts(row["id"])))
-        row = store.lookup("model", id=row["parent_id"]) if row["parent_id"] else None
-    return found[::-1]
+    rows = [store.lookup("model", id=id_) for id_ in lineage(store, model_id)[::-1]]
+    return [Generation(row, store.model_contexts(row["id"])) for row in rows if row is not None]
 
 
 def taught(store: Store, one: Generation) -> list[Carried]:
