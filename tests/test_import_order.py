@@ -64,7 +64,7 @@ INSIDE = {
     "knowledge": [
         "faults refs extract items looks placebo",
         "database poison",
-        "assemble episodes",
+        "assemble episodes recordings",
         "queries",
         "store",
         "bench care evidence exchange ingest",
