@@ -102,8 +102,12 @@ INSIDE = {
     ],
     "workspace": [
         "day extraction handover holding paths trackers",
-        "ledger",
-        "card overview session",
+        "ledger named",
+        "card overview session gateway.connection gateway.schema gateway.redact gateway.said gateway.engine",
+        "gateway.answers gateway.asked",
+        "gateway.desk",
+        "gateway.app",
+        "gateway.serve",
         "checks evidence pace resolved",
         "evaluation.names evaluation.spoken experience.chains experience.choose experience.worth",
         "ready",
@@ -120,7 +124,7 @@ INSIDE = {
         "page.overview",
         "page.parts",
         "page.report page.serve",
-        "decisions look_up pages push reproduce status store verbs",
+        "decisions look_up pages push reproduce serve status store verbs",
         "cli",
     ],
 }

@@ -191,27 +191,37 @@ def record(store: Database, place: Place, answered: Answered) -> bool:
 def rate(
     store: Database, recording: str, session: str, *,
     success: bool | None = None, reward: float | None = None, metrics: Mapping[str, float] | None = None,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Append a rating of a session; of each figure, the last word counts.
 
     Args:
         session: its key, or the name of one of its requests.
 
+    Returns:
+        Whether there is such a session.
+
     Raises:
-        StoreError: there is no such session, or nothing is said.
+        StoreError: nothing is said.
     """
     if success is None and reward is None and not metrics:
         raise StoreError("a rating says success, reward or metrics, and this one says nothing")
     with store.write():
         row = _session(store, recording, session) or _session_of(store, recording, session)
         if row is None:
-            raise StoreError(f"recording {recording!r} has no session or request {session!r:.80}")
+            return False
         rating = {
             "session_id": row["id"], "success": None if success is None else int(success),
             "reward": None if reward is None else float(reward),
             "metrics": json.dumps(dict(metrics), sort_keys=True) if metrics else None, "at": now(),
         }  # fmt: skip
         store.insert("feedback", rating)
+        return True
+
+
+def task_of(store: Database, recording: str, session: str) -> tuple[str | None] | None:
+    """The task that a session is about, by the session's key; None if there is no such session."""
+    row = _session(store, recording, session)
+    return None if row is None else (row["task"],)
 
 
 def sessions(store: Database, recording: str, *, since: str = "", until: str = "") -> Iterator[Recorded]:
