@@ -15,7 +15,7 @@ from agentopcd.core.calls import Call
 from agentopcd.core.errors import CallError
 from agentopcd.core.text import END_OF_THINKING, THINKING
 from agentopcd.core.types import Completion, Message, Tool
-from agentopcd.rollouts.calls import Layout, layout_of
+from agentopcd.rollouts.calls import AROUND, Layout, layout_of
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.replies import channels, decoded, plain
 
@@ -180,7 +180,7 @@ def split(text: str) -> tuple[str, str]:
 
 def signs(layout: Layout) -> tuple[str, ...]:
     """Texts with which calls may begin."""
-    return tuple(mark for mark in (*layout.fences, *layout.kept.values()) if mark)
+    return tuple(mark for mark in (*layout.fences, *AROUND, *layout.kept.values()) if mark)
 
 
 def _without(text: str, marks: Sequence[str]) -> str:
