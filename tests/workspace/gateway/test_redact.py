@@ -34,7 +34,7 @@ def test_rules_replace_text_wherever_it_stands_and_leave_roles_and_names(file: P
     call = {"type": "function", "id": "1234-5678", "function": {"name": "pay", "arguments": {"card": "1234-5678"}}}
     message = redacted_message({"role": "assistant", "content": "Ms Jones", "tool_calls": [call]}, rules)
     assert message["content"] == "Ms J." and message["role"] == "assistant"
-    assert message["tool_calls"] == [{**call, "function": {"name": "pay", "arguments": {"card": "<card>"}}}]
+    assert message.get("tool_calls") == [{**call, "function": {"name": "pay", "arguments": {"card": "<card>"}}}]
     tool = {
         "type": "function",
         "function": {"name": "pay", "description": "for Mr Smith", "parameters": {"type": "object"}},
