@@ -18,7 +18,8 @@ from tests.test_readme import commands
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = (
     "README.md", "docs/quickstart.md", "docs/environments.md", "docs/other-environments.md", "docs/conversations.md",
-    "docs/knowledge.md", "docs/engines.md", "docs/gateway.md", "docs/scaling.md", "docs/reading-results.md",
+    "docs/knowledge.md", "docs/rounds.md", "docs/engines.md", "docs/gateway.md", "docs/scaling.md",
+    "docs/reading-results.md",
     "examples/README.md",
 )  # fmt: skip
 OWN_TESTS = {
@@ -70,10 +71,11 @@ ELSEWHERE = {
 SMALLER = {
     "agentopcd play": "--episodes 4 --chains 1 --chain-steps 2",
     "agentopcd knowledge score": "--candidates 1 --confirm-tasks 4",
-    "agentopcd consolidate": "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --max-tokens 16 --force",
+    "agentopcd consolidate": "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --max-tokens 16 --gate-tasks 4 "
+    "--force",
     "agentopcd evaluate": "--test-tasks 4",
     "agentopcd learn": "--rounds 1 --episodes-per-round 4 --chains 1 --chain-steps 2 --candidates 1 --confirm-tasks 4 "
-    "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --force",
+    "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --gate-tasks 0 --force",
     "torchrun": "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 0 --max-tokens 16",
 }
 """What is added to a command after ``$``, which stands for a run of any size. Pasted blocks run as they are."""
@@ -144,7 +146,8 @@ def test_pages_in_the_guide_of_the_site_are_covered() -> None:
 
 
 RUN = (
-    "README.md", "docs/quickstart.md", "docs/environments.md", "docs/scaling.md", "examples/README.md",
+    "README.md", "docs/quickstart.md", "docs/environments.md", "docs/rounds.md", "docs/scaling.md",
+    "examples/README.md",
 )  # fmt: skip
 
 
