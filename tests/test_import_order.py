@@ -32,7 +32,8 @@ INSIDE = {
         "calls types terminal",
         "encoding messages power stats runs transcript config.base",
         "calibration groups",
-        "config.player",
+        "config.engine",
+        "config.player config.serve",
         "config.training",
         "config.flags config.verbs",
         "config.toml",
@@ -64,7 +65,7 @@ INSIDE = {
     "knowledge": [
         "faults refs extract items looks placebo",
         "database poison",
-        "assemble episodes",
+        "assemble episodes recordings",
         "queries",
         "store",
         "bench care evidence exchange ingest students",
@@ -102,8 +103,13 @@ INSIDE = {
     ],
     "workspace": [
         "day evaluation.spoken extraction handover holding paths trackers",
-        "ledger lineage.found",
-        "card lineage.measure lineage.recorded overview session",
+        "ledger lineage.found named",
+        "card lineage.measure lineage.recorded overview session gateway.connection gateway.schema gateway.redact "
+        "gateway.said gateway.engine",
+        "gateway.answers gateway.asked",
+        "gateway.desk gateway.incoming",
+        "gateway.app",
+        "gateway.serve",
         "checks pace resolved",
         "evaluation.names experience.chains experience.choose experience.worth",
         "ready",
@@ -121,7 +127,7 @@ INSIDE = {
         "page.overview",
         "page.parts",
         "page.report page.serve",
-        "decisions lineage look_up pages push reproduce rollback status store verbs",
+        "decisions lineage look_up pages push reproduce rollback serve status store verbs",
         "cli",
     ],
 }

@@ -28,6 +28,7 @@ from agentopcd.cli import (
     push,
     reproduce,
     rollback,
+    serve,
     status,
     store,
     verbs,
@@ -69,6 +70,7 @@ app.command("rollback")(rollback.rollback)
 app.command("status")(status.status)
 app.command("report", epilog="Example: agentopcd report sokoban/best -o page.html")(pages.report)
 app.command("view", epilog="Example: agentopcd view")(pages.view)
+serve.add_to(app)
 app.add_typer(envs.app, name="envs")
 app.add_typer(knowledge.app, name="knowledge")
 app.add_typer(store.app, name="store")

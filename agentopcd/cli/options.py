@@ -158,6 +158,24 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
     return command
 
 
+def plain(config: type[Config], run: Callable[[Any, Path | None], None]) -> Callable[..., None]:
+    """Build a Typer command whose options are the fields of ``config``: no verb, so neither settings file nor result.
+
+    Args:
+        run: called with the settings and the workspace. Its docstring is the help text.
+    """
+
+    def command(ctx: typer.Context, **values: Any) -> None:
+        run(config.load(None, **_given(ctx, config, values)), values["work"])
+
+    settings = (_options(config, panel, fields) for panel, fields in panels(config).items())
+    parameters = [_keyword("ctx", typer.Context), *itertools.chain(*settings), _keyword("work", WORK, None)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = run.__doc__
+    return command
+
+
 def _given(ctx: typer.Context, config: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
     """The settings given on the command line, without defaults, which would override the file."""
     given: dict[str, Any] = {}

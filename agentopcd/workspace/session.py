@@ -16,9 +16,8 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
-from agentopcd.core.encoding import read_text
-from agentopcd.core.errors import ConfigError, StoreError
-from agentopcd.core.files import is_file, path_of
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import path_of
 from agentopcd.core.runs import writing
 from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
@@ -26,7 +25,6 @@ from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
-from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.students import past_students, student_moves, student_ref
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
@@ -36,7 +34,8 @@ from agentopcd.workspace.day import day_of
 from agentopcd.workspace.extraction import Extraction
 from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
-from agentopcd.workspace.paths import existing, inside, kept, recall, student_folder
+from agentopcd.workspace.named import context_named, model_named
+from agentopcd.workspace.paths import existing, inside, kept, student_folder
 
 DEFAULT_MODEL = "smollm2-135m"
 """The model for environments that name none."""
@@ -181,14 +180,10 @@ class Session:
             self.store.add_model(loaded.id, name)
             return loaded
         name = self.named(name)
-        loaded = models.load_model(name, device=self.device)
+        loaded = model_named(self.store, self.work, name, self.device)
         if loaded.note:
             self.say_once(f"note: {loaded.note}")
         self._shortcuts[loaded.id] = models.shortcuts_of(loaded.model)
-        self.store.add_model(loaded.id, loaded.name, kept(self.work, loaded.folder))
-        known = self.store.lookup("model", id=loaded.id)
-        if known is not None and recall(self.work, known) is None:  # it was moved
-            self.store.move_model(loaded.id, kept(self.work, loaded.folder))
         if name not in (self.config.model, getattr(self.config, "student", ""), getattr(self.config, "extractor", "")):
             self._refuse_changed(loaded)
         return loaded
@@ -332,35 +327,8 @@ class Session:
     # -- contexts -----------------------------------------------------------------------------------
 
     def context(self, name: str, placement: Placement = "user") -> tuple[Context, bool]:
-        """A context by file, ref or id, and whether it came from a file.
-
-        Raises:
-            ConfigError: the file is empty, is not text, or is an export of a store.
-            StoreError: ``name`` is neither a file nor a ref or id in the store.
-        """
-        if is_file(name):
-            try:
-                text = read_text(path_of(name)).strip()
-            except ConfigError as error:
-                raise ConfigError(f"context file {error}") from error
-            if is_export(text):
-                raise ConfigError(
-                    f"{name!r} is a knowledge export, not a context; import it with `agentopcd knowledge import "
-                    f"{name}`, then name one of its refs"
-                )
-            if not text:
-                raise ConfigError(f"context file {name!r} is empty; write the context into it")
-            context = Context(text, placement)
-            self.store.add_context(context, {"order": "file", "file": name})
-            return context, True
-        try:
-            return self.store.get_context(self.store.resolve(name)), False
-        except StoreError as error:
-            cut = name if len(name) <= 60 else f"{name[:60]}…"  # somebody may have typed the whole context
-            raise StoreError(
-                f"{str(error).replace(repr(name), repr(cut))} (and there is no such file; to give the text of a "
-                "context, write it into a file and name that)"
-            ) from error
+        """See :func:`agentopcd.workspace.named.context_named`."""
+        return context_named(self.store, name, placement)
 
     def confirmed(self, context: Context) -> bool:
         """Whether this store has found this context to be useful in this environment, with any model.

@@ -1,6 +1,7 @@
 """Settings: one frozen dataclass per verb, read from TOML and written as JSON."""
 
 from agentopcd.core.config.base import VERBS, Config, about, choices, default_of, field_docs, hints, pick, read_toml
+from agentopcd.core.config.engine import EngineConfig
 from agentopcd.core.config.flags import (
     DICT_FLAGS,
     USUAL,
@@ -13,6 +14,7 @@ from agentopcd.core.config.flags import (
     without_flag,
 )
 from agentopcd.core.config.player import PlayerConfig
+from agentopcd.core.config.serve import SERVE_KEY, ServeConfig
 from agentopcd.core.config.training import ByTeacher, OnPolicy, Replay, TrainConfig
 from agentopcd.core.config.verbs import (
     ConfirmConfig,
@@ -28,12 +30,14 @@ from agentopcd.core.config.verbs import (
 
 __all__ = [
     "DICT_FLAGS",
+    "SERVE_KEY",
     "USUAL",
     "VERBS",
     "ByTeacher",
     "Config",
     "ConfirmConfig",
     "ConsolidateConfig",
+    "EngineConfig",
     "EvaluateConfig",
     "ForecastConfig",
     "GatherConfig",
@@ -44,6 +48,7 @@ __all__ = [
     "Replay",
     "ScoreConfig",
     "ScoringConfig",
+    "ServeConfig",
     "TrainConfig",
     "about",
     "choices",

@@ -39,6 +39,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "select_tasks", "select_every", "patience", "confirm_tasks", "gate_tasks", "margin", "drift_budget",
         "test_tasks",
     ),
+    "Serving": ("record", "redact", "host", "port", "key_file", "max_waiting"),
     "Output": ("merge", "save_dtype", "track", "save_every", "keep_checkpoints"),
 }  # fmt: skip
 """Panel -> its settings, both in display order. A setting in two panels is in the first that its verb has."""
@@ -95,7 +96,8 @@ def panels(config: type[Config]) -> dict[str, list[dataclasses.Field[Any]]]:
 
 def player_flags(config: PlayerConfig, verb: type[PlayerConfig] = PlayerConfig) -> str:
     """The command-line flags that make another verb play the same tasks in the same way."""
-    return flags_of(config, [field.name for field in dataclasses.fields(PlayerConfig)], verb)
+    names = [*PlayerConfig.__annotations__, *(field.name for field in dataclasses.fields(PlayerConfig))]
+    return flags_of(config, list(dict.fromkeys(names)), verb)
 
 
 def flags_for(config: PlayerConfig, verb: type[PlayerConfig]) -> str:
