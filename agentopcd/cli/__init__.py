@@ -64,15 +64,11 @@ decisions.add_to(knowledge.app)
 look_up.add_to(knowledge.app)
 lineage.add_to(knowledge.app)
 new_env.add_to(envs.app)
-app.command("push", short_help="Upload a student to the model hub, with its card.")(push.push)
+app.command("push")(push.push)
 app.command("reproduce")(reproduce.reproduce)
 app.command("rollback")(rollback.rollback)
-app.command("status", short_help="Say what a workspace holds, and how to go on with it.")(status.status)
-app.command(
-    "report",
-    short_help="Write one HTML file about a workspace, a run, a student or a context.",
-    epilog="Example: agentopcd report sokoban/best -o page.html",
-)(pages.report)
+app.command("status")(status.status)
+app.command("report", epilog="Example: agentopcd report sokoban/best -o page.html")(pages.report)
 app.command("view", epilog="Example: agentopcd view")(pages.view)
 serve.add_to(app)
 app.add_typer(envs.app, name="envs")
