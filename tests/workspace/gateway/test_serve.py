@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2 as httpx
 import openai
+import pytest
 import torch
 
 from agentopcd import models
