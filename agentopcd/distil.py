@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import Arm
+from agentopcd.knowledge.students import move_student, student_moves
 from agentopcd.models import find
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
@@ -35,6 +37,7 @@ from agentopcd.workspace.evidence import evidence
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
+from agentopcd.workspace.ratchet import Taught, play_parent, promote
 from agentopcd.workspace.resolved import resolved
 from agentopcd.workspace.session import Session
 from agentopcd.workspace.trackers import summary, tracking
@@ -55,8 +58,16 @@ class Distilled:
     skipped: int
     """Steps that changed nothing."""
     evaluation: Evaluation | None
+    promotion: Mapping[str, Any] | None = None
+    """Whether it became ENV/student, see :meth:`agentopcd.workspace.ratchet.Promotion.to_dict`; None if it became that
+    without a gate."""
     repeated: bool = False
     """True if the run had already finished, so that nothing was trained."""
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the student became ENV/student."""
+        return self.promotion is None or self.promotion["verdict"] == "promoted"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -64,6 +75,7 @@ class Distilled:
             "teacher": self.teacher_id, "context": self.context_id,
             "best_step": self.best_step, "steps": self.steps, "skipped": self.skipped, "repeated": self.repeated,
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
+            **({} if self.promotion is None else {"promotion": dict(self.promotion)}),
         }  # fmt: skip
 
     @classmethod
@@ -82,7 +94,7 @@ class Distilled:
         return cls(
             folder=str(folder), model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
             context_id=done["context"], best_step=done["best_step"], steps=done.get("steps", 0),
-            skipped=done.get("skipped", 0), evaluation=None, repeated=True,
+            skipped=done.get("skipped", 0), evaluation=None, promotion=done.get("promotion"), repeated=True,
         )  # fmt: skip
 
 
@@ -114,16 +126,6 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     for part in context.parts:
         if said := evidence(session, part, flags_for(config, ConfirmConfig)):
             session.say(said)
-    train = session.tasks("train")
-    session.manifest.guard_training(train)
-    stored = replayed(session, run.folder, train, config) if config.replays else []
-    training = Training(
-        config=config,
-        context=context,
-        train=list(dict.fromkeys(episode.task for episode in stored)) or train,
-        select=session.tasks("select", config.select_tasks),
-        by=session.by,
-    )
     run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder))
     arms = _arms(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
@@ -134,10 +136,9 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         far = measured(session, arms, teacher_model, context, test, known)
         for line in far.lines() if far else row_lines(before.rows):
             session.say(line)
+    play_parent(session, student, config.gate_tasks, run_id)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
-    assignment = Assignment(
-        training=training, student=str(student.folder), stored=stored, work=session.work, identity=identity
-    )
+    assignment = _assignment(session, config, context, student, run, identity)
     with tracking(run, config.track, identity, session.say) as record:
         with ranks.led(assignment):
             result = train_student(assignment, student, teacher_model, run, session.say)
@@ -153,10 +154,70 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
             out = dataclasses.replace(out, evaluation=_reported(session, config, context, out, run_id, folders, known))
             describe(session.store, result.folder, result.model_id, student.folder, out.to_dict()["evaluation"])
         record.finish(summary(out.to_dict()["evaluation"]) if test else {})
+    out = dataclasses.replace(out, promotion=_promoted(session, config, context, out, teacher_model, run_id))
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out
+
+
+def _assignment(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, student: models.LoadedModel, run: Run,
+    identity: dict[str, Any],
+) -> Assignment:  # fmt: skip
+    train = session.tasks("train")
+    session.manifest.guard_training(train)
+    stored = replayed(session, run.folder, train, config) if config.replays else []
+    training = Training(
+        config=config,
+        context=context,
+        train=list(dict.fromkeys(episode.task for episode in stored)) or train,
+        select=session.tasks("select", config.select_tasks),
+        by=session.by,
+    )
+    return Assignment(
+        training=training, student=str(student.folder), stored=stored, work=session.work, identity=identity
+    )
+
+
+def pilot(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> float:
+    """Train as ``config`` says, keep no student, and return how well the best checkpoint did on select tasks.
+
+    Larger is better, also of a distance. A finished pilot is not repeated.
+    """
+    session.use(None)  # the weights in memory may be those of the last training
+    student = session.loaded
+    teacher = session.load(config.teacher) if config.teacher else student
+    identity = run_config(config) | {
+        "env": session.env, "student": student.id, "context_id": context.id, "setup": session.setup(),
+    }  # fmt: skip
+    run = Run(session.work, "pilot", identity)
+    if (done := run.result) is None:
+        assignment = _assignment(session, config, context, student, run, identity)
+        with Ranks.current().led(assignment):
+            result = train_student(assignment, student, teacher, run, session.say)
+        scores = [found.rate for step, found in result.select.items() if step]
+        done = {"best": max((-score if session.by == DISTANCE else score) for score in scores)}
+        run.finish(done)
+        shutil.rmtree(result.folder)
+        session.use(None)
+    return done["best"]
+
+
+def _promoted(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, out: Distilled,
+    teacher: models.LoadedModel, run_id: int,
+) -> Mapping[str, Any] | None:  # fmt: skip
+    """Whether the student becomes ENV/student; None if no gate was asked for, so that it does."""
+    if not config.gate_tasks:
+        if not any(move["run_id"] == run_id for move in student_moves(session.store, session.env)):
+            move_student(session.store, session.env, out.model_id, "no gate", "--gate-tasks 0", run_id)
+        return None
+    taught = Taught(context=context, teacher=str(teacher.folder))
+    result = promote(session, session.load(out.folder), out.parent_id, config, taught, run_id)
+    for line in result.lines():
+        session.say(line)
+    return result.to_dict()
 
 
 def _repeated(

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.core.config.toml import saved
+from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, read_json, write_json
-from agentopcd.distil import Distilled, check_launch, distil_context
+from agentopcd.core.types import Context, Job
+from agentopcd.distil import Distilled, check_launch, distil_context, pilot
 from agentopcd.envs.scan import Progress, no_progress
+from agentopcd.knowledge import Ranking
 from agentopcd.knowledge.database import now
+from agentopcd.knowledge.faults import read_object
 from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.workspace.evaluation.rounds import Stage, stages
+from agentopcd.workspace.experience.carry import carried
+from agentopcd.workspace.experience.chains import Gathered
 from agentopcd.workspace.experience.choose import choose, result_of
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.holding import Hold
@@ -24,6 +31,17 @@ from agentopcd.workspace.paths import inside, written_down
 from agentopcd.workspace.ready import to_learn
 from agentopcd.workspace.session import Session
 
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "opcd": {"method": "opcd"},
+    "prefix-replay": {"method": "prefix-replay"},
+    "context-distillation": {"method": "context-distillation"},
+    "opcd, anchored": {"method": "opcd", "anchor": 0.5},
+}
+"""Ways to train that are tried when a student does not pass its gate, and what each changes in the settings."""
+
+REPLAYED = 64
+"""Train episodes that are played for prefix replay."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Round:
@@ -31,21 +49,51 @@ class Round:
 
     number: int
     model: str
+    """The model that it started from."""
     played: dict[str, Any]
     confirmed: bool
     distilled: Distilled | None
+    """The last student that it trained; None if nothing was confirmed."""
+    tried: Sequence[str] = ()
+    """The ways in which it trained students, in order."""
+    stages: Sequence[Stage] = ()
+    """The first base and the students up to this round, on the same test tasks."""
+
+    @property
+    def player(self) -> str:
+        """The folder of the model that plays after this round."""
+        return self.distilled.folder if self.distilled and self.distilled.promoted else self.model
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"distilled": self.distilled.to_dict() if self.distilled else None}
+        return {
+            "number": self.number, "model": self.model, "played": self.played, "confirmed": self.confirmed,
+            "distilled": self.distilled.to_dict() if self.distilled else None, "tried": [*self.tried],
+            "stages": [stage.to_dict() for stage in self.stages],
+        }  # fmt: skip
+
+
+@dataclasses.dataclass
+class _Past:
+    """What earlier rounds of this call leave to the next one."""
+
+    students: list[tuple[str, str, bool]] = dataclasses.field(default_factory=list)
+    """Label, model id, and whether it was promoted, of the first base and every student."""
+    candidates: list[Context] = dataclasses.field(default_factory=list)
+    """Where the chains of earlier rounds ended, the newest round first."""
+    start: list[Context] = dataclasses.field(default_factory=list)
+    """What the next round's chains begin with."""
+    last: tuple[Gathered, Ranking | None] | None = None
 
 
 def learn(
     config: LearnConfig, work: Path, *, say: Callable[[str], None] = print, progress: Progress = no_progress
 ) -> list[Round]:
-    """Run rounds of play, extract, score and consolidate; each round starts from the last student.
+    """Run rounds of play, extract, score and consolidate; each round starts from the student that plays.
 
     Round 1 starts from ``config.model``. A round whose candidates do not beat the empty context on the
-    confirm tasks trains nothing unless ``force`` is set; the next round continues with the same model.
+    confirm tasks trains nothing unless ``force`` is set, and a student that does not pass its gate
+    (:mod:`agentopcd.workspace.ratchet`) plays no further round. Tasks, seeds of tests, and the pool of contexts go on
+    from round to round; play takes new tasks, and training takes new noise.
     """
     check_launch(pick(config, ConsolidateConfig), Ranks.current().count)
     run = Run(work, "learn", run_config(config), saved(config)[0])
@@ -71,46 +119,138 @@ def _rounds(config: LearnConfig, run: Run, work: Path, say: Callable[[str], None
             name = session.model_name()[0]
         (run.folder / "result.json").unlink(missing_ok=True)
         first = written_down(work, name)
+    past = _Past()
     for number in range(1, config.rounds + 1):
         write_json(start, {"model": first, "round": number, "started_at": began})
         say(f"round {number} of {config.rounds}")
-        settings = dataclasses.replace(config, model=name, seed=config.seed + number - 1)
-        done = _round(settings, number, work, say, progress)
+        done = _round(dataclasses.replace(config, model=name), number, past, work, say, progress)
         rounds.append(done)
-        name = done.distilled.folder if done.distilled else done.model
+        name = done.player
     run.finish({"rounds": [one.to_dict() for one in rounds]})
     return rounds
 
 
-def _round(config: LearnConfig, number: int, work: Path, say: Callable[[str], None], progress: Progress) -> Round:
+def _round(
+    config: LearnConfig, number: int, past: _Past, work: Path, say: Callable[[str], None], progress: Progress
+) -> Round:
     play = pick(config, PlayConfig, episodes=config.episodes_per_round)
     with Session(play, work, say=say, progress=progress) as session:
+        _carry(session, past)
         run_id = session.ledger.stage("play", round=number)
-        gathered = gather(session, play, run_id=run_id)
+        gathered = gather(session, play, run_id=run_id, start=past.start)
         session.ledger.finish(run_id, gathered.to_dict())
         say(f"played {gathered.rate}; {len(gathered.items)} items, {len(gathered.candidates)} candidate contexts")
+        past.last = gathered, None
         model = str(session.loaded.folder)
-        waiting = len(session.store.items(ids=gathered.items, status="pending"))
-        if waiting:
-            say(f"{waiting} items wait for a person: agentopcd knowledge list items --status pending --work {work}")
-        if not gathered.candidates:
-            why = "none of the items is approved" if waiting else "no item could be read from the extractor's replies"
-            say(f"{why}, so there is nothing to score")
-            return Round(number=number, model=model, played=gathered.to_dict(), confirmed=False, distilled=None)
+        if not past.students:
+            past.students.append(("base", session.loaded.id, True))
+        done = Round(number=number, model=model, played=gathered.to_dict(), confirmed=False, distilled=None)
+        candidates = _candidates(session, config, gathered, past)
+        if not candidates:
+            return dataclasses.replace(done, stages=_stages(session, config, past))
         run_id = session.ledger.stage("score", round=number)
-        ranking, outcome = choose(session, pick(config, ScoreConfig), gathered.candidates, run_id=run_id)
+        ranking, outcome = choose(session, pick(config, ScoreConfig), candidates, run_id=run_id)
         assert outcome is not None
         session.ledger.finish(run_id, result_of(ranking, outcome) | {"text": str(outcome)})
-        distilled = None
+        past.last = gathered, ranking
+        done = dataclasses.replace(done, confirmed=outcome.passed)
         if outcome.passed or config.force:
             context = session.store.get_context(ranking.best.context_id)
             session.check_handover(context)
-            distilled = distil_context(session, pick(config, ConsolidateConfig), context)
+            done = _taught(session, config, number, context, done, past)
         else:
             say("nothing was confirmed, so nothing is consolidated (--force consolidates anyway)")
-        return Round(
-            number=number, model=model, played=gathered.to_dict(), confirmed=outcome.passed, distilled=distilled
+        return dataclasses.replace(done, stages=_stages(session, config, past))
+
+
+def _taught(session: Session, config: LearnConfig, number: int, context: Context, done: Round, past: _Past) -> Round:
+    """The round with its student: by ``config.method`` and, if that does not pass the gate, by the best other way."""
+    training = pick(config, ConsolidateConfig, seed=config.seed + number - 1)  # new noise; tests keep theirs
+    distilled, tried = distil_context(session, training, context), [training.method]
+    past.students.append((f"round {number}", distilled.model_id, distilled.promoted))
+    again = not (distilled.promoted or config.one_method)
+    found = another_way(session, training, context, round_number=number) if again else None
+    if found is not None:
+        name, other = found
+        session.say(f"training again by the way whose pilot did best: {name}")
+        distilled = distil_context(session, other, context)
+        tried.append(name)
+        past.students.append((f"round {number}, {name}", distilled.model_id, distilled.promoted))
+    return dataclasses.replace(done, distilled=distilled, tried=tried)
+
+
+def another_way(
+    session: Session, training: ConsolidateConfig, context: Context, *, round_number: int
+) -> tuple[str, ConsolidateConfig] | None:
+    """The way to train whose pilot did best on select tasks, and its settings; None if no other way can be taken.
+
+    A pilot takes a quarter of the steps, from the same parent.
+    """
+    found: dict[str, tuple[float, ConsolidateConfig]] = {}
+    for name, changes in WAYS.items():
+        try:
+            config = dataclasses.replace(training, **changes)
+        except ConfigError as error:
+            session.say(f"no pilot of {name}: {error}")
+            continue
+        if config == training:
+            continue
+        steps = max(1, config.steps // 4)
+        short = dataclasses.replace(
+            config, steps=steps, select_every=steps, warmup_steps=min(config.warmup_steps, steps), patience=0
         )
+        if short.replays and not session.game.spec.logged:
+            _play_to_replay(session, round_number)
+        session.say(f"pilot of {name}: {steps} steps")
+        found[name] = pilot(session, short, context), config
+        session.say(f"pilot of {name}: {abs(found[name][0]):.3f} on select tasks")
+    if not found:
+        return None
+    best = max(found, key=lambda name: found[name][0])
+    return best, found[best][1]
+
+
+def _play_to_replay(session: Session, number: int) -> None:
+    """Play train tasks without a context, whose turns are replayed."""
+    run_id = session.ledger.stage("play", replay=number)
+    jobs = [Job(task) for task in session.tasks("train", REPLAYED)]
+    session.bench(run_id).play_missing("play to replay", jobs)
+    session.ledger.finish(run_id, {"episodes": len(jobs)})
+
+
+def _carry(session: Session, past: _Past) -> None:
+    """What the last round's chains hand on to those of this one."""
+    if past.last is None:
+        return
+    gathered, ranking = past.last
+    row = session.store.run(gathered.run_id)
+    row |= {"config": read_object(row["config"], f"the config of run {row['id']}")}
+    past.start = carried(session.store, row, ranking, session.loaded.id)
+    if any(context.text for context in past.start):
+        lines = sum(len(context.lines) for context in past.start)
+        session.say(f"{lines} items of the last round go on in the chains of this one")
+    past.candidates = [*gathered.candidates[: len(past.start)], *past.candidates]
+
+
+def _candidates(session: Session, config: LearnConfig, gathered: Gathered, past: _Past) -> list[Context]:
+    """The contexts to rank: those of this round, then where earlier rounds ended, without what is in the weights."""
+    waiting = len(session.store.items(ids=gathered.items, status="pending"))
+    if waiting:
+        session.say(
+            f"{waiting} items wait for a person: agentopcd knowledge list items --status pending --work {session.work}"
+        )
+    known = session.store.learned(session.loaded.id)
+    found = [one for one in dict.fromkeys([*gathered.candidates, *past.candidates]) if one.id not in known]
+    if not found:
+        why = "none of the items is approved" if waiting else "no item could be read from the extractor's replies"
+        session.say(f"{why}, so there is nothing to score")
+    return found
+
+
+def _stages(session: Session, config: LearnConfig, past: _Past) -> list[Stage]:
+    if not config.test_tasks or len(past.students) < 2:
+        return []
+    return stages(session, past.students, session.tasks("test", config.test_tasks))
 
 
 make_callable(__name__)  # agentopcd.learn(...) works, too

@@ -68,7 +68,7 @@ INSIDE = {
         "assemble episodes recordings",
         "queries",
         "store",
-        "bench care evidence exchange ingest",
+        "bench care evidence exchange ingest students",
         "confirm decide dump plain repair score values",
         "changes edit similar",
         "knowledge",
@@ -95,7 +95,7 @@ INSIDE = {
         "memory",
         "compare",
         "teacher learner",
-        "best deal methods",
+        "anchor best deal methods",
         "played",
         "distance metrics",
         "checks",
@@ -112,8 +112,9 @@ INSIDE = {
         "evaluation.names evaluation.spoken experience.chains experience.choose experience.worth",
         "ready",
         "evaluation.table",
-        "evaluation.distance evaluation.drift experience.find_context experience.gather experience.influence",
-        "evaluation.student",
+        "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "
+        "experience.find_context experience.gather experience.influence",
+        "evaluation.student ratchet",
     ],
     "cli": [
         "store_views help completion pulse spoken templates.text_env templates.tool_env",
@@ -124,7 +125,7 @@ INSIDE = {
         "page.overview",
         "page.parts",
         "page.report page.serve",
-        "decisions look_up pages push reproduce serve status store verbs",
+        "decisions look_up pages push reproduce rollback serve status store verbs",
         "cli",
     ],
 }

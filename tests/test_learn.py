@@ -10,7 +10,8 @@ import pytest
 
 from agentopcd.core.config import LearnConfig
 from agentopcd.knowledge import Store
-from agentopcd.learn import learn
+from agentopcd.knowledge.students import current_student
+from agentopcd.learn import WAYS, learn
 from tests import tiny
 
 
@@ -24,7 +25,7 @@ def config(model: Path) -> LearnConfig:
     return LearnConfig(
         env="math", model=str(model), rounds=2, episodes_per_round=6, chains=2, chain_steps=2, extract_tokens=12,
         candidates=2, select_tasks=4, confirm_tasks=6, test_tasks=5, steps=2, batch_size=3, select_every=1,
-        save_every=1, max_tokens=4, temperature=1.0, learning_rate=3e-4, compute="float32",
+        save_every=1, max_tokens=4, temperature=1.0, learning_rate=3e-4, compute="float32", gate_tasks=0,
     )  # fmt: skip
 
 
@@ -68,3 +69,35 @@ def test_nothing_is_consolidated_when_nothing_was_confirmed(
     assert not one.confirmed and one.distilled is None
     assert any("nothing was confirmed, so nothing is consolidated" in line for line in said)
     assert not list(tmp_path.glob("runs/consolidate-*"))
+
+
+@pytest.mark.slow
+def test_a_student_that_does_not_pass_its_gate_plays_no_further_round(
+    config: LearnConfig, tmp_path: Path, unflagged: None
+) -> None:
+    said: list[str] = []
+    held = dataclasses.replace(config, force=True, gate_tasks=6)
+    rounds = learn(held, tmp_path, say=said.append)
+    first, second = (one.distilled for one in rounds)
+    assert first is not None and second is not None and not first.promoted and not second.promoted
+    assert second.parent_id == first.parent_id and rounds[1].model == rounds[0].model == rounds[0].player
+    assert rounds[0].tried[0] == "opcd" and rounds[0].tried[1] in WAYS, "another way to train was tried"
+    pilots = [line for line in said if line.startswith("pilot of ") and "on select tasks" in line]
+    assert len(pilots) == 2 * (len(WAYS) - 1)
+    assert not list(tmp_path.glob("runs/pilot-*/student")), "pilots leave no students behind"
+    labels = [(stage.label, stage.promoted) for stage in rounds[1].stages]
+    assert labels[0] == ("base", True) and len(labels) == 5 and not any(promoted for _, promoted in labels[1:])
+    assert all(stage.rate.n == 5 for stage in rounds[1].stages)
+    with Store.open(tmp_path / "store.db") as store:
+        assert current_student(store, "math") is None
+        episodes = len(store.episodes())
+    learn(held, tmp_path, say=said.append)
+    with Store.open(tmp_path / "store.db") as store:
+        assert len(store.episodes()) == episodes
+
+
+@pytest.mark.slow
+def test_one_method_tries_no_other(config: LearnConfig, tmp_path: Path, unflagged: None) -> None:
+    held = dataclasses.replace(config, force=True, gate_tasks=6, one_method=True, rounds=1)
+    (one,) = learn(held, tmp_path, say=lambda line: None)
+    assert one.tried == ["opcd"] and not list(tmp_path.glob("runs/pilot-*"))

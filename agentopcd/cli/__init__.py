@@ -26,6 +26,7 @@ from agentopcd.cli import (
     pages,
     push,
     reproduce,
+    rollback,
     serve,
     status,
     store,
@@ -63,6 +64,7 @@ look_up.add_to(knowledge.app)
 new_env.add_to(envs.app)
 app.command("push")(push.push)
 app.command("reproduce")(reproduce.reproduce)
+app.command("rollback")(rollback.rollback)
 app.command("status")(status.status)
 app.command("report", epilog="Example: agentopcd report sokoban/best -o page.html")(pages.report)
 app.command("view", epilog="Example: agentopcd view")(pages.view)

@@ -87,6 +87,10 @@ def table(call: Call, result: Distilled) -> None:
     call.say(f"student: {result.folder} (best at step {result.best_step}{skipped})")
     if result.evaluation and (said := verdict(result.evaluation)):
         call.say(said)
+    if result.promotion is not None and not result.promoted:
+        env = result.promotion["env"]
+        call.say(f"it is not {env}/student; to play with it, name it with --model, or put it there:")
+        call.say("  " + command(call, f"rollback {shlex.quote(env)} --to {result.model_id[:12]}", ""))
 
 
 def verdict(table: Evaluation) -> str:
@@ -133,18 +137,31 @@ def after_evaluation(call: Call, config: EvaluateConfig, result: Evaluation) -> 
 def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> None:
     """How each round came out, where the base went, and what follows."""
     for one in rounds:
-        word = "consolidated" if one.distilled else "confirmed" if one.confirmed else "nothing confirmed"
+        word = "nothing confirmed"
+        if one.distilled:
+            word = "consolidated, promoted" if one.distilled.promoted else "consolidated, not promoted"
+            word += f" ({', then '.join(one.tried)})" if len(one.tried) > 1 else ""
+        elif one.confirmed:
+            word = "confirmed"
         call.say(f"round {one.number}: {word}")
         if one.distilled:
             table(call, one.distilled)
-    last = next((one.distilled for one in reversed(rounds) if one.distilled), None)
-    if last is not None:
+    if found := rounds[-1].stages:
+        call.say(f"all rounds, on the same {found[0].rate.n} test tasks:")
+        for stage in found:
+            call.say(f"  {stage}")
+    trained = [one.distilled for one in rounds if one.distilled]
+    if last := next((one for one in reversed(trained) if one.promoted), None):
         for line in use(Path(last.folder)):
             call.say(line)
         first = config.model or rounds[0].model
         call.say(f"from the base {first} to the student {last.folder}; both on the same test tasks:")
         whole = dataclasses.replace(config, model=first)
         next_is(call, command(call, f"evaluate --student {shlex.quote(last.folder)}", flags_for(whole, EvaluateConfig)))
+        return
+    if trained:
+        call.say("verdict: no student passed its gate, so the model that began plays on; to see why:")
+        next_is(call, command(call, "status", ""))
         return
     call.say("verdict: nothing confirmed, so there is no student; more play gives more candidates:")
     more = {name: 2 * getattr(config, name) for name in ("episodes_per_round", "chains", "candidates")}

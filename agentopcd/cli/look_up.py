@@ -67,7 +67,7 @@ def _change_lines(found: Changes) -> list[str]:
 
 
 def log(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="For example sokoban/best.")],
+    ref: Annotated[str, typer.Argument(metavar="REF", help="For example sokoban/best or sokoban/student.")],
     work: Work = WORK,
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +84,8 @@ def log(
         start, end = ((row[name] or "nothing")[:12] for name in ("from", "to"))
         run = f" (run {row['run']}, {row['verb']})" if row["run"] else ""
         print(f"{row['at'][:19]}  {start} -> {end}  {row['actor']}: {row['reason'] or '-'}{run}")
-    print(f"{len(rows)} moves; agentopcd knowledge move {ref} CONTEXT goes back to one")
+    back = f"rollback {ref} --to STUDENT" if ref.endswith("/student") else f"knowledge move {ref} CONTEXT"
+    print(f"{len(rows)} moves; agentopcd {back} goes back to one")
 
 
 def _moves(store: Store, ref: str) -> list[dict[str, Any]]:
@@ -94,9 +95,11 @@ def _moves(store: Store, ref: str) -> list[dict[str, Any]]:
         StoreError: there never was such a ref.
     """
     from agentopcd.core.errors import StoreError, did_you_mean
+    from agentopcd.knowledge.students import env_of, student_moves
 
     rows, before = [], None
-    for move in store.log(ref):
+    of_student = [{**move, "context_id": move["model_id"]} for move in student_moves(store, env_of(ref))]
+    for move in of_student or store.log(ref):
         run = store.lookup("run", id=move["run_id"]) if move["run_id"] else None
         rows.append(
             {"at": move["at"], "from": before, "to": move["context_id"], "actor": move["actor"],

@@ -106,7 +106,8 @@ def _student_lines(student: dict[str, Any], contexts: Sequence[dict[str, Any]]) 
     refs = {entry["id"]: entry["refs"] for entry in contexts}
     taught = ", ".join(" ".join([*refs.get(id_, [])[:1], id_[:12]]) for id_ in student["contexts"]) or "unknown"
     folder = student["folder"] or "(its folder is gone)"
-    yield f"  {folder}  {student['id'][:12]}  {_bytes(student['bytes'])}"
+    names = f"  {', '.join(student['refs'])}" if student["refs"] else ""
+    yield f"  {folder}  {student['id'][:12]}  {_bytes(student['bytes'])}{names}"
     yield f"    {student['env']}: from {student['base']} {student['base_id'][:12]}, context {taught}"
     rows = [row for row in student["test"] or [] if row.get("success") is not None]
     if rows:

@@ -241,11 +241,11 @@ def benjamini_hochberg(p: Sequence[float]) -> list[float]:
     return q
 
 
-def ratio(totals: Sequence[float], sizes: Sequence[float]) -> tuple[float, float, float]:
-    r"""A mean over groups of unequal size, with a 95 % interval that counts each group as one observation.
+def ratio(totals: Sequence[float], sizes: Sequence[float], z: float = Z95) -> tuple[float, float, float]:
+    r"""A mean over groups of unequal size, with an interval (95 %) that counts each group as one observation.
 
     .. math:: r = \frac{\sum_g t_g}{\sum_g s_g}, \qquad
-        r \pm 1.96 \, \frac{\sqrt{\frac{G}{G-1} \sum_g (t_g - r s_g)^2}}{\sum_g s_g}
+        r \pm z \, \frac{\sqrt{\frac{G}{G-1} \sum_g (t_g - r s_g)^2}}{\sum_g s_g}
 
     What is in one group (the pairs of one task, the tokens of one turn) need not be independent. With groups of size
     1 it is the mean and its usual interval.
@@ -262,7 +262,7 @@ def ratio(totals: Sequence[float], sizes: Sequence[float]) -> tuple[float, float
     if len(totals) < 2:
         return value, -inf, inf  # one group says nothing about others
     spread = sum((total - value * one) ** 2 for total, one in zip(totals, sizes, strict=True))
-    half = Z95 * sqrt(spread * len(totals) / (len(totals) - 1)) / size
+    half = z * sqrt(spread * len(totals) / (len(totals) - 1)) / size
     return value, value - half, value + half
 
 
@@ -307,7 +307,7 @@ def _hypotenuse(a: float, b: float, phi: float) -> float:
 
 
 def compare(
-    a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], *, draws: int = DRAWS
+    a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], *, draws: int = DRAWS, z: float = Z95
 ) -> Comparison:
     """Compare two arms over the pairs that both arms have played.
 
@@ -316,13 +316,14 @@ def compare(
         b: success or score of the second arm by the same pairs.
         tasks: the task key of each pair.
         draws: for :func:`sign_flip`.
+        z: half the width of the difference's interval, in standard errors; by default that of 95 %.
 
     Returns:
         Rates, difference and a one-sided p: :func:`mid_p` for successes when no two pairs share a task,
         :func:`sign_flip` over tasks otherwise. Pairs that either arm lacks are ignored.
     """
     if not all(isinstance(value, bool) for arm in (a, b) for value in arm.values()):
-        return _compare_scores(a, b, tasks, draws)
+        return _compare_scores(a, b, tasks, draws, z)
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     sums: defaultdict[str, int] = defaultdict(int)
     sizes: defaultdict[str, int] = defaultdict(int)
@@ -333,10 +334,10 @@ def compare(
         sizes[tasks[key]] += 1
     both, wins, losses, neither = cells.values()
     n = both + wins + losses + neither
-    difference = paired_difference(both, wins, losses, neither)
+    difference = paired_difference(both, wins, losses, neither, z)
     repeated = len(sums) < n
     if repeated:
-        difference = _widened(difference, [(sums[task], sizes[task]) for task in sums])
+        difference = _widened(difference, [(sums[task], sizes[task]) for task in sums], z)
     # Sorted: the pairs come from a set, and the result of the draws depends on the order of the sums.
     p = sign_flip(sorted(sums.values()), draws) if repeated else mid_p(wins, losses)
     return Comparison(
@@ -345,10 +346,12 @@ def compare(
     )  # fmt: skip
 
 
-def _compare_scores(a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], draws: int) -> Comparison:
+def _compare_scores(
+    a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], draws: int, z: float
+) -> Comparison:
     pairs = sorted(a.keys() & b.keys(), key=str)
     gains = {key: a[key] - b[key] for key in pairs}
-    difference = mean_of(gains, tasks)
+    difference = mean_of(gains, tasks, z)
     sums: defaultdict[str, float] = defaultdict(float)
     for key, gain in gains.items():
         sums[tasks[key]] += gain
@@ -360,19 +363,21 @@ def _compare_scores(a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mappi
     )  # fmt: skip
 
 
-def mean_of(scores: Mapping[Key, float], tasks: Mapping[Key, str]) -> Mean:
-    """Mean of scores with a 95 % interval that takes tasks, not episodes, for independent (see :func:`ratio`)."""
+def mean_of(scores: Mapping[Key, float], tasks: Mapping[Key, str], z: float = Z95) -> Mean:
+    """Mean of scores with an interval (95 %) that takes tasks, not episodes, for independent (see :func:`ratio`)."""
     if not scores:
         return Mean(0.0, -inf, inf, 0)
     by_task: defaultdict[str, list[float]] = defaultdict(list)
     for key, score in scores.items():
         by_task[tasks[key]].append(score)
-    mean, low, high = ratio([sum(values) for values in by_task.values()], [len(values) for values in by_task.values()])
+    sums, sizes = [sum(values) for values in by_task.values()], [len(values) for values in by_task.values()]
+    mean, low, high = ratio(sums, sizes, z)
     return Mean(mean, low, high, len(scores))
 
 
-def _widened(difference: Difference, groups: Sequence[tuple[int, int]]) -> Difference:
+def _widened(difference: Difference, groups: Sequence[tuple[int, int]], z: float) -> Difference:
     """The hull of the paired interval and one over tasks: repeats of a task are not independent."""
-    _, low, high = ratio(*zip(*groups, strict=True))
+    sums, sizes = zip(*groups, strict=True)
+    _, low, high = ratio(sums, sizes, z)
     low, high = min(difference.low, low), max(difference.high, high)
     return Difference(difference.diff, max(-1.0, low), min(1.0, high), difference.n)

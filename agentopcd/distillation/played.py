@@ -9,12 +9,13 @@ import random
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Mean, Rate, mean_of
 from agentopcd.core.types import Context, Episode, Job, Mixture, Task
+from agentopcd.distillation.anchor import anchors
 from agentopcd.distillation.methods import Method
 from agentopcd.distillation.samples import Sample, read_apart, samples_of
 from agentopcd.models.parallel.ranks import Ranks
@@ -52,6 +53,15 @@ class Played:
     before that."""
 
 
+class _Share(NamedTuple):
+    """What one process played in one step."""
+
+    played: list[tuple[Episode, list[Sample], int]]
+    """Episodes, each with its samples and the number of turns left out."""
+    neutral: dict[int, Sample]
+    """Replies to neutral prompts, see :mod:`agentopcd.distillation.anchor`."""
+
+
 class Batches:
     """What the steps of a training play, one batch after the other.
 
@@ -73,7 +83,7 @@ class Batches:
     ) -> None:
         self.method, self.train, self.context, self.fits, self.say = method, train, context, fits, say
         self.ranks, self._noted, self._told = Ranks.current(), False, False
-        self._next: Future[list[tuple[Episode, list[Sample], int]]] | None = None
+        self._next: Future[_Share] | None = None
 
     def take(self, step: int) -> Played:
         """What all processes together played for ``step``. With ``async_steps``, begin to play for the step after.
@@ -82,7 +92,9 @@ class Batches:
         """
         ahead, self._next = self._next, None
         mine = ahead.result() if ahead else self._play(step)
-        played = [result for share in self.ranks.everyone(mine) for result in share]
+        shares = self.ranks.everyone(mine)
+        played = [result for share in shares for result in share.played]
+        neutral = {place: sample for share in shares for place, sample in share.neutral.items()}
         # Sort by job, not by who finished first: a sum of floats depends on the order of its terms.
         played.sort(key=lambda result: (result[0].task, result[0].rep))
         if self.method.config.async_steps and step < self.method.config.steps:
@@ -99,7 +111,7 @@ class Batches:
             self._told = True
         return Played(
             episodes=[episode for episode, _, _ in played],
-            samples=samples,
+            samples=[*samples, *(neutral[place] for place in sorted(neutral))],
             dropped=sum(dropped for _, _, dropped in played),
             apart=apart,
             policy_step=step - 2 if ahead else step - 1,
@@ -112,14 +124,16 @@ class Batches:
             wait([self._next])
         lap("rollout")
 
-    def _play(self, step: int) -> list[tuple[Episode, list[Sample], int]]:
-        """This process's share of the jobs of ``step``: episodes, each with its samples and how many were dropped."""
+    def _play(self, step: int) -> _Share:
+        """This process's share of ``step``."""
         method, chat = self.method, self.method.player.chat
         cut, mine = method.config.cut_replies, self.ranks.mine(draw(self.train, step, method.config))
-        return [
+        played = [
             (e, *samples_of([e], chat, self.context, cut, by_teacher=method.by_teacher, fits=self.fits))
             for e in method.play(mine)
         ]
+        neutral = anchors(method.player, step, method.config, self.ranks)
+        return _Share(played, {place: sample for place, sample in neutral.items() if self.fits(sample)})
 
 
 def _in_a_thread(work: Callable[[], T]) -> Future[T]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from agentopcd.core.errors import StoreError
-from agentopcd.core.stats import DRAWS, Comparison, Mean, Rate, compare, mean_of
+from agentopcd.core.stats import DRAWS, Z95, Comparison, Mean, Rate, compare, mean_of
 from agentopcd.core.transcript import UNREADABLE, from_json, unpack
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Database, Row
@@ -215,7 +215,7 @@ class Episodes(Database):
                 scores.setdefault(name, {})[place] = value
         return {name: mean_of(values, {place: place[0] for place in values}) for name, values in scores.items()}
 
-    def compare(self, first: Arm, second: Arm, arena: Arena, *, draws: int = DRAWS) -> Comparison:
+    def compare(self, first: Arm, second: Arm, arena: Arena, *, draws: int = DRAWS, z: float = Z95) -> Comparison:
         """Compare two arms over their pairs: rates or means, difference with interval, one-sided p."""
         a = self.outcomes(first, arena)
         rows = self.query(  # the second arm may have played far more: look up only what the first has played, too
@@ -225,7 +225,7 @@ class Episodes(Database):
             (*first, arena.env, arena.setup, *second),
         )
         b = self._scores(_by_place(rows), arena.by)
-        return compare(a, b, {place: place[0] for place in a}, draws=draws)
+        return compare(a, b, {place: place[0] for place in a}, draws=draws, z=z)
 
     def seen_before(self, env: str, keys: Collection[str], run_id: int) -> tuple[int, list[int]]:
         """How many of these tasks earlier runs have played on, and the numbers of those runs."""

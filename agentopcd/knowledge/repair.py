@@ -14,7 +14,7 @@ from agentopcd.core.errors import StoreError
 from agentopcd.core.transcript import UNREADABLE, facts, from_json, unpack
 from agentopcd.core.types import Context
 from agentopcd.knowledge.care import is_object
-from agentopcd.knowledge.database import Row, now
+from agentopcd.knowledge.database import Row, migrations, now, statements
 from agentopcd.knowledge.faults import beside, check_file, copy_to_read, told
 from agentopcd.knowledge.items import identify, item_texts
 from agentopcd.knowledge.recordings import odd_request
@@ -25,11 +25,11 @@ KEYS = {"context_item": "context_id, pos", "model_context": "model_id, context_i
 
 TABLES = (
     "run", "item", "context", "context_item", "ref_move", "model", "model_context", "task", "episode", "transcript",
-    "item_source", "item_event", "look", "session", "request", "feedback",
+    "item_source", "item_event", "look", "student_move", "session", "request", "feedback",
 )  # fmt: skip
 
-NEWER = ("look", "session", "request", "feedback")
-"""Tables that stores of earlier schemas lack."""
+LATER = {"look": 2, "student_move": 4, "session": 5, "request": 5, "feedback": 5}
+"""Tables that older stores lack, and the schema that made them."""
 
 FILES = ("", "-wal", "-shm", "-journal")
 
@@ -114,9 +114,10 @@ class _Repair:
         with self.store.write():
             there = {row["name"] for row in self.source.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             for table in TABLES:
-                if table in NEWER and table not in there:
-                    continue
-                self._copy(table, check.get(table, lambda row: True))
+                if table in there or table not in LATER:
+                    self._copy(table, check.get(table, lambda row: True))
+                elif table == "student_move":  # else the student that plays would be none
+                    self._fill(table)
             self._correct_episodes()
             self._complete()
             self._drop_orphans()
@@ -140,6 +141,13 @@ class _Repair:
             bad += 1
         if bad:
             self.lost.append(f"{table}: {bad} rows are not as they were written")
+
+    def _fill(self, table: str) -> None:
+        """Fill a table that an older store lacks from what was copied, as its migration does."""
+        script = dict(migrations())[LATER[table]]
+        for statement in statements(script):
+            if f"INSERT INTO {table}" in statement:
+                self._execute(statement)
 
     def _by_number(self, table: str) -> Iterator[Row]:
         """The readable rows of a table, in the order of their numbers."""
@@ -237,7 +245,7 @@ class _Repair:
                 if len(linked) != len(texts):
                     link = {"context_id": row["id"], "pos": pos, "item_id": item["id"]}
                     self.store.insert("context_item", link, unique=("context_id", "pos"))
-        for table in ("episode", "item_source", "ref_move", "model", "look"):
+        for table in ("episode", "item_source", "ref_move", "model", "look", "student_move"):
             for row in self._missing(table, "run_id", "run"):
                 run = {"id": row["id"], "verb": "lost", "code": "", "seed": 0, "config": "{}", "status": "failed"}
                 self.store.insert("run", run | {"started_at": now()}, unique=("id",))
@@ -294,6 +302,7 @@ class _Repair:
             ("session", "context_id", "context"),
             ("request", "context_id", "context"), ("request", "session_id", "session"),
             ("feedback", "session_id", "session"),
+            ("student_move", "model_id", "model"),
         ):  # fmt: skip
             self._remove(table, gone.format(column=column, parent=parent))
 

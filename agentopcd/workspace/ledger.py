@@ -23,9 +23,9 @@ SOME_SERVER = "http://ADDRESS"
 """Stands for the address of a server, which a run's row does not hold."""
 
 LATER_SETTINGS = (
-    "async_steps", "by", "decay", "direction", "extract_prompt", "extractor", "gate", "grader", "judge",
-    "keep_checkpoints", "mix", "patience", "save_dtype", "success_when", "teacher_strength", "token_cap", "turn_decay",
-    "turn_fade", "turns", "warmup_steps",
+    "anchor", "async_steps", "by", "decay", "direction", "drift_budget", "extract_prompt", "extractor", "gate",
+    "grader", "judge", "keep_checkpoints", "margin", "mix", "one_method", "patience", "save_dtype", "success_when",
+    "teacher_strength", "token_cap", "turn_decay", "turn_fade", "turns", "warmup_steps",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
@@ -175,6 +175,8 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
         settings["tokens_per_batch"] = 4096
     if settings.get("gate") == "auto":  # the only gate of older versions
         settings["gate"] = ""
+    if settings.get("gate_tasks") == 256:  # older versions had no gate for students
+        del settings["gate_tasks"]
     if settings.get("save_dtype") == "float32":  # the only dtype of older versions
         settings["save_dtype"] = ""
     if isinstance(config, GatherConfig) and config.extractor and config.extracting.engine == "api":

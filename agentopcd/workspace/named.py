@@ -13,7 +13,7 @@ from agentopcd.core.files import is_file, path_of
 from agentopcd.core.types import Context, Placement
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.exchange import is_export
-from agentopcd.workspace.paths import kept, recall
+from agentopcd.workspace.paths import kept, recall, student_folder
 
 
 def context_named(store: Store, name: str, placement: Placement = "user") -> tuple[Context, bool]:
@@ -49,12 +49,12 @@ def context_named(store: Store, name: str, placement: Placement = "user") -> tup
 
 
 def model_named(store: Store, work: Path, name: str, device: torch.device) -> models.LoadedModel:
-    """Load a model, and note in the store that there is one, and where it lies.
+    """Load a model by its name or as ENV/student, and note in the store that there is one, and where it lies.
 
     Raises:
         ModelError: it cannot be found or loaded.
     """
-    loaded = models.load_model(name, device=device)
+    loaded = models.load_model(student_folder(store, work, name) or name, device=device)
     store.add_model(loaded.id, loaded.name, kept(work, loaded.folder))
     known = store.lookup("model", id=loaded.id)
     if known is not None and recall(work, known) is None:  # it was moved

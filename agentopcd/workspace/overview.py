@@ -17,9 +17,11 @@ from agentopcd.core.config import VERBS, flags_of, without_flag
 from agentopcd.core.config.toml import command_of
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import last_record, read_json
+from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.students import student_moves, student_ref
 from agentopcd.workspace.holding import is_held
 from agentopcd.workspace.ledger import SOME_SERVER, config_of, held_as
 from agentopcd.workspace.paths import inside
@@ -219,7 +221,9 @@ def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str,
     runs = {row["id"]: row for row in rows}
     evaluated = [row for row in rows if row["verb"] == "evaluate" and row["status"] == "done" and row["evaluation"]]
     tested = {row["settings"].get("student"): row for row in evaluated}
-    found = []
+    found: list[Row] = []
+    current = {move["env"]: move["model_id"] for move in student_moves(store)}
+    refs = {id_: [student_ref(env) for env, model_id in current.items() if model_id == id_] for id_ in names}
     for id_, model in names.items():
         run = runs.get(model["run_id"])
         if run is None or model["parent_id"] is None or run["status"] != "done":
@@ -229,8 +233,8 @@ def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str,
         result = tested.get(id_, run)["evaluation"]
         table = read_object(result, f"the result of run {run['id']}") if result else {}
         found.append(
-            {"folder": str(here) if here else None, "id": id_, "base": base["name"] if base else "",
-             "base_id": model["parent_id"], "env": run["settings"].get("env", ""),
+            {"folder": str(here) if here else None, "id": id_, "refs": refs.get(id_, []),
+             "base": base["name"] if base else "", "base_id": model["parent_id"], "env": run["settings"].get("env", ""),
              "contexts": list(store.model_contexts(id_)), "run": run["id"], "bytes": bytes_of(here) if here else 0,
              "test": table.get("rows") if table.get("graded", True) else None,
              "closed": (table.get("distances") or {}).get("closed")}
@@ -245,6 +249,8 @@ def _contexts(store: Store, refs: Mapping[str, str]) -> list[Row]:
         if "/pool/" not in name:
             found.setdefault(id_, {"id": id_, "refs": [], "verdicts": []})["refs"].append(name)
     for look in store.looks():
+        if look["context_id"] == EMPTY.id:  # a student's look, without a context
+            continue
         entry = found.setdefault(look["context_id"], {"id": look["context_id"], "refs": [], "verdicts": []})
         keep = ("env", "model_id", "number", "verdict")
         entry["verdicts"].append({name: look[name] for name in keep})

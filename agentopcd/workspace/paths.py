@@ -6,11 +6,14 @@ moved or copied.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.files import resolved
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import is_file, resolved
+from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.students import env_of, student_moves
 
 
 def kept(work: Path, folder: str | Path) -> str:
@@ -54,3 +57,36 @@ def recall(work: Path, model: Mapping[str, Any]) -> str | None:
     from agentopcd.models import find  # loads torch, which takes longer than what most readers of paths do
 
     return model["name"] if model["name"] in find.BUILT_IN else None
+
+
+def existing(store: Store, work: Path, ids: Iterable[str | None]) -> tuple[str | None, list[str]]:
+    """The folder of the first of some models that still exists, and those before it that are gone.
+
+    None among the ids ends the search: there is no student, and the base plays.
+    """
+    gone: list[str] = []
+    for id_ in ids:
+        row = store.lookup("model", id=id_) if id_ else None
+        if row is None:
+            break
+        if (name := recall(work, row)) is not None:
+            return name, gone
+        gone.append(row["path"] or row["name"])
+    return None, list(dict.fromkeys(gone))
+
+
+def student_folder(store: Store, work: Path, name: str) -> str | None:
+    """The folder of ENV/student; None if the name is no such ref of this workspace.
+
+    Raises:
+        ConfigError: the environment has no student any more, or its folder is gone.
+    """
+    env = env_of(name)
+    if not env or is_file(name) or Path(name).is_dir() or not (moves := student_moves(store, env)):
+        return None
+    if (id_ := moves[-1]["model_id"]) is None:
+        raise ConfigError(f"{name} was rolled back to none; name another model")
+    row = store.lookup("model", id=id_)
+    if row is None or (folder := recall(work, row)) is None:
+        raise ConfigError(f"{name} is {row['path'] if row else id_[:12]}, which is gone; put it back, or roll back")
+    return folder

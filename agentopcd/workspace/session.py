@@ -26,6 +26,7 @@ from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.extract import Kind
+from agentopcd.knowledge.students import past_students, student_moves, student_ref
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.fault_log import fault_log
 from agentopcd.rollouts.player import Player
@@ -34,7 +35,7 @@ from agentopcd.workspace.extraction import Extraction
 from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.named import context_named, model_named
-from agentopcd.workspace.paths import inside, kept, recall
+from agentopcd.workspace.paths import existing, inside, kept, student_folder
 
 DEFAULT_MODEL = "smollm2-135m"
 """The model for environments that name none."""
@@ -107,15 +108,19 @@ class Session:
 
     def model_name(self) -> tuple[str, str]:
         """The model's name, and the reason for the choice."""
-        if self.config.model:
-            return self.config.model, "as given"
         if self._resumed_model:
             return self._resumed_model, "as when this command was given first"
-        newest, gone = self._newest()
+        if self.config.model:
+            return self.named(self.config.model), "as given"
+        current, gone = existing(self.store, self.work, reversed(past_students(student_moves(self.store, self.env))))
         missing = f"; missing: {', '.join(gone)}" if gone else ""
-        if newest is not None:
-            return newest, f"the newest student of this workspace for this environment{missing}"
+        if current is not None:
+            return current, f"{student_ref(self.env)}, the student of this workspace for this environment{missing}"
         return self.default_model, f"the built-in model; no student of this environment{missing or ' yet'}"
+
+    def named(self, name: str) -> str:
+        """The name to load a model by: of ENV/student, its folder."""
+        return student_folder(self.store, self.work, name) or name
 
     @property
     def default_model(self) -> str:
@@ -124,23 +129,15 @@ class Session:
 
     def newest_student(self) -> str | None:
         """The folder of the newest student of this environment that still exists, if there is one."""
-        newest, gone = self._newest()
+        trained = [row["id"] for row in self.store.models(self.env, trained=True)]
+        newest, gone = existing(self.store, self.work, trained)
         if gone:
             self.say_once(f"warning: newer students of this environment are missing: {', '.join(gone)}")
         return newest
 
-    def _newest(self) -> tuple[str | None, list[str]]:
-        """The folder of the newest student that still exists, and the newer ones that are gone."""
-        gone: list[str] = []
-        for row in self.store.models(self.env, trained=True):
-            if (name := recall(self.work, row)) is not None:
-                return name, gone
-            gone.append(row["path"] or row["name"])
-        return None, gone
-
     def resume_model(self, verb: str, context_id: str | None = None) -> None:
         """Take the model that this command started from when it was first given, if it was given before."""
-        if not self.config.model and self._model is None:
+        if self._model is None and (not self.config.model or self.named(self.config.model) != self.config.model):
             self._resumed_model = self.ledger.started_from(verb, context_id) or ""
 
     @property

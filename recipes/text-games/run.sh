@@ -6,5 +6,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 time "${PYTHON:-.venv/bin/python}" -m agentopcd consolidate --env twx:coin --env-arg numLocations=5 --max-steps 10 \
-    --constrain --context recipes/text-games/coin.txt --model smollm2-135m --lora-rank 16 --steps 8 --batch-size 16 \
-    --select-tasks 24 --select-every 4 --test-tasks 128 --work "${1:-text-games-work}"
+    --constrain --context recipes/text-games/coin.txt --model smollm2-135m --lora-rank 16 --steps 6 --batch-size 8 \
+    --select-tasks 24 --select-every 3 --test-tasks 128 --work "${1:-text-games-work}"

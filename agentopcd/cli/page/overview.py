@@ -16,6 +16,7 @@ from agentopcd.core.runs import read_json
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store, best_ref
 from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.students import current_student
 
 
 def result_of(row: Row) -> Mapping[str, Any]:
@@ -101,7 +102,7 @@ def students(store: Store, limit: int) -> list[dict[str, Any]]:
 
 
 def verdicts(store: Store, runs: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each environment, the context that is best and the student that is newest, with the reasons for both.
+    """For each environment, the context that is best and the student that plays, with the reasons for both.
 
     Args:
         runs: the runs that name the environments.
@@ -120,7 +121,7 @@ def verdicts(store: Store, runs: Sequence[Row]) -> list[dict[str, Any]]:
             {
                 "env": env, "best": best, "text": text, "move": moves[-1] if moves else None,
                 "look": _look(looks[-1]) if looks else None,
-                "student": next((one for one in taught if one["env"] == env), None),
+                "student": next((one for one in taught if one["id"] == current_student(store, env)), None),
             }
         )  # fmt: skip
     return found

@@ -26,9 +26,9 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "extract_tokens", "budget_tokens", "show_earlier", "gate",
     ),
     "Loss and teacher": (
-        "method", "answers", "teacher", "teacher_strength", "teacher_kind", "teacher_every", "teacher_keeps",
-        "direction", "divergence", "support", "loss_temperature", "importance_cap", "token_cap", "turn_fade",
-        "reduction", "turn_decay", "cut_replies",
+        "method", "one_method", "answers", "teacher", "teacher_strength", "teacher_kind", "teacher_every",
+        "teacher_keeps", "direction", "divergence", "support", "loss_temperature", "importance_cap", "token_cap",
+        "anchor", "turn_fade", "reduction", "turn_decay", "cut_replies",
     ),
     "Optimiser": (
         "steps", "batch_size", "learning_rate", "warmup_steps", "decay", "lora_rank", "weight_decay", "clip_norm",
@@ -36,7 +36,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Choosing": (
         "context", "mix", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force", "select_tasks",
-        "select_every", "patience", "confirm_tasks", "test_tasks",
+        "select_every", "patience", "confirm_tasks", "gate_tasks", "margin", "drift_budget", "test_tasks",
     ),
     "Serving": ("record", "redact", "host", "port", "key_file", "max_waiting"),
     "Output": ("merge", "save_dtype", "track", "save_every", "keep_checkpoints"),

@@ -22,6 +22,12 @@ FORMS = {
 """The forms of each direction, as :mod:`agentopcd.distillation.losses` has them."""
 
 
+MARGIN = 0.1
+"""Margin of non-inferiority where none is set."""
+DRIFT_BUDGET = 1.0
+"""Budget of drift where none is set, in nats a token."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(PlayerConfig):
     """How the student is trained."""
@@ -88,6 +94,9 @@ class TrainConfig(PlayerConfig):
     0: no weights."""
     token_cap: float = 0.0
     """Largest loss of a token, in nats: a token above it pulls as if it were at the cap; 0: no cap."""
+    anchor: float = 0.0
+    """For each episode of a step, so many replies to neutral prompts that keep the student near its teacher without the
+    context, such as 0.25; 0: none."""
     turn_fade: float = 0.0
     """Weigh each later turn of an episode by this share less in the loss, 0.5 half as much; 0: all alike."""
     reduction: Literal["seq_mean", "token_mean"] = "seq_mean"
@@ -112,6 +121,14 @@ class TrainConfig(PlayerConfig):
     """Keep the model of every evaluation on select tasks in RUN/checkpoints, not only the best one."""
     test_tasks: int = 256
     """Test tasks for the evaluation before and after training, at most as many as the split holds; 0 leaves it out."""
+    gate_tasks: int = 256
+    """Confirm tasks that a student plays before it becomes ENV/student, at most as many as the split holds: it must
+    beat its parent; 0: it becomes ENV/student at once."""
+    margin: float = 0.0
+    """How much worse the student may be, in environments that its lineage has learned before, to become ENV/student; 0:
+    0.1."""
+    drift_budget: float = 0.0
+    """How far its replies to neutral prompts may be from the base's, in nats a token; 0: 1."""
     force: bool = False
     """Distil without a confirmed context: --context, else the newest candidate (learn: the winner on select tasks);
     imported free text with flags, too."""
@@ -129,7 +146,9 @@ class TrainConfig(PlayerConfig):
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
         self._not_negative("importance_cap", "async_steps", "tokens_per_batch", "patience", "warmup_steps")
-        self._not_negative("token_cap", "teacher_strength")
+        self._not_negative("anchor", "token_cap", "teacher_strength", "gate_tasks", "drift_budget")
+        if not 0 <= self.margin < 1:
+            raise ConfigError(f"margin is {self.margin}; it is a difference of success rates, 0 or more and below 1")
         self._temperature("loss_temperature")
         self._check_adapter()
 
@@ -149,6 +168,7 @@ class TrainConfig(PlayerConfig):
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
     def _check_method(self) -> None:
+        self._only_with("anchor", not self.by_teacher, "methods that learn from the student's own answers")
         self._only_with("answers", self.by_teacher, "--method context-distillation or seqkd")
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
             what = "--divergence stopgrad and --importance-cap are about the student's own answers"
@@ -178,6 +198,16 @@ class TrainConfig(PlayerConfig):
             raise ConfigError("there is no adapter to merge; add --lora-rank, or leave out --merge")
         if self.shard and (self.lora_rank or self.engine == "vllm"):
             raise ConfigError("every process has the whole model anyway; leave out --shard, or --lora-rank or vllm")
+
+    @property
+    def most_lost(self) -> float:
+        """The margin by which a student may be worse elsewhere."""
+        return self.margin or MARGIN
+
+    @property
+    def budget_nats(self) -> float:
+        """The most that a student's replies to neutral prompts may have drifted, in nats a token."""
+        return self.drift_budget or DRIFT_BUDGET
 
     @property
     def by_teacher(self) -> bool:

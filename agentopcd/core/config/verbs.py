@@ -222,6 +222,9 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig, verb="learn"):
     """Rounds; each starts from the last student."""
     episodes_per_round: int = 64
     """Episodes to play in each round."""
+    one_method: bool = False
+    """Train by --method alone. Otherwise, where a student does not become ENV/student, short pilots of the other ways
+    to train are compared on select tasks, and the best of them trains another student."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,12 +9,13 @@ import torch
 from agentopcd import models
 from agentopcd.core.groups import closed_share, mean_of_groups
 from agentopcd.core.stats import Mean, Rate
-from agentopcd.core.types import Context, Episode, Mixture, Task
+from agentopcd.core.types import Context, Episode, Job, Mixture, Task
 from agentopcd.distillation.compare import compare
 from agentopcd.distillation.distance import Totals, totals_nats
 from agentopcd.distillation.positions import response_hidden
 from agentopcd.distillation.samples import BATCH_TOKENS, Batch, Sample, micro_batches, samples_of
 from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.knowledge import Place
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.workspace.evaluation.spoken import Distances, Spoken
@@ -52,8 +53,34 @@ def distances(
     return Distances(rows=rows, closed=closed)
 
 
-def _played(session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str) -> list[Episode]:
-    arm, wanted = contestant.arm, {(task.key, task.seed, 0) for task in tasks}
+def nats_by_place(
+    session: Session, contestant: Contestant, prompted: LoadedModel, context: Context | Mixture, jobs: Sequence[Job],
+    *, setup: str,
+) -> dict[Place, float]:  # fmt: skip
+    """The distance of a contestant's stored replies to ``prompted`` with ``context``, in nats a token, by place.
+
+    A place without a reply is left out.
+    """
+    found: dict[Place, float] = {}
+    chat = session.player_for(contestant.model).chat
+    if prompted.id != contestant.model.id:
+        chat.taught_by(prompted.tokenizer)
+    places = {job.task.key: (job.task.key, job.task.seed, job.rep) for job in jobs}
+    played = _played(session, contestant, [job.task for job in jobs], setup=setup, rep=jobs[0].rep)
+    sums: dict[str, tuple[float, int]] = {}
+    for one in _totals(session, contestant, prompted, context, played, chat):
+        nats, tokens = sums.get(one.key, (0.0, 0))
+        sums[one.key] = nats + one.kl, tokens + one.tokens
+    for key, (nats, tokens) in sums.items():
+        if tokens:
+            found[places[key]] = nats / tokens
+    return found
+
+
+def _played(
+    session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str, rep: int = 0
+) -> list[Episode]:
+    arm, wanted = contestant.arm, {(task.key, task.seed, rep) for task in tasks}
     rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
     ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]
     return [session.store.transcript(id_) for id_ in ids]

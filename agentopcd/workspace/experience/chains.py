@@ -63,11 +63,16 @@ class Gathered:
         )  # fmt: skip
 
 
-def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathered) -> Gathered:
+def extract(
+    session: Session, config: GatherConfig, run_id: int, gathered: Gathered, start: Sequence[Context] = ()
+) -> Gathered:
     """Run the accumulation chains over the run's episodes, and add the context of every step to the pool.
 
     Each chain reads the episodes of its own seeded draw. Each step reads one episode and appends that episode's items
     to the chain's context. Whoever extracts, the player reads the items: its tokenizer counts and guards them.
+
+    Args:
+        start: what each chain begins with; a chain without it begins empty.
 
     Raises:
         ConfigError: the run has no finished episode.
@@ -79,7 +84,11 @@ def extract(session: Session, config: GatherConfig, run_id: int, gathered: Gathe
     first = _take_chains(session, config, run_id)
     depth = min(config.chain_steps, len(ids))
     readings = {c: random.Random(f"{config.seed}:chain:{c}").sample(ids, depth) for c in range(config.chains)}
-    chains = dict.fromkeys(range(config.chains), EMPTY)
+    chains = dict.fromkeys(range(config.chains), EMPTY) | dict(enumerate(start[: config.chains]))
+    for c, context in chains.items():
+        if context.text:
+            made = {"order": "chain", "budget": config.budget_tokens, "chain": first + c, "step": 0}
+            add_to_pool(store, PoolStep(session.env, first + c, 0), context, run_id=run_id, origin=made)
     items: dict[str, None] = {}
     flagged, unparsed = set(), 0
     for step, replies in enumerate(_replies(session, config, readings, chains), start=1):

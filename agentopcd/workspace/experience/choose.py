@@ -78,13 +78,17 @@ def _rank(session: Session, config: ScoreConfig, candidates: list[Context], run_
     return ranking
 
 
+def first_rep(session: Session) -> int:
+    """The first repetition of confirm episodes."""
+    return 0 if session.manifest.protocol == "disjoint" else FRESH
+
+
 def confirm_one(
     session: Session, config: ScoreConfig | ConfirmConfig, context: Context, *, run_id: int
 ) -> Confirmation:
     """Confirm one context on confirm tasks, and say how it went."""
-    first_rep = 0 if session.manifest.protocol == "disjoint" else FRESH
     tasks = session.tasks("confirm", config.confirm_tasks)
-    outcome = confirm(session.bench(run_id), context, tasks, by=ranked_by(session), first_rep=first_rep)
+    outcome = confirm(session.bench(run_id), context, tasks, by=ranked_by(session), first_rep=first_rep(session))
     session.say(str(outcome))
     return outcome
 

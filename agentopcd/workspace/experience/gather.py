@@ -7,6 +7,7 @@ repeated, and nothing is stored twice.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from agentopcd.core.config import PlayConfig
 from agentopcd.core.errors import ConfigError
@@ -16,10 +17,13 @@ from agentopcd.workspace.experience.chains import Gathered, extract
 from agentopcd.workspace.session import Session
 
 
-def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
+def gather(session: Session, config: PlayConfig, *, run_id: int, start: Sequence[Context] = ()) -> Gathered:
     """Play ``config.episodes`` episodes, store them and, with ``config.extract``, let the model extract items.
 
     A finished run is read back, not repeated.
+
+    Args:
+        start: what each chain begins with; a chain without it begins empty.
     """
     if (done := session.ledger.result(run_id)) is not None:
         return Gathered.from_dict(done, session.store)
@@ -32,7 +36,7 @@ def gather(session: Session, config: PlayConfig, *, run_id: int) -> Gathered:
         run_id=run_id, rate=Rate(sum(r["success"] for r in rows), len(rows)),
         items=[], flagged=0, unparsed=0, candidates=[],
     )  # fmt: skip
-    return extract(session, config, run_id, result) if config.extract else result
+    return extract(session, config, run_id, result, start) if config.extract else result
 
 
 def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Context) -> list[tuple[Task, int]]:

@@ -1,0 +1,109 @@
+"""``agentopcd rollback``: ENV/student goes back to the student before, or to one that is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentopcd.cli.knowledge import WORK, Work
+from agentopcd.cli.options import DRY_RUN, JSON, Call
+
+if TYPE_CHECKING:
+    from agentopcd.knowledge import Store
+
+
+def rollback(
+    env: Annotated[
+        str, typer.Argument(metavar="[ENV]", help="The environment, or ENV/student; needed if several have a student.")
+    ] = "",
+    to: Annotated[str, typer.Option("--to", metavar="STUDENT", help="A student's folder or id; 'base': none.")] = "",
+    work: Work = WORK,
+    as_json: JSON = False,
+    dry_run: DRY_RUN = False,
+) -> None:
+    """Put ENV/student back to the student before it, or to another one. Nothing is deleted, and it can be taken back.
+
+    ENV/student is the model that plays where no --model is named.
+
+    Example: agentopcd rollback frozen-lake-4x4
+    """
+    from agentopcd.core.errors import ConfigError
+    from agentopcd.knowledge import Store
+    from agentopcd.knowledge.students import move_student, past_students, student_moves, student_ref
+
+    call = Call(work, as_json, dry_run)
+    with Store.open(work / "store.db", create=False) as store, store.write():
+        name = _env(store, env)
+        past = past_students(student_moves(store, name))
+        now = past[-1] if past else None
+        if to:
+            target = None if to == "base" else _model(store, work, to)
+            if target == now:
+                raise ConfigError(f"{student_ref(name)} is at {to!r} already; agentopcd status lists the others")
+        elif now is None and len(past) < 2:
+            raise ConfigError(f"{student_ref(name)} has no student before it; name one with --to")
+        else:
+            target = past[-2] if len(past) > 1 else None
+        if not dry_run:
+            move_student(store, name, target, "person" if to else "rollback", f"from {now[:12] if now else 'none'}")
+        spoken = _spoken(store, target)
+        call.show({"env": name, "from": now, "to": target})
+    call.say(f"{'dry run: ' if dry_run else ''}{student_ref(name)}: {_short(now)} -> {spoken}")
+    if not dry_run:
+        call.say(f"log: agentopcd knowledge log {student_ref(name)}{_flag(work)}")
+
+
+def _env(store: Store, given: str) -> str:
+    """The environment that is meant.
+
+    Raises:
+        ConfigError: it has no student, or several have one and none is named.
+    """
+    from agentopcd.core.errors import ConfigError, did_you_mean
+    from agentopcd.knowledge.students import student_moves
+
+    known = sorted({move["env"] for move in student_moves(store)})
+    name = given.removesuffix("/student")
+    if name in known:
+        return name
+    if given:
+        raise ConfigError(f"no student of {name!r} in {store.path}{did_you_mean(name, known)}")
+    if len(known) == 1:
+        return known[0]
+    raise ConfigError(f"which environment? {', '.join(known)}" if known else f"no student in {store.path} yet")
+
+
+def _model(store: Store, work: Path, name: str) -> str:
+    """The id of a model of the store, by its folder, or by its id or the beginning of it.
+
+    Raises:
+        ConfigError: there is no such model, or several.
+    """
+    from agentopcd.core.errors import ConfigError
+    from agentopcd.workspace.paths import kept
+
+    rows = [row for row in store.models() if row["parent_id"]]
+    folder = kept(work, name) if Path(name).is_dir() else name
+    found = [
+        row["id"] for row in rows if row["path"] in (folder, name) or (len(name) > 3 and row["id"].startswith(name))
+    ]
+    if len(found) == 1:
+        return found[0]
+    raise ConfigError(f"{name!r} is {'no' if not found else 'more than one'} student here; agentopcd status lists them")
+
+
+def _spoken(store: Store, model_id: str | None) -> str:
+    row = store.lookup("model", id=model_id) if model_id else None
+    return f"{row['path']} {row['id'][:12]}" if row else "none, so the environment's base model plays"
+
+
+def _short(model_id: str | None) -> str:
+    return model_id[:12] if model_id else "none"
+
+
+def _flag(work: Path) -> str:
+    from agentopcd.core.runs import work_flag
+
+    return work_flag(work)

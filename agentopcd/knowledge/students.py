@@ -1,0 +1,80 @@
+"""ENV/student: which student of an environment plays. Every change is kept, so that each can be taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from agentopcd.core.errors import StoreError
+from agentopcd.knowledge.database import Row, now
+from agentopcd.knowledge.store import Store
+
+Actor = Literal["gate", "no gate", "person", "rollback", "newest"]
+"""Who moved it: the gate of :mod:`agentopcd.workspace.ratchet`; a training that was told to leave the gate out; a
+person; a person who took the last move back; or, before schema 4, whichever student was trained last."""
+
+_SUFFIX = "/student"
+
+
+def student_ref(env: str) -> str:
+    """The ref of an environment's student, for example ``sokoban/student``."""
+    return env + _SUFFIX
+
+
+def env_of(ref: str) -> str:
+    """The environment of a student's ref; '' if the name is none."""
+    return ref.removesuffix(_SUFFIX) if ref.endswith(_SUFFIX) else ""
+
+
+def student_moves(store: Store, env: str | None = None) -> list[Row]:
+    """The moves of ENV/student, oldest first; of all environments if ``env`` is None."""
+    return store.query("SELECT * FROM student_move WHERE :env IS NULL OR env = :env ORDER BY id", {"env": env})
+
+
+def past_students(moves: Sequence[Row]) -> list[str | None]:
+    """What ENV/student has been after its moves and is not taken back: model ids, the current one last.
+
+    A rollback takes the last entry away; every other move adds one. None stands for no student.
+    """
+    past: list[str | None] = []
+    for move in moves:
+        if move["actor"] == "rollback" and past:
+            past.pop()
+        else:
+            past.append(move["model_id"])
+    return past
+
+
+def current_student(store: Store, env: str) -> str | None:
+    """The id of the model at ENV/student, or None if there is none."""
+    rows = store.query("SELECT model_id FROM student_move WHERE env = ? ORDER BY id DESC LIMIT 1", (env,))
+    return rows[0]["model_id"] if rows else None
+
+
+def move_student(
+    store: Store, env: str, model_id: str | None, actor: Actor, reason: str = "", run_id: int | None = None
+) -> None:
+    """Put a model in the place of ENV/student.
+
+    Raises:
+        StoreError: the store does not know the model.
+    """
+    if model_id is not None and store.lookup("model", id=model_id) is None:
+        raise StoreError(f"no model {model_id[:12]} in {store.path}")
+    with store.write():
+        store.insert(
+            "student_move",
+            {"env": env, "model_id": model_id, "actor": actor, "reason": reason, "run_id": run_id, "at": now()},
+        )
+
+
+def lineage(store: Store, model_id: str) -> list[str]:
+    """A model and its ancestors, the model first and the base last."""
+    line: list[str] = []
+    while model_id not in line:  # a damaged store may go in circles
+        line.append(model_id)
+        row = store.lookup("model", id=model_id)
+        if row is None or row["parent_id"] is None:
+            break
+        model_id = row["parent_id"]
+    return line

@@ -1,0 +1,108 @@
+"""``agentopcd rollback``, and what shows where ENV/student stands."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from agentopcd.cli import main
+from agentopcd.knowledge import Store
+from agentopcd.knowledge.students import current_student, move_student
+
+
+class Done(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    def call(*words: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["agentopcd", *words])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return Done(stop.value.code or 0, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """Two students of the lake, one after the other, and one of sokoban."""
+    folder = tmp_path / "w"
+    folder.mkdir()
+    with Store.open(folder / "store.db") as store:
+        store.add_model("base" * 16, "pocket")
+        for name, env in (("aaaa", "lake"), ("bbbb", "lake"), ("cccc", "sokoban")):
+            run_id = store.start("consolidate", {"env": env}, 0)
+            path = f"runs/{name}/student"
+            (folder / path).mkdir(parents=True)
+            store.add_model(name * 16, path, path, "base" * 16, run_id)
+            store.finish(run_id, {})
+            move_student(store, env, name * 16, "gate", "it won", run_id)
+    return folder
+
+
+def current(work: Path, env: str) -> Any:
+    with Store.open(work / "store.db") as store:
+        return current_student(store, env)
+
+
+def test_it_goes_back_one_by_one_and_can_be_taken_back(cli: Cli, work: Path) -> None:
+    where = ["--work", str(work)]
+    done = cli("rollback", "lake", *where)
+    assert done.code == 0 and "lake/student: bbbbbbbbbbbb -> runs/aaaa/student aaaaaaaaaaaa" in done.out
+    done = cli("rollback", "lake/student", *where, "--json")
+    assert json.loads(done.out) == {"env": "lake", "from": "aaaa" * 16, "to": None}
+    assert current(work, "lake") is None
+    done = cli("rollback", "lake", *where)
+    assert done.code == 2 and "has no student before it; name one with --to" in done.err
+    assert cli("rollback", "lake", "--to", "bbbb", *where).code == 0 and current(work, "lake") == "bbbb" * 16
+    assert cli("rollback", "lake", "--to", str(work / "runs/aaaa/student"), *where).code == 0
+    assert current(work, "lake") == "aaaa" * 16
+    log = cli("knowledge", "log", "lake/student", *where).out
+    assert "bbbbbbbbbbbb -> aaaaaaaaaaaa  rollback" in log and "gate: it won (run 1, consolidate)" in log
+    assert current(work, "sokoban") == "cccc" * 16
+
+
+def test_a_dry_run_moves_nothing(cli: Cli, work: Path) -> None:
+    done = cli("rollback", "lake", "--dry-run", "--work", str(work))
+    assert "dry run: lake/student: bbbbbbbbbbbb -> runs/aaaa/student" in done.out
+    assert current(work, "lake") == "bbbb" * 16
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ([], "which environment? lake, sokoban"),
+        (["lak"], "no student of 'lak' in"),
+        (["lake", "--to", "dddd"], "'dddd' is no student here"),
+        (["lake", "--to", "bbbb"], "is at 'bbbb' already"),
+        (["lake", "--to", "baseb"], "'baseb' is no student here"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(cli: Cli, work: Path, given: list[str], why: str) -> None:
+    done = cli("rollback", *given, "--work", str(work))
+    assert done.code == 2 and why in done.err and len(done.err.strip().splitlines()) == 1
+
+
+def test_a_workspace_without_a_store_or_a_student_says_so(cli: Cli, work: Path, tmp_path: Path) -> None:
+    assert cli("rollback", "--work", str(tmp_path / "none")).code == 2
+    Store.open(tmp_path / "store.db").close()
+    done = cli("rollback", "--work", str(tmp_path))
+    assert done.code == 2 and "no student in" in done.err
+
+
+def test_status_names_the_student_that_plays(cli: Cli, work: Path) -> None:
+    lines = cli("status", "--work", str(work)).out.splitlines()
+    named = [line for line in lines if "/student  " in line and line.endswith("lake/student")]
+    assert len(named) == 1 and "bbbbbbbbbbbb" in named[0]

@@ -1,0 +1,112 @@
+"""The anchor: neutral prompts among the samples keep the student near its base, and change nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentopcd import models
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import EMPTY
+from agentopcd.distillation import played
+from agentopcd.distillation.anchor import anchors, neutral_prompts, neutral_samples
+from agentopcd.distillation.samples import Sample
+from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.game import Game
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+from tests import tiny
+from tests.training import LESSONS, SMALL, Killed, train
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.build(tmp_path_factory.mktemp("anchor") / "model", tie=False, hearing=4.0)
+
+
+def player_of(folder: Path, config: ConsolidateConfig) -> Player:
+    loaded = models.load_model(str(folder))
+    return Player(
+        game=Game(ref="math"), sampler=TransformersSampler(loaded, compute=torch.float32),
+        chat=Chat(loaded.tokenizer), sampling=config.sampling, seed=config.seed,
+    )  # fmt: skip
+
+
+def test_what_is_trained_on_is_not_measured_with() -> None:
+    train_on, measure_with = neutral_prompts("train"), neutral_prompts("test")
+    assert len(train_on) == len(measure_with) == 32 == len(set(train_on) - set(measure_with))
+
+
+def test_both_prompts_of_a_neutral_sample_are_the_same_and_its_noise_is_its_own(model_dir: Path) -> None:
+    config = ConsolidateConfig(**SMALL | {"anchor": 1.0})
+    player = player_of(model_dir, config)
+    first = anchors(player, 1, config, Ranks())
+    assert sorted(first) == [0, 1, 2], "as many as a step has episodes"
+    for sample in first.values():
+        assert sample.student_ids == sample.teacher_ids and sample.context == EMPTY.id
+        assert len(sample.logprobs) == sample.num_tokens
+        assert any(text in player.chat.tokenizer.decode(sample.student_ids) for text in neutral_prompts("train"))
+    assert anchors(player, 1, config, Ranks()) == first != anchors(player, 2, config, Ranks())
+    assert anchors(player, 1, ConsolidateConfig(**SMALL), Ranks()) == {}
+
+
+def test_the_anchor_holds_the_student_and_is_no_episode(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Sample]] = []
+    take = played.Batches.take
+
+    def spy(self: Any, step: int) -> Any:
+        found = take(self, step)
+        seen.append(list(found.samples))
+        assert len(found.episodes) == 3
+        return found
+
+    monkeypatch.setattr(played.Batches, "take", spy)
+    much = {"steps": 12, "learning_rate": 1e-3, "select_every": 12, "save_every": 12}
+    free = train(model_dir, tmp_path / "free", **much)
+    assert all(sample.context == LESSONS.id for samples in seen for sample in samples)
+    seen.clear()
+    held = train(model_dir, tmp_path / "held", anchor=2.0, **much)
+    assert [sum(sample.context == EMPTY.id for sample in samples) for samples in seen] == [6] * 12
+    assert held.result.model_id != free.result.model_id
+    base = models.load_model(str(model_dir))
+    far = [_drift(model_dir, base, done.student) for done in (free, held)]
+    assert far[1] < far[0] * 0.8, far
+
+
+def _drift(folder: Path, base: Any, student: Any) -> float:
+    """Mean reverse KL to the base on the student's replies to neutral prompts, computed whole."""
+    config = ConsolidateConfig(**SMALL)
+    player = player_of(folder, config)
+    prompts = dict(enumerate(neutral_prompts("test")))
+    samples = neutral_samples(player, prompts, seed=1, what="t", max_tokens=4, temperature=1.0)
+    total, tokens = 0.0, 0
+    for sample in samples.values():
+        ids = torch.tensor([[*sample.student_ids, *sample.response_ids]])
+        with torch.no_grad():
+            own, other = (
+                m.model(ids).logits[0, len(sample.student_ids) - 1 : -1].log_softmax(-1) for m in (student, base)
+            )
+        total += float((own.exp() * (own - other)).sum())
+        tokens += sample.num_tokens
+    return total / tokens
+
+
+def test_a_killed_run_with_an_anchor_ends_as_an_unbroken_one(model_dir: Path, tmp_path: Path) -> None:
+    whole = train(model_dir, tmp_path / "whole", anchor=0.7)
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path / "cut", anchor=0.7, kill_at=5)
+    assert train(model_dir, tmp_path / "cut", anchor=0.7).weights == whole.weights
+
+
+def test_an_anchor_needs_the_students_answers() -> None:
+    with pytest.raises(ConfigError, match="--anchor is for methods that learn from the student's own answers"):
+        ConsolidateConfig(**SMALL | {"anchor": 0.5, "method": "seqkd"})
+    with pytest.raises(ConfigError, match="anchor"):
+        ConsolidateConfig(**SMALL | {"anchor": -1.0})

@@ -1,0 +1,69 @@
+"""What goes on from round to round: items that helped, and none that are retired, worse, or in the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopcd.core.stats import Rate
+from agentopcd.core.types import EMPTY, MARKER, Context
+from agentopcd.knowledge import PoolStep, Ranking, Store, add_to_pool, identify
+from agentopcd.knowledge.episodes import Count
+from agentopcd.knowledge.score import Scored
+from agentopcd.workspace.experience.carry import carried, worse
+
+
+def context(*texts: str) -> Context:
+    return Context("\n".join(f"{MARKER} {text}" for text in texts))
+
+
+def ranking(**rates: tuple[Context, int]) -> Ranking:
+    """Contexts with their wins of ten, the best first."""
+    rows = [
+        Scored(context_id=made.id, count=Count(Rate(wins, 10), 10), against_empty=None, rounds=1)
+        for made, wins in sorted(rates.values(), key=lambda entry: -entry[1])
+    ]
+    return Ranking(rows=rows, empty=None, competed=len(rows), errors=0, episodes=10 * len(rows), means={})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    with Store.open(tmp_path / "store.db") as opened:
+        opened.add_model("base", "base")
+        opened.add_model("student", "student", None, "base")
+        yield opened
+
+
+def played(store: Store, *ends: list[Context]) -> dict[str, Any]:
+    """A play of the lake whose chains have gone through these contexts."""
+    config = {"env": "lake", "chains": len(ends), "chain_steps": max(map(len, ends))}
+    run_id = store.start("play", config, 0)
+    for chain, steps in enumerate(ends):
+        for step, made in enumerate(steps, 1):
+            add_to_pool(store, PoolStep("lake", chain, step), made, run_id=run_id)
+    store.finish(run_id, {"episodes": 9})
+    return store.run(run_id) | {"config": config}
+
+
+def test_chains_go_on_where_they_ended(store: Store) -> None:
+    row = played(store, [context("a"), context("a", "b")], [context("c")])
+    assert carried(store, row, None, "base") == [context("a", "b"), context("c")]
+
+
+def test_an_item_without_which_contexts_did_better_stays_behind(store: Store) -> None:
+    good, bad, both = context("good"), context("bad"), context("good", "bad")
+    row = played(store, [good, both], [bad])
+    ranked = ranking(a=(good, 9), b=(both, 6), c=(bad, 1))
+    assert worse(store, ranked) == {identify("bad")}
+    assert carried(store, row, ranked, "base") == [good, EMPTY]
+    assert worse(store, ranking(a=(both, 0))) == set(), "what every context holds is compared with nothing"
+
+
+def test_what_is_retired_or_in_the_weights_does_not_go_on(store: Store) -> None:
+    row = played(store, [context("old", "known", "new")])
+    store.event(identify("old"), "retire", "person")
+    store.add_model("taught", "taught", None, "student", None, {store.add_context(context("known")): 1.0})
+    assert carried(store, row, None, "taught") == [context("new")]
+    assert carried(store, row, None, "student") == [context("known", "new")]

@@ -1,0 +1,198 @@
+"""The ratchet: a student takes ENV/student only if it is better here, has lost nothing, and stayed near its base."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.stats import Mean
+from agentopcd.core.types import EMPTY, Completion, Context
+from agentopcd.knowledge import level_of
+from agentopcd.knowledge.students import current_student, move_student, student_moves
+from agentopcd.models.load import LoadedModel
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.sampling.protocol import InBatches
+from agentopcd.workspace import ratchet
+from agentopcd.workspace.ratchet import Promotion, Taught, play_parent, promote
+from agentopcd.workspace.session import Session
+from tests import tiny
+
+SKILLS = {"base": (0.1, 0.1), "good": (0.9, 0.1), "poor": (0.1, 0.1), "worse": (0.0, 0.1), "both": (0.9, 0.9),
+          "traded": (0.1, 0.9), "slipped": (0.82, 0.9)}  # fmt: skip
+"""Share of the questions of two environments that each model answers."""
+
+
+class Skilled(InBatches):
+    """A sampler that answers a share of the questions: the same ones whenever it is asked."""
+
+    engine = "skilled"
+
+    def __init__(self, tokenizer: Any, share: float) -> None:
+        super().__init__()
+        self.tokenizer, self.share = tokenizer, share
+
+    def sample(self, requests: Any, sampling: Any) -> list[Any]:
+        replies = []
+        for request in requests:
+            drawn = hashlib.sha256(bytes(str(request.prompt_ids), "utf-8")).digest()[0] / 256
+            text = "Answer: 7" if drawn < self.share else "Answer: 1"
+            ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], tiny.END)
+            replies.append(Completion(token_ids=ids, logprobs=(-1.0,) * len(ids), finish_reason="stop"))
+        return replies
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {name: tiny.build(root / name, seed=seed) for seed, name in enumerate(SKILLS)}
+
+
+class Lab:
+    """A workspace with two environments, in which a model's name says how many of the questions it answers."""
+
+    def __init__(self, work: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        self.work, self.folders, self.plays = work / "w", folders, 0
+        self.envs = [tiny.questions(work / "first.jsonl"), tiny.questions(work / "second.jsonl", 131)]
+        self.ids: dict[str, str] = {}
+        self.lines: list[str] = []
+
+        def player_for(session: Session, loaded: Any, config: Any = None) -> Player:
+            share = SKILLS[loaded.folder.name][self.envs.index(session.config.env)]
+            return Player(
+                game=session.game, sampler=Skilled(loaded.tokenizer, share), chat=Chat(loaded.tokenizer),
+                sampling=session.config.sampling, seed=session.config.seed,
+            )  # fmt: skip
+
+        monkeypatch.setattr(Session, "player_for", player_for)
+        monkeypatch.setattr(ratchet, "neutral_drift", lambda *_: Mean(0.2, 0.1, 0.3, 32))
+
+    def config(self, env: int = 0, **settings: Any) -> ConsolidateConfig:
+        return ConsolidateConfig(**{"env": self.envs[env], "model": str(self.folders["base"])} | settings)
+
+    def promote(self, name: str, parent: str, *, env: int = 0, **settings: Any) -> Promotion:
+        """Let the student ``name`` of ``parent`` meet the gate, as :func:`agentopcd.distil.distil_context` does."""
+        config = self.config(env, **settings)
+        with Session(config, self.work, say=self.lines.append) as session:
+            before = session.load(str(self.folders[parent]))
+            run_id = session.ledger.begin("consolidate", context_id=EMPTY.id, folder=f"{parent}-{name}-{settings}")
+            play_parent(session, before, config.gate_tasks, run_id)
+            student = self.trained(session, name, before.id, run_id)
+            taught = Taught(context=Context("x"), teacher=str(self.folders[parent]))
+            done = promote(session, student, before.id, config, taught, run_id)
+            session.ledger.finish(run_id, {"promotion": done.to_dict()})
+            return done
+
+    def trained(self, session: Session, name: str, parent_id: str, run_id: int) -> LoadedModel:
+        folder = self.folders[name]
+        student = dataclasses.replace(session.load(str(folder)), parent_id=parent_id)
+        session.store.change(
+            "UPDATE model SET parent_id = ?, run_id = COALESCE(run_id, ?) WHERE id = ?", (parent_id, run_id, student.id)
+        )
+        # Students lie in run folders; here the folder is where the test made it.
+        session.store.change("UPDATE model SET run_id = NULL WHERE id = ? AND path NOT LIKE '%runs%'", (student.id,))
+        self.ids[name] = student.id
+        return student
+
+    def student(self, env: int = 0) -> str | None:
+        with Session(self.config(env), self.work, say=self.lines.append) as session:
+            return current_student(session.store, session.env)
+
+
+@pytest.fixture
+def lab(tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Lab:
+    return Lab(tmp_path, folders, monkeypatch)
+
+
+def test_a_better_student_is_promoted_and_a_repeated_call_moves_nothing(lab: Lab) -> None:
+    done = lab.promote("good", "base")
+    assert done.verdict == "promoted" and lab.student() == lab.ids["good"]
+    (test,) = done.tests
+    assert test.role == "parent" and test.passed and test.level == level_of(1)
+    again = lab.promote("good", "base")
+    assert again.to_dict() == done.to_dict()
+    with Session(lab.config(), lab.work, say=lab.lines.append) as session:
+        assert len(student_moves(session.store)) == 1 and len(session.store.looks(session.env)) == 1
+        assert session.config.model and session.model_name() == (str(lab.folders["base"]), "as given")
+
+
+@pytest.mark.parametrize("name", ["poor", "worse"])
+def test_a_student_that_is_no_better_stays_out(lab: Lab, name: str) -> None:
+    done = lab.promote(name, "base")
+    assert done.verdict == "not better" and lab.student() is None
+    assert done.drift is None, "the first no is enough"
+    assert "verdict: not promoted, it does no better than its parent here" in done.lines()[-1]
+
+
+def test_a_second_student_must_beat_the_first(lab: Lab) -> None:
+    lab.promote("good", "base")
+    done = lab.promote("slipped", "base")  # better than the base, from which it was trained, too
+    assert [test.role for test in done.tests] == ["parent", "student"]
+    assert done.verdict == "student stays" and lab.student() == lab.ids["good"]
+
+
+def test_what_the_lineage_had_elsewhere_must_be_kept(lab: Lab) -> None:
+    assert lab.promote("good", "base").verdict == "promoted"
+    lost = lab.promote("traded", "good", env=1)
+    assert lost.verdict == "lost" and lab.student(1) is None and lab.student(0) == lab.ids["good"]
+    assert [(test.role, test.passed) for test in lost.tests] == [("parent", True), ("had", False)]
+    kept = lab.promote("both", "good", env=1, margin=0.3)
+    assert kept.verdict == "promoted" and lab.student(1) == lab.ids["both"]
+    assert kept.tests[1].rival == lab.ids["good"] and kept.tests[1].look == 3, "the third look at the first environment"
+
+
+def test_too_few_tasks_to_show_that_nothing_is_lost_are_told(lab: Lab) -> None:
+    lab.promote("good", "base")
+    done = lab.promote("both", "good", env=1)  # 22 tasks, all alike: at worst -0.2
+    assert done.verdict == "lost" and done.tests[-1].pair.losses == 0
+    assert "are too few to show a loss below 0.1" in done.notes[0]
+
+
+def test_the_margin_is_what_may_be_lost(lab: Lab) -> None:
+    lab.promote("good", "base")
+    assert lab.promote("slipped", "good", env=1, margin=0.01).verdict == "lost"
+    assert lab.promote("slipped", "good", env=1, margin=0.5).verdict == "promoted"
+
+
+def test_a_lineage_that_never_learned_elsewhere_has_nothing_to_lose_there(lab: Lab) -> None:
+    lab.promote("good", "base")
+    assert lab.promote("traded", "base", env=1).verdict == "promoted"
+
+
+def test_an_environment_that_cannot_be_asked_counts_as_lost(lab: Lab) -> None:
+    lab.promote("good", "base")
+    Path(lab.envs[0]).unlink()
+    done = lab.promote("both", "good", env=1)
+    assert done.verdict == "lost" and "could not be asked, so it counts as lost" in done.notes[0]
+
+
+def test_drift_on_neutral_prompts_has_a_budget(lab: Lab) -> None:
+    done = lab.promote("good", "base", drift_budget=0.25)  # the upper end of the interval is 0.3
+    assert done.verdict == "drifted" and lab.student() is None
+    assert lab.promote("good", "base", drift_budget=0.35).verdict == "promoted"
+
+
+def test_tests_of_students_spend_the_looks_of_contexts(lab: Lab) -> None:
+    lab.promote("poor", "base")
+    lab.promote("worse", "base")
+    done = lab.promote("good", "base")
+    assert done.tests[0].look == 3 and done.tests[0].level == level_of(3)
+
+
+def test_the_student_plays_where_no_model_is_named_and_its_ref_can_be_named(lab: Lab) -> None:
+    lab.promote("good", "base")
+    with Session(lab.config(model=""), lab.work, say=lab.lines.append) as session:
+        assert session.model_name()[0] == str(lab.folders["good"])
+        ref = f"{session.env}/student"
+        assert session.load(ref).id == lab.ids["good"]
+    with Session(lab.config(1, model=ref), lab.work, say=lab.lines.append) as session:
+        assert session.model_name() == (str(lab.folders["good"]), "as given")
+        move_student(session.store, ref.removesuffix("/student"), None, "rollback")
+        with pytest.raises(ConfigError, match="was rolled back to none"):
+            session.model_name()
