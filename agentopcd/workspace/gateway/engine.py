@@ -83,8 +83,8 @@ class Engine:
         try:
             yield handle
         finally:
-            if not handle.reply.done():
-                handle.reply.cancel()
+            handle.reply.cancel()
+            if handle.reply.cancelled():  # by this line, or with whoever waited for it
                 self._orders.put(("drop", handle))
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ class Running:
 
     def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
         """POST a body; a text or bytes as they are, all else as JSON."""
-        own = {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
+        own = {"content-type": "application/json", **({"authorization": f"Bearer {self.key}"} if self.key else {})}
         given: Any = {"content": body} if isinstance(body, str | bytes) else {"json": body}
         return httpx.post(self.at + path, headers=own | named(headers), timeout=60, **given)
 
@@ -130,7 +130,7 @@ class Running:
 
 def named(headers: dict[str, str]) -> dict[str, str]:
     """Keyword arguments as header names: ``x_agentopcd_session`` to ``x-agentopcd-session``."""
-    return {name.replace("_", "-"): value for name, value in headers.items()}
+    return {name.replace("_", "-").lower(): value for name, value in headers.items()}
 
 
 def text_of(response: httpx.Response) -> str:

@@ -179,7 +179,8 @@ def test_feedback_rates_a_session(loaded: models.LoadedModel, tmp_path: Path) ->
         ratings = [session.rating for session in server.recorded()]
         assert ratings == [Rating(True), Rating(metrics={"stars": 4}), Rating()] and not ratings[2].rated
         for wrong, status in (
-            ({"session": "nobody", "success": True}, 404), ({"session": "x"}, 400), ({"session": "x", "success": 1}, 400),
+            ({"session": "nobody", "success": True}, 404), ({"session": "x"}, 400),
+            ({"session": "x", "success": 1}, 400),
             ({"session": "x", "reward": "1"}, 400), ('{"session": "x", "reward": 1e999}', 400), ([], 400),
             ({"session": "x", "metrics": {"a b": 1}}, 400),
         ):  # fmt: skip
