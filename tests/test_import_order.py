@@ -56,6 +56,7 @@ INSIDE = {
         "questions.rows",
         "chats.rows",
         "registry chats.env",
+        "chats.recorded",
         "manifest scan walks",
         "probe",
         "check floors remote splits questions.env",
@@ -103,6 +104,7 @@ INSIDE = {
     "workspace": [
         "day extraction handover holding paths trackers",
         "ledger named",
+        "recorded",
         "card overview session gateway.connection gateway.schema gateway.redact gateway.said gateway.engine",
         "gateway.answers gateway.asked",
         "gateway.desk",

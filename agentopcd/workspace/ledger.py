@@ -52,6 +52,8 @@ class Ledger:
     """Returns what the comparisons of shortcuts found, by model (:class:`agentopcd.models.Shortcuts`)."""
     extraction: Callable[[], dict[str, Any]] = dict
     """Returns what a run's row says about its extraction (:class:`agentopcd.workspace.extraction.Extraction`)."""
+    snapshot: str = ""
+    """Of an environment that is a recording, the copy that is read (:mod:`agentopcd.workspace.recorded`)."""
     env_errors: list[str] = dataclasses.field(default_factory=list)
     """Tracebacks of the episodes that the environment broke despite retries."""
     _open: dict[int, Hold] = dataclasses.field(default_factory=dict)
@@ -155,7 +157,8 @@ class Ledger:
     def _identity(self, facts: dict[str, object]) -> dict[str, object]:
         """Everything that makes two runs the same run."""
         common = {"env": self.env, "model_id": self.model_id(), "kind": self.kind, **self.extraction()}
-        return run_config(self.config) | common | facts
+        read = {"snapshot": self.snapshot} if self.snapshot else {}
+        return run_config(self.config) | common | read | facts
 
 
 def held_as(run_id: int) -> str:

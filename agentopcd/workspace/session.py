@@ -23,7 +23,7 @@ from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.envs.splits import build_splits
+from agentopcd.envs.splits import build_splits, hashed_splits
 from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.students import past_students, student_moves, student_ref
@@ -36,6 +36,7 @@ from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.named import context_named, model_named
 from agentopcd.workspace.paths import existing, inside, kept, student_folder
+from agentopcd.workspace.recorded import open_recording, recording_of
 
 DEFAULT_MODEL = "smollm2-135m"
 """The model for environments that name none."""
@@ -51,6 +52,8 @@ class Session:
         work: the workspace folder.
         say: takes lines for people.
         progress: shows progress bars.
+        snapshot: of an environment that is a recording, which copy to read; '': see
+            :func:`agentopcd.workspace.recorded.open_recording`.
     """
 
     def __init__(
@@ -60,16 +63,20 @@ class Session:
         *,
         say: Callable[[str], None] = print,
         progress: Progress = no_progress,
+        snapshot: str = "",
     ) -> None:
         self.config, self.work, self.say, self.progress = config, work, say, progress
+        self.store = Store.open(work / "store.db")
+        self.recording = recording_of(config.env)
+        self.snapshot = open_recording(self.store, work, config, snapshot) if self.recording else ""
         self.game = game_of(config)
         self.env = self.game.label
         self.kind: Kind = "single" if self.game.step_limit == 1 else "game"
         self.extraction = Extraction.of(config)
-        self.store = Store.open(work / "store.db")
         self.ledger = Ledger(
             store=self.store, config=config, env=self.env, kind=self.kind, work=work,
             model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found, extraction=self.extraction.facts,
+            snapshot=self.snapshot,
         )  # fmt: skip
         self.ledger.settle()
         self._model: models.LoadedModel | None = None
@@ -297,6 +304,8 @@ class Session:
                     f"{self.game.ref} {dict(self.game.kwargs)}; make them with `agentopcd envs splits`"
                 )
             return manifest
+        if self.recording:
+            return hashed_splits(self.game.ref, self.game.kwargs)
         name = hashlib.sha256(self.env.encode()).hexdigest()[:12]
         file = self.work / "splits" / f"{name}.json"
         if file.is_file():
