@@ -111,7 +111,8 @@ INSIDE = {
         "gateway.app",
         "gateway.serve",
         "checks evidence pace resolved",
-        "evaluation.names evaluation.spoken experience.chains experience.choose experience.worth",
+        "evaluation.names evaluation.spoken experience.chains experience.choose experience.reading "
+        "experience.worth",
         "ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "

@@ -52,9 +52,12 @@ def play(config: PlayConfig, call: Call) -> None:
         ready.to_play(session, config)  # what is wrong is told before a model is loaded, with --dry-run and without
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
+            if session.recording:
+                plan = [f"at most {config.episodes} of {len(session.tasks(config.split))} recorded conversations"]
             if config.extract:
                 plan.append(f"{config.chains} chains of {config.chain_steps} extractions{closing.extractor(config)}")
-            return _plan(session, call, plan, estimate(session, episodes=config.episodes))
+            time = "" if session.recording else estimate(session, episodes=config.episodes)
+            return _plan(session, call, plan, time)
         from agentopcd.workspace.experience.gather import gather
 
         run_id = session.ledger.begin("play")
@@ -63,6 +66,9 @@ def play(config: PlayConfig, call: Call) -> None:
         call.show(result.to_dict())
         graded = session.game.graded
         came = f"success {result.rate}" if graded else f"{result.rate.n} conversations, nothing graded"
+        if session.recording:
+            came = f"{result.rate.n + result.unrated} recorded sessions, {result.rate.n} rated"
+            came += f", success {result.rate}" if result.rate.n else ""
         call.say(f"run {run_id}: {came}, {len(result.items)} items, {result.flagged} flagged")
         waiting = len(session.store.items(ids=result.items, status="pending"))
         if config.extract and not result.items:

@@ -247,6 +247,20 @@ def sessions(store: Database, recording: str, *, since: str = "", until: str = "
         yield Recorded(**row, requests=answered, rating=_rating(store, row["id"]))
 
 
+def requests_named(store: Database, names: Sequence[str]) -> list[Answered]:
+    """Requests by the ids that clients were given, in the order of these.
+
+    Raises:
+        StoreError: one is not there, or damaged.
+    """
+    rows = store.query(
+        "SELECT r.* FROM json_each(?) n JOIN request r ON r.name = n.value ORDER BY n.key", (json.dumps([*names]),)
+    )
+    if len(rows) < len(names):
+        raise StoreError(f"{len(names) - len(rows)} of {len(names)} recorded requests are not in {store.path}")
+    return [_answered(row) for row in rows]
+
+
 def recordings(store: Database) -> list[Row]:
     """Each recording's ``name``, and how many ``sessions``, ``rated`` sessions and ``requests`` it has."""
     return store.query(

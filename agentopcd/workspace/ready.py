@@ -19,6 +19,8 @@ def to_play(session: Session, config: PlayConfig) -> None:
     Raises:
         ConfigError: the context is unknown, or the split has no tasks.
     """
+    if session.recording and config.context:
+        raise ConfigError(f"the sessions of {session.env} were played already, so --context is of no use; leave it out")
     if config.context:
         session.context(config.context, config.placement)
     if not session.tasks(config.split):

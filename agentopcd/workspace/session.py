@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from agentopcd.core.files import path_of
 from agentopcd.core.runs import writing
 from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
+from agentopcd.envs.chats.rows import raw_rows, stamps
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits, hashed_splits
@@ -287,12 +288,20 @@ class Session:
             self._said.add(line)
             self.say(line)
 
+    def kind_of(self, episode: Episode) -> Kind:
+        """How an episode was played. Of recorded sessions, some have a single reply and some have several."""
+        return "single" if self.recording and len(episode.turns) == 1 else self.kind
+
     # -- tasks --------------------------------------------------------------------------------------
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
         """The first ``n`` tasks of a split, or all tasks if there are fewer or ``n`` is None."""
         tasks = self.manifest.tasks(split)
         return tasks if n is None else tasks[:n]
+
+    def recorded_rows(self) -> list[Mapping[str, Any]]:
+        """The conversations of the snapshot that is read, where the environment is a recording."""
+        return [row for _, row in raw_rows(stamps(self.game.spec.kwargs["rows"]))]
 
     def _manifest(self) -> Manifest:
         """The splits: from the given file, else those that the workspace made when it first met the environment."""

@@ -131,6 +131,7 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
         Session(config, tmp_path, snapshot="0.jsonl")
 
 
+@pytest.mark.slow
 def test_a_student_from_recorded_prompts_comes_nearer(tmp_path: Path) -> None:
     work, lines = tmp_path / "w", []
     keep_many(work, 100)
@@ -150,6 +151,3 @@ def test_a_student_from_recorded_prompts_comes_nearer(tmp_path: Path) -> None:
     assert result.promoted, result.promotion["lines"]
     with Session(config, work, say=lines.append) as session:
         assert distil_context(session, config, CONTEXT).repeated
-    keep_many(work, 1, start=100)
-    with Session(config, work, say=lines.append) as session:  # a new command: it has more to learn from
-        assert not session.ledger.finished("consolidate", context_id=CONTEXT.id, folder=str(Path(result.folder).parent))
