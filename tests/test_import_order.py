@@ -107,7 +107,7 @@ INSIDE = {
         "recorded",
         "card overview session gateway.connection gateway.schema gateway.redact gateway.said gateway.engine",
         "gateway.answers gateway.asked",
-        "gateway.desk",
+        "gateway.desk gateway.incoming",
         "gateway.app",
         "gateway.serve",
         "checks evidence pace resolved",

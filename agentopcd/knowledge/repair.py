@@ -301,8 +301,7 @@ class _Repair:
             ("look", "placebo_id", "context"), ("look", "incumbent_id", "context"),
             ("session", "context_id", "context"),
             ("request", "context_id", "context"), ("request", "session_id", "session"),
-            ("feedback", "session_id", "session"),
-            ("student_move", "model_id", "model"),
+            ("feedback", "session_id", "session"), ("student_move", "model_id", "model"),
         ):  # fmt: skip
             self._remove(table, gone.format(column=column, parent=parent))
 

@@ -187,6 +187,7 @@ class Session:
             loaded = models.behind_api(name)
             self.store.add_model(loaded.id, name)
             return loaded
+        name = self.named(name)
         loaded = model_named(self.store, self.work, name, self.device)
         if loaded.note:
             self.say_once(f"note: {loaded.note}")

@@ -21,7 +21,7 @@ class ServeConfig(EngineConfig):
     """`agentopcd serve`: a model behind an OpenAI-compatible endpoint, every request kept as it was sampled."""
 
     model: str = ""
-    """Who answers: a Hub id, folder, .gguf file, built-in name, or a student of the workspace by its folder."""
+    """Who answers: a Hub id, folder, .gguf file, built-in name, or ENV/student, the student of an environment."""
     context: str = ""
     """Context that is put into every prompt and that no client sees: a ref such as ENV/best, an id, or a text file;
     empty: none."""
@@ -47,7 +47,7 @@ class ServeConfig(EngineConfig):
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ConfigError("no model given; add --model NAME, such as pocket or the folder of a student")
+            raise ConfigError("no model given; add --model NAME, such as pocket or ENV/student")
         super().__post_init__()
         self._positive("max_waiting")
         if self.record and not _NAME.fullmatch(self.record):

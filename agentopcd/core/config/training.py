@@ -24,7 +24,7 @@ FORMS = {
 
 MARGIN = 0.1
 """Margin of non-inferiority where none is set."""
-DRIFT_BUDGET = 1.0
+DRIFT_BUDGET = 0.5
 """Budget of drift where none is set, in nats a token."""
 
 
@@ -128,7 +128,7 @@ class TrainConfig(PlayerConfig):
     """How much worse the student may be, in environments that its lineage has learned before, to become ENV/student; 0:
     0.1."""
     drift_budget: float = 0.0
-    """How far its replies to neutral prompts may be from the base's, in nats a token; 0: 1."""
+    """How far its replies to neutral prompts may be from the base's, in nats a token; 0: 0.5."""
     force: bool = False
     """Distil without a confirmed context: --context, else the newest candidate (learn: the winner on select tasks);
     imported free text with flags, too."""

@@ -284,6 +284,8 @@ class VllmSampler:
         with torch.random.fork_rng(devices=[]):
             outputs = self._llm.llm_engine.step()
         for output in outputs:
+            if not output.finished and (self.heard is None or not output.outputs[0].token_ids):
+                continue
             ticket, said = int(output.request_id), self._completion(output.outputs[0])
             if self.heard is not None:
                 known = self._told.get(ticket, 0)

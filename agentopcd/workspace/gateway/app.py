@@ -31,19 +31,13 @@ from agentopcd.workspace.gateway.answers import Answer, chunk, event, told_token
 from agentopcd.workspace.gateway.asked import Asked, Refused, asked_of, check, read_json
 from agentopcd.workspace.gateway.desk import Desk
 from agentopcd.workspace.gateway.engine import Engine
+from agentopcd.workspace.gateway.incoming import body_of, header, until_gone
 from agentopcd.workspace.gateway.said import Said, Words
 
-BODY_BYTES = 4 << 20
-"""The largest body."""
-READ_BYTES = 16 * BODY_BYTES
-"""How much of a larger one is read and thrown away, since many clients read no answer before they have sent all."""
-BODY_S = 30.0
-"""How long a body may take to arrive."""
 RETRY_S = 2
 """What a client that was refused for the moment is told to wait."""
 OURS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
 """Names of this machine in a Host header. Another one belongs to a stranger's page whose name was made to lead here."""
-_HEADER = re.compile(r"[\x21-\x7e]{1,200}")
 SESSION, TASK = "X-Agentopcd-Session", "X-Agentopcd-Task"
 
 
@@ -338,67 +332,3 @@ def _whole(answer: Answer) -> dict[str, str]:
 def refusal(error: Refused) -> Response:
     """An error as an answer."""
     return JSONResponse(error.body(), error.status, headers=error.headers)
-
-
-def header(request: Request, name: str) -> str:
-    """A header that names something; empty if it is not there.
-
-    Raises:
-        Refused: it is no such name.
-    """
-    given = request.headers.getlist(name)
-    if not given:
-        return ""
-    if len(given) > 1 or not _HEADER.fullmatch(given[0]):
-        raise Refused(400, f"{name} wants one name of 1 to 200 visible ASCII characters", param=name)
-    return given[0]
-
-
-async def body_of(request: Request) -> bytes:
-    """The body of a request, as JSON that no stranger's page can send unasked.
-
-    Raises:
-        Refused: it is too large, comes too slowly, or is declared as something else.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise Refused(415, "the body must be JSON: Content-Type: application/json")
-    body, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for part in request.stream():
-                size += len(part)
-                body += part if size <= BODY_BYTES else b""
-                if size > READ_BYTES:
-                    break
-    except TimeoutError:
-        raise Refused(408, f"the body did not arrive within {BODY_S:.0f} s", headers={"Connection": "close"}) from None
-    if size > BODY_BYTES:
-        raise Refused(
-            413, f"the body has more than {BODY_BYTES} bytes; shorten the messages", headers={"Connection": "close"}
-        )
-    return bytes(body)
-
-
-async def until_gone(request: Request, work: Awaitable[Any]) -> Any:
-    """What ``work`` returns; it is cancelled when the client leaves.
-
-    Raises:
-        ClientDisconnect: the client has left.
-    """
-
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(_left(request))]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if tasks[0].done():
-            return tasks[0].result()
-        raise ClientDisconnect
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -207,6 +207,7 @@ def test_nothing_is_kept_without_a_recording(loaded: models.LoadedModel, tmp_pat
     with Running(loaded, tmp_path, sampler=says(loaded, "ok"), record="") as server:
         answer = server.ask("hello secret")
         assert text_of(answer) == "ok" and "x-agentopcd-session" not in answer.headers
+        assert server.recorded() == []
     assert not any(b"secret" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from agentopcd import models
 from agentopcd.core.config import SERVE_KEY, ServeConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.workspace.gateway import app, connection, schema
+from agentopcd.workspace.gateway import app, connection, incoming, schema
 from agentopcd.workspace.gateway.serve import key_of
 from tests.workspace.gateway.running import NAME, Running, Stuck, says, text_of
 
@@ -154,7 +154,7 @@ def test_hostile_text_is_text(loaded: models.LoadedModel, tmp_path: Path) -> Non
 
 
 def test_a_large_body_is_refused_and_the_next_one_answered(loaded: models.LoadedModel, tmp_path: Path) -> None:
-    large = HELLO | {"messages": [{"role": "user", "content": "a" * (app.BODY_BYTES + 1)}]}
+    large = HELLO | {"messages": [{"role": "user", "content": "a" * (incoming.BODY_BYTES + 1)}]}
     with Running(loaded, tmp_path, sampler=says(loaded, "ok")) as server:
         assert server.post(CHAT, large).status_code == 413
         parts = (b"[" + b"1," * 100_000 for _ in range(40))  # without a length in its head
@@ -179,7 +179,7 @@ def test_slow_senders_are_told_and_let_go(
     loaded: models.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "HEADERS_S", 0.5)
-    monkeypatch.setattr(app, "BODY_S", 0.5)
+    monkeypatch.setattr(incoming, "BODY_S", 0.5)
     with Running(loaded, tmp_path, sampler=says(loaded, "ok")) as server:
         slow = [raw(server, data) for data in (b"", b"POST /v1/ch", head(500), head(500) + b'{"model":')]
         assert text_of(server.ask("hello")) == "ok"
