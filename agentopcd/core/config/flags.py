@@ -38,7 +38,9 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "context", "mix", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force", "select_tasks",
         "select_every", "patience", "confirm_tasks", "gate_tasks", "margin", "drift_budget", "test_tasks",
     ),
-    "Serving": ("record", "redact", "host", "port", "key_file", "max_waiting"),
+    "Serving": (
+        "record", "canary", "canary_model", "canary_context", "redact", "host", "port", "key_file", "max_waiting",
+    ),
     "Output": ("merge", "save_dtype", "track", "save_every", "keep_checkpoints"),
 }  # fmt: skip
 """Panel -> its settings, both in display order. A setting in two panels is in the first that its verb has."""
