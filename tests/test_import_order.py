@@ -103,7 +103,7 @@ INSIDE = {
     ],
     "workspace": [
         "day extraction handover holding paths trackers",
-        "ledger named",
+        "canary ledger named",
         "recorded",
         "card overview session gateway.connection gateway.schema gateway.redact gateway.said gateway.engine",
         "gateway.answers gateway.asked",
@@ -128,7 +128,7 @@ INSIDE = {
         "page.overview",
         "page.parts",
         "page.report page.serve",
-        "decisions look_up pages push reproduce rollback serve status store verbs",
+        "canary decisions look_up pages push reproduce rollback serve status store verbs",
         "cli",
     ],
 }
