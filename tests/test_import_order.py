@@ -118,7 +118,7 @@ INSIDE = {
         "evaluation.table",
         "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "
         "experience.find_context experience.gather experience.influence",
-        "evaluation.student ratchet",
+        "evaluation.student experience.teach ratchet",
     ],
     "cli": [
         "store_views help completion pulse spoken templates.text_env templates.tool_env",

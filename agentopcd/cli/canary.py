@@ -7,10 +7,7 @@ from typing import Annotated
 import typer
 
 from agentopcd.cli.knowledge import WORK, Work
-from agentopcd.cli.options import DRY_RUN, JSON, Call
-
-NOT_PROMOTED = 3
-"""Exit code of a command that asks whether something is promoted, if nothing is."""
+from agentopcd.cli.options import DRY_RUN, JSON, NOT_PROMOTED, Call
 
 
 def canary(

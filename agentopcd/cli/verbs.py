@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from agentopcd.cli import closing
-from agentopcd.cli.options import Call, configured, progress
+from agentopcd.cli.options import NOT_PROMOTED, Call, configured, progress
 from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
@@ -21,6 +22,7 @@ from agentopcd.core.config import (
     ScoringConfig,
     flags_for,
     player_flags,
+    since_of,
 )
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
@@ -271,6 +273,8 @@ def learn(config: LearnConfig, call: Call) -> None:
         check_launch(config, launched())
         with _open(config, call) as session:
             ready.to_learn(session, config)
+            if session.recording and not session.game.graded:
+                return _plan(session, call, _recorded_plan(session, config), "")
             tests = len(session.tasks("test", config.test_tasks))
             episodes = config.episodes_per_round + PER_CONTEXT * config.candidates
             episodes += _confirm_episodes(session, config) + 3 * tests
@@ -289,11 +293,25 @@ def learn(config: LearnConfig, call: Call) -> None:
     from agentopcd.learn import learn as run
 
     models.prepare_process()
+    config = dataclasses.replace(config, since=since_of(config.since))
     if call.save_config:
         _open(config, call).close()
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
     call.show([one.to_dict() for one in rounds])
     closing.after_rounds(call, config, rounds)
+    if config.since and not closing.after_night(call, config, rounds):
+        raise typer.Exit(NOT_PROMOTED)
+
+
+def _recorded_plan(session: Session, config: LearnConfig) -> list[str]:
+    """What ``learn`` does with a recording that nothing grades."""
+    read, train = len(session.tasks("extract")), len(session.tasks("train"))
+    return [
+        f"{config.rounds} rounds, each:",
+        f"at most {config.episodes_per_round} of {read} recorded conversations are read for lessons",
+        "no context is ranked: --context, ENV/best or what is served is distilled",
+        f"{config.steps} steps of {config.batch_size} of {train} recorded conversations, then the gate",
+    ]
 
 
 def _open(config: PlayerConfig, call: Call) -> Session:

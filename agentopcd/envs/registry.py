@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
+from agentopcd.core.config import RECORDED
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.files import is_file
 from agentopcd.envs.chats.rows import chat_fields
@@ -44,9 +45,6 @@ SCHEMES = {
     "verifiers": ("agentopcd.envs.hub.verifiers_env:VerifiersEnv", "env_id"),
 }
 """Scheme → entry point, and the argument that takes the text after the colon."""
-
-RECORDED = "recorded:"
-"""Scheme of the recordings of a workspace, whose spec a session gives; see :func:`provide`."""
 
 _SPECS: dict[str, EnvSpec] = {}
 _PROVIDED: dict[str, EnvSpec] = {}

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentopcd import envs
+from agentopcd.core.config import RECORDED
 from agentopcd.core.files import is_file, path_of
 from agentopcd.core.types import EMPTY, Episode, Message, Task, Tool, Turn
 from agentopcd.envs.guard import SLOW_STEP_LIMIT_S
 from agentopcd.envs.questions.files import row_files
-from agentopcd.envs.registry import RECORDED
 from agentopcd.envs.success import ask, rule_of
 from agentopcd.rollouts.history import turn_messages
 

@@ -17,10 +17,10 @@ from math import comb
 from statistics import NormalDist
 from typing import Any, Literal
 
+from agentopcd.core.config import RECORDED
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Apart, Comparison, compare, compare_apart, draws_for
 from agentopcd.core.types import EMPTY
-from agentopcd.envs.registry import RECORDED
 from agentopcd.knowledge import Store, best_ref, canonical
 from agentopcd.knowledge.looks import level_of
 from agentopcd.knowledge.recordings import Rating, Recorded, sessions

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentopcd.core.config import GatherConfig, PlayerConfig, ScoreConfig
+from agentopcd.core.config import GatherConfig, LearnConfig, PlayerConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import read_result
 from agentopcd.knowledge import Store
@@ -24,8 +24,8 @@ SOME_SERVER = "http://ADDRESS"
 
 LATER_SETTINGS = (
     "anchor", "async_steps", "by", "decay", "direction", "drift_budget", "extract_prompt", "extractor", "gate",
-    "grader", "judge", "keep_checkpoints", "margin", "mix", "one_method", "patience", "save_dtype", "success_when",
-    "teacher_strength", "token_cap", "turn_decay", "turn_fade", "turns", "warmup_steps",
+    "grader", "judge", "keep_checkpoints", "margin", "mix", "one_method", "patience", "save_dtype", "since",
+    "success_when", "teacher_strength", "token_cap", "turn_decay", "turn_fade", "turns", "warmup_steps",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
@@ -184,7 +184,7 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
         settings["save_dtype"] = ""
     if isinstance(config, GatherConfig) and config.extractor and config.extracting.engine == "api":
         settings["extractor"] = f"{config.extracting.model} (API)"
-    later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig) else LATER_SETTINGS
+    later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig | LearnConfig) else LATER_SETTINGS
     used = {name: value for name, value in settings.items() if value or name not in later}
     return {name: value for name, value in used.items() if name not in NOT_OF_A_RUN}
 

@@ -115,6 +115,14 @@ def to_learn(session: Session, config: LearnConfig) -> None:
     Raises:
         ConfigError: nothing is right or wrong here, or a split that is needed has no tasks.
     """
+    ungraded = session.recording and not session.game.graded  # contexts come from people there, and no task ranks them
+    if config.context and not ungraded:
+        raise ConfigError(
+            "--context is for recordings that nothing grades; elsewhere learn ranks contexts; leave it out, or distil "
+            "it with `agentopcd consolidate --context`"
+        )
+    if ungraded:
+        return to_train(session, config)
     ranked_by(session)
     if not session.tasks("extract"):
         raise ConfigError(f"no extract tasks of {session.env}")

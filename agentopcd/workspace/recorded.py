@@ -18,11 +18,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import PlayerConfig
+from agentopcd.core.config import RECORDED, PlayerConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import write_text, writing
 from agentopcd.envs.chats.recorded import recorded_spec
-from agentopcd.envs.registry import RECORDED, provide
+from agentopcd.envs.registry import provide
 from agentopcd.envs.views import hash_text
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.faults import read_object
@@ -38,22 +38,20 @@ def recording_of(ref: str) -> str:
     return ref.removeprefix(RECORDED) if ref.startswith(RECORDED) else ""
 
 
-def open_recording(store: Store, work: Path, config: PlayerConfig, snapshot: str = "", since: str = "") -> str:
+def open_recording(store: Store, work: Path, config: PlayerConfig, snapshot: str = "") -> str:
     """Make ``config.env`` stand for a snapshot of its recording in this process.
 
     Args:
         snapshot: its name; '': that of the unfinished run of these settings, else a new one.
-        since: of a new one, only sessions with a request or a rating at or after this time (UTC, as in the store).
 
     Returns:
         The name of the snapshot.
 
     Raises:
-        ConfigError: there is no such recording or snapshot, or nothing was recorded since then.
+        ConfigError: there is no such recording or snapshot.
     """
-    name = recording_of(config.env)
-    folder = work / "recorded" / name
-    snapshot = snapshot or _unfinished(store, config, folder) or _new(store, name, folder, since)
+    folder = work / "recorded" / recording_of(config.env)
+    snapshot = snapshot or _unfinished(store, config, folder) or new_snapshot(store, work, config.env)
     use_snapshot(work, config.env, snapshot)
     return snapshot
 
@@ -82,7 +80,19 @@ def _unfinished(store: Store, config: PlayerConfig, folder: Path) -> str:
     return ""
 
 
-def _new(store: Store, name: str, folder: Path, since: str) -> str:
+def new_snapshot(store: Store, work: Path, ref: str, since: str = "") -> str:
+    """Copy a recording as it is now.
+
+    Args:
+        since: only sessions with a request or a rating at or after this time (UTC, as in the store).
+
+    Returns:
+        The name of the copy; the same sessions have the same name.
+
+    Raises:
+        ConfigError: there is no such recording, or nothing was recorded since then.
+    """
+    name = recording_of(ref)
     with store.read():
         rows = list(snapshot_rows(sessions(store, name)))
     if not rows:
@@ -96,6 +106,7 @@ def _new(store: Store, name: str, folder: Path, since: str) -> str:
         if not (rows := [row for row in rows if row["session"] in news]):
             raise ConfigError(f"no session of {name!r} was recorded or rated since {since}")
     text = "".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+    folder = work / "recorded" / name
     file = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
     if not file.is_file():
         with writing(file):

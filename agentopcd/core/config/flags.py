@@ -22,8 +22,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Sampling": ("max_tokens", "temperature", "top_p", "top_k", "seed"),
     "Experience": (
-        "rounds", "episodes", "episodes_per_round", "extract", "extractor", "extract_prompt", "chains", "chain_steps",
-        "extract_tokens", "budget_tokens", "show_earlier", "gate",
+        "rounds", "episodes", "episodes_per_round", "since", "extract", "extractor", "extract_prompt", "chains",
+        "chain_steps", "extract_tokens", "budget_tokens", "show_earlier", "gate",
     ),
     "Loss and teacher": (
         "method", "one_method", "answers", "teacher", "teacher_strength", "teacher_kind", "teacher_every",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from agentopcd.core.config import ServeConfig
+from agentopcd.core.config import RECORDED, ServeConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context
-from agentopcd.envs.registry import RECORDED
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.students import current_student, env_of, lineage, student_ref
 from agentopcd.workspace.named import context_named
