@@ -21,8 +21,8 @@ def canary(
 ) -> None:
     """Compare the newest canary of a recording with what was served beside it.
 
-    Sessions that were rated are compared. If the canary did better, it takes the place of the other: recorded:NAME/student
-    moves to its model, or recorded:NAME/best to its context.
+    Rated sessions are compared. If the canary did better, it takes the place of the other: recorded:NAME/student moves
+    to its model, or recorded:NAME/best to its context.
 
     The exit code is 0 if it was promoted, and 3 if not. Each comparison is a look, and later looks ask for more.
 
