@@ -31,7 +31,7 @@ INSIDE = {
         "errors text callable_module files",
         "calls types terminal",
         "encoding messages power stats runs transcript config.base",
-        "groups",
+        "crossed groups",
         "config.player",
         "config.training",
         "config.flags config.verbs",
