@@ -53,8 +53,8 @@ def contrast(a: Outcomes, b: Outcomes) -> Contrast:
     """Compare two arms over the games that both have played.
 
     The interval is the hull of the one over seeds and tasks and of Newcombe's for paired games, which still has a width
-    where all games came out alike. With a single seed or a single task, only the other is resampled; whoever calls has to
-    say that this is too little. Without games it is all of [-1, 1].
+    where all games came out alike. With a single seed or a single task, only the other is resampled, and the
+    caller has to say that this is too little. Without games it is all of [-1, 1].
     """
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     gains: list[tuple[Hashable, Hashable, int]] = []

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from agentopcd.cli.paper import report
 from agentopcd.cli.paper import run as paper_run
 from agentopcd.cli.paper.plan import RECIPES as RECIPES_FOLDER
 from agentopcd.cli.paper.plan import find_recipe, of_experience, read
+from agentopcd.cli.paper.verdicts import FEWEST_CHAINS, FEWEST_SEEDS
 from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import compare
 from agentopcd.core.types import EMPTY
 from agentopcd.distillation import memory
 from agentopcd.envs.scan import no_progress
 from agentopcd.knowledge import Store
+from recipes.paper import recompute
 from tests import tiny
 from tests.conftest import load_file
 
@@ -69,7 +69,8 @@ def test_every_recipe_can_be_read(file: Path, size: str) -> None:
     title, plans = read(file, size)
     assert title and plans
     for plan in plans:
-        assert plan.claims and (plan.arms or len(plan.shown) > 1) and len(plan.seeds) >= 2
+        assert plan.claims and (plan.arms or len(plan.shown) > 1) and len(plan.seeds) >= FEWEST_SEEDS
+        assert plan.chains is None or plan.chains >= FEWEST_CHAINS
         assert set(plan.paper) - {"what"} <= {*plan.arms, *plan.untrained}
         for arm in (*plan.shown, *plan.arms):
             config = plan.config(arm, 1)
@@ -215,6 +216,10 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(
         assert set(curves) == set(paper_run.CURVES) and all(len(steps) == 1 for steps in curves.values())
     assert set(found["drift"]) == set(found["rates"]) and found["drift"]["base"]["kl_nats"] == 0
     assert all(one["tasks"] == 6 and one["n"] == 12 for one in found["findings"])
+    assert all(one["verdict"] == "undecided: too few seeds" for one in found["findings"] + found["probe_findings"])
+    assert found["chains"] is None and found["compute"] == "float32"
+    assert set(found["outcomes"]["arms"]["opcd"]) == {"0", "1"} and len(found["outcomes"]["tasks"]) == 6
+    assert len(found["probe_outcomes"]["tasks"]) == 3 and not recompute.checked(file)
     command(str(small), work=tmp_path / "work")
     again = capsys.readouterr().out
     assert again.count("already done") == 4  # two arms, two seeds
@@ -259,17 +264,6 @@ def test_the_row_s_settings_of_its_environment_are_not_the_probe_s(small: Path) 
     small.write_text(row.replace('env = "math"', 'env = "math"\nenv_args = { level = 2 }') + probe)
     (plan,) = read(small, "mini")[1]
     assert plan.config("base", 0).env_args == {"level": 2} and paper_run._probe_config(plan, 0).env_args == {}
-
-
-@pytest.mark.parametrize(
-    ("wins", "losses", "verdict"), [(40, 5, "reproduced"), (5, 40, "refuted"), (11, 10, "undecided at this size")]
-)
-def test_the_verdict_follows_the_paired_interval(wins: int, losses: int, verdict: str) -> None:
-    places = range(200)
-    a = {place: place < wins for place in places}
-    b = {place: wins <= place < wins + losses for place in places}
-    seen = compare(a, b, {place: str(place) for place in places})
-    assert report.Finding(better="a", worse="b", comparison=seen).verdict == verdict
 
 
 def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
@@ -387,6 +381,11 @@ def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.Ca
     for seed, contexts in played.items():
         wanted = {EMPTY.id, found.traces, *(found.context(kind, seed) for kind in ("best", "random", "step 1"))}
         assert contexts == wanted
+    result: dict[str, Any] = json.loads(next((tmp_path / "work" / "reproduce").glob("*.json")).read_text())
+    assert result["chains"] == 2 and result["contexts"]["test-time"] == {
+        "0": found.chains[0][-1],
+        "1": found.chains[1][-1],
+    }
     assert set(distilled) == {found.context("random", 0), found.context("random", 1), found.best}  # best: the mixture
     with Store.open(tmp_path / "work" / "store.db") as store:
         assert len(store.table("run", "id")) == runs  # it was read back

@@ -75,6 +75,17 @@ class Plan:
         return ["base", *self.shown]
 
     @property
+    def drawn(self) -> set[str]:
+        """The kinds of context of which each training seed draws another one."""
+        named = {self.config(arm, 0).context for arm in (*self.shown, *self.arms)}
+        return {name for name in named if of_experience(name)} - {"best", "traces"}
+
+    @property
+    def chains(self) -> int | None:
+        """The number of chains that the seeds draw, each another one; None: they draw none."""
+        return len(self.seeds) if self.drawn else None
+
+    @property
     def slug(self) -> str:
         """The name of the row, as part of a file name."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
@@ -188,8 +199,7 @@ def _check_chains(plan: Plan) -> None:
     for steps in (int(name.removeprefix("step ")) for name in named if name.startswith("step ")):
         if steps > depth:
             raise ConfigError(f"{plan.name!r} wants step {steps} of chains that have {depth}; raise chain_steps")
-    drawn = {name for name in named if of_experience(name)} - {"best", "traces"}
-    if drawn and len({seed % gathering.chains for seed in plan.seeds}) < len(plan.seeds):
+    if plan.drawn and len({seed % gathering.chains for seed in plan.seeds}) < len(plan.seeds):
         raise ConfigError(
             f"{plan.name!r} has the seeds {list(plan.seeds)} and {gathering.chains} chains; seed % chains must differ"
         )

@@ -13,15 +13,14 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from agentopcd.cli.paper.plan import Plan, of_experience
-from agentopcd.cli.paper.report import Chosen, Finding, Result
+from agentopcd.cli.paper.report import Chosen, Result
+from agentopcd.cli.paper.verdicts import finding, success
 from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, PlayConfig, PlayerConfig, ScoreConfig, pick
 from agentopcd.core.errors import ConfigError, DependencyError, EnvError
 from agentopcd.core.files import is_file
 from agentopcd.core.runs import CHECKPOINTS, read_records
-from agentopcd.core.stats import Rate, compare
 from agentopcd.core.types import EMPTY, Context, Task
 from agentopcd.distil import distil_context
 from agentopcd.envs.registry import is_rows
@@ -35,9 +34,8 @@ from agentopcd.workspace.experience.find_context import find_context
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.session import Session
 
-Outcomes = dict[tuple[int, str, int, int], float]
-"""Success by training seed, task key, task seed and repetition."""
-
+Played = dict[tuple[int, str, int], bool]
+"""Success by training seed, task key and task seed: :data:`agentopcd.core.crossed.Outcomes` that grow."""
 
 CURVES = {
     "select": "select/success",
@@ -78,10 +76,11 @@ def run(
     trained = [claim for claim in plan.claims if set(claim) <= set(plan.arms)]
     return Result(
         plan=plan, tasks=row.tasks, floors=row.floors,
-        rates={arm: _rate(found) for arm, found in row.outcomes.items()},
-        findings=[_finding(claim, row.outcomes) for claim in plan.claims],
-        probe={arm: _rate(found) for arm, found in row.probed.items()},
-        probe_findings=[_finding(claim, row.probed) for claim in trained] if plan.probe else [],
+        rates={arm: success(found) for arm, found in row.outcomes.items()},
+        findings=[finding(claim, row.outcomes, plan.chains) for claim in plan.claims],
+        probe={arm: success(found) for arm, found in row.probed.items()},
+        probe_findings=[finding(claim, row.probed, plan.chains) for claim in trained] if plan.probe else [],
+        outcomes=row.outcomes, probe_outcomes=row.probed, contexts=row.contexts, compute=row.compute,
         reply_tokens={arm: sum(found) / len(found) for arm, found in row.tokens.items()},
         drift=row.moved, curves={arm: _curves(files) for arm, files in row.logs.items()},
         chosen_on_test={arm: _chosen(of_seeds) for arm, of_seeds in row.rates.items() if of_seeds},
@@ -101,11 +100,13 @@ class _Row:
     experience: Experience | None
     floors: str = ""
     tasks: int = 0
+    compute: str = ""
 
     def __post_init__(self) -> None:
         plan = self.plan
-        self.outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
-        self.probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
+        self.outcomes: dict[str, Played] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
+        self.probed: dict[str, Played] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
+        self.contexts: dict[str, dict[int, str]] = {}
         self.tokens: dict[str, list[float]] = {arm: [] for arm in self.outcomes}
         self.moved: dict[str, Drift] = {}
         self.rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
@@ -120,7 +121,9 @@ class _Row:
         config = dataclasses.replace(self.plan.config(arm, seed), keep_checkpoints=self.keep_checkpoints)
         if self.experience is None or not of_experience(config.context):
             return config
-        return dataclasses.replace(config, context=self.experience.context(config.context, seed), force=True)
+        context = self.experience.context(config.context, seed)
+        self.contexts.setdefault(arm, {})[seed] = context
+        return dataclasses.replace(config, context=context, force=True)
 
     def train(self, arm: str, seed: int) -> str:
         """Train an arm and return the folder of its student."""
@@ -143,6 +146,7 @@ class _Row:
         plan, config = self.plan, self.plan.config("base", seed)
         with self.open(config) as session:
             test = session.tasks("test", config.test_tasks)
+            self.compute = str(session.compute).removeprefix("torch.")
             base = Contestant(label="base", model=session.load(config.model))
             contexts = {arm: shown_context(session, self.config(arm, seed)) for arm in plan.shown}
             shown = [dataclasses.replace(base, label=arm, context=context) for arm, context in contexts.items()]
@@ -158,7 +162,7 @@ class _Row:
                 kept = sorted(Path(folder).with_name(CHECKPOINTS).iterdir())
                 steps = _loaded(session, {f"{arm}, step {int(step.name)}": str(step) for step in kept})
                 played = [_play(session, one, test, plan.name)[1] for one in steps]
-                self.rates[arm].append([_rate(outcomes).rate for outcomes in played])
+                self.rates[arm].append([fmean(map(bool, outcomes.values())) for outcomes in played])
 
     def play_probe(self, students: Mapping[str, str], seed: int) -> None:
         """Play the base and one training seed's students on the probe task, which no arm was trained on."""
@@ -288,8 +292,8 @@ def _play(
     return table, session.store.outcomes(one.arm, arena)
 
 
-def _of_seed(outcomes: Mapping[Place, float], seed: int) -> Outcomes:
-    return {(seed, *place): won for place, won in outcomes.items()}
+def _of_seed(outcomes: Mapping[Place, float], seed: int) -> Played:
+    return {(seed, task, task_seed): bool(won) for (task, task_seed, _), won in outcomes.items()}
 
 
 def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
@@ -308,16 +312,6 @@ def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:
     return Chosen(
         best=fmean(top[0] for top in tops), best_three=fmean(fmean(top) for top in tops), checkpoints=len(rates[0])
     )
-
-
-def _rate(outcomes: Mapping[Any, float]) -> Rate:
-    return Rate(sum(map(bool, outcomes.values())), len(outcomes))
-
-
-def _finding(claim: tuple[str, str], outcomes: Mapping[str, Outcomes]) -> Finding:
-    better, worse = claim
-    a, b = outcomes[better], outcomes[worse]
-    return Finding(better=better, worse=worse, comparison=compare(a, b, {place: place[1] for place in (*a, *b)}))
 
 
 def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
