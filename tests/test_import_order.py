@@ -114,7 +114,7 @@ INSIDE = {
     "cli": [
         "store_views help completion pulse spoken templates.text_env templates.tool_env",
         "options",
-        "paper.plan closing config envs knowledge new_env page.marks page.render",
+        "paper.plan paper.verdicts closing config envs knowledge new_env page.marks page.render",
         "paper.report page.contexts page.results",
         "paper.run page.episodes page.training",
         "page.overview",
