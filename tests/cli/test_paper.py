@@ -67,7 +67,7 @@ def small(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_recipe_can_be_read(file: Path, size: str) -> None:
     title, plans = read(file, size)
-    assert title and plans
+    assert title and (plans or (file.stem, size) == ("table6", "mini"))
     for plan in plans:
         assert plan.claims and (plan.arms or len(plan.shown) > 1) and len(plan.seeds) >= FEWEST_SEEDS
         assert plan.chains is None or plan.chains >= FEWEST_CHAINS
@@ -149,11 +149,13 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
     monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
     medical = {f"op{letter}": letter for letter in "abcd"}
     rows = {
-        "medmcqa": [{"question": f"Which of {i}?", "cop": i % 4} | medical for i in range(1100)],
-        "safety": [{"text": f"text {i}", "label": str(i % 2)} for i in range(1100)],
+        "medmcqa": [{"question": f"Which of {i}?", "cop": i % 4} | medical for i in range(5000)],
+        "tweet_eval": [{"text": f"text {i}", "label": str(i % 2)} for i in range(3000)],
+        "hatecheck": [{"test_case": f"case {i}", "label_gold": "hateful"} for i in range(1500)],
+        "ethos": [{"comment": f"comment {i}", "isHate": "0.2"} for i in range(500)],
         "dapo": [
             {"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "reward_model": {"ground_truth": str(i + 1)}}
-            for i in range(1100)
+            for i in range(5000)
         ],
         "ifeval": [{"key": 1, "prompt": "No comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}],
     }
@@ -166,6 +168,13 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
         (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)) + "\n")
     for name in ("medical", "safety"):
         (tmp_path / "data" / f"{name}.txt").write_text("Answer as you should.\n")
+    dapo = tmp_path / "data" / "dapo.jsonl"
+    whole = dapo.read_text()
+    dapo.write_text("".join(whole.splitlines(keepends=True)[:1100]))
+    with pytest.raises(ConfigError, match="1 of 1 rows cannot run yet"):
+        command("table6", size="full", dry_run=True, work=tmp_path / "few")
+    assert "'Maths, Qwen3-8B' wants 1,000 test tasks and dapo.jsonl has 286; give it more" in capsys.readouterr().out
+    dapo.write_text(whole)
     for file in RECIPES:
         command(file.stem, size="full", dry_run=True, work=tmp_path / "after")
         said = capsys.readouterr().out
@@ -173,6 +182,7 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
         assert said.count(" GiB in each process") == said.count(" h a seed") == arms
         assert said.count("without training: base, ") == len(read(file, "full")[1])
         assert said.count("after 300 games on train tasks") == (2 if file.stem == "oel" else 0)
+        assert ("not as in the paper's code: " in said) == any(plan.departures for plan in read(file, "full")[1])
 
 
 @pytest.mark.slow
@@ -256,6 +266,45 @@ def test_a_plan_is_printed_and_nothing_is_run(small: Path, tmp_path: Path, capsy
     assert " GiB in each process" in said
     assert "Sums (tiny), probe: math, 3 test tasks" in said
     assert not (tmp_path / "work" / "runs").exists()
+
+
+def test_more_tasks_than_there_are_is_refused_before_anything_is_played(small: Path, tmp_path: Path) -> None:
+    text = small.read_text()
+    small.write_text(text.replace("test_tasks = 6", "test_tasks = 5000"))
+    with pytest.raises(ConfigError, match=r"'Sums \(tiny\)' wants 5,000 test tasks and math has [\d,]+; give it more rows"):
+        command(str(small), work=tmp_path / "work")
+    assert not (tmp_path / "work" / "reproduce").exists()
+
+
+def test_a_recipe_without_rows_at_a_size_says_at_which_it_has_some(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="table6 has no row at size mini; its rows are at size full"):
+        command("table6", work=tmp_path)
+
+
+def test_test_tasks_may_be_played_otherwise_than_training_tasks(small: Path) -> None:
+    small.write_text(small.read_text().replace("[row.mini.probe]", "[row.mini.testing]\ntop_p = 0.8\n[row.mini.probe]"))
+    (plan,) = read(small, "mini")[1]
+    assert plan.tested(1).top_p == 0.8 and plan.config("opcd", 1).top_p == plan.config("base", 1).top_p == 1
+    small.write_text(small.read_text().replace("top_p = 0.8", "top_q = 0.8"))
+    with pytest.raises(ConfigError, match="did you mean 'top_p'"):
+        read(small, "mini")
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_full_size_follows_the_paper_s_code_where_it_can(file: Path) -> None:
+    for plan in read(file, "full")[1]:
+        if file.stem in ("divergences", "oel"):  # not of the paper's code
+            continue
+        assert plan.tested(0).top_k == 20 and plan.tested(0).top_p < 1 == plan.config("base", 0).top_p
+        assert plan.departures or file.stem in ("figure2", "figure7")
+        if "context-distillation" in plan.arms:
+            assert plan.config("context-distillation", 0).answers == "fresh"
+        if plan.experience is not None:
+            assert plan.gathering().top_k == 20 and plan.gathering().extract_tokens >= 8192
+        if plan.probe.get("env") == "ifeval":
+            assert plan.probe["template_args"] == {"enable_thinking": False} and plan.probe["max_tokens"] == 1280
+        if "dapo" in plan.settings["env"]:
+            assert plan.config("base", 0).test_tasks == plan.gathering().select_tasks == 1000
 
 
 def test_the_row_s_settings_of_its_environment_are_not_the_probe_s(small: Path) -> None:

@@ -15,6 +15,7 @@ A recipe is a TOML file::
     [[row]]                        # a row of the table
     name = "..."
     claims = [["opcd", "base"]]    # pairs of arms; in the paper, the first one is better
+    departures = ["..."]           # in what this is not what the paper's code does
     [row.paper]                    # published success in percent by arm, and `what`
     [row.settings]                 # for both sizes
     [row.mini.settings]            # for one size; a row exists at the sizes it names: mini, full, or both
@@ -68,7 +69,16 @@ class Plan:
     experience: Mapping[str, Any] | None
     """Settings of `agentopcd learn` that gather the row's contexts; None: each context is a file or is already in the
     workspace."""
+    testing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of play that are others on test tasks than in training, such as ``top_p``."""
+    departures: Sequence[str] = ()
+    """In what the row is not what the paper's code does."""
     note: str = ""
+
+    @property
+    def env(self) -> str:
+        """The environment as reports name it: its name, or the names of its files."""
+        return ", ".join(Path(name).name for name in self.settings["env"].split(","))
 
     @property
     def untrained(self) -> list[str]:
@@ -96,6 +106,10 @@ class Plan:
         if arm in self.shown:
             changes = {"context": self.shown[arm]}
         return ConsolidateConfig.load(None, **dict(self.settings) | changes | {"seed": seed})
+
+    def tested(self, seed: int) -> ConsolidateConfig:
+        """The settings with which all arms play the test tasks."""
+        return ConsolidateConfig.load(None, **dict(self.settings) | dict(self.testing) | {"seed": seed})
 
     def gathering(self) -> LearnConfig:
         """The settings that gather and score the row's experience."""
@@ -174,7 +188,8 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         seeds=row.get("seeds", [0]), claims=[(better, worse) for better, worse in claims],
         paper=row.get("paper", {}), probe=located(row.get("probe", {})),
         shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
-        experience=row.get("experience"), note=row.get("note", ""),
+        experience=row.get("experience"), testing=row.get("testing", {}), departures=row.get("departures", ()),
+        note=row.get("note", ""),
     )  # fmt: skip
     if not isinstance(plan.seeds, list) or not plan.seeds or not all(type(seed) is int for seed in plan.seeds):
         raise ConfigError(f"{plan.name!r} has the seeds {plan.seeds!r}; wanted a list of whole numbers like [0, 1]")
@@ -182,6 +197,7 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         config = plan.config(arm, 0)  # an invalid setting fails here
         if of_experience(config.context) and plan.experience is None:
             raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
+    plan.tested(0)
     if plan.experience is not None:
         _check_chains(plan)
     known = (*plan.untrained, *plan.arms)

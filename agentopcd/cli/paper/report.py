@@ -53,11 +53,11 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "row": self.plan.name, "env": Path(self.plan.settings["env"]).name,
+            "row": self.plan.name, "env": self.plan.env,
             "model": self.plan.settings.get("model", ""), "paper": dict(self.plan.paper),
             "seeds": list(self.plan.seeds), "tasks": self.tasks,
             "rates": {arm: rate.to_dict() for arm, rate in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
-            "findings": [one.to_dict() for one in self.findings], "floors": self.floors, "note": self.plan.note,
+            "findings": [one.to_dict() for one in self.findings], "floors": self.floors, "note": self.plan.note, "departures": list(self.plan.departures),
             **drift_dict(self.drift),
             "curves": {arm: dict(found) for arm, found in self.curves.items()},
             "chosen_on_test": {arm: dataclasses.asdict(one) for arm, one in self.chosen_on_test.items()},
@@ -74,7 +74,7 @@ def lines(result: Result) -> list[str]:
     """The row as text: measured figures beside published ones."""
     plan, published = result.plan, result.plan.paper
     seeds = f"{len(plan.seeds)} training seed{'s' * (len(plan.seeds) > 1)}"
-    out = [f"{plan.name}: {Path(plan.settings['env']).name}, {plan.settings.get('model', 'default model')}, {seeds}"]
+    out = [f"{plan.name}: {plan.env}, {plan.settings.get('model', 'default model')}, {seeds}"]
     if published:
         out.append(f"paper: {published.get('what', '')}")
     probe = f"  {Path(plan.probe['env']).name}" if plan.probe else ""
@@ -97,7 +97,8 @@ def lines(result: Result) -> list[str]:
             f"the paper's report, checkpoints chosen on these test tasks (biased upward): {arm}: best {one.best:.3f}, "
             f"mean of the best three {one.best_three:.3f}, of {one.checkpoints}; {honest}"
         )
-    return [*out, f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
+    out += [f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
+    return [*out, *(f"not as in the paper's code: {one}" for one in plan.departures)]
 
 
 def _seen(found: Finding) -> str:

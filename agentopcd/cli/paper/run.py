@@ -66,6 +66,7 @@ def run(
             checkpoint plays the test tasks, and the best checkpoints are reported.
     """
     plan = with_probe(plan, work, say)
+    check_tasks(plan, work)
     experience = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
     row = _Row(plan, work, say, progress, keep_checkpoints=report == "paper", experience=experience)
     for seed in plan.seeds:
@@ -143,7 +144,7 @@ class _Row:
 
     def play(self, students: Mapping[str, str], seed: int) -> None:
         """Play the untrained arms and one training seed's students on test tasks."""
-        plan, config = self.plan, self.plan.config("base", seed)
+        plan, config = self.plan, self.plan.tested(seed)
         with self.open(config) as session:
             test = session.tasks("test", config.test_tasks)
             self.compute = str(session.compute).removeprefix("torch.")
@@ -245,6 +246,24 @@ def _probe_tasks(plan: Plan, work: Path) -> int:
         return len(session.tasks("test", config.test_tasks))
 
 
+def check_tasks(plan: Plan, work: Path) -> None:
+    """Refuse a row that asks for more tasks than its splits have: fewer would make it another experiment.
+
+    Raises:
+        ConfigError: a split is too small.
+    """
+    wanted = {"test": int(plan.settings.get("test_tasks", 0)), "select": int(plan.settings.get("select_tasks", 0))}
+    if plan.experience is not None:
+        wanted["select"] = max(wanted["select"], int(plan.experience.get("select_tasks", 0)))
+    with Session(plan.config("base", 0), work, say=lambda line: None) as session:
+        for split, count in wanted.items():
+            if (found := len(session.tasks(split))) < count:
+                raise ConfigError(
+                    f"{plan.name!r} wants {count:,} {split} tasks and {plan.env} has {found:,}; give it more rows, or "
+                    f"cut other splits with `agentopcd envs splits` and name them as splits in the recipe"
+                )
+
+
 def with_probe(plan: Plan, work: Path, say: Callable[[str], None]) -> Plan:
     """The plan as it can be run here: without its probe, and with a note, if the probe's prompts are not here.
 
@@ -320,6 +339,7 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
     from agentopcd.distillation.memory import memory, train_flop
 
     plan = with_probe(plan, work, say)
+    check_tasks(plan, work)
     base = plan.config("base", 0)
     test = f"{base.test_tasks} test tasks at most"
     if plan.experience is not None:
@@ -348,6 +368,8 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
                 f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes"
                 f"{games}, at most {replies:,} replies and {tokens:,} tokens a seed; {tests} test tasks; {needs}"
             )
+    for one in plan.departures:
+        say(f"{plan.name}, not as in the paper's code: {one}")
     if plan.probe:
         say(f"{plan.name}, probe: {plan.probe['env']}, {_probe_tasks(plan, work)} test tasks, base and every student")
     say("hours: on one GPU, for the replies alone, without their prompts")
