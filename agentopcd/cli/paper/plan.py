@@ -34,7 +34,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import ConsolidateConfig, LearnConfig, read_toml
+from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, LearnConfig, pick, read_toml
 from agentopcd.core.errors import ConfigError, did_you_mean
 from agentopcd.core.files import is_file, path_of
 
@@ -69,8 +69,9 @@ class Plan:
     experience: Mapping[str, Any] | None
     """Settings of `agentopcd learn` that gather the row's contexts; None: each context is a file or is already in the
     workspace."""
-    testing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings of play that are others on test tasks than in training, such as ``top_p``."""
+    playing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of play, such as ``top_p``, that are others than in training: on test tasks, and where experience is
+    gathered and contexts are scored."""
     departures: Sequence[str] = ()
     """In what the row is not what the paper's code does."""
     note: str = ""
@@ -107,9 +108,10 @@ class Plan:
             changes = {"context": self.shown[arm]}
         return ConsolidateConfig.load(None, **dict(self.settings) | changes | {"seed": seed})
 
-    def tested(self, seed: int) -> ConsolidateConfig:
+    def tested(self, seed: int) -> EvaluateConfig:
         """The settings with which all arms play the test tasks."""
-        return ConsolidateConfig.load(None, **dict(self.settings) | dict(self.testing) | {"seed": seed})
+        shared = pick(self.config("base", seed), EvaluateConfig).to_dict()
+        return EvaluateConfig.load(None, **shared | dict(self.playing))
 
     def gathering(self) -> LearnConfig:
         """The settings that gather and score the row's experience."""
@@ -188,7 +190,7 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         seeds=row.get("seeds", [0]), claims=[(better, worse) for better, worse in claims],
         paper=row.get("paper", {}), probe=located(row.get("probe", {})),
         shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
-        experience=row.get("experience"), testing=row.get("testing", {}), departures=row.get("departures", ()),
+        experience=row.get("experience"), playing=row.get("playing", {}), departures=row.get("departures", ()),
         note=row.get("note", ""),
     )  # fmt: skip
     if not isinstance(plan.seeds, list) or not plan.seeds or not all(type(seed) is int for seed in plan.seeds):

@@ -200,7 +200,7 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
         ConfigError: nothing could be extracted.
     """
     config = plan.gathering()
-    play = pick(config, PlayConfig, episodes=config.episodes_per_round)
+    play = pick(config, PlayConfig, episodes=config.episodes_per_round, **plan.playing)
     with Session(play, work, say=say, progress=progress) as session:
         run_id = session.ledger.stage("play", recipe=plan.name)
         done = gather(session, play, run_id=run_id)
@@ -209,7 +209,7 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
         if not done.candidates:
             raise ConfigError("no item could be read from the extractor's replies; gather more episodes or chains")
         scoring = session.ledger.stage("score", recipe=plan.name)
-        scorer = pick(config, ScoreConfig, method="uniform", confirm=False)  # as in the paper
+        scorer = pick(config, ScoreConfig, method="uniform", confirm=False, **plan.playing)  # as in the paper
         ranking, _ = choose(session, scorer, done.candidates, run_id=scoring)
         session.ledger.finish(scoring, {"text": str(ranking)})
         row = session.store.run(run_id)
