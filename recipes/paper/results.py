@@ -32,9 +32,10 @@ DECIDED = ("reproduced", "refuted")
 WITHDRAWN = """
 ## Withdrawn
 
-- Table 6 in small (in-context > raw traces, "reproduced", +0.691). The raw traces that the row showed had 920 tokens.
-  pocket was trained on rows of 512 and plays nothing when shown more, whatever it says, and one game can take 460 of
-  them, so raw traces cannot stand beside a game. The other claims of the row were those of Table 2. Full size has it.
+- Table 6 in small (in-context > raw traces, "reproduced", +0.691). The row showed pocket 920 tokens of raw traces; it
+  was trained on rows of 512, and one game can take 460 of them. Forty copies of true sentences win nothing either
+  ([LOG.md](LOG.md), "Verdicts that took tasks for everything"). The other claims of the row were those of Table 2. At
+  full size the row stands.
 """
 HEAD = """# Results
 

@@ -22,7 +22,6 @@ from agentopcd.envs.scan import no_progress
 from agentopcd.knowledge import Store
 from recipes.paper import recompute
 from tests import tiny
-from tests.conftest import load_file
 
 RECIPES = sorted(RECIPES_FOLDER.glob("*.toml"))
 
@@ -346,27 +345,6 @@ def test_no_context_stands_in_for_another(tmp_path: Path) -> None:
             read(file, "mini")
     file.write_text(OWN)
     assert len(read(file, "mini")[1]) == 1
-
-
-def test_the_results_page_says_what_was_found(root: Path) -> None:
-    script = load_file(root / "recipes" / "paper" / "results.py")
-    assert script.PAGE.read_text() == script.page(script.found())
-    row = {
-        "title": "T", "row": "R", "env": "e", "model": "m", "tasks": 9, "seeds": [0, 1], "paper": {"opcd": 12.5},
-        "rates": {"opcd": {"success": 0.5, "low": 0.4, "high": 0.6, "n": 18}}, "reply_tokens": {"opcd": 3.0},
-        "probe": {"opcd": {"success": 0.25, "low": 0.1, "high": 0.4, "n": 18}}, "probe_env": "math", "floors": "none",
-        "probe_findings": [], "note": "small", "drift": {"opcd": {"entropy_nats": 0.5, "kl_nats": 1.25}},
-        "curves": {"opcd": {"success": [0.1, 0.2]}},
-        "chosen_on_test": {"opcd": {"best": 0.75, "best_three": 0.625, "checkpoints": 4}},
-        "findings": [{"claim": "a > b", "verdict": "refuted", "difference": -0.1, "low": -0.2, "high": -0.05,
-                      "n": 18, "tasks": 9, "p": 1.0}],
-    }  # fmt: skip
-    text = script.page([row, row])
-    assert text.count("## T\n") == 1 and text.count("### R\n") == 2
-    assert "| opcd | 0.500 | [0.400, 0.600] | 18 | 0.125 | 3.0 | 0.500 | 1.250 | 0.250 |" in text
-    assert "| T, R | a > b | refuted | -0.100 [-0.200, -0.050] | 18 |" in text
-    assert "best 0.750, mean of the best three 0.625, of 4" in text
-    assert "a > b: **refuted**, -0.100 [-0.200, -0.050] (n = 18 pairs on 9 tasks)" in text
 
 
 OWN = """

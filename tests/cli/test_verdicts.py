@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agentopcd.cli.page.results import paper_row
 from agentopcd.cli.paper.verdicts import finding, judged, pack, success, unpack
 from agentopcd.core.crossed import Outcomes
 from agentopcd.core.errors import ConfigError
@@ -120,6 +121,8 @@ def test_an_old_file_decides_nothing(seeds: int, chains: int | None, verdict: st
     assert now["findings"][0]["verdict"] == now["probe_findings"][0]["verdict"] == verdict
     assert now["findings"][0]["difference"] == old["findings"][0]["difference"]
     assert judged(result()) == result()
+    shown = paper_row({**old, "row": "r"})
+    assert shown and [claim["verdict"] for claim in shown["claims"]] == [verdict]
 
 
 def test_what_is_published_comes_out_again(root: Path) -> None:

@@ -107,6 +107,11 @@ def recomputed(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def without_outcomes(seeds: int, chains: int | None) -> str:
+    """The verdict of a result file from before outcomes were kept."""
+    return too_few(seeds, chains) or "undecided: outcomes by seed were not kept"
+
+
 def judged(row: Mapping[str, Any]) -> dict[str, Any]:
     """A result file with the verdicts of today's rule.
 
@@ -114,7 +119,6 @@ def judged(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "outcomes" in row:
         return dict(row)
-    chains = row.get("chains")
-    verdict = too_few(len(row["seeds"]), chains) or "undecided: outcomes by seed were not kept"
-    beside = {"seeds": len(row["seeds"]), "chains": chains, "verdict": verdict}
+    seeds, chains = len(row["seeds"]), row.get("chains")
+    beside = {"seeds": seeds, "chains": chains, "verdict": without_outcomes(seeds, chains)}
     return {**row, **{name: [one | beside for one in row[name]] for name in ("findings", "probe_findings")}}
