@@ -18,10 +18,13 @@ from tests.test_readme import commands
 ROOT = Path(__file__).resolve().parent.parent
 GUIDE = (
     "README.md", "docs/quickstart.md", "docs/environments.md", "docs/other-environments.md", "docs/conversations.md",
-    "docs/knowledge.md", "docs/engines.md", "docs/scaling.md", "docs/reading-results.md", "examples/README.md",
+    "docs/knowledge.md", "docs/rounds.md", "docs/engines.md", "docs/gateway.md", "docs/scaling.md",
+    "docs/reading-results.md",
+    "examples/README.md",
 )  # fmt: skip
 OWN_TESTS = {
     "docs/conversations.md": "tests/test_conversations_page.py",
+    "docs/gateway.md": "tests/test_gateway_page.py",
     "docs/knowledge.md": "tests/test_knowledge_page.py",
 }
 """Pages whose pasted blocks are run by a test of their own, which looks at what comes out."""
@@ -35,6 +38,7 @@ ELSEWHERE = {
     "agentopcd consolidate --env math --context prompt.txt --model Qwen/Qwen3-1.7B --server ": "needs that server; "
     "tests/rollouts/sampling/test_vllm_server.py trains with one",
     "bash benchmarks/gpu.sh": "needs a GPU, or minutes; tests/benchmarks/test_gpu_script.py runs it at a tiny size",
+    "agentopcd serve --model pocket --record shop": "waits for clients; the pasted block of its page begins with it",
     "export AGENTOPCD_API_KEY": "needs an API; tests/rollouts/sampling/test_api.py plays with one",
     "agentopcd play --env frozen-lake-4x4 --engine api": "needs an API; tests/rollouts/sampling/test_api.py has one",
     "agentopcd knowledge score --env frozen-lake-4x4 --engine api": "needs an API; tests/rollouts/sampling/test_api.py",
@@ -67,10 +71,11 @@ ELSEWHERE = {
 SMALLER = {
     "agentopcd play": "--episodes 4 --chains 1 --chain-steps 2",
     "agentopcd knowledge score": "--candidates 1 --confirm-tasks 4",
-    "agentopcd consolidate": "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --max-tokens 16 --force",
+    "agentopcd consolidate": "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --max-tokens 16 --gate-tasks 4 "
+    "--force",
     "agentopcd evaluate": "--test-tasks 4",
     "agentopcd learn": "--rounds 1 --episodes-per-round 4 --chains 1 --chain-steps 2 --candidates 1 --confirm-tasks 4 "
-    "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --force",
+    "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --gate-tasks 0 --force",
     "torchrun": "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 0 --max-tokens 16",
 }
 """What is added to a command after ``$``, which stands for a run of any size. Pasted blocks run as they are."""
@@ -141,7 +146,8 @@ def test_pages_in_the_guide_of_the_site_are_covered() -> None:
 
 
 RUN = (
-    "README.md", "docs/quickstart.md", "docs/environments.md", "docs/scaling.md", "examples/README.md",
+    "README.md", "docs/quickstart.md", "docs/environments.md", "docs/rounds.md", "docs/scaling.md",
+    "examples/README.md",
 )  # fmt: skip
 
 

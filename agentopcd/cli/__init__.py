@@ -17,16 +17,19 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from agentopcd.cli import (
+    canary,
     config,
     decisions,
     envs,
     knowledge,
+    lineage,
     look_up,
     new_env,
     pages,
     push,
     reproduce,
     rollback,
+    serve,
     status,
     store,
     verbs,
@@ -60,13 +63,16 @@ Your own: agentopcd envs new mine.py""",
 verbs.add_to(app, knowledge.app)
 decisions.add_to(knowledge.app)
 look_up.add_to(knowledge.app)
+lineage.add_to(knowledge.app)
 new_env.add_to(envs.app)
 app.command("push")(push.push)
 app.command("reproduce")(reproduce.reproduce)
 app.command("rollback")(rollback.rollback)
+app.command("canary")(canary.canary)
 app.command("status")(status.status)
 app.command("report", epilog="Example: agentopcd report sokoban/best -o page.html")(pages.report)
 app.command("view", epilog="Example: agentopcd view")(pages.view)
+serve.add_to(app)
 app.add_typer(envs.app, name="envs")
 app.add_typer(knowledge.app, name="knowledge")
 app.add_typer(store.app, name="store")

@@ -74,6 +74,10 @@ HELP_ALL = Annotated[
 ]
 
 
+NOT_PROMOTED = 3
+"""Exit code of a command that asks whether something is promoted, if nothing is."""
+
+
 @contextlib.contextmanager
 def goes_on() -> Iterator[None]:
     """Around a command that may take long, and goes on where it was stopped when it is given again: it shows that it is
@@ -152,6 +156,24 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
     parameters = [_keyword("ctx", typer.Context), *itertools.chain(*settings), *fixed]
     parameters.append(_keyword("help_all", HELP_ALL, False))
     command.usual = next((USUAL[verb] for verb, known in VERBS.items() if known is config), ())  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = run.__doc__
+    return command
+
+
+def plain(config: type[Config], run: Callable[[Any, Path | None], None]) -> Callable[..., None]:
+    """Build a Typer command whose options are the fields of ``config``: no verb, so neither settings file nor result.
+
+    Args:
+        run: called with the settings and the workspace. Its docstring is the help text.
+    """
+
+    def command(ctx: typer.Context, **values: Any) -> None:
+        run(config.load(None, **_given(ctx, config, values)), values["work"])
+
+    settings = (_options(config, panel, fields) for panel, fields in panels(config).items())
+    parameters = [_keyword("ctx", typer.Context), *itertools.chain(*settings), _keyword("work", WORK, None)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = run.__doc__

@@ -10,12 +10,13 @@ from agentopcd.core.terminal import harmless
 
 VERDICT = re.compile(r"^verdict: ([^,;:]+)")
 COLOURS = {
+    "train": "bold green", "collect better notes": "bold yellow", "do not": "bold red",
     "pass": "bold green", "better": "bold green", "closer": "bold green", "confirmed": "bold yellow",
     "no difference": "bold yellow", "not promoted": "bold red", "form only": "bold red", "worse": "bold red",
     "farther": "bold red", "nothing confirmed": "bold red",
 }  # fmt: skip
 """Word of a verdict -> its style. The word says it all; the colour only finds it."""
-WHOLE = ("next: ", "load it: ", "serve it: ")
+WHOLE = ("next: ", "load it: ", "serve it: ", "client: ", "rate: ")
 """How lines begin that are copied: a line end in the middle would come along."""
 ONCE = ("note: ", "engine: ")
 """How lines begin that are news only once for each command, however many stages say them."""

@@ -67,3 +67,19 @@ def backup(
     with read_store(work) as store:
         care.backup(store, target)
     print(f"wrote {target}")
+
+
+@app.command("recordings", epilog="Example: agentopcd store recordings")
+def list_recordings(work: Work = WORK) -> None:
+    """List what `agentopcd serve --record` has kept: sessions, how many of them are rated, and requests.
+
+    Example: agentopcd store recordings
+    """
+    from agentopcd.knowledge.recordings import recordings
+
+    with read_store(work) as store:
+        found = recordings(store)
+    for row in found:
+        print(f"{row['name']}: {row['sessions']} sessions, {row['rated']} of them rated, {row['requests']} requests")
+    if not found:
+        print("nothing is recorded; next: agentopcd serve --model pocket --record NAME")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING
 import typer
 
 from agentopcd.cli import closing
-from agentopcd.cli.options import Call, configured, progress
+from agentopcd.cli.options import NOT_PROMOTED, Call, configured, progress
 from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
+    ForecastConfig,
     LearnConfig,
     PlayConfig,
     PlayerConfig,
@@ -21,6 +23,7 @@ from agentopcd.core.config import (
     ScoringConfig,
     flags_for,
     player_flags,
+    since_of,
 )
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer, knowledge: typer.Typer) -> None:
     """Add the commands to their Typer apps."""
     app.command("play")(configured(PlayConfig, play))
+    app.command("forecast")(configured(ForecastConfig, forecast))
     app.command("consolidate")(configured(ConsolidateConfig, consolidate))
     app.command("evaluate")(configured(EvaluateConfig, evaluate))
     app.command("learn")(configured(LearnConfig, learn))
@@ -52,9 +56,12 @@ def play(config: PlayConfig, call: Call) -> None:
         ready.to_play(session, config)  # what is wrong is told before a model is loaded, with --dry-run and without
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
+            if session.recording:
+                plan = [f"at most {config.episodes} of {len(session.tasks(config.split))} recorded conversations"]
             if config.extract:
                 plan.append(f"{config.chains} chains of {config.chain_steps} extractions{closing.extractor(config)}")
-            return _plan(session, call, plan, estimate(session, episodes=config.episodes))
+            time = "" if session.recording else estimate(session, episodes=config.episodes)
+            return _plan(session, call, plan, time)
         from agentopcd.workspace.experience.gather import gather
 
         run_id = session.ledger.begin("play")
@@ -63,6 +70,9 @@ def play(config: PlayConfig, call: Call) -> None:
         call.show(result.to_dict())
         graded = session.game.graded
         came = f"success {result.rate}" if graded else f"{result.rate.n} conversations, nothing graded"
+        if session.recording:
+            came = f"{result.rate.n + result.unrated} recorded sessions, {result.rate.n} rated"
+            came += f", success {result.rate}" if result.rate.n else ""
         call.say(f"run {run_id}: {came}, {len(result.items)} items, {result.flagged} flagged")
         waiting = len(session.store.items(ids=result.items, status="pending"))
         if config.extract and not result.items:
@@ -193,6 +203,30 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
         closing.after_gate(call, config, context.id, outcome)
 
 
+def forecast(config: ForecastConfig, call: Call) -> None:
+    """Say before training whether there is a gain to distil: train, collect better notes, or do not.
+
+    Example: agentopcd forecast --env frozen-lake-4x4 --context notes.txt
+    """
+    with _open(config, call) as session:
+        from agentopcd.workspace.forecast import forecast as ahead
+        from agentopcd.workspace.forecast import shown_context
+        from agentopcd.workspace.pace import estimate
+
+        context = shown_context(session, config)
+        arms, n = (3 if session.game.graded else 1), len(session.tasks("select", config.episodes))
+        if call.dry_run:
+            with_what = "with the context, without it, and with its placebo" if arms == 3 else "without the context"
+            return _plan(session, call, [f"{n} select tasks {with_what}"], estimate(session, episodes=arms * n))
+        run_id = session.ledger.begin("forecast", context_id=context.id)
+        found = ahead(session, config, context, run_id=run_id)
+        session.ledger.finish(run_id, found.to_dict())
+        call.show(found.to_dict())
+        for line in found.lines():
+            call.say(line)
+        closing.after_forecast(call, config, context.id, found.advice[0])
+
+
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
     """Distil a context into the student's weights. Test tasks are evaluated before and after.
 
@@ -211,14 +245,16 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
             if not config.mix:  # which contexts are mixed depends on what this model won with them
                 find_context(session, config)
             check_method(session, config)
-            tests = len(session.tasks("test", config.test_tasks))
+            tests, trainings = len(session.tasks("test", config.test_tasks)), 1 + config.placebo
             plan = [
-                f"{config.steps} steps of {config.batch_size} episodes",
+                f"{config.steps} steps of {config.batch_size} episodes"
+                + ", and the same for the placebo student" * config.placebo,
                 f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
-                f"test: {tests} tasks, three arms",
+                f"test: {tests} tasks, {'four' if config.placebo else 'three'} arms",
                 f"memory: {_memory(session, config)}",
             ]
-            return _plan(session, call, plan, estimate(session, episodes=3 * tests, steps=config.steps), config.teacher)
+            time = estimate(session, episodes=(2 + trainings) * tests, steps=trainings * config.steps)
+            return _plan(session, call, plan, time, config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
         closing.after_training(call, config, result)
@@ -265,6 +301,8 @@ def learn(config: LearnConfig, call: Call) -> None:
         check_launch(config, launched())
         with _open(config, call) as session:
             ready.to_learn(session, config)
+            if session.recording and not session.game.graded:
+                return _plan(session, call, _recorded_plan(session, config), "")
             tests = len(session.tasks("test", config.test_tasks))
             episodes = config.episodes_per_round + PER_CONTEXT * config.candidates
             episodes += _confirm_episodes(session, config) + 3 * tests
@@ -283,11 +321,25 @@ def learn(config: LearnConfig, call: Call) -> None:
     from agentopcd.learn import learn as run
 
     models.prepare_process()
+    config = dataclasses.replace(config, since=since_of(config.since))
     if call.save_config:
         _open(config, call).close()
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
     call.show([one.to_dict() for one in rounds])
     closing.after_rounds(call, config, rounds)
+    if config.since and not closing.after_night(call, config, rounds):
+        raise typer.Exit(NOT_PROMOTED)
+
+
+def _recorded_plan(session: Session, config: LearnConfig) -> list[str]:
+    """What ``learn`` does with a recording that nothing grades."""
+    read, train = len(session.tasks("extract")), len(session.tasks("train"))
+    return [
+        f"{config.rounds} rounds, each:",
+        f"at most {config.episodes_per_round} of {read} recorded conversations are read for lessons",
+        "no context is ranked: --context, ENV/best or what is served is distilled",
+        f"{config.steps} steps of {config.batch_size} of {train} recorded conversations, then the gate",
+    ]
 
 
 def _open(config: PlayerConfig, call: Call) -> Session:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config.player import KEY, check_address
+from agentopcd.core.config.engine import KEY, check_address
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.core.files import is_file, path_of

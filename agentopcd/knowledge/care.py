@@ -14,13 +14,15 @@ from agentopcd.core.types import Context
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import beside, told
 from agentopcd.knowledge.items import identify
+from agentopcd.knowledge.recordings import odd_request
 from agentopcd.knowledge.refs import check_ref
 from agentopcd.knowledge.store import Store
 
 MOST = 20
 """The most problems of one kind to list."""
 
-JSON = (("run", "config"), ("run", "result"), ("context", "recipe"), ("episode", "metrics"), ("look", "result"))
+JSON = (("run", "config"), ("run", "result"), ("context", "recipe"), ("episode", "metrics"), ("look", "result"),
+        ("feedback", "metrics"))  # fmt: skip
 """Tables and their columns that hold a JSON object, or nothing."""
 
 BATCH = 500
@@ -28,9 +30,9 @@ BATCH = 500
 
 
 def problems(store: Store) -> list[str]:
-    """What is wrong with a store, one line each: the file, links between rows, texts, JSON, refs, transcripts."""
+    """What is wrong with a store, one line each: the file, links, texts, JSON, refs, transcripts, recordings."""
     found: list[str] = []
-    for look in (_file, _links, _texts, _json, _refs, _transcripts):
+    for look in (_file, _links, _texts, _json, _refs, _transcripts, _requests):
         lines = look(store)
         try:
             for number, line in enumerate(lines, 1):
@@ -97,6 +99,15 @@ def _transcripts(store: Store) -> Iterator[str]:
                 odd = f"the transcript is damaged: {error}"
             if odd:
                 yield f"episode {row['id']}: {odd}"
+
+
+def _requests(store: Store) -> Iterator[str]:
+    last = 0
+    while rows := store.query("SELECT * FROM request WHERE id > ? ORDER BY id LIMIT ?", (last, BATCH)):
+        for row in rows:
+            last = row["id"]
+            if odd := odd_request(row):
+                yield f"request {row['id']}: {odd}"
 
 
 def _episodes(store: Store, last: int) -> list[Row]:

@@ -17,6 +17,7 @@ from agentopcd.knowledge.care import is_object
 from agentopcd.knowledge.database import Row, migrations, now, statements
 from agentopcd.knowledge.faults import beside, check_file, copy_to_read, told
 from agentopcd.knowledge.items import identify, item_texts
+from agentopcd.knowledge.recordings import odd_request
 from agentopcd.knowledge.store import PLACEBO, Store
 
 KEYS = {"context_item": "context_id, pos", "model_context": "model_id, context_id", "task": "env, key"}
@@ -24,10 +25,10 @@ KEYS = {"context_item": "context_id, pos", "model_context": "model_id, context_i
 
 TABLES = (
     "run", "item", "context", "context_item", "ref_move", "model", "model_context", "task", "episode", "transcript",
-    "item_source", "item_event", "look", "student_move",
+    "item_source", "item_event", "look", "student_move", "session", "request", "feedback",
 )  # fmt: skip
 
-LATER = {"look": 2, "student_move": 4}
+LATER = {"look": 2, "student_move": 4, "session": 5, "request": 5, "feedback": 5}
 """Tables that older stores lack, and the schema that made them."""
 
 FILES = ("", "-wal", "-shm", "-journal")
@@ -107,6 +108,7 @@ class _Repair:
             ),
             "run": lambda row: is_object(row["config"]) and (row["result"] is None or is_object(row["result"])),
             "transcript": _is_whole,
+            "request": lambda row: not odd_request(row),
         }
         self._execute("PRAGMA foreign_keys = OFF")
         with self.store.write():
@@ -247,8 +249,9 @@ class _Repair:
             for row in self._missing(table, "run_id", "run"):
                 run = {"id": row["id"], "verb": "lost", "code": "", "seed": 0, "config": "{}", "status": "failed"}
                 self.store.insert("run", run | {"started_at": now()}, unique=("id",))
-        for row in self._missing("episode", "model_id", "model"):
-            self.store.insert("model", {"id": row["id"], "name": "lost", "created_at": now()}, unique=("id",))
+        for table in ("episode", "session", "request"):
+            for row in self._missing(table, "model_id", "model"):
+                self.store.insert("model", {"id": row["id"], "name": "lost", "created_at": now()}, unique=("id",))
         for table in ("episode", "item_source"):
             for row in self.store.query(
                 f"SELECT DISTINCT env, task_key AS key FROM {table} e WHERE task_key IS NOT NULL"
@@ -296,7 +299,9 @@ class _Repair:
             ("model_context", "model_id", "model"), ("model_context", "context_id", "context"),
             ("ref_move", "context_id", "context"), ("look", "context_id", "context"),
             ("look", "placebo_id", "context"), ("look", "incumbent_id", "context"),
-            ("student_move", "model_id", "model"),
+            ("session", "context_id", "context"),
+            ("request", "context_id", "context"), ("request", "session_id", "session"),
+            ("feedback", "session_id", "session"), ("student_move", "model_id", "model"),
         ):  # fmt: skip
             self._remove(table, gone.format(column=column, parent=parent))
 

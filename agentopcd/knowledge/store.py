@@ -1,4 +1,5 @@
-"""The knowledge store: all write access. All SQL is in this module, ``queries`` and ``database``.
+"""The knowledge store: all write access. All SQL is in this module, ``queries``, ``recordings`` and
+``database``.
 
 ::
 

@@ -37,7 +37,7 @@ FENCES = {
 }
 """Marks that open and close calls; '' where nothing closes them."""
 
-_AROUND = (
+AROUND = (
     "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>",
 )  # fmt: skip
 """Marks around several calls, which say nothing more."""
@@ -187,7 +187,7 @@ def _between_marks(said: str, layout: Layout, tools: Sequence[Mapping[str, Any]]
     if not found:
         return "", _bare(said.strip(), {tool["function"]["name"] for tool in tools}) if layout.bare else []
     words.append(said[at:])
-    nothing = re.compile("|".join(re.escape(mark) for mark in (*_AROUND, *layout.kept.values())))
+    nothing = re.compile("|".join(re.escape(mark) for mark in (*AROUND, *layout.kept.values())))
     shown = (nothing.sub("", piece).strip() for piece in words)
     return "\n".join(piece for piece in shown if piece), found
 

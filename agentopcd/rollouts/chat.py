@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from agentopcd.core.calls import check_calls, read_written, unread, written
+from agentopcd.core.calls import Call, check_calls, read_written, unread, written
 from agentopcd.core.errors import AlignmentError, CallError, ConfigError
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Request, Tool
@@ -130,12 +130,17 @@ class Chat:
             text: the reply as :meth:`reply` gives it.
         """
         try:
-            content, calls = calls_of(self.tokenizer, reply.token_ids, text, tools)
-            if len(calls) > 1 and self.shows_tools and not self._several_calls:
-                raise CallError(f"{len(calls)} tools were called at once; call one at a time")
+            content, calls = self.calls(reply.token_ids, text, tools)
         except CallError as error:
             return unread(after_thinking(text), error), 0
         return written(content, calls), len(calls)
+
+    def calls(self, ids: Sequence[int], text: str, tools: Sequence[Tool]) -> tuple[str, list[Call]]:
+        """See :func:`~agentopcd.rollouts.calls.calls_of`; several, where a prompt cannot show them, are an error."""
+        content, calls = calls_of(self.tokenizer, ids, text, tools)
+        if len(calls) > 1 and self.shows_tools and not self._several_calls:
+            raise CallError(f"{len(calls)} tools were called at once; call one at a time")
+        return content, calls
 
     @functools.cached_property
     def _several_calls(self) -> bool:

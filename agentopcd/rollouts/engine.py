@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from agentopcd import models
-from agentopcd.core.config import PlayerConfig
+from agentopcd.core.config import EngineConfig, PlayerConfig
 from agentopcd.core.terminal import without_password
 from agentopcd.models.parallel.ranks import launched
 from agentopcd.rollouts.chat import ApiChat, Chat, asks_clock
@@ -32,7 +33,7 @@ def game_of(config: PlayerConfig) -> Game:
     )
 
 
-def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, str]:
+def engine_of(config: EngineConfig, loaded: models.LoadedModel) -> tuple[str, str]:
     """The name of the engine that samples from ``loaded``, and the reason for the choice."""
     several = launched() > 1
     engine = "server" if config.server and config.engine == "auto" else config.engine
@@ -50,7 +51,7 @@ def engine_of(config: PlayerConfig, loaded: models.LoadedModel) -> tuple[str, st
         return "transformers", f"vLLM cannot be imported: {error}"
 
 
-def check_engine(config: PlayerConfig) -> None:
+def check_engine(config: EngineConfig) -> None:
     """Refuse an engine that is not installed, and a server that nobody can reach, before a model is loaded.
 
     Raises:
@@ -64,6 +65,45 @@ def check_engine(config: PlayerConfig) -> None:
 
         for url in config.servers:
             in_background(ApiServer(url).look_up()).result()
+
+
+def chat_of(config: EngineConfig, loaded: models.LoadedModel, day: Callable[[], datetime.date] | None = None) -> Chat:
+    """What renders the model's prompts and reads its replies.
+
+    Args:
+        day: returns the day for a chat template that tells the model one.
+    """
+    return Chat(loaded.tokenizer, config.template_args, day() if day and asks_clock(loaded.tokenizer) else None)
+
+
+def sampler_of(
+    config: EngineConfig,
+    loaded: models.LoadedModel,
+    compute: torch.dtype,
+    say: Callable[[str], None] = print,
+    *,
+    together: bool = False,
+    in_order: bool = False,
+) -> Any:
+    """The sampler that the settings ask for; but for an API's, a :class:`.sampling.protocol.Stepwise`.
+
+    Args:
+        together: see :func:`player_of`.
+        in_order: whoever waits longest is answered first, where this process decides that.
+    """
+    engine = engine_of(config, loaded)[0]
+    make: Callable[..., Sampler] = functools.partial(TransformersSampler, say=say, in_order=in_order)
+    if engine == "vllm":
+        make = vllm_engine.sampler_of
+    elif engine == "server":
+        from agentopcd.rollouts.sampling import vllm_server
+
+        make = functools.partial(vllm_server.sampler_of, urls=config.servers, together=together)
+    elif engine == "api":
+        from agentopcd.rollouts.sampling import chat_api
+
+        make = functools.partial(chat_api.ApiSampler, urls=config.servers, template_args=config.template_args)
+    return make(loaded, compute=compute, batch_size=config.sample_batch)
 
 
 def player_of(
@@ -82,25 +122,11 @@ def player_of(
         day: returns the day for a chat template that tells the model one.
         say: takes lines for people.
     """
-    engine = engine_of(config, loaded)[0]
-    if engine == "api":
-        chat = ApiChat(config.template_args)
-    else:
-        chat = Chat(loaded.tokenizer, config.template_args, day() if day and asks_clock(loaded.tokenizer) else None)
-    make: Callable[..., Sampler] = functools.partial(TransformersSampler, say=say)
-    if engine == "vllm":
-        make = vllm_engine.sampler_of
-    elif engine == "server":
-        from agentopcd.rollouts.sampling import vllm_server
-
-        make = functools.partial(vllm_server.sampler_of, urls=config.servers, together=together)
-    elif engine == "api":
-        from agentopcd.rollouts.sampling import chat_api
-
-        make = functools.partial(chat_api.ApiSampler, urls=config.servers, template_args=config.template_args)
+    chat = ApiChat(config.template_args) if engine_of(config, loaded)[0] == "api" else chat_of(config, loaded, day)
+    sampler = sampler_of(config, loaded, compute, say, together=together)
     return Player(
         game=game_of(config),
-        sampler=make(loaded, compute=compute, batch_size=config.sample_batch),
+        sampler=sampler,
         chat=chat,
         sampling=config.sampling,
         seed=config.seed,

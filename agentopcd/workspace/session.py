@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,16 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
-from agentopcd.core.encoding import read_text
-from agentopcd.core.errors import ConfigError, StoreError
-from agentopcd.core.files import is_file, path_of
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import path_of
 from agentopcd.core.runs import writing
 from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
+from agentopcd.envs.chats.rows import raw_rows, stamps
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.envs.splits import build_splits
+from agentopcd.envs.splits import build_splits, hashed_splits
 from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
-from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.students import past_students, student_moves, student_ref
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
@@ -36,7 +35,9 @@ from agentopcd.workspace.day import day_of
 from agentopcd.workspace.extraction import Extraction
 from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
-from agentopcd.workspace.paths import existing, inside, kept, recall, student_folder
+from agentopcd.workspace.named import context_named, model_named
+from agentopcd.workspace.paths import existing, inside, kept, student_folder
+from agentopcd.workspace.recorded import open_recording, recording_of
 
 DEFAULT_MODEL = "smollm2-135m"
 """The model for environments that name none."""
@@ -52,6 +53,8 @@ class Session:
         work: the workspace folder.
         say: takes lines for people.
         progress: shows progress bars.
+        snapshot: of an environment that is a recording, which copy to read; '': see
+            :func:`agentopcd.workspace.recorded.open_recording`.
     """
 
     def __init__(
@@ -61,16 +64,20 @@ class Session:
         *,
         say: Callable[[str], None] = print,
         progress: Progress = no_progress,
+        snapshot: str = "",
     ) -> None:
         self.config, self.work, self.say, self.progress = config, work, say, progress
+        self.store = Store.open(work / "store.db")
+        self.recording = recording_of(config.env)
+        self.snapshot = open_recording(self.store, work, config, snapshot) if self.recording else ""
         self.game = game_of(config)
         self.env = self.game.label
         self.kind: Kind = "single" if self.game.step_limit == 1 else "game"
         self.extraction = Extraction.of(config)
-        self.store = Store.open(work / "store.db")
         self.ledger = Ledger(
             store=self.store, config=config, env=self.env, kind=self.kind, work=work,
             model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found, extraction=self.extraction.facts,
+            snapshot=self.snapshot,
         )  # fmt: skip
         self.ledger.settle()
         self._model: models.LoadedModel | None = None
@@ -181,14 +188,10 @@ class Session:
             self.store.add_model(loaded.id, name)
             return loaded
         name = self.named(name)
-        loaded = models.load_model(name, device=self.device)
+        loaded = model_named(self.store, self.work, name, self.device)
         if loaded.note:
             self.say_once(f"note: {loaded.note}")
         self._shortcuts[loaded.id] = models.shortcuts_of(loaded.model)
-        self.store.add_model(loaded.id, loaded.name, kept(self.work, loaded.folder))
-        known = self.store.lookup("model", id=loaded.id)
-        if known is not None and recall(self.work, known) is None:  # it was moved
-            self.store.move_model(loaded.id, kept(self.work, loaded.folder))
         if name not in (self.config.model, getattr(self.config, "student", ""), getattr(self.config, "extractor", "")):
             self._refuse_changed(loaded)
         return loaded
@@ -286,12 +289,20 @@ class Session:
             self._said.add(line)
             self.say(line)
 
+    def kind_of(self, episode: Episode) -> Kind:
+        """How an episode was played. Of recorded sessions, some have a single reply and some have several."""
+        return "single" if self.recording and len(episode.turns) == 1 else self.kind
+
     # -- tasks --------------------------------------------------------------------------------------
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
         """The first ``n`` tasks of a split, or all tasks if there are fewer or ``n`` is None."""
         tasks = self.manifest.tasks(split)
         return tasks if n is None else tasks[:n]
+
+    def recorded_rows(self) -> list[Mapping[str, Any]]:
+        """The conversations of the snapshot that is read, where the environment is a recording."""
+        return [row for _, row in raw_rows(stamps(self.game.spec.kwargs["rows"]))]
 
     def _manifest(self) -> Manifest:
         """The splits: from the given file, else those that the workspace made when it first met the environment."""
@@ -303,6 +314,8 @@ class Session:
                     f"{self.game.ref} {dict(self.game.kwargs)}; make them with `agentopcd envs splits`"
                 )
             return manifest
+        if self.recording:
+            return hashed_splits(self.game.ref, self.game.kwargs)
         name = hashlib.sha256(self.env.encode()).hexdigest()[:12]
         file = self.work / "splits" / f"{name}.json"
         if file.is_file():
@@ -332,35 +345,8 @@ class Session:
     # -- contexts -----------------------------------------------------------------------------------
 
     def context(self, name: str, placement: Placement = "user") -> tuple[Context, bool]:
-        """A context by file, ref or id, and whether it came from a file.
-
-        Raises:
-            ConfigError: the file is empty, is not text, or is an export of a store.
-            StoreError: ``name`` is neither a file nor a ref or id in the store.
-        """
-        if is_file(name):
-            try:
-                text = read_text(path_of(name)).strip()
-            except ConfigError as error:
-                raise ConfigError(f"context file {error}") from error
-            if is_export(text):
-                raise ConfigError(
-                    f"{name!r} is a knowledge export, not a context; import it with `agentopcd knowledge import "
-                    f"{name}`, then name one of its refs"
-                )
-            if not text:
-                raise ConfigError(f"context file {name!r} is empty; write the context into it")
-            context = Context(text, placement)
-            self.store.add_context(context, {"order": "file", "file": name})
-            return context, True
-        try:
-            return self.store.get_context(self.store.resolve(name)), False
-        except StoreError as error:
-            cut = name if len(name) <= 60 else f"{name[:60]}…"  # somebody may have typed the whole context
-            raise StoreError(
-                f"{str(error).replace(repr(name), repr(cut))} (and there is no such file; to give the text of a "
-                "context, write it into a file and name that)"
-            ) from error
+        """See :func:`agentopcd.workspace.named.context_named`."""
+        return context_named(self.store, name, placement)
 
     def confirmed(self, context: Context) -> bool:
         """Whether this store has found this context to be useful in this environment, with any model.

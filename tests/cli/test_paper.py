@@ -235,6 +235,24 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(
     assert json.loads(file.read_text()) == found
 
 
+def test_an_arm_with_placebo_is_the_placebo_student_of_its_settings(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = small.read_text().replace('"context-distillation"]', '"placebo"]').replace("Say seven.", "Say seven twice.")
+    text = text[: text.index("[row.mini.arms.context-distillation]")] + "[row.mini.arms.placebo]\nplacebo = true\n"
+    small.write_text(text)
+    command(str(small), work=tmp_path / "work")
+    (file,) = (tmp_path / "work" / "reproduce").glob("*.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert found["rates"]["placebo"]["n"] == 12 and found["findings"][0]["claim"] == "opcd > placebo"
+    said = capsys.readouterr().out
+    assert said.count("consolidating context") == 4  # two students and two placebo students, each trained once
+    with Store.open(tmp_path / "work" / "store.db") as store:
+        marked = [json.loads(row["config"]).get("placebo", False) for row in store.runs("consolidate")]
+    assert sorted(marked) == [False, False, True, True]
+    assert found["curves"]["placebo"]["loss_nats"] != found["curves"]["opcd"]["loss_nats"]
+
+
 def test_the_papers_report_is_marked_and_never_below_the_honest_one(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +312,7 @@ def test_test_tasks_may_be_played_otherwise_than_training_tasks(small: Path) -> 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_full_size_follows_the_paper_s_code_where_it_can(file: Path) -> None:
     for plan in read(file, "full")[1]:
-        if file.stem in ("divergences", "oel"):  # not of the paper's code
+        if file.stem in ("divergences", "oel", "placebo", "turn-items"):  # not of the paper's code
             continue
         assert plan.tested(0).top_k == 20 and plan.tested(0).top_p < 1 == plan.config("base", 0).top_p
         assert plan.departures

@@ -22,6 +22,7 @@ from agentopcd.core.config import (
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
+    ServeConfig,
     choices,
     field_docs,
     flag_of,
@@ -175,7 +176,7 @@ def test_a_type_that_lists_its_values_is_the_list() -> None:
 
 def test_every_setting_has_one_panel() -> None:
     placed = [name for names in PANELS.values() for name in names]
-    fields = {field.name for cls in ALL for field in dataclasses.fields(cls)}
+    fields = {field.name for cls in (*ALL, ServeConfig) for field in dataclasses.fields(cls)}
     assert sorted(placed) == sorted([*fields, "method"]) and fields >= FILE_ONLY  # one word, two things
     named = {title: [field.name for field in own] for title, own in panels(ScoreConfig).items()}
     assert "method" in named["Choosing"] and "method" in {one.name for one in panels(LearnConfig)["Loss and teacher"]}

@@ -224,7 +224,7 @@ def test_a_newer_schema_and_an_older_sqlite_are_refused(tmp_path: Path, monkeypa
     raw = sqlite3.connect(path)
     raw.execute("PRAGMA user_version = 99")
     raw.close()
-    with pytest.raises(StoreError, match="has schema 99, this agentopcd knows 3"):
+    with pytest.raises(StoreError, match="has schema 99, this agentopcd knows 5"):
         Store.open(path)
     monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 31, 0))
     monkeypatch.setattr(sqlite3, "sqlite_version", "3.31.0")

@@ -13,6 +13,7 @@ from agentopcd.core.errors import ConfigError, EnvError, TaskLeak
 from agentopcd.core.types import MARKER, Context, Task
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Found
+from agentopcd.knowledge.students import move_student
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.session import DEFAULT_MODEL, Session
 from tests import tiny
@@ -142,8 +143,8 @@ def looked(session: Session, context: Context, verdict: str, plan: str = "one") 
 
 
 def test_what_was_found_to_be_form_only_is_called_so(train_session: Session) -> None:
-    from agentopcd.workspace.evidence import evidence
     from agentopcd.workspace.experience.find_context import find_context
+    from agentopcd.workspace.forecast import short
 
     context = Context("Be brief.")
     train_session.store.add_context(context)
@@ -151,7 +152,7 @@ def test_what_was_found_to_be_form_only_is_called_so(train_session: Session) -> 
     config = dataclasses.replace(train_session.config, context=context.id)
     with pytest.raises(ConfigError, match=r"did not pass the confirm gate: form only \(look 1\); insist with --force"):
         find_context(train_session, config)  # type: ignore[arg-type]
-    assert "did not pass the confirm gate: form only (look 1)" in evidence(train_session, context)
+    assert "did not pass the confirm gate: form only (look 1)" in short(train_session, context)
 
 
 def test_a_placebo_is_not_handed_over(rows: str, tmp_path: Path) -> None:
@@ -217,6 +218,9 @@ def test_the_model_is_the_given_one_then_the_newest_student_then_the_built_in(ro
             session.store.add_model(str(number), "s", str(tmp_path / f"student{number}"), "base", run_id)
         assert session.model_name()[0] == DEFAULT_MODEL  # a student counts once its run has finished
         session.store.finish(run_id)
+        assert session.model_name()[0] == DEFAULT_MODEL  # and once it has become ENV/student
+        for number in (1, 2, 3):
+            move_student(session.store, session.env, str(number), "gate")
         (tmp_path / "student3").rmdir()
         assert session.model_name()[0] == str(tmp_path / "student2")
 
@@ -251,6 +255,7 @@ def test_a_repeated_command_without_a_model_takes_the_one_it_started_from(
         (tmp_path / "student").mkdir()
         session.store.add_model("student", "student", str(tmp_path / "student"), base.id, run_id)
         session.store.finish(run_id)
+        move_student(session.store, session.env, "student", "gate")
     with open_session(rows, tmp_path / "w") as session:
         session.resume_model("consolidate", "c")
         assert session.model_name()[0] == str(base.folder)

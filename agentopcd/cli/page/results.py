@@ -11,6 +11,7 @@ from typing import Any
 
 from agentopcd.cli.page.marks import Dot, Line, dots, number
 from agentopcd.cli.paper.verdicts import without_outcomes
+from agentopcd.workspace.evaluation.spoken import SHARES
 
 FLOORS = {"random": "uniform random", "blind": "best blind sequence", "solvable": "solvable within the limit"}
 
@@ -64,8 +65,19 @@ def evaluation(result: Any) -> dict[str, Any] | None:
         "recovered": number(given.get("recovered")),
         "overlap": number(overlap[0]) if overlap else None,
         "seen": number(mapping(given.get("seen")).get("tasks")),
-        "notes": [str(note) for note in sequence(given.get("notes"))],
+        "notes": [*_shares(given), *(str(note) for note in sequence(given.get("notes")))],
     }  # fmt: skip
+
+
+def _shares(given: Mapping[str, Any]) -> list[str]:
+    """Which shares of the distance to the model that sees the context are closed, a line each."""
+    far = mapping(given.get("distances"))
+    lines = []
+    for name, words in SHARES.items():
+        if one := rate_of(far.get(name), words):
+            ends = (one["low"], one["high"])
+            lines.append(f"{words}: {one['value']:.3f}" + ("" if None in ends else " [{:.3f}, {:.3f}]".format(*ends)))
+    return lines
 
 
 def differences(given: Any) -> list[dict[str, Any]]:

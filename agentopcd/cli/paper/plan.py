@@ -8,7 +8,8 @@ A recipe is a TOML file::
 
     [defaults]                     # shared by all rows, with the same keys as a row
     seeds = [0, 1]
-    [defaults.arms.opcd]           # a trained arm, and the settings that it changes
+    [defaults.arms.opcd]           # a trained arm, and the settings that it changes; with `placebo = true` it is the
+                                   # placebo student of those settings
     [defaults.full.settings]       # settings of `agentopcd consolidate` for all arms; for the size full
     steps = 50
 

@@ -26,6 +26,7 @@ from agentopcd.distil import distil_context
 from agentopcd.envs.registry import is_rows
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.knowledge import Place, places_of
+from agentopcd.workspace.evaluation.distilled import folder_of
 from agentopcd.workspace.evaluation.drift import Drift, drift
 from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
 from agentopcd.workspace.experience.chains import chains_of
@@ -127,7 +128,7 @@ class _Row:
         return dataclasses.replace(config, context=context, force=True)
 
     def train(self, arm: str, seed: int) -> str:
-        """Train an arm and return the folder of its student."""
+        """Train an arm and return the folder of its student, or, with ``placebo``, of its placebo student."""
         plan, config = self.plan, self.config(arm, seed)
         self.say(f"{plan.name}: {arm}, seed {seed}")
         if self.experience is not None and config.replays:
@@ -138,7 +139,8 @@ class _Row:
             with self.open(scored) as session:
                 mixed = find_context(session, scored)
         with self.open(config) as session:
-            student = distil_context(session, config, mixed or find_context(session, config)).folder
+            done = distil_context(session, config, mixed or find_context(session, config))
+            student = folder_of(session, done.placebo_id) if config.placebo else done.folder
         self.logs[arm].append(Path(student).with_name("metrics.jsonl"))
         return student
 

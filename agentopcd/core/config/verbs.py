@@ -6,10 +6,12 @@ A new setting is a field with a string under it and an entry in :data:`agentopcd
 from __future__ import annotations
 
 import dataclasses
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from agentopcd.core.config.base import LARGEST, pick
-from agentopcd.core.config.player import PlayerConfig
+from agentopcd.core.config.player import RECORDED, PlayerConfig
 from agentopcd.core.config.training import TrainConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
@@ -169,6 +171,27 @@ class ConfirmConfig(PlayerConfig, verb="confirm"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ForecastConfig(PlayerConfig, verb="forecast"):
+    """`agentopcd forecast`: whether there is a gain to distil, before anything is trained."""
+
+    context: str = ""
+    """Context to look at: a ref or id in the store, or a text file; empty: ENV/best."""
+    placement: Placement = "user"
+    """Where a context from a file is placed: in the user message or in the system message."""
+    episodes: int = 64
+    """Select tasks to play with the context, without it and with its placebo, at most as many as the split holds; games
+    that are stored are not played again."""
+    by: str = ""
+    """What is compared: success, reward, or a metric that the environment reports; empty: the environment's choice,
+    mostly success."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._needs_weights("to compare replies with")
+        self._positive("episodes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsolidateConfig(TrainConfig, verb="consolidate"):
     """`agentopcd consolidate`: distil a context into the student's weights (arXiv:2602.12275, Algorithm 1)."""
 
@@ -179,11 +202,15 @@ class ConsolidateConfig(TrainConfig, verb="consolidate"):
     mix: int = 0
     """Distil this many contexts at once, the best ones on select tasks; each episode draws one, weighted by its success
     there; 0: one context."""
+    placebo: bool = False
+    """Train a second student in the same way on the context's placebo, which has its form and none of its content, and
+    compare the two on test tasks: what the form alone gives is no knowledge."""
     teacher: str = ""
     """Model that scores replies with the context in its prompt; empty: the student itself (see --teacher-kind)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._only_with("placebo", bool(self.test_tasks), "a comparison on test tasks (--test-tasks above 0)")
         if self.mix < 0 or (self.mix and self.context):
             raise ConfigError(f"mix is {self.mix}; wanted a number of contexts of the store, and no --context with it")
         if self.teacher and self.teacher_kind != "frozen":
@@ -225,11 +252,49 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig, verb="learn"):
     one_method: bool = False
     """Train by --method alone. Otherwise, where a student does not become ENV/student, short pilots of the other ways
     to train are compared on select tasks, and the best of them trains another student."""
+    context: str = ""
+    """Context to distil from a recording that nothing grades: a ref, an id or a text file; empty: ENV/best, else the
+    one that the newest session was served with."""
+    since: str = ""
+    """Only sessions of the recording with a request or a rating since then: yesterday, a day such as 2026-11-26, or
+    hours such as 24h, in UTC. Then a report is written, and the exit code says what came of it: 0, a student was
+    promoted; 3, none was; empty: all sessions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("rounds", "episodes_per_round")
+        for name in ("context", "since"):
+            self._only_with(name, self.env.startswith(RECORDED), f"--env {RECORDED}NAME")
+        since_of(self.since)
         if self.by == "distance":
             raise ConfigError("--by distance chooses checkpoints, and learn ranks contexts, too; leave it out")
         if self.seed + self.rounds - 1 > LARGEST["seed"]:
             raise ConfigError(f"seed is {self.seed}; the last round's seed, seed + rounds - 1, would be too large")
+
+
+def since_of(text: str, now: datetime | None = None) -> str:
+    """The moment that ``--since`` names, in UTC as the store writes it; hours are counted from the last full one.
+
+    Args:
+        now: in UTC; None: the current time.
+
+    Raises:
+        ConfigError: it names none, or one to come.
+    """
+    now = now or datetime.now(UTC)
+    day = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if not text:
+        return ""
+    if text == "yesterday":
+        moment = day - timedelta(days=1)
+    elif hours := re.fullmatch(r"([0-9]{1,5})h", text):
+        moment = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=int(hours[1]))
+    else:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise ConfigError(f"since is {text!r}; wanted yesterday, a day such as 2026-11-26, or 24h") from None
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > now:
+        raise ConfigError(f"since is {text!r}, which is still to come; wanted yesterday, an earlier day, or 24h")
+    return moment.isoformat(timespec="microseconds")

@@ -15,6 +15,7 @@ from agentopcd.rollouts.chat import common_length
 from agentopcd.rollouts.sampling import decoding, drawing
 from agentopcd.rollouts.sampling.lean import Lean, fits
 from agentopcd.rollouts.sampling.prefixes import Prefixes
+from agentopcd.rollouts.sampling.protocol import Heard
 from agentopcd.rollouts.sampling.rows import Part, Rows
 
 READ_TOKENS = 1024
@@ -33,6 +34,7 @@ class _Seat:
 
     ticket: int
     request: Request
+    sampling: Sampling
     ids: list[int]
     """The prompt and the reply so far."""
     held: int = 0
@@ -47,6 +49,11 @@ class _Seat:
     def reply(self) -> tuple[int, ...]:
         return tuple(self.ids[len(self.request.prompt_ids) :])
 
+    @property
+    def longest(self) -> int:
+        """How many tokens its prompt and its reply have at most."""
+        return len(self.request.prompt_ids) + self.sampling.max_tokens
+
 
 class Continuous:
     """Answers requests, each at its own pace. The weights must stay as they are as long as this object lives.
@@ -56,16 +63,21 @@ class Continuous:
         compute: dtype of matrix products.
         rows: the most requests under way.
         share: how many engines like this one the bounds on memory are for.
+        in_order: give free rows to those who wait longest, as strangers expect; else to those who asked last.
     """
 
-    def __init__(self, loaded: models.LoadedModel, compute: torch.dtype, rows: int, share: int = 1) -> None:
-        self.loaded, self.compute = loaded, compute
+    def __init__(
+        self, loaded: models.LoadedModel, compute: torch.dtype, rows: int, share: int = 1, *, in_order: bool = False
+    ) -> None:
+        self.loaded, self.compute, self.in_order = loaded, compute, in_order
+        self.heard: Heard | None = None
+        """Called with each token as it is sampled."""
         self._packed = decoding.Packed(loaded.model, compute)
         with self._sampling():
             lean = Lean(loaded.model, self._packed) if fits(loaded.model) else None
             self._rows = Rows(loaded.model, most=rows, bound=ROWS_BYTES // share, lean=lean)
         self._prefixes = Prefixes(PREFIXES_BYTES // share)
-        self._waiting: list[tuple[int, Request]] = []
+        self._waiting: list[_Seat] = []
         self._seats: list[_Seat | None] = []
         self._freed, self._steps = FreedMemory(), 0
 
@@ -91,36 +103,42 @@ class Continuous:
         """One completion per request, in order; nothing else may be under way."""
         assert self.idle
         for entry in enumerate(requests):
-            self.submit(*entry)
+            self.submit(*entry, sampling)
         found: dict[int, Completion] = {}
         while not self.idle:
-            found.update(self.collect(sampling))
+            found.update(self.collect())
         return [found[number] for number in range(len(requests))]
 
-    def collect(self, sampling: Sampling) -> list[tuple[int, Completion]]:
+    def collect(self) -> list[tuple[int, Completion]]:
         """The next replies that are complete; a request must be waiting or under way."""
         found: list[tuple[int, Completion]] = []
         with self._sampling():
             while not found:
-                found = self._step(sampling)
+                found = self._step()
         return found
 
-    def submit(self, ticket: int, request: Request) -> None:
+    def advance(self) -> list[tuple[int, Completion]]:
+        """One more token for each request under way; returns the replies that are complete then."""
+        with self._sampling():
+            return self._step()
+
+    def submit(self, ticket: int, request: Request, sampling: Sampling) -> None:
         """Take a request."""
-        self._waiting.append((ticket, request))
+        seat = _Seat(ticket, request, sampling, list(request.prompt_ids))
+        self._waiting.insert(0 if self.in_order else len(self._waiting), seat)
 
     def drop(self, tickets: Iterable[int]) -> None:
         """Forget requests."""
         gone = set(tickets)
-        self._waiting = [entry for entry in self._waiting if entry[0] not in gone]
+        self._waiting = [seat for seat in self._waiting if seat.ticket not in gone]
         self._seats = [None if seat and seat.ticket in gone else seat for seat in self._seats]
 
-    def _step(self, sampling: Sampling) -> list[tuple[int, Completion]]:
+    def _step(self) -> list[tuple[int, Completion]]:
         """One more token for each request whose prompt was read; returns the replies that are complete."""
         self._steps += 1
         if self._steps % LOOK_EVERY == 0:
             self._freed.look()
-        self._admit(sampling)
+        self._admit()
         self._close_up()
         seats = [seat for seat in self._seats if seat is not None]
         hidden_BH = self._rows.read(list(self._parts(seats)))
@@ -133,18 +151,23 @@ class Continuous:
         model = self.loaded.model
         chosen_BH = hidden_BH if len(ready) == len(seats) else hidden_BH[ready]
         logits_BV = models.scaled(model, model.get_output_embeddings()(chosen_BH)).float()
-        drawn = drawing.draw(logits_BV, [(seats[row].request, seats[row].reply) for row in ready], sampling)
-        taken = [self._take(row, *token, sampling) for row, token in zip(ready, zip(*drawn, strict=True), strict=True)]
+        taken: list[tuple[int, Completion] | None] = []
+        for sampling, at in _alike([seats[row] for row in ready]):
+            asked = [(seats[ready[i]].request, seats[ready[i]].reply) for i in at]
+            drawn = drawing.draw(logits_BV if len(at) == len(ready) else logits_BV[at], asked, sampling)
+            taken += [self._take(ready[i], *token) for i, token in zip(at, zip(*drawn, strict=True), strict=True)]
         return [reply for reply in taken if reply is not None]
 
-    def _take(self, row: int, token: int, logprob: float, sampling: Sampling) -> tuple[int, Completion] | None:
+    def _take(self, row: int, token: int, logprob: float) -> tuple[int, Completion] | None:
         """Append a token to a reply; if it is complete, free its row and return it."""
         seat = self._seats[row]
         assert seat is not None
         seat.ids.append(token)
         seat.logprobs.append(logprob)
+        if self.heard is not None:
+            self.heard(seat.ticket, (token,), (logprob,))
         ended = token in self.loaded.end_ids
-        if not ended and len(seat.logprobs) < sampling.max_tokens:
+        if not ended and len(seat.logprobs) < seat.sampling.max_tokens:
             return None
         self._keep(row, seat)
         self._seats[row] = None
@@ -165,33 +188,34 @@ class Continuous:
 
     # -- who sits where -----------------------------------------------------------------------------------
 
-    def _admit(self, sampling: Sampling) -> None:
+    def _admit(self) -> None:
         """Give free rows to waiting requests, the last one first: what it continues was read a moment ago."""
         seated = [seat for seat in self._seats if seat is not None]
-        longest = max((len(seat.request.prompt_ids) for seat in seated), default=0)
+        longest = max((seat.longest for seat in seated), default=0)
         reading = [seat.ids for seat in seated if seat.reading]
-        later: list[tuple[int, Request]] = []
+        later: list[_Seat] = []
         while self._waiting:
-            ids = list(self._waiting[-1][1].prompt_ids)
-            longest = max(longest, len(ids))
-            room = self._rows.room(longest + sampling.max_tokens)
+            ids = self._waiting[-1].ids
+            longest = max(longest, self._waiting[-1].longest)
+            room = self._rows.room(longest)
             under_way = sum(seat is not None for seat in self._seats)
             if under_way >= room and under_way:
                 break
-            ticket, request = self._waiting.pop()
+            seat = self._waiting.pop()
             found = self._prefixes.find(ids[:-1])  # the last token is read again: its hidden state is needed
             known = sum(n for _, n in found)
             if any(common_length(ids, other) - known >= SHARED_TOKENS for other in reading):
-                later.append((ticket, request))
+                later.append(seat)
                 continue
             row = self._seats.index(None) if None in self._seats else len(self._seats)
             soon = min(room, len(self._seats) + len(self._waiting) + len(later))
-            self._rows.grow(max(row + 1, soon), longest + sampling.max_tokens)
+            self._rows.grow(max(row + 1, soon), longest)
             at = 0
             for read, n in found:
                 self._rows.put(row, at, read, n)
                 at += n
-            self._seats[row : row + 1] = [_Seat(ticket, request, ids, held=known)]
+            seat.held = known
+            self._seats[row : row + 1] = [seat]
             if len(ids) - known > SHARED_TOKENS:
                 reading.append(ids)
         self._waiting += reversed(later)
@@ -204,3 +228,13 @@ class Continuous:
                 row = self._seats.index(None)
                 self._rows.move(len(self._seats), row, last.held)
                 self._seats[row] = last
+
+
+def _alike(seats: Sequence[_Seat]) -> Iterator[tuple[Sampling, list[int]]]:
+    """Each kind of sampling, and the seats that have it. Those of a player are one object."""
+    first = seats[0].sampling
+    if all(seat.sampling is first for seat in seats):
+        yield first, list(range(len(seats)))
+        return
+    for sampling in dict.fromkeys(seat.sampling for seat in seats):
+        yield sampling, [i for i, seat in enumerate(seats) if seat.sampling == sampling]

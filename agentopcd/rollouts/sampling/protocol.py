@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Completion, Request, Sampling
+
+Heard = Callable[[int, Sequence[int], Sequence[float]], None]
+"""Takes a ticket, its next tokens and their log-probabilities."""
 
 
 class Sampler(Protocol):
@@ -60,6 +63,18 @@ class Sampler(Protocol):
         ...
 
 
+class Stepwise(Sampler, Protocol):
+    """A sampler that answers strangers: requests come while others are under way, each with settings of its own."""
+
+    heard: Heard | None
+    """Called with the tokens of a reply as they are sampled, where the engine can tell; None: nobody listens. A reply
+    that was not heard before it was complete comes from :meth:`advance` alone."""
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        """As :meth:`collect`, but returns soon, with nothing if nothing is complete, so that new requests get in."""
+        ...
+
+
 class InBatches:
     """Base class of samplers that answer in batches: one call of ``sample`` answers all submitted requests."""
 
@@ -84,8 +99,11 @@ class InBatches:
         """See :class:`Sampler`."""
         asked = dict(self._asked)
         self._asked.clear()
-        (sampling,) = {settings for _, settings in asked.values()}  # one player at a time, so one kind of settings
-        return list(zip(asked, self.sample([request for request, _ in asked.values()], sampling), strict=True))
+        found: list[tuple[int, Completion]] = []
+        for sampling in dict.fromkeys(settings for _, settings in asked.values()):  # those of a player are all alike
+            tickets = [ticket for ticket, (_, settings) in asked.items() if settings == sampling]
+            found += zip(tickets, self.sample([asked[ticket][0] for ticket in tickets], sampling), strict=True)
+        return found
 
     def drop(self, tickets: Iterable[int]) -> None:
         """See :class:`Sampler`."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from agentopcd.core.config.player import KEY
+from agentopcd.core.config.engine import KEY
 from agentopcd.core.errors import EngineError
 from agentopcd.core.terminal import without_password
 from agentopcd.core.text import first_line

@@ -134,16 +134,12 @@ class Share(InBatches):
         if self._waits:
             return
         new = [(ticket, *self._asked[ticket]) for ticket in self._new]
-        check_room([request for _, request, _ in new], self._sampling, self.room, self.group.sampler.loaded.name)
+        for _, request, sampling in new:
+            check_room([request], sampling, self.room, self.group.sampler.loaded.name)
         self._new = []
         with contextlib.suppress(OSError):  # it has ended; what it has said last is still to be read
-            self.line.send((new, self._sampling))
+            self.line.send(new)
         self._waits = True
-
-    @property
-    def _sampling(self) -> Sampling:
-        (sampling,) = {settings for _, settings in self._asked.values()}
-        return sampling
 
     def collect(self) -> list[tuple[int, Completion]]:
         if not self.group.forked():
@@ -195,10 +191,9 @@ def _answer(line: Any, others: Sequence[Any], loaded: Any, compute: torch.dtype,
                 while not line.poll(LOOK_S):
                     if os.getppid() != parent:
                         return
-                new, sampling = line.recv()
-                for ticket, request, _ in new:
-                    engine.submit(ticket, request)
-                line.send(engine.collect(sampling))
+                for entry in line.recv():
+                    engine.submit(*entry)
+                line.send(engine.collect())
         except (EOFError, OSError):
             raise
         except Exception as error:

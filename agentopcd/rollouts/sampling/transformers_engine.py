@@ -18,7 +18,7 @@ from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.process import give_back_memory
 from agentopcd.rollouts.sampling import decoding, drawing, shares
 from agentopcd.rollouts.sampling.continuous import Continuous
-from agentopcd.rollouts.sampling.protocol import InBatches, Sampler, check_room
+from agentopcd.rollouts.sampling.protocol import Heard, InBatches, Sampler, check_room
 from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
 
 WAYS = ("fast", "padded", "alone")
@@ -38,17 +38,21 @@ class TransformersSampler(InBatches):
         compute: dtype of matrix products, see :func:`agentopcd.models.compute.pick_compute`.
         batch_size: sequences per ``generate`` call. Requests are sorted by prompt length first.
         say: takes the line that names a way which was set aside.
+        in_order: see :class:`.continuous.Continuous`.
     """
 
     def __init__(
         self, loaded: models.LoadedModel, *, compute: torch.dtype, batch_size: int = 32,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = print, in_order: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.loaded = loaded
         self.compute = compute
         self.batch_size = batch_size
         self.say = say
+        self.in_order = in_order
+        self.heard: Heard | None = None
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Stepwise`."""
         self._running: Continuous | None = None
         self._taken: set[int] = set()
         self.engine = f"transformers-{str(compute).removeprefix('torch.')}"
@@ -75,20 +79,33 @@ class TransformersSampler(InBatches):
 
     def collect(self) -> list[tuple[int, Completion]]:
         """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`."""
-        asked = self._asked
-        (sampling,) = {settings for _, settings in asked.values()}  # one player at a time, so one kind of settings
-        new = {ticket: request for ticket, (request, _) in asked.items() if ticket not in self._taken}
-        check_room(list(new.values()), sampling, self.room, self.loaded.name)
-        if self._running is None and self.way(list(new.values()), sampling) == "fast":
-            self._running = Continuous(self.loaded, self.compute, self.rows)
-        if self._running is None:
+        running = self._take_up()
+        return super().collect() if running is None else self._found(running.collect())
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Stepwise`. The slower ways answer all at once, unheard."""
+        running = self._take_up()
+        if running is None:
             return super().collect()
-        for ticket, request in new.items():
-            self._running.submit(ticket, request)
-        self._taken.update(new)
-        found = self._running.collect(sampling)
+        running.heard = self.heard
+        return self._found(running.advance())
+
+    def _take_up(self) -> Continuous | None:
+        """Hand what is new to the engine; None if this model is sampled in a slower way."""
+        new = {ticket: entry for ticket, entry in self._asked.items() if ticket not in self._taken}
+        for request, sampling in new.values():
+            check_room([request], sampling, self.room, self.loaded.name)
+        if self._running is None and self.way(*_few(new.values())) == "fast":
+            self._running = Continuous(self.loaded, self.compute, self.rows, in_order=self.in_order)
+        if self._running is not None:
+            for ticket, entry in new.items():
+                self._running.submit(ticket, *entry)
+            self._taken.update(new)
+        return self._running
+
+    def _found(self, found: list[tuple[int, Completion]]) -> list[tuple[int, Completion]]:
         for ticket, _ in found:
-            del asked[ticket]
+            del self._asked[ticket]
         self._taken.difference_update(ticket for ticket, _ in found)
         return found
 
@@ -240,6 +257,12 @@ class TransformersSampler(InBatches):
             logprobs=tuple(logprobs[:n]),
             finish_reason="length" if end is None else "stop",
         )
+
+
+def _few(asked: Iterable[tuple[Request, Sampling]]) -> tuple[list[Request], Sampling]:
+    """The requests, and the settings of the first: how a model is sampled does not depend on them."""
+    entries = list(asked)
+    return [request for request, _ in entries], entries[0][1]
 
 
 class _SeededChoice(LogitsProcessor):

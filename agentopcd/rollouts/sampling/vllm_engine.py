@@ -32,7 +32,7 @@ from agentopcd.core.text import first_line
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models import find
 from agentopcd.rollouts.sampling import vllm_process
-from agentopcd.rollouts.sampling.protocol import Sampler, check_room
+from agentopcd.rollouts.sampling.protocol import Heard, Sampler, check_room
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 
 LONGEST = 32_768
@@ -102,6 +102,8 @@ class VllmSampler:
         self._llm: Any = None
         self._tickets = itertools.count()
         self._ready: dict[int, Completion] = {}
+        self.heard: Heard | None = None  # see protocol.Stepwise
+        self._told: dict[int, int] = {}  # how many tokens of each reply were heard
         self._adapter: Any = None
         self._asleep = False
         self._versions = itertools.count(1)
@@ -130,12 +132,19 @@ class VllmSampler:
         """See :class:`.protocol.Sampler`."""
         while not self._ready:
             self._step()
+        return self.advance()
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        """See :class:`.protocol.Stepwise`."""
+        if not self._ready:
+            self._step()
         ready, self._ready = list(self._ready.items()), {}
         return ready
 
     def drop(self, tickets: Iterable[int]) -> None:
         """See :class:`.protocol.Sampler`."""
         for ticket in tickets:
+            self._told.pop(ticket, None)
             if self._ready.pop(ticket, None) is None and self._llm is not None:
                 self._llm.llm_engine.abort_request([str(ticket)])
 
@@ -273,8 +282,16 @@ class VllmSampler:
         with torch.random.fork_rng(devices=[]):
             outputs = self._llm.llm_engine.step()
         for output in outputs:
+            if not output.finished and (self.heard is None or not output.outputs[0].token_ids):
+                continue
+            ticket, said = int(output.request_id), self._completion(output.outputs[0])
+            if self.heard is not None:
+                known = self._told.get(ticket, 0)
+                self.heard(ticket, said.token_ids[known:], said.logprobs[known:])
+                self._told[ticket] = len(said.token_ids)
             if output.finished:
-                self._ready[int(output.request_id)] = self._completion(output.outputs[0])
+                self._ready[ticket] = said
+                self._told.pop(ticket, None)
 
     def _completion(self, output: Any) -> Completion:
         ids = tuple(output.token_ids)

@@ -32,7 +32,7 @@ from agentopcd.core.errors import AlignmentError, EngineError
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
-from agentopcd.rollouts.sampling.protocol import Sampler, check_room
+from agentopcd.rollouts.sampling.protocol import Heard, Sampler, check_room
 from agentopcd.rollouts.sampling.requests import (
     RETRIED,
     at_one_of,
@@ -43,6 +43,9 @@ from agentopcd.rollouts.sampling.requests import (
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 from agentopcd.rollouts.sampling.vllm_command import start_line
 from agentopcd.rollouts.sampling.vllm_endpoints import Server
+
+SOON_S = 0.02
+"""How long :meth:`ServerSampler.advance` waits for a reply."""
 
 
 def sampler_of(
@@ -98,6 +101,8 @@ class ServerSampler:
         self._tickets = itertools.count()
         self._asked: dict[int, tuple[Request, Sampling]] = {}
         self._running: dict[concurrent.futures.Future[Any], int] = {}
+        self.heard: Heard | None = None
+        """See :class:`.protocol.Stepwise`."""
         self._seats = asyncio.Semaphore(batch_size * len(urls))
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -130,26 +135,36 @@ class ServerSampler:
         """See :class:`.protocol.Sampler`."""
         ready: list[tuple[int, Completion]] = []
         while not ready:
-            done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
-            arrived = [(self._running.pop(future), *future.result()) for future in done]
-            # Check each server's weights after its replies have arrived, and only then count the replies.
-            unreachable = set()
-            for server in {server for _, server, _, _ in arrived}:
-                aborted = any(reply is None for _, other, _, reply in arrived if other is server)
-                try:
-                    unchanged = not aborted and self._as_it_was(server)
-                except RETRIED:  # the replies cannot be trusted; the server is checked once it is back
-                    server.failed()
-                    unreachable.add(server)
-                    continue
-                if not unchanged:
-                    self._give_back(server)
-            for ticket, server, takeovers, reply in arrived:
-                if reply is not None and takeovers == server.takeovers and server not in unreachable:
-                    del self._asked[ticket]
-                    ready.append((ticket, reply))
-                else:
-                    self._send(ticket)
+            ready = self._arrived(None)
+        return ready
+
+    def advance(self) -> list[tuple[int, Completion]]:
+        """See :class:`.protocol.Stepwise`. A reply counts once its weights are known, so no part of it is heard."""
+        return self._arrived(SOON_S)
+
+    def _arrived(self, wait_s: float | None) -> list[tuple[int, Completion]]:
+        """The replies that have arrived from servers that still have our weights; others are asked for again."""
+        ready: list[tuple[int, Completion]] = []
+        done, _ = concurrent.futures.wait(self._running, wait_s, return_when=concurrent.futures.FIRST_COMPLETED)
+        arrived = [(self._running.pop(future), *future.result()) for future in done]
+        # Check each server's weights after its replies have arrived, and only then count the replies.
+        unreachable = set()
+        for server in {server for _, server, _, _ in arrived}:
+            aborted = any(reply is None for _, other, _, reply in arrived if other is server)
+            try:
+                unchanged = not aborted and self._as_it_was(server)
+            except RETRIED:  # the replies cannot be trusted; the server is checked once it is back
+                server.failed()
+                unreachable.add(server)
+                continue
+            if not unchanged:
+                self._give_back(server)
+        for ticket, server, takeovers, reply in arrived:
+            if reply is not None and takeovers == server.takeovers and server not in unreachable:
+                del self._asked[ticket]
+                ready.append((ticket, reply))
+            else:
+                self._send(ticket)
         return ready
 
     def drop(self, tickets: Iterable[int]) -> None:

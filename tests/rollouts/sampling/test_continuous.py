@@ -108,6 +108,47 @@ def test_long_prompts_are_read_in_pieces_and_memory_stays_within_its_bounds(
         assert sum(store.nbytes for store in running._rows._stores) <= 3 * 128 * 1024
 
 
+def test_each_request_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
+    loaded, asked = load(tmp_path), prompts(6)
+    kinds = [HOT, dataclasses.replace(HOT, temperature=0.0), dataclasses.replace(HOT, top_k=2, max_tokens=3)]
+    alone = [Continuous(loaded, torch.float32, 1).sample([one], kinds[i % 3])[0] for i, one in enumerate(asked)]
+    running = Continuous(loaded, torch.float32, 4)
+    for ticket, request in enumerate(asked):
+        running.submit(ticket, request, dataclasses.replace(kinds[ticket % 3]))  # equal, not the same object
+    found: dict[int, Any] = {}
+    while not running.idle:
+        found.update(running.advance())
+    assert [found[ticket].token_ids for ticket in range(6)] == [reply.token_ids for reply in alone]
+    assert max(len(found[ticket].token_ids) for ticket in (2, 5)) <= 3
+
+
+def test_tokens_are_heard_as_they_are_sampled_and_add_up_to_the_reply(tmp_path: Path) -> None:
+    sampler = TransformersSampler(load(tmp_path), compute=torch.float32)
+    heard: dict[int, list[tuple[int, float]]] = {}
+    sampler.heard = lambda ticket, ids, logprobs: heard.setdefault(ticket, []).extend(zip(ids, logprobs, strict=True))
+    tickets = [sampler.submit(request, HOT) for request in prompts(4)]
+    found: dict[int, Any] = {}
+    before = 0
+    while len(found) < 4:
+        found.update(sampler.advance())
+        now = sum(map(len, heard.values()))
+        assert now - before <= 4  # one more token each
+        before = now
+    for ticket in tickets:
+        assert list(zip(found[ticket].token_ids, found[ticket].logprobs, strict=True)) == heard[ticket]
+
+
+@pytest.mark.parametrize("in_order", [False, True])
+def test_who_gets_a_free_row(in_order: bool, tmp_path: Path) -> None:
+    running = Continuous(load(tmp_path), torch.float32, rows=1, in_order=in_order)
+    running.submit(0, prompts(3)[0], HOT)
+    running.advance()
+    for ticket in (1, 2):
+        running.submit(ticket, prompts(3)[ticket], HOT)
+    order = [ticket for _ in range(3) for ticket, _ in running.collect()]
+    assert order == ([0, 1, 2] if in_order else [0, 2, 1])
+
+
 def nodes(prefixes: Prefixes) -> list[Any]:
     found, open_ = [], [*prefixes._root.children.values()]
     while open_:

@@ -60,11 +60,11 @@ def test_the_model_is_left_as_it_was_also_after_an_error(
     with pytest.raises(KeyboardInterrupt), decoding.packed_linears(loaded.model, torch.float32):
         assert sum("forward" in vars(module) for module in loaded.model.modules()) == 2 * 7 + 1  # layers and head
         raise KeyboardInterrupt
-    monkeypatch.setattr(Continuous, "_step", lambda self, sampling: 1 / 0)
+    monkeypatch.setattr(Continuous, "_step", lambda self: 1 / 0)
     running = Continuous(loaded, torch.float32, 4)
-    running.submit(0, ASKED[0])
+    running.submit(0, ASKED[0], HOT)
     with pytest.raises(ZeroDivisionError):
-        running.collect(HOT)
+        running.collect()
     assert not any("forward" in vars(module) for module in loaded.model.modules())
     assert loaded.model.training and loaded.model.config._attn_implementation == "sdpa"
     assert NAME not in ALL_ATTENTION_FUNCTIONS

@@ -5,6 +5,7 @@ The contract that all engines share is in ``test_sampling.py``, vLLM's own serve
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -180,6 +181,19 @@ def test_a_server_that_never_comes_back_ends_the_run_with_a_line(
     fake.stop()
     with pytest.raises(EngineError, match=f"{fake.url} does not answer"):
         replies(sampler)
+
+
+def test_a_server_answers_step_by_step_too(loaded: models.LoadedModel, fake: FakeServer) -> None:
+    sampler = sampler_of(loaded, fake)
+    sampler.sample(REQUESTS[:1], HOT)
+    kinds = [HOT, dataclasses.replace(HOT, max_tokens=2)]
+    tickets = [sampler.submit(request, kinds[n % 2]) for n, request in enumerate(REQUESTS)]
+    found: dict[int, Any] = {}
+    while len(found) < len(tickets):
+        found |= sampler.advance()
+    wanted = own(loaded)
+    assert [found[t].token_ids for t in tickets] == [ids[: (8, 2)[n % 2]] for n, ids in enumerate(wanted)]
+    assert sampler.advance() == []  # nothing is under way, and nobody waits for it
 
 
 def test_dropped_requests_are_forgotten(loaded: models.LoadedModel, fake: FakeServer) -> None:

@@ -154,6 +154,22 @@ def test_tickets_come_back_with_their_replies_and_dropped_ones_do_not() -> None:
     }
 
 
+def test_tokens_are_heard_as_they_are_sampled() -> None:
+    loaded = models.load_model("pocket")
+    sampler = VllmSampler(loaded, compute=torch.float32)
+    alone = sampler.sample(asked(loaded), COLD)
+    heard: dict[int, list[int]] = {}
+    sampler.heard = lambda ticket, ids, logprobs: heard.setdefault(ticket, []).extend(ids)
+    tickets = [sampler.submit(request, COLD) for request in asked(loaded)]
+    found: dict[int, Any] = {}
+    pieces = 0
+    while len(found) < len(tickets):
+        found |= dict(sampler.advance())
+        pieces += bool(heard)
+    sampler.heard = None
+    assert [heard[ticket] for ticket in tickets] == [list(reply.token_ids) for reply in alone] and pieces > 1
+
+
 def test_a_round_of_learning_and_no_process_left_behind(tmp_path: Path) -> None:
     words = """learn --env frozen-lake-4x4 --model pocket --engine vllm --episodes-per-round 4 --chains 1
         --chain-steps 2 --candidates 2 --select-tasks 4 --confirm-tasks 4 --steps 2 --select-every 2 --batch-size 4

@@ -1,0 +1,1 @@
+"""A model behind an OpenAI-compatible endpoint, every request kept as it was sampled."""
