@@ -31,7 +31,7 @@ INSIDE = {
         "errors text callable_module files",
         "calls types terminal",
         "encoding messages power stats runs transcript config.base",
-        "calibration groups",
+        "calibration crossed groups",
         "config.engine",
         "config.player config.serve",
         "config.training",
@@ -124,7 +124,7 @@ INSIDE = {
     "cli": [
         "store_views student_view help completion pulse spoken templates.text_env templates.tool_env",
         "options",
-        "paper.plan config envs knowledge new_env page.marks page.render",
+        "paper.plan paper.verdicts config envs knowledge new_env page.marks page.render",
         "paper.report page.contexts page.results",
         "paper.run page.episodes page.training",
         "page.overview",
