@@ -155,6 +155,7 @@ def test_two_rounds_of_learn(
     samplers: list[tiny.Clued], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real thing up to training: what learn has played on select tasks counts and is not played again."""
+
     def stays(session: Session, config: ConsolidateConfig, context: Context) -> Distilled:
         """A student that is its parent."""
         return Distilled(
