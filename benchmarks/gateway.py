@@ -304,7 +304,7 @@ def answer(served: Served, args: argparse.Namespace, asked: Sequence[tuple[Any, 
         }
         got = json.loads(client.until_done("/v1/chat/completions", body, {"X-Agentopcd-Session": f"s{number}"}))
         assert got["usage"]["completion_tokens"] == tokens, "the server did not sample what the player did"
-        if number % 20 == 0:
+        if number % max(1, len(asked) // 60) == 0:
             memory.append(served.memory_mb())
 
     began, cpu = time.monotonic(), served.cpu_s()
