@@ -16,20 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_or_doubled_by_kills(tmp_path: Path) -> None:
-    words = [
-        "--clients",
-        "4",
-        "--requests",
-        "80",
-        "--kills",
-        "4",
-        "--episodes",
-        "8",
-        "--repeats",
-        "1",
-        "--max-tokens",
-        "16",
-    ]
+    sizes = {"clients": 4, "requests": 80, "kills": 4, "episodes": 8, "repeats": 1, "max-tokens": 16}
+    words = [f"--{name}={size}" for name, size in sizes.items()]
     subprocess.run(
         [sys.executable, "-m", "benchmarks.gateway", *words, "--json", tmp_path / "found.json"],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True,
