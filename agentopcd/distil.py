@@ -38,6 +38,7 @@ from agentopcd.workspace.forecast import short
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
 from agentopcd.workspace.ratchet import Taught, play_parent, promote
+from agentopcd.workspace.recorded import use_snapshot
 from agentopcd.workspace.resolved import resolved
 from agentopcd.workspace.session import Session
 from agentopcd.workspace.trackers import summary, tracking
@@ -164,8 +165,9 @@ def _assignment(
         by=session.by,
     )
     return Assignment(
-        training=training, student=str(student.folder), stored=stored, work=session.work, identity=identity
-    )
+        training=training, student=str(student.folder), stored=stored, work=session.work, identity=identity,
+        snapshot=session.snapshot,
+    )  # fmt: skip
 
 
 def pilot(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> float:
@@ -259,6 +261,8 @@ class Assignment:
     work: Path
     identity: dict[str, Any]
     """Identity of the run, which determines its folder."""
+    snapshot: str = ""
+    """The copy of the recording that is the environment; '': it is none."""
 
 
 def train_student(
@@ -314,6 +318,8 @@ def follow() -> None:
     assignment: Assignment | None
     while (assignment := Ranks.current().from_main(None)) is not None:
         config = assignment.training.config
+        if assignment.snapshot:
+            use_snapshot(assignment.work, config.env, assignment.snapshot)
         device = models.pick_device(config.device)
         student = models.load_model(assignment.student, device=device)
         teacher = models.load_model(config.teacher, device=device) if config.teacher else student

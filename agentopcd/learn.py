@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.core.callable_module import make_callable
-from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick, since_of
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Job
 from agentopcd.distil import Distilled, check_launch, distil_context, pilot
+from agentopcd.distillation.distance import DISTANCE
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.knowledge import Ranking
+from agentopcd.knowledge import Ranking, Store
 from agentopcd.knowledge.database import now
 from agentopcd.knowledge.faults import read_object
 from agentopcd.models.parallel.ranks import Ranks
@@ -25,10 +26,12 @@ from agentopcd.workspace.experience.carry import carried
 from agentopcd.workspace.experience.chains import Gathered
 from agentopcd.workspace.experience.choose import choose, result_of
 from agentopcd.workspace.experience.gather import gather
+from agentopcd.workspace.experience.teach import context_to_teach
 from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import inside, written_down
 from agentopcd.workspace.ready import to_learn
+from agentopcd.workspace.recorded import new_snapshot, recording_of
 from agentopcd.workspace.session import Session
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
@@ -56,6 +59,8 @@ class Round:
     """The last student that it trained; None if nothing was confirmed."""
     tried: Sequence[str] = ()
     """The ways in which it trained students, in order."""
+    why: str = ""
+    """Of a recording that nothing grades: why this context is distilled, or none."""
     stages: Sequence[Stage] = ()
     """The first base and the students up to this round, on the same test tasks."""
 
@@ -68,7 +73,7 @@ class Round:
         return {
             "number": self.number, "model": self.model, "played": self.played, "confirmed": self.confirmed,
             "distilled": self.distilled.to_dict() if self.distilled else None, "tried": [*self.tried],
-            "stages": [stage.to_dict() for stage in self.stages],
+            "stages": [stage.to_dict() for stage in self.stages], **({"why": self.why} if self.why else {}),
         }  # fmt: skip
 
 
@@ -94,7 +99,11 @@ def learn(
     confirm tasks trains nothing unless ``force`` is set, and a student that does not pass its gate
     (:mod:`agentopcd.workspace.ratchet`) plays no further round. Tasks, seeds of tests, and the pool of contexts go on
     from round to round; play takes new tasks, and training takes new noise.
+
+    Of a recording, sessions are read in place of play. Where nothing grades its replies, no context is ranked, and
+    :func:`agentopcd.workspace.experience.teach.context_to_teach` says which one is distilled.
     """
+    config = dataclasses.replace(config, since=since_of(config.since))
     check_launch(pick(config, ConsolidateConfig), Ranks.current().count)
     run = Run(work, "learn", run_config(config), saved(config)[0])
     with contextlib.closing(Hold(work, run.folder.name)) as hold:
@@ -112,18 +121,20 @@ def _rounds(config: LearnConfig, run: Run, work: Path, say: Callable[[str], None
         written, began = known["model"], known.get("started_at", began)
         here = inside(work, written)
         name = str(here) if here is not None and here.is_dir() else written  # the workspace may have been moved
-        first = written
+        first, snapshot = written, known.get("snapshot", "")
     else:
-        with Session(pick(config, PlayConfig), work, say=say) as session:
+        snapshot = _snapshot(config, work)
+        with Session(_play_config(config), work, say=say, snapshot=snapshot) as session:
             to_learn(session, config)  # what cannot be ranked, for example, is refused before anything is played
             name = session.model_name()[0]
         (run.folder / "result.json").unlink(missing_ok=True)
         first = written_down(work, name)
     past = _Past()
     for number in range(1, config.rounds + 1):
-        write_json(start, {"model": first, "round": number, "started_at": began})
+        kept = {"snapshot": snapshot} if snapshot else {}
+        write_json(start, {"model": first, "round": number, "started_at": began, **kept})
         say(f"round {number} of {config.rounds}")
-        done = _round(dataclasses.replace(config, model=name), number, past, work, say, progress)
+        done = _round(dataclasses.replace(config, model=name), number, past, work, say, progress, snapshot)
         rounds.append(done)
         name = done.player
     run.finish({"rounds": [one.to_dict() for one in rounds]})
@@ -131,15 +142,24 @@ def _rounds(config: LearnConfig, run: Run, work: Path, say: Callable[[str], None
 
 
 def _round(
-    config: LearnConfig, number: int, past: _Past, work: Path, say: Callable[[str], None], progress: Progress
-) -> Round:
-    play = pick(config, PlayConfig, episodes=config.episodes_per_round)
-    with Session(play, work, say=say, progress=progress) as session:
+    config: LearnConfig, number: int, past: _Past, work: Path, say: Callable[[str], None], progress: Progress,
+    snapshot: str,
+) -> Round:  # fmt: skip
+    play = _play_config(config)
+    with Session(play, work, say=say, progress=progress, snapshot=snapshot) as session:
         _carry(session, past)
+        if session.recording and not session.tasks("extract"):
+            session.say("note: no recorded session is for extraction, so none is read for lessons")
+            return _without_ranking(session, config, number, past, {})
         run_id = session.ledger.stage("play", round=number)
         gathered = gather(session, play, run_id=run_id, start=past.start)
         session.ledger.finish(run_id, gathered.to_dict())
-        say(f"played {gathered.rate}; {len(gathered.items)} items, {len(gathered.candidates)} candidate contexts")
+        say(
+            f"{'read' if session.recording else 'played'} {gathered.rate}; {len(gathered.items)} items, "
+            f"{len(gathered.candidates)} candidate contexts"
+        )
+        if session.recording and not session.game.graded:
+            return _without_ranking(session, config, number, past, gathered.to_dict())
         past.last = gathered, None
         model = str(session.loaded.folder)
         if not past.students:
@@ -149,7 +169,7 @@ def _round(
         if not candidates:
             return dataclasses.replace(done, stages=_stages(session, config, past))
         run_id = session.ledger.stage("score", round=number)
-        ranking, outcome = choose(session, pick(config, ScoreConfig), candidates, run_id=run_id)
+        ranking, outcome = choose(session, pick(config, ScoreConfig, context=""), candidates, run_id=run_id)
         assert outcome is not None
         session.ledger.finish(run_id, result_of(ranking, outcome) | {"text": str(outcome)})
         past.last = gathered, ranking
@@ -163,12 +183,40 @@ def _round(
         return dataclasses.replace(done, stages=_stages(session, config, past))
 
 
+def _without_ranking(
+    session: Session, config: LearnConfig, number: int, past: _Past, played: dict[str, Any]
+) -> Round:  # fmt: skip
+    """A round with a recording that nothing grades."""
+    model = str(session.loaded.folder)
+    if not past.students:
+        past.students.append(("base", session.loaded.id, True))
+    context, why = context_to_teach(session, pick(config, ConsolidateConfig))
+    done = Round(number=number, model=model, played=played, confirmed=False, distilled=None, why=why)
+    if context is None:
+        session.say(f"nothing is consolidated: {why}")
+        return done
+    session.say(f"context {context.id[:12]}: {why}")
+    return _taught(session, config, number, context, done, past)
+
+
+def _snapshot(config: LearnConfig, work: Path) -> str:
+    """The copy of the recording that all rounds read; '' if the environment is none."""
+    if not recording_of(config.env):
+        return ""
+    with Store.open(work / "store.db") as store:
+        return new_snapshot(store, work, config.env, config.since)
+
+
+def _play_config(config: LearnConfig) -> PlayConfig:
+    return pick(config, PlayConfig, episodes=config.episodes_per_round, context="")
+
+
 def _taught(session: Session, config: LearnConfig, number: int, context: Context, done: Round, past: _Past) -> Round:
     """The round with its student: by ``config.method`` and, if that does not pass the gate, by the best other way."""
     training = pick(config, ConsolidateConfig, seed=config.seed + number - 1)  # new noise; tests keep theirs
     distilled, tried = distil_context(session, training, context), [training.method]
     past.students.append((f"round {number}", distilled.model_id, distilled.promoted))
-    again = not (distilled.promoted or config.one_method)
+    again = not (distilled.promoted or config.one_method or session.by == DISTANCE)
     found = another_way(session, training, context, round_number=number) if again else None
     if found is not None:
         name, other = found

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from agentopcd.cli import (
+    canary,
     config,
     decisions,
     envs,
@@ -67,6 +68,7 @@ new_env.add_to(envs.app)
 app.command("push")(push.push)
 app.command("reproduce")(reproduce.reproduce)
 app.command("rollback")(rollback.rollback)
+app.command("canary")(canary.canary)
 app.command("status")(status.status)
 app.command("report", epilog="Example: agentopcd report sokoban/best -o page.html")(pages.report)
 app.command("view", epilog="Example: agentopcd view")(pages.view)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentopcd.cli.options import Call
 from agentopcd.core.config import (
+    RECORDED,
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
@@ -191,9 +192,38 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
         call.say("verdict: no student passed its gate, so the model that began plays on; to see why:")
         next_is(call, command(call, "status", ""))
         return
+    if config.env.startswith(RECORDED):
+        call.say(f"verdict: nothing to distil, so there is no new student: {rounds[-1].why or 'nothing was confirmed'}")
+        next_is(call, command(call, "knowledge list refs", ""))
+        return
     call.say("verdict: nothing confirmed, so there is no student; more play gives more candidates:")
     more = {name: 2 * getattr(config, name) for name in ("episodes_per_round", "chains", "candidates")}
     next_is(call, command(call, "learn", flags_of(dataclasses.replace(config, **more))))
+
+
+def after_night(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> bool:
+    """Write a report on rounds with ``--since``, and say in one line whether a student was promoted, and why."""
+    from agentopcd.cli.page.report import report
+    from agentopcd.core.runs import Run, workspace, write_text
+    from agentopcd.knowledge import Store
+    from agentopcd.workspace.ledger import run_config
+
+    work = workspace(call.work)
+    trained = [one.distilled for one in rounds if one.distilled]
+    file = Run(work, "learn", run_config(config)).folder / "report.html"
+    with Store.open(work / "store.db") as store, store.read():
+        write_text(file, report(store, work, trained[-1].model_id if trained else ""))
+    call.say(f"report: {file}")
+    promoted = next((one for one in reversed(trained) if one.promoted), None)
+    if promoted is not None:
+        gained = promoted.promotion["lines"][1].strip() if promoted.promotion else "no gate was asked for"
+        call.say(f"promoted: {config.env}/student is {promoted.folder}: {gained}")
+        return True
+    why = rounds[-1].why or "nothing was confirmed"
+    if trained and trained[-1].promotion:
+        why = trained[-1].promotion["lines"][-1].removeprefix("verdict: ")
+    call.say(f"not promoted: {why}")
+    return False
 
 
 def extractor(config: GatherConfig) -> str:

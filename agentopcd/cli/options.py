@@ -74,6 +74,10 @@ HELP_ALL = Annotated[
 ]
 
 
+NOT_PROMOTED = 3
+"""Exit code of a command that asks whether something is promoted, if nothing is."""
+
+
 @contextlib.contextmanager
 def goes_on() -> Iterator[None]:
     """Around a command that may take long, and goes on where it was stopped when it is given again: it shows that it is

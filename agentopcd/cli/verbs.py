@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from agentopcd.cli import closing
-from agentopcd.cli.options import Call, configured, progress
+from agentopcd.cli.options import NOT_PROMOTED, Call, configured, progress
 from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
@@ -22,6 +23,7 @@ from agentopcd.core.config import (
     ScoringConfig,
     flags_for,
     player_flags,
+    since_of,
 )
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
@@ -54,9 +56,12 @@ def play(config: PlayConfig, call: Call) -> None:
         ready.to_play(session, config)  # what is wrong is told before a model is loaded, with --dry-run and without
         if call.dry_run:
             plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
+            if session.recording:
+                plan = [f"at most {config.episodes} of {len(session.tasks(config.split))} recorded conversations"]
             if config.extract:
                 plan.append(f"{config.chains} chains of {config.chain_steps} extractions{closing.extractor(config)}")
-            return _plan(session, call, plan, estimate(session, episodes=config.episodes))
+            time = "" if session.recording else estimate(session, episodes=config.episodes)
+            return _plan(session, call, plan, time)
         from agentopcd.workspace.experience.gather import gather
 
         run_id = session.ledger.begin("play")
@@ -65,6 +70,9 @@ def play(config: PlayConfig, call: Call) -> None:
         call.show(result.to_dict())
         graded = session.game.graded
         came = f"success {result.rate}" if graded else f"{result.rate.n} conversations, nothing graded"
+        if session.recording:
+            came = f"{result.rate.n + result.unrated} recorded sessions, {result.rate.n} rated"
+            came += f", success {result.rate}" if result.rate.n else ""
         call.say(f"run {run_id}: {came}, {len(result.items)} items, {result.flagged} flagged")
         waiting = len(session.store.items(ids=result.items, status="pending"))
         if config.extract and not result.items:
@@ -293,6 +301,8 @@ def learn(config: LearnConfig, call: Call) -> None:
         check_launch(config, launched())
         with _open(config, call) as session:
             ready.to_learn(session, config)
+            if session.recording and not session.game.graded:
+                return _plan(session, call, _recorded_plan(session, config), "")
             tests = len(session.tasks("test", config.test_tasks))
             episodes = config.episodes_per_round + PER_CONTEXT * config.candidates
             episodes += _confirm_episodes(session, config) + 3 * tests
@@ -311,11 +321,25 @@ def learn(config: LearnConfig, call: Call) -> None:
     from agentopcd.learn import learn as run
 
     models.prepare_process()
+    config = dataclasses.replace(config, since=since_of(config.since))
     if call.save_config:
         _open(config, call).close()
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
     call.show([one.to_dict() for one in rounds])
     closing.after_rounds(call, config, rounds)
+    if config.since and not closing.after_night(call, config, rounds):
+        raise typer.Exit(NOT_PROMOTED)
+
+
+def _recorded_plan(session: Session, config: LearnConfig) -> list[str]:
+    """What ``learn`` does with a recording that nothing grades."""
+    read, train = len(session.tasks("extract")), len(session.tasks("train"))
+    return [
+        f"{config.rounds} rounds, each:",
+        f"at most {config.episodes_per_round} of {read} recorded conversations are read for lessons",
+        "no context is ranked: --context, ENV/best or what is served is distilled",
+        f"{config.steps} steps of {config.batch_size} of {train} recorded conversations, then the gate",
+    ]
 
 
 def _open(config: PlayerConfig, call: Call) -> Session:

@@ -4,7 +4,7 @@ The form of a reference decides how it is resolved; the kinds are never tried in
 
 1. a registered id: ``frozen-lake``, ``math``;
 2. a scheme: ``gym:ID``, ``gym:PACKAGE:ID``, ``textarena:ID``, ``twx:GAME``, ``rg:TASK``,
-   ``openenv:URL``, ``verifiers:ID``;
+   ``openenv:URL``, ``verifiers:ID``, ``recorded:NAME``;
 3. a path that ends like a file of rows (:data:`FILE_ENDINGS`), or several with commas between them: their questions
    or conversations;
 4. ``pkg.mod:attr`` or ``path/file.py:attr``: a class, a factory or an :class:`EnvSpec`;
@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
+from agentopcd.core.config import RECORDED
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.files import is_file
 from agentopcd.envs.chats.rows import chat_fields
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 GROUP = "agentopcd.envs"
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Ends of the names of question files, in any case. What such a file is, its content says."""
+ROW_SPLITS = {"test": 1000, "select": 1000}
+"""Sizes of the splits of question files that have rows enough, as many as the paper plays in mathematics."""
 SCHEMES = {
     "gym": ("agentopcd.envs.games.gym_bridge:from_id", "env_id"),
     "textarena": ("agentopcd.envs.games.textarena:TextArenaEnv", "env_id"),
@@ -46,6 +49,7 @@ SCHEMES = {
 """Scheme → entry point, and the argument that takes the text after the colon."""
 
 _SPECS: dict[str, EnvSpec] = {}
+_PROVIDED: dict[str, EnvSpec] = {}
 
 
 def register(id: str, entry_point: Any = None, /, **spec: Any) -> Any:
@@ -82,6 +86,11 @@ def _specs() -> dict[str, EnvSpec]:
     return _SPECS
 
 
+def provide(spec: EnvSpec) -> None:
+    """Say what a reference stands for that names something of a workspace; the last word counts in this process."""
+    _PROVIDED[spec.id] = spec
+
+
 def registered() -> Mapping[str, EnvSpec]:
     """The specs registered in this process, by id."""
     return _specs()
@@ -106,6 +115,8 @@ def get_spec(ref: str) -> EnvSpec:
     ref = str(ref)
     if ref in _specs():
         return _specs()[ref]
+    if ref.startswith(RECORDED):
+        return _recorded_spec(ref)
     scheme, colon, rest = ref.partition(":")
     if colon and scheme in SCHEMES:
         return _scheme_spec(ref, scheme, rest)
@@ -138,6 +149,15 @@ def _scheme_spec(ref: str, scheme: str, rest: str) -> EnvSpec:
     return spec
 
 
+def _recorded_spec(ref: str) -> EnvSpec:
+    if ref not in _PROVIDED:
+        raise EnvError(
+            f"{ref} is of a workspace, and this command opens none; `agentopcd consolidate --env {ref}` and the other "
+            "commands with --work do"
+        )
+    return _PROVIDED[ref]
+
+
 def is_rows(ref: str) -> bool:
     """Whether a reference names files with questions."""
     return all(name.lower().endswith(FILE_ENDINGS) for name in ref.split(","))
@@ -150,7 +170,9 @@ def _rows_spec(ref: str) -> EnvSpec:
     if chat := chat_fields(ref):
         return EnvSpec(id=ref, entry_point="agentopcd.envs.chats.env:ConversationEnv", kwargs={"rows": ref}, **chat)
     entry_point = "agentopcd.envs.questions.env:DatasetEnv"
-    return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat")
+    return EnvSpec(
+        id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat", split_sizes=ROW_SPLITS
+    )
 
 
 def _object_spec(ref: str) -> EnvSpec:

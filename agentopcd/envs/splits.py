@@ -87,6 +87,37 @@ def build_splits(
     )
 
 
+def hashed_splits(ref: str, env_kwargs: Mapping[str, Any] | None = None, *, salt: str = "0") -> Manifest:
+    """The splits of a recording, which grows: the hash of a task's key alone says which split the task is in.
+
+    So a task keeps its split when others come, and few tasks are cut as many are. All conversations of a task are in
+    its split.
+
+    Args:
+        ref: an environment whose ``rows`` have a ``seed`` each (:class:`agentopcd.envs.chats.recorded.RecordedEnv`).
+    """
+    kwargs = _as_json(ref, env_kwargs or {})
+    env = make(ref, **kwargs)
+    try:
+        rows = [Task(row.source["seed"], row.key) for row in env.unwrapped.rows]  # type: ignore[attr-defined]
+        packages = versions(_packages(env))
+    finally:
+        env.close()
+    splits: dict[str, list[Task]] = {name: [] for name in SPLITS}
+    for task in sorted(rows, key=lambda task: (hash_text(f"{salt}:{task.key}"), task)):
+        place, split = int(hash_text(f"{salt}:{task.key}"), 16) / 2**64, "train"
+        for name, share in _SHARE.items():
+            if place < share:
+                split = name
+                break
+            place -= share
+        splits[split].append(task)
+    return Manifest(
+        env=ref, kwargs=kwargs, packages=packages, rules_sha256="", salt=salt, seeds=(0, max(rows).seed + 1),
+        distinct=len({task.key for task in rows}), splits=splits,
+    )  # fmt: skip
+
+
 def _as_json(ref: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments as a JSON file gives them back, with tuples as lists."""
     try:

@@ -164,7 +164,7 @@ def record(store: Database, place: Place, answered: Answered) -> bool:
     with store.write():
         if answered.key and known_answer(store, place.recording, answered.key):
             return False
-        session = _session(store, place.recording, place.session)
+        session = session_row(store, place.recording, place.session)
         if session is None:
             row = {
                 "recording": place.recording, "key": place.session, "task": place.task, "arm": place.arm,
@@ -206,7 +206,7 @@ def rate(
     if success is None and reward is None and not metrics:
         raise StoreError("a rating says success, reward or metrics, and this one says nothing")
     with store.write():
-        row = _session(store, recording, session) or _session_of(store, recording, session)
+        row = session_row(store, recording, session) or _session_of(store, recording, session)
         if row is None:
             return False
         rating = {
@@ -216,12 +216,6 @@ def rate(
         }  # fmt: skip
         store.insert("feedback", rating)
         return True
-
-
-def task_of(store: Database, recording: str, session: str) -> tuple[str | None] | None:
-    """The task that a session is about, by the session's key; None if there is no such session."""
-    row = _session(store, recording, session)
-    return None if row is None else (row["task"],)
 
 
 def sessions(store: Database, recording: str, *, since: str = "", until: str = "") -> Iterator[Recorded]:
@@ -247,6 +241,20 @@ def sessions(store: Database, recording: str, *, since: str = "", until: str = "
         yield Recorded(**row, requests=answered, rating=_rating(store, row["id"]))
 
 
+def requests_named(store: Database, names: Sequence[str]) -> list[Answered]:
+    """Requests by the ids that clients were given, in the order of these.
+
+    Raises:
+        StoreError: one is not there, or damaged.
+    """
+    rows = store.query(
+        "SELECT r.* FROM json_each(?) n JOIN request r ON r.name = n.value ORDER BY n.key", (json.dumps([*names]),)
+    )
+    if len(rows) < len(names):
+        raise StoreError(f"{len(names) - len(rows)} of {len(names)} recorded requests are not in {store.path}")
+    return [_answered(row) for row in rows]
+
+
 def recordings(store: Database) -> list[Row]:
     """Each recording's ``name``, and how many ``sessions``, ``rated`` sessions and ``requests`` it has."""
     return store.query(
@@ -257,7 +265,8 @@ def recordings(store: Database) -> list[Row]:
     )
 
 
-def _session(store: Database, recording: str, key: str) -> Row | None:
+def session_row(store: Database, recording: str, key: str) -> Row | None:
+    """A session's row by the session's key; None if there is no such session."""
     rows = store.query("SELECT * FROM session WHERE recording = ? AND key = ?", (recording, key))
     return rows[0] if rows else None
 

@@ -68,6 +68,17 @@ def move_student(
         )
 
 
+CANARY = "canary"
+"""The setup, in the table of looks, of a comparison of served sessions."""
+
+
+def canary_looks(store: Store, env: str, model_id: str, context_id: str) -> list[Row]:
+    """The looks that compared a canary with what is served otherwise, oldest first."""
+    return [
+        look for look in store.looks(env, context_id) if (look["setup"], look["model_id"]) == (CANARY, model_id)
+    ]  # fmt: skip
+
+
 def lineage(store: Store, model_id: str) -> list[str]:
     """A model and its ancestors, the model first and the base last."""
     line: list[str] = []

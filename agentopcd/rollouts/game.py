@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentopcd import envs
+from agentopcd.core.config import RECORDED
 from agentopcd.core.files import is_file, path_of
 from agentopcd.core.types import EMPTY, Episode, Message, Task, Tool, Turn
 from agentopcd.envs.guard import SLOW_STEP_LIMIT_S
@@ -145,7 +146,8 @@ class Game:
 
         The hash is part of the setup, so that episodes from before and after an edit are never pooled.
         """
-        names = (self.ref.rpartition(":")[0],) if ".py:" in self.ref else row_files(self.ref)
+        rows = self.spec.kwargs["rows"] if self.ref.startswith(RECORDED) else self.ref
+        names = (self.ref.rpartition(":")[0],) if ".py:" in self.ref else row_files(rows)
         if grader := str(self.kwargs.get("grader", "")):
             names = (*names, grader.rpartition(":")[0] if ".py:" in grader else grader)
         files = [path_of(name) for name in names]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentopcd.core.config import GatherConfig, PlayerConfig, ScoreConfig
+from agentopcd.core.config import GatherConfig, LearnConfig, PlayerConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import read_result
 from agentopcd.knowledge import Store
@@ -24,8 +24,8 @@ SOME_SERVER = "http://ADDRESS"
 
 LATER_SETTINGS = (
     "anchor", "async_steps", "by", "decay", "direction", "drift_budget", "extract_prompt", "extractor", "gate",
-    "grader", "judge", "keep_checkpoints", "margin", "mix", "one_method", "patience", "save_dtype", "success_when",
-    "teacher_strength", "token_cap", "turn_decay", "turn_fade", "turn_items", "turns", "warmup_steps",
+    "grader", "judge", "keep_checkpoints", "margin", "mix", "one_method", "patience", "save_dtype", "since",
+    "success_when", "teacher_strength", "token_cap", "turn_decay", "turn_fade", "turn_items", "turns", "warmup_steps",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
@@ -52,6 +52,8 @@ class Ledger:
     """Returns what the comparisons of shortcuts found, by model (:class:`agentopcd.models.Shortcuts`)."""
     extraction: Callable[[], dict[str, Any]] = dict
     """Returns what a run's row says about its extraction (:class:`agentopcd.workspace.extraction.Extraction`)."""
+    snapshot: str = ""
+    """Of an environment that is a recording, the copy that is read (:mod:`agentopcd.workspace.recorded`)."""
     env_errors: list[str] = dataclasses.field(default_factory=list)
     """Tracebacks of the episodes that the environment broke despite retries."""
     _open: dict[int, Hold] = dataclasses.field(default_factory=dict)
@@ -155,7 +157,8 @@ class Ledger:
     def _identity(self, facts: dict[str, object]) -> dict[str, object]:
         """Everything that makes two runs the same run."""
         common = {"env": self.env, "model_id": self.model_id(), "kind": self.kind, **self.extraction()}
-        return run_config(self.config) | common | facts
+        read = {"snapshot": self.snapshot} if self.snapshot else {}
+        return run_config(self.config) | common | read | facts
 
 
 def held_as(run_id: int) -> str:
@@ -181,7 +184,7 @@ def run_config(config: PlayerConfig) -> dict[str, Any]:
         settings["save_dtype"] = ""
     if isinstance(config, GatherConfig) and config.extractor and config.extracting.engine == "api":
         settings["extractor"] = f"{config.extracting.model} (API)"
-    later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig) else LATER_SETTINGS
+    later = (*LATER_SETTINGS, "context") if isinstance(config, ScoreConfig | LearnConfig) else LATER_SETTINGS
     used = {name: value for name, value in settings.items() if value or name not in later}
     return {name: value for name, value in used.items() if name not in NOT_OF_A_RUN}
 

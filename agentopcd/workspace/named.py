@@ -49,7 +49,7 @@ def context_named(store: Store, name: str, placement: Placement = "user") -> tup
 
 
 def model_named(store: Store, work: Path, name: str, device: torch.device) -> models.LoadedModel:
-    """Load a model, and note in the store that there is one, and where it lies.
+    """Load a model by its name or as ENV/student, and note in the store that there is one, and where it lies.
 
     Args:
         name: what :func:`agentopcd.models.load_model` takes, or ENV/student.

@@ -19,6 +19,8 @@ def to_play(session: Session, config: PlayConfig) -> None:
     Raises:
         ConfigError: the context is unknown, or the split has no tasks.
     """
+    if session.recording and config.context:
+        raise ConfigError(f"the sessions of {session.env} were played already, so --context is of no use; leave it out")
     if config.context:
         session.context(config.context, config.placement)
     if not session.tasks(config.split):
@@ -113,6 +115,14 @@ def to_learn(session: Session, config: LearnConfig) -> None:
     Raises:
         ConfigError: nothing is right or wrong here, or a split that is needed has no tasks.
     """
+    ungraded = session.recording and not session.game.graded  # contexts come from people there, and no task ranks them
+    if config.context and not ungraded:
+        raise ConfigError(
+            "--context is for recordings that nothing grades; elsewhere learn ranks contexts; leave it out, or distil "
+            "it with `agentopcd consolidate --context`"
+        )
+    if ungraded:
+        return to_train(session, config)
     ranked_by(session)
     if not session.tasks("extract"):
         raise ConfigError(f"no extract tasks of {session.env}")

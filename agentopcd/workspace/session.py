@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from agentopcd.core.files import path_of
 from agentopcd.core.runs import writing
 from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
+from agentopcd.envs.chats.rows import raw_rows, stamps
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.envs.splits import build_splits
+from agentopcd.envs.splits import build_splits, hashed_splits
 from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.students import past_students, student_moves, student_ref
@@ -36,6 +37,7 @@ from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.named import context_named, model_named
 from agentopcd.workspace.paths import existing, inside, kept, student_folder
+from agentopcd.workspace.recorded import open_recording, recording_of
 
 DEFAULT_MODEL = "smollm2-135m"
 """The model for environments that name none."""
@@ -51,6 +53,8 @@ class Session:
         work: the workspace folder.
         say: takes lines for people.
         progress: shows progress bars.
+        snapshot: of an environment that is a recording, which copy to read; '': see
+            :func:`agentopcd.workspace.recorded.open_recording`.
     """
 
     def __init__(
@@ -60,16 +64,20 @@ class Session:
         *,
         say: Callable[[str], None] = print,
         progress: Progress = no_progress,
+        snapshot: str = "",
     ) -> None:
         self.config, self.work, self.say, self.progress = config, work, say, progress
+        self.store = Store.open(work / "store.db")
+        self.recording = recording_of(config.env)
+        self.snapshot = open_recording(self.store, work, config, snapshot) if self.recording else ""
         self.game = game_of(config)
         self.env = self.game.label
         self.kind: Kind = "single" if self.game.step_limit == 1 else "game"
         self.extraction = Extraction.of(config)
-        self.store = Store.open(work / "store.db")
         self.ledger = Ledger(
             store=self.store, config=config, env=self.env, kind=self.kind, work=work,
             model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found, extraction=self.extraction.facts,
+            snapshot=self.snapshot,
         )  # fmt: skip
         self.ledger.settle()
         self._model: models.LoadedModel | None = None
@@ -281,12 +289,20 @@ class Session:
             self._said.add(line)
             self.say(line)
 
+    def kind_of(self, episode: Episode) -> Kind:
+        """How an episode was played. Of recorded sessions, some have a single reply and some have several."""
+        return "single" if self.recording and len(episode.turns) == 1 else self.kind
+
     # -- tasks --------------------------------------------------------------------------------------
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
         """The first ``n`` tasks of a split, or all tasks if there are fewer or ``n`` is None."""
         tasks = self.manifest.tasks(split)
         return tasks if n is None else tasks[:n]
+
+    def recorded_rows(self) -> list[Mapping[str, Any]]:
+        """The conversations of the snapshot that is read, where the environment is a recording."""
+        return [row for _, row in raw_rows(stamps(self.game.spec.kwargs["rows"]))]
 
     def _manifest(self) -> Manifest:
         """The splits: from the given file, else those that the workspace made when it first met the environment."""
@@ -298,6 +314,8 @@ class Session:
                     f"{self.game.ref} {dict(self.game.kwargs)}; make them with `agentopcd envs splits`"
                 )
             return manifest
+        if self.recording:
+            return hashed_splits(self.game.ref, self.game.kwargs)
         name = hashlib.sha256(self.env.encode()).hexdigest()[:12]
         file = self.work / "splits" / f"{name}.json"
         if file.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import product
 from math import comb, inf, sqrt
 
@@ -14,6 +15,7 @@ from agentopcd.core.stats import (
     Rate,
     benjamini_hochberg,
     compare,
+    compare_apart,
     mid_p,
     paired_difference,
     ratio,
@@ -235,3 +237,25 @@ def test_ratio_by_hand() -> None:
 def test_repeats_within_a_group_do_not_narrow_the_interval() -> None:
     once, often = ratio([1, 0, 1, 0], [1] * 4), ratio([5, 0, 5, 0], [5] * 4)
     assert often == pytest.approx(once)
+
+
+def test_arms_without_pairs_are_compared_as_published() -> None:
+    """The interval of Newcombe's table II (a), method 10; the test by counting every deal."""
+    found = compare_apart([True] * 56 + [False] * 14, [True] * 48 + [False] * 32)
+    assert found.difference.low == pytest.approx(0.0524, abs=5e-5)
+    assert found.difference.high == pytest.approx(0.3339, abs=5e-5)
+    first, second = [True, True, False, True], [False, True, False]
+    deals = [sum(deal) for deal in itertools.combinations([*first, *second], 4)]
+    expected = (sum(wins > 3 for wins in deals) + sum(wins == 3 for wins in deals) / 2) / len(deals)
+    assert compare_apart(first, second).p == pytest.approx(expected)
+    assert compare_apart(first, second).p + compare_apart(second, first).p == pytest.approx(1)
+
+
+def test_scores_without_pairs_are_dealt_anew() -> None:
+    first, second = [0.9, 0.8, 0.7, 0.2], [0.1, 0.6, 0.3]
+    deals = [sum(deal) for deal in itertools.combinations([*first, *second], 4)]
+    expected = sum(total >= sum(first) - 1e-9 for total in deals) / len(deals)
+    found = compare_apart(first, second)
+    assert found.p == pytest.approx(expected, abs=0.02)
+    assert found.difference.diff == pytest.approx(0.65 - 1 / 3)
+    assert found.difference.low < found.difference.diff < found.difference.high

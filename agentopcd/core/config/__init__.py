@@ -13,7 +13,7 @@ from agentopcd.core.config.flags import (
     player_flags,
     without_flag,
 )
-from agentopcd.core.config.player import PlayerConfig
+from agentopcd.core.config.player import RECORDED, PlayerConfig
 from agentopcd.core.config.serve import SERVE_KEY, ServeConfig
 from agentopcd.core.config.training import ByTeacher, OnPolicy, Replay, TrainConfig
 from agentopcd.core.config.verbs import (
@@ -26,10 +26,12 @@ from agentopcd.core.config.verbs import (
     PlayConfig,
     ScoreConfig,
     ScoringConfig,
+    since_of,
 )
 
 __all__ = [
     "DICT_FLAGS",
+    "RECORDED",
     "SERVE_KEY",
     "USUAL",
     "VERBS",
@@ -63,5 +65,6 @@ __all__ = [
     "pick",
     "player_flags",
     "read_toml",
+    "since_of",
     "without_flag",
 ]

@@ -22,8 +22,8 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     ),
     "Sampling": ("max_tokens", "temperature", "top_p", "top_k", "seed"),
     "Experience": (
-        "rounds", "episodes", "episodes_per_round", "extract", "extractor", "extract_prompt", "chains", "chain_steps",
-        "extract_tokens", "budget_tokens", "show_earlier", "gate",
+        "rounds", "episodes", "episodes_per_round", "since", "extract", "extractor", "extract_prompt", "chains",
+        "chain_steps", "extract_tokens", "budget_tokens", "show_earlier", "gate",
     ),
     "Loss and teacher": (
         "method", "one_method", "answers", "teacher", "turn_items", "teacher_strength", "teacher_kind",
@@ -39,7 +39,9 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "select_tasks", "select_every", "patience", "confirm_tasks", "gate_tasks", "margin", "drift_budget",
         "test_tasks",
     ),
-    "Serving": ("record", "redact", "host", "port", "key_file", "max_waiting"),
+    "Serving": (
+        "record", "canary", "canary_model", "canary_context", "redact", "host", "port", "key_file", "max_waiting",
+    ),
     "Output": ("merge", "save_dtype", "track", "save_every", "keep_checkpoints"),
 }  # fmt: skip
 """Panel -> its settings, both in display order. A setting in two panels is in the first that its verb has."""

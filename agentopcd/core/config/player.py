@@ -9,6 +9,9 @@ from agentopcd.core.config.engine import EngineConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Sampling
 
+RECORDED = "recorded:"
+"""How the reference of an environment begins that is a recording of the workspace."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlayerConfig(EngineConfig):
@@ -16,7 +19,7 @@ class PlayerConfig(EngineConfig):
 
     env: str = ""
     """A name of `agentopcd envs list`, gym:ID (or textarena:, twx:, rg:, openenv:, verifiers:), rows.jsonl,
-    file.py:Class or pkg.mod:Class."""
+    recorded:NAME of `agentopcd serve --record NAME`, file.py:Class or pkg.mod:Class."""
     env_args: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Argument of the environment, as name=value with a JSON value; repeat the flag for more."""
     rules: str = ""

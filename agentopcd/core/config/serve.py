@@ -34,6 +34,15 @@ class ServeConfig(EngineConfig):
     else transformers."""
     record: str = ""
     """Name of the recording that requests are kept in; empty: nothing is kept."""
+    canary: float = 0.0
+    """Share of new sessions of the recording that a canary answers, another model or the same one with another context,
+    until `agentopcd canary` has compared them by their ratings; 0: none."""
+    canary_model: str = ""
+    """The canary's model, as for --model; empty: the newest student of recorded:NAME that does not play, unless
+    --canary-context is given."""
+    canary_context: str = ""
+    """Context that the canary's prompts hold in place of that of --context: a ref, an id, or a text file; empty: the
+    same one."""
     redact: str = ""
     """TOML file of rules by which text is replaced before it is kept; empty: it is kept as it is."""
     host: str = "127.0.0.1"
@@ -57,6 +66,14 @@ class ServeConfig(EngineConfig):
             )
         if self.redact and not self.record:
             raise ConfigError("--redact is about what is kept, and nothing is; add --record NAME, or leave it out")
+        if not 0 <= self.canary < 1:
+            raise ConfigError(f"canary is {self.canary}; wanted a share of sessions above 0 and below 1, such as 0.1")
+        for name in ("canary_model", "canary_context"):
+            self._only_with(name, self.canary, "--canary SHARE")
+        if self.canary_model and self.canary_context:
+            raise ConfigError("--canary-model and --canary-context try two things at once; leave one of them out")
+        if self.canary and not self.record:
+            raise ConfigError("--canary compares recorded sessions, and nothing is kept; add --record NAME")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port is {self.port}; wanted 0 to 65535")
 

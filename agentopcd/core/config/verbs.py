@@ -6,10 +6,12 @@ A new setting is a field with a string under it and an entry in :data:`agentopcd
 from __future__ import annotations
 
 import dataclasses
+import re
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from agentopcd.core.config.base import LARGEST, pick
-from agentopcd.core.config.player import PlayerConfig
+from agentopcd.core.config.player import RECORDED, PlayerConfig
 from agentopcd.core.config.training import TrainConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.terminal import without_password
@@ -250,11 +252,49 @@ class LearnConfig(GatherConfig, ScoringConfig, TrainConfig, verb="learn"):
     one_method: bool = False
     """Train by --method alone. Otherwise, where a student does not become ENV/student, short pilots of the other ways
     to train are compared on select tasks, and the best of them trains another student."""
+    context: str = ""
+    """Context to distil from a recording that nothing grades: a ref, an id or a text file; empty: ENV/best, else the
+    one that the newest session was served with."""
+    since: str = ""
+    """Only sessions of the recording with a request or a rating since then: yesterday, a day such as 2026-11-26, or
+    hours such as 24h, in UTC. Then a report is written, and the exit code says what came of it: 0, a student was
+    promoted; 3, none was; empty: all sessions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._positive("rounds", "episodes_per_round")
+        for name in ("context", "since"):
+            self._only_with(name, self.env.startswith(RECORDED), f"--env {RECORDED}NAME")
+        since_of(self.since)
         if self.by == "distance":
             raise ConfigError("--by distance chooses checkpoints, and learn ranks contexts, too; leave it out")
         if self.seed + self.rounds - 1 > LARGEST["seed"]:
             raise ConfigError(f"seed is {self.seed}; the last round's seed, seed + rounds - 1, would be too large")
+
+
+def since_of(text: str, now: datetime | None = None) -> str:
+    """The moment that ``--since`` names, in UTC as the store writes it; hours are counted from the last full one.
+
+    Args:
+        now: in UTC; None: the current time.
+
+    Raises:
+        ConfigError: it names none, or one to come.
+    """
+    now = now or datetime.now(UTC)
+    day = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if not text:
+        return ""
+    if text == "yesterday":
+        moment = day - timedelta(days=1)
+    elif hours := re.fullmatch(r"([0-9]{1,5})h", text):
+        moment = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=int(hours[1]))
+    else:
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            raise ConfigError(f"since is {text!r}; wanted yesterday, a day such as 2026-11-26, or 24h") from None
+        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if moment > now:
+        raise ConfigError(f"since is {text!r}, which is still to come; wanted yesterday, an earlier day, or 24h")
+    return moment.isoformat(timespec="microseconds")

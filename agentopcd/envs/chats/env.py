@@ -59,11 +59,7 @@ class ConversationEnv(TextEnv):
                 raise EnvError(
                     f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}"
                 )
-        if isinstance(rows, str):
-            self.rows: Sequence[Conversation] = load(stamps(rows), turns=turns, system=system)
-        else:
-            named = [(f"row {number}", row) for number, row in enumerate(rows, 1)]
-            self.rows = conversations(named, turns=turns, system=system)
+        self.rows = self._read(rows, turns, system)
         self._checks = {} if checks is None else known_checks(checks)
         self._judge = Judge(grader, judge) if judge else None
         self._grader = grader_of(grader) if grader and not judge else None
@@ -74,6 +70,15 @@ class ConversationEnv(TextEnv):
         self._turn = 0
         self._verdicts: list[tuple[bool, Mapping[str, float]]] = []
 
+    def _read(self, rows: str | Iterable[Mapping[str, Any]], turns: str, system: str) -> Sequence[Conversation]:
+        if isinstance(rows, str):
+            return load(stamps(rows), turns=turns, system=system)
+        named = [(f"row {number}", row) for number, row in enumerate(rows, 1)]
+        return conversations(named, turns=turns, system=system)
+
+    def _row_of(self, seed: int) -> Conversation:
+        return self.rows[seed % len(self.rows)]
+
     @property
     def num_tasks(self) -> int:
         """Number of conversations; more seeds only repeat them."""
@@ -81,19 +86,19 @@ class ConversationEnv(TextEnv):
 
     def log(self, seed: int) -> list[tuple[list[Message], list[Tool], list[Part]]]:
         """The prompt, the tools and the new parts of every turn of the conversation of this seed."""
-        row = self.rows[seed % len(self.rows)]
+        row = self._row_of(seed)
         starts = (0, *row.places)
         return [
-            (row.messages[:place], row.tools, [("state", _shown(row.messages[start:place]))])
+            (row.messages[:place], row.tools, [("state", shown(row.messages[start:place]))])
             for start, place in zip(starts, row.places, strict=False)
         ]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         chosen = int(self.np_random.integers(2**31)) if seed is None else seed
-        row = self._row = self.rows[chosen % len(self.rows)]
+        row = self._row = self._row_of(chosen)
         self._turn, self._verdicts = 0, []
-        obs, info = self.first(key=row.key, state=_shown(row.messages[: row.places[0]]))
+        obs, info = self.first(key=row.key, state=shown(row.messages[: row.places[0]]))
         if row.split:
             info["split"] = row.split
         return obs, info | self._prompt(row)
@@ -109,7 +114,7 @@ class ConversationEnv(TextEnv):
         self._turn += 1
         reward = float(bool(verdict and verdict[0]))
         if self._turn < len(row.places):
-            new = _shown(row.messages[before : row.places[self._turn]])
+            new = shown(row.messages[before : row.places[self._turn]])
             obs, reward, over, cut, info = self.turn(reward=reward, state=new)
             return obs, reward, over, cut, info | self._prompt(row)
         self._row = None
@@ -131,7 +136,7 @@ class ConversationEnv(TextEnv):
         if self._grader is not None:
             verdicts.append(self._grader({**row.source, "turn": self._turn, "prompt_messages": before}, reply))
         if self._judge is not None:
-            score = self._judge(row.source, _shown(before), after_thinking(reply).strip())
+            score = self._judge(row.source, shown(before), after_thinking(reply).strip())
             verdicts.append((score >= 0.5, {"score": score}))
         if not verdicts:
             return None
@@ -149,7 +154,7 @@ def _means(verdicts: Sequence[tuple[bool, Mapping[str, float]]]) -> dict[str, fl
     return {"replies_passed": sum(passed for passed, _ in verdicts) / len(verdicts)} | means
 
 
-def _shown(messages: Sequence[Message]) -> str:
+def shown(messages: Sequence[Message]) -> str:
     """Messages as text for people: in lists, logs and ``envs try``."""
     lines = []
     for message in messages:

@@ -51,11 +51,13 @@ class Conversation:
     checks: Mapping[str, Any]
     source: Raw = dataclasses.field(compare=False, repr=False)
     """The row as it was read, for graders."""
+    task: str = ""
+    """The key of its task; empty: its content is its task."""
 
     @property
     def key(self) -> str:
-        """Hash of all its messages and tools."""
-        return hash_text(json.dumps([self.messages, self.tools], sort_keys=True))
+        """The key of its task: as it was given, else a hash of all its messages and tools."""
+        return self.task or hash_text(json.dumps([self.messages, self.tools], sort_keys=True))
 
 
 def is_conversation(row: Raw) -> bool:

@@ -36,6 +36,7 @@ class Gathered:
 
     run_id: int
     rate: Rate
+    """Of the episodes with a result."""
     items: list[str]
     """Ids of the extracted items, each once."""
     flagged: int
@@ -44,21 +45,25 @@ class Gathered:
     """The number of extractor replies without an item."""
     candidates: list[Context]
     """The chains' contexts, each once: first the latest of each chain, then the earlier ones."""
+    unrated: int = 0
+    """Recorded sessions without a result, besides."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON, for the ledger."""
         return {
-            "run": self.run_id, "episodes": self.rate.n, "wins": self.rate.wins, "success": self.rate.rate,
-            "low": self.rate.low, "high": self.rate.high, "items": self.items, "flagged": self.flagged,
-            "replies_without_item": self.unparsed, "candidates": [c.id for c in self.candidates],
+            "run": self.run_id, "episodes": self.rate.n + self.unrated, "wins": self.rate.wins,
+            "success": self.rate.rate, "low": self.rate.low, "high": self.rate.high, "items": self.items,
+            "flagged": self.flagged, "replies_without_item": self.unparsed,
+            "candidates": [c.id for c in self.candidates], **({"unrated": self.unrated} if self.unrated else {}),
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, done: Mapping[str, Any], store: Store) -> Gathered:
         """The result that :meth:`to_dict` wrote, with the contexts read from the store."""
         return cls(
-            run_id=done["run"], rate=Rate(done["wins"], done["episodes"]), items=done["items"],
-            flagged=done["flagged"], unparsed=done["replies_without_item"],
+            run_id=done["run"], rate=Rate(done["wins"], done["episodes"] - done.get("unrated", 0)),
+            unrated=done.get("unrated", 0), items=done["items"], flagged=done["flagged"],
+            unparsed=done["replies_without_item"],
             candidates=[store.get_context(id_) for id_ in done["candidates"]],
         )  # fmt: skip
 
@@ -159,7 +164,7 @@ def _ask(
         episode = session.store.transcript(readings[c][s])
         earlier = chains[c] if config.show_earlier else None
         messages = extraction_messages(
-            episode, kind=session.kind, earlier=earlier, template=session.extraction.template
+            episode, kind=session.kind_of(episode), earlier=earlier, template=session.extraction.template
         )
         requests.append(extractor.chat.request(messages, seed=request_seed(config.seed, "extract", c, s)))
     sampling = Sampling(

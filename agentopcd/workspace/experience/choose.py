@@ -47,9 +47,11 @@ def ranked_by(session: Session) -> str:
         return session.by
     if session.game.graded:
         raise ConfigError("--by distance chooses checkpoints; contexts are ranked by success, reward or a metric")
+    rest = f"; or let people rate sessions that are served with it: `agentopcd serve --record {session.recording} " \
+        "--canary 0.1 --canary-context REF`" if session.recording else ""  # fmt: skip
     raise ConfigError(
         f"nothing says what is right in {session.env}, so contexts cannot be ranked; add --grader FILE.py:FUNCTION or "
-        "--env-arg checks=..., or hand your context to `agentopcd consolidate --context FILE`"
+        f"--env-arg checks=..., or hand your context to `agentopcd consolidate --context FILE`{rest}"
     )
 
 

@@ -14,13 +14,14 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.workspace.experience.chains import Gathered, extract
+from agentopcd.workspace.experience.reading import read_sessions
 from agentopcd.workspace.session import Session
 
 
 def gather(session: Session, config: PlayConfig, *, run_id: int, start: Sequence[Context] = ()) -> Gathered:
     """Play ``config.episodes`` episodes, store them and, with ``config.extract``, let the model extract items.
 
-    A finished run is read back, not repeated.
+    The sessions of a recording are read in place of play. A finished run is read back, not repeated.
 
     Args:
         start: what each chain begins with; a chain without it begins empty.
@@ -28,15 +29,17 @@ def gather(session: Session, config: PlayConfig, *, run_id: int, start: Sequence
     if (done := session.ledger.result(run_id)) is not None:
         return Gathered.from_dict(done, session.store)
     session.extraction.check()  # an extractor that cannot reply is told of before anything is played
+    rate, unrated = read_sessions(session, config, run_id) if session.recording else _play(session, config, run_id)
+    result = Gathered(run_id=run_id, rate=rate, unrated=unrated, items=[], flagged=0, unparsed=0, candidates=[])
+    return extract(session, config, run_id, result, start) if config.extract else result
+
+
+def _play(session: Session, config: PlayConfig, run_id: int) -> tuple[Rate, int]:
     context = session.context(config.context, config.placement)[0] if config.context else EMPTY
     jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id, context)]
     session.bench(run_id).play_missing("play", jobs)
     rows = session.store.episodes(run_id=run_id)
-    result = Gathered(
-        run_id=run_id, rate=Rate(sum(r["success"] for r in rows), len(rows)),
-        items=[], flagged=0, unparsed=0, candidates=[],
-    )  # fmt: skip
-    return extract(session, config, run_id, result, start) if config.extract else result
+    return Rate(sum(r["success"] for r in rows), len(rows)), 0
 
 
 def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Context) -> list[tuple[Task, int]]:

@@ -28,8 +28,8 @@ from agentopcd.knowledge.recordings import Place
 from agentopcd.workspace.gateway import schema
 from agentopcd.workspace.gateway.answers import Answer, chunk, event, seconds, told_tokens
 from agentopcd.workspace.gateway.asked import Asked, Refused, asked_of, check, read_json
+from agentopcd.workspace.gateway.dealer import Dealer, Served
 from agentopcd.workspace.gateway.desk import Desk
-from agentopcd.workspace.gateway.engine import Engine
 from agentopcd.workspace.gateway.incoming import body_of, header, until_gone
 from agentopcd.workspace.gateway.said import Said, Words
 
@@ -67,11 +67,12 @@ class Gateway:
     """The application.
 
     Args:
+        dealer: says which model answers.
         say: takes lines for the log; none quotes a request or a key.
     """
 
-    def __init__(self, engine: Engine, desk: Desk, room: int, rules: Rules, say: Callable[[str], None]) -> None:
-        self.engine, self.desk, self.room, self.rules, self.say = engine, desk, room, rules, say
+    def __init__(self, dealer: Dealer, desk: Desk, rules: Rules, say: Callable[[str], None]) -> None:
+        self.dealer, self.desk, self.rules, self.say = dealer, desk, rules, say
         self.counts = Counts()
         self.taken: set[str] = set()
         """Sessions that a request continues which is not finished."""
@@ -199,6 +200,7 @@ class _Turn:
         """What was answered before, if the client repeats a request."""
         self.headers: dict[str, str] = {}
         self._place: Place | None = None
+        self._dealt: Served | None = None
         self._prompt: Prompt | None = None
         self._sampling: Sampling = asked.sampling
         self._mine = False
@@ -211,6 +213,8 @@ class _Turn:
         """Make room for others, whatever came of it."""
         self.gateway.counts.under_way -= 1
         self.gateway.taken.discard(self._joined)
+        if self._dealt is not None:
+            self.gateway.dealer.release(self._dealt)
         if self._mine:
             self.gateway.named.pop(self.key).set_result(None)
             self._mine = False
@@ -231,26 +235,30 @@ class _Turn:
                 self.known = Answer.again(self.gateway.rules.model, found[1])
                 self.headers = {SESSION: found[0]}
                 return
-        self._prompt = await desk.do(desk.render, self.asked)
-        self._fit(len(self._prompt.prompt_ids))
+        row = None
         if self.recorded:
-            self._place = await desk.do(desk.place, self.asked, session, task, self.gateway.taken)
+            self._place, row = await desk.do(desk.place, self.asked, session, task, self.gateway.taken)
             self.headers = {SESSION: self._place.session}
             self._joined = "" if session else self._place.session
+        self._dealt, arm = await self.gateway.dealer.deal(self._place.session if self._place else self.name, row)
+        self._place = self._place and self._place._replace(arm=arm)
+        self._prompt = await desk.do(desk.render, self.asked, self._dealt.chat, self._dealt.kept.context)
+        self._fit(len(self._prompt.prompt_ids), self._dealt.room)
 
-    def _fit(self, prompt: int) -> None:
-        room = self.gateway.room - prompt if self.gateway.room else self.asked.sampling.max_tokens
+    def _fit(self, prompt: int, whole: int) -> None:
+        room = whole - prompt if whole else self.asked.sampling.max_tokens
         if room < 1 or (self.asked.bounded and room < self.asked.sampling.max_tokens):
             raise Refused(
                 400, f"the prompt has {prompt} tokens and the reply may have {self.asked.sampling.max_tokens}, but the "
-                f"model has {self.gateway.room} positions; shorten the messages or ask for a shorter reply",
+                f"model has {whole} positions; shorten the messages or ask for a shorter reply",
                 param="messages", code="context_length_exceeded",
             )  # fmt: skip
         self._sampling = dataclasses.replace(self.asked.sampling, max_tokens=min(room, self.asked.sampling.max_tokens))
 
     def told(self, ids: Any, logprobs: Any) -> Any:
         """What the client is told of these tokens, if it asked."""
-        return told_tokens(self.gateway.desk.chat.tokenizer, ids, logprobs) if self.asked.logprobs else None
+        chat = (self._dealt or self.gateway.dealer.current).chat
+        return told_tokens(chat.tokenizer, ids, logprobs) if self.asked.logprobs else None
 
     async def answer(self) -> Answer:
         """The whole reply, stored."""
@@ -265,10 +273,10 @@ class _Turn:
         if self.known is not None:
             yield _whole(self.known), self.told(self.known.token_ids, self.known.logprobs)
             return
-        assert self._prompt is not None
-        words, sent = Words(self.gateway.desk.chat, self.asked.tools, self.asked.stop), 0
+        assert self._prompt is not None and self._dealt is not None
+        words, sent = Words(self._dealt.chat, self.asked.tools, self.asked.stop), 0
         heard = self.asked.stream or bool(self.asked.stop)
-        async with self.gateway.engine.asked(self._prompt, self._sampling, heard=heard) as handle:
+        async with self._dealt.engine.asked(self._prompt, self._sampling, heard=heard) as handle:
             if heard:
                 async for piece in handle.pieces():
                     if words.hear(*piece):
@@ -282,11 +290,12 @@ class _Turn:
         yield more, self.told(said.token_ids[sent:], said.logprobs[sent:])
 
     async def _keep(self, said: Said) -> None:
-        if self._place is not None:
+        if self._place is not None and self._dealt is not None:
             asked = dataclasses.replace(self.asked, sampling=self._sampling)
             facts = {"name": self.name, "begun_at": self.begun_at}
             desk = self.gateway.desk
-            await desk.do(desk.keep, self._place, self.key, self.body, asked, self._prompt, said, facts)
+            kept = self._dealt.kept
+            await desk.do(desk.keep, self._place, self.key, self.body, asked, self._prompt, said, facts, kept)
 
 
 class _Stream(StreamingResponse):

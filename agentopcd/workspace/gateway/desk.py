@@ -13,12 +13,14 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.types import EMPTY, Context, Message, Request
-from agentopcd.knowledge import Store
-from agentopcd.knowledge.recordings import Answered, Place, continued, known_answer, rate, record, task_of
+from agentopcd.knowledge import Store, best_ref
+from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.recordings import Answered, Place, continued, known_answer, rate, record, session_row
+from agentopcd.knowledge.students import canary_looks, current_student
 from agentopcd.rollouts.chat import Chat
 from agentopcd.workspace.gateway.asked import Asked, Refused
 from agentopcd.workspace.gateway.redact import Rule, redacted, redacted_message, redacted_tool
@@ -39,19 +41,31 @@ class Kept:
     rules: Sequence[Rule] = ()
 
 
+class Now(NamedTuple):
+    """What the store says about who is to answer."""
+
+    student: str | None
+    """The model at ENV/student."""
+    verdict: str
+    """The last verdict on the canary; empty: there is none yet."""
+    best: bool
+    """Whether the canary's context is ENV/best."""
+
+
 class Desk:
     """Everything that touches the store, in a thread of its own.
 
     Args:
-        store: the file; opened by that thread, and only if something is kept.
-        chat: renders prompts.
-        kept: what every stored request says about the server.
+        store: the file; opened by that thread, and only if something is kept or followed.
+        chat: renders the prompts of the first model.
+        kept: what the stored requests of the first model say about the server.
+        follows: whether the student that plays may change.
     """
 
-    def __init__(self, store: Path, chat: Chat, kept: Kept) -> None:
+    def __init__(self, store: Path, chat: Chat, kept: Kept, *, follows: bool = False) -> None:
         self.chat, self.kept = chat, kept
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentopcd-desk")
-        self._store = self._thread.submit(Store.open, store).result() if kept.recording else None
+        self._store = self._thread.submit(Store.open, store).result() if kept.recording or follows else None
 
     async def do(self, act: Callable[..., T], *args: Any) -> T:
         """Run ``act`` in the thread."""
@@ -65,22 +79,28 @@ class Desk:
 
     # -- in the thread ------------------------------------------------------------------------------------
 
-    def render(self, asked: Asked) -> Request:
+    def student_now(self, env: str, model_id: str, context_id: str) -> Now:
+        """Who plays an environment now, and what was decided about a canary, which has this model and this context."""
+        store = self._open()
+        said = [look["verdict"] for look in canary_looks(store, env, model_id, context_id)]
+        best = context_id != EMPTY.id and store.ref(best_ref(env)) == context_id
+        return Now(current_student(store, env), said[-1] if said else "", best)
+
+    def render(self, asked: Asked, chat: Chat, context: Context) -> Request:
         """The prompt as token ids, with the context in it.
 
         Raises:
             Refused: the template cannot show these messages, or the context has no place in them.
         """
-        context = self.kept.context
         if context.text and context.placement == "user" and not any(m["role"] == "user" for m in asked.messages):
             raise Refused(400, "messages: this server wants at least one message of the user", param="messages")
         try:
-            return self.chat.request(asked.messages, context, seed=asked.seed, tools=asked.tools)
+            return chat.request(asked.messages, context, seed=asked.seed, tools=asked.tools)
         except ConfigError as error:
             raise Refused(400, f"messages: {error}", param="messages", code="invalid_value") from None
 
-    def place(self, asked: Asked, session: str, task: str, taken: set[str]) -> Place:
-        """The session that a request belongs to; see :mod:`agentopcd.knowledge.recordings`.
+    def place(self, asked: Asked, session: str, task: str, taken: set[str]) -> tuple[Place, Row | None]:
+        """The session that a request belongs to, see :mod:`agentopcd.knowledge.recordings`, and its row if it has one.
 
         Args:
             session: the client's name of it; empty: it is found by its messages, or new.
@@ -92,15 +112,16 @@ class Desk:
         """
         store, recording = self._open(), self.kept.recording
         key = session or continued(store, recording, self._messages(asked.messages), taken) or uuid.uuid4().hex
-        known = task_of(store, recording, key)
-        if task and known is not None and known != (task,):
+        row = session_row(store, recording, key)
+        if task and row is not None and row["task"] != task:
             raise Refused(
-                409, f"session {key} is about task {known[0] or '(none)'} and not about {task}; begin another session",
+                409,
+                f"session {key} is about task {row['task'] or '(none)'} and not about {task}; begin another session",
                 param="X-Agentopcd-Task", code="other_task",
             )  # fmt: skip
         if not session:
             taken.add(key)
-        return Place(recording, key, task or None)
+        return Place(recording, key, task or None), row
 
     def known(self, key: str, body: Any) -> tuple[str, Answered] | None:
         """The stored reply to the request that the client named so, and its session's key.
@@ -116,10 +137,13 @@ class Desk:
             )  # fmt: skip
         return found
 
-    def keep(self, place: Place, key: str, body: Any, asked: Asked, request: Request, said: Said, facts: Any) -> None:
+    def keep(
+        self, place: Place, key: str, body: Any, asked: Asked, request: Request, said: Said, facts: Any, kept: Kept
+    ) -> None:
         """Store a finished request.
 
         Args:
+            kept: of the model that answered.
             facts: its ``name`` and ``begun_at``.
 
         Raises:
@@ -129,13 +153,13 @@ class Desk:
         message, text = self._messages([said.message])[0], redacted(said.text, self.kept.rules)
         changed = (messages, tools, message, text) != (asked.messages, asked.tools, said.message, said.text)
         answered = Answered(
-            **facts, key=key, asked=self.hashed(body), model_id=self.kept.model_id, context_id=self.kept.context.id,
+            **facts, key=key, asked=self.hashed(body), model_id=kept.model_id, context_id=kept.context.id,
             messages=messages, tools=tools, reply=text, message=message, finish_reason=said.finish_reason,
             prompt_ids=() if changed else request.prompt_ids, response_ids=() if changed else said.token_ids,
             logprobs=() if changed else said.logprobs, redacted=changed,
             sampling={
                 **dataclasses.asdict(asked.sampling), "seed": asked.seed,
-                "stop": [redacted(text, self.kept.rules) for text in asked.stop], "engine": self.kept.engine,
+                "stop": [redacted(text, self.kept.rules) for text in asked.stop], "engine": kept.engine,
             },
             prompt_tokens=len(request.prompt_ids), output_tokens=len(said.token_ids),
         )  # fmt: skip

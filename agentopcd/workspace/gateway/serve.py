@@ -23,7 +23,16 @@ from agentopcd.rollouts.engine import chat_of, check_engine, engine_of, sampler_
 from agentopcd.rollouts.sampling.protocol import Stepwise
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.gateway.app import Gateway, Rules
+from agentopcd.workspace.gateway.choice import (
+    Followed,
+    canary_context,
+    canary_model,
+    check_canary,
+    folder_of,
+    followed,
+)
 from agentopcd.workspace.gateway.connection import Server, listening
+from agentopcd.workspace.gateway.dealer import Canary, Dealer, Served
 from agentopcd.workspace.gateway.desk import Desk, Kept
 from agentopcd.workspace.gateway.engine import Engine
 from agentopcd.workspace.gateway.redact import read_rules
@@ -33,13 +42,26 @@ _KEY = re.compile(r"[\x21-\x7e]{8,500}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ready:
-    """All that is needed to answer."""
+class Loaded:
+    """A model that can answer."""
 
     sampler: Stepwise
     chat: Chat
     kept: Kept
+    moves: bool
+    """Whether another model can take its place in this process."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ready:
+    """All that is needed to answer."""
+
+    first: Loaded
     rules: Rules
+    follows: Followed
+    canary: Loaded | None
+    load: Callable[[str, Context], Loaded]
+    """Makes a model ready, by its name and with a context."""
 
 
 def key_of(config: ServeConfig) -> str:
@@ -74,23 +96,53 @@ def prepare(config: ServeConfig, work: Path, say: Callable[[str], None]) -> Read
     check_engine(config)
     device = models.pick_device(config.device)
     compute = models.pick_compute(config.compute, device)
+
+    def load(name: str, context: Context) -> Loaded:
+        with Store.open(work / "store.db") as store:
+            loaded = model_named(store, work, name, device)
+        if loaded.note:
+            say(f"note: {loaded.note}")
+        engine, why = engine_of(config, loaded)
+        say(f"engine: {engine} ({why})")
+        chat = chat_of(config, loaded, functools.partial(day_of, work))
+        sampler = sampler_of(config, loaded, compute, say, in_order=True)
+        _try(sampler, chat, context)
+        kept = Kept(
+            recording=config.record, model_id=loaded.id, engine=sampler.engine, context=context, rules=redact,
+        )  # fmt: skip
+        return Loaded(sampler=sampler, chat=chat, kept=kept, moves=engine == "transformers")
+
     with Store.open(work / "store.db") as store:
         context = context_named(store, config.context, config.placement)[0] if config.context else EMPTY
-        loaded = model_named(store, work, config.model, device)
-    if loaded.note:
-        say(f"note: {loaded.note}")
-    engine, why = engine_of(config, loaded)
-    say(f"engine: {engine} ({why})")
-    chat = chat_of(config, loaded, functools.partial(day_of, work))
-    sampler = sampler_of(config, loaded, compute, say, in_order=True)
-    _try(sampler, chat, context)
-    kept = Kept(
-        recording=config.record, model_id=loaded.id, engine=sampler.engine, context=context, rules=redact,
-    )  # fmt: skip
+    first = load(config.model, context)
+    with Store.open(work / "store.db") as store:
+        follows = followed(store, work, config, first.kept.model_id)
+    if follows.env and not first.moves:
+        if config.canary:
+            raise ConfigError("--canary needs the weights of two models in this process; add --engine transformers")
+        say(f"note: this engine keeps the student that it has; moves of {config.model} are not followed")
+        follows = Followed("", "")
     rules = Rules(
         model=config.model, max_tokens=config.max_tokens, max_waiting=config.max_waiting, key=key, here=config.here
     )
-    return Ready(sampler=sampler, chat=chat, kept=kept, rules=rules)
+    return Ready(
+        first=first, rules=rules, follows=follows, canary=_canary(config, work, first, load) if config.canary else None,
+        load=load,
+    )  # fmt: skip
+
+
+def _canary(config: ServeConfig, work: Path, first: Loaded, load: Callable[[str, Context], Loaded]) -> Loaded:
+    """What a share of the sessions tries: the first model with another context, or another model."""
+    with Store.open(work / "store.db") as store:
+        if config.canary_context:
+            context = canary_context(store, config, first.kept.context)
+            _try(first.sampler, first.chat, context)
+            return dataclasses.replace(first, kept=dataclasses.replace(first.kept, context=context))
+        name = canary_model(store, work, config, first.kept.model_id)
+    canary = load(name, first.kept.context)
+    with Store.open(work / "store.db") as store:
+        check_canary(store, config, canary.kept.model_id, first.kept.model_id)
+    return canary
 
 
 def _try(sampler: Stepwise, chat: Chat, context: Context) -> None:
@@ -118,9 +170,31 @@ def serve(config: ServeConfig, work: Path, say: Callable[[str], None]) -> None:
 async def _serve(
     config: ServeConfig, ready: Ready, work: Path, listener: socket.socket, say: Callable[[str], None]
 ) -> None:
-    desk = Desk(work / "store.db", ready.chat, ready.kept)
-    engine = Engine(ready.sampler, lambda error: say(f"error: the engine failed ({type(error).__name__})"))
-    gateway = Gateway(engine, desk, ready.sampler.room, ready.rules, say)
+    first = ready.first
+    desk = Desk(work / "store.db", first.chat, first.kept, follows=bool(ready.follows.env))
+
+    def engine(one: Loaded) -> Engine:
+        return Engine(one.sampler, lambda error: say(f"error: the engine failed ({type(error).__name__})"))
+
+    def served(one: Loaded, engine: Engine) -> Served:
+        return Served(engine=engine, chat=one.chat, kept=one.kept, room=one.sampler.room)
+
+    def again(model_id: str) -> Loaded:
+        with Store.open(work / "store.db") as store:
+            name = folder_of(store, work, model_id)
+        return ready.load(name, first.kept.context)
+
+    async def load(model_id: str) -> Served:
+        one = await asyncio.to_thread(again, model_id)
+        return served(one, engine(one))
+
+    main, canary = served(first, engine(first)), None
+    if ready.canary is not None:
+        shares = ready.canary.sampler is first.sampler
+        one = served(ready.canary, main.engine if shares else engine(ready.canary))
+        canary = Canary(one, config.canary, "context" if shares else "model")
+    dealer = Dealer(main, desk, env=ready.follows.env, base=ready.follows.base, load=load, canary=canary, say=say)
+    gateway = Gateway(dealer, desk, ready.rules, say)
     server = Server(gateway.app, lambda: gateway.counts.under_way, say)
     for line in told(config, ready, *listener.getsockname()[:2]):
         say(line)
@@ -128,7 +202,7 @@ async def _serve(
         await server.serve(sockets=[listener])
     finally:
         dropped = gateway.counts.under_way
-        engine.close()
+        dealer.close()
         desk.close()
         say(f"stopped: {gateway.counts.answered} replies given" + (f", {dropped} dropped" if dropped else ""))
 
@@ -141,8 +215,14 @@ def told(config: ServeConfig, ready: Ready, host: str, port: int) -> list[str]:
         f"{config.model} answers at {at}; Ctrl-C ends it",
         f"client: OPENAI_BASE_URL={at}/v1 OPENAI_API_KEY={key!r}",
     ]
+    if ready.follows.env:
+        lines.append(f"follows: {ready.follows.env}/student; a new session gets the student that plays then")
     if not config.record:
         return [*lines, "record: nothing is kept; --record NAME keeps every request as it was sampled"]
+    if ready.canary is not None:
+        kept = ready.canary.kept
+        new = f"context {kept.context.id[:12]}" if config.canary_context else f"model {kept.model_id[:12]}"
+        lines.append(f"canary: {config.canary:g} of new sessions try {new}; compare: agentopcd canary {config.record}")
     return [
         *lines,
         f"record: {config.record}, one episode for each X-Agentopcd-Session or conversation",

@@ -21,6 +21,7 @@ from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from agentopcd.workspace.gateway.app import Gateway, Rules
 from agentopcd.workspace.gateway.connection import Server, listening
+from agentopcd.workspace.gateway.dealer import Dealer, Served
 from agentopcd.workspace.gateway.desk import Desk, Kept
 from agentopcd.workspace.gateway.engine import Engine
 from agentopcd.workspace.gateway.redact import Rule
@@ -80,9 +81,9 @@ class Running:
     async def _serve(self) -> None:
         self.desk = Desk(self.work / "store.db", self.chat, self._kept)
         self.engine = Engine(self.sampler, lambda error: self.lines.append(f"engine: {type(error).__name__}"))
-        self.gateway = Gateway(
-            self.engine, self.desk, models.positions(self.loaded.model), self._rules, self.lines.append
-        )
+        room = models.positions(self.loaded.model)
+        served = Served(engine=self.engine, chat=self.chat, kept=self._kept, room=room)
+        self.gateway = Gateway(Dealer(served, self.desk), self.desk, self._rules, self.lines.append)
         self.server = Server(self.gateway.app, lambda: self.gateway.counts.under_way, self.lines.append)
         with listening("127.0.0.1", 0) as listener:
             self.at = f"http://127.0.0.1:{listener.getsockname()[1]}"
