@@ -1,8 +1,8 @@
 """Harnesses that nobody here wrote, unchanged, against `agentopcd serve`, and a student from what they asked.
 
 One is the command line of Pydantic AI, the other the evaluation of the package verifiers with its own environment of
-sums. Run with `pytest -m network tests/workspace/test_harness_real.py`. It installs both (minutes), or takes the Pythons
-that AGENTOPCD_CLAI_PYTHON and AGENTOPCD_VERIFIERS_PYTHON name; the latter needs reasoning-gym, too.
+sums. Run with `pytest -m network tests/workspace/test_harness_real.py`. It installs both (minutes), or takes the
+Pythons that AGENTOPCD_CLAI_PYTHON and AGENTOPCD_VERIFIERS_PYTHON name; the latter needs reasoning-gym, too.
 """
 
 from __future__ import annotations
