@@ -40,7 +40,7 @@ test-vllm: .venv/.vllm
 	$(BIN)/python -m pytest -m vllm
 
 paper-mini: .venv/.ifeval
-	set -e; for recipe in agentopcd/cli/paper/recipes/*.toml; do $(BIN)/agentopcd reproduce $$recipe --size mini --work paper-work; done
+	set -e; for recipe in $$(grep -l '^\[row.mini' agentopcd/cli/paper/recipes/*.toml); do $(BIN)/agentopcd reproduce $$recipe --size mini --work paper-work; done
 	$(BIN)/python recipes/paper/results.py paper-work/reproduce
 
 lint: $(STAMP)

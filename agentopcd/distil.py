@@ -11,7 +11,7 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
-from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, flags_for, player_flags
+from agentopcd.core.config import ConsolidateConfig, ForecastConfig, flags_for, player_flags
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, read_json, write_json
@@ -20,9 +20,9 @@ from agentopcd.distillation.distance import DISTANCE, Totals
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
-from agentopcd.knowledge import Arm
+from agentopcd.knowledge import PLACEBO
+from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.students import move_student, student_moves
-from agentopcd.models import find
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.engine import engine_of, player_of
@@ -30,11 +30,11 @@ from agentopcd.rollouts.fault_log import FaultLog
 from agentopcd.workspace.card import describe
 from agentopcd.workspace.checks import check_before, check_launch, check_method, check_trainable
 from agentopcd.workspace.day import day_of
-from agentopcd.workspace.evaluation.distance import distances
+from agentopcd.workspace.evaluation.distilled import Distilled, arms_of, folder_of, measured, reported, table_of
 from agentopcd.workspace.evaluation.spoken import Distances
-from agentopcd.workspace.evaluation.table import Contestant, Entry, Evaluation, evaluate, row_lines, tabulate
-from agentopcd.workspace.evidence import evidence
+from agentopcd.workspace.evaluation.table import evaluate, row_lines
 from agentopcd.workspace.experience.find_context import shares
+from agentopcd.workspace.forecast import short
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.paths import kept
 from agentopcd.workspace.ratchet import Taught, play_parent, promote
@@ -44,68 +44,21 @@ from agentopcd.workspace.session import Session
 from agentopcd.workspace.trackers import summary, tracking
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Distilled:
-    """Result of a consolidation."""
-
-    folder: str
-    """Folder of the student, in the ordinary Hugging Face layout."""
-    model_id: str
-    parent_id: str
-    teacher_id: str
-    context_id: str
-    best_step: int
-    steps: int
-    skipped: int
-    """Steps that changed nothing."""
-    evaluation: Evaluation | None
-    promotion: Mapping[str, Any] | None = None
-    """Whether it became ENV/student, see :meth:`agentopcd.workspace.ratchet.Promotion.to_dict`; None if it became that
-    without a gate."""
-    repeated: bool = False
-    """True if the run had already finished, so that nothing was trained."""
-
-    @property
-    def promoted(self) -> bool:
-        """Whether the student became ENV/student."""
-        return self.promotion is None or self.promotion["verdict"] == "promoted"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "folder": self.folder, "model": self.model_id, "parent": self.parent_id,
-            "teacher": self.teacher_id, "context": self.context_id,
-            "best_step": self.best_step, "steps": self.steps, "skipped": self.skipped, "repeated": self.repeated,
-            "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
-            **({} if self.promotion is None else {"promotion": dict(self.promotion)}),
-        }  # fmt: skip
-
-    @classmethod
-    def repeating(cls, done: Mapping[str, Any], run: Run) -> Distilled:
-        """Rebuild the result that :meth:`to_dict` wrote when the run ended, without its evaluation.
-
-        Raises:
-            ConfigError: the student is gone or was changed.
-        """
-        folder = run.folder / "student"  # not as it was written: the workspace may have been moved
-        if not folder.is_dir() or find.fingerprint(folder) != done["model"]:
-            what = "was changed" if folder.is_dir() else "is gone"
-            raise ConfigError(
-                f"{run.folder} is done, but its student {what}; put it back, or remove {run.folder} to train again"
-            )
-        return cls(
-            folder=str(folder), model_id=done["model"], parent_id=done["parent"], teacher_id=done["teacher"],
-            context_id=done["context"], best_step=done["best_step"], steps=done.get("steps", 0),
-            skipped=done.get("skipped", 0), evaluation=None, promotion=done.get("promotion"), repeated=True,
-        )  # fmt: skip
-
-
 def distil_context(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> Distilled:
     """Evaluate, train, evaluate again, and register the student with the contexts it was trained on.
 
+    With ``config.placebo``, a second student is then trained on the context's placebo and compared with the first.
     Repeat a killed call to resume it. A finished call is reported, not repeated.
     """
-    ranks = Ranks.current()
-    check_launch(config, ranks.count)
+    out, run = _distil(session, config, context)
+    return _beside_placebo(session, config, context, out, run) if config.placebo else out
+
+
+def _distil(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, *, control: bool = False
+) -> tuple[Distilled, Run]:
+    """Train one student. ``control``: a placebo student; its run says so, and no command takes it for a student."""
+    check_launch(config, (ranks := Ranks.current()).count)
     given, config = config, check_method(session, config)
     session.resume_model("consolidate", context.id)
     student = session.loaded
@@ -117,27 +70,27 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     identity = run_config(config) | {
         "env": session.env, "student": student.id, "teacher_id": teacher_model.id, "context_id": context.id,
         "setup": session.setup(), "splits": {name: len(tasks) for name, tasks in session.manifest.splits.items()},
+        **(marked := {"placebo": True} if control else {}),
     }  # fmt: skip
     run = Run(session.work, "consolidate", identity, saved(given, resolved(session))[0])
     if (done := run.result) is not None:
         with tracking(run, config.track, identity, session.say) as record:
             record.finish(summary(done["evaluation"]) if done.get("evaluation") else {})
-        return _repeated(session, config, context, run, done)
+        return _repeated(session, config, context, run, done), run
     check_before(session, config, context, student, teacher_model)
-    for part in context.parts:
-        if said := evidence(session, part, flags_for(config, ConfirmConfig)):
+    for part in () if control else context.parts:
+        if said := short(session, part, flags_for(config, ForecastConfig)):
             session.say(said)
-    run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder))
-    arms = _arms(student, teacher_model, context)
+    run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder), **marked)
+    arms = arms_of(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
-    folders = {one.id: str(one.folder) for one in (student, teacher_model)}
     known: dict[str, list[Totals]] = {}
     if test:
         before = evaluate(session, arms, test, run_id=run_id)
         far = measured(session, arms, teacher_model, context, test, known)
         for line in far.lines() if far else row_lines(before.rows):
             session.say(line)
-    play_parent(session, student, config.gate_tasks, run_id)
+    play_parent(session, student, 0 if control else config.gate_tasks, run_id)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
     assignment = _assignment(session, config, context, student, run, identity)
     with tracking(run, config.track, identity, session.say) as record:
@@ -152,13 +105,48 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
         )  # fmt: skip
         describe(session.store, result.folder, result.model_id, student.folder)  # a kill below leaves a card, too
         if test:
-            out = dataclasses.replace(out, evaluation=_reported(session, config, context, out, run_id, folders, known))
+            out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, known))
             describe(session.store, result.folder, result.model_id, student.folder, out.to_dict()["evaluation"])
         record.finish(summary(out.to_dict()["evaluation"]) if test else {})
-    out = dataclasses.replace(out, promotion=_promoted(session, config, context, out, teacher_model, run_id))
+    if not control:
+        out = dataclasses.replace(out, promotion=_promoted(session, config, context, out, teacher_model, run_id))
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
+    return out, run
+
+
+def _beside_placebo(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, out: Distilled, run: Run
+) -> Distilled:
+    """The result with a placebo student in its table: one trained in the same way, from the same seeds, on the twin.
+
+    It has a run of its own. The gate of :mod:`agentopcd.workspace.handover` refuses placebos; this is the one way by.
+
+    Raises:
+        ConfigError: the context has no twin.
+    """
+    twins = tuple(placebo(part) for part in context.parts)
+    for part, twin in zip(context.parts, twins, strict=True):
+        if twin.id == part.id:
+            raise ConfigError(f"context {part.id[:12]} is too short for a placebo: it has no two letters to exchange")
+        session.store.add_context(twin, {"order": PLACEBO, "of": part.id})
+    taught = twins[0] if isinstance(context, Context) else dataclasses.replace(context, parts=twins)
+    session.say(f"placebo student: the same training, on the placebo {taught.id[:12]} of context {context.id[:12]}")
+    session.use(session.load(folder_of(session, out.parent_id)))
+    trained, _ = _distil(session, dataclasses.replace(config, placebo=False, test_tasks=0), taught, control=True)
+    if out.placebo_id == trained.model_id:
+        return out
+    session.use(session.load(folder_of(session, out.parent_id)))
+    out = dataclasses.replace(out, placebo_id=trained.model_id)
+    row = session.store.lookup("model", id=out.model_id)
+    run_id = row["run_id"] if row else 0
+    out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, {}))
+    run.finish(out.to_dict())
+    session.ledger.finish(run_id, out.to_dict())
+    base = Path(folder_of(session, out.parent_id))
+    describe(session.store, Path(out.folder), out.model_id, base, out.to_dict()["evaluation"])
+    session.use(None)
     return out
 
 
@@ -228,45 +216,11 @@ def _repeated(
     """The result of a finished run, with its table computed from stored episodes."""
     session.say(f"already done: {run.folder}")
     earlier = Distilled.repeating(done, run)
-    table = _table(session, config, context, earlier) if config.test_tasks else None
+    table = table_of(session, config, context, earlier) if config.test_tasks else None
     far = ((done.get("evaluation") or {}).get("distances")) if table else None
     if table and far:
         table = dataclasses.replace(table, distances=Distances.from_dict(far))
     return dataclasses.replace(earlier, evaluation=table)
-
-
-def _reported(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, out: Distilled, run_id: int,
-    folders: Mapping[str, str], known: dict[str, list[Totals]],
-) -> Evaluation:  # fmt: skip
-    """The table of the trained student beside the other arms, which have played before.
-
-    Training has changed the weights in memory, so only the saved student plays; the other arms are read back.
-    """
-    test = session.tasks("test", config.test_tasks)
-    trained = Contestant(label="student", model=session.load(out.folder))
-    evaluate(session, [trained], test, run_id=run_id)
-    table = _table(session, config, context, out)
-    if session.by != DISTANCE:
-        return table
-    again = {id_: session.load(folder) for id_, folder in folders.items()}
-    arms = [*_arms(again[out.parent_id], again[out.teacher_id], context), trained]
-    return dataclasses.replace(table, distances=measured(session, arms, again[out.teacher_id], context, test, known))
-
-
-def measured(
-    session: Session, arms: Sequence[Contestant], teacher: models.LoadedModel, context: Context | Mixture,
-    test: Sequence[Task], known: dict[str, list[Totals]],
-) -> Distances | None:  # fmt: skip
-    """The distances of the arms to the teacher that sees the context, where checkpoints are chosen by them.
-
-    Args:
-        known: what was computed before, see :func:`agentopcd.workspace.evaluation.distance.distances`.
-    """
-    if session.by != DISTANCE:
-        return None
-    setup = session.setup(session.player_for(arms[0].model))
-    return distances(session, arms, teacher, context, test, setup=setup, known=known)
 
 
 def replayed(session: Session, folder: Path, train: Sequence[Task], config: ConsolidateConfig) -> list[Episode]:
@@ -342,7 +296,10 @@ def train_student(
         say(f"note: teacher {teacher.name} has another chat template than the student; each reads its own")
     judge = player.chat.teacher or player.chat
     opening, tools = player.game.opening(training.train[0].seed) or ([], [])
-    prefixes = [judge.prefix(part, opening, tools) for part in context.parts]
+    prefixes = [judge.prefix(part, opening, tools) for part in context.parts if not config.turn_items]
+    if config.turn_items:
+        items = f"{config.turn_items} item{'s' * (config.turn_items > 1)}"
+        say(f"the teacher sees {items} at each turn, chosen for it, so it reads each prompt in full")
     judging = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)  # copies the whole student
     if config.shard:
         student = sharding.sharded(student, plays=engine_of(config, student)[0] == "transformers")
@@ -368,31 +325,3 @@ def follow() -> None:
         teacher = models.load_model(config.teacher, device=device) if config.teacher else student
         run = Run(assignment.work, "consolidate", assignment.identity)
         train_student(assignment, student, teacher, run, lambda line: None)
-
-
-def _arms(student: models.LoadedModel, teacher: models.LoadedModel, context: Context | Mixture) -> list[Contestant]:
-    """The arms to compare the future student with: the base without and with the context, and another teacher, if any.
-
-    Of a mixture, the arms are shown the best context.
-    """
-    arms = [
-        Contestant(label="base", model=student),
-        Contestant(label="in-context", model=student, context=context.parts[0]),
-    ]
-    if teacher.id == student.id:
-        return arms
-    return [*arms, Contestant(label="teacher", model=teacher, context=context.parts[0])]
-
-
-def _table(session: Session, config: ConsolidateConfig, context: Context | Mixture, result: Distilled) -> Evaluation:
-    """The evaluation of a run, computed from stored episodes; plays nothing."""
-    shown, note = context.parts[0].id, session.loaded.note
-    arms = {"base": Arm(result.parent_id), "in-context": Arm(result.parent_id, shown)}
-    if result.teacher_id != result.parent_id:
-        arms["teacher"] = Arm(result.teacher_id, shown)
-    arms["student"] = Arm(result.model_id)
-    entries = [Entry(label=label, arm=arm, note=note) for label, arm in arms.items()]
-    trained = session.store.lookup("model", id=result.model_id)
-    run_id = trained["run_id"] if trained else 0
-    tasks = session.tasks("test", config.test_tasks)
-    return tabulate(session, entries, tasks, setup=session.setup(), run_id=run_id or 0)

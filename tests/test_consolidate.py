@@ -74,6 +74,13 @@ def test_a_teacher_that_moved_during_the_run_stops_it(
         train(model_dir, tmp_path, steps=1)
 
 
+def test_as_many_items_a_turn_as_there_are_is_the_whole_context(
+    whole: Trained, model_dir: Path, tmp_path: Path
+) -> None:
+    assert train(model_dir, tmp_path / "all", turn_items=2).weights == whole.weights
+    assert train(model_dir, tmp_path / "one", turn_items=1).weights != whole.weights
+
+
 # -- what is scored -----------------------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ def test_the_distance_is_that_of_plain_forward_passes(distilled: tuple[Path, Any
             session.player_for(session.load(str(tmp_path / "model"))).chat,
         )
         divergences = []
-        for row in session.store.episodes(model_id=base.id, context_id=Context().id):
+        for row in session.store.episodes(model_id=base.id, context_id=Context().id, split="test"):
             for turn in session.store.transcript(row["id"]).turns:
                 with torch.no_grad():
                     own, told = (

@@ -10,6 +10,7 @@ import pytest
 
 from agentopcd.core.types import MARKER
 from agentopcd.knowledge import Store, identify
+from agentopcd.knowledge.lineage import carried
 from tests import pages
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "knowledge.md"
@@ -37,7 +38,9 @@ def test_the_session_runs_as_it_is_written(tmp_path: Path) -> None:
     assert "one word for one thing (run " in said[2]
     with Store.open(folder / "agentopcd-work" / "store.db") as store:
         assert store.get_context(store.resolve("frozen-lake-4x4/mine")).text.startswith(f"{MARKER} {after}\n")
-        assert len(store.students(store.resolve("frozen-lake-4x4/mine"))) == 1
+        (old,) = store.students(store.resolve("frozen-lake-4x4/mine"))
+        goal, new = identify("The goal is the tile marked G."), store.models(trained=True)[0]["id"]
+        assert [entry.item.text for entry in carried(store, new)] == [after] and store.carriers(goal) == [old]
         pool = store.refs("frozen-lake-4x4/pool/")
     with Store.open(folder / "elsewhere" / "store.db") as store:
         sampled = {name.removeprefix("sampled/pool/"): id_ for name, id_ in store.refs("sampled/pool/").items()}

@@ -22,6 +22,7 @@ from agentopcd.cli import (
     decisions,
     envs,
     knowledge,
+    lineage,
     look_up,
     new_env,
     pages,
@@ -62,6 +63,7 @@ Your own: agentopcd envs new mine.py""",
 verbs.add_to(app, knowledge.app)
 decisions.add_to(knowledge.app)
 look_up.add_to(knowledge.app)
+lineage.add_to(knowledge.app)
 new_env.add_to(envs.app)
 app.command("push")(push.push)
 app.command("reproduce")(reproduce.reproduce)

@@ -19,10 +19,10 @@ def canary(
     as_json: JSON = False,
     dry_run: DRY_RUN = False,
 ) -> None:
-    """Promote the canary of a recording, if people rated it better.
+    """Compare the newest canary of a recording with what was served beside it.
 
-    Its sessions are compared with those that were served beside it. If they are better, recorded:NAME/student moves to
-    its model, or recorded:NAME/best to its context.
+    Rated sessions are compared. If the canary did better, it takes the place of the other: recorded:NAME/student moves
+    to its model, or recorded:NAME/best to its context.
 
     The exit code is 0 if it was promoted, and 3 if not. Each comparison is a look, and later looks ask for more.
 

@@ -14,6 +14,7 @@ from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
+    ForecastConfig,
     GatherConfig,
     LearnConfig,
     PlayConfig,
@@ -25,6 +26,7 @@ from agentopcd.core.config import (
 from agentopcd.core.runs import work_flag
 
 if TYPE_CHECKING:
+    from agentopcd.core.calibration import Advice
     from agentopcd.distil import Distilled
     from agentopcd.knowledge import Confirmation
     from agentopcd.learn import Round
@@ -72,6 +74,15 @@ def after_play(call: Call, config: PlayConfig, *, waiting: int, candidates: int,
         next_is(call, command(call, "knowledge list episodes", ""))
 
 
+def after_forecast(call: Call, config: ForecastConfig, context_id: str, advice: Advice) -> None:
+    """What follows a forecast: the training, or more notes."""
+    if advice == "train":
+        words = f"consolidate --context {shlex.quote(config.context or context_id[:12])}"
+        next_is(call, command(call, words, flags_for(config, ConsolidateConfig)))
+    else:
+        next_is(call, command(call, "play", flags_for(config, PlayConfig)))
+
+
 def after_training(call: Call, config: ConsolidateConfig, result: Distilled) -> None:
     """The table of a student, how it is used elsewhere, and what follows."""
     table(call, result)
@@ -88,6 +99,8 @@ def table(call: Call, result: Distilled) -> None:
         call.say(line)
     skipped = f"; {result.skipped} of {result.steps} steps were skipped" if result.skipped else ""
     call.say(f"student: {result.folder} (best at step {result.best_step}{skipped})")
+    if result.placebo_id:
+        call.say(f"placebo student: {result.placebo_id[:12]}")
     if result.evaluation and (said := verdict(result.evaluation)):
         call.say(said)
     if result.promotion is not None and not result.promoted:
@@ -97,20 +110,35 @@ def table(call: Call, result: Distilled) -> None:
 
 
 def verdict(table: Evaluation) -> str:
-    """Whether the student is better than its base, in a word and its evidence; '' if the table does not say."""
+    """Whether the student is better than its base, in a word and its evidence; '' if the table does not say.
+
+    A student that is better, but not shown to be better than its placebo student, has gained by the context's form.
+    """
     if not table.graded:
         closed = table.distances.closed if table.distances else None
         if closed is None:
             return ""
         word = "closer" if closed.low > 0 else "farther" if closed.high < 0 else "no difference"
         share = f"{closed.rate:.3f} [{closed.low:.3f}, {closed.high:.3f}]"
-        return f"verdict: {word}, the student closed {share} of the distance to the model that sees the context"
+        said = f"the student closed {share} of the distance to the model that sees the context"
+        if (beyond := table.distances.beyond if table.distances else None) is None:
+            return f"verdict: {word}, {said}"
+        word = "form only" if word == "closer" and not beyond.low > 0 else word
+        of_twin = f"{beyond.rate:.3f} [{beyond.low:.3f}, {beyond.high:.3f}]"
+        return f"verdict: {word}, {said}, and {of_twin} of what its placebo student leaves"
     found = table.comparisons.get("student - base")
     if found is None or not found.n:
         return ""
     gain = found.difference
     word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "no difference"
-    return f"verdict: {word}, the student against its base on test tasks: {gain}"
+    from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
+
+    said = f"the student against its base on test tasks: {gain}"
+    twin = table.comparisons.get(f"student - {PLACEBO_STUDENT}")
+    if twin is None or not twin.n:
+        return f"verdict: {word}, {said}"
+    word = "form only" if word == "better" and not twin.difference.low > 0 else word
+    return f"verdict: {word}, {said}; against its placebo student: {twin.difference}"
 
 
 def use(folder: Path) -> list[str]:

@@ -126,23 +126,29 @@ def list_(
 def show(
     name: Annotated[
         str,
-        typer.Argument(metavar="ID", help="Item or context id (4 digits or more), ref, or episode number."),
+        typer.Argument(
+            metavar="ID",
+            help="Item, context or student id (4 digits or more), ref, episode number, or student's folder.",
+        ),
     ],
     work: Work = WORK,
     as_json: AsJson = False,
 ) -> None:
-    """Show one item, context or episode in full, with its origin and its scores.
+    """Show one item, context or episode in full, with its origin and its scores; or of a student, which sentences it
+    has in its weights, and from which episodes.
 
     Example: agentopcd knowledge show sokoban/best
     """
-    from agentopcd.cli import store_views
+    from agentopcd.cli import store_views, student_view
+    from agentopcd.workspace.lineage.recorded import student_named
 
     with read_store(work) as store:
-        view = store_views.describe(store, name)
+        row = student_named(store, work, name) if not store_views.known(store, name) else None
+        view = student_view.student_view(store, work, row) if row else store_views.describe(store, name)
     if as_json:
         emit(view, indent=1)
     else:
-        print(store_views.text(view))
+        print("\n".join(student_view.student_lines(view)) if row else store_views.text(view))
 
 
 @app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")

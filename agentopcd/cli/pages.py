@@ -28,8 +28,10 @@ def report(
     ),
     work: Work = WORK,
 ) -> None:
-    """Write one HTML file: tables with intervals, curves, contexts, items, episodes side by side, and what the loss saw
-    at each token. It needs no network and no program but a browser.
+    """Write one HTML file about a workspace, a run, a student or a context.
+
+    Tables with intervals, curves, contexts, items, episodes side by side, and what the loss saw at each token. It needs
+    no network and no program but a browser.
 
     Example: agentopcd report sokoban/best -o page.html
     """

@@ -16,8 +16,9 @@ def push(
     as_json: JSON = False,
     dry_run: DRY_RUN = False,
 ) -> None:
-    """Upload a student to the model hub: weights, tokenizer and card, and nothing else of the workspace. The card holds
-    the context in full.
+    """Upload a student to the model hub, with its card.
+
+    Weights, tokenizer and card, and nothing else of the workspace. The card holds the context in full.
 
     Example: agentopcd push agentopcd-work/runs/consolidate-math-0123456789/student me/math-student --dry-run
     """

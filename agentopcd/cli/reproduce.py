@@ -29,7 +29,7 @@ def reproduce(
     Example: agentopcd reproduce table2 --size mini
     """
     from agentopcd import models
-    from agentopcd.cli.paper.plan import REPORTS, find_recipe, read
+    from agentopcd.cli.paper.plan import REPORTS, SIZES, find_recipe, read
     from agentopcd.cli.paper.report import lines
     from agentopcd.cli.paper.run import run, say_plan
     from agentopcd.core.errors import AgentOpcdError, ConfigError, did_you_mean
@@ -41,6 +41,9 @@ def reproduce(
         raise ConfigError(f"report is {report!r}{did_you_mean(report, REPORTS)}")
     file = find_recipe(recipe)
     title, plans = read(file, size)
+    if not plans:
+        others = " and ".join(other for other in SIZES if read(file, other)[1])
+        raise ConfigError(f"{file.stem} has no row at size {size}; its rows are at size {others}")
     chosen = [plan for plan in plans if row.lower() in plan.name.lower()]
     if not chosen:
         names = ", ".join(plan.name for plan in plans) or "none"

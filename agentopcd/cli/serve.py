@@ -19,8 +19,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def serve(config: ServeConfig, work: Path | None) -> None:
-    """Answer programs that speak OpenAI's chat API, and with --record keep every request as it was sampled.
-    Requests of one session are one episode; POST /v1/feedback says how it came out.
+    """Answer programs that speak OpenAI's chat API, and keep what they ask.
+
+    With --record every request is kept as it was sampled. Requests of one session are one episode; POST /v1/feedback
+    says how it came out.
 
     Example: agentopcd serve --model pocket --record shop
     """

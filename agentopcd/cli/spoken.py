@@ -10,6 +10,7 @@ from agentopcd.core.terminal import harmless
 
 VERDICT = re.compile(r"^verdict: ([^,;:]+)")
 COLOURS = {
+    "train": "bold green", "collect better notes": "bold yellow", "do not": "bold red",
     "pass": "bold green", "better": "bold green", "closer": "bold green", "confirmed": "bold yellow",
     "no difference": "bold yellow", "not promoted": "bold red", "form only": "bold red", "worse": "bold red",
     "farther": "bold red", "nothing confirmed": "bold red",

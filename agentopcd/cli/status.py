@@ -18,8 +18,10 @@ SHOWN = 20
 
 
 def status(work: Work = WORK, as_json: AsJson = False) -> None:
-    """Say what a workspace holds: runs and how far they are, students, contexts, sizes, and the commands that go on
-    with what was interrupted. Nothing is changed, and another process may be working there.
+    """Say what a workspace holds, and how to go on with what was interrupted.
+
+    Runs and how far they are, students, contexts, sizes, and commands. Nothing is changed, and another process may be
+    working there.
 
     Example: agentopcd status --work agentopcd-work
     """

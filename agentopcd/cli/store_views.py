@@ -105,6 +105,13 @@ def describe(store: Store, name: str) -> Row:
     return item_view(store, id_) if kind == "item" else context_view(store, id_)
 
 
+def known(store: Store, name: str) -> bool:
+    """Whether :func:`describe` knows a name, an ambiguous one included."""
+    if name.isascii() and name.isdigit() and len(name) < 8 and store.episode(int(name)):
+        return True
+    return name == "empty" or store.ref(name) is not None or any(store.prefixed(t, name) for t in ("item", "context"))
+
+
 def item_view(store: Store, item_id: str) -> Row:
     """Text, status, decisions, origins, the contexts that hold it, the newest with their scores, and its carriers."""
     item = store.item(item_id)

@@ -15,6 +15,7 @@ from agentopcd.core.config import (
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
+    ForecastConfig,
     LearnConfig,
     PlayConfig,
     PlayerConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer, knowledge: typer.Typer) -> None:
     """Add the commands to their Typer apps."""
     app.command("play")(configured(PlayConfig, play))
+    app.command("forecast")(configured(ForecastConfig, forecast))
     app.command("consolidate")(configured(ConsolidateConfig, consolidate))
     app.command("evaluate")(configured(EvaluateConfig, evaluate))
     app.command("learn")(configured(LearnConfig, learn))
@@ -201,6 +203,30 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
         closing.after_gate(call, config, context.id, outcome)
 
 
+def forecast(config: ForecastConfig, call: Call) -> None:
+    """Say before training whether there is a gain to distil: train, collect better notes, or do not.
+
+    Example: agentopcd forecast --env frozen-lake-4x4 --context notes.txt
+    """
+    with _open(config, call) as session:
+        from agentopcd.workspace.forecast import forecast as ahead
+        from agentopcd.workspace.forecast import shown_context
+        from agentopcd.workspace.pace import estimate
+
+        context = shown_context(session, config)
+        arms, n = (3 if session.game.graded else 1), len(session.tasks("select", config.episodes))
+        if call.dry_run:
+            with_what = "with the context, without it, and with its placebo" if arms == 3 else "without the context"
+            return _plan(session, call, [f"{n} select tasks {with_what}"], estimate(session, episodes=arms * n))
+        run_id = session.ledger.begin("forecast", context_id=context.id)
+        found = ahead(session, config, context, run_id=run_id)
+        session.ledger.finish(run_id, found.to_dict())
+        call.show(found.to_dict())
+        for line in found.lines():
+            call.say(line)
+        closing.after_forecast(call, config, context.id, found.advice[0])
+
+
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
     """Distil a context into the student's weights. Test tasks are evaluated before and after.
 
@@ -219,14 +245,16 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
             if not config.mix:  # which contexts are mixed depends on what this model won with them
                 find_context(session, config)
             check_method(session, config)
-            tests = len(session.tasks("test", config.test_tasks))
+            tests, trainings = len(session.tasks("test", config.test_tasks)), 1 + config.placebo
             plan = [
-                f"{config.steps} steps of {config.batch_size} episodes",
+                f"{config.steps} steps of {config.batch_size} episodes"
+                + ", and the same for the placebo student" * config.placebo,
                 f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
-                f"test: {tests} tasks, three arms",
+                f"test: {tests} tasks, {'four' if config.placebo else 'three'} arms",
                 f"memory: {_memory(session, config)}",
             ]
-            return _plan(session, call, plan, estimate(session, episodes=3 * tests, steps=config.steps), config.teacher)
+            time = estimate(session, episodes=(2 + trainings) * tests, steps=trainings * config.steps)
+            return _plan(session, call, plan, time, config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
         closing.after_training(call, config, result)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import inf, sqrt
+from typing import NamedTuple
 
 from agentopcd.core.stats import Z95, Mean, ratio
 
@@ -61,3 +62,54 @@ def _grouped(values: Iterable[Sized]) -> tuple[dict[str, float], dict[str, int]]
         totals[key] += total
         sizes[key] += size
     return totals, sizes
+
+
+class Products(NamedTuple):
+    """Scalar products of three changes, summed over the members of one group: the ``rest``, the ``part``, and ``both``
+    as somebody else shows them."""
+
+    rest_rest: float
+    rest_part: float
+    part_part: float
+    rest_shown: float
+    part_shown: float
+
+
+def shown_share(groups: Sequence[Products], size_of: Sequence[Products] = ()) -> Mean:
+    r"""How much of a part is in what is shown, when the rest may be in it as well: a coefficient of a regression.
+
+    .. math:: y = a\,x_\mathrm{rest} + s\,x_\mathrm{part} + e
+
+    by least squares over all groups; :math:`s` is returned. With :math:`r` and :math:`u` what is left of
+    :math:`x_\mathrm{part}` and :math:`y` when their projections on :math:`x_\mathrm{rest}` are taken away,
+    :math:`s = \sum_g \langle r, u \rangle_g / \sum_g \langle r, r \rangle_g`. So the interval of
+    :func:`agentopcd.core.stats.ratio` is that of the regression with the members of a group dependent on each other.
+
+    Args:
+        size_of: those of another part. What is shown is then told in units of that part's size:
+            :math:`s \sqrt{\sum \langle r, r \rangle / \sum \langle r', r' \rangle}`, which stays small where both
+            this part and what is shown of it are small.
+
+    Returns:
+        :math:`s`, ``n`` counting groups; 0 with an infinite interval where a part cannot be told from the rest.
+    """
+    tops, sizes = _left(groups)
+    others = _left(size_of)[1] if size_of else sizes
+    if not (sizes and others):
+        return Mean(0.0, -inf, inf, len(groups))
+    units, (share, low, high) = sqrt(sum(sizes) / sum(others)), ratio(tops, sizes)
+    return Mean(units * share, units * low, units * high, len(groups))
+
+
+def _left(groups: Sequence[Products]) -> tuple[list[float], list[float]]:
+    """What is left of the part, times what is left of what is shown, and times itself, for each group; nothing if that
+    is only the rounding of what is the same as the rest."""
+    total = Products(*(sum(values) for values in zip(*groups, strict=True))) if groups else Products(0, 0, 0, 0, 0)
+    part, shown = 0.0, 0.0
+    if total.rest_rest > 0:
+        part, shown = total.rest_part / total.rest_rest, total.rest_shown / total.rest_rest
+    tops = [
+        one.part_shown - part * one.rest_shown - shown * one.rest_part + part * shown * one.rest_rest for one in groups
+    ]
+    sizes = [one.part_part - 2 * part * one.rest_part + part * part * one.rest_rest for one in groups]
+    return (tops, sizes) if sum(sizes) > 1e-9 * total.part_part else ([], [])

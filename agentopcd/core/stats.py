@@ -24,10 +24,12 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rate:
-    """``wins`` of ``n`` with a 95 % Wilson interval."""
+    """``wins`` of ``n`` with a 95 % interval: Wilson's, unless another one is given."""
 
     wins: int
     n: int
+    interval: tuple[float, float] | None = None
+    """For games that are not independent, see :func:`agentopcd.core.crossed.rate_of`; None: Wilson's."""
 
     @property
     def rate(self) -> float:
@@ -36,15 +38,14 @@ class Rate:
 
     @property
     def low(self) -> float:
-        return wilson(self.wins, self.n)[0]
+        return (self.interval or wilson(self.wins, self.n))[0]
 
     @property
     def high(self) -> float:
-        return wilson(self.wins, self.n)[1]
+        return (self.interval or wilson(self.wins, self.n))[1]
 
     def __str__(self) -> str:
-        low, high = wilson(self.wins, self.n)
-        return f"{self.rate:.3f} [{low:.3f}, {high:.3f}] (n={self.n})"
+        return f"{self.rate:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
 
     def to_dict(self) -> dict[str, float | None]:
         """The fields that reports write."""
@@ -120,8 +121,8 @@ def finite(number: float) -> float | None:
     return number if isfinite(number) else None
 
 
-def wilson(k: int, n: int, z: float = Z95) -> tuple[float, float]:
-    r"""Wilson score interval of ``k`` successes in ``n`` trials.
+def wilson(k: float, n: float, z: float = Z95) -> tuple[float, float]:
+    r"""Wilson score interval of ``k`` successes in ``n`` trials, which need not be whole numbers.
 
     .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
 

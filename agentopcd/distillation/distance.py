@@ -26,7 +26,7 @@ from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.methods import Method
 from agentopcd.distillation.played import score_on
 from agentopcd.distillation.positions import logits_of
-from agentopcd.distillation.samples import Batch, samples_of
+from agentopcd.distillation.samples import Batch, Sample, samples_of
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.sampling import choices
@@ -53,9 +53,10 @@ def distance_on(
 
     The interval takes tasks for independent, not their tokens.
     """
-    ranks, player = Ranks.current(), method.player
+    ranks, player, config = Ranks.current(), method.player, method.config
+    how: dict[str, Any] = {"items": config.turn_items, "fits": teacher.fits}
     mine = [
-        (e.task.key, samples_of([e], player.chat, context, method.config.cut_replies, fits=teacher.fits)[0])
+        (e.task.key, samples_of([e], player.chat, context, config.cut_replies, **how)[0])
         for e in player.play([Job(task) for task in ranks.mine(tasks)])
     ]
     player.sampler.rest()
@@ -82,6 +83,10 @@ class Totals(NamedTuple):
     entropy: float
     """Of the model that replied, in nats."""
     tokens: int
+    sample: Sample | None = None
+    """The reply and its prompts."""
+    nats: tuple[float, ...] = ()
+    """The divergence of each token."""
 
 
 @torch.no_grad()
@@ -109,4 +114,7 @@ def totals_nats(
         entropy.append(losses.entropy_nats(own_RV, temperature).double().cpu())
     lengths = [sample.num_tokens for sample in batch.samples]
     parts = zip(batch.samples, torch.cat(kl).split(lengths), torch.cat(entropy).split(lengths), strict=True)
-    return [Totals(keys[id(s)], float(far.sum()), float(open_.sum()), s.num_tokens) for s, far, open_ in parts]
+    return [
+        Totals(keys[id(s)], float(far.sum()), float(open_.sum()), s.num_tokens, s, tuple(far.tolist()))
+        for s, far, open_ in parts
+    ]

@@ -103,6 +103,8 @@ class Batches:
         apart = read_apart(samples) if self.method.player.game.form == "chat" else 0
         if apart and not self._noted:
             why = "the template, or how earlier replies are shown, changes the earlier turns"
+            if self.method.config.turn_items:
+                why = "the teacher sees other items at each turn"
             self.say(f"note: {apart} later turns are not read in one pass with the turns before: {why}")
             self._noted = True
         broken = sum(result[0].stop_reason == "env_error" for result in played)
@@ -126,10 +128,10 @@ class Batches:
 
     def _play(self, step: int) -> _Share:
         """This process's share of ``step``."""
-        method, chat = self.method, self.method.player.chat
+        method, chat, items = self.method, self.method.player.chat, self.method.config.turn_items
         cut, mine = method.config.cut_replies, self.ranks.mine(draw(self.train, step, method.config))
         played = [
-            (e, *samples_of([e], chat, self.context, cut, by_teacher=method.by_teacher, fits=self.fits))
+            (e, *samples_of([e], chat, self.context, cut, by_teacher=method.by_teacher, items=items, fits=self.fits))
             for e in method.play(mine)
         ]
         neutral = anchors(method.player, step, method.config, self.ranks)

@@ -10,6 +10,7 @@ import torch
 from agentopcd.core.errors import AlignmentError
 from agentopcd.core.types import Context, Episode, Mixture
 from agentopcd.distillation.positions import Row, begins_with
+from agentopcd.knowledge.nearest import notes_for
 from agentopcd.rollouts.chat import Chat
 
 
@@ -30,7 +31,7 @@ class Sample:
     choices: tuple[tuple[int, ...], ...] = ()
     """The replies that were allowed; empty if every reply was."""
     context: str = ""
-    """Id of the context in the teacher's prompt. Samples with the same context are scored together."""
+    """Id of the context in the teacher's prompt, whole or in part. Samples of one context are scored together."""
 
     @property
     def num_tokens(self) -> int:
@@ -65,6 +66,7 @@ def samples_of(
     cut_replies: str,
     *,
     by_teacher: bool = False,
+    items: int = 0,
     fits: Callable[[Sample], bool] = lambda _: True,
 ) -> tuple[list[Sample], int]:
     """One sample per turn, and the number of turns left out.
@@ -74,6 +76,7 @@ def samples_of(
 
     Args:
         by_teacher: the teacher gave the answers, with the context, and not the student.
+        items: the teacher sees so many items of the context, those that fit the turn; 0: all of it.
         fits: whether the teacher can score a sample; turns for which it cannot are left out.
 
     Raises:
@@ -86,7 +89,8 @@ def samples_of(
             if not turn.response_ids or (cut_replies == "drop" and turn.finish_reason == "length"):
                 dropped += 1
                 continue
-            student_ids, teacher_ids = chat.prompts(turn.messages, shown, turn.tools)
+            told = notes_for(shown, turn, items) if items else shown
+            student_ids, teacher_ids = chat.prompts(turn.messages, told, turn.tools)
             # The prompts are rendered again here. A difference to what was answered would shift every position.
             asked = teacher_ids if by_teacher else student_ids
             if asked != turn.prompt_ids:

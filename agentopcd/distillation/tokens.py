@@ -113,8 +113,8 @@ def watched(step: int, steps: int, every: int) -> bool:
 
 def _record(step: int, sample: Sample, rows: Sequence[Seen], tokenizer: Any) -> dict[str, Any]:
     ids, prompt = sample.response_ids, sample.student_ids
-    texts = [_text(tokenizer, ids[max(0, n - BEFORE) : n], ids[n]) for n in range(len(rows))]
-    said = [_text(tokenizer, ids[max(0, n - BEFORE) : n], row.likeliest) for n, row in enumerate(rows)]
+    texts = [text_of(tokenizer, ids[max(0, n - BEFORE) : n], ids[n]) for n in range(len(rows))]
+    said = [text_of(tokenizer, ids[max(0, n - BEFORE) : n], row.likeliest) for n, row in enumerate(rows)]
     return {
         "step": step, "turn": sample.turn, "context": sample.context, "prompt": tokenizer.decode(prompt[-ASKED:]),
         "prompt_tokens": len(prompt), "teacher_tokens": len(sample.teacher_ids), "held_to": len(sample.choices),
@@ -130,7 +130,7 @@ def _record(step: int, sample: Sample, rows: Sequence[Seen], tokenizer: Any) -> 
     }  # fmt: skip
 
 
-def _text(tokenizer: Any, before: Sequence[int], token: int) -> str:
+def text_of(tokenizer: Any, before: Sequence[int], token: int) -> str:
     """What a token adds to the text before it; where it adds no whole character, its name in the vocabulary."""
     start, whole = tokenizer.decode(before), tokenizer.decode([*before, token])
     added = whole[len(start) :] if whole.startswith(start) else tokenizer.decode([token])

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 GROUP = "agentopcd.envs"
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Ends of the names of question files, in any case. What such a file is, its content says."""
+ROW_SPLITS = {"test": 1000, "select": 1000}
+"""Sizes of the splits of question files that have rows enough, as many as the paper plays in mathematics."""
 SCHEMES = {
     "gym": ("agentopcd.envs.games.gym_bridge:from_id", "env_id"),
     "textarena": ("agentopcd.envs.games.textarena:TextArenaEnv", "env_id"),
@@ -168,7 +170,9 @@ def _rows_spec(ref: str) -> EnvSpec:
     if chat := chat_fields(ref):
         return EnvSpec(id=ref, entry_point="agentopcd.envs.chats.env:ConversationEnv", kwargs={"rows": ref}, **chat)
     entry_point = "agentopcd.envs.questions.env:DatasetEnv"
-    return EnvSpec(id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat")
+    return EnvSpec(
+        id=ref, entry_point=entry_point, kwargs={"rows": ref}, max_steps=1, history="chat", split_sizes=ROW_SPLITS
+    )
 
 
 def _object_spec(ref: str) -> EnvSpec:

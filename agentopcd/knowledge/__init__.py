@@ -12,7 +12,7 @@ from agentopcd.knowledge.confirm import USEFUL, Confirmation, Verdict, confirm
 from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, Origin, ingest
-from agentopcd.knowledge.items import Item, identify, item_ids, parse, sanitise
+from agentopcd.knowledge.items import Item, identify, item_ids, parse, sanitise, without
 from agentopcd.knowledge.looks import ALPHA, left_after, level_of
 from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.poison import flags
@@ -69,4 +69,5 @@ __all__ = [
     "setup_id",
     "subsets",
     "valued_ref",
+    "without",
 ]

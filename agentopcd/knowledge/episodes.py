@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
+from agentopcd.core.crossed import rate_of
 from agentopcd.core.errors import StoreError
 from agentopcd.core.stats import DRAWS, Z95, Comparison, Mean, Rate, compare, mean_of
 from agentopcd.core.transcript import UNREADABLE, from_json, unpack
@@ -202,9 +203,9 @@ class Episodes(Database):
         return counts
 
     def rate(self, arm: Arm, arena: Arena) -> Rate:
-        """Success rate of one arm, whatever the arena compares by."""
+        """Success rate of one arm, whatever the arena compares by; where tasks repeat, its interval is over tasks."""
         outcomes = self.outcomes(arm, arena._replace(by="success"))
-        return Rate(int(sum(outcomes.values())), len(outcomes))
+        return rate_of(("", task, bool(won)) for (task, _, _), won in outcomes.items())
 
     def means(self, arm: Arm, arena: Arena) -> dict[str, Mean]:
         """Mean reward of an arm, and the mean of each metric over the episodes that report it."""

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from agentopcd.core.text import after_thinking, split_lines
 from agentopcd.core.types import MARKER, Context
@@ -184,3 +184,10 @@ def item_texts(context: Context) -> list[str]:
 def item_ids(context: Context) -> list[str]:
     """The ids of the items that a context shows, in order."""
     return [identify(text) for text in item_texts(context)]
+
+
+def without(context: Context, ids: Collection[str]) -> Context:
+    """The context minus the lines of some items; the other lines stay as they are."""
+    lines = split_lines(context.text)
+    kept = [line for line in lines if not (line.startswith(MARKER) and identify(line) in ids)]
+    return context if len(kept) == len(lines) else Context("\n".join(kept), context.placement)

@@ -90,12 +90,13 @@ class Queries(Episodes):
 
         Args:
             env: only models whose run's config has this ``env``.
-            trained: only models that a finished run of this store has trained.
+            trained: only students: models that a finished run of this store has trained, but not on a placebo.
         """
         return self.query(
             "SELECT m.* FROM model m LEFT JOIN run r ON r.id = m.run_id"
             " WHERE (:env IS NULL OR json_extract(r.config, '$.env') = :env)"
-            " AND (NOT :trained OR (m.parent_id IS NOT NULL AND r.status = 'done'))"
+            " AND (NOT :trained OR (m.parent_id IS NOT NULL AND r.status = 'done'"
+            " AND json_extract(r.config, '$.placebo') IS NOT 1))"
             " ORDER BY m.created_at DESC, m.rowid DESC",
             {"env": env, "trained": trained},
         )

@@ -19,10 +19,11 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import told
 from agentopcd.core.runs import read_json, write_text
 from agentopcd.core.terminal import harmless, without_password
-from agentopcd.knowledge import Store
+from agentopcd.knowledge import PLACEBO, Store
 from agentopcd.knowledge.evidence import evidence, one_line
 from agentopcd.knowledge.faults import read_object
 from agentopcd.models import find
+from agentopcd.workspace.evaluation.spoken import SHARES
 from agentopcd.workspace.ledger import config_of
 
 CARD = "README.md"
@@ -179,6 +180,12 @@ def _what(facts: Facts) -> list[str]:
     ]
     if isinstance(step, int):
         lines += [f"The checkpoint is that of step {step} of {facts.settings.get('steps')}, the best on select tasks."]
+    if facts.settings.get("placebo"):
+        lines += [
+            "",
+            "It is a placebo student: its context has the form of another one and none of its content. What the",
+            "student of that other context does better than this one, it has learned from the content.",
+        ]
     note = find.sidecar(facts.folder).get("note")
     if isinstance(note, str) and note:
         lines += ["", f"Note on the base: {one_line(note)}."]
@@ -211,7 +218,8 @@ def _origin(store: Store, context_id: str) -> str:
     known = "What the store of its workspace knows of it:"
     if not recipe:
         return known
-    who = "A person gave it in a file" if recipe.get("order") == "file" else "It was put together from what play taught"
+    makers = {"file": "A person gave it in a file", PLACEBO: "It is the placebo of another context"}
+    who = makers.get(recipe.get("order", ""), "It was put together from what play taught")
     return f"{who}. {known}"
 
 
@@ -251,9 +259,12 @@ def _results(facts: Facts) -> list[str]:
         for row in far["rows"]:
             one = row["distance_nats"]
             lines.append(_row(row["label"], one["mean"], one["low"], one["high"], one["n"], row["reply_tokens"]))
-        if closed := far["closed"]:
-            share = f"{closed['mean']:.3f} {_ends(closed['low'], closed['high'])}"
-            lines += ["", f"- distance closed by the student: {share}, n = {closed['n']} tasks"]
+        shares = {words: share for name, words in SHARES.items() if (share := far.get(name))}
+        lines += [""] * bool(shares)
+        lines += [
+            f"- {words}: {share['mean']:.3f} {_ends(share['low'], share['high'])}, n = {share['n']} tasks"
+            for words, share in shares.items()
+        ]
     lines += [f"- note: {escaped(note)}" for note in found.get("notes", ())]
     if facts.drift:
         lines += ["", "How far replies have moved, in tokens of each model's own:", ""]

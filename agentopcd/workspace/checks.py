@@ -7,7 +7,7 @@ import dataclasses
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig, TrainConfig
 from agentopcd.core.errors import ConfigError, ModelError
-from agentopcd.core.types import Context, Message, Mixture
+from agentopcd.core.types import MARKER, Context, Message, Mixture
 from agentopcd.models.merged import peft
 from agentopcd.rollouts.chat import Chat
 from agentopcd.workspace.session import Session
@@ -22,10 +22,17 @@ def check_before(
 
     Raises:
         ModelError: the teacher cannot score the student's tokens, or the student cannot be saved.
-        ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions.
+        ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions, or
+            items are to be chosen for each turn and the context has none.
     """
     if student.model is None:
         return  # behind an API, which is refused later
+    for part in context.parts if config.turn_items else ():
+        if not part.lines:
+            raise ConfigError(
+                f"context {part.id[:12]} holds no items (lines that begin with {MARKER!r}), so none can be chosen for "
+                "a turn; leave out --turn-items"
+            )
     models.check_pair(student, teacher)
     models.check_savable(student, config.save_dtype)
     chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)

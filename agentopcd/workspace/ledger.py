@@ -25,13 +25,13 @@ SOME_SERVER = "http://ADDRESS"
 LATER_SETTINGS = (
     "anchor", "async_steps", "by", "decay", "direction", "drift_budget", "extract_prompt", "extractor", "gate",
     "grader", "judge", "keep_checkpoints", "margin", "mix", "one_method", "patience", "save_dtype", "since",
-    "success_when", "teacher_strength", "token_cap", "turn_decay", "turn_fade", "turns", "warmup_steps",
+    "success_when", "teacher_strength", "token_cap", "turn_decay", "turn_fade", "turn_items", "turns", "warmup_steps",
 )  # fmt: skip
 """Settings that are younger than the first workspaces. Each is false, 0 or '' if it is not used."""
 
 
-NOT_OF_A_RUN = ("server", "track")
-"""Settings that change nothing in what a run computes."""
+NOT_OF_A_RUN = ("placebo", "server", "track")
+"""Settings that change nothing in what a run computes. The second student of ``placebo`` has a run of its own."""
 
 
 @dataclasses.dataclass(kw_only=True)

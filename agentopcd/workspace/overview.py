@@ -217,7 +217,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str, Row]) -> list[Row]:
-    """The models that runs of this store have trained."""
+    """The students that runs of this store have trained; a placebo student stands in the table of its twin."""
     runs = {row["id"]: row for row in rows}
     evaluated = [row for row in rows if row["verb"] == "evaluate" and row["status"] == "done" and row["evaluation"]]
     tested = {row["settings"].get("student"): row for row in evaluated}
@@ -226,7 +226,7 @@ def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str,
     refs = {id_: [student_ref(env) for env, model_id in current.items() if model_id == id_] for id_ in names}
     for id_, model in names.items():
         run = runs.get(model["run_id"])
-        if run is None or model["parent_id"] is None or run["status"] != "done":
+        if run is None or model["parent_id"] is None or run["status"] != "done" or run["settings"].get("placebo"):
             continue
         folder, base = inside(work, model["path"] or ""), names.get(model["parent_id"])
         here = folder if folder is not None and folder.is_dir() else None

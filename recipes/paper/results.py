@@ -9,10 +9,13 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from agentopcd.cli.paper.plan import RECIPES, read
+from agentopcd.cli.paper.verdicts import judged
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOUND = ROOT / "docs" / "results"
@@ -22,29 +25,94 @@ SHOWN = {
     "loss_nats": "the loss itself", "kl_nats": "KL to the teacher", "entropy_nats": "entropy",
     "mass_outside_topk": "mass outside the top k",
 }  # fmt: skip
+BEFORE = FOUND / "before" / "verdicts.json"
+"""The verdicts as they stood when intervals were over tasks alone."""
+OPCD_CD = "opcd > context-distillation"
+DECIDED = ("reproduced", "refuted")
+WITHDRAWN = """
+## Withdrawn
+
+- Table 6 in small (in-context > raw traces, "reproduced", +0.691). The row showed pocket 920 tokens of raw traces; it
+  was trained on rows of 512, and one game can take 460 of them. Forty copies of true sentences win nothing either
+  ([LOG.md](LOG.md), "Verdicts that took tasks for everything"). The other claims of the row were those of Table 2. At
+  full size the row stands.
+"""
 HEAD = """# Results
 
 Written by `recipes/paper/results.py` from `docs/results/*.json`, which `make paper-mini` makes: each row by
 `agentopcd reproduce RECIPE --size mini`, on two cores, resumable. The page sets what the paper (arXiv:2602.12275)
 claims and published for its own models beside what we saw with small ones.
 
-- **Success** is on test tasks, without the context except for `in-context`, over all training seeds, with Wilson's
-  95 % interval. The checkpoint was chosen on `select`.
-- **A verdict** follows the 95 % interval of the paired difference over test tasks: above 0 "reproduced", below 0
-  "refuted", else undecided at this size. It holds for these training seeds and contexts, of which there are one to
-  four. Our models, contexts and sizes are not the paper's: a refuted claim is refuted here.
-- **The intervals** cover the choice of tasks and hardly that of the training. Two seeds say little about a third, and
-  another number of threads, which only changes the rounding, can move a verdict on SmolLM2 ([LOG.md](LOG.md), "The
-  same run twice").
+- **Success** is on test tasks, without the context except for `in-context`, over all training seeds. The checkpoint was
+  chosen on `select`.
+- **Intervals** (95 %) are over training seeds and test tasks together: other seeds and other tasks could have been
+  drawn. Where each seed draws another chain of experience, they are over chains and tasks. How:
+  `agentopcd/core/crossed.py`; how often such an interval is wrong: `python -m benchmarks.false_verdicts`.
+- **A verdict** takes four training seeds, and eight chains where seeds draw chains. Above 0 it is "reproduced", below 0
+  "refuted", else undecided. Our models, contexts and sizes are not the paper's: a refuted claim is refuted here.
+- **Files from before outcomes were kept** have intervals over tasks alone, marked †. They decide nothing.
+- **Anyone can compute it again**: `python -m recipes.paper.recompute docs/results/*.json`. The files hold who won what,
+  by arm, seed and task; those marked † do not.
 - **Entropy and KL** are of the arm's own replies to the first 64 test tasks (first training seed), in nats a token.
   The KL is the reverse one to the base, which is shown no context.
+- **Precision**: where a row says float32 or bfloat16, its matrix products were in it; weights, logits and loss are
+  float32. No row was run in both, so no difference between them is known here.
+
+## What holds by construction
+
+`pocket` and `pocket-s` are no language models. This project trained them, from nothing, on generated games whose rules
+stand in a context or nowhere ([what they are](../agentopcd/models/weights/pocket/README.md)). So these say nothing of
+the paper:
+
+- in-context > base, with true sentences: following a context is what pocket was trained for; without one it guesses;
+- a student > base: it follows from the one above, if distillation works at all;
+- success near 1 on the 3x3 lake: it has 19 boards, the same in train and test.
+
+What is not built in is which of two students is better, whether the player's own notes are true, and what is forgotten.
+SmolLM2-135M is a language model that others trained. Both are far from the sizes of the paper.
 """
+Claim = Mapping[str, Any]
+"""A claim of a row with its verdict: see :func:`claims`."""
 
 
-def page(rows: Iterable[Mapping[str, Any]]) -> str:
+def claims(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every claim of all rows; ``on`` names the task that was not taught, and ``same`` the claim with the same data."""
+    out: list[dict[str, Any]] = []
+    first: dict[tuple[Any, ...], str] = {}
+    for row in rows:
+        measured = set(row["paper"]) - {"what"}
+        for name, on in (("findings", ""), ("probe_findings", row["probe_env"])):
+            for one in row[name]:
+                mine = f"{row['title'].partition(':')[0]}, {row['row']}"
+                data = (row["env"], row["model"], on, one["claim"], one["difference"], one["n"])
+                papers = row["title"].startswith(("Table", "Figure"))
+                out.append({
+                    "row": mine, "on": on, "claim": one["claim"], "verdict": one["verdict"],
+                    "paper": papers and (not measured or set(one["claim"].split(" > ")) <= measured),
+                    "same": first.get(data, ""), "difference": interval(one) + " †" * ("outcomes" not in row),
+                    "over": over(one), "n": one["n"],
+                })  # fmt: skip
+                first.setdefault(data, mine)
+    return out
+
+
+def over(one: Mapping[str, Any]) -> str:
+    """What the interval of a claim is over."""
+    chains = f"{one['chains']} chains" if one.get("chains") else f"{one.get('seeds', 0)} seeds"
+    return f"{chains}, {one['tasks']} tasks"
+
+
+def page(rows: Iterable[Mapping[str, Any]], before: Sequence[Claim]) -> str:
     """The whole page."""
     rows = list(rows)
-    parts, title = [HEAD, summary(rows)], ""
+    now = claims(rows)
+    parts = [
+        HEAD, tally(now, before), fell(now, before),
+        table("Claims of the paper", [one for one in now if one["paper"] and not one["same"]]),
+        table("Claims of our own", [one for one in now if not one["paper"] and not one["same"]]), twice(rows, now),
+        WITHDRAWN, departures(),
+    ]  # fmt: skip
+    title = ""
     for row in rows:
         if row["title"] != title:
             title = row["title"]
@@ -53,16 +121,85 @@ def page(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(parts)
 
 
-def summary(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Every claim with its verdict, one a line."""
-    lines = ["\n## All claims\n", "| row | claim | verdict | difference | pairs |", "|---|---|---|---|---|"]
-    for row in rows:
-        probes = [("on " + row["probe_env"] + ", not taught: ", one) for one in row["probe_findings"]]
-        for place, one in [("", one) for one in row["findings"]] + probes:
+def tally(now: Sequence[Claim], before: Sequence[Claim]) -> str:
+    """How many claims are reproduced, refuted and undecided, and how many were."""
+    groups = {
+        "claims of the paper": lambda one: one["paper"],
+        "claims of our own": lambda one: not one["paper"],
+        "OPCD > CD, on the task that was taught": lambda one: one["claim"] == OPCD_CD and not one["on"],
+        "OPCD > CD, on a task that nobody taught": lambda one: one["claim"] == OPCD_CD and one["on"],
+    }
+    lines = [
+        "\n## Tally\n",
+        "Each claim once, whatever number of tables it stands in. The last two lines are of both kinds of claims.\n",
+        "| | reproduced | refuted | undecided | before: reproduced | refuted | undecided |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, belongs in groups.items():
+        cells = []
+        for found in (now, before):
+            verdicts = [one["verdict"] for one in found if belongs(one) and not one["same"]]
+            decided = [verdicts.count("reproduced"), verdicts.count("refuted")]
+            cells += [*decided, len(verdicts) - sum(decided)]
+        lines.append(f"| {name} | " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def fell(now: Sequence[Claim], before: Sequence[Claim]) -> str:
+    """The verdicts that stood on this page when intervals were over tasks alone, and do not stand now."""
+    today = {(one["row"], one["on"], one["claim"]): one["verdict"] for one in now}
+    lines = [
+        "\n## Verdicts that fell\n",
+        "They stood here while intervals were over tasks alone, with one to four training seeds.\n",
+        "| row | claim | was | is | over |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for one in before:
+        is_now = today.get((one["row"], one["on"], one["claim"]), "withdrawn")
+        if one["verdict"] in DECIDED and is_now != one["verdict"] and not one["same"]:
             lines.append(
-                f"| {row['title'].partition(':')[0]}, {row['row']} | {place}{one['claim']} | {one['verdict']} | "
-                f"{interval(one)} | {one['n']} |"
+                f"| {one['row']} | {named(one)} | {one['verdict']}, {one['difference']} | {is_now} | {one['over']} |"
             )
+    return "\n".join(lines) + "\n"
+
+
+def named(one: Claim) -> str:
+    return f"on {one['on']}, not taught: {one['claim']}" if one["on"] else one["claim"]
+
+
+def table(title: str, found: Iterable[Claim]) -> str:
+    """Claims with their verdicts, one a line."""
+    lines = [f"\n## {title}\n", "| row | claim | verdict | difference | over |", "|---|---|---|---|---|"]
+    lines += [f"| {one['row']} | {named(one)} | {one['verdict']} | {one['difference']} | {one['over']} |"
+              for one in found]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def twice(rows: Iterable[Mapping[str, Any]], now: Iterable[Claim]) -> str:
+    """What stands in several tables and is one measurement."""
+    lines = ["\n## Counted once\n", "Recipes share what they train. These are the same games, not a second sample:\n"]
+    lines += [f"- {one['row']}: {named(one)} is that of {one['same']}" for one in now if one["same"]]
+    first: dict[tuple[Any, ...], str] = {}
+    for row in rows:
+        mine = f"{row['title'].partition(':')[0]}, {row['row']}"
+        shared: dict[str, list[str]] = {}
+        for arm, rate in row["rates"].items():
+            games = (row["env"], row["model"], rate["success"], rate["n"], row["reply_tokens"][arm])
+            if (owner := first.setdefault(games, mine)) != mine:
+                shared.setdefault(owner, []).append(arm)
+        lines += [f"- {mine}: the figures of {', '.join(arms)} are those of {owner}" for owner, arms in shared.items()]
+    return "\n".join(lines) + "\n"
+
+
+def departures() -> str:
+    """In what the full-size recipes are not the paper's code."""
+    lines = [
+        "\n## Where full size departs from the paper's code\n",
+        "Nothing was run at full size. Those recipes follow the published amounts and the sampling of the released "
+        "code, but:\n",
+    ]
+    for file in sorted(RECIPES.glob("*.toml")):
+        found = dict.fromkeys(one for plan in read(file, "full")[1] for one in plan.departures)
+        lines += [f"- {file.stem}: {one}" for one in found]
     return "\n".join(lines) + "\n"
 
 
@@ -71,9 +208,11 @@ def section(row: Mapping[str, Any]) -> str:
     seeds = f"{len(row['seeds'])} training seed" + "s" * (len(row["seeds"]) > 1)
     probe = f" on {row['probe_env']} |" if row["probe"] else ""
     published = row["paper"].get("what", "-")
+    seeds += f", {row['chains']} chains" * bool(row["chains"]) + f", {row['compute']}" * bool(row["compute"])
+    old = " Intervals are over tasks alone (†)." * ("outcomes" not in row)
     lines = [
         f"\n### {row['row']}\n",
-        f"`{row['env']}`, `{row['model']}`, {row['tasks']} test tasks, {seeds}. Paper: {published}.\n",
+        f"`{row['env']}`, `{row['model']}`, {row['tasks']} test tasks, {seeds}. Paper: {published}.{old}\n",
         f"| | success | 95 % interval | n | paper | reply tokens | entropy | KL to base |{probe}",
         "|---|---|---|---|---|---|---|---|" + "---|" * bool(probe),
     ]
@@ -150,7 +289,8 @@ def plot(row: Mapping[str, Any]) -> None:
 
 
 def claim(one: Mapping[str, Any]) -> str:
-    return f"{one['claim']}: **{one['verdict']}**, {interval(one)} (n = {one['n']} pairs on {one['tasks']} tasks)"
+    games = f"won {one['wins']}, lost {one['losses']} of {one['n']} games; " if "wins" in one else ""
+    return f"{one['claim']}: **{one['verdict']}**, {interval(one)} ({games}{over(one)})"
 
 
 def interval(one: Mapping[str, Any]) -> str:
@@ -159,8 +299,8 @@ def interval(one: Mapping[str, Any]) -> str:
 
 def found() -> list[dict[str, Any]]:
     """Rows that were run before all of it was measured lack some."""
-    lacking: dict[str, Any] = {"drift": {}, "curves": {}, "chosen_on_test": {}}
-    return [lacking | json.loads(file.read_text()) for file in sorted(FOUND.glob("*.json"))]
+    lacking: dict[str, Any] = {"drift": {}, "curves": {}, "chosen_on_test": {}, "chains": None, "compute": ""}
+    return [judged(lacking | json.loads(file.read_text())) for file in sorted(FOUND.glob("*.json"))]
 
 
 if __name__ == "__main__":
@@ -168,8 +308,9 @@ if __name__ == "__main__":
     for folder in sys.argv[1:]:
         for file in sorted(Path(folder).glob("*.json")):
             shutil.copy(file, FOUND / file.name)
-    PAGE.write_text(page(found()))
-    for row in found():
+    rows = found()
+    PAGE.write_text(page(rows, json.loads(BEFORE.read_text())))
+    for row in rows:
         if row["curves"]:
             plot(row)
-    print(f"wrote {PAGE} and its plots from {len(found())} rows")
+    print(f"wrote {PAGE} and its plots from {len(rows)} rows")

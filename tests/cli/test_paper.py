@@ -10,19 +10,18 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from agentopcd.cli.paper import report
 from agentopcd.cli.paper import run as paper_run
 from agentopcd.cli.paper.plan import RECIPES as RECIPES_FOLDER
 from agentopcd.cli.paper.plan import find_recipe, of_experience, read
+from agentopcd.cli.paper.verdicts import FEWEST_CHAINS, FEWEST_SEEDS
 from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import compare
 from agentopcd.core.types import EMPTY
 from agentopcd.distillation import memory
 from agentopcd.envs.scan import no_progress
 from agentopcd.knowledge import Store
+from recipes.paper import recompute
 from tests import tiny
-from tests.conftest import load_file
 
 RECIPES = sorted(RECIPES_FOLDER.glob("*.toml"))
 
@@ -67,9 +66,10 @@ def small(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_recipe_can_be_read(file: Path, size: str) -> None:
     title, plans = read(file, size)
-    assert title and plans
+    assert title and (plans or (file.stem, size) == ("table6", "mini"))
     for plan in plans:
-        assert plan.claims and (plan.arms or len(plan.shown) > 1) and len(plan.seeds) >= 2
+        assert plan.claims and (plan.arms or len(plan.shown) > 1) and len(plan.seeds) >= FEWEST_SEEDS
+        assert plan.chains is None or plan.chains >= FEWEST_CHAINS
         assert set(plan.paper) - {"what"} <= {*plan.arms, *plan.untrained}
         for arm in (*plan.shown, *plan.arms):
             config = plan.config(arm, 1)
@@ -148,11 +148,13 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
     monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
     medical = {f"op{letter}": letter for letter in "abcd"}
     rows = {
-        "medmcqa": [{"question": f"Which of {i}?", "cop": i % 4} | medical for i in range(1100)],
-        "safety": [{"text": f"text {i}", "label": str(i % 2)} for i in range(1100)],
+        "medmcqa": [{"question": f"Which of {i}?", "cop": i % 4} | medical for i in range(5000)],
+        "tweet_eval": [{"text": f"text {i}", "label": str(i % 2)} for i in range(3000)],
+        "hatecheck": [{"test_case": f"case {i}", "label_gold": "hateful"} for i in range(1500)],
+        "ethos": [{"comment": f"comment {i}", "isHate": "0.2"} for i in range(500)],
         "dapo": [
             {"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "reward_model": {"ground_truth": str(i + 1)}}
-            for i in range(1100)
+            for i in range(5000)
         ],
         "ifeval": [{"key": 1, "prompt": "No comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}],
     }
@@ -165,6 +167,13 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
         (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)) + "\n")
     for name in ("medical", "safety"):
         (tmp_path / "data" / f"{name}.txt").write_text("Answer as you should.\n")
+    dapo = tmp_path / "data" / "dapo.jsonl"
+    whole = dapo.read_text()
+    dapo.write_text("".join(whole.splitlines(keepends=True)[:1100]))
+    with pytest.raises(ConfigError, match="1 of 1 rows cannot run yet"):
+        command("table6", size="full", dry_run=True, work=tmp_path / "few")
+    assert "'Maths, Qwen3-8B' wants 1,000 test tasks and dapo.jsonl has 286; give it more" in capsys.readouterr().out
+    dapo.write_text(whole)
     for file in RECIPES:
         command(file.stem, size="full", dry_run=True, work=tmp_path / "after")
         said = capsys.readouterr().out
@@ -172,6 +181,7 @@ def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
         assert said.count(" GiB in each process") == said.count(" h a seed") == arms
         assert said.count("without training: base, ") == len(read(file, "full")[1])
         assert said.count("after 300 games on train tasks") == (2 if file.stem == "oel" else 0)
+        assert ("not as in the paper's code: " in said) == any(plan.departures for plan in read(file, "full")[1])
 
 
 @pytest.mark.slow
@@ -215,10 +225,32 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(
         assert set(curves) == set(paper_run.CURVES) and all(len(steps) == 1 for steps in curves.values())
     assert set(found["drift"]) == set(found["rates"]) and found["drift"]["base"]["kl_nats"] == 0
     assert all(one["tasks"] == 6 and one["n"] == 12 for one in found["findings"])
+    assert all(one["verdict"] == "undecided: too few seeds" for one in found["findings"] + found["probe_findings"])
+    assert found["chains"] is None and found["compute"] == "float32"
+    assert set(found["outcomes"]["arms"]["opcd"]) == {"0", "1"} and len(found["outcomes"]["tasks"]) == 6
+    assert len(found["probe_outcomes"]["tasks"]) == 3 and not recompute.checked(file)
     command(str(small), work=tmp_path / "work")
     again = capsys.readouterr().out
     assert again.count("already done") == 4  # two arms, two seeds
     assert json.loads(file.read_text()) == found
+
+
+def test_an_arm_with_placebo_is_the_placebo_student_of_its_settings(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = small.read_text().replace('"context-distillation"]', '"placebo"]').replace("Say seven.", "Say seven twice.")
+    text = text[: text.index("[row.mini.arms.context-distillation]")] + "[row.mini.arms.placebo]\nplacebo = true\n"
+    small.write_text(text)
+    command(str(small), work=tmp_path / "work")
+    (file,) = (tmp_path / "work" / "reproduce").glob("*.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert found["rates"]["placebo"]["n"] == 12 and found["findings"][0]["claim"] == "opcd > placebo"
+    said = capsys.readouterr().out
+    assert said.count("consolidating context") == 4  # two students and two placebo students, each trained once
+    with Store.open(tmp_path / "work" / "store.db") as store:
+        marked = [json.loads(row["config"]).get("placebo", False) for row in store.runs("consolidate")]
+    assert sorted(marked) == [False, False, True, True]
+    assert found["curves"]["placebo"]["loss_nats"] != found["curves"]["opcd"]["loss_nats"]
 
 
 def test_the_papers_report_is_marked_and_never_below_the_honest_one(
@@ -253,23 +285,53 @@ def test_a_plan_is_printed_and_nothing_is_run(small: Path, tmp_path: Path, capsy
     assert not (tmp_path / "work" / "runs").exists()
 
 
+def test_more_tasks_than_there_are_is_refused_before_anything_is_played(small: Path, tmp_path: Path) -> None:
+    text = small.read_text()
+    small.write_text(text.replace("test_tasks = 6", "test_tasks = 5000"))
+    with pytest.raises(
+        ConfigError, match=r"'Sums \(tiny\)' wants 5,000 test tasks and math has [\d,]+; give it more rows"
+    ):
+        command(str(small), work=tmp_path / "work")
+    assert not (tmp_path / "work" / "reproduce").exists()
+
+
+def test_a_recipe_without_rows_at_a_size_says_at_which_it_has_some(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="table6 has no row at size mini; its rows are at size full"):
+        command("table6", work=tmp_path)
+
+
+def test_test_tasks_may_be_played_otherwise_than_training_tasks(small: Path) -> None:
+    small.write_text(small.read_text().replace("[row.mini.probe]", "[row.mini.playing]\ntop_p = 0.8\n[row.mini.probe]"))
+    (plan,) = read(small, "mini")[1]
+    assert plan.tested(1).top_p == 0.8 and plan.config("opcd", 1).top_p == plan.config("base", 1).top_p == 1
+    small.write_text(small.read_text().replace("top_p = 0.8", "top_q = 0.8"))
+    with pytest.raises(ConfigError, match="did you mean 'top_p'"):
+        read(small, "mini")
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_full_size_follows_the_paper_s_code_where_it_can(file: Path) -> None:
+    for plan in read(file, "full")[1]:
+        if file.stem in ("divergences", "oel", "placebo", "turn-items"):  # not of the paper's code
+            continue
+        assert plan.tested(0).top_k == 20 and plan.tested(0).top_p < 1 == plan.config("base", 0).top_p
+        assert plan.departures
+        if "context-distillation" in plan.arms:
+            assert plan.config("context-distillation", 0).answers == "fresh"
+        if plan.experience is not None:
+            assert plan.gathering().extract_tokens >= 8192
+        if plan.probe.get("env") == "ifeval":
+            assert plan.probe["template_args"] == {"enable_thinking": False} and plan.probe["max_tokens"] == 1280
+        if "dapo" in plan.settings["env"]:
+            assert plan.config("base", 0).test_tasks == plan.gathering().select_tasks == 1000
+
+
 def test_the_row_s_settings_of_its_environment_are_not_the_probe_s(small: Path) -> None:
     text = small.read_text()
     row, probe = text[: (start := text.index("[row.mini.probe]"))], text[start:]
     small.write_text(row.replace('env = "math"', 'env = "math"\nenv_args = { level = 2 }') + probe)
     (plan,) = read(small, "mini")[1]
     assert plan.config("base", 0).env_args == {"level": 2} and paper_run._probe_config(plan, 0).env_args == {}
-
-
-@pytest.mark.parametrize(
-    ("wins", "losses", "verdict"), [(40, 5, "reproduced"), (5, 40, "refuted"), (11, 10, "undecided at this size")]
-)
-def test_the_verdict_follows_the_paired_interval(wins: int, losses: int, verdict: str) -> None:
-    places = range(200)
-    a = {place: place < wins for place in places}
-    b = {place: wins <= place < wins + losses for place in places}
-    seen = compare(a, b, {place: str(place) for place in places})
-    assert report.Finding(better="a", worse="b", comparison=seen).verdict == verdict
 
 
 def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
@@ -301,27 +363,6 @@ def test_no_context_stands_in_for_another(tmp_path: Path) -> None:
             read(file, "mini")
     file.write_text(OWN)
     assert len(read(file, "mini")[1]) == 1
-
-
-def test_the_results_page_says_what_was_found(root: Path) -> None:
-    script = load_file(root / "recipes" / "paper" / "results.py")
-    assert script.PAGE.read_text() == script.page(script.found())
-    row = {
-        "title": "T", "row": "R", "env": "e", "model": "m", "tasks": 9, "seeds": [0, 1], "paper": {"opcd": 12.5},
-        "rates": {"opcd": {"success": 0.5, "low": 0.4, "high": 0.6, "n": 18}}, "reply_tokens": {"opcd": 3.0},
-        "probe": {"opcd": {"success": 0.25, "low": 0.1, "high": 0.4, "n": 18}}, "probe_env": "math", "floors": "none",
-        "probe_findings": [], "note": "small", "drift": {"opcd": {"entropy_nats": 0.5, "kl_nats": 1.25}},
-        "curves": {"opcd": {"success": [0.1, 0.2]}},
-        "chosen_on_test": {"opcd": {"best": 0.75, "best_three": 0.625, "checkpoints": 4}},
-        "findings": [{"claim": "a > b", "verdict": "refuted", "difference": -0.1, "low": -0.2, "high": -0.05,
-                      "n": 18, "tasks": 9, "p": 1.0}],
-    }  # fmt: skip
-    text = script.page([row, row])
-    assert text.count("## T\n") == 1 and text.count("### R\n") == 2
-    assert "| opcd | 0.500 | [0.400, 0.600] | 18 | 0.125 | 3.0 | 0.500 | 1.250 | 0.250 |" in text
-    assert "| T, R | a > b | refuted | -0.100 [-0.200, -0.050] | 18 |" in text
-    assert "best 0.750, mean of the best three 0.625, of 4" in text
-    assert "a > b: **refuted**, -0.100 [-0.200, -0.050] (n = 18 pairs on 9 tasks)" in text
 
 
 OWN = """
@@ -387,6 +428,11 @@ def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.Ca
     for seed, contexts in played.items():
         wanted = {EMPTY.id, found.traces, *(found.context(kind, seed) for kind in ("best", "random", "step 1"))}
         assert contexts == wanted
+    result: dict[str, Any] = json.loads(next((tmp_path / "work" / "reproduce").glob("*.json")).read_text())
+    assert result["chains"] == 2 and result["contexts"]["test-time"] == {
+        "0": found.chains[0][-1],
+        "1": found.chains[1][-1],
+    }
     assert set(distilled) == {found.context("random", 0), found.context("random", 1), found.best}  # best: the mixture
     with Store.open(tmp_path / "work" / "store.db") as store:
         assert len(store.table("run", "id")) == runs  # it was read back

@@ -13,6 +13,8 @@ from agentopcd.distillation.samples import Sample, micro_batches
 from tests import tiny
 from tests.training import LESSONS, play_some, turn_sample
 
+SEEN = ("The goal is far.", "A wall to the left.")
+
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -39,6 +41,21 @@ def test_broken_episodes_and_empty_or_cut_replies_are_left_out(model_dir: Path) 
     assert samples.samples_of([empty], chat, LESSONS, "keep") == ([], 1)
     assert len(samples.samples_of(episodes, chat, LESSONS, "keep")[0]) == len(episodes)
     assert samples.samples_of(episodes, chat, LESSONS, "drop")[1] == cut
+
+
+def test_the_teacher_sees_the_items_of_the_turn_and_the_student_none(model_dir: Path) -> None:
+    episodes, chat = play_some(model_dir)
+    turns = [dataclasses.replace(e.turns[0], parts=[("state", text)]) for e, text in zip(episodes, SEEN, strict=False)]
+    changed = [dataclasses.replace(e, turns=[turn]) for e, turn in zip(episodes, turns, strict=False)]
+    whole, _ = samples.samples_of(changed, chat, LESSONS, "keep")
+    found, _ = samples.samples_of(changed, chat, LESSONS, "keep", items=1)
+    assert [one.student_ids for one in found] == [turn.prompt_ids for turn in turns]
+    assert [one.student_ids for one in found] == [one.student_ids for one in whole]
+    read = [chat.tokenizer.decode(list(one.teacher_ids)) for one in found]
+    assert [("always go left" in text, "the goal is down" in text) for text in read] == [(False, True), (True, False)]
+    assert {one.context for one in found} == {LESSONS.id}
+    assert samples.samples_of(changed, chat, LESSONS, "keep", items=2) == (whole, 0)
+    assert all("always go left" in chat.tokenizer.decode(list(one.teacher_ids)) for one in whole)
 
 
 def test_batches_keep_to_the_budget_and_hold_every_sample_once_with_its_weight() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from agentopcd import learn as learning
-from agentopcd.core.config import LearnConfig, PlayConfig
+from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig
 from agentopcd.core.runs import Run
 from agentopcd.core.stats import wilson
 from agentopcd.core.types import MARKER, Context
+from agentopcd.distil import Distilled
 from agentopcd.knowledge import PoolStep, Store, add_to_pool
 from agentopcd.learn import learn
 from agentopcd.rollouts.chat import Chat
@@ -154,7 +155,14 @@ def test_two_rounds_of_learn(
     samplers: list[tiny.Clued], tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real thing up to training: what learn has played on select tasks counts and is not played again."""
-    monkeypatch.setattr(learning, "distil_context", lambda *arguments: None)
+    def stays(session: Session, config: ConsolidateConfig, context: Context) -> Distilled:
+        """A student that is its parent."""
+        return Distilled(
+            folder=str(session.loaded.folder), model_id=session.loaded.id, parent_id=session.loaded.id,
+            teacher_id=session.loaded.id, context_id=context.id, best_step=1, steps=1, skipped=0, evaluation=None,
+        )  # fmt: skip
+
+    monkeypatch.setattr(learning, "distil_context", stays)
     config = LearnConfig(
         env="rows.jsonl", model=str(tiny_model_dir), rounds=2, episodes_per_round=4, chains=2, chain_steps=2,
         select_tasks=6, confirm_tasks=8,

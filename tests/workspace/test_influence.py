@@ -16,11 +16,11 @@ from agentopcd.core.config import PlayConfig, ScoreConfig, pick
 from agentopcd.core.errors import ConfigError, TaskLeak
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Job
 from agentopcd.distillation.teacher import FrozenTeacher
-from agentopcd.knowledge import Found, best_ref, identify, render
+from agentopcd.knowledge import Found, best_ref, identify, render, without
 from agentopcd.rollouts.chat import Chat
 from agentopcd.workspace.experience import influence as module
 from agentopcd.workspace.experience.gather import gather
-from agentopcd.workspace.experience.influence import Influence, divergences, influence, shown_context, without
+from agentopcd.workspace.experience.influence import Influence, divergences, influence, shown_context
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -152,8 +152,8 @@ def test_the_same_seed_draws_the_same_turns_and_another_one_others(lab: Lab) -> 
 
 def test_without_an_item_the_rest_stays_and_repeats_go_too() -> None:
     text = f"Read this.\n{MARKER} {ONE}\n{MARKER} {TWO}\n\n{MARKER}  {ONE}"
-    assert without(Context(text, "system"), identify(ONE)) == Context(f"Read this.\n{MARKER} {TWO}\n", "system")
-    assert without(Context(render([ONE])), identify(ONE)) == EMPTY
+    assert without(Context(text, "system"), [identify(ONE)]) == Context(f"Read this.\n{MARKER} {TWO}\n", "system")
+    assert without(Context(render([ONE])), [identify(ONE)]) == EMPTY
 
 
 def test_a_leak_is_refused(lab: Lab) -> None:

@@ -143,8 +143,8 @@ def looked(session: Session, context: Context, verdict: str, plan: str = "one") 
 
 
 def test_what_was_found_to_be_form_only_is_called_so(train_session: Session) -> None:
-    from agentopcd.workspace.evidence import evidence
     from agentopcd.workspace.experience.find_context import find_context
+    from agentopcd.workspace.forecast import short
 
     context = Context("Be brief.")
     train_session.store.add_context(context)
@@ -152,7 +152,7 @@ def test_what_was_found_to_be_form_only_is_called_so(train_session: Session) -> 
     config = dataclasses.replace(train_session.config, context=context.id)
     with pytest.raises(ConfigError, match=r"did not pass the confirm gate: form only \(look 1\); insist with --force"):
         find_context(train_session, config)  # type: ignore[arg-type]
-    assert "did not pass the confirm gate: form only (look 1)" in evidence(train_session, context)
+    assert "did not pass the confirm gate: form only (look 1)" in short(train_session, context)
 
 
 def test_a_placebo_is_not_handed_over(rows: str, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentopcd.cli.page.marks import Dot, Line, dots, number
+from agentopcd.cli.paper.verdicts import without_outcomes
+from agentopcd.workspace.evaluation.spoken import SHARES
 
 FLOORS = {"random": "uniform random", "blind": "best blind sequence", "solvable": "solvable within the limit"}
 
@@ -63,8 +65,19 @@ def evaluation(result: Any) -> dict[str, Any] | None:
         "recovered": number(given.get("recovered")),
         "overlap": number(overlap[0]) if overlap else None,
         "seen": number(mapping(given.get("seen")).get("tasks")),
-        "notes": [str(note) for note in sequence(given.get("notes"))],
+        "notes": [*_shares(given), *(str(note) for note in sequence(given.get("notes")))],
     }  # fmt: skip
+
+
+def _shares(given: Mapping[str, Any]) -> list[str]:
+    """Which shares of the distance to the model that sees the context are closed, a line each."""
+    far = mapping(given.get("distances"))
+    lines = []
+    for name, words in SHARES.items():
+        if one := rate_of(far.get(name), words):
+            ends = (one["low"], one["high"])
+            lines.append(f"{words}: {one['value']:.3f}" + ("" if None in ends else " [{:.3f}, {:.3f}]".format(*ends)))
+    return lines
 
 
 def differences(given: Any) -> list[dict[str, Any]]:
@@ -156,8 +169,10 @@ def paper_row(given: Mapping[str, Any]) -> dict[str, Any] | None:
             mapping(given.get("reply_tokens")).get(arm))}
         for arm, one in mapping(given.get("rates")).items() if (rate := rate_of(one, str(arm)))
     ]  # fmt: skip
+    seeds, chains = len(sequence(given.get("seeds"))), number(given.get("chains"))
+    old = "" if "outcomes" in given else without_outcomes(seeds, None if chains is None else int(chains))
     claims = [
-        {**rate, "verdict": str(one.get("verdict", "")), "p": number(one.get("p"))}
+        {**rate, "verdict": old or str(one.get("verdict", "")), "p": number(one.get("p"))}
         for one in map(mapping, sequence(given.get("findings")))
         if (rate := rate_of(one, str(one.get("claim", ""))))
     ]
@@ -165,7 +180,7 @@ def paper_row(given: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     return {
         **{name: str(given.get(name, "")) for name in ("title", "row", "env", "model", "size", "floors", "note")},
-        "what": str(mapping(given.get("paper")).get("what", "")), "seeds": len(sequence(given.get("seeds"))),
+        "what": str(mapping(given.get("paper")).get("what", "")), "seeds": seeds,
         "arms": arms, "claims": claims,
         "picture": dots("Success on test tasks, with 95 % intervals", [dot_of(arm) for arm in arms]),
         "forest": dots(

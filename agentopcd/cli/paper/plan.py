@@ -8,13 +8,15 @@ A recipe is a TOML file::
 
     [defaults]                     # shared by all rows, with the same keys as a row
     seeds = [0, 1]
-    [defaults.arms.opcd]           # a trained arm, and the settings that it changes
+    [defaults.arms.opcd]           # a trained arm, and the settings that it changes; with `placebo = true` it is the
+                                   # placebo student of those settings
     [defaults.full.settings]       # settings of `agentopcd consolidate` for all arms; for the size full
     steps = 50
 
     [[row]]                        # a row of the table
     name = "..."
     claims = [["opcd", "base"]]    # pairs of arms; in the paper, the first one is better
+    departures = ["..."]           # in what this is not what the paper's code does
     [row.paper]                    # published success in percent by arm, and `what`
     [row.settings]                 # for both sizes
     [row.mini.settings]            # for one size; a row exists at the sizes it names: mini, full, or both
@@ -33,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import ConsolidateConfig, LearnConfig, read_toml
+from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, LearnConfig, pick, read_toml
 from agentopcd.core.errors import ConfigError, did_you_mean
 from agentopcd.core.files import is_file, path_of
 
@@ -68,11 +70,32 @@ class Plan:
     experience: Mapping[str, Any] | None
     """Settings of `agentopcd learn` that gather the row's contexts; None: each context is a file or is already in the
     workspace."""
+    playing: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of play, such as ``top_p``, that are others than in training: on test tasks, and where experience is
+    gathered and contexts are scored."""
+    departures: Sequence[str] = ()
+    """In what the row is not what the paper's code does."""
     note: str = ""
+
+    @property
+    def env(self) -> str:
+        """The environment as reports name it: its name, or the names of its files."""
+        return ", ".join(Path(name).name for name in self.settings["env"].split(","))
 
     @property
     def untrained(self) -> list[str]:
         return ["base", *self.shown]
+
+    @property
+    def drawn(self) -> set[str]:
+        """The kinds of context of which each training seed draws another one."""
+        named = {self.config(arm, 0).context for arm in (*self.shown, *self.arms)}
+        return {name for name in named if of_experience(name)} - {"best", "traces"}
+
+    @property
+    def chains(self) -> int | None:
+        """The number of chains that the seeds draw, each another one; None: they draw none."""
+        return len(self.seeds) if self.drawn else None
 
     @property
     def slug(self) -> str:
@@ -86,9 +109,14 @@ class Plan:
             changes = {"context": self.shown[arm]}
         return ConsolidateConfig.load(None, **dict(self.settings) | changes | {"seed": seed})
 
+    def tested(self, seed: int) -> EvaluateConfig:
+        """The settings with which all arms play the test tasks."""
+        shared = pick(self.config("base", seed), EvaluateConfig).to_dict()
+        return EvaluateConfig.load(None, **shared | dict(self.playing))
+
     def gathering(self) -> LearnConfig:
         """The settings that gather and score the row's experience."""
-        names = {field.name for field in dataclasses.fields(LearnConfig)}
+        names = {field.name for field in dataclasses.fields(LearnConfig)} - {"context"}  # of a recording alone
         shared = {name: value for name, value in self.settings.items() if name in names}
         return LearnConfig.load(None, **shared | dict(self.experience or {}))
 
@@ -163,7 +191,8 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         seeds=row.get("seeds", [0]), claims=[(better, worse) for better, worse in claims],
         paper=row.get("paper", {}), probe=located(row.get("probe", {})),
         shown={arm: located({"context": name})["context"] for arm, name in shown.items()},
-        experience=row.get("experience"), note=row.get("note", ""),
+        experience=row.get("experience"), playing=row.get("playing", {}), departures=row.get("departures", ()),
+        note=row.get("note", ""),
     )  # fmt: skip
     if not isinstance(plan.seeds, list) or not plan.seeds or not all(type(seed) is int for seed in plan.seeds):
         raise ConfigError(f"{plan.name!r} has the seeds {plan.seeds!r}; wanted a list of whole numbers like [0, 1]")
@@ -171,6 +200,7 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         config = plan.config(arm, 0)  # an invalid setting fails here
         if of_experience(config.context) and plan.experience is None:
             raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
+    plan.tested(0)
     if plan.experience is not None:
         _check_chains(plan)
     known = (*plan.untrained, *plan.arms)
@@ -188,8 +218,7 @@ def _check_chains(plan: Plan) -> None:
     for steps in (int(name.removeprefix("step ")) for name in named if name.startswith("step ")):
         if steps > depth:
             raise ConfigError(f"{plan.name!r} wants step {steps} of chains that have {depth}; raise chain_steps")
-    drawn = {name for name in named if of_experience(name)} - {"best", "traces"}
-    if drawn and len({seed % gathering.chains for seed in plan.seeds}) < len(plan.seeds):
+    if plan.drawn and len({seed % gathering.chains for seed in plan.seeds}) < len(plan.seeds):
         raise ConfigError(
             f"{plan.name!r} has the seeds {list(plan.seeds)} and {gathering.chains} chains; seed % chains must differ"
         )

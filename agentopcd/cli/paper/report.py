@@ -8,23 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.cli.paper.plan import Plan
-from agentopcd.core.stats import Comparison, Rate
+from agentopcd.cli.paper.verdicts import Finding, pack
+from agentopcd.core.crossed import Outcomes
+from agentopcd.core.stats import Rate
 from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drift_lines
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One claim of the paper, and the comparison that tests it."""
-
-    better: str
-    worse: str
-    comparison: Comparison
-
-    @property
-    def verdict(self) -> str:
-        """The verdict, by the paired interval over tasks."""
-        seen = self.comparison.difference
-        return "reproduced" if seen.low > 0 else "refuted" if seen.high < 0 else "undecided at this size"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +32,13 @@ class Result:
     plan: Plan
     rates: Mapping[str, Rate]
     tasks: int
+    outcomes: Mapping[str, Outcomes]
+    """By arm: who won what."""
+    probe_outcomes: Mapping[str, Outcomes]
+    contexts: Mapping[str, Mapping[int, str]]
+    """By arm and training seed: the id of the context that its experience yielded."""
+    compute: str
+    """Precision of matrix products: float32 or bfloat16."""
     findings: Sequence[Finding]
     probe: Mapping[str, Rate]
     probe_findings: Sequence[Finding]
@@ -58,24 +52,22 @@ class Result:
     """By arm, only with ``--report paper``: the figures as the paper reports them."""
 
     def to_dict(self) -> dict[str, Any]:
-        def finding(found: Finding) -> dict[str, Any]:
-            seen = found.comparison
-            return {"claim": f"{found.better} > {found.worse}", "verdict": found.verdict,
-                    "difference": seen.difference.diff, "low": seen.difference.low, "high": seen.difference.high,
-                    "n": seen.n, "tasks": seen.tasks, "p": seen.p}  # fmt: skip
-
         return {
-            "row": self.plan.name, "env": Path(self.plan.settings["env"]).name,
+            "row": self.plan.name, "env": self.plan.env,
             "model": self.plan.settings.get("model", ""), "paper": dict(self.plan.paper),
             "seeds": list(self.plan.seeds), "tasks": self.tasks,
             "rates": {arm: rate.to_dict() for arm, rate in self.rates.items()}, "reply_tokens": dict(self.reply_tokens),
-            "findings": [finding(one) for one in self.findings], "floors": self.floors, "note": self.plan.note,
+            "findings": [one.to_dict() for one in self.findings], "floors": self.floors, "note": self.plan.note,
+            "departures": list(self.plan.departures),
             **drift_dict(self.drift),
             "curves": {arm: dict(found) for arm, found in self.curves.items()},
             "chosen_on_test": {arm: dataclasses.asdict(one) for arm, one in self.chosen_on_test.items()},
             "probe": {arm: rate.to_dict() for arm, rate in self.probe.items()},
             "probe_env": Path(self.plan.probe.get("env", "")).name,
-            "probe_findings": [finding(one) for one in self.probe_findings],
+            "probe_findings": [one.to_dict() for one in self.probe_findings],
+            "outcomes": pack(self.outcomes), "probe_outcomes": pack(self.probe_outcomes),
+            "chains": self.plan.chains, "contexts": {arm: dict(found) for arm, found in self.contexts.items()},
+            "compute": self.compute,
         }  # fmt: skip
 
 
@@ -83,7 +75,7 @@ def lines(result: Result) -> list[str]:
     """The row as text: measured figures beside published ones."""
     plan, published = result.plan, result.plan.paper
     seeds = f"{len(plan.seeds)} training seed{'s' * (len(plan.seeds) > 1)}"
-    out = [f"{plan.name}: {Path(plan.settings['env']).name}, {plan.settings.get('model', 'default model')}, {seeds}"]
+    out = [f"{plan.name}: {plan.env}, {plan.settings.get('model', 'default model')}, {seeds}"]
     if published:
         out.append(f"paper: {published.get('what', '')}")
     probe = f"  {Path(plan.probe['env']).name}" if plan.probe else ""
@@ -106,9 +98,10 @@ def lines(result: Result) -> list[str]:
             f"the paper's report, checkpoints chosen on these test tasks (biased upward): {arm}: best {one.best:.3f}, "
             f"mean of the best three {one.best_three:.3f}, of {one.checkpoints}; {honest}"
         )
-    return [*out, f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
+    out += [f"floors: {result.floors}", *([f"note: {plan.note}"] if plan.note else [])]
+    return [*out, *(f"not as in the paper's code: {one}" for one in plan.departures)]
 
 
 def _seen(found: Finding) -> str:
-    seen = found.comparison
-    return f"{found.verdict}; {seen.difference}, {seen.wins} won / {seen.losses} lost on {seen.tasks} tasks"
+    seen, each = found.seen, "seeds" if found.chains is None else "chains"
+    return f"{found.verdict}; {seen}, {seen.wins} won / {seen.losses} lost by {seen.seeds} {each} on {seen.tasks} tasks"

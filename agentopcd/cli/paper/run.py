@@ -13,20 +13,20 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from agentopcd.cli.paper.plan import Plan, of_experience
-from agentopcd.cli.paper.report import Chosen, Finding, Result
+from agentopcd.cli.paper.report import Chosen, Result
+from agentopcd.cli.paper.verdicts import finding, success
 from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, PlayConfig, PlayerConfig, ScoreConfig, pick
 from agentopcd.core.errors import ConfigError, DependencyError, EnvError
 from agentopcd.core.files import is_file
 from agentopcd.core.runs import CHECKPOINTS, read_records
-from agentopcd.core.stats import Rate, compare
 from agentopcd.core.types import EMPTY, Context, Task
 from agentopcd.distil import distil_context
 from agentopcd.envs.registry import is_rows
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.knowledge import Place, places_of
+from agentopcd.workspace.evaluation.distilled import folder_of
 from agentopcd.workspace.evaluation.drift import Drift, drift
 from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
 from agentopcd.workspace.experience.chains import chains_of
@@ -35,9 +35,8 @@ from agentopcd.workspace.experience.find_context import find_context
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.session import Session
 
-Outcomes = dict[tuple[int, str, int, int], float]
-"""Success by training seed, task key, task seed and repetition."""
-
+Played = dict[tuple[int, str, int], bool]
+"""Success by training seed, task key and task seed: :data:`agentopcd.core.crossed.Outcomes` that grow."""
 
 CURVES = {
     "select": "select/success",
@@ -68,6 +67,7 @@ def run(
             checkpoint plays the test tasks, and the best checkpoints are reported.
     """
     plan = with_probe(plan, work, say)
+    check_tasks(plan, work)
     experience = gathered(plan, work, say=say, progress=progress) if plan.experience is not None else None
     row = _Row(plan, work, say, progress, keep_checkpoints=report == "paper", experience=experience)
     for seed in plan.seeds:
@@ -78,10 +78,11 @@ def run(
     trained = [claim for claim in plan.claims if set(claim) <= set(plan.arms)]
     return Result(
         plan=plan, tasks=row.tasks, floors=row.floors,
-        rates={arm: _rate(found) for arm, found in row.outcomes.items()},
-        findings=[_finding(claim, row.outcomes) for claim in plan.claims],
-        probe={arm: _rate(found) for arm, found in row.probed.items()},
-        probe_findings=[_finding(claim, row.probed) for claim in trained] if plan.probe else [],
+        rates={arm: success(found) for arm, found in row.outcomes.items()},
+        findings=[finding(claim, row.outcomes, plan.chains) for claim in plan.claims],
+        probe={arm: success(found) for arm, found in row.probed.items()},
+        probe_findings=[finding(claim, row.probed, plan.chains) for claim in trained] if plan.probe else [],
+        outcomes=row.outcomes, probe_outcomes=row.probed, contexts=row.contexts, compute=row.compute,
         reply_tokens={arm: sum(found) / len(found) for arm, found in row.tokens.items()},
         drift=row.moved, curves={arm: _curves(files) for arm, files in row.logs.items()},
         chosen_on_test={arm: _chosen(of_seeds) for arm, of_seeds in row.rates.items() if of_seeds},
@@ -101,11 +102,13 @@ class _Row:
     experience: Experience | None
     floors: str = ""
     tasks: int = 0
+    compute: str = ""
 
     def __post_init__(self) -> None:
         plan = self.plan
-        self.outcomes: dict[str, Outcomes] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
-        self.probed: dict[str, Outcomes] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
+        self.outcomes: dict[str, Played] = {arm: {} for arm in (*plan.untrained, *plan.arms)}
+        self.probed: dict[str, Played] = {arm: {} for arm in ("base", *plan.arms)} if plan.probe else {}
+        self.contexts: dict[str, dict[int, str]] = {}
         self.tokens: dict[str, list[float]] = {arm: [] for arm in self.outcomes}
         self.moved: dict[str, Drift] = {}
         self.rates: dict[str, list[list[float]]] = {arm: [] for arm in plan.arms}
@@ -120,10 +123,12 @@ class _Row:
         config = dataclasses.replace(self.plan.config(arm, seed), keep_checkpoints=self.keep_checkpoints)
         if self.experience is None or not of_experience(config.context):
             return config
-        return dataclasses.replace(config, context=self.experience.context(config.context, seed), force=True)
+        context = self.experience.context(config.context, seed)
+        self.contexts.setdefault(arm, {})[seed] = context
+        return dataclasses.replace(config, context=context, force=True)
 
     def train(self, arm: str, seed: int) -> str:
-        """Train an arm and return the folder of its student."""
+        """Train an arm and return the folder of its student, or, with ``placebo``, of its placebo student."""
         plan, config = self.plan, self.config(arm, seed)
         self.say(f"{plan.name}: {arm}, seed {seed}")
         if self.experience is not None and config.replays:
@@ -134,15 +139,17 @@ class _Row:
             with self.open(scored) as session:
                 mixed = find_context(session, scored)
         with self.open(config) as session:
-            student = distil_context(session, config, mixed or find_context(session, config)).folder
+            done = distil_context(session, config, mixed or find_context(session, config))
+            student = folder_of(session, done.placebo_id) if config.placebo else done.folder
         self.logs[arm].append(Path(student).with_name("metrics.jsonl"))
         return student
 
     def play(self, students: Mapping[str, str], seed: int) -> None:
         """Play the untrained arms and one training seed's students on test tasks."""
-        plan, config = self.plan, self.plan.config("base", seed)
+        plan, config = self.plan, self.plan.tested(seed)
         with self.open(config) as session:
             test = session.tasks("test", config.test_tasks)
+            self.compute = str(session.compute).removeprefix("torch.")
             base = Contestant(label="base", model=session.load(config.model))
             contexts = {arm: shown_context(session, self.config(arm, seed)) for arm in plan.shown}
             shown = [dataclasses.replace(base, label=arm, context=context) for arm, context in contexts.items()]
@@ -158,7 +165,7 @@ class _Row:
                 kept = sorted(Path(folder).with_name(CHECKPOINTS).iterdir())
                 steps = _loaded(session, {f"{arm}, step {int(step.name)}": str(step) for step in kept})
                 played = [_play(session, one, test, plan.name)[1] for one in steps]
-                self.rates[arm].append([_rate(outcomes).rate for outcomes in played])
+                self.rates[arm].append([fmean(map(bool, outcomes.values())) for outcomes in played])
 
     def play_probe(self, students: Mapping[str, str], seed: int) -> None:
         """Play the base and one training seed's students on the probe task, which no arm was trained on."""
@@ -195,7 +202,7 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
         ConfigError: nothing could be extracted.
     """
     config = plan.gathering()
-    play = pick(config, PlayConfig, episodes=config.episodes_per_round)
+    play = pick(config, PlayConfig, episodes=config.episodes_per_round, **plan.playing)
     with Session(play, work, say=say, progress=progress) as session:
         run_id = session.ledger.stage("play", recipe=plan.name)
         done = gather(session, play, run_id=run_id)
@@ -204,7 +211,7 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
         if not done.candidates:
             raise ConfigError("no item could be read from the extractor's replies; gather more episodes or chains")
         scoring = session.ledger.stage("score", recipe=plan.name)
-        scorer = pick(config, ScoreConfig, method="uniform", confirm=False)  # as in the paper
+        scorer = pick(config, ScoreConfig, method="uniform", confirm=False, **plan.playing)  # as in the paper
         ranking, _ = choose(session, scorer, done.candidates, run_id=scoring)
         session.ledger.finish(scoring, {"text": str(ranking)})
         row = session.store.run(run_id)
@@ -239,6 +246,24 @@ def _probe_tasks(plan: Plan, work: Path) -> int:
         if config.context:
             session.context(config.context, config.placement)
         return len(session.tasks("test", config.test_tasks))
+
+
+def check_tasks(plan: Plan, work: Path) -> None:
+    """Refuse a row that asks for more tasks than its splits have: fewer would make it another experiment.
+
+    Raises:
+        ConfigError: a split is too small.
+    """
+    wanted = {"test": int(plan.settings.get("test_tasks", 0)), "select": int(plan.settings.get("select_tasks", 0))}
+    if plan.experience is not None:
+        wanted["select"] = max(wanted["select"], int(plan.experience.get("select_tasks", 0)))
+    with Session(plan.config("base", 0), work, say=lambda line: None) as session:
+        for split, count in wanted.items():
+            if (found := len(session.tasks(split))) < count:
+                raise ConfigError(
+                    f"{plan.name!r} wants {count:,} {split} tasks and {plan.env} has {found:,}; give it more rows, or "
+                    f"cut other splits with `agentopcd envs splits` and name them as splits in the recipe"
+                )
 
 
 def with_probe(plan: Plan, work: Path, say: Callable[[str], None]) -> Plan:
@@ -288,8 +313,8 @@ def _play(
     return table, session.store.outcomes(one.arm, arena)
 
 
-def _of_seed(outcomes: Mapping[Place, float], seed: int) -> Outcomes:
-    return {(seed, *place): won for place, won in outcomes.items()}
+def _of_seed(outcomes: Mapping[Place, float], seed: int) -> Played:
+    return {(seed, task, task_seed): bool(won) for (task, task_seed, _), won in outcomes.items()}
 
 
 def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
@@ -310,22 +335,13 @@ def _chosen(rates: Sequence[Sequence[float]]) -> Chosen:
     )
 
 
-def _rate(outcomes: Mapping[Any, float]) -> Rate:
-    return Rate(sum(map(bool, outcomes.values())), len(outcomes))
-
-
-def _finding(claim: tuple[str, str], outcomes: Mapping[str, Outcomes]) -> Finding:
-    better, worse = claim
-    a, b = outcomes[better], outcomes[worse]
-    return Finding(better=better, worse=worse, comparison=compare(a, b, {place: place[1] for place in (*a, *b)}))
-
-
 def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
     """Print what :func:`run` would do, without loading a model: steps, tasks, tokens and memory of each arm."""
     from agentopcd.core.errors import ModelError
     from agentopcd.distillation.memory import memory, train_flop
 
     plan = with_probe(plan, work, say)
+    check_tasks(plan, work)
     base = plan.config("base", 0)
     test = f"{base.test_tasks} test tasks at most"
     if plan.experience is not None:
@@ -354,6 +370,8 @@ def say_plan(plan: Plan, work: Path, say: Callable[[str], None]) -> None:
                 f"{plan.name}, {arm}: {len(plan.seeds)} seeds of {config.steps} steps of {config.batch_size} episodes"
                 f"{games}, at most {replies:,} replies and {tokens:,} tokens a seed; {tests} test tasks; {needs}"
             )
+    for one in plan.departures:
+        say(f"{plan.name}, not as in the paper's code: {one}")
     if plan.probe:
         say(f"{plan.name}, probe: {plan.probe['env']}, {_probe_tasks(plan, work)} test tasks, base and every student")
     say("hours: on one GPU, for the replies alone, without their prompts")

@@ -26,17 +26,18 @@ PANELS: Mapping[str, tuple[str, ...]] = {
         "chain_steps", "extract_tokens", "budget_tokens", "show_earlier", "gate",
     ),
     "Loss and teacher": (
-        "method", "one_method", "answers", "teacher", "teacher_strength", "teacher_kind", "teacher_every",
-        "teacher_keeps", "direction", "divergence", "support", "loss_temperature", "importance_cap", "token_cap",
-        "anchor", "turn_fade", "reduction", "turn_decay", "cut_replies",
+        "method", "one_method", "answers", "teacher", "turn_items", "teacher_strength", "teacher_kind",
+        "teacher_every", "teacher_keeps", "direction", "divergence", "support", "loss_temperature", "importance_cap",
+        "token_cap", "anchor", "turn_fade", "reduction", "turn_decay", "cut_replies",
     ),
     "Optimiser": (
         "steps", "batch_size", "learning_rate", "warmup_steps", "decay", "lora_rank", "weight_decay", "clip_norm",
         "shard", "async_steps", "tokens_per_batch", "gradient_checkpointing",
     ),
     "Choosing": (
-        "context", "mix", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force", "select_tasks",
-        "select_every", "patience", "confirm_tasks", "gate_tasks", "margin", "drift_budget", "test_tasks",
+        "context", "mix", "placebo", "pool", "method", "candidates", "by", "traces", "turns", "confirm", "force",
+        "select_tasks", "select_every", "patience", "confirm_tasks", "gate_tasks", "margin", "drift_budget",
+        "test_tasks",
     ),
     "Serving": (
         "record", "canary", "canary_model", "canary_context", "redact", "host", "port", "key_file", "max_waiting",
@@ -55,6 +56,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
         "seed",
     ),
     "confirm": ("env", "env_args", "model", "context", "confirm_tasks", "max_tokens", "seed"),
+    "forecast": ("env", "env_args", "model", "context", "episodes", "max_tokens", "seed"),
     "consolidate": (
         "env", "env_args", "model", "context", "placement", "method", "steps", "batch_size", "learning_rate",
         "lora_rank", "max_tokens", "seed",

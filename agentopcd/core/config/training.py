@@ -80,6 +80,9 @@ class TrainConfig(PlayerConfig):
     teacher_strength: float = 0.0
     """How much the context counts for the teacher: its log-probabilities without the context, plus this many times what
     the context changes in them. Below 1 a milder target, above 1 a stronger one; 0: the teacher as it is (1)."""
+    turn_items: int = 0
+    """At each turn, show the teacher only this many items of the context, those whose words the turn shows most of; 0:
+    the whole context."""
     direction: Literal["", "reverse", "forward", "jensen-shannon"] = ""
     """Direction of the divergence on the student's own answers (the baselines have theirs); empty: reverse, from
     student to teacher, as in the paper."""
@@ -146,7 +149,7 @@ class TrainConfig(PlayerConfig):
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
         self._not_negative("importance_cap", "async_steps", "tokens_per_batch", "patience", "warmup_steps")
-        self._not_negative("anchor", "token_cap", "teacher_strength", "gate_tasks", "drift_budget")
+        self._not_negative("anchor", "token_cap", "teacher_strength", "turn_items", "gate_tasks", "drift_budget")
         if not 0 <= self.margin < 1:
             raise ConfigError(f"margin is {self.margin}; it is a difference of success rates, 0 or more and below 1")
         self._temperature("loss_temperature")
@@ -168,6 +171,7 @@ class TrainConfig(PlayerConfig):
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
     def _check_method(self) -> None:
+        self._only_with("turn_items", not self.by_teacher, "the student's own answers")
         self._only_with("anchor", not self.by_teacher, "methods that learn from the student's own answers")
         self._only_with("answers", self.by_teacher, "--method context-distillation or seqkd")
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):

@@ -171,6 +171,27 @@ class ConfirmConfig(PlayerConfig, verb="confirm"):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ForecastConfig(PlayerConfig, verb="forecast"):
+    """`agentopcd forecast`: whether there is a gain to distil, before anything is trained."""
+
+    context: str = ""
+    """Context to look at: a ref or id in the store, or a text file; empty: ENV/best."""
+    placement: Placement = "user"
+    """Where a context from a file is placed: in the user message or in the system message."""
+    episodes: int = 64
+    """Select tasks to play with the context, without it and with its placebo, at most as many as the split holds; games
+    that are stored are not played again."""
+    by: str = ""
+    """What is compared: success, reward, or a metric that the environment reports; empty: the environment's choice,
+    mostly success."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._needs_weights("to compare replies with")
+        self._positive("episodes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ConsolidateConfig(TrainConfig, verb="consolidate"):
     """`agentopcd consolidate`: distil a context into the student's weights (arXiv:2602.12275, Algorithm 1)."""
 
@@ -181,11 +202,15 @@ class ConsolidateConfig(TrainConfig, verb="consolidate"):
     mix: int = 0
     """Distil this many contexts at once, the best ones on select tasks; each episode draws one, weighted by its success
     there; 0: one context."""
+    placebo: bool = False
+    """Train a second student in the same way on the context's placebo, which has its form and none of its content, and
+    compare the two on test tasks: what the form alone gives is no knowledge."""
     teacher: str = ""
     """Model that scores replies with the context in its prompt; empty: the student itself (see --teacher-kind)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._only_with("placebo", bool(self.test_tasks), "a comparison on test tasks (--test-tasks above 0)")
         if self.mix < 0 or (self.mix and self.context):
             raise ConfigError(f"mix is {self.mix}; wanted a number of contexts of the store, and no --context with it")
         if self.teacher and self.teacher_kind != "frozen":

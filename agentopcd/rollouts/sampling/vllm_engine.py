@@ -102,10 +102,8 @@ class VllmSampler:
         self._llm: Any = None
         self._tickets = itertools.count()
         self._ready: dict[int, Completion] = {}
-        self.heard: Heard | None = None
-        """See :class:`.protocol.Stepwise`."""
-        self._told: dict[int, int] = {}
-        """How many tokens of each reply were heard."""
+        self.heard: Heard | None = None  # see protocol.Stepwise
+        self._told: dict[int, int] = {}  # how many tokens of each reply were heard
         self._adapter: Any = None
         self._asleep = False
         self._versions = itertools.count(1)

@@ -18,6 +18,7 @@ from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.knowledge import Place
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
+from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
 from agentopcd.workspace.evaluation.spoken import Distances, Spoken
 from agentopcd.workspace.evaluation.table import Contestant
 from agentopcd.workspace.session import Session
@@ -36,21 +37,25 @@ def distances(
     """
     rows, totals = {}, {} if known is None else known
     for contestant in contestants:
-        played = _played(session, contestant, tasks, setup=setup)
+        played = played_by(session, contestant, tasks, setup=setup)
         if contestant.label in totals:
             rows[contestant.label] = _spoken(played, totals[contestant.label], shown=bool(contestant.context.text))
             continue
         chat = session.player_for(contestant.model).chat
         if prompted.id != contestant.model.id:
             chat.taught_by(prompted.tokenizer)
-        found = _totals(session, contestant, prompted, context, played, chat)
+        found = reply_totals(session, contestant, prompted, context, played, chat)
         rows[contestant.label] = _spoken(played, found, shown=bool(contestant.context.text))
         totals[contestant.label] = found
-    closed = None
-    if {"base", "student"} <= set(totals):
-        base, student = ([(one.key, one.kl, one.tokens) for one in totals[label]] for label in ("base", "student"))
-        closed = closed_share(student, base)
-    return Distances(rows=rows, closed=closed)
+    sized = {label: [(one.key, one.kl, one.tokens) for one in found] for label, found in totals.items()}
+
+    def closed(label: str, left_by: str) -> Mean | None:
+        return closed_share(sized[label], sized[left_by]) if {label, left_by} <= set(sized) else None
+
+    return Distances(
+        rows=rows, closed=closed("student", "base"), placebo=closed(PLACEBO_STUDENT, "base"),
+        beyond=closed("student", PLACEBO_STUDENT),
+    )  # fmt: skip
 
 
 def nats_by_place(
@@ -66,9 +71,9 @@ def nats_by_place(
     if prompted.id != contestant.model.id:
         chat.taught_by(prompted.tokenizer)
     places = {job.task.key: (job.task.key, job.task.seed, job.rep) for job in jobs}
-    played = _played(session, contestant, [job.task for job in jobs], setup=setup, rep=jobs[0].rep)
+    played = played_by(session, contestant, [job.task for job in jobs], setup=setup, rep=jobs[0].rep)
     sums: dict[str, tuple[float, int]] = {}
-    for one in _totals(session, contestant, prompted, context, played, chat):
+    for one in reply_totals(session, contestant, prompted, context, played, chat):
         nats, tokens = sums.get(one.key, (0.0, 0))
         sums[one.key] = nats + one.kl, tokens + one.tokens
     for key, (nats, tokens) in sums.items():
@@ -77,7 +82,7 @@ def nats_by_place(
     return found
 
 
-def _played(
+def played_by(
     session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str, rep: int = 0
 ) -> list[Episode]:
     arm, wanted = contestant.arm, {(task.key, task.seed, rep) for task in tasks}
@@ -87,11 +92,17 @@ def _played(
 
 
 @torch.no_grad()
-def _totals(
+def reply_totals(
     session: Session, contestant: Contestant, prompted: LoadedModel, context: Context | Mixture,
     played: Sequence[Episode], chat: Chat,
 ) -> list[Totals]:  # fmt: skip
-    """The sums of each reply, in nats."""
+    """The sums of each reply of a contestant, in nats, and its tokens one by one.
+
+    Args:
+        prompted: the model that sees ``context``.
+        played: the contestant's episodes.
+        chat: renders its prompts, and those of ``prompted``.
+    """
     shown, model = bool(contestant.context.text), contestant.model
     opening, tools = next(((t.messages, t.tools) for e in played for t in e.turns), ([], []))
     judge = chat.teacher or chat

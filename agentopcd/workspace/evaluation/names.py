@@ -11,7 +11,9 @@ from agentopcd.knowledge import Arm, Store
 from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.paths import recall
 
-ORDER = ("student", "in-context", "teacher", "base")
+PLACEBO_STUDENT = "placebo student"
+"""The arm of a student that was trained on the context's placebo."""
+ORDER = ("student", PLACEBO_STUDENT, "in-context", "teacher", "base")
 SHORT = 12
 """Digits of an id that are shown; commands take them for the whole."""
 
@@ -62,7 +64,7 @@ def header(store: Store, work: Path, found: Mapping[str, Mapping[str, Any]]) -> 
             continue
         row = store.lookup("model", id=one["model"])
         line = f"{label}: {_model(work, row, one)}"
-        if label == "student" and one["parent"]:
+        if label in ("student", PLACEBO_STUDENT) and one["parent"]:
             parent = store.lookup("model", id=one["parent"])
             taught = ", ".join(map(spoken_name, one["carries"]))
             line += f" (from {parent['name'] if parent else 'a model'} {one['parent'][:SHORT]}"

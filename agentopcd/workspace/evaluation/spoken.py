@@ -9,6 +9,13 @@ from typing import Any, Self
 
 from agentopcd.core.stats import Mean, Rate
 
+SHARES = {
+    "closed": "distance closed by the student",
+    "placebo": "distance closed by the placebo student",
+    "beyond": "closed by the student of the distance that the placebo student leaves",
+}
+"""Shares of :class:`Distances` by field, in words."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spoken:
@@ -49,37 +56,44 @@ class Distances:
     closed: Mean | None
     """``1 - student / base``, paired over tasks; 1: the student answers like the model that sees the context. ``n``
     counts tasks."""
+    placebo: Mean | None = None
+    """The same of the placebo student, which was trained on the context's form alone."""
+    beyond: Mean | None = None
+    """``1 - student / placebo student``: what the student closes of the distance that the form alone leaves."""
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
         """The distances that :meth:`to_dict` wrote."""
-        closed = given["closed"]
         rows = {row["label"]: Spoken.from_dict(row) for row in given["rows"]}
-        return cls(rows=rows, closed=None if closed is None else _mean(closed))
+        shares = {name: _mean(one) for name in SHARES if (one := given.get(name)) is not None}
+        return cls(rows=rows, **{"closed": None} | shares)
 
     def to_dict(self) -> dict[str, Any]:
         """The distances as JSON."""
         rows = [{"label": label, **row.to_dict()} for label, row in self.rows.items()]
-        return {"rows": rows, "closed": None if self.closed is None else self.closed.to_dict()}
+        shares = {name: share.to_dict() for name in SHARES if (share := getattr(self, name)) is not None}
+        return {"rows": rows, "closed": None, **shares}
 
     def lines(self) -> list[str]:
         """The distances as text, a line for each contestant."""
         called = any(row.calls for row in self.rows.values())
+        wide = max((12, *map(len, self.rows)))
         out = [
-            f"{'':12s} {'distance':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens  entropy    cut" + "  calls" * called
+            f"{'':{wide}s} {'distance':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens  entropy    cut"
+            + "  calls" * called
         ]
         for label, row in self.rows.items():
             far = row.distance
             interval = f"[{far.low:.3f}, {far.high:.3f}]"
             calls = f"  {row.calls.rate:5.3f}" if row.calls else ""
             out.append(
-                f"{label:12s} {far.rate:8.3f}  {interval:>16s} {far.n:5d}  {row.reply_tokens:6.1f}  "
+                f"{label:{wide}s} {far.rate:8.3f}  {interval:>16s} {far.n:5d}  {row.reply_tokens:6.1f}  "
                 f"{row.entropy.rate:7.3f}  {row.cut.rate:5.3f}{calls}"
             )
         out.append("distance: reverse KL to the model that sees the context, in nats a token of a model's own replies")
-        if self.closed is not None:
-            share = f"{self.closed.rate:.3f} [{self.closed.low:.3f}, {self.closed.high:.3f}]"
-            out.append(f"distance closed by the student: {share} ({self.closed.n} tasks)")
+        for name, words in SHARES.items():
+            if (found := getattr(self, name)) is not None:
+                out.append(f"{words}: {found.rate:.3f} [{found.low:.3f}, {found.high:.3f}] ({found.n} tasks)")
         return out
 
 

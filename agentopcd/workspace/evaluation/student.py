@@ -12,9 +12,11 @@ from agentopcd.core.files import resolved
 from agentopcd.core.types import EMPTY
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import best_ref
+from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.card import describe
 from agentopcd.workspace.evaluation.distance import distances
 from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drifts
+from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
 from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
 from agentopcd.workspace.paths import inside, recall
 from agentopcd.workspace.session import Session
@@ -49,6 +51,7 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
         session.say("no context: nothing was distilled or confirmed for this environment, and none was given")
     if student is not None and student.id != base.id:
         contestants.append(Contestant(label="student", model=student))
+        contestants += _placebo_student(session, student)
     else:
         session.say("no student: none was consolidated for this environment, and none was given")
     tasks = session.tasks("test", config.test_tasks)
@@ -62,6 +65,21 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
     if student is not None and here and student.parent_id == base.id:
         describe(store, student.folder, student.id, base.folder)  # with the drift, which only this verb measures
     return result, drift
+
+
+def _placebo_student(session: Session, student: models.LoadedModel) -> list[Contestant]:
+    """The placebo student that was trained beside this one, if there is one and it is still here."""
+    store, row = session.store, session.store.lookup("model", id=student.id)
+    if row is None or row["run_id"] is None:
+        return []
+    result = store.run(row["run_id"])["result"]
+    twin = read_object(result, f"the result of run {row['run_id']}").get("placebo", "") if result else ""
+    if not (known := store.lookup("model", id=twin) if twin else None):
+        return []
+    if (name := recall(session.work, known)) is None:
+        session.say(f"note: the placebo student {known['path']} is gone, so it is left out")
+        return []
+    return [Contestant(label=PLACEBO_STUDENT, model=session.load(name))]
 
 
 def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedModel | None) -> models.LoadedModel:

@@ -16,7 +16,7 @@ from agentopcd.envs.floors import Floors, floors
 from agentopcd.knowledge import Arena, Arm, Place, places_of
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.engine import engine_of
-from agentopcd.workspace.evaluation.names import compared, header
+from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT, compared, header
 from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.session import Session
 
@@ -161,7 +161,10 @@ def tabulate(
     ]
     arms = {entry.label: entry.arm for entry in entries}
     named = compared(store, arms)
-    wanted = [("in-context", "base"), ("student", "base"), ("student", "in-context"), ("student", "teacher")]
+    wanted = [
+        ("in-context", "base"), ("student", "base"), ("student", PLACEBO_STUDENT), (PLACEBO_STUDENT, "base"),
+        ("student", "in-context"), ("student", "teacher"),
+    ]  # fmt: skip
     notes = sorted({entry.note for entry in entries if entry.note})
     if session.manifest.protocol == "shared":
         few = f"{session.manifest.distinct} tasks are too few to split"
@@ -214,9 +217,10 @@ def lines(evaluation: Evaluation) -> list[str]:
     out = [f"{evaluation.env}, {evaluation.split} tasks"]
     out += row_lines(evaluation.rows) if evaluation.graded else []
     out += evaluation.distances.lines() if evaluation.distances else []
+    wide = max((21, *map(len, evaluation.comparisons)))
     for name, c in evaluation.comparisons.items() if evaluation.graded else ():
         paired = f"paired, {c.wins} won / {c.losses} lost on {c.tasks} tasks, p = {c.p:.2g}"
-        out.append(f"{name:21s} {c.difference}  {paired}")
+        out.append(f"{name:{wide}s} {c.difference}  {paired}")
     if evaluation.recovered is not None:
         out.append(f"recovered: {evaluation.recovered:.0%} of the in-context gain, without the context")
     if evaluation.floors is not None:
@@ -231,10 +235,13 @@ def lines(evaluation: Evaluation) -> list[str]:
 
 def row_lines(rows: Sequence[TableRow]) -> list[str]:
     """The rows of a table, below a line with the names of the columns."""
-    out = [f"{'':12s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens"]
+    wide = max((12, *(len(row.label) for row in rows)))
+    out = [f"{'':{wide}s} {'success':>8s}  {'95 % interval':>16s} {'n':>5s}  tokens"]
     for row in rows:
         interval = f"[{row.rate.low:.3f}, {row.rate.high:.3f}]"
-        out.append(f"{row.label:12s} {row.rate.rate:8.3f}  {interval:>16s} {row.rate.n:5d}  {row.reply_tokens:6.1f}")
+        out.append(
+            f"{row.label:{wide}s} {row.rate.rate:8.3f}  {interval:>16s} {row.rate.n:5d}  {row.reply_tokens:6.1f}"
+        )
     for name in dict.fromkeys(name for row in rows for name in row.means):
         shown = [(row.label, row.means[name], row.rate.rate) for row in rows if name in row.means]
         if any(mean.rate != success for _, mean, success in shown):  # else it is success once more

@@ -14,7 +14,6 @@ from agentopcd import models
 from agentopcd.core.config import ScoreConfig, player_flags
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import ratio
-from agentopcd.core.text import split_lines
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode
 from agentopcd.distillation import losses
 from agentopcd.distillation.chunks import CHUNK_LOGITS
@@ -22,7 +21,7 @@ from agentopcd.distillation.prefix import prefix_of
 from agentopcd.distillation.samples import Sample, in_batches, samples_of
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.knowledge import best_ref, check_leaks, identify
+from agentopcd.knowledge import best_ref, check_leaks, without
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
 from agentopcd.workspace.experience.chains import pool
@@ -137,7 +136,7 @@ def influence(session: Session, config: ScoreConfig, context: Context) -> Influe
         models.check_head(loaded.model)
     teacher = FrozenTeacher(loaded, loaded, compute=session.compute, prefixes=[chat.prefix(context)])
     items = {item.id: item.text for item in session.store.items(context_id=context.id)}
-    arms = {item_id: without(context, item_id) for item_id in items} | {EMPTY.id: EMPTY}
+    arms = {item_id: without(context, [item_id]) for item_id in items} | {EMPTY.id: EMPTY}
     turns = _turns(session, teacher, context, config)
     if len(turns) < 2:
         raise ConfigError(
@@ -157,12 +156,6 @@ def influence(session: Session, config: ScoreConfig, context: Context) -> Influe
         context_id=context.id, items=sorted(rated, key=lambda one: -one.share), kl_nats=kl, low_nats=low,
         high_nats=high, turns=len(turns), tokens=sum(tokens),
     )  # fmt: skip
-
-
-def without(context: Context, item_id: str) -> Context:
-    """The context minus the lines of one item; the other lines stay as they are."""
-    kept = [line for line in split_lines(context.text) if not (line.startswith(MARKER) and identify(line) == item_id)]
-    return Context("\n".join(kept), context.placement)
 
 
 def divergences(

@@ -34,12 +34,12 @@ class Answer:
     """Seconds since 1970."""
 
     @classmethod
-    def of(cls, name: str, model: str, prompt_tokens: int, said: Said, created: int) -> Answer:
+    def of(cls, name: str, model: str, prompt_tokens: int, said: Said, begun_at: str) -> Answer:
         """The answer that a new reply is."""
         return cls(
             name=name, model=model, message=said.message, thinking=said.thinking, finish_reason=said.finish_reason,
             prompt_tokens=prompt_tokens, output_tokens=len(said.token_ids), token_ids=said.token_ids,
-            logprobs=said.logprobs, created=created,
+            logprobs=said.logprobs, created=seconds(begun_at),
         )  # fmt: skip
 
     @classmethod
@@ -49,7 +49,7 @@ class Answer:
             name=known.name, model=model, message=known.message, thinking=split(known.reply)[0],
             finish_reason=known.finish_reason, prompt_tokens=known.prompt_tokens, output_tokens=known.output_tokens,
             token_ids=known.response_ids, logprobs=known.logprobs,
-            created=int(datetime.fromisoformat(known.at).timestamp()),
+            created=seconds(known.begun_at),
         )  # fmt: skip
 
     def whole(self, logprobs: Any) -> dict[str, Any]:
@@ -91,6 +91,11 @@ class Answer:
             }}
             for call in self.message.get("tool_calls", ())
         ]  # fmt: skip
+
+
+def seconds(at: str) -> int:
+    """A time of the store as seconds since 1970."""
+    return int(datetime.fromisoformat(at).timestamp())
 
 
 def chunk(head: dict[str, Any], delta: dict[str, Any], logprobs: Any = None, *, reason: str | None = None) -> bytes:

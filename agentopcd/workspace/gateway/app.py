@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import hmac
 import re
-import time
 import traceback
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -27,7 +26,7 @@ from agentopcd.core.types import Sampling
 from agentopcd.knowledge.database import now
 from agentopcd.knowledge.recordings import Place
 from agentopcd.workspace.gateway import schema
-from agentopcd.workspace.gateway.answers import Answer, chunk, event, told_tokens
+from agentopcd.workspace.gateway.answers import Answer, chunk, event, seconds, told_tokens
 from agentopcd.workspace.gateway.asked import Asked, Refused, asked_of, check, read_json
 from agentopcd.workspace.gateway.dealer import Dealer, Served
 from agentopcd.workspace.gateway.desk import Desk
@@ -195,7 +194,7 @@ class _Turn:
     def __init__(self, gateway: Gateway, asked: Asked, body: Any, key: str) -> None:
         self.gateway, self.asked, self.body, self.key = gateway, asked, body, key
         self.name = f"chatcmpl-{uuid.uuid4().hex}"
-        self.begun_at, self.created = now(), int(time.time())
+        self.begun_at = now()
         self.recorded = bool(gateway.desk.kept.recording)
         self.known: Answer | None = None
         """What was answered before, if the client repeats a request."""
@@ -287,7 +286,7 @@ class _Turn:
                         sent = len(words.ids)
             said, more = words.finish(None if words.stopped else await handle.reply)
         await self._keep(said)
-        self.known = Answer.of(self.name, self.gateway.rules.model, len(self._prompt.prompt_ids), said, self.created)
+        self.known = Answer.of(self.name, self.gateway.rules.model, len(self._prompt.prompt_ids), said, self.begun_at)
         yield more, self.told(said.token_ids[sent:], said.logprobs[sent:])
 
     async def _keep(self, said: Said) -> None:
@@ -316,7 +315,7 @@ class _Stream(StreamingResponse):
 
     async def _events(self) -> AsyncIterator[bytes]:
         turn = self.turn
-        name, created = (turn.known.name, turn.known.created) if turn.known else (turn.name, turn.created)
+        name, created = (turn.known.name, turn.known.created) if turn.known else (turn.name, seconds(turn.begun_at))
         head = {"id": name, "created": created, "model": turn.gateway.rules.model}
         try:
             yield chunk(head, {"role": "assistant", "content": ""})

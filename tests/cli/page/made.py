@@ -131,5 +131,5 @@ def _paper(word: Word) -> dict[str, Any]:
         "size": "mini", "paper": {"what": word("their rates"), "opcd": 51.0}, "seeds": [0],
         "rates": {"base": rate, "opcd": rate}, "reply_tokens": {"base": 10.0},
         "findings": [finding, {**finding, "verdict": "refuted", "difference": -0.3, "low": -0.4, "high": -0.2}],
-        "floors": word("uniform random 0.1"), "note": word("a note"),
+        "floors": word("uniform random 0.1"), "note": word("a note"), "outcomes": {},
     }  # fmt: skip

@@ -9,13 +9,16 @@ from typing import Any
 
 import httpx2 as httpx
 import openai
+import pytest
 import torch
 
 from agentopcd import models
+from agentopcd.core.errors import StoreError
 from agentopcd.core.types import Context
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.care import problems
 from agentopcd.knowledge.recordings import Answered, Rating
+from agentopcd.workspace.gateway import desk
 from tests.workspace.gateway.running import NAME, Running, Says, load, says, text_of
 
 TOOL: Any = {"type": "function", "function": {"name": "price", "description": "Looks up a price.", "parameters": {
@@ -201,6 +204,23 @@ def test_a_repeated_request_gets_the_same_reply_and_is_kept_once(loaded: models.
         other = server.ask("b", idempotency_key="k")
         assert other.status_code == 409 and other.json()["error"]["code"] == "name_used_before"
         assert [len(session.requests) for session in server.recorded()] == [1]
+
+
+def test_a_reply_that_cannot_be_kept_is_not_given(
+    loaded: models.LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise StoreError("the disk is full")
+
+    with Running(loaded, tmp_path, sampler=says(loaded, "ok")) as server:
+        monkeypatch.setattr(desk, "record", full)
+        refused = server.ask("a", idempotency_key="k")
+        assert refused.status_code == 503 and "the disk is full" in refused.json()["error"]["message"]
+        stream = server.ask("a", more={"stream": True})
+        assert '"code": "not_kept"' in stream.text and "[DONE]" not in stream.text
+        assert '"finish_reason": "stop"' not in stream.text
+        monkeypatch.undo()
+        assert text_of(server.ask("a", idempotency_key="k")) == "ok" and len(server.recorded()) == 1
 
 
 def test_nothing_is_kept_without_a_recording(loaded: models.LoadedModel, tmp_path: Path) -> None:

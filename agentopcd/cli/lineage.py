@@ -1,0 +1,163 @@
+"""``agentopcd knowledge audit, forget``: what is in a student's weights, whether it stays, and how it is taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from agentopcd.cli.knowledge import open_store
+from agentopcd.cli.options import DRY_RUN, JSON, WORK, Call, goes_on, progress
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import workspace
+
+if TYPE_CHECKING:
+    from agentopcd.knowledge import Item, Store
+    from agentopcd.knowledge.database import Row
+
+STUDENT = "Folder of a student, ENV/student, or the start of an id (4 digits or more)."
+SHORT = 12
+
+
+def add_to(knowledge: typer.Typer) -> None:
+    """Add the commands to ``agentopcd knowledge``."""
+    knowledge.command(epilog="Example: agentopcd knowledge audit")(audit)
+    knowledge.command(epilog='Example: agentopcd knowledge forget 1f0c9a --reason "wrong since version 2"')(forget)
+
+
+def audit(
+    student: Annotated[
+        str, typer.Argument(metavar="[STUDENT]", show_default="the newest student with items", help=STUDENT)
+    ] = "",
+    item: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Ask also for an item that this student should not have; repeat for more."),
+    ] = None,
+    lineage: Annotated[
+        bool, typer.Option("--lineage", metavar="", help="Audit its ancestors, too, and show what was lost since.")
+    ] = False,
+    turns: Annotated[int, typer.Option(min=2, help="Stored turns to read for each context.")] = 128,
+    work: WORK = None,
+    as_json: JSON = False,
+    dry_run: DRY_RUN = False,
+) -> None:
+    """Measure which items a student has in its weights: for each, how much of its effect on the teacher the student
+    shows without any context, beside the same figure for a placebo. Nothing is played: stored turns are read.
+
+    Example: agentopcd knowledge audit
+    """
+    from agentopcd.knowledge.lineage import carried, generations
+    from agentopcd.workspace.lineage.found import audits, curves
+
+    call = Call(work, as_json, dry_run)
+    folder = workspace(work)
+    with goes_on(), open_store(folder) as store:
+        row = _student(store, folder, student)
+        others = [one.id for one in _items(store, item or ())]
+        asked = [one.model for one in generations(store, row["id"])[:-1] if carried(store, one.model["id"])]
+        students = [*(asked if lineage else []), row]
+        if dry_run:
+            from agentopcd.workspace.lineage.audit import to_audit
+
+            plan = [(one["id"][:SHORT], len(to_audit(store, one, others if one is row else ()))) for one in students]
+            call.show([{"student": name, "items": count} for name, count in plan])
+            for name, count in plan:
+                call.say(f"plan: student {name}, {count} items, each behind two contexts on up to {turns} stored turns")
+            return call.say("dry run: nothing was read; leave out --dry-run to start")
+        from agentopcd import models
+        from agentopcd.workspace.lineage import audit as module
+
+        models.prepare_process()
+        done = [
+            module.audit(
+                store, folder, one, turns=turns, others=others if one is row else (), say=call.say, progress=progress
+            )
+            for one in students
+        ]
+        known = audits(store, row["id"])
+    call.show({"audits": [one.to_dict() for one in done], "lineage": [one.to_dict() for one in known]})
+    for line in (line for one in done for line in one.lines()):
+        call.say(line)
+    for line in curves(known):
+        call.say(line)
+
+
+def forget(
+    items: Annotated[list[str], typer.Argument(metavar="ID...", help="Items: 4 digits of an id or more.")],
+    student: Annotated[str, typer.Option(show_default="the newest that carries them", help=STUDENT)] = "",
+    reason: Annotated[str | None, typer.Option(help="Why; kept in the item's history.")] = None,
+    server: Annotated[
+        str, typer.Option(show_default="as in the first training", help="Address to play at, if a server played.")
+    ] = "",
+    work: WORK = None,
+    as_json: JSON = False,
+    dry_run: DRY_RUN = False,
+) -> None:
+    """Take items out of a student's weights: retire them, and train again without them from the last ancestor that
+    never saw them, with the settings of the first trainings. Hashes prove that nothing of the new lineage holds them.
+
+    Example: agentopcd knowledge forget 1f0c9a --reason "wrong since version 2"
+    """
+    from agentopcd import models
+    from agentopcd.cli.closing import command, next_is
+    from agentopcd.distil import distil_context
+    from agentopcd.workspace.lineage import forget as module
+
+    call = Call(work, as_json, dry_run)
+    folder = workspace(work)
+    models.prepare_process()
+    with goes_on(), open_store(folder) as store:
+        found = _items(store, items)
+        row = _student(store, folder, student, found)
+        plan = module.plan_of(store, folder, row, found)
+        for line in plan.lines():
+            call.say(line)
+        if dry_run:
+            time = module.time_of(store, folder, plan, call.say)
+            call.show({"student": row["id"], "items": [one.id for one in found], "plan": [*plan.lines()], "time": time})
+            call.say(time)
+            return call.say("dry run: nothing was trained or retired; leave out --dry-run to start")
+        result = module.forget(
+            store, folder, plan, distil=distil_context, reason=reason, server=server, say=call.say, progress=progress
+        )
+        others = [id_ for one in found for id_ in store.carriers(one.id)]
+    call.show(result.to_dict() | {"carriers": sorted({*others})})
+    for line in result.lines():
+        call.say(line)
+    call.say(f"still in the weights of: {', '.join(id_[:SHORT] for id_ in dict.fromkeys(others))}; use none of these")
+    asked = " ".join(f"--item {one.id[:SHORT]}" for one in found)
+    next_is(call, command(call, f"knowledge audit {result.student[:SHORT]} {asked}", ""))
+
+
+def _items(store: Store, names: Sequence[str]) -> list[Item]:
+    found = {}
+    for name in names:
+        kind, id_ = store.find(name)
+        if kind != "item":
+            raise ConfigError(f"{name!r} is a context; name an item")
+        found[id_] = store.item(id_)
+    return list(found.values())
+
+
+def _student(store: Store, work: Path, name: str, items: Sequence[Item] = ()) -> Row:
+    """The student that is named, or the newest one that carries all of ``items``, or any item if there are none.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from agentopcd.knowledge.lineage import carried
+    from agentopcd.workspace.lineage.recorded import student_named
+
+    if name:
+        if (row := student_named(store, work, name)) is None:
+            raise ConfigError(f"{name!r} is no student of this workspace; agentopcd status lists them")
+        return row
+    wanted = {item.id for item in items}
+    for row in store.models(trained=True):
+        held = {entry.item.id for entry in carried(store, row["id"])}
+        if held and wanted <= held:
+            return row
+    what = "carries all of these items" if items else "carries items"
+    raise ConfigError(f"no student of this workspace {what}; agentopcd knowledge show ITEM lists who carries one")

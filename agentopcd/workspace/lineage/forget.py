@@ -1,0 +1,350 @@
+"""What ``agentopcd knowledge forget`` does: train a student again without an item, from the last ancestor that never
+saw it, and prove it by content hashes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import work_flag
+from agentopcd.core.types import Context, Mixture
+from agentopcd.envs.scan import Progress, no_progress
+from agentopcd.knowledge import Item, Store, check_leaks, item_ids, without
+from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.decide import Target, decide
+from agentopcd.knowledge.lineage import Generation, generations, passages, repeats
+from agentopcd.knowledge.students import current_student, move_student, student_moves, student_ref
+from agentopcd.models import find
+from agentopcd.workspace.lineage.found import SHORT
+from agentopcd.workspace.lineage.recorded import Training, finished, recorded
+from agentopcd.workspace.pace import pace
+from agentopcd.workspace.paths import recall
+from agentopcd.workspace.session import Session
+
+FORGET = "forget"
+"""The verb of the runs that forget, and how the recipe of a context says that something was left out."""
+
+
+Distil = Callable[[Session, ConsolidateConfig, Context | Mixture], Any]
+"""Trains a student: :func:`agentopcd.distil.distil_context`, which stands above this folder."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """One training to repeat."""
+
+    before: Generation
+    """The student that it made."""
+    training: Training
+    context: Context | Mixture | None
+    """What is trained on now; None: nothing is left of it, so the training is left out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How items are taken out of a student."""
+
+    items: Sequence[Item]
+    student: Row
+    line: Sequence[Generation]
+    """The student with its ancestors, the oldest first."""
+    kept: int
+    """How many of them never saw the items and stay."""
+    steps: Sequence[Step]
+    notes: Sequence[str]
+
+    @property
+    def ancestor(self) -> Row:
+        """The last one that stays."""
+        return self.line[self.kept - 1].model
+
+    def lines(self) -> Iterator[str]:
+        """What will be done."""
+        yield f"the last ancestor that never saw it: {_called(self.ancestor)}"
+        for step in self.steps:
+            was = ", ".join(id_[:SHORT] for id_ in step.before.contexts)
+            if step.context is None:
+                yield f"left out: the training on {was}, of which nothing is left"
+            else:
+                now = ", ".join(part.id[:SHORT] for part in step.context.parts)
+                again = "as it is, it never held it" if now == was else f"as {now}, in the place of {was}"
+                yield f"{step.training.config.steps} steps on {again}"
+        yield from (f"note: {note}" for note in self.notes)
+
+
+def _called(row: Row) -> str:
+    return f"{row['name']} {row['id'][:SHORT]}"
+
+
+def plan_of(store: Store, work: Path, student: Row, items: Sequence[Item]) -> Plan:
+    """Find what has to be trained again, and refuse what could not be proved.
+
+    Raises:
+        ConfigError: the student carries none of the items, or something else in its lineage says the same, or what
+            the trainings need is gone.
+    """
+    line, ids = generations(store, student["id"]), {item.id for item in items}
+    kept = next((n for n, one in enumerate(line) if _holds(store, one, ids)), len(line))
+    if lost := [item for item in items if not any(_holds(store, one, {item.id}) for one in line)]:
+        raise ConfigError(
+            f"student {student['id'][:SHORT]} does not carry item {lost[0].id[:SHORT]}; agentopcd knowledge show "
+            f"{student['id'][:SHORT]}{work_flag(work)} lists what it carries"
+        )
+    _check_rest(store, work, line, items)
+    if kept == 0 or recall(work, line[kept - 1].model) is None:
+        gone = _called(line[kept - 1].model) if kept else "what it was trained from"
+        raise ConfigError(f"the last ancestor that never saw it, {gone}, is not here; put it back")
+    steps = [_step(store, work, one, ids) for one in line[kept:]]
+    return Plan(items=items, student=student, line=line, kept=kept, steps=steps, notes=_notes(store, items, steps))
+
+
+def _holds(store: Store, one: Generation, ids: set[str]) -> bool:
+    return any(item.id in ids for context_id in one.contexts for item in store.items(context_id=context_id))
+
+
+def _check_rest(store: Store, work: Path, line: Sequence[Generation], items: Sequence[Item]) -> None:
+    """Refuse if something else in the lineage says what is to be forgotten.
+
+    Raises:
+        ConfigError: another item does, or plain text.
+    """
+    contexts = list(dict.fromkeys(context_id for one in line for context_id in one.contexts))
+    others = [item for context_id in contexts for item in store.items(context_id=context_id)]
+    if pairs := repeats(store, items, others):
+        mine, other = pairs[0]
+        also = " ".join(dict.fromkeys(other.id[:SHORT] for _, other in pairs))
+        where = work_flag(work)
+        raise ConfigError(
+            f"item {other.id[:SHORT]} of this lineage seems to say the same ({other.text!r}); forget it as well: "
+            f"agentopcd knowledge forget {' '.join(item.id[:SHORT] for item in items)} {also}{where}; or say that it "
+            f"says something else: agentopcd knowledge tidy --distinct {mine.id[:SHORT]} {other.id[:SHORT]}{where}"
+        )
+    for context_id in contexts:
+        if found := passages(store, context_id, items):
+            raise ConfigError(
+                f"context {context_id[:SHORT]} of this lineage says it in plain text, where no line can be left out "
+                f"({found[0]!r}); write a context without it, and train a student on that from the base"
+            )
+    retired = [item for item in others if item.status == "retired" and item.id not in {one.id for one in items}]
+    if retired:
+        raise ConfigError(
+            f"item {retired[0].id[:SHORT]} of this lineage was retired as well ({retired[0].text!r}) and would be "
+            f"trained on again; forget it too, or take that back: agentopcd knowledge approve "
+            f"{retired[0].id[:SHORT]}{work_flag(work)}"
+        )
+
+
+def _step(store: Store, work: Path, one: Generation, ids: set[str]) -> Step:
+    training = Training.of(store, work, one.model["id"])
+    teacher = training.identity["teacher_id"]
+    if training.config.teacher and any(_holds(store, other, ids) for other in generations(store, teacher)):
+        raise ConfigError(
+            f"the teacher of student {one.model['id'][:SHORT]}, {training.config.teacher}, has it in its weights and "
+            "would teach it again; train a new student with another teacher"
+        )
+    return Step(before=one, training=training, context=_rest(store, one.contexts, ids))
+
+
+def _rest(store: Store, contexts: Mapping[str, float], ids: set[str]) -> Context | Mixture | None:
+    """The contexts of a training without the items; equal ones become one."""
+    weights: dict[Context, float] = {}
+    for context_id in sorted(contexts, key=lambda id_: (-contexts[id_], id_)):
+        rest = without(store.get_context(context_id), ids)
+        if rest.text.strip():
+            weights[rest] = weights.get(rest, 0.0) + contexts[context_id]
+    if len(weights) > 1:
+        return Mixture(tuple(weights), tuple(weights.values()))
+    return next(iter(weights), None)
+
+
+def _notes(store: Store, items: Sequence[Item], steps: Sequence[Step]) -> list[str]:
+    """What a person should know, besides what is done."""
+    said, ids = [], {item.id for item in items}
+    near = repeats(store, items, [item for item in store.items() if item.status != "retired"])
+    for item, other in near:
+        said.append(
+            f"item {other.id[:SHORT]}, {other.status}, seems to say the same as {item.id[:SHORT]} and can still go "
+            f"into a student: {other.text}"
+        )
+    for name, context_id in store.refs().items():
+        if "/pool/" not in name and ids & {item.id for item in store.items(context_id=context_id)}:
+            said.append(f"{name} holds it and stays where it is; no training takes that context any more")
+    if any(step.training.config.replays for step in steps):
+        said.append("a training replays stored prompts, which may show moves of a model that had it in its weights")
+    return said
+
+
+def time_of(store: Store, work: Path, plan: Plan, say: Callable[[str], None]) -> str:
+    """How long it will take at most, as one line, from what the same models took here."""
+    seconds = 0.0
+    for step in plan.steps:
+        if step.context is None:
+            continue
+        parent = store.lookup("model", id=step.before.model["parent_id"])
+        config = dataclasses.replace(step.training.config, model=(recall(work, parent) if parent else None) or "")
+        with Session(config, work, say=say) as session:
+            found, tests = pace(session), len(session.tasks("test", config.test_tasks)) if config.test_tasks else 0
+        if found.step_s is None or (tests and found.episode_s is None):
+            return "time: not known here"
+        seconds += config.steps * found.step_s + 3 * tests * (found.episode_s or 0.0)
+    return f"time: up to {seconds / 60:.0f} min, as in earlier runs here"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forgotten:
+    """The student that came of it, and the proof."""
+
+    student: str
+    """Its id; that of the ancestor if nothing was left to train on."""
+    folder: str
+    instead_of: str
+    """Id of the student that carries the items."""
+    items: Sequence[str]
+    proof: Sequence[Mapping[str, Any]]
+    """Of each model of the lineage, the oldest first: ``model`` and ``name``, ``checked`` (whether its files were
+    hashed again; not if they are not here), and ``contexts``, each with its ``id`` and the ids of its ``items``."""
+    repeated: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def lines(self) -> Iterator[str]:
+        """The proof, a line for each model, and the new student."""
+        names = ", ".join(id_[:SHORT] for id_ in self.items)
+        yield f"proof, by hashes of weights and texts: the lineage of {self.student[:SHORT]}, the oldest first"
+        for row in self.proof:
+            files = "files as hashed" if row["checked"] else "files not here"
+            yield f"  {row['model'][:SHORT]} {row['name']}, {files}"
+            for context in row["contexts"]:
+                held = ", ".join(id_[:SHORT] for id_ in context["items"]) or "plain text"
+                yield f"    trained on {context['id'][:SHORT]}: {held}"
+        yield f"none of these hashes is that of {names}"
+        yield f"student: {self.folder}"
+
+
+def forget(
+    store: Store, work: Path, plan: Plan, *, distil: Distil, reason: str | None = None, server: str = "",
+    say: Callable[[str], None] = print, progress: Progress = no_progress,
+) -> Forgotten:  # fmt: skip
+    """Carry out a plan: retire the items, train again in order, and prove that no hash of the new lineage is theirs.
+
+    A killed call goes on when it is repeated; a finished one is reported, and proved again.
+
+    Args:
+        distil: trains a student.
+        reason: kept in the history of the items.
+        server: the address to play at, in the place of that of the first trainings; '': the same.
+
+    Raises:
+        ConfigError: a model is gone or was changed, or an item of a context may not be trained on.
+    """
+    ids = sorted(item.id for item in plan.items)
+    env = plan.steps[0].training.identity["env"]
+    settings = {"model_id": plan.student["id"], "env": env, "items": ids}
+    if (done := finished(store, FORGET, settings)) is not None:
+        say(f"forgotten before, in run {done[0]}")
+        return _proved(store, work, plan, done[1]["student"], repeated=True)
+    with recorded(store, work, FORGET, settings) as run_id:
+        decide(store, "retire", [Target(store.item(id_), []) for id_ in ids], reason or "forgotten")
+        parent, instead = plan.ancestor["id"], {}
+        for step in plan.steps:
+            if step.context is not None:
+                _add(store, step, ids)
+                parent = _train(store, work, step, parent, distil, server, say, progress)
+            instead[step.before.model["id"]] = parent
+        result = _proved(store, work, plan, parent)
+        for env in _move_students(store, run_id, instead, f"forgot {', '.join(id_[:SHORT] for id_ in ids)}"):
+            say(f"{student_ref(env)}: {(current_student(store, env) or 'none')[:SHORT]}")
+        store.finish(run_id, result.to_dict())
+    return result
+
+
+def _move_students(store: Store, run_id: int, instead: Mapping[str, str], why: str) -> Iterator[str]:
+    """Put each ENV/student that carried the items on the model that takes its place, and every other one back to what
+    it was before the trainings; yields the environments that were moved.
+
+    Args:
+        instead: the model in the place of each model of the old lineage, by id.
+    """
+    began = store.run(run_id)["started_at"]
+    for env in sorted({move["env"] for move in student_moves(store)}):
+        before = [move["model_id"] for move in student_moves(store, env) if move["at"] < began]
+        was = before[-1] if before else None
+        target = instead.get(was, was) if was else None
+        if target is not None and (row := store.lookup("model", id=target)) is not None and row["parent_id"] is None:
+            target = None  # nothing is left but the base, which plays where there is no student
+        if target != current_student(store, env):
+            move_student(store, env, target, "person", why, run_id)
+        if target != was:
+            yield env
+
+
+def _add(store: Store, step: Step, ids: Sequence[str]) -> None:
+    for context_id in step.before.contexts:
+        rest = without(store.get_context(context_id), ids)
+        if rest.text.strip():
+            imported = bool(store.context_row(context_id)["imported"])
+            store.add_context(rest, {"order": FORGET, "from": context_id, "without": [*ids]}, imported=imported)
+
+
+def _train(
+    store: Store, work: Path, step: Step, parent: str, distil: Distil, server: str, say: Callable[[str], None],
+    progress: Progress,
+) -> str:  # fmt: skip
+    """Repeat one training from another parent, without a placebo student beside it; returns the new student's id.
+
+    Without the gate of ENV/student: it asks whether a student is better than the one before, and that one has what is
+    to be forgotten.
+    """
+    context, row = step.context, store.lookup("model", id=parent)
+    name = recall(work, row) if row else None
+    if context is None or name is None:
+        raise ConfigError(f"model {parent[:SHORT]}, to go on from, is no longer here; put it back")
+    named = {"context": context.id, "mix": 0} if isinstance(context, Context) else {"mix": len(context.parts)}
+    config = dataclasses.replace(
+        step.training.config, **{"context": "", **named, "model": name, "gate_tasks": 0, "placebo": False}
+    )
+    if server:
+        config = dataclasses.replace(config, server=server)
+    with Session(config, work, say=say, progress=progress) as session:
+        if session.loaded.id != parent:
+            raise ConfigError(f"{name} is no longer model {parent[:SHORT]}: its files were changed; put them back")
+        for part in context.parts:
+            check_leaks(store, part.id)
+        return distil(session, config, context).model_id
+
+
+def _proved(store: Store, work: Path, plan: Plan, student: str, *, repeated: bool = False) -> Forgotten:
+    """Look at everything that the new lineage was made of.
+
+    Raises:
+        ConfigError: something of it is, holds or says one of the items, or a model's files were changed.
+    """
+    ids, proof = {item.id for item in plan.items}, []
+    for one in generations(store, student):
+        name = recall(work, one.model)
+        own = find.fingerprint(find.folders_of(name)[0]) if name else None
+        if own not in (None, one.model["id"]):
+            raise ConfigError(
+                f"{name} is no longer model {one.model['id'][:SHORT]}: its files were changed; put them back"
+            )
+        contexts = []
+        for context_id in one.contexts:
+            context = store.get_context(context_id)
+            held = item_ids(context)  # from the text itself, not from the table of items
+            if context.id != context_id or ids & {context_id, *held} or passages(store, context_id, plan.items):
+                raise ConfigError(f"context {context_id[:SHORT]} of the new lineage holds what was to be forgotten")
+            contexts.append({"id": context_id, "items": held})
+        proof.append(
+            {"model": one.model["id"], "name": one.model["name"], "contexts": contexts,
+             "checked": own is not None}
+        )  # fmt: skip
+    row = store.lookup("model", id=student)
+    return Forgotten(
+        student=student, folder=(recall(work, row) if row else None) or "", instead_of=plan.student["id"],
+        items=sorted(ids), proof=proof, repeated=repeated,
+    )  # fmt: skip

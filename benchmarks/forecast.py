@@ -1,0 +1,81 @@
+"""How often was the rule of ``agentopcd forecast`` right about trainings that have been made?
+
+    python -m benchmarks.forecast [WORK ...]
+
+Without a workspace it reads the trained arms of docs/results/*.json, what `agentopcd reproduce` measured, each beside
+its row's `in-context` arm. What this can tell, and what it cannot:
+
+- The rates stand there and not the pairs, so intervals are those of two independent rates (Newcombe's). A forecast has
+  paired ones, which are narrower. Where a row has several training seeds, tasks come again, and that is not counted.
+- Both gains are against the same base on the same test tasks: a base that was unlucky makes both look better.
+- The placebo in context and the divergence were not measured, so lines 1 and 4 of the rule are not applied.
+- Contexts that nobody thought useful are hardly among them. So it tells what the advice *train* is worth, and little
+  about the others.
+- A training that stands in several tables counts once.
+
+With workspaces it reads their stores instead, as `agentopcd forecast` does: paired intervals, and the placebo where the
+context was confirmed. Prints a line for each training, and the calibration.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from math import hypot
+from pathlib import Path
+from typing import Any
+
+from agentopcd.core.calibration import Calibration, Past
+from agentopcd.core.stats import Difference, wilson
+from agentopcd.knowledge import Store
+from agentopcd.workspace.forecast import past_trainings
+
+FOUND = Path(__file__).resolve().parent.parent / "docs" / "results"
+
+
+def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> Difference:
+    """The difference of two rates, with Newcombe's interval for independent samples."""
+    rates = [(given["success"], *wilson(round(given["success"] * given["n"]), given["n"])) for given in (one, other)]
+    (first, low1, high1), (second, low2, high2) = rates
+    diff = first - second
+    return Difference(
+        diff, diff - hypot(first - low1, high2 - second), diff + hypot(high1 - first, second - low2), one["n"]
+    )
+
+
+def of_results(rows: Iterator[Mapping[str, Any]]) -> list[Past]:
+    """The trained arms of the paper's tables, each once."""
+    found: dict[tuple[Any, ...], Past] = {}
+    for row in rows:
+        rates = row["rates"]
+        for arm in row.get("curves", {}):
+            if arm == "placebo" or "in-context" not in rates:
+                continue
+            same = [rates[name]["success"] for name in ("base", "in-context", arm)]
+            key = (row["env"], row["model"], *same, row["reply_tokens"][arm])  # arms have other names elsewhere
+            name = f"{row['title'].partition(':')[0]}, {row['row']}, {arm}"
+            gain, student = (apart(rates[one], rates["base"]) for one in ("in-context", arm))
+            found.setdefault(key, Past(name=name, gain=gain, beyond=None, student=student))
+    return [*found.values()]
+
+
+def results() -> Iterator[Mapping[str, Any]]:
+    """What `agentopcd reproduce` has left in docs/results."""
+    return (json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOUND.glob("*.json")))
+
+
+def of_workspaces(folders: list[str]) -> list[Past]:
+    """The trainings of several workspaces."""
+    found: list[Past] = []
+    for folder in folders:
+        with Store.open(Path(folder) / "store.db") as store:
+            found += past_trainings(store)
+    return found
+
+
+if __name__ == "__main__":
+    past = of_workspaces(sys.argv[1:]) if len(sys.argv) > 1 else of_results(results())
+    for one in past:
+        print(one)
+    print("\n".join(Calibration.of(past).lines()))

@@ -1,0 +1,44 @@
+"""What the benchmark of the forecast reads from the paper's tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from agentopcd.core.calibration import Calibration
+from benchmarks import forecast
+
+
+def rate(wins: int, n: int = 100) -> dict[str, float]:
+    return {"success": wins / n, "n": n}
+
+
+def row(title: str, shown: int, **arms: int) -> dict[str, Any]:
+    rates = {"base": rate(10), "in-context": rate(shown)} | {arm: rate(wins) for arm, wins in arms.items()}
+    tokens = {arm: float(len(arm) == 0) for arm in rates}
+    return {"title": f"{title}: more", "row": "R", "env": "e", "model": "m", "rates": rates, "reply_tokens": tokens,
+            "curves": {arm: {} for arm in arms}}  # fmt: skip
+
+
+def test_every_training_counts_once_under_whatever_name() -> None:
+    rows = [row("T1", 60, opcd=55, seqkd=12), row("T2", 60, tail=55), row("T3", 11, opcd=12), row("T4", 60, placebo=50)]
+    found = forecast.of_results(iter(rows))
+    assert [one.name for one in found] == ["T1, R, opcd", "T1, R, seqkd", "T3, R, opcd"]
+    assert [(one.advice, one.gained) for one in found] == [
+        ("train", True), ("train", False), ("collect better notes", False),
+    ]  # fmt: skip
+    calibration = Calibration.of(found)
+    assert (calibration.trained.wins, calibration.trained.n, calibration.other.wins) == (1, 2, 1)
+
+
+def test_the_interval_of_two_independent_rates() -> None:
+    """Newcombe 1998, Statist. Med. 17, 873, table II, method 10: 56/70 against 48/80."""
+    found = forecast.apart(rate(56, 70), rate(48, 80))
+    assert (found.diff, found.low, found.high) == (
+        pytest.approx(0.2), pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5),
+    )  # fmt: skip
+
+
+def test_the_tables_of_this_repository_hold_enough_trainings() -> None:
+    assert len(forecast.of_results(forecast.results())) >= 20

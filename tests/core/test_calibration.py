@@ -1,0 +1,83 @@
+"""The rule before a training, and how often it was right, by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from agentopcd.core.calibration import NOISE_NATS, Calibration, Past, advise, told
+from agentopcd.core.stats import Difference, Mean
+
+
+def ends(low: float, high: float) -> Difference:
+    return Difference((low + high) / 2, low, high, 64)
+
+
+def far(low: float, high: float) -> Mean:
+    return Mean((low + high) / 2, low, high, 64)
+
+
+HELPS, MAY, NO, MOVES = ends(0.1, 0.5), ends(-0.1, 0.3), ends(-0.3, 0.0), far(0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("gain", "beyond", "moved", "advice", "why"),
+    [
+        (HELPS, HELPS, far(0.0, NOISE_NATS / 2), "do not", "does not move the model"),
+        (NO, HELPS, MOVES, "do not", "no gain to distil"),
+        (MAY, HELPS, MOVES, "collect better notes", "not shown that the context helps"),
+        (HELPS, MAY, MOVES, "collect better notes", "form only"),
+        (HELPS, HELPS, MOVES, "train", "more than its placebo"),
+        (HELPS, None, None, "train", "the context helps"),
+        (None, None, MOVES, "train", "nothing here says whether that is for the better"),
+        (None, None, far(-0.1, 0.2), "collect better notes", "not shown that the context moves the model"),
+        (None, None, far(0.0, NOISE_NATS / 2), "do not", "nothing to distil"),
+        (ends(0.0, 0.4), HELPS, MOVES, "collect better notes", "not shown"),
+    ],
+)
+def test_the_first_line_that_holds_decides(
+    gain: Difference | None, beyond: Difference | None, moved: Mean | None, advice: str, why: str
+) -> None:
+    found = advise(gain, beyond, moved)
+    assert found[0] == advice and why in found[1]
+
+
+def past(gain: Difference, student: Difference, beyond: Difference | None = None) -> Past:
+    return Past(name="run", gain=gain, beyond=beyond, student=student)
+
+
+def test_a_calibration_counts_what_came_of_each_advice() -> None:
+    found = Calibration.of(
+        [past(HELPS, HELPS), past(HELPS, MAY), past(HELPS, HELPS, beyond=MAY), past(MAY, HELPS), past(NO, NO)]
+    )
+    assert (found.trained.wins, found.trained.n) == (1, 2)
+    assert (found.other.wins, found.other.n) == (1, 3)  # the last: it did not gain
+    # Gains in context above 0: 0.3 each, three of them; the students' are 0.3, 0.1 and 0.3.
+    assert found.handed is not None
+    assert (found.handed.rate, found.handed.n) == (pytest.approx(0.7 / 0.9), 3)
+    assert found.handed.low < 0.7 / 0.9 < found.handed.high
+    assert found.lines()[0].startswith("calibration on 5 earlier trainings: of 2 with the advice train, 1 students")
+
+
+def test_the_prediction_scales_the_gain_in_context() -> None:
+    one = Calibration.of([past(HELPS, ends(0.2, 0.4))])
+    assert one.predicted(ends(0.2, 0.4)) == (pytest.approx(0.3), None, None)  # of one training: no interval
+    two = Calibration.of([past(HELPS, HELPS), past(HELPS, ends(0.05, 0.25))])
+    handed = two.handed
+    assert handed is not None and handed.rate == pytest.approx(0.75)
+    assert two.predicted(ends(0.2, 0.4)) == (
+        pytest.approx(0.225), pytest.approx(0.2 * handed.low if handed.low > 0 else 0.4 * handed.low),
+        pytest.approx(0.4 * handed.high),
+    )  # fmt: skip
+    nothing = Calibration.of([past(NO, NO)])
+    assert nothing.predicted(HELPS) is None and len(nothing.lines()) == 1
+    assert "no earlier training" in Calibration.of([]).lines()[0]
+
+
+def test_what_came_is_said_in_words_and_json() -> None:
+    one = past(HELPS, NO, beyond=HELPS)
+    assert str(one).endswith("train; student -0.150 [-0.300, +0.000], no difference")
+    (given,) = json.loads(json.dumps(told([one])))
+    assert given["advice"] == "train" and given["gained"] is False and given["gain"]["low"] == 0.1
+    json.dumps(Calibration.of([one]).to_dict())

@@ -1,0 +1,272 @@
+"""What is said before a training: is there a gain to distil? Measured by a command, or read from what is stored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from agentopcd.cli.options import Call
+from agentopcd.cli.verbs import forecast as command
+from agentopcd.core.calibration import Calibration
+from agentopcd.core.config import ConfirmConfig, EvaluateConfig, ForecastConfig, flags_for
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import EMPTY, Context, Episode, Task
+from agentopcd.distillation.positions import response_logits
+from agentopcd.knowledge import Store, placebo
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.player import Player
+from agentopcd.workspace.forecast import Forecast, forecast, is_format, past_trainings, short, shown_context
+from agentopcd.workspace.session import Session
+from tests import tiny
+
+CLUE = Context("Be brief.")
+SEVEN = Context(tiny.CLUE)
+
+
+# -- from what is stored --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def session(tmp_path: Path, tiny_model_dir: Path) -> Any:
+    config = EvaluateConfig(env=tiny.questions(tmp_path / "rows.jsonl"), model=str(tiny_model_dir))
+    with Session(config, tmp_path / "w w", say=lambda line: None) as session:
+        session.store.add_context(CLUE)
+        yield session
+
+
+def looked(session: Session, verdict: str, model: str = "", **result: Any) -> None:
+    model_id = model or session.loaded.id
+    key = {"env": session.env, "model_id": model_id, "context_id": CLUE.id, "setup": "s", "plan": verdict}
+    session.store.end_look(session.store.begin_look(key, {})["id"], verdict, result)
+
+
+def played(session: Session, context: Context, wins: int, n: int = 12) -> None:
+    """Games on select tasks of which the first ``wins`` were won."""
+    run_id = session.ledger.begin("score")
+    session.store.add_context(context)
+    for number, task in enumerate(session.tasks("select", n)):
+        episode = Episode(
+            env=session.env, task=Task(task.seed, task.key), rep=0, context_id=context.id, turns=[], outcome=[],
+            success=number < wins, reward=0.0, stop_reason="failed",
+        )  # fmt: skip
+        session.store.add_episodes(run_id, session.loaded.id, session.setup(), [episode])
+
+
+def test_nobody_has_measured_it(session: Session) -> None:
+    said = short(session, CLUE, flags_for(session.config, ConfirmConfig))
+    assert said.startswith(f"forecast: not known: whether context {CLUE.id[:12]} helps this model was never measured")
+    assert f"agentopcd forecast --context {CLUE.id[:12]} --env {session.env} --model" in said
+    assert said.endswith(f"--work '{session.work}' would tell")
+
+
+def test_its_own_look_decides(session: Session) -> None:
+    played(session, CLUE, 0), played(session, EMPTY, 12)
+    looked(session, "pass", against={"empty": {"difference": 0.5, "low": 0.4, "high": 0.6}})
+    said = short(session, CLUE)
+    assert said.startswith("forecast: train: ")
+    assert "passed the confirm gate, +0.500 [+0.400, +0.600] to none (look 1)" in said
+    looked(session, "not better", against={"empty": {"difference": 0.1, "low": -0.1, "high": 0.3}})
+    assert short(session, CLUE).startswith("forecast: collect better notes: ")
+    looked(session, "form only", against={"empty": {"difference": -0.2, "low": -0.3, "high": -0.1}})
+    assert short(session, CLUE).startswith("forecast: do not: ") and "no gain to distil" in short(session, CLUE)
+
+
+def test_a_look_of_schema_1_has_no_figures(session: Session) -> None:
+    looked(session, "incumbent stays")
+    assert "it passed the confirm gate (look 1)" in short(session, CLUE)
+
+
+@pytest.mark.parametrize(
+    ("wins", "twin", "says"),
+    [(12, None, "train: the context helps: "), (12, 0, "train: the context helps, and more than its placebo: "),
+     (12, 11, "collect better notes: the context helps, but is not shown to help more than its placebo"),
+     (0, 0, "do not: the context does not help, so there is no gain to distil"),
+     (7, 0, "collect better notes: it is not shown that the context helps")],
+)  # fmt: skip
+def test_games_on_select_tasks_are_evidence(session: Session, wins: int, twin: int | None, says: str) -> None:
+    played(session, CLUE, wins), played(session, EMPTY, 6 if wins else 12)
+    if twin is not None:
+        played(session, placebo(CLUE), twin)
+    said = short(session, CLUE)
+    assert said.startswith(f"forecast: {says}") and "(n=12); not confirmed" in said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "says"), [("pass", "passed the confirm gate, but with another model"), ("form only", "another model")]
+)
+def test_looks_of_another_model_are_hearsay(session: Session, verdict: str, says: str) -> None:
+    looked(session, verdict, model="m" * 64)
+    assert says in short(session, CLUE) and short(session, CLUE).startswith("forecast: not known: ")
+
+
+def test_where_nothing_is_graded_nothing_is_said(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(session.game), "graded", property(lambda game: False))
+    assert short(session, CLUE) == ""
+
+
+def trained(store: Store, env: str, gain: float, student: float, **config: Any) -> int:
+    def pair(value: float) -> dict[str, Any]:
+        return {"difference": value, "low": value - 0.1, "high": value + 0.1, "n": 256}
+
+    run_id = store.start("consolidate", {"env": env, "context_id": CLUE.id, "model_id": "m" * 64, **config}, 0)
+    table = {"differences": {"in-context - base": pair(gain), "student - base": pair(student)}}
+    store.finish(run_id, {"evaluation": table})
+    return run_id
+
+
+def test_earlier_trainings_are_read_from_their_tables(session: Session) -> None:
+    store = session.store
+    trained(store, session.env, 0.4, 0.3), trained(store, session.env, 0.05, 0.3)
+    trained(store, session.env, 0.4, 0.0, placebo=True)  # no student
+    store.finish(store.start("consolidate", {"env": session.env, "context_id": CLUE.id}, 0), {"evaluation": None})
+    first, second = past_trainings(store)
+    assert (first.advice, first.gained, first.beyond) == ("train", True, None)
+    assert (second.advice, second.gained) == ("collect better notes", True)
+    looked(session, "form only", model="m" * 64, against={"placebo": {"difference": 0.0, "low": -0.1, "high": 0.1}})
+    assert past_trainings(store)[0].advice == "collect better notes"
+    assert Calibration.of(past_trainings(store)).trained.n == 0
+
+
+# -- measured -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Questions that are answered right where the prompt holds the clue; a random model scores the replies."""
+    asked: list[tiny.Clued] = []
+
+    def player_for(session: Session, loaded: Any) -> Player:
+        asked.append(tiny.Clued(loaded.tokenizer))
+        return Player(
+            game=session.game, sampler=asked[-1], chat=Chat(loaded.tokenizer), sampling=session.config.sampling
+        )
+
+    monkeypatch.setattr(Session, "player_for", player_for)
+    tiny.build(tmp_path / "model", tie=False, hearing=4.0)
+    (tmp_path / "clue.txt").write_text(SEVEN.text)
+    config = ForecastConfig(
+        env=tiny.questions(tmp_path / "rows.jsonl"), model=str(tmp_path / "model"), compute="float32", episodes=9,
+        context=str(tmp_path / "clue.txt"), temperature=1.0,
+    )  # fmt: skip
+    with Session(config, tmp_path / "w", say=lambda line: None) as session:
+        yield session, asked
+
+
+def ahead(session: Session) -> Forecast:
+    context = shown_context(session, session.config)  # type: ignore[arg-type]
+    return forecast(session, session.config, context, run_id=session.ledger.begin("forecast"))  # type: ignore[arg-type]
+
+
+def test_a_context_that_helps_beyond_its_form_is_to_be_trained_on(clued: Any) -> None:
+    session, asked = clued
+    found = ahead(session)
+    assert found.advice == ("train", "the context helps, and more than its placebo")
+    assert found.gain is not None and found.beyond is not None
+    assert (found.gain.difference.diff, found.gain.n, found.beyond.difference.diff) == (1.0, 9, 1.0)
+    assert sum(one.asked for one in asked) == 27
+    assert {row["split"] for row in session.store.episodes()} == {"select"}
+    ahead(session)
+    assert sum(one.asked for one in asked) == 27  # read back
+
+
+def test_a_context_that_helps_by_its_form_alone_is_not(clued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "CLUE", "seven")  # the placebo holds this word, too, in another place
+    found = ahead(clued[0])
+    assert found.gain is not None and found.beyond is not None
+    assert (found.gain.difference.diff, found.beyond.difference.diff) == (1.0, 0.0)
+    assert found.advice[0] == "collect better notes" and "form only" in found.advice[1]
+
+
+def test_the_divergence_is_that_of_plain_forward_passes(clued: Any) -> None:
+    session, _ = clued
+    found, model, chat = ahead(session).moved, session.loaded.model, session.player.chat
+    nats, marks = [], []
+    for row in session.store.episodes(context_id=EMPTY.id):
+        for turn in session.store.transcript(row["id"]).turns:
+            with torch.no_grad():
+                own, shown = (
+                    response_logits(model, [(prompt, turn.response_ids)], 0).log_softmax(-1)
+                    for prompt in chat.prompts(turn.messages, SEVEN)
+                )
+            nats += (own.exp() * (own - shown)).sum(-1).tolist()
+            texts = [session.loaded.tokenizer.decode([token]) for token in turn.response_ids]
+            marks += [text == "<|im_end|>" or not any(map(str.isalnum, text)) for text in texts]
+    assert found.all.rate == pytest.approx(sum(nats) / len(nats), rel=1e-4) and found.all.n == 9
+    assert found.turns == {"1": found.all}
+    share = sum(one for one, mark in zip(nats, marks, strict=True) if mark) / sum(nats)
+    assert 0 < share < 1 and found.format.rate == pytest.approx(share, rel=1e-4)
+    assert found.format_tokens == pytest.approx(sum(marks) / len(marks))
+
+
+def test_a_token_is_form_if_it_says_nothing(tiny_model_dir: Path) -> None:
+    from agentopcd import models
+
+    tokenizer = models.load_model(str(tiny_model_dir)).tokenizer
+    ids = [*tokenizer("go é: [7]\n", add_special_tokens=False)["input_ids"], tiny.END]
+    flags = [is_format(tokenizer, ids, place) for place in range(len(ids))]
+    texts = tokenizer.convert_ids_to_tokens(ids)
+    said = {text for text, flag in zip(texts, flags, strict=True) if not flag}
+    assert {"7"} < said and not said & {":", "]", "Ċ", "<|im_end|>"}
+
+
+def chats(tmp_path: Path) -> str:
+    rows = [
+        {"messages": [{"role": "user", "content": f"Box {i}?"}, {"role": "assistant", "content": "Up."},
+                      {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Down."}]}
+        for i in range(60)
+    ]  # fmt: skip
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "chats.jsonl")
+
+
+@pytest.mark.parametrize(("hearing", "advice"), [(4.0, "train"), (0.0, "do not")])
+def test_without_a_grader_the_distance_decides(hearing: float, advice: str, tmp_path: Path) -> None:
+    """A model whose attention adds nothing cannot be moved by what stands before."""
+    tiny.build(tmp_path / "model", tie=False, hearing=hearing)
+    (tmp_path / "clue.txt").write_text("Say left. " * 4)
+    config = ForecastConfig(
+        env=chats(tmp_path), model=str(tmp_path / "model"), compute="float32", episodes=6, max_tokens=4,
+        context=str(tmp_path / "clue.txt"), placement="system", temperature=1.0,
+    )  # fmt: skip
+    with Session(config, tmp_path / "w", say=lambda line: None) as session:
+        found = ahead(session)
+        assert found.advice[0] == advice and found.gain is None and found.smallest is None
+        assert list(found.moved.turns) == ["1", "2"] and found.moved.turns["1"].n == 6
+        text = "\n".join(found.lines())
+        assert "by turn: 1: " in text and "calibration" not in text and f"verdict: {advice}: " in text
+        assert {row["context_id"] for row in session.store.episodes()} == {EMPTY.id}
+
+
+def test_the_command_prints_it_and_a_training_says_it_first(
+    clued: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session, _ = clued
+    trained(session.store, session.env, 0.4, 0.2), trained(session.store, session.env, 0.4, 0.4)
+    call = Call(session.work, False, False)
+    command(session.config, call)
+    printed = capsys.readouterr().out
+    for wanted in (
+        "success against none: 1.000 against 0.000, ", "on 9 select tasks (n=9)", "lies on format tokens",
+        "of a training of 24 steps, time: ", "four times in five", "calibration on 2 earlier trainings",
+        "predicted gain of a student: +0.750 [", "verdict: train: the context helps, and more than its placebo",
+        "next: agentopcd consolidate --context ",
+    ):  # fmt: skip
+        assert wanted in printed, wanted
+    assert short(session, SEVEN).startswith("forecast: train: the context helps, and more than its placebo (context ")
+    command(session.config, dataclasses.replace(call, dry_run=True))
+    assert "plan: 9 select tasks with the context, without it, and with its placebo" in capsys.readouterr().out
+
+
+def test_what_cannot_be_forecast_is_refused(session: Session) -> None:
+    config = ForecastConfig(env=session.env, model=session.config.model)
+    with pytest.raises(ConfigError, match=r"no context of .* was confirmed; name one with --context"):
+        shown_context(session, config)
+    with pytest.raises(ConfigError, match="the empty context moves no model"):
+        shown_context(session, dataclasses.replace(config, context="empty"))
+    with pytest.raises(ConfigError, match="episodes is 0"):
+        dataclasses.replace(config, episodes=0)
