@@ -91,6 +91,7 @@ def test_files_that_were_changed_are_not_that_student(rows: str, tmp_path: Path,
         session.store.add_model("base", "base")
         session.store.add_model("other", "x", "runs/a/student", "base", run_id)
         session.store.finish(run_id)
+        move_student(session.store, session.env, "other", "gate")
     with open_session(rows, work) as session, pytest.raises(ConfigError, match="not the model that was trained there"):
         _ = session.loaded
     with open_session(rows, work, model=str(student)) as session:  # asked for by name, it is a model like any other

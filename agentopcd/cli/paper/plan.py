@@ -116,7 +116,7 @@ class Plan:
 
     def gathering(self) -> LearnConfig:
         """The settings that gather and score the row's experience."""
-        names = {field.name for field in dataclasses.fields(LearnConfig)} - {"context"}  # of a recording alone
+        names = {field.name for field in dataclasses.fields(LearnConfig)} - {"context"}  # what a recording showed
         shared = {name: value for name, value in self.settings.items() if name in names}
         return LearnConfig.load(None, **shared | dict(self.experience or {}))
 
