@@ -251,9 +251,11 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
                 + ", and the same for the placebo student" * config.placebo,
                 f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
                 f"test: {tests} tasks, {'four' if config.placebo else 'three'} arms",
+                _gate_plan(session, config),
                 f"memory: {_memory(session, config)}",
             ]
-            time = estimate(session, episodes=(2 + trainings) * tests, steps=trainings * config.steps)
+            played = (2 + trainings) * tests + 2 * _gate_tasks(session, config)
+            time = estimate(session, episodes=played, steps=trainings * config.steps)
             return _plan(session, call, plan, time, config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
@@ -313,6 +315,7 @@ def learn(config: LearnConfig, call: Call) -> None:
                 f"up to {config.candidates} candidates on select tasks, {PER_CONTEXT} episodes for each on average",
                 _confirm_plan(session, config),
                 f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
+                _gate_plan(session, config),
             ]
             time = estimate(session, episodes=config.rounds * episodes, steps=config.rounds * config.steps)
             return _plan(session, call, plan, time)
@@ -367,6 +370,18 @@ def _plan(session: Session, call: Call, steps: list[str], time: str, *models: st
     if time:
         call.say(time)
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
+
+
+def _gate_tasks(session: Session, config: ConsolidateConfig | LearnConfig) -> int:
+    return len(session.tasks("confirm", config.gate_tasks))
+
+
+def _gate_plan(session: Session, config: ConsolidateConfig | LearnConfig) -> str:
+    """The plan's line about the gate of students."""
+    if not config.gate_tasks:
+        return "no gate: the student becomes ENV/student at once"
+    n = _gate_tasks(session, config)
+    return f"gate: {n} confirm tasks, by the student and its parent, and 32 neutral prompts (--gate-tasks)"
 
 
 def _memory(session: Session, config: ConsolidateConfig) -> str:

@@ -58,7 +58,10 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """The progress as JSON, for a checkpoint."""
-        select = {str(step): [*dataclasses.astuple(rate)] for step, rate in self.select.items()}
+        select = {
+            str(step): [rate.wins, rate.n] if isinstance(rate, Rate) else [*dataclasses.astuple(rate)]
+            for step, rate in self.select.items()
+        }
         return dataclasses.asdict(self) | {"select": select}
 
     @classmethod

@@ -112,12 +112,16 @@ SAFE = (
 """Words for any place of a command line; none of them leads out of the case's folder."""
 
 
+SERVERS = ("serve", "view")
+"""Commands that run until they are stopped, whatever they are given."""
+
+
 def _leaves(command: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
     """Every command below, with its words."""
     below = getattr(command, "commands", None)
     if below is None:
         return [(path, command)]
-    return [leaf for name, inner in below.items() for leaf in _leaves(inner, (*path, name))]
+    return [leaf for name, inner in below.items() if name not in SERVERS for leaf in _leaves(inner, (*path, name))]
 
 
 def _value(rng: random.Random, parameter: Any) -> str:

@@ -13,6 +13,7 @@ import pytest
 from agentopcd.cli import main
 from agentopcd.core.runs import unsealed
 from agentopcd.knowledge import Store
+from agentopcd.workspace.experience.choose import FRESH
 
 FIXTURE = Path(__file__).resolve().parent.parent / "fixtures" / "workspace-0.1.0"
 EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text())
@@ -75,6 +76,8 @@ def test_a_killed_run_goes_on_in_its_folder_and_its_row(
     assert list(named) == ["base", "in-context", "student"] and named["student"]["model"] == result["model"]
     assert named["in-context"]["context"]["file"] == "context.txt" and named["student"]["parent"] == result["parent"]
     assert [row.pop("means")["reward"]["n"] for row in result["evaluation"]["rows"]] == [6, 6, 6]
+    promotion = result.pop("promotion")  # no student had a gate then; a result of what was killed has one now
+    assert promotion["verdict"] == "not better" and promotion["env"] == "rows.jsonl"
     assert result | {"model": None} == EXPECTED["result"] | {"model": None, "steps": 4, "skipped": 0}
     after = rows("run")
     assert [row["id"] for row in after] == [row["id"] for row in runs]
@@ -90,6 +93,6 @@ def test_what_was_played_before_counts_as_played(
     call(monkeypatch, capsys, "--seed", "1")
     with Store.open(Path("work/store.db")) as store:
         seeds = [row["seed"] for row in store.episodes(split="test")]
-    played = len(rows("episode")) - episodes
+    played = sum(row["rep"] < FRESH for row in rows("episode")[episodes:])  # the gate has repetitions of its own
     assert played == 6, "the student's test episodes alone: those of the base were there"
     assert len(seeds) > played

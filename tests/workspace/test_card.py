@@ -98,7 +98,7 @@ def test_the_card_is_the_hubs_and_tells_what_was_measured(student: Distilled, wo
     assert card.fenced(HOSTILE) in text and "\x1b" not in text
     assert "`````text\n---" in text  # the fence is longer than any in the context
     assert "--context context.txt" in text and "--save-dtype bfloat16" in text and "clip_norm = 2.0" in text
-    assert "agentopcd consolidate \\\n    --env math" in text
+    assert "agentopcd consolidate \\\n" in text and "    --env math" in text and "    --model " in text
     assert ModelCard(str(found)).data.to_dict() == data
 
 

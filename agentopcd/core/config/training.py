@@ -126,7 +126,7 @@ class TrainConfig(PlayerConfig):
     """Test tasks for the evaluation before and after training, at most as many as the split holds; 0 leaves it out."""
     gate_tasks: int = 256
     """Confirm tasks that a student plays before it becomes ENV/student, at most as many as the split holds: it must
-    beat its parent; 0: it becomes ENV/student at once."""
+    beat its parent. With 0 it becomes ENV/student at once."""
     margin: float = 0.0
     """How much worse the student may be, in environments that its lineage has learned before, to become ENV/student; 0:
     0.1."""
