@@ -8,7 +8,8 @@
    The recorded log-probabilities of 50 requests are compared with the model's own forward pass.
 2. `speed`: a player plays --episodes games, --clients at a time. Then as many clients send the prompts of the same
    turns, with the same seeds, to a server that records them. Both sample the same tokens with the same engine; the
-   figures are tokens a second, in turns, --repeats times each. The memory of the server is read on the way.
+   figures are tokens a second, in turns, --repeats times each, and the processor's time of both processes, which other
+   work on the machine does not change much. The memory of the server is read on the way.
 
 Run it with OMP_NUM_THREADS=1: a player with more threads divides a small model among processes, a server does not.
 Add --json FILE for the figures, --only kills or --only speed for one of the two.
@@ -33,7 +34,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,6 +54,13 @@ TOOL = {"type": "function", "function": {"name": "price", "description": "Looks 
     "type": "object", "properties": {"item": {"type": "string"}}}}}  # fmt: skip
 CHECKED = 50
 """Recorded requests that are scored again."""
+
+
+class Rate(NamedTuple):
+    """How fast something was sampled, and what it took."""
+
+    tokens_per_s: float
+    cpu_s: float
 
 
 class Served:
@@ -83,6 +91,11 @@ class Served:
     def end(self, sig: int) -> None:
         os.kill(self.process.pid, sig)
         self.process.join()
+
+    def cpu_s(self) -> float:
+        """The processor's time that its process has taken."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory_mb(self) -> float:
         """What its process holds of the machine's memory."""
@@ -231,7 +244,7 @@ def speed(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         env=args.env, model=args.model, temperature=1.0, max_tokens=args.max_tokens, compute="float32",
         engine="transformers",
     )  # fmt: skip
-    played, answered, memory = [], [], list[float]()
+    played, answered, memory, asked = list[Rate](), list[Rate](), list[float](), []
     for repeat in range(args.repeats):
         with Session(config, work / f"play-{repeat}", say=lambda line: None) as session:
             asked, rate = play(session, args)
@@ -243,40 +256,41 @@ def speed(args: argparse.Namespace, work: Path) -> dict[str, Any]:
         answered.append(rate)
         memory = memory or read
         served.end(signal.SIGTERM)
-    ratios = [one / other for one, other in zip(answered, played, strict=True)]
+    by_clock = [one.tokens_per_s / other.tokens_per_s for one, other in zip(answered, played, strict=True)]
+    by_cpu = [other.cpu_s / one.cpu_s for one, other in zip(answered, played, strict=True)]
     third = max(1, len(memory) // 3)
     return {
         "turns": len(asked), "tokens": sum(tokens for *_, tokens in asked), "repeats": args.repeats,
-        "player_tokens_per_s": [round(rate) for rate in played],
-        "server_tokens_per_s": [round(rate) for rate in answered],
-        "ratio": [round(ratio, 3) for ratio in ratios], "median_ratio": round(statistics.median(ratios), 3),
+        "player": [rate._asdict() for rate in played], "server": [rate._asdict() for rate in answered],
+        "ratio_by_clock": [round(ratio, 3) for ratio in by_clock],
+        "ratio_by_cpu": [round(ratio, 3) for ratio in by_cpu],
+        "median_ratio_by_clock": round(statistics.median(by_clock), 3),
+        "median_ratio_by_cpu": round(statistics.median(by_cpu), 3),
         "memory_mb": {"middle_third": round(statistics.median(memory[third : 2 * third])),
                       "last_third": round(statistics.median(memory[-third:]))},
     }  # fmt: skip
 
 
-def play(session: Session, args: argparse.Namespace) -> tuple[list[tuple[Any, int, int]], float]:
-    """Play, and return the messages, the seed and the number of reply tokens of every turn, and tokens a second."""
+def play(session: Session, args: argparse.Namespace) -> tuple[list[tuple[Any, int, int]], Rate]:
+    """Play, and return the messages, the seed and the number of reply tokens of every turn, and how fast it went."""
     player = dataclasses.replace(session.player, concurrency=args.clients)
     tasks = itertools.islice(itertools.cycle(session.tasks("extract")), args.episodes)
     jobs = [Job(task, rep=number) for number, task in enumerate(tasks)]
     list(player.play(jobs[:4]))  # the engine has been compared with the model, and is warm
-    began = time.monotonic()
+    began, cpu = time.monotonic(), time.process_time()
     episodes = list(player.play(jobs))
-    seconds = time.monotonic() - began
+    seconds, cpu = time.monotonic() - began, time.process_time() - cpu
     asked = []
     for depth in range(max(len(episode.turns) for episode in episodes)):  # about the order in which they were asked
         for episode in (episode for episode in episodes if depth < len(episode.turns)):
             turn, task = episode.turns[depth], episode.task
             seed = request_seed(player.seed, task.key, task.seed, episode.rep, depth)
             asked.append((turn.messages, seed, len(turn.response_ids)))
-    return asked, sum(tokens for *_, tokens in asked) / seconds
+    return asked, Rate(round(sum(tokens for *_, tokens in asked) / seconds, 1), round(cpu, 2))
 
 
-def answer(
-    served: Served, args: argparse.Namespace, asked: Sequence[tuple[Any, int, int]]
-) -> tuple[float, list[float]]:
-    """Send the same prompts; return tokens a second, and the memory of the server on the way."""
+def answer(served: Served, args: argparse.Namespace, asked: Sequence[tuple[Any, int, int]]) -> tuple[Rate, list[float]]:
+    """Send the same prompts; return how fast it went, and the memory of the server on the way."""
     memory: list[float] = []
 
     def ask(client: Client, number: int) -> None:
@@ -290,13 +304,13 @@ def answer(
         }
         got = json.loads(client.until_done("/v1/chat/completions", body, {"X-Agentopcd-Session": f"s{number}"}))
         assert got["usage"]["completion_tokens"] == tokens, "the server did not sample what the player did"
-        if number % 20 == 0:
+        if number % max(1, len(asked) // 60) == 0:
             memory.append(served.memory_mb())
 
-    began = time.monotonic()
+    began, cpu = time.monotonic(), served.cpu_s()
     in_parallel(args.clients, len(asked), served.port, ask)
-    seconds = time.monotonic() - began
-    return sum(tokens for *_, tokens in asked) / seconds, memory
+    seconds, cpu = time.monotonic() - began, served.cpu_s() - cpu
+    return Rate(round(sum(tokens for *_, tokens in asked) / seconds, 1), round(cpu, 2)), memory
 
 
 @contextlib.contextmanager

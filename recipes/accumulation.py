@@ -2,9 +2,10 @@
 
 ``python recipes/accumulation.py --work DIR --env ENV``, after ``agentopcd learn --env ENV --rounds 2 --work DIR``.
 
-A chain is one seed of extraction; its step ``k`` is the context after ``k`` episodes, step 0 the empty one. Every
-context of a round is played by the model of that round, with its settings and its noise, on the same select tasks.
-Episodes go through the store: what ``learn`` or an earlier call has played is not played again.
+A chain is one seed of extraction; its step ``k`` is the context after ``k`` episodes, step 0 what it began with:
+nothing, or in later rounds what the round before has left. Every context of a round is played by the model of that
+round, with its settings and its noise, on the same select tasks. Episodes go through the store: what ``learn`` or an
+earlier call has played is not played again.
 """
 
 from __future__ import annotations

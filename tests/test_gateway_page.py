@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from agentopcd.workspace.gateway.connection import listening
 from agentopcd.workspace.gateway.redact import read_rules
 from tests import pages
 
@@ -28,6 +29,10 @@ def test_the_rules_are_rules(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_session_runs_as_it_is_written(tmp_path: Path) -> None:
-    _, (said,) = pages.run(pages.blocks_of(PAGE), tmp_path)
+    with listening("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    (block,) = pages.blocks_of(PAGE)
+    assert block.count("8643") == 3
+    _, (said,) = pages.run([block.replace("8643", str(port))], tmp_path)
     assert "stopped: 3 replies given" in said and "error" not in said
     assert said.splitlines()[-1] == "shop: 1 sessions, 1 of them rated, 3 requests"

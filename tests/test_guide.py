@@ -139,6 +139,7 @@ def test_pages_in_the_guide_of_the_site_are_covered() -> None:
     own = {
         "docs/cli.md",  # generated from the help
         "docs/python-api.md",  # run by tests/test_python_api.py
+        "docs/recorded.md",  # tests/test_recorded_page.py; run by tests/workspace/test_harness_real.py
         "docs/students.md",  # tests/test_students_page.py
         "docs/pages.md",  # its four commands: tests/cli/page
     }

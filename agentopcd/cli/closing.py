@@ -68,6 +68,8 @@ def after_play(call: Call, config: PlayConfig, *, waiting: int, candidates: int,
         next_is(call, pending)
     elif config.extract and graded and items:
         next_is(call, command(call, "knowledge score", flags_for(config, ScoreConfig)))
+    elif config.env.startswith(RECORDED) and candidates:  # a person approves one of them, or a canary tries it
+        next_is(call, command(call, "knowledge list refs", ""))
     else:
         next_is(call, command(call, "knowledge list episodes", ""))
 

@@ -30,7 +30,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["agentopcd", *words])
         with pytest.raises(SystemExit) as stop:
             main()
-        return Done(stop.value.code or 0, *capsys.readouterr())
+        said = capsys.readouterr()
+        return Done(stop.value.code or 0, said.out, said.err)
 
     return call
 

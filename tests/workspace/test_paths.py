@@ -13,6 +13,7 @@ from agentopcd.core.runs import Run
 from agentopcd.core.types import Context
 from agentopcd.distil import Distilled
 from agentopcd.knowledge import Store
+from agentopcd.knowledge.students import move_student
 from agentopcd.models.find import base_of_adapter
 from agentopcd.workspace.paths import inside, kept, recall, written_down
 from agentopcd.workspace.session import DEFAULT_MODEL, Session
@@ -33,6 +34,7 @@ def work(rows: str, tmp_path: Path) -> Path:
         session.store.add_model("base", "base")
         session.store.add_model("s", "runs/a/student", "runs/a/student", "base", run_id)
         session.store.finish(run_id)
+        move_student(session.store, session.env, "s", "gate")
     (work / "runs" / "a" / "student").mkdir(parents=True)
     return work
 
@@ -89,6 +91,7 @@ def test_files_that_were_changed_are_not_that_student(rows: str, tmp_path: Path,
         session.store.add_model("base", "base")
         session.store.add_model("other", "x", "runs/a/student", "base", run_id)
         session.store.finish(run_id)
+        move_student(session.store, session.env, "other", "gate")
     with open_session(rows, work) as session, pytest.raises(ConfigError, match="not the model that was trained there"):
         _ = session.loaded
     with open_session(rows, work, model=str(student)) as session:  # asked for by name, it is a model like any other

@@ -74,7 +74,8 @@ class Lab:
         monkeypatch.setattr(ratchet, "neutral_drift", lambda *_: Mean(0.2, 0.1, 0.3, 32))
 
     def config(self, env: int = 0, **settings: Any) -> ConsolidateConfig:
-        return ConsolidateConfig(**{"env": self.envs[env], "model": str(self.folders["base"])} | settings)
+        own: dict[str, Any] = {"env": self.envs[env], "model": str(self.folders["base"])}
+        return ConsolidateConfig(**own | settings)
 
     def promote(self, name: str, parent: str, *, env: int = 0, **settings: Any) -> Promotion:
         """Let the student ``name`` of ``parent`` meet the gate, as :func:`agentopcd.distil.distil_context` does."""

@@ -24,7 +24,8 @@ CONTEXT = Context("Say left. " * 4, "system")
 
 
 def session_of(work: Path, **more: Any) -> Session:
-    return Session(PlayerConfig(**({"env": "recorded:shop", "model": "pocket"} | more)), work, say=lambda line: None)
+    own: dict[str, Any] = {"env": "recorded:shop", "model": "pocket"}
+    return Session(PlayerConfig(**own | more), work, say=lambda line: None)
 
 
 def rows_of(session: Session) -> list[dict[str, Any]]:
@@ -146,7 +147,8 @@ def test_a_student_from_recorded_prompts_comes_nearer(tmp_path: Path) -> None:
         trained = {task.key for task in session.tasks("train")}
         assert not held & trained
     assert any(line.startswith("method: prefix-replay") for line in lines)
-    assert result.evaluation is not None and result.evaluation.distances.closed.low > 0
+    far = result.evaluation.distances if result.evaluation else None
+    assert far is not None and far.closed is not None and far.closed.low > 0
     assert result.promotion is not None and result.promotion["env"] == "recorded:shop"
     assert result.promoted, result.promotion["lines"]
     with Session(config, work, say=lines.append) as session:
