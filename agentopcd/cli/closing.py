@@ -152,6 +152,8 @@ def use(folder: Path) -> list[str]:
 
         base = read_json(adapter, "train the student again").get("base_model_name_or_path") or "BASE"
         serve = f"vllm serve {shlex.quote(str(base))} --enable-lora --lora-modules {shlex.quote(f'student={place}')}"
+        if not (folder / str(base)).is_dir() and not Path(str(base)).is_dir():
+            load += f"  # fetches {base} from the hub; with --merge a student needs nothing else"
     return [f"load it: {load}", f"serve it: {serve}"]
 
 

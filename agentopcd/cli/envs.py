@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,7 +105,7 @@ def show(ref: Ref, env_arg: EnvArgs = None, as_json: Json = False) -> None:
         print(f"{name:<12} {facts[name]}")
     print(f"\n{card}\n\nFirst observation of seed 0, as a model sees it by default:\n")
     print(join_parts(apply_view(parts_of(obs, info), spec.view())))
-    print(f"\nNext: agentopcd envs try {ref}")
+    print(f"\nNext: agentopcd envs try {_again(ref, env_arg)}")
 
 
 @app.command()
@@ -137,7 +138,11 @@ def check(
             f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds;"
             f" random replies won {report.random_success:.1%}"
         )
-        print(f"Next: agentopcd play --env {ref}" if report.ok else "Next: fix the errors and check again")
+        print(
+            f"Next: agentopcd play --env {_again(ref, env_arg)}"
+            if report.ok
+            else "Next: fix the errors and check again"
+        )
     if not report.ok:
         raise typer.Exit(1)
 
@@ -270,7 +275,7 @@ def splits(
         emit(json.loads(manifest.to_json()))
         return
     _print_splits(manifest)
-    print(f"Next: agentopcd play --env {ref}" if out is None else f"wrote {out}")
+    print(f"Next: agentopcd play --env {_again(ref, env_arg)}" if out is None else f"wrote {out}")
 
 
 def _print_splits(manifest: Any) -> None:
@@ -292,3 +297,8 @@ def _print_splits(manifest: Any) -> None:
     elif manifest.protocol == "paper":
         count, share = manifest.overlap()
         print(f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol")
+
+
+def _again(ref: str, env_args: list[str] | None) -> str:
+    """An environment with its arguments, as they are typed."""
+    return " ".join([shlex.quote(ref), *(f"--env-arg {shlex.quote(pair)}" for pair in env_args or [])])

@@ -146,7 +146,9 @@ def test_after_training_the_student_can_be_used(call: Call, tmp_path: Path) -> N
     assert last() == EvaluateConfig(**PLAYER, test_tasks=9)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "own/base"}))
     line = f"serve it: vllm serve own/base --enable-lora --lora-modules {shlex.quote(f'student={folder}')}"
-    assert closing.use(folder)[1] == line
+    loading, serving = closing.use(folder)
+    assert serving == line
+    assert loading.endswith("# fetches own/base from the hub; with --merge a student needs nothing else")
 
 
 def test_after_rounds(call: Call, tmp_path: Path) -> None:

@@ -217,3 +217,9 @@ def test_it_keeps_the_contract(tmp_path: Path) -> None:
     rows = [{"messages": [user(f"Question {i}"), *TALK[2:]]} for i in range(40)]
     report = envs.check_env(write(tmp_path / "rows.jsonl", *rows))
     assert (report.errors, report.warnings) == ([], [])
+
+
+def test_conversations_of_one_message_are_fine(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"Where is parcel {n}?"}]} for n in range(40)]
+    report = envs.check_env(write(tmp_path / "rows.jsonl", *rows))
+    assert report.errors == []
