@@ -35,14 +35,12 @@ class ServeConfig(EngineConfig):
     record: str = ""
     """Name of the recording that requests are kept in; empty: nothing is kept."""
     canary: float = 0.0
-    """Share of new sessions of the recording that a canary answers, another model or the same one with another context,
-    until `agentopcd canary` has compared them by their ratings; 0: none."""
+    """Share of new sessions that a canary answers: another model, or the same one with another context; see
+    `agentopcd canary`; 0: none."""
     canary_model: str = ""
-    """The canary's model, as for --model; empty: the newest student of recorded:NAME that does not play, unless
-    --canary-context is given."""
+    """The canary's model, as for --model; empty: the newest student of recorded:NAME that does not play."""
     canary_context: str = ""
-    """Context that the canary's prompts hold in place of that of --context: a ref, an id, or a text file; empty: the
-    same one."""
+    """The canary's context, as for --context, with the same model; empty: that of --context."""
     redact: str = ""
     """TOML file of rules by which text is replaced before it is kept; empty: it is kept as it is."""
     host: str = "127.0.0.1"
