@@ -46,7 +46,7 @@ class ServeConfig(EngineConfig):
     host: str = "127.0.0.1"
     """Address to listen at. Beyond this machine (0.0.0.0 for all addresses) a key is needed."""
     port: int = 8643
-    """Port to listen at. With 0 a free one is taken."""
+    """Port, 0 for a free one."""
     key_file: str = ""
     """File with the key that clients must send; empty: the environment variable AGENTOPCD_KEY, or no key at all."""
     max_waiting: int = 256
