@@ -16,7 +16,7 @@ from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Episode, Mixture, Task
-from agentopcd.distillation.distance import DISTANCE, Totals
+from agentopcd.distillation.distance import Totals
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
@@ -173,7 +173,7 @@ def _assignment(
 def pilot(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> float:
     """Train as ``config`` says, keep no student, and return how well the best checkpoint did on select tasks.
 
-    Larger is better, also of a distance. A finished pilot is not repeated.
+    A finished pilot is not repeated.
     """
     session.use(None)  # the weights in memory may be those of the last training
     student = session.loaded
@@ -186,8 +186,7 @@ def pilot(session: Session, config: ConsolidateConfig, context: Context | Mixtur
         assignment = _assignment(session, config, context, student, run, identity)
         with Ranks.current().led(assignment):
             result = train_student(assignment, student, teacher, run, session.say)
-        scores = [found.rate for step, found in result.select.items() if step]
-        done = {"best": max((-score if session.by == DISTANCE else score) for score in scores)}
+        done = {"best": max(found.rate for step, found in result.select.items() if step)}
         run.finish(done)
         shutil.rmtree(result.folder)
         session.use(None)

@@ -11,7 +11,7 @@ from typing import Any
 from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick, since_of
 from agentopcd.core.config.toml import saved
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Job
 from agentopcd.distil import Distilled, check_launch, distil_context, pilot
@@ -21,6 +21,7 @@ from agentopcd.knowledge import Ranking, Store
 from agentopcd.knowledge.database import now
 from agentopcd.knowledge.faults import read_object
 from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.workspace.checks import check_method
 from agentopcd.workspace.evaluation.rounds import Stage, stages
 from agentopcd.workspace.experience.carry import carried
 from agentopcd.workspace.experience.chains import Gathered
@@ -183,9 +184,7 @@ def _round(
         return dataclasses.replace(done, stages=_stages(session, config, past))
 
 
-def _without_ranking(
-    session: Session, config: LearnConfig, number: int, past: _Past, played: dict[str, Any]
-) -> Round:  # fmt: skip
+def _without_ranking(session: Session, config: LearnConfig, number: int, past: _Past, played: dict[str, Any]) -> Round:
     """A round with a recording that nothing grades."""
     model = str(session.loaded.folder)
     if not past.students:
@@ -235,14 +234,16 @@ def another_way(
     A pilot takes a quarter of the steps, from the same parent.
     """
     found: dict[str, tuple[float, ConsolidateConfig]] = {}
+    known = [check_method(session, training)]
     for name, changes in WAYS.items():
         try:
-            config = dataclasses.replace(training, **changes)
+            config = check_method(session, dataclasses.replace(training, **changes))
         except ConfigError as error:
             session.say(f"no pilot of {name}: {error}")
             continue
-        if config == training:
+        if config in known:
             continue
+        known.append(config)
         steps = max(1, config.steps // 4)
         short = dataclasses.replace(
             config, steps=steps, select_every=steps, warmup_steps=min(config.warmup_steps, steps), patience=0
@@ -250,8 +251,12 @@ def another_way(
         if short.replays and not session.game.spec.logged:
             _play_to_replay(session, round_number)
         session.say(f"pilot of {name}: {steps} steps")
-        found[name] = pilot(session, short, context), config
-        session.say(f"pilot of {name}: {abs(found[name][0]):.3f} on select tasks")
+        try:
+            found[name] = pilot(session, short, context), config
+        except TrainingError as error:
+            session.say(f"pilot of {name}: {error}")
+        else:
+            session.say(f"pilot of {name}: {found[name][0]:.3f} on select tasks")
     if not found:
         return None
     best = max(found, key=lambda name: found[name][0])

@@ -31,7 +31,7 @@ INSIDE = {
         "errors text callable_module files",
         "calls types terminal",
         "encoding messages power stats runs transcript config.base",
-        "calibration crossed groups",
+        "apart calibration crossed groups",
         "config.engine",
         "config.player config.serve",
         "config.training",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 
 from agentopcd.core.files import told
 from agentopcd.core.stats import Rate
@@ -50,11 +51,27 @@ def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
     return rows
 
 
-def evidence(store: Store, context_id: str) -> list[str]:
-    """The scores of a context, its looks and its refs, a line of text for each."""
+def ungraded(store: Store) -> set[str]:
+    """Environments in which nothing is right or wrong, as tables of finished runs say: success says nothing there."""
+    rows = store.query(
+        "SELECT DISTINCT json_extract(config, '$.env') AS env FROM run WHERE json_extract(result, '$.graded') = 0"
+        " OR json_extract(result, '$.evaluation.graded') = 0"
+    )
+    return {row["env"] for row in rows}
+
+
+def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> list[str]:
+    """The scores of a context, its looks and its refs, a line of text for each.
+
+    Args:
+        without: environments in which nothing is right or wrong, besides those of :func:`ungraded`.
+    """
     names = {row["id"]: told(row["name"]) for row in store.models()}
-    lines = []
-    for row in scores(store, context_id, Competed(store)):
+    silent = ungraded(store).union(without)
+    found = scores(store, context_id, Competed(store))
+    played = dict.fromkeys(row["env"] for row in found if row["env"] in silent)
+    lines = [f"{env}: nothing is right or wrong there, so no success is known" for env in played]
+    for row in (row for row in found if row["env"] not in silent):
         line = (
             f"{row['env']}, {row['split']} tasks, {names.get(row['model_id'], row['model_id'][:12])}: "
             f"{row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {row['n']} on {row['tasks']} tasks"

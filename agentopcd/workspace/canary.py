@@ -17,9 +17,10 @@ from math import comb
 from statistics import NormalDist
 from typing import Any, Literal
 
+from agentopcd.core.apart import Apart, compare_apart
 from agentopcd.core.config import RECORDED
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import Apart, Comparison, compare, compare_apart, draws_for
+from agentopcd.core.stats import Comparison, compare, draws_for
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store, best_ref, canonical
 from agentopcd.knowledge.looks import level_of

@@ -201,6 +201,8 @@ def _carried(facts: Facts) -> bool:
 
 
 def _contexts(facts: Facts) -> list[str]:
+    table = facts.evaluation or {}
+    silent = [] if table.get("graded", True) else [table["env"]]
     lines = ["", "## The context it carries" if len(facts.contexts) == 1 else "## The contexts it carries"]
     for context_id, share in facts.contexts.items():
         context = facts.store.get_context(context_id)
@@ -208,7 +210,7 @@ def _contexts(facts: Facts) -> list[str]:
         lines += [
             "", f"Context `{context_id[:12]}`, shown to the teacher in the {context.placement} message{drawn}:", "",
             fenced(context.text), "", _origin(facts.store, context_id), "",
-            *(f"- {escaped(line)}" for line in evidence(facts.store, context_id)),
+            *(f"- {escaped(line)}" for line in evidence(facts.store, context_id, silent)),
         ]  # fmt: skip
     return lines
 

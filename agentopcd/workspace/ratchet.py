@@ -62,22 +62,26 @@ class Test:
     look: int
     level: float
     passed: bool
+    by: str = "success"
+    """What was compared: success, reward, a metric, or a distance, with a minus sign, so that more is better."""
 
     def __str__(self) -> str:
         pair, gain = self.pair, self.pair.difference
-        rates = f"{pair.first.rate:.3f} against {pair.second.rate:.3f}"
+        rates = f"{pair.first.rate:.3f} against {pair.second.rate:.3f},"
+        if self.by == DISTANCE:
+            rates = f"distance {-pair.first.rate:.3f} against {-pair.second.rate:.3f}, nearer by"
         what = {"parent": "its parent", "student": "the student before it", "had": f"what it had in {self.env}"}
         asked = f"p = {pair.p:.2g}" if self.role != "had" else f"at worst {gain.low:+.3f}"
         return (
-            f"  against {what[self.role]} {self.rival[:SHORT]}: {rates}, {gain.diff:+.3f}, {asked} (n={pair.n}; look "
+            f"  against {what[self.role]} {self.rival[:SHORT]}: {rates} {gain.diff:+.3f}, {asked} (n={pair.n}; look "
             f"{self.look}, level {self.level:.2g}): {'yes' if self.passed else 'no'}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "env": self.env, "rival": self.rival, "role": self.role, **self.pair.to_dict(),
-            "first": self.pair.first.rate, "second": self.pair.second.rate, "look": self.look, "level": self.level,
-            "left": left_after(self.look), "passed": self.passed,
+            "by": self.by, "first": self.pair.first.rate, "second": self.pair.second.rate, "passed": self.passed,
+            "look": self.look, "level": self.level, "left": left_after(self.look),
         }  # fmt: skip
 
 
@@ -111,8 +115,8 @@ class Promotion:
         stays = f"{student_ref(self.env)} stays as it is"
         words = {
             "promoted": f"promoted, {student_ref(self.env)} moved",
-            "not better": f"not promoted, it does no better than its parent here; {stays}",
-            "student stays": f"not promoted, it does no better than the student before it; {stays}",
+            "not better": f"not promoted, it is not shown to be better than its parent here; {stays}",
+            "student stays": f"not promoted, it is not shown to be better than the student before it; {stays}",
             "lost": f"not promoted, it may have lost more than {self.margin:g} elsewhere; {stays}",
             "drifted": f"not promoted, its replies to neutral prompts are too far from the base's; {stays}",
         }
@@ -191,6 +195,8 @@ class _Ground:
         plan = canonical({"student": [*rivals], "by": self.session.by, "places": [[*place] for place in self.places]})
         mine = self.scores(bench, student.id, student)
         theirs = {rival: self.scores(bench, rival) for rival in rivals}
+        if not all(mine.keys() & scores.keys() for scores in theirs.values()):  # before a look is spent on nothing
+            raise ConfigError(f"no confirm task of {bench.env} was finished by both models, so nothing can be compared")
         look = bench.store.begin_look(
             {"env": bench.env, "model_id": student.id, "context_id": EMPTY.id, "setup": bench.setup,
              "plan": hashlib.sha256(plan.encode()).hexdigest()},
@@ -202,12 +208,13 @@ class _Ground:
                 mine, theirs[rival], {place: place[0] for place in mine}, draws=draws_for(level),
                 z=NormalDist().inv_cdf(1 - level),
             )  # fmt: skip
-            if not pair.n:
-                raise ConfigError(f"no confirm task of {bench.env} was finished by both models: nothing to compare")
             passed = pair.difference.low > -margin if role == "had" else pair.p < level
             tests.append(
-                Test(env=bench.env, rival=rival, role=role, pair=pair, look=look["number"], level=level, passed=passed)
-            )
+                Test(
+                    env=bench.env, rival=rival, role=role, pair=pair, look=look["number"], level=level, passed=passed,
+                    by=self.session.by,
+                )
+            )  # fmt: skip
         return tests, look
 
 
@@ -292,7 +299,7 @@ def _kept(
                     continue
                 ground = _Ground.of(other, config.gate_tasks, run_id)
                 bench = ground.play(f"student in {env}", student)
-                found, look = ground.meet(bench, student, {had["model_id"]: "had"}, config.most_lost)
+                found, look = ground.meet(bench, student, {had["id"]: "had"}, config.most_lost)
                 other.store.end_look(look["id"], "pass" if found[0].passed else "lost", found[0].to_dict())
         except AgentOpcdError as error:
             notes.append(f"{env} could not be asked, so it counts as lost: {error}")
@@ -307,13 +314,11 @@ def _kept(
 
 
 def abilities(session: Session, parent_id: str) -> dict[str, Mapping[str, Any]]:
-    """What a lineage was promoted in besides this environment: the last such move of each, by environment."""
+    """What a lineage was promoted in besides this environment: the model of the last such move, by environment."""
     line = lineage(session.store, parent_id)
-    found: dict[str, Mapping[str, Any]] = {}
-    for move in student_moves(session.store):
-        if move["model_id"] in line and move["env"] != session.env and move["run_id"] is not None:
-            found[move["env"]] = move
-    return found
+    last = {move["env"]: move["model_id"] for move in student_moves(session.store) if move["model_id"] in line}
+    rows = {env: session.store.lookup("model", id=id_) for env, id_ in last.items() if env != session.env}
+    return {env: row for env, row in rows.items() if row is not None and row["run_id"] is not None}
 
 
 def _settings(session: Session, run_id: int) -> PlayerConfig:

@@ -9,13 +9,13 @@ from math import comb, inf, sqrt
 import numpy as np
 import pytest
 
+from agentopcd.core.apart import compare_apart
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.power import detectable, pairs_needed
 from agentopcd.core.stats import (
     Rate,
     benjamini_hochberg,
     compare,
-    compare_apart,
     mid_p,
     paired_difference,
     ratio,

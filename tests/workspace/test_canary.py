@@ -89,7 +89,7 @@ def test_ratings_that_cannot_pass_spend_no_look_and_more_of_them_make_another(tm
 
 
 def test_equal_models_seldom_pass() -> None:
-    from agentopcd.core.stats import compare_apart
+    from agentopcd.core.apart import compare_apart
 
     rng = random.Random(0)
     arms = [[[rng.random() < 0.4 for _ in range(30)] for _ in range(2)] for _ in range(2000)]

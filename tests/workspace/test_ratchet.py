@@ -128,7 +128,7 @@ def test_a_student_that_is_no_better_stays_out(lab: Lab, name: str) -> None:
     done = lab.promote(name, "base")
     assert done.verdict == "not better" and lab.student() is None
     assert done.drift is None, "the first no is enough"
-    assert "verdict: not promoted, it does no better than its parent here" in done.lines()[-1]
+    assert "verdict: not promoted, it is not shown to be better than its parent here" in done.lines()[-1]
 
 
 def test_a_second_student_must_beat_the_first(lab: Lab) -> None:

@@ -13,6 +13,7 @@ from agentopcd.core.errors import StoreError
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.evidence import ungraded
 
 Place = tuple[str, int, int]
 
@@ -60,9 +61,12 @@ def side_by_side(store: Store, model: Row, *, most: int, skip: int = 0) -> dict[
         for label, rows in played.items()
     }
     common = set.intersection(*(set(rows) for rows in by_place.values())) if setup else set()
+    silent = ungraded(store)
     tasks = [
-        {"key": place[0], "seed": place[1], "rep": place[2], "won": {label: bool(rows[place]["success"]) for label, rows
-         in by_place.items()}, "rows": {label: rows[place] for label, rows in by_place.items()}}
+        {"key": place[0], "seed": place[1], "rep": place[2],
+         "graded": all(rows[place]["env"] not in silent for rows in by_place.values()),
+         "won": {label: bool(rows[place]["success"]) for label, rows in by_place.items()},
+         "rows": {label: rows[place] for label, rows in by_place.items()}}
         for place in sorted(common)
     ]  # fmt: skip
     patterns = Counter(pattern_of(task) for task in tasks)
@@ -80,6 +84,8 @@ def side_by_side(store: Store, model: Row, *, most: int, skip: int = 0) -> dict[
 
 def pattern_of(task: Mapping[str, Any]) -> str:
     """Who won a task, in words."""
+    if not task["graded"]:
+        return "nothing is won or lost here"
     won = [label for label, success in task["won"].items() if success]
     return " and ".join(won) + " won" if won else "nobody won"
 
@@ -107,7 +113,8 @@ def _in_turns(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def episode(store: Store, row: Row) -> dict[str, Any]:
     """An episode with its turns; ``turns`` is None where it was stored without them, or they cannot be read."""
-    facts = {**row, "won": bool(row["success"]), "turns_played": row["turns"]}
+    result = "played" if row["env"] in ungraded(store) else "won" if row["success"] else "lost"
+    facts = {**row, "result": result, "turns_played": row["turns"]}
     if store.lookup("transcript", episode_id=row["id"]) is None:
         return {**facts, "turns": None, "outcome": [], "note": "stored without its turns"}
     try:

@@ -24,6 +24,7 @@ from agentopcd.cli.page.render import Section, page
 from agentopcd.core.errors import AgentOpcdError, ConfigError, StoreError
 from agentopcd.core.text import first_line
 from agentopcd.knowledge import Store
+from agentopcd.knowledge.evidence import ungraded
 
 HOST = "127.0.0.1"
 OURS = ("127.0.0.1", "localhost", "[::1]")
@@ -121,7 +122,7 @@ def item(asked: Asked, name: str) -> Content:
 
 def episodes(asked: Asked) -> Content:
     rows, total = asked.store.newest_episodes(EPISODES)
-    data = {"rows": rows[::-1], "all": total}
+    data = {"rows": rows[::-1], "all": total, "silent": ungraded(asked.store)}
     return "Episodes", [Section("episodes", "Episodes", "episodes.html", data)]
 
 

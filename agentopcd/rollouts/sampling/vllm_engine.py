@@ -100,13 +100,12 @@ class VllmSampler:
         self.engine = f"vllm-{str(compute).removeprefix('torch.')}"
         self.kind = (compute, batch_size, loaded.adapter is not None)
         self._llm: Any = None
-        self._tickets = itertools.count()
+        self._tickets, self._versions = itertools.count(), itertools.count(1)
         self._ready: dict[int, Completion] = {}
         self.heard: Heard | None = None  # see protocol.Stepwise
         self._told: dict[int, int] = {}  # how many tokens of each reply were heard
         self._adapter: Any = None
         self._asleep = False
-        self._versions = itertools.count(1)
 
     def sample(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """One completion per request, in order.
