@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ class Lab:
     """A workspace with two environments, in which a model's name says how many of the questions it answers."""
 
     def __init__(self, work: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.work, self.folders, self.plays = work / "w", folders, 0
+        self.work = work / "w"
+        # Students lie in run folders of their workspace.
+        self.folders = {name: folders[name] if name == "base" else self.work / "runs" / name for name in folders}
+        for name, folder in self.folders.items():
+            if name != "base":
+                shutil.copytree(folders[name], folder)
         self.envs = [tiny.questions(work / "first.jsonl"), tiny.questions(work / "second.jsonl", 131)]
         self.ids: dict[str, str] = {}
         self.lines: list[str] = []
@@ -96,8 +102,6 @@ class Lab:
         session.store.change(
             "UPDATE model SET parent_id = ?, run_id = COALESCE(run_id, ?) WHERE id = ?", (parent_id, run_id, student.id)
         )
-        # Students lie in run folders; here the folder is where the test made it.
-        session.store.change("UPDATE model SET run_id = NULL WHERE id = ? AND path NOT LIKE '%runs%'", (student.id,))
         self.ids[name] = student.id
         return student
 
