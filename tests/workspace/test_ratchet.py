@@ -183,6 +183,16 @@ def test_drift_on_neutral_prompts_has_a_budget(lab: Lab) -> None:
     assert lab.promote("good", "base", drift_budget=0.35).verdict == "promoted"
 
 
+def test_drift_that_cannot_be_measured_promotes_nobody(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any) -> Mean:
+        raise ConfigError("good gave 0 replies to neutral prompts, and none that can be scored")
+
+    monkeypatch.setattr(ratchet, "neutral_drift", silent)
+    done = lab.promote("good", "base")
+    assert done.verdict == "drifted" and lab.student() is None
+    assert "was not measured: good gave 0 replies" in done.notes[0]
+
+
 def test_tests_of_students_spend_the_looks_of_contexts(lab: Lab) -> None:
     lab.promote("poor", "base")
     lab.promote("worse", "base")

@@ -246,7 +246,7 @@ def test_each_request_has_its_own_settings_in_one_batch(loaded: models.LoadedMod
         assert max(len(request.response_ids) for request in kept if request.sampling["max_tokens"] == 3) <= 3
 
 
-def test_without_a_seed_each_request_gets_one_of_its_own_and_it_is_kept(loaded: models.LoadedModel, tmp_path: Path) -> None:
+def test_without_a_seed_a_request_gets_its_own_and_it_is_kept(loaded: models.LoadedModel, tmp_path: Path) -> None:
     with Running(loaded, tmp_path) as server:
         for _ in range(4):
             server.ask("go", more={"temperature": 1.5})
