@@ -185,7 +185,7 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
     Example: agentopcd knowledge confirm --context sokoban/pool/00/08 --env sokoban
     """
     if not config.context:
-        raise ConfigError("no context given; add --context REF (see `agentopcd knowledge list refs`)")
+        raise ConfigError("no context given; add --context FILE or REF (see `agentopcd knowledge list refs`)")
     with _open(config, call) as session:
         from agentopcd.workspace import ready
         from agentopcd.workspace.pace import estimate

@@ -18,7 +18,7 @@ terminal.guard()
 from agentopcd.cli.options import Call
 call = Call(None, False, False)
 call.say("verdict: pass, sokoban/best moved")
-call.say("verdict: not promoted, it does no better than no context \\x1b[2J")
+call.say("verdict: not promoted, it is not shown to be better than no context \\x1b[2J")
 call.say("  figures: " + "0123456789ab " * 9)
 call.say("next: agentopcd consolidate " + "--env-arg a=b " * 9)
 """
