@@ -57,7 +57,7 @@ class Desk:
 
     Args:
         store: the file; opened by that thread, and only if something is kept or followed.
-        chat: renders the prompts of the first model.
+        chat: of the first model; how it reads replies holds for those that were kept.
         kept: what the stored requests of the first model say about the server.
         follows: whether the student that plays may change.
     """
