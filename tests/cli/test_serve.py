@@ -61,6 +61,8 @@ def test_a_student_that_this_workspace_does_not_have(
     result = CliRunner().invoke(app, ["serve", "--model", name])
     said = str(result.exception)
     assert f"this workspace has no student of {name.removesuffix('/student')}" in said and "\n" not in said
+    (tmp_path / name).mkdir(parents=True)
+    assert "folder without config.json" in str(CliRunner().invoke(app, ["serve", "--model", name]).exception)
 
 
 def begun(tmp_path: Path, *words: str) -> tuple[subprocess.Popen[str], str, list[str]]:
