@@ -108,7 +108,8 @@ def test_a_reply_through_the_client(loaded: models.LoadedModel, tmp_path: Path) 
 def test_a_stream_comes_token_by_token(loaded: models.LoadedModel, tmp_path: Path) -> None:
     with Running(loaded, tmp_path) as server, server.client() as client:
         *_, chunks = streamed(client, messages=[{"role": "user", "content": "go"}], max_tokens=24, seed=1)
-        assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 3
+        told = [chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+        assert len(told) > 1, "a busy machine sends several tokens at once, but never all of them"
 
 
 def test_a_conversation_with_tools(tmp_path: Path, loaded: models.LoadedModel) -> None:
