@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.types import EMPTY, Context, Task
+from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import check_leaks
 from agentopcd.workspace.experience.choose import ranked_by, traced
 from agentopcd.workspace.paths import inside, kept, recall
@@ -23,8 +23,7 @@ def to_play(session: Session, config: PlayConfig) -> None:
         raise ConfigError(f"the sessions of {session.env} were played already, so --context is of no use; leave it out")
     if config.context:
         session.context(config.context, config.placement)
-    if not session.tasks(config.split):
-        raise ConfigError(f"no {config.split} tasks of {session.env}")
+    session.needed(config.split)
 
 
 def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context]) -> None:
@@ -35,9 +34,9 @@ def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context
         TaskLeak: a candidate holds an item from a held-out task.
     """
     ranked_by(session)
-    _tasks(session, "select")
+    session.needed("select")
     if config.confirm and config.method != "subsets":
-        _tasks(session, "confirm")
+        session.needed("confirm")
     if config.traces:
         traced(session)
     for context in candidates[: config.candidates]:
@@ -55,7 +54,7 @@ def to_confirm(session: Session, config: ConfirmConfig) -> Context:
     ranked_by(session)
     if context.id == EMPTY.id:
         raise ConfigError("the empty context cannot be confirmed: it is what a context is compared with")
-    _tasks(session, "confirm")
+    session.needed("confirm")
     check_leaks(session.store, context.id)
     return context
 
@@ -66,22 +65,8 @@ def to_train(session: Session, config: ConsolidateConfig | LearnConfig) -> None:
     Raises:
         ConfigError: a split that is needed has none.
     """
-    train, select = session.tasks("train"), session.tasks("select", config.select_tasks)
-    if not train or not select:
-        raise ConfigError(f"{len(train)} train and {len(select)} select tasks; consolidation needs both")
-    if config.test_tasks:
-        to_test(session, config.test_tasks)
-
-
-def to_test(session: Session, n: int) -> list[Task]:
-    """The test tasks.
-
-    Raises:
-        ConfigError: there are none.
-    """
-    if not (tasks := session.tasks("test", n)):
-        raise ConfigError(f"no test tasks of {session.env} to evaluate on")
-    return tasks
+    for split in ("train", "select", *(["test"] if config.test_tasks else [])):
+        session.needed(split)
 
 
 def to_evaluate(session: Session, config: EvaluateConfig) -> str:
@@ -98,7 +83,7 @@ def to_evaluate(session: Session, config: EvaluateConfig) -> str:
         base = session.store.lookup("model", id=row["parent_id"])
         if base is None or recall(session.work, base) is None:
             raise ConfigError(f"the model that {student} was trained from is not here; give the base with --model")
-    to_test(session, config.test_tasks)
+    session.needed("test", config.test_tasks)
     return student
 
 
@@ -124,13 +109,6 @@ def to_learn(session: Session, config: LearnConfig) -> None:
     if ungraded:
         return to_train(session, config)
     ranked_by(session)
-    if not session.tasks("extract"):
-        raise ConfigError(f"no extract tasks of {session.env}")
-    for split in ("select", "confirm"):
-        _tasks(session, split)
+    for split in ("extract", "select", "confirm"):
+        session.needed(split)
     to_train(session, config)
-
-
-def _tasks(session: Session, split: str) -> None:
-    if not session.tasks(split):
-        raise ConfigError(f"nothing to play: no {split} task of {session.env}")

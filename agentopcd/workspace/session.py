@@ -300,6 +300,20 @@ class Session:
         tasks = self.manifest.tasks(split)
         return tasks if n is None else tasks[:n]
 
+    def needed(self, split: str, n: int | None = None) -> list[Task]:
+        """The same, of a split that has to hold some.
+
+        Raises:
+            ConfigError: it holds none.
+        """
+        if tasks := self.tasks(split, n):
+            return tasks
+        found = f"its {self.manifest.distinct:,} tasks"
+        why = f"{found} leave none for it; name other splits with --splits (`agentopcd envs splits` cuts them)"
+        if self.recording:
+            why = f"none of {found} fell into that split, which the hash of a task decides; record more sessions"
+        raise ConfigError(f"no {split} tasks of {self.env}: {why}")
+
     def recorded_rows(self) -> list[Mapping[str, Any]]:
         """The conversations of the snapshot that is read, where the environment is a recording."""
         return [row for _, row in raw_rows(stamps(self.game.spec.kwargs["rows"]))]

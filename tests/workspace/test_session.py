@@ -44,6 +44,14 @@ def test_tasks_are_taken_from_the_front(rows: str, tmp_path: Path) -> None:
         assert session.tasks("select", 10_000) == everything
 
 
+def test_a_split_that_has_to_hold_some_and_holds_none_says_what_to_do(rows: str, tmp_path: Path) -> None:
+    build_splits(rows, sizes={"extract": 0}).save(tmp_path / "splits.json")
+    with open_session(rows, tmp_path / "w", splits=str(tmp_path / "splits.json")) as session:
+        assert session.needed("select", 3) == session.tasks("select", 3)
+        with pytest.raises(ConfigError, match=r"no extract tasks of .*: its 1?\d\d tasks leave none .* --splits"):
+            session.needed("extract")
+
+
 def test_splits_of_another_environment_are_refused(rows: str, tmp_path: Path) -> None:
     build_splits(rows).save(tmp_path / "splits.json")
     other = tiny.questions(tmp_path / "other.jsonl", 140)

@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Sequence
 
 from agentopcd.core.config import PlayConfig
-from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.workspace.experience.chains import Gathered, extract
@@ -50,10 +49,8 @@ def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Conte
     Raises:
         ConfigError: the split has no tasks.
     """
-    tasks = session.tasks(config.split)
+    tasks = session.needed(config.split)
     used = session.store.used(session.env, context.id, besides=run_id)
-    if not tasks:
-        raise ConfigError(f"no {config.split} tasks of {session.env}")
     endless = ((task, rep) for rep in itertools.count() for task in tasks)
     planned = list(itertools.islice((job for job in endless if (job[0].seed, job[1]) not in used), config.episodes))
     again = sum(rep > 0 for _, rep in planned)
