@@ -327,17 +327,27 @@ class Session:
                     f"{self.config.splits} holds the splits of {manifest.env} {dict(manifest.kwargs)}, wanted "
                     f"{self.game.ref} {dict(self.game.kwargs)}; make them with `agentopcd envs splits`"
                 )
-            return manifest
+            return self._unchanged(manifest)
         if self.recording:
             return hashed_splits(self.game.ref, self.game.kwargs)
         name = hashlib.sha256(self.env.encode()).hexdigest()[:12]
         file = self.work / "splits" / f"{name}.json"
         if file.is_file():
-            return Manifest.load(file)
+            return self._unchanged(Manifest.load(file))
         manifest = build_splits(self.game.ref, self.game.kwargs, progress=self.progress)
         with writing(file):
             file.parent.mkdir(exist_ok=True)
             manifest.save(file)
+        return manifest
+
+    @staticmethod
+    def _unchanged(manifest: Manifest) -> Manifest:
+        """The same, after a look at its first task: a game that has changed is told of before a model is loaded.
+
+        Raises:
+            EnvError: its seed now makes another task.
+        """
+        manifest.verify(next(([tasks[0]] for tasks in manifest.splits.values() if tasks), []))
         return manifest
 
     def _register_tasks(self) -> None:

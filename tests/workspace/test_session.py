@@ -44,6 +44,14 @@ def test_tasks_are_taken_from_the_front(rows: str, tmp_path: Path) -> None:
         assert session.tasks("select", 10_000) == everything
 
 
+def test_a_game_that_has_changed_is_told_of_when_it_is_opened(rows: str, tmp_path: Path) -> None:
+    open_session(rows, tmp_path / "w").close()
+    file = Path(rows)
+    file.write_text(file.read_text().replace("What", "Tell me what"))
+    with pytest.raises(EnvError, match="now makes task .* new workspace"):
+        open_session(rows, tmp_path / "w")
+
+
 def test_a_split_that_has_to_hold_some_and_holds_none_says_what_to_do(rows: str, tmp_path: Path) -> None:
     build_splits(rows, sizes={"extract": 0}).save(tmp_path / "splits.json")
     with open_session(rows, tmp_path / "w", splits=str(tmp_path / "splits.json")) as session:
