@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,102 +12,26 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.cli import main
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context, Mixture
-from agentopcd.distil import Distilled, distil_context
-from agentopcd.knowledge import Store, identify, item_ids, render
+from agentopcd.distil import distil_context
+from agentopcd.knowledge import identify, item_ids, render
 from agentopcd.knowledge.lineage import carried, generations
 from agentopcd.knowledge.students import current_student, move_student, student_moves
 from agentopcd.workspace.lineage import forget as module
 from agentopcd.workspace.lineage.audit import Reader, audit
-from agentopcd.workspace.lineage.forget import Plan, forget, plan_of
+from agentopcd.workspace.lineage.forget import forget
 from agentopcd.workspace.lineage.found import Audit, audits, curves
 from agentopcd.workspace.lineage.recorded import student_named
 from agentopcd.workspace.session import Session
-from tests import tiny
+from tests.lineage import FIRST, ONE, SECOND, THREE, TWO, Lab, audit_of, base_of, lab, made, row_of
 
-ONE, TWO, THREE = "say seven", "left, then up and down", "move the box to the goal"
-FIRST, SECOND = Context(render([ONE, TWO])), Context(render([THREE]))
+__all__ = ["lab", "made"]
 
 
 class Killed(BaseException):
     pass
-
-
-@dataclasses.dataclass
-class Lab:
-    """A workspace, and how its students are trained."""
-
-    work: Path
-    settings: dict[str, Any]
-
-    def train(self, context: Context | Mixture, model: str, **settings: Any) -> Distilled:
-        given: dict[str, Any] = {**self.settings, "model": model, **settings}
-        given |= {"mix": len(context.parts)} if isinstance(context, Mixture) else {"context": context.id}
-        config = ConsolidateConfig(**given)
-        with Session(config, self.work, say=lambda line: None) as session:
-            for part in context.parts:
-                session.store.add_context(part)
-            return distil_context(session, config, context)
-
-    def open(self) -> Store:
-        return Store.open(self.work / "store.db")
-
-    def plan(self, store: Store, *texts: str, student: str = "") -> Plan:
-        name = student or store.models(trained=True)[0]["id"][:12]
-        row = student_named(store, self.work, name)
-        assert row is not None
-        return plan_of(store, self.work, row, [store.item(identify(text)) for text in texts])
-
-    def forget(self, *texts: str, student: str = "", distil: Any = distil_context) -> module.Forgotten:
-        with self.open() as store:
-            plan = self.plan(store, *texts, student=student)
-            return forget(store, self.work, plan, distil=distil, say=lambda line: None)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Base, a student of two items, and its student of a third."""
-    folder = tmp_path_factory.mktemp("carried")
-    model = tiny.build(folder / "model", tie=False, hearing=4.0)
-    settings: dict[str, Any] = {
-        "env": tiny.questions(folder / "rows.jsonl"), "steps": 6, "batch_size": 8, "max_tokens": 6,
-        "temperature": 5.0, "learning_rate": 3e-3, "select_every": 6, "select_tasks": 4, "test_tasks": 16,
-        "compute": "float32", "divergence": "full", "gate_tasks": 0,
-    }  # fmt: skip
-    lab = Lab(folder / "w", settings)
-    lab.work.mkdir()
-    first = lab.train(FIRST, str(model))
-    lab.train(SECOND, first.folder)
-    yield lab
-
-
-@pytest.fixture
-def lab(made: Lab, tmp_path: Path) -> Lab:
-    """A copy to work in."""
-    shutil.copytree(made.work, tmp_path / "w")
-    return dataclasses.replace(made, work=tmp_path / "w")
-
-
-def row_of(lab: Lab, generation: int) -> Any:
-    """The row of a student: 0 the first, 1 the second."""
-    with lab.open() as store:
-        return store.models(trained=True)[::-1][generation]
-
-
-def base_of(lab: Lab) -> str:
-    """The folder of the model that all come from."""
-    with lab.open() as store:
-        row = store.lookup("model", id=row_of(lab, 0)["parent_id"])
-        assert row is not None
-        return str(row["path"])
-
-
-def audit_of(lab: Lab, generation: int, **more: Any) -> Audit:
-    with lab.open() as store:
-        return audit(store, lab.work, row_of(lab, generation), turns=12, say=lambda line: None, **more)
 
 
 # -- audit --------------------------------------------------------------------------------------------
@@ -286,7 +208,7 @@ def test_a_mixture_is_trained_on_without_the_item(lab: Lab) -> None:
     lab.train(mixed, base_of(lab))
     with lab.open() as store:
         (step,) = lab.plan(store, ONE).steps
-        assert step.context == Mixture((Context(render([TWO])),), (1.0,)) or step.context == Context(render([TWO]))
+        assert step.context == Context(render([TWO]))
         (step,) = lab.plan(store, TWO).steps
         assert step.context == Context(render([ONE]))
 
@@ -356,85 +278,3 @@ def test_a_teacher_that_knows_it_is_refused(lab: Lab) -> None:
         with pytest.raises(ConfigError, match=r"the teacher of student \w+, .*, has it in its weights"):
             lab.plan(store, TWO)
         assert len(lab.plan(store, THREE).steps) == 1
-
-
-# -- the commands -------------------------------------------------------------------------------------
-
-
-def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lab: Lab, *words: str) -> str:
-    """What a command prints; it must end well."""
-    monkeypatch.setattr(sys, "argv", ["agentopcd", "knowledge", *words, "--work", str(lab.work)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    out = capsys.readouterr()
-    assert not stop.value.code, out.err
-    return out.out
-
-
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lab: Lab, *words: str) -> str:
-    """The one line with which a command is refused."""
-    monkeypatch.setattr(sys, "argv", ["agentopcd", "knowledge", *words, "--work", str(lab.work)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    return line
-
-
-def test_the_command_audits_a_lineage(
-    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = (row_of(lab, n)["id"] for n in (0, 1))
-    plan = told(capsys, monkeypatch, lab, "audit", "--lineage", "--dry-run")
-    assert f"plan: student {first[:12]}, 2 items" in plan and f"plan: student {second[:12]}, 3 items" in plan
-    with lab.open() as store:
-        assert not store.runs("audit")
-    said = told(capsys, monkeypatch, lab, "audit", "--lineage", "--turns", "8")
-    assert (
-        f"student {first[:12]}, " in said and f"student {second[:12]}, " in said and "from student to student:" in said
-    )
-    by_folder = told(
-        capsys, monkeypatch, lab, "audit", str(lab.work / row_of(lab, 0)["path"]), "--turns", "8", "--json"
-    )
-    (found,) = json.loads(by_folder)["audits"]
-    assert (found["student"], [row["text"] for row in found["items"]]) == (first, [ONE, TWO])
-    shown = told(capsys, monkeypatch, lab, "show", second[:12])
-    assert f"trained on context {SECOND.id[:12]}" in shown and f"{identify(TWO)[:12]}  pending  {TWO}" in shown
-    assert shown.count("audited: ") == 3 and shown.count("from: unknown") == 3
-    view = json.loads(told(capsys, monkeypatch, lab, "show", second[:12], "--json"))
-    assert [len(one["items"]) for one in view["lineage"]] == [0, 2, 1]
-
-
-def test_the_command_forgets(lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    second = row_of(lab, 1)["id"]
-    plan = told(capsys, monkeypatch, lab, "forget", identify(THREE)[:8], "--dry-run")
-    assert f"left out: the training on {SECOND.id[:12]}, of which nothing is left" in plan and "dry run" in plan
-    said = told(capsys, monkeypatch, lab, "forget", identify(THREE)[:8], "--reason", "no boxes here")
-    assert f"none of these hashes is that of {identify(THREE)[:12]}" in said
-    assert f"still in the weights of: {second[:12]}" in said
-    assert f"next: agentopcd knowledge audit {row_of(lab, 0)['id'][:12]} --item {identify(THREE)[:12]}" in said
-    assert "no boxes here" in told(capsys, monkeypatch, lab, "show", identify(THREE)[:8])
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (("audit", "nobody"), "'nobody' is no student of this workspace; agentopcd status lists them"),
-        (("forget", "frozen"), "unknown context 'frozen'"),
-        (("forget", SECOND.id[:12]), "is a context; name an item"),
-    ],
-)
-def test_what_is_no_student_or_no_item_is_refused(
-    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], line: str
-) -> None:
-    assert line in refused(capsys, monkeypatch, lab, *words)
-
-
-def test_a_student_of_plain_text_carries_no_items(
-    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = lab.train(Context("Be brief."), base_of(lab), test_tasks=0)
-    assert "carries no items: what it was trained on is plain text" in refused(
-        capsys, monkeypatch, lab, "audit", made.model_id[:12]
-    )
-    assert "no items of its own" in told(capsys, monkeypatch, lab, "show", made.model_id[:12])
