@@ -13,7 +13,7 @@ from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, Sc
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.runs import Run, read_json, write_json
-from agentopcd.core.types import Context, Job
+from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.distil import Distilled, check_launch, distil_context, pilot
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.envs.scan import Progress, no_progress
@@ -24,7 +24,7 @@ from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.workspace.checks import check_method
 from agentopcd.workspace.evaluation.rounds import Stage, stages
 from agentopcd.workspace.experience.carry import carried
-from agentopcd.workspace.experience.chains import Gathered
+from agentopcd.workspace.experience.chains import Gathered, chains_of
 from agentopcd.workspace.experience.choose import choose, result_of
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.experience.teach import context_to_teach
@@ -282,18 +282,24 @@ def _carry(session: Session, past: _Past) -> None:
     if any(context.text for context in past.start):
         lines = sum(len(context.lines) for context in past.start)
         session.say(f"{lines} items of the last round go on in the chains of this one")
-    past.candidates = [*gathered.candidates[: len(past.start)], *past.candidates]
+    ends = dict.fromkeys(steps[-1] for steps in chains_of(session.store, row))
+    past.candidates = [*(session.store.get_context(id_) for id_ in ends if id_ != EMPTY.id), *past.candidates]
 
 
 def _candidates(session: Session, config: LearnConfig, gathered: Gathered, past: _Past) -> list[Context]:
-    """The contexts to rank: those of this round, then where earlier rounds ended, without what is in the weights."""
+    """The contexts to rank: where this round's chains ended, where earlier rounds ended, then this round's others.
+
+    Left out are contexts that the model has in its weights, and those with an item that may not be learned (any more).
+    """
     waiting = len(session.store.items(ids=gathered.items, status="pending"))
     if waiting:
         session.say(
             f"{waiting} items wait for a person: agentopcd knowledge list items --status pending --work {session.work}"
         )
-    known = session.store.learned(session.loaded.id)
-    found = [one for one in dict.fromkeys([*gathered.candidates, *past.candidates]) if one.id not in known]
+    store, known = session.store, session.store.learned(session.loaded.id)
+    ends = gathered.candidates[: config.chains]  # of many candidates, the last ones may not compete
+    ordered = dict.fromkeys([*ends, *past.candidates, *gathered.candidates])
+    found = [one for one in ordered if one.id not in known and not store.blocked(one.id)]
     if not found:
         why = "none of the items is approved" if waiting else "no item could be read from the extractor's replies"
         session.say(f"{why}, so there is nothing to score")

@@ -1,18 +1,17 @@
 """Rounds that alternate between two environments, with the ratchet and without it.
 
     python -m benchmarks.ratchet --work W --seeds 4
-    python -m benchmarks.ratchet --read docs/results/benchmarks/ratchet.json
+    python -m benchmarks.ratchet --read W/ratchet.json
 
 Each seed plays two loops of ``learn --rounds 1 --force`` (a context is distilled whether it was confirmed or not), the
 lake and Sokoban in turn, each from the model that the loop has reached: ``ratchet`` is what ``agentopcd learn`` does,
-``plain`` takes every student (``--gate-tasks 0 --one-method``), as versions before 0.5 did. After every round the model
+``plain`` takes every student (``--gate-tasks 0 --one-method``), as earlier versions did. After every round the model
 plays the same test tasks of both environments, without a context. A call that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from agentopcd.core.config import LearnConfig, PlayConfig
 from agentopcd.core.runs import read_json, write_json
 from agentopcd.core.stats import compare
 from agentopcd.core.types import EMPTY, Job
-from agentopcd.knowledge import Arm
+from agentopcd.knowledge import Arm, places_of
 from agentopcd.learn import learn
 from agentopcd.workspace.session import Session
 
@@ -43,8 +42,8 @@ def tested(env: str, model: str, work: Path, n: int) -> dict[str, bool]:
         bench.prepare([EMPTY], tasks, "test")
         bench.play_missing("test", [Job(task) for task in tasks])
         session.ledger.finish(run_id, {})
-        won = session.store.outcomes(Arm(bench.model_id), bench.arena("test"))
-        return {place[0]: bool(value) for place, value in won.items() if place[0] in {task.key for task in tasks}}
+        won = session.store.outcomes(Arm(bench.model_id), bench.arena("test", places_of(tasks)))
+        return {place[0]: bool(value) for place, value in won.items()}
 
 
 def play(seed: int, loop: str, work: Path, rounds: int, n: int) -> Iterator[dict[str, Any]]:
@@ -99,7 +98,7 @@ def main() -> None:
     parser.add_argument("--read", type=Path, help="print the table of a result, and play nothing")
     given = parser.parse_args()
     if given.read:
-        rates(json.loads(given.read.read_text(encoding="utf-8"))["records"])
+        rates(read_json(given.read, "name the file that a run has written")["records"])
         return
     models.prepare_process()
     records: list[dict[str, Any]] = []

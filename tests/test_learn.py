@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from agentopcd.core.config import LearnConfig
-from agentopcd.knowledge import Store
+from agentopcd import learn as learning
+from agentopcd.core.config import LearnConfig, PlayConfig
+from agentopcd.core.stats import Rate
+from agentopcd.core.types import MARKER, Context
+from agentopcd.knowledge import Store, identify
 from agentopcd.knowledge.students import current_student
 from agentopcd.learn import WAYS, learn
+from agentopcd.workspace.experience.chains import Gathered
+from agentopcd.workspace.session import Session
 from tests import tiny
 
 
@@ -101,3 +106,23 @@ def test_one_method_tries_no_other(config: LearnConfig, tmp_path: Path, unflagge
     held = dataclasses.replace(config, force=True, gate_tasks=6, one_method=True, rounds=1)
     (one,) = learn(held, tmp_path, say=lambda line: None)
     assert one.tried == ["opcd"] and not list(tmp_path.glob("runs/pilot-*"))
+
+
+def test_earlier_ends_compete_before_this_round_s_steps_and_blocked_contexts_do_not(
+    config: LearnConfig, tmp_path: Path
+) -> None:
+    contexts = [Context(f"{MARKER} lesson {n}") for n in range(6)]
+    ended, step, before, retired, known, other = contexts
+    with Session(PlayConfig(env="math", model=config.model), tmp_path, say=lambda line: None) as session:
+        for one in contexts:
+            session.store.add_context(one)
+        session.store.event(identify("lesson 3"), "retire", "person")
+        for n in (0, 1, 2, 4, 5):
+            session.store.event(identify(f"lesson {n}"), "approve", "person")
+        session.store.change("INSERT INTO model_context VALUES (?, ?, 1)", (session.loaded.id, known.id))
+        gathered = Gathered(
+            run_id=1, rate=Rate(0, 4), items=[], flagged=0, unparsed=0, candidates=[ended, step, other, known, retired]
+        )
+        past = learning._Past(candidates=[before, retired])
+        found = learning._candidates(session, dataclasses.replace(config, chains=1), gathered, past)
+    assert found == [ended, before, step, other]

@@ -118,7 +118,7 @@ class Promotion:
             "not better": f"not promoted, it is not shown to be better than its parent here; {stays}",
             "student stays": f"not promoted, it is not shown to be better than the student before it; {stays}",
             "lost": f"not promoted, it may have lost more than {self.margin:g} elsewhere; {stays}",
-            "drifted": f"not promoted, its replies to neutral prompts are too far from the base's; {stays}",
+            "drifted": f"not promoted, its replies to neutral prompts are not shown to be near the base's; {stays}",
         }
         return [*said, f"verdict: {words[self.verdict]}"]
 
@@ -254,7 +254,7 @@ def promote(
         else:
             drift, more = _drift(session, student)
             notes += more
-            verdict = "drifted" if drift is not None and drift.high > config.budget_nats else "promoted"
+            verdict = "promoted" if drift is not None and drift.high <= config.budget_nats else "drifted"
     result = Promotion(
         env=env, student=student.id, verdict=verdict, tests=tests, drift=drift, margin=config.most_lost,
         budget=config.budget_nats, notes=notes,
@@ -338,5 +338,8 @@ def _drift(session: Session, student: LoadedModel) -> tuple[Mean | None, list[st
     base = session.store.lookup("model", id=lineage(session.store, student.id)[-1])
     name = recall(session.work, base) if base else None
     if name is None:
-        return None, ["the drift on neutral prompts was not measured: the base of the lineage is not here"]
-    return neutral_drift(session, student, session.load(name)), []
+        return None, ["the drift on neutral prompts was not measured: the base of the lineage is not here; put it back"]
+    try:
+        return neutral_drift(session, student, session.load(name)), []
+    except AgentOpcdError as error:
+        return None, [f"the drift on neutral prompts was not measured: {error}"]

@@ -194,8 +194,8 @@ def departures() -> str:
     """In what the full-size recipes are not the paper's code."""
     lines = [
         "\n## Where full size departs from the paper's code\n",
-        "Nothing was run at full size. Those recipes follow the published amounts and the sampling of the released "
-        "code, but:\n",
+        "Nothing was run at full size. Those of the paper's tables follow the published amounts and the sampling of "
+        "the released code, but:\n",
     ]
     for file in sorted(RECIPES.glob("*.toml")):
         found = dict.fromkeys(one for plan in read(file, "full")[1] for one in plan.departures)

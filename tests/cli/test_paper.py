@@ -158,6 +158,9 @@ def test_test_tasks_may_be_played_otherwise_than_training_tasks(small: Path) -> 
     small.write_text(small.read_text().replace("top_p = 0.8", "top_q = 0.8"))
     with pytest.raises(ConfigError, match="did you mean 'top_p'"):
         read(small, "mini")
+    small.write_text(small.read_text().replace("top_q = 0.8", "test_tasks = 5"))
+    with pytest.raises(ConfigError, match="has 'test_tasks' in playing; wanted a setting of play, such as top_p"):
+        read(small, "mini")
 
 
 def test_the_row_s_settings_of_its_environment_are_not_the_probe_s(small: Path) -> None:

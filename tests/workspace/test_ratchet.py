@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,12 @@ class Lab:
     """A workspace with two environments, in which a model's name says how many of the questions it answers."""
 
     def __init__(self, work: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.work, self.folders, self.plays = work / "w", folders, 0
+        self.work = work / "w"
+        # Students lie in run folders of their workspace.
+        self.folders = {name: folders[name] if name == "base" else self.work / "runs" / name for name in folders}
+        for name, folder in self.folders.items():
+            if name != "base":
+                shutil.copytree(folders[name], folder)
         self.envs = [tiny.questions(work / "first.jsonl"), tiny.questions(work / "second.jsonl", 131)]
         self.ids: dict[str, str] = {}
         self.lines: list[str] = []
@@ -96,8 +102,6 @@ class Lab:
         session.store.change(
             "UPDATE model SET parent_id = ?, run_id = COALESCE(run_id, ?) WHERE id = ?", (parent_id, run_id, student.id)
         )
-        # Students lie in run folders; here the folder is where the test made it.
-        session.store.change("UPDATE model SET run_id = NULL WHERE id = ? AND path NOT LIKE '%runs%'", (student.id,))
         self.ids[name] = student.id
         return student
 
@@ -177,6 +181,16 @@ def test_drift_on_neutral_prompts_has_a_budget(lab: Lab) -> None:
     done = lab.promote("good", "base", drift_budget=0.25)  # the upper end of the interval is 0.3
     assert done.verdict == "drifted" and lab.student() is None
     assert lab.promote("good", "base", drift_budget=0.35).verdict == "promoted"
+
+
+def test_drift_that_cannot_be_measured_promotes_nobody(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(*_: Any) -> Mean:
+        raise ConfigError("good gave 0 replies to neutral prompts, and none that can be scored")
+
+    monkeypatch.setattr(ratchet, "neutral_drift", silent)
+    done = lab.promote("good", "base")
+    assert done.verdict == "drifted" and lab.student() is None
+    assert "was not measured: good gave 0 replies" in done.notes[0]
 
 
 def test_tests_of_students_spend_the_looks_of_contexts(lab: Lab) -> None:

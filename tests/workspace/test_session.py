@@ -206,7 +206,7 @@ def test_training_on_a_held_out_task_is_a_leak(train_session: Session) -> None:
 # -- models and runs ------------------------------------------------------------------------------------
 
 
-def test_the_model_is_the_given_one_then_the_newest_student_then_the_built_in(rows: str, tmp_path: Path) -> None:
+def test_the_model_is_the_given_one_then_env_student_then_the_built_in(rows: str, tmp_path: Path) -> None:
     with open_session(rows, tmp_path / "w", model="mine") as session:
         assert session.model_name()[0] == "mine"
     with open_session(rows, tmp_path / "w") as session:

@@ -16,7 +16,7 @@ from agentopcd.core.runs import read_json
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store, best_ref
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.students import current_student
+from agentopcd.knowledge.students import current_student, student_moves
 
 
 def result_of(row: Row) -> Mapping[str, Any]:
@@ -81,6 +81,10 @@ def outcome(row: Row) -> str:
     return ""
 
 
+MOVES = 20
+"""The most moves of a student's ref that are shown, the newest."""
+
+
 def students(store: Store, limit: int) -> list[dict[str, Any]]:
     """Trained models, newest first, each with what it carries and how it did on test tasks."""
     found = []
@@ -96,9 +100,17 @@ def students(store: Store, limit: int) -> list[dict[str, Any]]:
                 "rate": next((row for row in table["rows"] if row["label"] == "student"), None) if table else None,
                 "gain": gains.get("student - base"), "env": str(config_of(run).get("env", "")) if run else "",
                 "step": number(result_of(run).get("best_step")) if run else None,
+                "gate": _gate(result_of(run)) if run else [],
             }
         )  # fmt: skip
     return found
+
+
+def _gate(result: Mapping[str, Any]) -> list[str]:
+    """The tests by which a student became, or did not become, the one that plays; empty if it met no gate."""
+    promotion = result.get("promotion")
+    lines = promotion.get("lines") if isinstance(promotion, Mapping) else None
+    return [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
 
 
 def verdicts(store: Store, runs: Sequence[Row]) -> list[dict[str, Any]]:
@@ -122,6 +134,9 @@ def verdicts(store: Store, runs: Sequence[Row]) -> list[dict[str, Any]]:
                 "env": env, "best": best, "text": text, "move": moves[-1] if moves else None,
                 "look": _look(looks[-1]) if looks else None,
                 "student": next((one for one in taught if one["id"] == current_student(store, env)), None),
+                "taught": len(own := [one for one in taught if one["env"] == env]),
+                "gate": own[0]["gate"] if own else [],
+                "moves": student_moves(store, env)[::-1][:MOVES],
             }
         )  # fmt: skip
     return found

@@ -35,7 +35,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, LearnConfig, pick, read_toml
+from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, LearnConfig, PlayerConfig, pick, read_toml
 from agentopcd.core.errors import ConfigError, did_you_mean
 from agentopcd.core.files import is_file, path_of
 
@@ -201,6 +201,8 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         if of_experience(config.context) and plan.experience is None:
             raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
     plan.tested(0)
+    for name in plan.playing.keys() - {field.name for field in dataclasses.fields(PlayerConfig)}:
+        raise ConfigError(f"{plan.name!r} has {name!r} in playing; wanted a setting of play, such as top_p")
     if plan.experience is not None:
         _check_chains(plan)
     known = (*plan.untrained, *plan.arms)

@@ -135,7 +135,7 @@ class _Row:
             play_train(plan, config, self.work, say=self.say, progress=self.progress)
         mixed = None
         if config.mix:  # its contexts were scored with the seed of the row's experience
-            scored = dataclasses.replace(config, seed=plan.gathering().seed)
+            scored = dataclasses.replace(config, seed=plan.gathering().seed, **plan.playing)
             with self.open(scored) as session:
                 mixed = find_context(session, scored)
         with self.open(config) as session:

@@ -38,7 +38,7 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        few = too_few(self.seen.seeds, self.chains)
+        few = too_few(self.seen.seeds, self.chains) or ("" if self.seen.tasks > 1 else "undecided: too few tasks")
         return few or ("reproduced" if self.seen.low > 0 else "refuted" if self.seen.high < 0 else UNDECIDED)
 
     def to_dict(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class PlayerConfig(EngineConfig):
     """URL#NAME of a model behind an OpenAI-compatible API that grades replies to conversations, asked by the file of
     --grader; its answers are kept beside that file."""
     model: str = ""
-    """A Hub id, folder, .gguf file or built-in name; empty: this environment's newest student, else pocket for grid
+    """A Hub id, folder, .gguf file or built-in name; empty: ENV/student, else pocket for grid
     games, smollm2-135m elsewhere."""
     temperature: float = 0.7
     """Divides the logits when replies are sampled; 0 takes the likeliest token."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from agentopcd import models
+from agentopcd.core.errors import ConfigError
 from agentopcd.core.groups import mean_of_groups
 from agentopcd.core.stats import Mean
 from agentopcd.distillation.anchor import neutral_prompts, neutral_samples
@@ -24,6 +25,9 @@ def neutral_drift(session: Session, student: LoadedModel, base: LoadedModel) -> 
     """The reverse KL from a student to its base on the student's replies to neutral prompts, in nats a token.
 
     Neither is shown a context. The interval takes prompts for independent.
+
+    Raises:
+        ConfigError: the student gives no reply that its base can score.
     """
     if student.id == base.id:
         return Mean(0.0, 0.0, 0.0, 0)
@@ -34,6 +38,8 @@ def neutral_drift(session: Session, student: LoadedModel, base: LoadedModel) -> 
     )  # fmt: skip
     teacher = FrozenTeacher(base, student, compute=session.compute)
     samples = [sample for sample in replies.values() if teacher.fits(sample)]
+    if not samples:
+        raise ConfigError(f"{student.name} gave {len(replies)} replies to neutral prompts, and none that can be scored")
     teacher.compare(samples)
     keys = {id(sample): str(place) for place, sample in enumerate(samples)}
     found, pad_id = [], student.tokenizer.pad_token_id

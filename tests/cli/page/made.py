@@ -10,6 +10,7 @@ from typing import Any
 from agentopcd.core.runs import METRICS_FILE, TOKENS_FILE
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Task, Turn
 from agentopcd.knowledge import Found, Store
+from agentopcd.knowledge.students import move_student
 
 ENV, BASE, STUDENT = "lake", "b" * 64, "5" * 64
 TEST_TASKS = 6
@@ -57,6 +58,7 @@ def build(work: Path, word: Word = plain, episodes: int = 0) -> Path:
                 run, model, "s" * 64, [_episode(env, task, shown, task.seed % 4 < wins, word) for task in tasks]
             )
         store.finish(run, _result(word))
+        move_student(store, env, STUDENT, "gate", word("it won"), run)
     _logs(work / "runs" / FOLDER, context, word)
     (work / "reproduce").mkdir()
     (work / "reproduce" / "table.json").write_text(json.dumps(_paper(word)))
@@ -85,6 +87,7 @@ def _result(word: Word) -> dict[str, Any]:
     pair = {"difference": 0.25, "low": -0.1, "high": 0.5, "n": 6, "tasks": 6, "wins": 2, "losses": 1, "p": 0.25}
     return {
         "folder": "x", "model": STUDENT, "parent": BASE, "best_step": 2, "steps": 4,
+        "promotion": {"verdict": "promoted", "lines": [word("the gate of lake/student"), word("verdict: promoted")]},
         "evaluation": {
             "env": word(ENV), "split": "test", "notes": [word("a note")],
             "rows": [row("base", 0.25), row("in-context", 0.75), row("student", 0.5)],

@@ -21,6 +21,7 @@ from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.runs import METRICS_FILE, TOKENS_FILE
 from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge import Store
+from agentopcd.knowledge.students import move_student
 from tests.cli.page.made import FOLDER, STUDENT, build
 from tests.cli.page.payloads import PAYLOADS, safe_for_store
 
@@ -72,6 +73,7 @@ def whole(work: Path) -> Seen:
         "Workspace lake-work",
         "better than nothing",  # why the best context is best
         "0.500 [0.250, 0.700]",  # the student's rate with its interval
+        "the gate of lake/student verdict: promoted", "by gate: it won",  # why it plays
         "uniform random 0.010", "best blind sequence 0.200",  # floors
         "+0.250 [-0.100, +0.500]", "2 / 1",  # a paired difference
         "Recovered: 50 % of the gain",
@@ -88,6 +90,22 @@ def whole(work: Path) -> Seen:
 )  # fmt: skip
 def test_the_page_of_a_workspace_shows(words: str, whole: Seen) -> None:
     assert words in whole
+
+
+def test_a_student_that_was_rolled_back_was_trained_all_the_same(tmp_path: Path) -> None:
+    with Store.open(build(tmp_path / "w") / "store.db") as store:
+        move_student(store, "lake", None, "rollback")
+    seen = Seen(page_of(tmp_path / "w"))
+    assert "None, so the base plays; 1 trained and kept." in seen and "None was trained." not in seen
+
+
+def test_where_nothing_is_right_or_wrong_nobody_wins_or_loses(tmp_path: Path) -> None:
+    with Store.open(build(tmp_path / "w") / "store.db") as store:
+        run = store.start("evaluate", {"env": "lake"}, 0)
+        store.finish(run, {"graded": False})
+    seen = Seen(page_of(tmp_path / "w"))
+    assert "nothing is won or lost here: 6 tasks" in seen and "student: played" in seen
+    assert "nobody won" not in seen and "student: lost" not in seen
 
 
 def test_tokens_tell_their_figures_without_colour(whole: Seen) -> None:
