@@ -10,6 +10,7 @@ import pytest
 from agentopcd.cli import main
 from agentopcd.core.types import Context
 from agentopcd.knowledge import identify
+from agentopcd.workspace.lineage import audit
 from tests.lineage import ONE, SECOND, THREE, TWO, Lab, base_of, lab, made, row_of
 
 __all__ = ["lab", "made"]
@@ -70,6 +71,13 @@ def test_the_command_forgets(lab: Lab, capsys: pytest.CaptureFixture[str], monke
     assert "no boxes here" in told(capsys, monkeypatch, lab, "show", identify(THREE)[:8])
 
 
+def test_where_the_base_is_what_is_left_no_audit_of_it_is_offered(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = told(capsys, monkeypatch, lab, "forget", *(identify(text)[:12] for text in (ONE, TWO, THREE)))
+    assert "still in the weights of: " in said and "next: " not in said
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -87,8 +95,20 @@ def test_what_is_no_student_or_no_item_is_refused(
 def test_a_student_of_plain_text_carries_no_items(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = lab.train(Context("Be brief."), base_of(lab), test_tasks=0)
-    assert "carries no items: what it was trained on is plain text" in refused(
-        capsys, monkeypatch, lab, "audit", made.model_id[:12]
+    plain = Context("Be brief.")
+    made = lab.train(plain, base_of(lab), test_tasks=0)
+    monkeypatch.setattr(audit, "load_known", lambda *args: pytest.fail("a model was loaded"))
+    why = (
+        "items: what was trained on is plain text, which has no lines to ask for; a prompt becomes items where its "
+        "lines begin with '- EXPERIENCE ITEM:', agentopcd knowledge import FILE reads it"
     )
-    assert "no items of its own" in told(capsys, monkeypatch, lab, "show", made.model_id[:12])
+    said = refused(capsys, monkeypatch, lab, "audit", made.model_id[:12])
+    assert f"student {made.model_id[:12]} carries no {why}" in said
+    look = f"agentopcd knowledge show {plain.id[:12]} --work {lab.work} says what it holds"
+    assert f"(no items of its own; {look})" in told(capsys, monkeypatch, lab, "show", made.model_id[:12])
+    with lab.open() as store, store.write():
+        store.change("DELETE FROM context_item", ())
+    assert f"no student of this workspace carries {why}" in refused(capsys, monkeypatch, lab, "audit")
+    with lab.open() as store, store.write():
+        store.change("UPDATE model SET run_id = NULL, parent_id = NULL", ())
+    assert "this workspace has no students yet; agentopcd consolidate" in refused(capsys, monkeypatch, lab, "audit")

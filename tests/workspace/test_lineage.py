@@ -5,25 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from agentopcd import models
+from agentopcd import distil, models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context, Mixture
 from agentopcd.distil import distil_context
+from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.knowledge import identify, item_ids, render
 from agentopcd.knowledge.lineage import carried, generations
 from agentopcd.knowledge.students import current_student, move_student, student_moves
+from agentopcd.workspace.holding import Hold
+from agentopcd.workspace.ledger import held_as
 from agentopcd.workspace.lineage import forget as module
 from agentopcd.workspace.lineage.audit import Reader, audit
 from agentopcd.workspace.lineage.forget import forget
 from agentopcd.workspace.lineage.found import Audit, audits, curves
 from agentopcd.workspace.lineage.recorded import student_named
+from agentopcd.workspace.overview import overview
 from agentopcd.workspace.session import Session
 from tests.lineage import FIRST, ONE, SECOND, THREE, TWO, Lab, audit_of, base_of, lab, made, row_of
 
@@ -34,6 +39,10 @@ class Killed(BaseException):
     pass
 
 
+def dies(*args: Any) -> None:
+    raise Killed
+
+
 # -- audit --------------------------------------------------------------------------------------------
 
 
@@ -42,9 +51,9 @@ def test_an_audit_reads_stored_replies_as_plain_forward_passes_do(lab: Lab, monk
     kept: dict[str, Any] = {}
     reads = Reader.read
 
-    def read(reader: Reader, context: Context) -> Any:
+    def read(reader: Reader, context: Context, *edit: Any) -> Any:
         kept["reader"] = reader
-        return reads(reader, context)
+        return reads(reader, context, *edit)
 
     monkeypatch.setattr(Reader, "read", read)
     found = audit_of(lab, 0)
@@ -101,6 +110,56 @@ def test_an_audit_is_read_back_when_it_is_asked_for_again(lab: Lab, monkeypatch:
     assert Audit.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 
+def test_an_audit_of_few_turns_is_made_again_when_more_are_stored(lab: Lab) -> None:
+    def few(turns: int) -> Audit:
+        with lab.open() as store:
+            return audit(store, lab.work, row_of(lab, 0), turns=turns, say=said.append)
+
+    said: list[str] = []
+    found = few(999)
+    assert found.turns < 999 and few(999) == found and "was audited before" in said[-1]
+    with lab.open() as store:
+        (row, *_) = store.episodes(model_id=row_of(lab, 0)["parent_id"], context_id=EMPTY.id, split="test")
+        episode = dataclasses.replace(store.transcript(row["id"]), rep=7)
+        store.add_episodes(row["run_id"], row["model_id"], row["setup"], [episode])
+    assert few(999).turns == found.turns + 1
+    assert "was audited before" not in said[-1]
+    assert few(4).turns == 4 and few(4).turns == 4 and "was audited before" in said[-1]
+
+
+def test_a_prompt_has_room_for_the_placebo_too(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    hidden = FrozenTeacher.hidden
+
+    def spy(teacher: FrozenTeacher, samples: Any, passes: int = 0) -> Any:
+        lengths.extend(len(one.teacher_ids) + one.num_tokens for one in samples)
+        return hidden(teacher, samples, passes)
+
+    monkeypatch.setattr(FrozenTeacher, "hidden", spy)
+    audit_of(lab, 0)
+    room = max(lengths) - 1
+    with lab.open() as store, store.write():
+        store.change("DELETE FROM run WHERE verb = 'audit'", ())
+    lengths.clear()
+    monkeypatch.setattr(models, "positions", lambda model: room)
+    audit_of(lab, 0)
+    assert lengths and max(lengths) <= room
+
+
+def test_an_audit_that_goes_on_says_so(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reader, "take", dies)
+    with pytest.raises(Killed):
+        audit_of(lab, 0)
+    monkeypatch.undo()
+    said: list[str] = []
+    with lab.open() as store:
+        (run,) = store.runs("audit")
+        with closing(Hold(lab.work, held_as(run["id"]))):
+            audit(store, lab.work, row_of(lab, 0), turns=12, say=said.append)
+    assert said[0] == f"resuming audit run {run['id']}"
+    assert said[1].startswith(f"warning: another process works on audit run {run['id']}")
+
+
 def test_an_item_that_is_not_carried_is_asked_for_by_its_name(lab: Lab) -> None:
     first, other = row_of(lab, 0), identify(THREE)
     assert [(one.text, one.carried) for one in audit_of(lab, 0, others=[other]).items][2:] == [(THREE, False)]
@@ -120,6 +179,24 @@ def test_a_teacher_that_saw_some_items_is_read_as_it_was_trained_from(
         found = audit(store, lab.work, row, turns=12, say=lambda line: None)
     whole = audit_of(lab, 0)
     assert [one.own.effect for one in found.items] != [one.own.effect for one in whole.items]
+
+
+def test_where_turns_show_one_item_its_placebo_stands_beside_it(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A student that answers just as its teacher: the item that all turns are shown is found."""
+    made, takes = lab.train(FIRST, base_of(lab), turn_items=1), Reader.take
+
+    def take(reader: Reader, turns: Any, context: Context) -> None:
+        takes(reader, turns, context)
+        reader.bare[1] = reader.read(context)
+
+    monkeypatch.setattr(Reader, "take", take)
+    with lab.open() as store:
+        row = student_named(store, lab.work, made.model_id[:12])
+        assert row is not None
+        shown, other = audit(store, lab.work, row, turns=12, say=lambda line: None).items
+    assert shown.text == ONE and shown.verdict == "shown" and shown.own.share.rate == pytest.approx(1.0, abs=1e-3)
+    assert shown.placebo.effect.rate > 0, "the placebo was read"
+    assert other.verdict == "inert", "no turn shows it, and none would if the other were not there"
 
 
 def test_an_audit_wants_stored_turns_and_items(lab: Lab) -> None:
@@ -179,14 +256,14 @@ def test_a_killed_forgetting_goes_on_and_ends_like_an_unbroken_one(lab: Lab, tmp
     shutil.copytree(lab.work, straight.work)
     calls = []
 
-    def dies(session: Session, config: ConsolidateConfig, context: Any) -> Any:
+    def dies_later(session: Session, config: ConsolidateConfig, context: Any) -> Any:
         calls.append(context)
         if len(calls) == 2:
             raise Killed
         return distil_context(session, config, context)
 
     with pytest.raises(Killed):
-        lab.forget(TWO, distil=dies)
+        lab.forget(TWO, distil=dies_later)
     with lab.open() as store:
         assert store.runs("forget")[-1]["status"] == "running"
         old = row_of(lab, 1)["id"]
@@ -194,6 +271,48 @@ def test_a_killed_forgetting_goes_on_and_ends_like_an_unbroken_one(lab: Lab, tmp
     assert done.student == straight.forget(TWO).student
     with lab.open() as store:
         assert len(store.runs("forget")) == 1 and len(store.runs("consolidate")) == 4
+
+
+@pytest.mark.parametrize("texts", [(THREE,), (ONE, TWO, THREE)])
+def test_what_others_move_while_a_forgetting_lies_killed_stays(
+    lab: Lab, texts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another environment, and in this one; also where the base is what is left, which no run has trained."""
+    other, old = lab.train(Context(render(["be kind"])), base_of(lab), test_tasks=0), row_of(lab, 1)["id"]
+    with lab.open() as store:
+        env = student_moves(store)[0]["env"]
+        move_student(store, env, old, "person")
+    monkeypatch.setattr(module, "_proved", dies)
+    with pytest.raises(Killed):
+        lab.forget(*texts, student=old[:12])
+    monkeypatch.undo()
+    with lab.open() as store:
+        for one in (env, "another"):
+            move_student(store, one, other.model_id, "person")
+    lab.forget(*texts, student=old[:12])
+    with lab.open() as store:
+        assert [current_student(store, one) for one in (env, "another")] == [other.model_id] * 2
+
+
+def test_status_goes_on_with_a_killed_forgetting_and_not_with_its_training(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = row_of(lab, 1)["id"]
+    with lab.open() as store:
+        env = student_moves(store)[0]["env"]
+    monkeypatch.setattr(distil, "train_student", dies)
+    with pytest.raises(Killed):
+        lab.forget(TWO)
+    monkeypatch.undo()
+    monkeypatch.setattr(Reader, "take", dies)
+    with pytest.raises(Killed):
+        audit_of(lab, 1, others=[identify(TWO)])
+    with lab.open() as store:
+        killed, stage, asked = overview(store, lab.work, " --work W").jobs[-3:]
+        assert current_student(store, env) == old
+    assert killed.command == f"agentopcd knowledge forget {identify(TWO)[:12]} --student {old[:12]} --work W"
+    assert (stage.verb, stage.state, stage.part_of, stage.command) == ("consolidate", "interrupted", "forget", "")
+    assert asked.command == f"agentopcd knowledge audit {old[:12]} --item {identify(TWO)[:12]} --turns 12 --work W"
 
 
 def test_a_training_that_nothing_is_left_of_is_left_out(lab: Lab) -> None:
