@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_what_is_trained_on_is_not_measured_with() -> None:
 
 
 def test_both_prompts_of_a_neutral_sample_are_the_same_and_its_noise_is_its_own(model_dir: Path) -> None:
-    config = ConsolidateConfig(**SMALL | {"anchor": 1.0})
+    config = replace(ConsolidateConfig(**SMALL), anchor=1.0)
     player = player_of(model_dir, config)
     first = anchors(player, 1, config, Ranks())
     assert sorted(first) == [0, 1, 2], "as many as a step has episodes"
@@ -109,4 +110,4 @@ def test_an_anchor_needs_the_students_answers() -> None:
     with pytest.raises(ConfigError, match="--anchor is for methods that learn from the student's own answers"):
         ConsolidateConfig(**SMALL | {"anchor": 0.5, "method": "seqkd"})
     with pytest.raises(ConfigError, match="anchor"):
-        ConsolidateConfig(**SMALL | {"anchor": -1.0})
+        replace(ConsolidateConfig(**SMALL), anchor=-1.0)
