@@ -28,6 +28,15 @@ ONE, TWO, THREE = "say seven", "left, then up and down", "move the box to the go
 FIRST, SECOND = Context(render([ONE, TWO])), Context(render([THREE]))
 
 
+class Killed(BaseException):
+    """A kill, that nothing catches."""
+
+
+def dies(*args: Any) -> None:
+    """What is killed as soon as it is called."""
+    raise Killed
+
+
 @dataclasses.dataclass
 class Lab:
     """A workspace, and how its students are trained."""
