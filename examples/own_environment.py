@@ -31,7 +31,7 @@ class Ferry(TextEnv):
     Action: a waiting animal in brackets, such as ``[hen]``.
     Reward: the share of animals that crossed, at the end; 1.0 is success.
     Episode end: all have crossed, or the third refusal. A reply that names no waiting animal counts as one.
-    Info: ``invalid`` for such a reply; ``choices`` and ``legal_actions``, the replies that can be used.
+    Info: ``invalid`` for such a reply; ``choices``, the replies that can be used.
     Seeds: one draw of animals each, 252 in all.
     """
 
@@ -82,9 +82,8 @@ class Ferry(TextEnv):
         return f"Waiting: {', '.join(self.waiting)}."
 
     def replies(self) -> dict[str, list[str]]:
-        """Optional: ``--constrain`` holds a model to ``choices``, random play draws from ``legal_actions``."""
-        listed = [f"[{name}]" for name in self.waiting]
-        return {"choices": listed, "legal_actions": listed}
+        """Optional: ``--constrain`` holds a model to ``choices``, and random play draws from them."""
+        return {"choices": [f"[{name}]" for name in self.waiting]}
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ FOLDERS = {
 
 INSIDE = {
     "core": [
-        "errors text callable_module files",
+        "errors text callable_module files hosts",
         "calls types terminal",
         "encoding messages power stats runs transcript config.base",
         "apart calibration crossed groups",

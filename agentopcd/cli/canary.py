@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from agentopcd.cli.knowledge import WORK, Work
+from agentopcd.cli.knowledge import WORK, Work, open_store, read_store
 from agentopcd.cli.options import DRY_RUN, JSON, NOT_PROMOTED, Call
 
 
@@ -28,11 +28,10 @@ def canary(
 
     Example: agentopcd canary shop
     """
-    from agentopcd.knowledge import Store
     from agentopcd.workspace.canary import decide
 
     call = Call(work, as_json, dry_run)
-    with Store.open(work / "store.db", create=False) as store:
+    with read_store(work) if dry_run else open_store(work) as store:
         found = decide(store, name.removeprefix("recorded:"), by, look=not dry_run)
     call.show(found.to_dict())
     if dry_run:

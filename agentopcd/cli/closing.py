@@ -142,7 +142,7 @@ def verdict(table: Evaluation) -> str:
 
 
 def use(folder: Path) -> list[str]:
-    """How a student is loaded in transformers, and how it is served."""
+    """How a student is loaded in transformers, and how it is served, by this package and by vLLM."""
     place = str(folder.resolve())
     load = f"from transformers import pipeline; chat = pipeline('text-generation', {place!r})"
     serve = f"vllm serve {shlex.quote(place)}"
@@ -154,7 +154,7 @@ def use(folder: Path) -> list[str]:
         serve = f"vllm serve {shlex.quote(str(base))} --enable-lora --lora-modules {shlex.quote(f'student={place}')}"
         if not (folder / str(base)).is_dir() and not Path(str(base)).is_dir():
             load += f"  # fetches {base} from the hub; with --merge a student needs nothing else"
-    return [f"load it: {load}", f"serve it: {serve}"]
+    return [f"load it: {load}", f"serve it: agentopcd serve --model {shlex.quote(place)}", f"with vLLM: {serve}"]
 
 
 def after_evaluation(call: Call, config: EvaluateConfig, result: Evaluation) -> None:

@@ -25,6 +25,9 @@ EnvArgs = Annotated[
     list[str] | None,
     typer.Option("--env-arg", metavar="NAME=VALUE", help="Argument of the environment; repeat the flag for more."),
 ]
+Grader = Annotated[
+    str, typer.Option("--grader", metavar="FILE.py:FUNCTION", help="What says whether a reply to a row is right.")
+]
 SuccessWhen = Annotated[
     str,
     typer.Option("--success-when", help="When an episode is solved: 'return >= 475', 'reward > 0' or 'terminated'."),
@@ -83,7 +86,7 @@ _BASIC = ("full", "hidden", "none")
 
 
 @app.command()
-def show(ref: Ref, env_arg: EnvArgs = None, as_json: Json = False) -> None:
+def show(ref: Ref, env_arg: EnvArgs = None, grader: Grader = "", as_json: Json = False) -> None:
     """Show one environment's card, settings and first observation.
 
     Example: agentopcd envs show sokoban
@@ -93,7 +96,7 @@ def show(ref: Ref, env_arg: EnvArgs = None, as_json: Json = False) -> None:
     from agentopcd.envs import apply_view, get_spec, join_parts, make, parts_of, task_key
 
     spec = get_spec(ref)
-    env = make(ref, **parse_env_args(env_arg or []))
+    env = make(ref, **_arguments(env_arg, grader))
     obs, info = env.reset(seed=0)
     card = inspect.getdoc(type(env.unwrapped)) or ""
     env.close()
@@ -105,13 +108,14 @@ def show(ref: Ref, env_arg: EnvArgs = None, as_json: Json = False) -> None:
         print(f"{name:<12} {facts[name]}")
     print(f"\n{card}\n\nFirst observation of seed 0, as a model sees it by default:\n")
     print(join_parts(apply_view(parts_of(obs, info), spec.view())))
-    print(f"\nNext: agentopcd envs try {_again(ref, env_arg)}")
+    print(f"\nNext: agentopcd envs try {_again(ref, env_arg, grader)}")
 
 
 @app.command()
 def check(
     ref: Ref,
     env_arg: EnvArgs = None,
+    grader: Grader = "",
     n: Annotated[int, typer.Option("--seeds", help="Number of seeds to check.", min=2)] = 32,
     success_when: SuccessWhen = "",
     as_json: Json = False,
@@ -125,7 +129,7 @@ def check(
 
     from agentopcd.envs import check_env, get_spec, make
 
-    maker = partial(make, ref, **parse_env_args(env_arg or []))
+    maker = partial(make, ref, **_arguments(env_arg, grader))
     report = check_env(maker, n, spec=get_spec(ref), success_when=success_when)
     if as_json:
         emit({**dataclasses.asdict(report), "ok": report.ok}, indent=2)
@@ -139,7 +143,7 @@ def check(
             f" random replies won {report.random_success:.1%}"
         )
         print(
-            f"Next: agentopcd play --env {_again(ref, env_arg)}"
+            f"Next: agentopcd play --env {_again(ref, env_arg, grader)}"
             if report.ok
             else "Next: fix the errors and check again"
         )
@@ -153,6 +157,7 @@ def try_(
     seed: Annotated[int, typer.Option(help="Seed of the start state.", min=0)] = 0,
     rules: Annotated[str | None, typer.Option(help="full, hidden, none or a view of the environment's own.")] = None,
     env_arg: EnvArgs = None,
+    grader: Grader = "",
     max_steps: Annotated[int | None, typer.Option(help="Replies before the episode is cut off.", min=1)] = None,
     success_when: SuccessWhen = "",
     random: Annotated[bool, typer.Option("--random", help="Play random moves.")] = False,
@@ -173,12 +178,12 @@ def try_(
         raise ConfigError("--random and --solve exclude each other; choose one")
     spec = get_spec(ref)
     view = spec.view(rules)
-    env = make(ref, max_steps=max_steps, **parse_env_args(env_arg or []))
+    env = make(ref, max_steps=max_steps, **_arguments(env_arg, grader))
     obs, info = env.reset(seed=seed)
     key = task_key(obs, info)
     say: Callable[[Any], None] = emit if as_json else lambda facts: print(f"{facts['text']}\n")
     say({"text": join_parts(apply_view(parts_of(obs, info), view)), "task_key": key})
-    replies = _replies(env, info, spec.play_format, random, solve, seed)
+    replies = _replies(env, info, spec, random, solve, seed)
     if info.get("tools"):
         from agentopcd.core.calls import typed
 
@@ -206,7 +211,7 @@ def try_(
         print(f"{state} after {steps} steps, reward {total:g}, task {key}")
 
 
-def _replies(env: Any, info: Any, play_format: str, random: bool, solve: bool, seed: int) -> Iterator[str]:
+def _replies(env: Any, info: Any, spec: Any, random: bool, solve: bool, seed: int) -> Iterator[str]:
     """Yield replies: the known solution, random moves, or what a person types."""
     from agentopcd.core.errors import EnvError
 
@@ -219,16 +224,16 @@ def _replies(env: Any, info: Any, play_format: str, random: bool, solve: bool, s
             raise EnvError("no solution is known for this task; play it without --solve")
         yield from known
     elif random:
-        moves = info.get("legal_actions")
+        moves = spec.moves(info)
         if not moves:
-            raise EnvError("this environment lists no moves; play it without --random")
+            raise EnvError("this environment lists no moves (choices of its class); play it without --random")
         from random import Random
 
         rng = Random(seed)
         while True:
             yield rng.choice(moves)
     else:
-        yield from _typed(play_format)
+        yield from _typed(spec.play_format)
 
 
 def _typed(play_format: str) -> Iterator[str]:
@@ -249,6 +254,7 @@ def _typed(play_format: str) -> Iterator[str]:
 def splits(
     ref: Ref,
     env_arg: EnvArgs = None,
+    grader: Grader = "",
     seeds: Annotated[int | None, typer.Option(help="Scan seeds 0 to N - 1.", min=1)] = None,
     salt: Annotated[str, typer.Option(help="Another salt assigns tasks to other splits.")] = "0",
     test: Annotated[int | None, typer.Option(help="Tasks in test.", min=0)] = None,
@@ -267,7 +273,7 @@ def splits(
 
     named = {"test": test, "confirm": confirm, "select": select, "extract": extract, "train": train}
     sizes = {name: size for name, size in named.items() if size is not None}
-    kwargs = parse_env_args(env_arg or [])
+    kwargs = _arguments(env_arg, grader)
     manifest = build_splits(ref, kwargs, seeds=seeds, salt=salt, sizes=sizes or None, progress=progress)
     if out is not None:
         manifest.save(out)
@@ -275,7 +281,7 @@ def splits(
         emit(json.loads(manifest.to_json()))
         return
     _print_splits(manifest)
-    print(f"Next: agentopcd play --env {_again(ref, env_arg)}" if out is None else f"wrote {out}")
+    print(f"Next: agentopcd play --env {_again(ref, env_arg, grader)}" if out is None else f"wrote {out}")
 
 
 def _print_splits(manifest: Any) -> None:
@@ -299,6 +305,12 @@ def _print_splits(manifest: Any) -> None:
         print(f"{count} test tasks ({share:.1%}) also occur in train or extract: the paper's own protocol")
 
 
-def _again(ref: str, env_args: list[str] | None) -> str:
+def _arguments(env_args: list[str] | None, grader: str) -> dict[str, Any]:
+    """The arguments of the environment, with the grader among them as runs have it."""
+    return parse_env_args([*(env_args or []), *([f"grader={grader}"] if grader else [])])
+
+
+def _again(ref: str, env_args: list[str] | None, grader: str) -> str:
     """An environment with its arguments, as they are typed."""
-    return " ".join([shlex.quote(ref), *(f"--env-arg {shlex.quote(pair)}" for pair in env_args or [])])
+    flags = [f"--env-arg {shlex.quote(pair)}" for pair in env_args or []]
+    return " ".join([shlex.quote(ref), *flags, *([f"--grader {shlex.quote(grader)}"] if grader else [])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 EVERY_S = 30.0
 """The longest silence, in seconds."""
 SHOWN = 60
-"""How many characters of the last line are repeated."""
+"""How many characters of the last line are repeated, up to the end of a word."""
 
 
 class _Pulse:
@@ -28,7 +29,8 @@ class _Pulse:
 
 def said(line: str) -> None:
     """A line for people was just written: the silence begins anew, and this is what goes on."""
-    _Pulse.stage = f"after: {line.splitlines()[0][:SHOWN]}" if line.strip() else _Pulse.stage
+    if line.strip():
+        _Pulse.stage = f"after: {textwrap.shorten(line.strip().splitlines()[0], SHOWN, placeholder=' ...')}"
     _Pulse.said_at = _Pulse.moved_at = time.monotonic()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +53,9 @@ def rollback(
         call.show({"env": name, "from": now, "to": target})
     call.say(f"{'dry run: ' if dry_run else ''}{student_ref(name)}: {_short(now)} -> {spoken}")
     if not dry_run:
-        call.say(f"log: agentopcd knowledge log {student_ref(name)}{_flag(work)}")
+        back = f"agentopcd rollback {shlex.quote(name)} --to {now[:12] if now else 'base'}{_flag(work)}"
+        call.say(f"undo: {back}")
+        call.say(f"log: agentopcd knowledge log {shlex.quote(student_ref(name))}{_flag(work)}")
 
 
 def _env(store: Store, given: str) -> str:

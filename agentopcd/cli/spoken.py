@@ -16,7 +16,7 @@ COLOURS = {
     "farther": "bold red", "nothing confirmed": "bold red",
 }  # fmt: skip
 """Word of a verdict -> its style. The word says it all; the colour only finds it."""
-WHOLE = ("next: ", "load it: ", "serve it: ", "client: ", "rate: ")
+WHOLE = ("next: ", "load it: ", "serve it: ", "with vLLM: ", "client: ", "rate: ")
 """How lines begin that are copied: a line end in the middle would come along."""
 ONCE = ("note: ", "engine: ")
 """How lines begin that are news only once for each command, however many stages say them."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from agentopcd.cli.help import App
-from agentopcd.cli.knowledge import WORK, Work, read_store, refuse_store
+from agentopcd.cli.knowledge import WORK, AsJson, Work, read_store, refuse_store
 from agentopcd.core.files import path_of
+from agentopcd.core.terminal import emit
 
 app = App(help="Look after the store's file: check it, repair it, back it up.", epilog="First: agentopcd store check")
 
@@ -69,17 +70,57 @@ def backup(
     print(f"wrote {target}")
 
 
-@app.command("recordings", epilog="Example: agentopcd store recordings")
-def list_recordings(work: Work = WORK) -> None:
-    """List what `agentopcd serve --record` has kept: sessions, how many of them are rated, and requests.
+@app.command("recordings", epilog="Example: agentopcd store recordings shop")
+def list_recordings(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A recording, whose sessions are listed, the newest last.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="With NAME: show at most this many, the newest.")] = 50,
+    work: Work = WORK,
+    as_json: AsJson = False,
+) -> None:
+    """List what `agentopcd serve --record` has kept: sessions, how many of them are rated, and requests. With NAME, the
+    sessions of one recording.
 
-    Example: agentopcd store recordings
+    Example: agentopcd store recordings shop
     """
-    from agentopcd.knowledge.recordings import recordings
+    from agentopcd.core.config import RECORDED
+    from agentopcd.core.errors import ConfigError, StoreError
+    from agentopcd.knowledge.recordings import newest_sessions, recordings
 
-    with read_store(work) as store:
+    try:
+        store = read_store(work)
+    except StoreError as error:
+        raise StoreError(str(error).replace("play first", "agentopcd serve --record NAME makes one")) from error
+    wanted = name.removeprefix(RECORDED) if name else ""
+    with store:
         found = recordings(store)
-    for row in found:
-        print(f"{row['name']}: {row['sessions']} sessions, {row['rated']} of them rated, {row['requests']} requests")
-    if not found:
+        rows, total = newest_sessions(store, wanted, limit) if name else (found, len(found))
+    if name and not rows:
+        known = ", ".join(row["name"] for row in found) or "none"
+        raise ConfigError(f"nothing is recorded under {wanted!r} in {work / 'store.db'} (recordings: {known})")
+    if as_json:
+        return emit(rows, indent=1)
+    for row in rows:
+        print(_session_line(row) if name else _recording_line(row))
+    if name:
+        print(f"{total} sessions of {wanted}" + (f", the newest {limit} shown" if total > limit else ""))
+    elif not rows:
         print("nothing is recorded; next: agentopcd serve --model pocket --record NAME")
+
+
+def _recording_line(row: dict[str, Any]) -> str:
+    return f"{row['name']}: {row['sessions']} sessions, {row['rated']} of them rated, {row['requests']} requests"
+
+
+def _session_line(row: dict[str, Any]) -> str:
+    given = row["rating"]
+    rating = [] if given["success"] is None else ["success" if given["success"] else "failure"]
+    rating += [] if given["reward"] is None else [f"reward {given['reward']:g}"]
+    rating += [f"{name} {value:g}" for name, value in sorted(given["metrics"].items())]
+    parts = [
+        row["session"], f"{row['requests']} requests", ", ".join(rating) or "not rated",
+        f"task {row['task']}" if row["task"] else "",
+        f"model {row['model'][:8]}" + (f" ({row['arm']})" if row["arm"] else ""), row["started_at"][:19],
+    ]  # fmt: skip
+    return "  ".join(part for part in parts if part)

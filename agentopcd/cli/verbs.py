@@ -71,7 +71,7 @@ def play(config: PlayConfig, call: Call) -> None:
         graded = session.game.graded
         came = f"success {result.rate}" if graded else f"{result.rate.n} conversations, nothing graded"
         if session.recording:
-            came = f"{result.rate.n + result.unrated} recorded sessions, {result.rate.n} rated"
+            came = f"{result.rate.n + result.unrated} recorded sessions, {result.rate.n} rated as success or failure"
             came += f", success {result.rate}" if result.rate.n else ""
         call.say(f"run {run_id}: {came}, {len(result.items)} items, {result.flagged} flagged")
         waiting = len(session.store.items(ids=result.items, status="pending"))
@@ -185,7 +185,7 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
     Example: agentopcd knowledge confirm --context sokoban/pool/00/08 --env sokoban
     """
     if not config.context:
-        raise ConfigError("no context given; add --context REF (see `agentopcd knowledge list refs`)")
+        raise ConfigError("no context given; add --context FILE or REF (see `agentopcd knowledge list refs`)")
     with _open(config, call) as session:
         from agentopcd.workspace import ready
         from agentopcd.workspace.pace import estimate

@@ -77,7 +77,7 @@ def floors(
     limit = spec.step_limit if max_steps is None else max_steps
     env = make(ref, max_steps=limit, **dict(env_kwargs or {}))
     try:
-        models, solutions, moves = _read(env, tasks)
+        models, solutions, moves = _read(env, tasks, spec)
         if not tasks or not models:
             played, episodes = _played(env, tasks, moves, spec, success_when) if tasks and moves else (None, 0)
             return Floors(
@@ -108,10 +108,11 @@ def solvable_share(
 
     The share says nothing about episodes of a single reply, so it is ``None`` for them too.
     """
-    limit = get_spec(ref).step_limit if max_steps is None else max_steps
+    spec = get_spec(ref)
+    limit = spec.step_limit if max_steps is None else max_steps
     env = make(ref, max_steps=limit, **dict(env_kwargs or {}))
     try:
-        models, solutions, moves = _read(env, list(tasks))
+        models, solutions, moves = _read(env, list(tasks), spec)
     finally:
         env.close()
     if models:
@@ -119,7 +120,7 @@ def solvable_share(
     return _share_within(solutions, limit) if moves else None
 
 
-def _read(env: Any, tasks: Sequence[Task]) -> tuple[list[Model], list[Sequence[str] | None], list[str]]:
+def _read(env: Any, tasks: Sequence[Task], spec: EnvSpec) -> tuple[list[Model], list[Sequence[str] | None], list[str]]:
     """Reset every task once; return the models and solutions, where available, and the listed moves.
 
     Without listed moves nothing follows from the tasks, so only the first is reset: resets can be slow.
@@ -133,7 +134,7 @@ def _read(env: Any, tasks: Sequence[Task]) -> tuple[list[Model], list[Sequence[s
             _, info = env.reset(seed=task.seed)
         except GameFault:  # counted by whoever plays it
             continue
-        moves = list(info.get("legal_actions", ()))
+        moves = spec.moves(info)
         model = inner.model() if hasattr(inner, "model") else None
         if model is not None:
             models.append(model)
@@ -260,7 +261,7 @@ def _random_episode(
     rewards: list[float] = []
     over = terminated = False
     while not over:
-        _, reward, terminated, truncated, info = env.step(rng.choice(info.get("legal_actions") or moves))
+        _, reward, terminated, truncated, info = env.step(rng.choice(spec.moves(info) or moves))
         rewards.append(reward)
         over = terminated or truncated
     return spec.solved(rewards, terminated, info, success_when)

@@ -119,7 +119,7 @@ class Probe:
             env = self.make()
             steps: list[Step] = []
             try:
-                for step in walk(env, seed):
+                for step in walk(env, seed, spec=self.spec):
                     steps.append(step)
                     self._look_at(step)
                 self.wins += self._won(steps)
@@ -190,7 +190,7 @@ class Probe:
     def actions(self) -> None:
         """The actions that the environment lists can be said."""
         for seed in range(3):
-            listed = self.make().reset(seed=seed)[1].get("legal_actions") or []
+            listed = self.spec.moves(self.make().reset(seed=seed)[1])
             silent = [action for action in listed[:50] if not self._understood(seed, action)]
             if silent and len(silent) == len(listed[:50]):
                 self.error(f"none of the listed actions is understood: {silent[0]!r} counts as invalid")
@@ -264,7 +264,7 @@ class Probe:
             if (self.ended and (known or self.said)) or left <= 0 or time.perf_counter() > until:
                 break
             env = Guarded(self.make().env, left, CHECK_LIMIT_S)  # without the limit of its own
-            steps = list(walk(env, game % self.n, replies=self.n + game, most=left))
+            steps = list(walk(env, game % self.n, replies=self.n + game, most=left, spec=self.spec))
             left -= len(steps) - 1
             self._won(steps)
         replies = LONG_REPLIES - left

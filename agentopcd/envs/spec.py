@@ -50,7 +50,7 @@ class EnvSpec:
     history: str = "transcript"
     """``transcript``: one user message with the full log; ``chat``: one message per turn."""
     choices: tuple[str, ...] = ()
-    """All legal replies, for ``--constrain``; ``info["choices"]`` replaces them for one state."""
+    """All legal replies, for ``--constrain`` and random play; ``info["choices"]`` replaces them for one state."""
     slow: bool = False
     """Steps take long, so each episode runs its environment in a separate process."""
     waits: bool = False
@@ -81,6 +81,10 @@ class EnvSpec:
         return solved(
             rewards, terminated, info, chosen=chosen, success_when=self.success_when, success_at=self.success_at
         )
+
+    def moves(self, info: Mapping[str, Any]) -> list[str]:
+        """The replies that are listed for one state; empty if neither the episode nor the environment lists any."""
+        return list(info.get("legal_actions") or info.get("choices") or self.choices)
 
     def view(self, rules: str | None = None) -> View:
         """Return the view called ``rules``; ``None`` means ``hidden`` if the spec defines it, else ``full``.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agentopcd.envs.guard import Guarded
+from agentopcd.envs.spec import EnvSpec
 from agentopcd.envs.views import task_key
 
 MAX_REPLIES = 30
@@ -28,6 +29,9 @@ JUNK = (*MEANINGLESS, "[]", "[up] or [down]", "<think>[right]", "\\boxed{", "Ans
 
 _BRACKETS = re.compile(r"\[[^\[\]\n]{1,40}\]")
 """What a text names as a reply, as in "Say [go]."."""
+
+UNKNOWN = EnvSpec(id="", entry_point="")
+"""Of an environment that lists its moves in its episodes, or nowhere."""
 
 Maker = Callable[[], Any]
 
@@ -59,7 +63,9 @@ def guarded(env: Any) -> Guarded:
     return env
 
 
-def walk(env: Any, seed: int, *, replies: int | None = None, most: int = MAX_REPLIES) -> Iterator[Step]:
+def walk(
+    env: Any, seed: int, *, replies: int | None = None, most: int = MAX_REPLIES, spec: EnvSpec = UNKNOWN
+) -> Iterator[Step]:
     """Play one episode.
 
     Args:
@@ -67,6 +73,7 @@ def walk(env: Any, seed: int, *, replies: int | None = None, most: int = MAX_REP
         seed: of the start state.
         replies: seed of the replies; by default the same.
         most: replies after which the episode is left.
+        spec: what lists the moves where the episode does not.
     """
     rng = random.Random(seed if replies is None else replies)
     began = time.perf_counter()
@@ -75,7 +82,7 @@ def walk(env: Any, seed: int, *, replies: int | None = None, most: int = MAX_REP
     yield Step(obs, None, False, False, info, time.perf_counter() - began)
     for _ in range(most):
         sensible = [f"[{rng.randint(1, 100)}]", *named]
-        reply = rng.choice(info.get("legal_actions") or [*sensible * 4, *JUNK])
+        reply = rng.choice(spec.moves(info) or [*sensible * 4, *JUNK])
         began = time.perf_counter()
         obs, reward, terminated, truncated, info = env.step(reply)
         yield Step(obs, reward, terminated, terminated or truncated, info, time.perf_counter() - began)

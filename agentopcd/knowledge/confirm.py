@@ -27,9 +27,9 @@ USEFUL: tuple[Verdict, ...] = ("pass", "incumbent stays")
 
 _IN_WORDS: dict[Verdict, str] = {
     "pass": "pass, {ref} moved",
-    "not better": "not promoted, it does no better than no context",
-    "form only": "form only: it does no better than its placebo; not promoted",
-    "incumbent stays": "confirmed, but no better than {ref}, which stays",
+    "not better": "not promoted, it is not shown to be better than no context",
+    "form only": "form only: it is not shown to be better than its placebo; not promoted",
+    "incumbent stays": "confirmed, but not shown to be better than {ref}, which stays",
 }
 
 

@@ -82,10 +82,6 @@ class Rating(NamedTuple):
     reward: float | None = None
     metrics: Mapping[str, float] = {}
 
-    @property
-    def rated(self) -> bool:
-        return self != Rating()
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recorded:
@@ -263,6 +259,22 @@ def recordings(store: Database) -> list[Row]:
         " sum((SELECT count(*) FROM request r WHERE r.session_id = s.id)) AS requests"
         " FROM session s GROUP BY recording ORDER BY recording"
     )
+
+
+def newest_sessions(store: Database, recording: str, limit: int) -> tuple[list[Row], int]:
+    """The newest sessions of a recording, the newest last, with how many ``requests`` each has and its ``rating``, and
+    the number of all."""
+    rows = store.query(
+        "SELECT id, key AS session, task, arm, model_id AS model, context_id AS context, started_at,"
+        " (SELECT count(*) FROM request r WHERE r.session_id = s.id) AS requests, count(*) OVER () AS total"
+        " FROM session s WHERE recording = ? ORDER BY id DESC LIMIT ?",
+        (recording, limit),
+    )
+    total = rows[0]["total"] if rows else 0
+    for row in rows:
+        row["rating"] = _rating(store, row.pop("id"))._asdict()
+        del row["total"]
+    return rows[::-1], total
 
 
 def session_row(store: Database, recording: str, key: str) -> Row | None:

@@ -27,9 +27,10 @@ from agentopcd.knowledge.looks import level_of
 from agentopcd.knowledge.recordings import Rating, Recorded, sessions
 from agentopcd.knowledge.students import CANARY, current_student, move_student, student_ref
 
-Verdict = Literal["pass", "not better", "worse", "too few"]
+Verdict = Literal["pass", "not better", "worse", "too few", "not asked"]
 """``too few`` ratings to pass at this look's level, whatever they are; that spends no look. A ``worse`` canary is dealt
-no session any more. One that is ``not better`` goes on, and more ratings make another look."""
+no session any more. One that is ``not better`` goes on, and more ratings make another look. ``not asked``: a dry run,
+and there are ratings enough."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,13 +58,15 @@ class Outcome:
     arms: Arms
     by: str
     verdict: Verdict
-    pair: Comparison | Apart
-    worse: float
+    pair: Comparison | Apart | None = None
+    """None: nobody has looked."""
+    worse: float = 1.0
     """One-sided p-value of the canary being worse."""
+    paired: bool
     rated: tuple[int, int]
     """Rated sessions of the canary and beside it."""
     level: float
-    look: int | None
+    look: int | None = None
     """Its number; None if none was spent."""
     moved: str = ""
     """The ref that was moved to the canary; empty: none was."""
@@ -80,7 +83,7 @@ class Outcome:
             f"canary of recording {arms.recording}, {new}: {self.rated[0]} of {len(arms.canary)} sessions rated; "
             f"beside it {self.rated[1]} of {len(arms.control)}",
         ]
-        if self.verdict != "too few":
+        if pair is not None:
             lines.append(
                 f"  {self.by}: {pair.first.rate:.3f} against {pair.second.rate:.3f}, {pair.difference}, p = "
                 f"{pair.p:.2g} ({how}; look {self.look}, level {self.level:.2g})"
@@ -90,18 +93,22 @@ class Outcome:
             "not better": "not promoted, it is not shown to be better; it goes on, and more ratings make another look",
             "worse": "not promoted, it is worse; no new session is dealt to it",
             "too few": f"not promoted, too few ratings to reach level {self.level:.2g}; no look was spent",
+            "not asked": f"not asked, there are ratings enough to reach level {self.level:.2g}; no look was spent",
         }
         return [*lines, f"verdict: {words[self.verdict]}"]
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields that reports write; what a comparison shows only if a look was spent on it."""
         pair = self.pair
-        return {
+        shown = {} if pair is None else {
+            "first": pair.first.rate, "second": pair.second.rate, "difference": pair.difference.diff, "p": pair.p,
+            "p_worse": self.worse,
+        }  # fmt: skip
+        return shown | {
             "recording": self.arms.recording, "by": self.by, "verdict": self.verdict, "new": self.arms.new,
             "model": self.arms.canary[0].model_id, "context": self.arms.canary[0].context_id,
             "sessions": [len(self.arms.canary), len(self.arms.control)], "rated": [*self.rated],
-            "first": pair.first.rate, "second": pair.second.rate, "difference": pair.difference.diff,
-            "p": pair.p, "p_worse": self.worse, "paired": isinstance(pair, Comparison), "level": self.level,
-            "look": self.look, "moved": self.moved, "lines": self.lines(),
+            "paired": self.paired, "level": self.level, "look": self.look, "moved": self.moved, "lines": self.lines(),
         }  # fmt: skip
 
 
@@ -132,62 +139,105 @@ def arms_of(store: Store, recording: str) -> Arms:
 def decide(store: Store, recording: str, by: str = "success", *, look: bool = True) -> Outcome:
     """Compare the newest canary with what was served beside it, and move the ref if it is better.
 
-    A repeated call on the same ratings is the same look, and moves nothing twice.
+    A repeated call on the same ratings is the same look, and moves nothing twice. While ratings are read and compared,
+    a server can write to the store.
 
     Args:
         by: success, reward, or a metric of the ratings.
-        look: False only tells how many ratings there are, and spends nothing.
+        look: False only tells how many ratings there are, and neither spends nor writes anything.
 
     Raises:
         ConfigError: see :func:`arms_of`.
     """
-    with store.write():
+    with store.read():
         arms = arms_of(store, recording)
-        plan = canonical({"by": by, "rated": [_plan(arms.canary, by), _plan(arms.control, by)]})
-        key = {
-            "env": arms.env, "model_id": arms.canary[0].model_id, "setup": CANARY,
-            "plan": hashlib.sha256(plan.encode()).hexdigest(),
-            "context_id": arms.canary[0].context_id if arms.new == "context" else EMPTY.id,
-        }  # fmt: skip
-        known = store.lookup("look", **key)
-        level = known["level"] if known else level_of(len(store.looks(arms.env)) + 1)
-        pair, worse, reach = _compared(arms, by, level)
-        found = Outcome(
-            arms=arms, by=by, verdict="too few", pair=pair, worse=worse, level=level, look=None,
-            rated=(len(_rated(arms.canary, by)), len(_rated(arms.control, by))),
-        )  # fmt: skip
-        if reach >= level or not look:
+    plan = canonical({"by": by, "rated": [_plan(arms.canary, by), _plan(arms.control, by)]})
+    key = {
+        "env": arms.env, "model_id": arms.canary[0].model_id, "setup": CANARY,
+        "plan": hashlib.sha256(plan.encode()).hexdigest(),
+        "context_id": arms.canary[0].context_id if arms.new == "context" else EMPTY.id,
+    }  # fmt: skip
+    scores = _Scores.of(arms, by)
+    rated = len(_rated(arms.canary, by)), len(_rated(arms.control, by))
+
+    def blind(level: float) -> Outcome:
+        few = scores.reach >= level
+        verdict: Verdict = "too few" if few else "not asked"
+        return Outcome(arms=arms, by=by, verdict=verdict, paired=scores.paired, rated=rated, level=level)
+
+    if not look:
+        return blind(_level(store, key))
+    with store.write():
+        if (found := blind(_level(store, key))).verdict == "too few":
             return found
         row = store.begin_look(key, {})
-        verdict: Verdict = "pass" if pair.p < level else "worse" if worse < level else "not better"
-        found = dataclasses.replace(found, verdict=verdict, look=row["number"])
-        if row["verdict"] is None and verdict == "pass":
+    pair, worse = scores.compared(found.level)  # takes its time, so nothing is locked
+    verdict: Verdict = "pass" if pair.p < found.level else "worse" if worse < found.level else "not better"
+    found = dataclasses.replace(found, verdict=verdict, pair=pair, worse=worse, look=row["number"])
+    with store.write():
+        known = store.lookup("look", id=row["id"])
+        if verdict == "pass" and known is not None and known["verdict"] is None:
             found = dataclasses.replace(found, moved=_promote(store, found))
         store.end_look(row["id"], verdict, found.to_dict())
-        return found
+    return found
 
 
-def _compared(arms: Arms, by: str, level: float) -> tuple[Comparison | Apart, float, float]:
-    """The comparison, the p-value of the other direction, and the smallest p-value that so many ratings can have.
+def _level(store: Store, key: Mapping[str, Any]) -> float:
+    """The level of the look with this key, or of the next one if there is none yet."""
+    known = store.lookup("look", **key)
+    return known["level"] if known else level_of(len(store.looks(key["env"])) + 1)
 
-    Which comparison it is depends on the tasks alone: paired if most of the canary's rated sessions have a pair.
-    """
-    first, second = _by_task(arms.canary, by), _by_task(arms.control, by)
-    places = [(task, n) for task in first for n in range(min(len(first[task]), len(second.get(task, ()))))]
-    draws, z = draws_for(level), NormalDist().inv_cdf(1 - level)
-    if places and 2 * len(places) >= len(_rated(arms.canary, by)):
-        a, b = ({(task, n): arm[task][n] for task, n in places} for arm in (first, second))
-        tasks = {place: place[0] for place in places}
-        there, back = compare(a, b, tasks, draws=draws, z=z), compare(b, a, tasks, draws=draws)
-        return there, back.p, 0.5**there.tasks
-    a, b = ([scores[0] for scores in arm.values()] for arm in (first, second))
-    there, back = compare_apart(a, b, draws=draws, z=z), compare_apart(b, a, draws=draws)
-    return there, back.p, 1 / comb(len(a) + len(b), len(a))
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Scores:
+    """What is compared. Whether it is paired depends on the tasks alone: if most of the canary's rated sessions have a
+    pair."""
+
+    first: Mapping[Any, float]
+    """Scores of the canary, by pair or by task."""
+    second: Mapping[Any, float]
+    tasks: Mapping[Any, str] | None
+    """The task of each pair; None: there are no pairs."""
+
+    @classmethod
+    def of(cls, arms: Arms, by: str) -> _Scores:
+        first, second = _by_task(arms.canary, by), _by_task(arms.control, by)
+        places = [(task, n) for task in first for n in range(min(len(first[task]), len(second.get(task, ()))))]
+        if places and 2 * len(places) >= len(_rated(arms.canary, by)):
+            a, b = ({(task, n): arm[task][n] for task, n in places} for arm in (first, second))
+            return cls(first=a, second=b, tasks={place: place[0] for place in places})
+        a, b = ({task: scores[0] for task, scores in arm.items()} for arm in (first, second))
+        return cls(first=a, second=b, tasks=None)
+
+    @property
+    def paired(self) -> bool:
+        return self.tasks is not None
+
+    @property
+    def reach(self) -> float:
+        """The smallest p-value that so many ratings can have, whatever they are."""
+        least = 1 / comb(len(self.first) + len(self.second), len(self.first))
+        repeated = False
+        if self.tasks is not None:
+            distinct = len(set(self.tasks.values()))
+            least, repeated = 0.5**distinct, distinct < len(self.tasks)
+        success = all(isinstance(value, bool) for value in (*self.first.values(), *self.second.values()))
+        return least / 2 if success and not repeated else least  # a mid-p counts half of what was seen
+
+    def compared(self, level: float) -> tuple[Comparison | Apart, float]:
+        """The comparison, and the p-value of the other direction."""
+        draws, z = draws_for(level), NormalDist().inv_cdf(1 - level)
+        if self.tasks is not None:
+            back = compare(self.second, self.first, self.tasks, draws=draws)
+            return compare(self.first, self.second, self.tasks, draws=draws, z=z), back.p
+        a, b = [*self.first.values()], [*self.second.values()]
+        return compare_apart(a, b, draws=draws, z=z), compare_apart(b, a, draws=draws).p
 
 
 def _promote(store: Store, found: Outcome) -> str:
     """Move the ref to the canary, unless it is there already; returns the ref that moved, or ''."""
     arms, one = found.arms, found.arms.canary[0]
+    assert found.pair is not None
     reason = f"canary, {found.by} {found.pair.difference}; look {found.look} at level {found.level:.2g}"
     if arms.new == "model":
         if current_student(store, arms.env) == one.model_id:

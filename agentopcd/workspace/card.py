@@ -325,7 +325,7 @@ def _load(facts: Facts) -> list[str]:
 def _made(facts: Facts) -> list[str]:
     lines = ["", "## How it was made", ""]
     try:
-        words, file = command(config_of(ConsolidateConfig, facts.settings))
+        words, file = command(config_of(ConsolidateConfig, facts.settings), facts.base)
     except ConfigError:
         return [*lines, "Another version of agentopcd made it, so its command is not given."]
     lines += ["The text above in a file, `context.txt`:", "", fenced(words, "sh")]
@@ -334,8 +334,12 @@ def _made(facts: Facts) -> list[str]:
     return lines
 
 
-def command(config: ConsolidateConfig) -> tuple[str, list[str]]:
-    """The command that trains with these settings, as strangers may read it, and the lines of a file that it needs."""
+def command(config: ConsolidateConfig, base: str) -> tuple[str, list[str]]:
+    """The command that trains with these settings, as strangers may read it, and the lines of a file that it needs.
+
+    It names the model that was trained, also where the command had not: what is trained then, depends on the workspace.
+    """
+    config = dataclasses.replace(config, model=config.model or base)
     names = [field.name for field in dataclasses.fields(config)]
     shown: dict[str, Any] = {name: public(getattr(config, name)) for name in names}
     for name in ("model", "teacher"):

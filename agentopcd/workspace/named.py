@@ -8,11 +8,13 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.encoding import read_text
-from agentopcd.core.errors import ConfigError, StoreError
-from agentopcd.core.files import is_file, path_of
+from agentopcd.core.errors import ConfigError, ModelError, StoreError
+from agentopcd.core.files import is_dir, is_file, path_of
 from agentopcd.core.types import Context, Placement
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.exchange import is_export
+from agentopcd.knowledge.students import env_of
+from agentopcd.models import find
 from agentopcd.workspace.paths import kept, recall, student_folder
 
 
@@ -58,7 +60,16 @@ def model_named(store: Store, work: Path, name: str, device: torch.device) -> mo
         ConfigError: ENV/student is none any more, or its folder is gone.
         ModelError: it cannot be found or loaded.
     """
-    loaded = models.load_model(student_folder(store, work, name) or name, device=device)
+    found = student_folder(store, work, name)
+    if found is None and (env := env_of(name)) and not is_dir(path_of(name)):
+        try:
+            find.find_model(name)
+        except ModelError as error:
+            raise ModelError(
+                f"this workspace has no student of {env}, and no other model of the name {name} can be found; train "
+                f"one with `agentopcd consolidate --env {env}`, or name another model"
+            ) from error
+    loaded = models.load_model(found or name, device=device)
     store.add_model(loaded.id, loaded.name, kept(work, loaded.folder))
     known = store.lookup("model", id=loaded.id)
     if known is not None and recall(work, known) is None:  # it was moved

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import RECORDED, PlayerConfig
+from agentopcd.core.config import RECORDED, VERBS, PlayerConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import write_text, writing
 from agentopcd.envs.chats.recorded import recorded_spec
@@ -27,7 +27,7 @@ from agentopcd.envs.views import hash_text
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.recordings import Recorded, chain, recordings, sessions
-from agentopcd.workspace.ledger import run_config
+from agentopcd.workspace.ledger import NOT_OF_A_RUN, run_config
 
 BRANCHES = 1000
 """The most conversations of one session: its requests that go on from no other one of it begin one each."""
@@ -69,13 +69,14 @@ def use_snapshot(work: Path, ref: str, snapshot: str) -> None:
 
 
 def _unfinished(store: Store, config: PlayerConfig, folder: Path) -> str:
-    """The snapshot of the unfinished or failed run with these settings, newest first; '' if there is none."""
-    wanted = {name: value for name, value in run_config(config).items() if name != "env"}
+    """The snapshot of the unfinished or failed run of this command, newest first; '' if there is none."""
+    wanted, fields = run_config(config), {field.name for field in dataclasses.fields(config)}
+    names = (fields | {"env_ref"}) - {"env", *NOT_OF_A_RUN}  # a setting that is not used stands in neither of the two
     for row in reversed([*store.runs(status="failed"), *store.runs(status="running")]):
         stored = read_object(row["config"], f"the config of run {row['id']}")
         snapshot = Path(stored.get("snapshot", "")).name
-        same = snapshot and all(stored.get(name) == value for name, value in wanted.items())
-        if same and (folder / snapshot).is_file():
+        same = VERBS.get(row["verb"]) is type(config) and all(stored.get(name) == wanted.get(name) for name in names)
+        if same and snapshot and (folder / snapshot).is_file():
             return snapshot
     return ""
 
@@ -140,7 +141,7 @@ def snapshot_rows(found: Iterable[Recorded]) -> Iterator[dict[str, Any]]:
 
 @dataclasses.dataclass
 class _Talk:
-    """Requests of a session of which each goes on from the one before."""
+    """Requests of a session of which each goes on from the one before, with the same tools, model and context."""
 
     messages: list[Any]
     tools: list[Any]
@@ -161,7 +162,8 @@ def _talks(session: Recorded) -> list[_Talk]:
         if prompt in asked:
             continue
         asked.add(prompt)
-        goes_on = (talk for talk in talks if talk.tail in begun and talk.tools == one.tools)
+        who = (one.tools, one.model_id, one.context_id)
+        goes_on = (talk for talk in talks if talk.tail in begun and (talk.tools, talk.model, talk.context) == who)
         talk = next(goes_on, None)
         if talk is None:
             talk = _Talk([], one.tools, "", one.model_id, one.context_id)

@@ -142,11 +142,12 @@ def test_after_training_the_student_can_be_used(call: Call, tmp_path: Path) -> N
     closing.after_training(call, ConsolidateConfig(**PLAYER, test_tasks=9), distilled(folder))
     assert HEARD[0] == "student: s 1234"
     assert f"load it: from transformers import pipeline; chat = pipeline('text-generation', '{folder}')" in HEARD
-    assert f"serve it: vllm serve '{folder}'" in HEARD
+    assert f"serve it: agentopcd serve --model '{folder}'" in HEARD
+    assert f"with vLLM: vllm serve '{folder}'" in HEARD
     assert last() == EvaluateConfig(**PLAYER, test_tasks=9)
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "own/base"}))
-    line = f"serve it: vllm serve own/base --enable-lora --lora-modules {shlex.quote(f'student={folder}')}"
-    loading, serving = closing.use(folder)
+    line = f"with vLLM: vllm serve own/base --enable-lora --lora-modules {shlex.quote(f'student={folder}')}"
+    loading, _, serving = closing.use(folder)
     assert serving == line
     assert loading.endswith("# fetches own/base from the hub; with --merge a student needs nothing else")
 

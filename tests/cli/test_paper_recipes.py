@@ -165,7 +165,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_for_each_model(
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_full_size_follows_the_paper_s_code_where_it_can(file: Path) -> None:
     for plan in read(file, "full")[1]:
-        if file.stem in ("divergences", "oel", "placebo", "turn-items"):  # not of the paper's code
+        if file.stem in ("directions", "divergences", "oel", "placebo", "turn-items"):  # not of the paper's code
             continue
         assert plan.tested(0).top_k == 20 and plan.tested(0).top_p < 1 == plan.config("base", 0).top_p
         assert plan.departures

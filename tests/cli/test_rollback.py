@@ -75,6 +75,14 @@ def test_it_goes_back_one_by_one_and_can_be_taken_back(cli: Cli, work: Path) -> 
     assert current(work, "sokoban") == "cccc" * 16
 
 
+@pytest.mark.parametrize(("env", "before"), [("lake", "bbbb" * 16), ("sokoban", "cccc" * 16)])
+def test_the_line_that_takes_it_back_does(cli: Cli, work: Path, env: str, before: str) -> None:
+    done = cli("rollback", env, "--work", str(work))
+    assert current(work, env) != before
+    undo = next(line for line in done.out.splitlines() if line.startswith("undo: agentopcd ")).split()[2:]
+    assert cli(*undo).code == 0 and current(work, env) == before
+
+
 def test_a_dry_run_moves_nothing(cli: Cli, work: Path) -> None:
     done = cli("rollback", "lake", "--dry-run", "--work", str(work))
     assert "dry run: lake/student: bbbbbbbbbbbb -> runs/aaaa/student" in done.out

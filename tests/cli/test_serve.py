@@ -35,6 +35,10 @@ KEY = "a-key-of-some-length"
         (["--model", "pocket", "--host", "0.0.0.0"], "there is no key"),
         (["--model", "pocket", "--record", "a", "--redact", "nowhere.toml"], "cannot read rules from"),
         (["--model", "pocket", "--context", "nobody/best"], "nobody/best"),
+        (["--model", "pocket", "--record", "a", "--canary", "0.1", "--canary-context", "b", "--engine", "vllm"],
+         "compared with the student that plays, which may change"),
+        (["--model", "pocket", "--record", "a", "--canary", "0.1", "--server", "http://localhost:1"],
+         "needs the weights of two models"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_refused_before_a_model_is_loaded(
@@ -46,6 +50,19 @@ def test_what_cannot_be_served_is_refused_before_a_model_is_loaded(
     result = CliRunner().invoke(app, ["serve", *words])
     assert isinstance(result.exception, ConfigError) and said in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["recorded:shop/student", "lake/student"])
+def test_a_student_that_this_workspace_does_not_have(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    result = CliRunner().invoke(app, ["serve", "--model", name])
+    said = str(result.exception)
+    assert f"this workspace has no student of {name.removesuffix('/student')}" in said and "\n" not in said
+    (tmp_path / name).mkdir(parents=True)
+    assert "folder without config.json" in str(CliRunner().invoke(app, ["serve", "--model", name]).exception)
 
 
 def begun(tmp_path: Path, *words: str) -> tuple[subprocess.Popen[str], str, list[str]]:

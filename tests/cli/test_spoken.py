@@ -18,7 +18,7 @@ terminal.guard()
 from agentopcd.cli.options import Call
 call = Call(None, False, False)
 call.say("verdict: pass, sokoban/best moved")
-call.say("verdict: not promoted, it does no better than no context \\x1b[2J")
+call.say("verdict: not promoted, it is not shown to be better than no context \\x1b[2J")
 call.say("  figures: " + "0123456789ab " * 9)
 call.say("next: agentopcd consolidate " + "--env-arg a=b " * 9)
 """
@@ -47,7 +47,7 @@ def shown(root: Path, **env: str) -> str:
 def test_on_a_terminal(root: Path) -> None:
     said = shown(root)
     assert "verdict: \x1b[1;32mpass\x1b[0m, sokoban/best moved\n" in said
-    assert "verdict: \x1b[1;31mnot promoted\x1b[0m, it does" in said and "\\u001b[2J" in said
+    assert "verdict: \x1b[1;31mnot promoted\x1b[0m, it is" in said and "\\u001b[2J" in said
     lines = said.splitlines()
     assert lines[-1] == "next: agentopcd consolidate " + "--env-arg a=b " * 9  # copied in one piece
     assert all(len(line) <= 60 for line in lines[3:-1]) and said.count("0123456789ab") == 9

@@ -144,7 +144,7 @@ def test_one_long_item_shows_that_it_is_alive(quick: None, capsys: pytest.Captur
         pulse.said("step 003/024 | a long line of figures " + "x" * 80)
         time.sleep(0.4)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) >= 2 and lines[0].startswith("after: step 003/024 | a long line of figures xxx")
+    assert len(lines) >= 2 and lines[0].startswith("after: step 003/024 | a long line of figures ...")
     assert "(still at it after " in lines[-1] and len(lines[0]) < 110
 
 

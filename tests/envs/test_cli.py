@@ -67,6 +67,23 @@ def test_try_shows_what_the_view_shows() -> None:
     assert lines[-1]["result"] in ("failed", "out of steps", "success") and lines[1]["reply"].startswith("[")
 
 
+def test_random_moves_are_those_that_the_class_lists() -> None:
+    text = run("try", "tests.envs.test_solvers:Halves", "--random")
+    assert text.strip().splitlines()[-1].startswith(("failed after 1 steps", "success after 1 steps"))
+
+
+def test_a_grader_goes_with_every_command_and_into_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(f'{{"question": "How many? {i}"}}\n' for i in range(8)))
+    (tmp_path / "grade.py").write_text("def seven(row, reply):\n    return reply == '7'\n")
+    rows, grader = str(tmp_path / "rows.jsonl"), ("--grader", f"{tmp_path / 'grade.py'}:seven")
+    assert f"play --env {rows} --grader {grader[1]}" in run("check", rows, *grader, "--seeds", "4")
+    assert f"envs try {rows} --grader {grader[1]}" in run("show", rows, *grader)
+    assert run("try", rows, *grader, stdin="7\n").strip().splitlines()[-1].startswith("success after 1 steps")
+    assert "8 distinct tasks" in run("splits", rows, *grader)
+    with pytest.raises(AgentOpcdError, match="grader"):
+        run("try", rows, stdin="7\n")
+
+
 @pytest.mark.slow
 def test_check_tells_and_sets_the_exit_code() -> None:
     assert "guess.py:Guess: ok" in run("check", f"{DATA / 'guess.py'}:Guess", "--seeds", "4")

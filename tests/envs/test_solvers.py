@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from agentopcd.core.types import Task
-from agentopcd.envs import make
+from agentopcd.envs import TextEnv, make
 from agentopcd.envs.floors import best_blind, floors, random_win, solvable_share
 from agentopcd.envs.games.solvers import MOVES, Lake, Warehouse, shortest
 
@@ -103,6 +103,27 @@ def test_floors_are_none_where_they_are_not_known_and_played_where_there_are_mov
     assert floors("sokoban", {}, []).n == 0
     assert solvable_share("math", {}, [Task(0, "")]) is None
     assert solvable_share("sokoban", {}, PAPER) == pytest.approx(0.883, abs=0.001)
+
+
+class Halves(TextEnv):
+    """One question with two answers."""
+
+    choices = ("[heads]", "[tails]")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.side = self.choices[int(self.np_random.integers(2))]
+        return self.first(key=seed, state="The coin lies under the cup.", actions="Say [heads] or [tails].")
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        return self.turn(outcome="The cup is lifted.", success=action == self.side)
+
+
+def test_replies_listed_on_the_class_or_in_an_episode_are_moves_of_the_random_player() -> None:
+    halves = floors("tests.envs.test_solvers:Halves", {}, [Task(seed, "") for seed in range(100)])
+    assert halves.random_episodes == 1000 and halves.random == pytest.approx(0.5, abs=0.05)
+    ferry = floors("examples/own_environment.py:Ferry", {}, [Task(seed, "") for seed in range(4)])
+    assert ferry.random_episodes == 1000 and ferry.random is not None and ferry.random < 0.2 and ferry.solvable == 1
 
 
 def test_a_random_player_on_a_lake_of_two_by_two_by_hand() -> None:

@@ -104,7 +104,7 @@ def test_a_game_is_told_in_parts() -> None:
         "Answer with one action in brackets: [Open box], [look around]."
     )
     assert [kind for kind, _ in info["parts"]] == ["rules", "state", "actions"]
-    assert info["choices"] == info["legal_actions"] == ["[Open box]", "[look around]"]
+    assert info["choices"] == ["[Open box]", "[look around]"]
     obs, reward, terminated, _, info = env.step("I [look around] first, no: [open box]")
     assert obs == "You open the box.\n\nAnswer with one action in brackets: [look around], [take coin]."
     assert (reward, terminated, info["action"]) == (0.5, False, "[Open box]")

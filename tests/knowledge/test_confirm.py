@@ -44,7 +44,7 @@ def test_what_helps_by_its_form_alone_is_told_apart(kit) -> None:
     play = kit.player(lambda shown: 0.5 if shown.text else 0.1)
     result = confirm(kit.bench(store, play), context, kit.tasks(100, 1000))
     assert result.verdict == "form only" and not result.passed and store.refs() == {}
-    assert "form only: it does no better than its placebo" in str(result)
+    assert "form only: it is not shown to be better than its placebo" in str(result)
     assert result.against["empty"].p < 1e-6 < 0.01 < result.against["placebo"].p
     twin = placebo(context)
     assert store.get_context(twin.id) == twin and store.items() == store.items(context_id=context.id)
@@ -88,7 +88,7 @@ def test_a_better_incumbent_stays(kit) -> None:
     assert confirm(kit.bench(store, play), good, kit.tasks(100, 1000)).passed
     result = confirm(kit.bench(store, play), fair, kit.tasks(100, 1000))
     assert result.verdict == "incumbent stays" and store.ref(best_ref(kit.env)) == good.id
-    assert "confirmed, but no better than lake/best, which stays" in str(result)
+    assert "confirmed, but not shown to be better than lake/best, which stays" in str(result)
     better = rates(kit, holes=0.4, goals=0.9, other=0.05)  # the other way round, the better one takes its place
     other = kit.open()
     assert confirm(kit.bench(other, better), good, kit.tasks(100, 1000)).passed

@@ -51,7 +51,7 @@ def test_a_request_comes_back_as_it_was_sampled(store: Store, answered: Make) ->
     (again,) = session.requests
     assert dataclasses.replace(again, at="") == one and again.at >= one.begun_at
     assert (session.key, session.task, session.model_id, session.arm) == ("s", "task-1", one.model_id, "")
-    assert session.rating == Rating() and not session.rating.rated
+    assert session.rating == Rating()
     assert list(sessions_of(store, "another")) == []
 
 
@@ -104,7 +104,7 @@ def test_of_each_figure_the_last_word_counts(store: Store, answered: Make) -> No
     rate(store, "shop", "a", success=True, metrics={"stars": 3, "seconds": 9})
     rate(store, "shop", one.name, reward=0.5, metrics={"stars": 4})
     (session,) = sessions_of(store, "shop")
-    assert session.rating == Rating(True, 0.5, {"stars": 4, "seconds": 9}) and session.rating.rated
+    assert session.rating == Rating(True, 0.5, {"stars": 4, "seconds": 9})
     rate(store, "shop", "a", success=False)
     assert next(sessions_of(store, "shop")).rating.success is False
     assert rate(store, "shop", "a", success=False) and not rate(store, "shop", "b", success=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import AddedToken
@@ -165,5 +166,5 @@ def read(tokenizer: Any, reply: str, opened: str = "assistant\n") -> tuple[str, 
     return calls_of(tokenizer, ids, Reader(tokenizer, opened).text(ids), TOOLS)
 
 
-def functions(calls: list[Call]) -> list[tuple[str, dict[str, Any]]]:
+def functions(calls: Sequence[Any]) -> list[tuple[str, dict[str, Any]]]:
     return [(call["function"]["name"], call["function"]["arguments"]) for call in calls]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from agentopcd.cli import app
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Context
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.looks import level_of
 from agentopcd.knowledge.students import current_student, move_student, student_moves
+from agentopcd.workspace import canary
 from agentopcd.workspace.canary import Outcome, decide
 from tests.recording import MODEL, keep
 
@@ -68,7 +72,7 @@ def test_a_better_model_becomes_the_student_once(tmp_path: Path, paired: bool) -
 def test_a_worse_one_does_not_get_through(tmp_path: Path, paired: bool) -> None:
     served(tmp_path, 40, (0.9, 0.2), paired=paired)
     found = decided(tmp_path)
-    assert found.verdict == "worse" and found.pair.p > 0.9 and student(tmp_path) is None
+    assert found.verdict == "worse" and found.pair and found.pair.p > 0.9 and student(tmp_path) is None
     assert found.lines()[-1] == "verdict: not promoted, it is worse; no new session is dealt to it"
 
 
@@ -83,9 +87,55 @@ def test_ratings_that_cannot_pass_spend_no_look_and_more_of_them_make_another(tm
     served(tmp_path, 5, (0.5, 0.5), start=23)
     second = decided(tmp_path)
     assert (second.look, second.level) == (2, level_of(2)) and second.level < first.level
-    assert decided(tmp_path, look=False).verdict == "too few"
     with Store.open(tmp_path / "store.db") as store:
         assert len(store.looks(ENV)) == 2
+
+
+def test_a_dry_run_tells_how_many_ratings_there_are_and_nothing_of_them(tmp_path: Path) -> None:
+    served(tmp_path, 2, (0.0, 1.0))
+    assert decided(tmp_path, look=False).verdict == "too few"
+    served(tmp_path, 28, (0.2, 0.9), start=2)
+    said = json.loads(
+        CliRunner().invoke(app, ["canary", "shop", "--dry-run", "--json", "--work", str(tmp_path)]).stdout
+    )
+    assert said["verdict"] == "not asked" and said["rated"] == [30, 30] and said["look"] is None
+    assert not {"first", "second", "difference", "p", "p_worse"} & said.keys()
+    with Store.open(tmp_path / "store.db") as store:
+        assert store.looks(ENV) == [] and current_student(store, ENV) is None
+    assert {"first", "p"} <= decided(tmp_path).to_dict().keys()
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_recording_goes_on_while_ratings_are_compared(
+    tmp_path: Path, dry: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(tmp_path, 30, (0.2, 0.9))
+
+    def watched(real: Any) -> Any:
+        def act(*given: Any, **more: Any) -> Any:
+            keep(tmp_path, f"while-{len(calls)}", "Box?", "Up.")
+            calls.append(real)
+            return real(*given, **more)
+
+        return act
+
+    calls: list[Any] = []
+    for name in ("arms_of", "compare_apart"):
+        monkeypatch.setattr(canary, name, watched(getattr(canary, name)))
+    assert decided(tmp_path, look=not dry).verdict == ("not asked" if dry else "pass")
+    assert len(calls) == (1 if dry else 3)
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(5, "too few"), (6, "pass")])
+def test_six_pairs_that_all_won_are_enough(tmp_path: Path, n: int, verdict: str) -> None:
+    served(tmp_path, n, (0.0, 1.0), paired=True)
+    assert decided(tmp_path).verdict == verdict
+
+
+@pytest.mark.parametrize(("n", "verdict"), [(3, "too few"), (4, "pass")])
+def test_four_sessions_of_each_are_enough_if_all_of_one_arm_alone_won(tmp_path: Path, n: int, verdict: str) -> None:
+    served(tmp_path, n, (0.0, 1.0))
+    assert decided(tmp_path).verdict == verdict
 
 
 def test_equal_models_seldom_pass() -> None:

@@ -192,6 +192,13 @@ def test_no_path_is_told(name: str, said: str) -> None:
     assert told(name) == said
 
 
+def test_the_command_names_the_model_that_was_trained_by_default() -> None:
+    said, _ = card.command(ConsolidateConfig(env="math", context="notes.txt"), "pocket")
+    assert "--model pocket" in said and "--context context.txt" in said
+    said, _ = card.command(ConsolidateConfig(env="math", context="notes.txt", model="smollm2-135m"), "pocket")
+    assert "--model smollm2-135m" in said and "pocket" not in said
+
+
 def test_a_licence_is_the_bases_own(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.mkdir()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
-from agentopcd.core.config import ConsolidateConfig, PlayConfig, PlayerConfig
+from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, ForecastConfig, PlayConfig, PlayerConfig
 from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.core.types import SPLITS, Context
 from agentopcd.distil import distil_context
@@ -81,6 +81,22 @@ def test_requests_that_go_on_from_nothing_begin_conversations_and_second_tries_d
         assert len(set(splits_of(session).values())) == 1
 
 
+def test_a_session_that_changes_its_weights_is_a_conversation_of_each_model(tmp_path: Path) -> None:
+    other = Context("Say left.")
+    with Store.open(tmp_path / "store.db") as store:
+        for model_id in ("m" * 64, "n" * 64):
+            store.add_model(model_id, "tiny")
+        store.add_context(other)
+        more: list[dict[str, Any]] = [{}, {"model_id": "n" * 64}, {"model_id": "n" * 64}, {"context_id": other.id}]
+        talk = ["Plan?", "A", "Go.", "B", "On.", "C", "And?", "D"]
+        for turn, given in enumerate(more):
+            record(store, Place("shop", "s"), answer(said(*talk[: 2 * turn + 1]), talk[2 * turn + 1], **given))
+    with session_of(tmp_path) as session:
+        rows = rows_of(session)
+    assert [(row["model"][0], row["places"]) for row in rows] == [("m", [1]), ("n", [3, 5]), ("m", [7])]
+    assert rows[2]["context"] == other.id and len(rows[1]["messages"]) == 6
+
+
 def test_splits_stay_while_sessions_arrive_and_grow(tmp_path: Path) -> None:
     keep_many(tmp_path, 60)
     with session_of(tmp_path) as session:
@@ -117,6 +133,31 @@ def test_a_command_that_goes_on_reads_what_it_began_with(tmp_path: Path) -> None
     assert newer != first and next_run != run
     shutil.rmtree(tmp_path / "recorded")
     assert begin()[0] == newer  # written again: the same sessions have the same name
+
+
+def test_another_command_reads_no_snapshot_of_a_failed_run(tmp_path: Path) -> None:
+    keep_many(tmp_path, 20)
+    (tmp_path / "g.py").write_text("def grade(reply: str) -> bool:\n    return True\n")
+
+    def begin(config: PlayerConfig, verb: str) -> str:
+        with pytest.raises(RuntimeError), Session(config, tmp_path, say=lambda line: None) as session:
+            session.ledger.begin(verb)
+            raise RuntimeError("broken")
+        return session.snapshot
+
+    of_confirm = ConfirmConfig(env="recorded:shop", model="pocket")
+    graded = dataclasses.replace(of_confirm, grader=f"{tmp_path / 'g.py'}:grade")
+    first = begin(graded, "confirm")
+    keep_many(tmp_path, 5, start=20)
+    second = begin(of_confirm, "confirm")
+    assert second != first  # it has no grader
+    assert begin(graded, "confirm") == first
+    keep_many(tmp_path, 5, start=25)
+    common = PlayConfig(env="recorded:shop", model="pocket", episodes=64)
+    third = begin(common, "play")
+    keep_many(tmp_path, 5, start=30)
+    assert begin(ForecastConfig(env="recorded:shop", model="pocket", episodes=64), "forecast") != third
+    assert begin(common, "play") == third
 
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -22,13 +22,12 @@ from agentopcd.cli.page.episodes import episode
 from agentopcd.cli.page.parts import Limits, Parts
 from agentopcd.cli.page.render import Section, page
 from agentopcd.core.errors import AgentOpcdError, ConfigError, StoreError
+from agentopcd.core.hosts import names_here
 from agentopcd.core.text import first_line
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.evidence import ungraded
 
 HOST = "127.0.0.1"
-OURS = ("127.0.0.1", "localhost", "[::1]")
-"""Names of this machine in a Host header. Another one belongs to a stranger's page whose name was made to lead here."""
 LISTED, EPISODES, ON_PAGE = 20, 50, 20
 NAV = [("Overview", "/"), ("Runs", "/runs"), ("Contexts", "/contexts"), ("Items", "/items"), ("Episodes", "/episodes")]
 TIMEOUT_S = 30
@@ -194,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _respond(self) -> None:
         host = self.headers.get_all("Host") or []
-        if len(host) != 1 or re.sub(":[0-9]*$", "", host[0].lower()) not in OURS:
+        if len(host) != 1 or not names_here(host[0]):
             self._send(403, "", {"Connection": "close"})
             return
         address = urlsplit(self.path)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import re
 from typing import Literal
 
 from agentopcd.core.config.engine import EngineConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.hosts import is_here
 from agentopcd.core.types import Placement
 
 SERVE_KEY = "AGENTOPCD_KEY"
@@ -78,7 +78,4 @@ class ServeConfig(EngineConfig):
     @property
     def here(self) -> bool:
         """Whether only programs on this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_here(self.host)

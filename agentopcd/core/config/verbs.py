@@ -158,7 +158,7 @@ class ConfirmConfig(PlayerConfig, verb="confirm"):
     """`agentopcd knowledge confirm`: one context against the empty one, its placebo and ENV/best on fresh tasks."""
 
     context: str = ""
-    """Ref or id of the context to confirm."""
+    """The context to confirm: a text file, a ref or an id."""
     confirm_tasks: int = 256
     """Confirm tasks that each of the contexts plays, at most as many as the split holds."""
     by: str = ""

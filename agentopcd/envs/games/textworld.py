@@ -45,7 +45,7 @@ class TextWorldExpress(TextEnv):
     is ``invalid``, and nothing happens.
     Reward: the change of the game's score, which ends at 1 if the task is solved; ``metrics["score"]`` is the score.
     Success: what the game says. Episode end: solved or failed, as the game says.
-    Info: ``legal_actions`` and ``choices``, the same list; ``action``, the one that was understood.
+    Info: ``choices``, the commands that it understands here; ``action``, the one that was understood.
     Task key: all rooms with what is in them, seen or not, the inventory, the task, and what the game wants.
     Seeds: 0 to 2,147,483,647. The package's own generator makes the game from seed and fold.
     Version: textworld-express 1.1.
@@ -198,7 +198,7 @@ class TextWorldExpress(TextEnv):
 
     def _listed(self) -> dict[str, list[str]]:
         listed = [f"[{action}]" for action in self._actions.values()]
-        return {"legal_actions": listed, "choices": listed}
+        return {"choices": listed}
 
     def _chosen(self, reply: str) -> str | None:
         said = last_bracket(reply, self._actions) or after_thinking(reply).strip().casefold()

@@ -31,7 +31,7 @@ class OpenEnv(TextEnv):
     holds a JSON object. Tools of the server are called as ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``.
     Reward: the server's, 0 where it gives none; of several calls in one reply, the sum.
     Episode end: the server's ``done``.
-    Info: ``tools`` on reset, if the server lists any; ``choices`` and ``legal_actions``, if it lists the replies.
+    Info: ``tools`` on reset, if the server lists any; ``choices``, if it lists the replies.
     Task key: the first observation and the server's state, without its ``episode_id``.
     Seeds: passed to the server. One that ignores them shows in ``agentopcd envs check``.
 
@@ -127,7 +127,7 @@ class OpenEnv(TextEnv):
 
     def _legal(self) -> dict[str, Any]:
         choices = self._form.choices
-        return {"choices": choices, "legal_actions": choices} if choices else {}
+        return {"choices": choices} if choices else {}
 
     def close(self) -> None:
         session, self._session = self._session, None

@@ -88,7 +88,11 @@ class TransformersSampler(InBatches):
         if running is None:
             return super().collect()
         running.heard = self.heard
-        return self._found(running.advance())
+        try:
+            return self._found(running.advance())
+        except Exception:  # whatever state that has left
+            self._running = None
+            raise
 
     def _take_up(self) -> Continuous | None:
         """Hand what is new to the engine; None if this model is sampled in a slower way."""
@@ -115,18 +119,20 @@ class TransformersSampler(InBatches):
         return shares.Group(self, count).shares if count > 1 else [self]
 
     def drop(self, tickets: Iterable[int]) -> None:
-        """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`. With the last request goes what was read."""
+        """See :class:`~agentopcd.rollouts.sampling.protocol.Sampler`. With the last request goes what was read; a
+        server keeps it for those who ask next."""
         tickets = set(tickets)
         super().drop(tickets)
         self._taken -= tickets
         if self._running is not None:
             self._running.drop(tickets)
-        if not self._asked:
+        if not self._asked and not self.in_order:
             self._running = None
 
     def rest(self) -> None:
         """Forget what was read. Beside a large model, training needs the memory."""
         self.drop(list(self._asked))
+        self._running = None
         if not decoding.is_small(self.loaded.model):
             give_back_memory()
 

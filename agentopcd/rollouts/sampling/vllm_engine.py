@@ -281,24 +281,15 @@ class VllmSampler:
         with torch.random.fork_rng(devices=[]):
             outputs = self._llm.llm_engine.step()
         for output in outputs:
-            if not output.finished and (self.heard is None or not output.outputs[0].token_ids):
-                continue
-            ticket, said = int(output.request_id), self._completion(output.outputs[0])
-            if self.heard is not None:
-                known = self._told.get(ticket, 0)
-                self.heard(ticket, said.token_ids[known:], said.logprobs[known:])
+            ticket, said = int(output.request_id), output.outputs[0]
+            if self.heard is not None and (news := _tokens(said, self._told.get(ticket, 0)))[0]:
+                self.heard(ticket, *news)
                 self._told[ticket] = len(said.token_ids)
             if output.finished:
-                self._ready[ticket] = said
+                ids, logprobs = _tokens(said)
+                reason = "stop" if ids[-1] in self.loaded.end_ids else "length"
+                self._ready[ticket] = Completion(token_ids=ids, logprobs=logprobs, finish_reason=reason)
                 self._told.pop(ticket, None)
-
-    def _completion(self, output: Any) -> Completion:
-        ids = tuple(output.token_ids)
-        return Completion(
-            token_ids=ids,
-            logprobs=tuple(at[token].logprob for at, token in zip(output.logprobs, ids, strict=True)),
-            finish_reason="stop" if ids[-1] in self.loaded.end_ids else "length",
-        )
 
     # -- weights ------------------------------------------------------------------------------------
 
@@ -371,6 +362,12 @@ class VllmSampler:
         """The prompt tokens found in the prefix cache, and all prompt tokens, since the engine started."""
         metrics = {metric.name: getattr(metric, "value", 0) for metric in self._llm.get_metrics()}
         return int(metrics["vllm:prefix_cache_hits"]), int(metrics["vllm:prefix_cache_queries"])
+
+
+def _tokens(said: Any, start: int = 0) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The tokens of a reply from a place on, and their log-probabilities."""
+    ids = tuple(said.token_ids[start:])
+    return ids, tuple(at[token].logprob for at, token in zip(said.logprobs[start:], ids, strict=True))
 
 
 @atexit.register

@@ -1,8 +1,8 @@
 """What ``agentopcd play`` does with a recording: its sessions were played already, so they become stored episodes.
 
 Each keeps the model and the context that answered, and its token ids. They have a setup of their own: no score of
-anything that was played is made of them. A session that nobody rated is stored without a success, and no rate counts
-it.
+anything that was played is made of them. A session that nobody rated as success or failure is stored without a
+success, and no rate counts it; a reward and metrics are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_sessions(session: Session, config: PlayConfig, run_id: int) -> tuple[Ra
     """Store sessions of ``config.split`` as episodes: those that no run has read first, the newest first.
 
     Returns:
-        The success rate of those that were rated, and the number of the others.
+        The success rate of those that were rated as success or failure, and the number of the others.
 
     Raises:
         ConfigError: the split has no session.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from agentopcd.core.text import THINKING
 from agentopcd.core.types import Message
 from agentopcd.knowledge.recordings import Answered
 from agentopcd.workspace.gateway.said import Said, split
@@ -43,10 +44,15 @@ class Answer:
         )  # fmt: skip
 
     @classmethod
-    def again(cls, model: str, known: Answered) -> Answer:
-        """The answer that was stored."""
+    def again(cls, model: str, known: Answered, *, thinks: bool) -> Answer:
+        """The answer that was stored.
+
+        Args:
+            thinks: whether prompts end inside the thinking; then what is stored of a reply may lack the first mark.
+        """
         return cls(
-            name=known.name, model=model, message=known.message, thinking=split(known.reply)[0],
+            name=known.name, model=model, message=known.message,
+            thinking=split((THINKING if thinks else "") + known.reply)[0].removeprefix(THINKING),
             finish_reason=known.finish_reason, prompt_tokens=known.prompt_tokens, output_tokens=known.output_tokens,
             token_ids=known.response_ids, logprobs=known.logprobs,
             created=seconds(known.begun_at),

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import hmac
-import re
 import traceback
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -20,6 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.hosts import names_here
 from agentopcd.core.text import first_line
 from agentopcd.core.types import Request as Prompt
 from agentopcd.core.types import Sampling
@@ -35,8 +35,6 @@ from agentopcd.workspace.gateway.said import Said, Words
 
 RETRY_S = 2
 """What a client that was refused for the moment is told to wait."""
-OURS = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]+)?", re.IGNORECASE)
-"""Names of this machine in a Host header. Another one belongs to a stranger's page whose name was made to lead here."""
 SESSION, TASK = "X-Agentopcd-Session", "X-Agentopcd-Task"
 
 
@@ -118,7 +116,7 @@ class Gateway:
 
     def _check_host(self, request: Request) -> None:
         hosts = request.headers.getlist("host")
-        if self.rules.here and (len(hosts) != 1 or not OURS.fullmatch(hosts[0])):
+        if self.rules.here and (len(hosts) != 1 or not names_here(hosts[0])):
             raise Refused(403, "this server answers to the names of this machine alone", code="host")
 
     def _check_key(self, request: Request) -> None:
@@ -232,7 +230,8 @@ class _Turn:
             self.gateway.named[self.key] = asyncio.get_running_loop().create_future()
             self._mine = True
             if (found := await desk.do(desk.known, self.key, self.body)) is not None:
-                self.known = Answer.again(self.gateway.rules.model, found[1])
+                thinks = desk.chat.reader.thinks
+                self.known = Answer.again(self.gateway.rules.model, found[1], thinks=thinks)
                 self.headers = {SESSION: found[0]}
                 return
         row = None

@@ -118,7 +118,7 @@ def check(value: Any, name: str) -> None:
     if (error := next(_validator(name).iter_errors(value), None)) is not None:
         param = str(error.absolute_path[0]) if error.absolute_path else None
         where = ".".join(map(str, error.absolute_path)) or "the body"
-        said = schema.WANTED.get(param or "") or error.message[:200]
+        said = schema.WANTED.get(param or "") or (schema.RATING if error.validator == "anyOf" else error.message[:200])
         raise Refused(400, f"{where}: {said}", param=param, code="invalid_value")
 
 

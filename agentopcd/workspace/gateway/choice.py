@@ -111,5 +111,6 @@ def check_canary(store: Store, config: ServeConfig, model_id: str, served: str) 
 
 def refused(store: Store, env: str, model_id: str) -> str:
     """Why a student is not tried any more; '' if it may be."""
-    said = [look["verdict"] for look in store.looks(env) if look["model_id"] == model_id and look["verdict"] in REFUSED]
+    looks = [look for look in store.looks(env, EMPTY.id) if look["model_id"] == model_id]  # others are at contexts
+    said = [look["verdict"] for look in looks if look["verdict"] in REFUSED]
     return REFUSED[said[-1]] if said else ""

@@ -57,7 +57,7 @@ class Desk:
 
     Args:
         store: the file; opened by that thread, and only if something is kept or followed.
-        chat: renders the prompts of the first model.
+        chat: of the first model; how it reads replies holds for those that were kept.
         kept: what the stored requests of the first model say about the server.
         follows: whether the student that plays may change.
     """
@@ -82,7 +82,8 @@ class Desk:
     def student_now(self, env: str, model_id: str, context_id: str) -> Now:
         """Who plays an environment now, and what was decided about a canary, which has this model and this context."""
         store = self._open()
-        said = [look["verdict"] for look in canary_looks(store, env, model_id, context_id)]
+        looks = canary_looks(store, env, model_id, context_id)
+        said = [verdict for look in looks if (verdict := look["verdict"])]  # one that is under way has none yet
         best = context_id != EMPTY.id and store.ref(best_ref(env)) == context_id
         return Now(current_student(store, env), said[-1] if said else "", best)
 

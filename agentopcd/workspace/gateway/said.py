@@ -37,10 +37,6 @@ class Said:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
 
-    @property
-    def calls(self) -> list[Call]:
-        return list(self.message.get("tool_calls", ()))  # type: ignore[arg-type]
-
 
 class Words:
     """The words of one reply while it is sampled.

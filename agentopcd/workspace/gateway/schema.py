@@ -23,6 +23,8 @@ WANTED = {
     "store": "what is kept is decided where the server is started (--record); leave it out or give false",
 }
 """In plain words, what is wanted of parameters that have few values here."""
+RATING = "give success, reward or metrics"
+"""What a rating without any of them lacks."""
 
 SCHEMAS: dict[str, dict[str, Any]] = {
     "ChatRequest": {

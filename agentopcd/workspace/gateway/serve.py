@@ -93,6 +93,7 @@ def prepare(config: ServeConfig, work: Path, say: Callable[[str], None]) -> Read
         AgentOpcdError: a file, a model, a context or an engine is not there, or of no use.
     """
     key, redact = key_of(config), read_rules(path_of(config.redact)) if config.redact else []
+    _check_moves(config, config.engine in ("auto", "transformers") and not config.servers)
     check_engine(config)
     device = models.pick_device(config.device)
     compute = models.pick_compute(config.compute, device)
@@ -118,8 +119,7 @@ def prepare(config: ServeConfig, work: Path, say: Callable[[str], None]) -> Read
     with Store.open(work / "store.db") as store:
         follows = followed(store, work, config, first.kept.model_id)
     if follows.env and not first.moves:
-        if config.canary:
-            raise ConfigError("--canary needs the weights of two models in this process; add --engine transformers")
+        _check_moves(config, False)
         say(f"note: this engine keeps the student that it has; moves of {config.model} are not followed")
         follows = Followed("", "")
     rules = Rules(
@@ -129,6 +129,20 @@ def prepare(config: ServeConfig, work: Path, say: Callable[[str], None]) -> Read
         first=first, rules=rules, follows=follows, canary=_canary(config, work, first, load) if config.canary else None,
         load=load,
     )  # fmt: skip
+
+
+def _check_moves(config: ServeConfig, moves: bool) -> None:
+    """Refuse a canary where no other model can take the place of the one that answers.
+
+    Raises:
+        ConfigError: there is a canary, and none can.
+    """
+    if moves or not config.canary:
+        return
+    why = "--canary needs the weights of two models in this process"
+    if config.canary_context:
+        why = "--canary-context is compared with the student that plays, which may change while this server runs"
+    raise ConfigError(f"{why}; only transformers can do that: add --engine transformers")
 
 
 def _canary(config: ServeConfig, work: Path, first: Loaded, load: Callable[[str, Context], Loaded]) -> Loaded:

@@ -88,7 +88,7 @@ def test_a_stranger_s_name_for_this_machine_is_refused(host: str, path: str, por
     assert (answer.status, body) == (403, "")
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "[::1]:8642", "127.0.0.1"])
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "[::1]:8642", "127.0.0.1", "127.0.0.2"])
 def test_names_of_this_machine_are_answered(host: str, port: int) -> None:
     assert ask(port, Host=host)[0].status == 200
 

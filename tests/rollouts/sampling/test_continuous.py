@@ -224,6 +224,33 @@ def test_a_sampler_forgets_when_weights_change_and_when_nothing_is_left(tmp_path
     assert changed.logprobs != replies[tickets[0]].logprobs and again not in tickets
 
 
+def test_a_sampler_that_serves_keeps_what_it_read_until_its_engine_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, (first, second) = load(tmp_path), prompts(2)
+    sampler = TransformersSampler(loaded, compute=torch.float32, in_order=True)
+
+    def broken(self: Continuous) -> None:
+        raise RuntimeError("no memory")
+
+    ticket = sampler.submit(first, HOT)
+    assert sampler.advance() == []
+    running = sampler._running
+    sampler.drop([ticket])
+    assert sampler._running is running is not None
+    other = sampler.submit(second, HOT)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+        patch.setattr(Continuous, "_step", broken)
+        sampler.advance()
+    sampler.drop([other])
+    assert sampler._running is None
+    sampler.submit(second, HOT)
+    ((_, reply),) = sampler.collect()
+    assert reply == TransformersSampler(loaded, compute=torch.float32).sample([second], HOT)[0]
+    sampler.update()
+    assert sampler._running is None
+
+
 def test_dropped_requests_leave_the_others_as_they_are(tmp_path: Path) -> None:
     loaded, asked = load(tmp_path), prompts(9)
     wanted = TransformersSampler(loaded, compute=torch.float32).sample(asked, HOT)

@@ -5,7 +5,9 @@ Only its build for GPUs can sleep, and that was not run yet.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +45,40 @@ class Recorder:
 
     def reset_prefix_cache(self) -> bool:
         return True
+
+
+class Probabilities(list[dict[int, Any]]):
+    """The log-probabilities of a reply, which count how many of them are read."""
+
+    read = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        self.read += len(found) if isinstance(key, slice) else 1
+        return found
+
+    def __iter__(self) -> Iterator[dict[int, Any]]:
+        self.read += len(self)
+        return super().__iter__()
+
+
+def test_what_is_heard_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "installed", lambda: True)
+    loaded = models.load_model(str(tiny.build(tmp_path / "model")))
+    sampler = vllm_engine.VllmSampler(loaded, compute=torch.float32)
+    said = SimpleNamespace(token_ids=[], logprobs=Probabilities())
+    output = SimpleNamespace(request_id="0", finished=False, outputs=[said])
+    sampler._llm = SimpleNamespace(llm_engine=SimpleNamespace(step=lambda: [output]))
+    heard: list[tuple[int, float]] = []
+    sampler.heard = lambda ticket, ids, logprobs: heard.extend(zip(ids, logprobs, strict=True))
+    for token in range(20):
+        said.token_ids.append(token)
+        said.logprobs.append({token: SimpleNamespace(logprob=-token / 4)})
+        assert sampler._step() is None and said.logprobs.read == len(heard) == token + 1
+    output.finished = True
+    ((_, reply),) = sampler.advance()
+    assert heard == list(zip(reply.token_ids, reply.logprobs, strict=True)) and len(heard) == 20
+    assert reply.finish_reason == "length" and sampler._told == {}
 
 
 @pytest.mark.parametrize(("processes", "way"), [("1", "weights_iterator"), ("2", "weights_path")])

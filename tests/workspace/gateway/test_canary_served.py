@@ -13,12 +13,13 @@ import pytest
 
 from agentopcd.core.config import ServeConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.types import EMPTY
+from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.recordings import rate, sessions
-from agentopcd.knowledge.students import current_student, move_student
+from agentopcd.knowledge.students import CANARY, current_student, move_student
 from agentopcd.workspace.canary import decide
 from agentopcd.workspace.gateway import serve as served
+from agentopcd.workspace.gateway.choice import REFUSED, refused
 from agentopcd.workspace.gateway.connection import Server
 from agentopcd.workspace.gateway.serve import prepare
 from tests import tiny
@@ -181,6 +182,16 @@ def test_a_canary_context_shares_the_weights(shop: Shop, monkeypatch: pytest.Mon
         with Store.open(shop.work / "store.db") as store:
             seen = {(one.arm, one.context_id == EMPTY.id, one.model_id) for one in sessions(store, "shop")}
         assert seen == {("canary", False, shop.base.id), ("control", True, shop.base.id)}
+
+
+def test_a_bad_context_says_nothing_about_the_model_that_it_was_tried_with(shop: Shop) -> None:
+    context = Context("Say left.")
+    with Store.open(shop.work / "store.db") as store:
+        store.add_context(context)
+        for context_id, wanted in ((context.id, ""), (EMPTY.id, REFUSED["worse"])):
+            key = {"env": ENV, "model_id": shop.student.id, "context_id": context_id, "setup": CANARY, "plan": "p"}
+            store.end_look(store.begin_look(key, {})["id"], "worse", {})
+            assert refused(store, ENV, shop.student.id) == wanted
 
 
 def test_canaries_that_make_no_sense_are_refused(shop: Shop) -> None:

@@ -127,7 +127,7 @@ def test_calls_of_every_layout_are_sent_whole_and_not_as_words(plain: Any, layou
     shown, special, reply, wanted = LAYOUTS[layout]
     chat = Chat(tokenizer_of(plain, shown, special))
     said, sent, early = streamed(chat, ids_of(chat, reply), tools=TOOLS)
-    assert functions(said.calls) == wanted and said.finish_reason == "tool_calls"
+    assert functions(said.message.get("tool_calls", [])) == wanted and said.finish_reason == "tool_calls"
     assert sent["content"] == said.message["content"] == "" and "".join(early) == ""
 
 
@@ -136,7 +136,7 @@ def test_words_before_a_call_are_sent_as_they_come(plain: Any, layout: str) -> N
     shown, special, reply, wanted = LAYOUTS[layout]
     chat = Chat(tokenizer_of(plain, shown, special))
     said, sent, early = streamed(chat, ids_of(chat, f"I look it up.\n{reply}"), tools=TOOLS)
-    assert functions(said.calls) == wanted and said.message["content"] == "I look it up."
+    assert functions(said.message.get("tool_calls", [])) == wanted and said.message["content"] == "I look it up."
     assert sent["content"] == "".join(early) == "I look it up."
 
 
@@ -146,7 +146,11 @@ def test_what_looks_like_a_call_and_is_none_stays_text(plain: Any, layout: str, 
     shown, special, _, _ = LAYOUTS[layout]
     chat = Chat(tokenizer_of(plain, shown, special))
     said, sent, _ = streamed(chat, ids_of(chat, reply), tools=TOOLS)
-    assert said.calls == [] and sent["content"] == said.message["content"] == reply and said.finish_reason == "stop"
+    assert (
+        "tool_calls" not in said.message
+        and sent["content"] == said.message["content"] == reply
+        and said.finish_reason == "stop"
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from agentopcd.knowledge import Store
 from agentopcd.knowledge.care import problems
 from agentopcd.knowledge.recordings import Answered, Rating
 from agentopcd.workspace.gateway import desk
+from tests import tiny
 from tests.workspace.gateway.running import NAME, Running, Says, load, says, text_of
 
 TOOL: Any = {"type": "function", "function": {"name": "price", "description": "Looks up a price.", "parameters": {
@@ -107,7 +108,8 @@ def test_a_reply_through_the_client(loaded: models.LoadedModel, tmp_path: Path) 
 def test_a_stream_comes_token_by_token(loaded: models.LoadedModel, tmp_path: Path) -> None:
     with Running(loaded, tmp_path) as server, server.client() as client:
         *_, chunks = streamed(client, messages=[{"role": "user", "content": "go"}], max_tokens=24, seed=1)
-        assert len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]) > 3
+        told = [chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+        assert len(told) > 1, "a busy machine sends several tokens at once, but never all of them"
 
 
 def test_a_conversation_with_tools(tmp_path: Path, loaded: models.LoadedModel) -> None:
@@ -180,7 +182,7 @@ def test_feedback_rates_a_session(loaded: models.LoadedModel, tmp_path: Path) ->
         assert server.post("/v1/feedback", {"session": second.json()["id"], "metrics": {"stars": 4}}).status_code == 200
         server.ask("c")
         ratings = [session.rating for session in server.recorded()]
-        assert ratings == [Rating(True), Rating(metrics={"stars": 4}), Rating()] and not ratings[2].rated
+        assert ratings == [Rating(True), Rating(metrics={"stars": 4}), Rating()]
         for wrong, status in (
             ({"session": "nobody", "success": True}, 404), ({"session": "x"}, 400),
             ({"session": "x", "success": 1}, 400),
@@ -188,6 +190,8 @@ def test_feedback_rates_a_session(loaded: models.LoadedModel, tmp_path: Path) ->
             ({"session": "x", "metrics": {"a b": 1}}, 400),
         ):  # fmt: skip
             assert server.post("/v1/feedback", wrong).status_code == status
+        nothing = server.post("/v1/feedback", {"session": "x"}).json()["error"]["message"]
+        assert nothing == "the body: give success, reward or metrics"
     with Running(loaded, tmp_path, sampler=says(loaded, "ok"), record="") as server:
         assert server.post("/v1/feedback", by_session).status_code == 409
 
@@ -204,6 +208,17 @@ def test_a_repeated_request_gets_the_same_reply_and_is_kept_once(loaded: models.
         other = server.ask("b", idempotency_key="k")
         assert other.status_code == 409 and other.json()["error"]["code"] == "name_used_before"
         assert [len(session.requests) for session in server.recorded()] == [1]
+
+
+def test_a_repeated_request_gets_the_thoughts_that_the_prompt_had_opened(
+    tmp_path: Path, loaded: models.LoadedModel
+) -> None:
+    own = load(Path(loaded.folder), tiny.TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}"))
+    with Running(own, tmp_path, sampler=says(own, "Is it 5?</think>It is 4.", "Is it")) as server:
+        for key, thought in (("a", "Is it 5?"), ("b", "Is it")):
+            first, again = server.ask(key, idempotency_key=key), server.ask(key, idempotency_key=key)
+            message = first.json()["choices"][0]["message"]
+            assert message["reasoning_content"] == thought and again.json() == first.json()
 
 
 def test_a_reply_that_cannot_be_kept_is_not_given(

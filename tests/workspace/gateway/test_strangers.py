@@ -81,7 +81,7 @@ def test_without_the_key_nobody_learns_anything(loaded: models.LoadedModel, tmp_
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:9", 200), ("evil.example", 403),
+    [("localhost", 200), ("127.0.0.1:80", 200), ("[::1]:9", 200), ("127.0.0.2:80", 200), ("evil.example", 403),
      ("localhost.evil.example", 403), ("127.0.0.1@evil.example", 403), ("", 403)],
 )  # fmt: skip
 def test_names_of_this_machine_alone_are_answered(
