@@ -21,6 +21,7 @@ from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import PLACEBO
+from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.students import move_student, student_moves
 from agentopcd.models.parallel import sharding
@@ -50,14 +51,17 @@ def distil_context(session: Session, config: ConsolidateConfig, context: Context
     With ``config.placebo``, a second student is then trained on the context's placebo and compared with the first.
     Repeat a killed call to resume it. A finished call is reported, not repeated.
     """
-    out, run = _distil(session, config, context)
-    return _beside_placebo(session, config, context, out, run) if config.placebo else out
+    out, run, known = _distil(session, config, context)
+    return _beside_placebo(session, config, context, out, run, known) if config.placebo else out
 
 
 def _distil(
     session: Session, config: ConsolidateConfig, context: Context | Mixture, *, control: bool = False
-) -> tuple[Distilled, Run]:
-    """Train one student. ``control``: a placebo student; its run says so, and no command takes it for a student."""
+) -> tuple[Distilled, Run, dict[str, list[Totals]]]:
+    """Train one student; returns its run, too, and what was computed of distances, which is nothing for a finished run.
+
+    ``control``: a placebo student; its run says so, and no command takes it for a student.
+    """
     check_launch(config, (ranks := Ranks.current()).count)
     given, config = config, check_method(session, config)
     session.resume_model("consolidate", context.id)
@@ -76,7 +80,7 @@ def _distil(
     if (done := run.result) is not None:
         with tracking(run, config.track, identity, session.say) as record:
             record.finish(summary(done["evaluation"]) if done.get("evaluation") else {})
-        return _repeated(session, config, context, run, done), run
+        return _repeated(session, config, context, run, done), run, {}
     check_before(session, config, context, student, teacher_model)
     for part in () if control else context.parts:
         if said := short(session, part, flags_for(config, ForecastConfig)):
@@ -113,12 +117,13 @@ def _distil(
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
-    return out, run
+    return out, run, known
 
 
 def _beside_placebo(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, out: Distilled, run: Run
-) -> Distilled:
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, out: Distilled, run: Run,
+    known: dict[str, list[Totals]],
+) -> Distilled:  # fmt: skip
     """The result with a placebo student in its table: one trained in the same way, from the same seeds, on the twin.
 
     It has a run of its own. The gate of :mod:`agentopcd.workspace.handover` refuses placebos; this is the one way by.
@@ -134,20 +139,33 @@ def _beside_placebo(
     taught = twins[0] if isinstance(context, Context) else dataclasses.replace(context, parts=twins)
     session.say(f"placebo student: the same training, on the placebo {taught.id[:12]} of context {context.id[:12]}")
     session.use(session.load(folder_of(session, out.parent_id)))
-    trained, _ = _distil(session, dataclasses.replace(config, placebo=False, test_tasks=0), taught, control=True)
+    trained, *_ = _distil(session, dataclasses.replace(config, placebo=False, test_tasks=0), taught, control=True)
     if out.placebo_id == trained.model_id:
         return out
     session.use(session.load(folder_of(session, out.parent_id)))
     out = dataclasses.replace(out, placebo_id=trained.model_id)
-    row = session.store.lookup("model", id=out.model_id)
-    run_id = row["run_id"] if row else 0
-    out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, {}))
-    run.finish(out.to_dict())
-    session.ledger.finish(run_id, out.to_dict())
+    run_id = _row_of(session, run)
+    out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, known))
+    found = dataclasses.replace(out, repeated=False).to_dict()
+    run.finish((run.result or {}) | found)
+    session.store.finish(run_id, (session.ledger.result(run_id) or {}) | found)
     base = Path(folder_of(session, out.parent_id))
     describe(session.store, Path(out.folder), out.model_id, base, out.to_dict()["evaluation"])
     session.use(None)
     return out
+
+
+def _row_of(session: Session, run: Run) -> int:
+    """The finished run with this folder. A model's row names the first run alone that ended in its weights.
+
+    Raises:
+        ConfigError: the store has none.
+    """
+    for row in reversed(session.store.runs("consolidate", "done")):
+        folder = read_object(row["config"], f"the config of run {row['id']}").get("folder", "")
+        if Path(folder).name == run.folder.name and not row["imported"]:
+            return row["id"]
+    raise ConfigError(f"the store has no run with the folder {run.folder}; remove that to train again")
 
 
 def _assignment(

@@ -140,6 +140,7 @@ def show(
     Example: agentopcd knowledge show sokoban/best
     """
     from agentopcd.cli import store_views, student_view
+    from agentopcd.core.runs import work_flag
     from agentopcd.workspace.lineage.recorded import student_named
 
     with read_store(work) as store:
@@ -148,7 +149,7 @@ def show(
     if as_json:
         emit(view, indent=1)
     else:
-        print("\n".join(student_view.student_lines(view)) if row else store_views.text(view))
+        print("\n".join(student_view.student_lines(view, work_flag(work))) if row else store_views.text(view))
 
 
 @app.command(epilog="Example: agentopcd knowledge export sokoban/best -o best.txt")

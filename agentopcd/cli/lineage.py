@@ -11,14 +11,15 @@ import typer
 from agentopcd.cli.knowledge import open_store
 from agentopcd.cli.options import DRY_RUN, JSON, WORK, Call, goes_on, progress
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import workspace
+from agentopcd.core.runs import work_flag, workspace
+from agentopcd.core.text import SHORT
+from agentopcd.workspace.lineage.found import NO_LINES, TURNS
 
 if TYPE_CHECKING:
     from agentopcd.knowledge import Item, Store
     from agentopcd.knowledge.database import Row
 
 STUDENT = "Folder of a student, ENV/student, or the start of an id (4 digits or more)."
-SHORT = 12
 
 
 def add_to(knowledge: typer.Typer) -> None:
@@ -38,7 +39,7 @@ def audit(
     lineage: Annotated[
         bool, typer.Option("--lineage", metavar="", help="Audit its ancestors, too, and show what was lost since.")
     ] = False,
-    turns: Annotated[int, typer.Option(min=2, help="Stored turns to read for each context.")] = 128,
+    turns: Annotated[int, typer.Option(min=2, help="Stored turns to read for each context.")] = TURNS,
     work: WORK = None,
     as_json: JSON = False,
     dry_run: DRY_RUN = False,
@@ -49,7 +50,7 @@ def audit(
     Example: agentopcd knowledge audit
     """
     from agentopcd.knowledge.lineage import carried, generations
-    from agentopcd.workspace.lineage.found import audits, curves
+    from agentopcd.workspace.lineage.found import audits, curves, to_audit
 
     call = Call(work, as_json, dry_run)
     folder = workspace(work)
@@ -58,10 +59,8 @@ def audit(
         others = [one.id for one in _items(store, item or ())]
         asked = [one.model for one in generations(store, row["id"])[:-1] if carried(store, one.model["id"])]
         students = [*(asked if lineage else []), row]
+        plan = [(one["id"][:SHORT], len(to_audit(store, one, others if one is row else ()))) for one in students]
         if dry_run:
-            from agentopcd.workspace.lineage.audit import to_audit
-
-            plan = [(one["id"][:SHORT], len(to_audit(store, one, others if one is row else ()))) for one in students]
             call.show([{"student": name, "items": count} for name, count in plan])
             for name, count in plan:
                 call.say(f"plan: student {name}, {count} items, each behind two contexts on up to {turns} stored turns")
@@ -104,6 +103,7 @@ def forget(
     from agentopcd.cli.closing import command, next_is
     from agentopcd.distil import distil_context
     from agentopcd.workspace.lineage import forget as module
+    from agentopcd.workspace.lineage.recorded import student_named
 
     call = Call(work, as_json, dry_run)
     folder = workspace(work)
@@ -123,12 +123,14 @@ def forget(
             store, folder, plan, distil=distil_context, reason=reason, server=server, say=call.say, progress=progress
         )
         others = [id_ for one in found for id_ in store.carriers(one.id)]
+        left = student_named(store, folder, result.student)  # None: a base, which carries nothing
     call.show(result.to_dict() | {"carriers": sorted({*others})})
     for line in result.lines():
         call.say(line)
     call.say(f"still in the weights of: {', '.join(id_[:SHORT] for id_ in dict.fromkeys(others))}; use none of these")
     asked = " ".join(f"--item {one.id[:SHORT]}" for one in found)
-    next_is(call, command(call, f"knowledge audit {result.student[:SHORT]} {asked}", ""))
+    if left is not None:
+        next_is(call, command(call, f"knowledge audit {result.student[:SHORT]} {asked}", ""))
 
 
 def _items(store: Store, names: Sequence[str]) -> list[Item]:
@@ -159,5 +161,11 @@ def _student(store: Store, work: Path, name: str, items: Sequence[Item] = ()) ->
         held = {entry.item.id for entry in carried(store, row["id"])}
         if held and wanted <= held:
             return row
-    what = "carries all of these items" if items else "carries items"
-    raise ConfigError(f"no student of this workspace {what}; agentopcd knowledge show ITEM lists who carries one")
+    if items:
+        raise ConfigError(
+            "no student of this workspace carries all of these items; agentopcd knowledge show "
+            f"{items[0].id[:SHORT]}{work_flag(work)} lists who carries that one"
+        )
+    if not store.models(trained=True):
+        raise ConfigError("this workspace has no students yet; agentopcd consolidate and agentopcd learn make them")
+    raise ConfigError(f"no student of this workspace carries items: {NO_LINES}")

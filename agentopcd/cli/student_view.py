@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from agentopcd.core.text import SHORT
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.items import escaped
@@ -14,7 +15,6 @@ from agentopcd.knowledge.lineage import generations, taught
 from agentopcd.workspace.lineage.found import Shown, audits, spoken
 from agentopcd.workspace.paths import recall
 
-SHORT = 12
 ORIGINS = 3
 """Episodes of an item that are shown to people."""
 
@@ -44,15 +44,16 @@ def _origins(store: Store, item_id: str) -> list[Row]:
     return [{name: source[name] for name in names} for source in store.sources(item_id)]
 
 
-def student_lines(view: Row) -> Iterator[str]:
-    """The view as text."""
+def student_lines(view: Row, where: str = "") -> Iterator[str]:
+    """The view as text. ``where``: the words that name the workspace in a command."""
     yield f"student {view['id'][:SHORT]}  {view['folder'] or '(its folder is gone)'}"
     for one in view["lineage"]:
         yield f"{one['model'][:SHORT]}  {one['folder'] or one['name']}" + ("" if one["contexts"] else "  (a base)")
         for context in one["contexts"]:
             share = "" if context["share"] == 1 else f", {context['share']:.0%} of the training"
             held = [item for item in one["items"] if item["context"] == context["id"]]
-            text = "" if held else "  (no items of its own; agentopcd knowledge show says what it holds)"
+            look = f"agentopcd knowledge show {context['id'][:SHORT]}{where}"
+            text = "" if held else f"  (no items of its own; {look} says what it holds)"
             yield f"  trained on context {context['id'][:SHORT]}{share}{text}"
             for item in held:
                 yield from _item_lines(item)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from math import ceil, comb, inf, isfinite, sqrt
 from statistics import NormalDist
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from agentopcd.core.errors import ConfigError
 
@@ -68,6 +68,12 @@ class Mean:
     def to_dict(self) -> dict[str, float | None]:
         """The fields that reports write; None where there are too few tasks for an interval."""
         return {"mean": self.rate, "low": finite(self.low), "high": finite(self.high), "n": self.n}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Mean:
+        """What :meth:`to_dict` wrote."""
+        low, high = row["low"], row["high"]
+        return cls(row["mean"], -inf if low is None else low, inf if high is None else high, row["n"])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

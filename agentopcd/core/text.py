@@ -6,6 +6,8 @@ import re
 
 THINKING, END_OF_THINKING = "<think>", "</think>"
 """The marks around a reply's reasoning. Those of other model families are read as these: ``rollouts/replies.py``."""
+SHORT = 12
+"""Digits of an id that are shown; commands take them for the whole."""
 
 
 def after_thinking(reply: str) -> str:

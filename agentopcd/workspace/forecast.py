@@ -20,6 +20,7 @@ from agentopcd.distillation.tokens import BEFORE, text_of
 from agentopcd.knowledge import PLACEBO, USEFUL, Arena, Arm, Bench, Store, best_ref, placebo, places_of
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.students import CANARY
 from agentopcd.workspace.evaluation.distance import played_by, reply_totals
 from agentopcd.workspace.evaluation.table import Contestant
 from agentopcd.workspace.pace import estimate
@@ -140,7 +141,7 @@ def forecast(session: Session, config: ForecastConfig, context: Context, *, run_
     """
     bench, tasks = session.bench(run_id), session.tasks("select", config.episodes)
     bench.prepare([context], tasks, "select")
-    gain = beyond = smallest = None
+    gain, beyond, smallest, tests = None, None, None, len(session.tasks("test", DEFAULT.test_tasks))
     by = "success" if session.by == DISTANCE else session.by
     if session.game.graded:
         twin = placebo(context)
@@ -149,11 +150,10 @@ def forecast(session: Session, config: ForecastConfig, context: Context, *, run_
         gain = _compared(bench, context, EMPTY, tasks, by)
         beyond = _compared(bench, context, twin, tasks, by) if twin.id != context.id else None  # two letters, at least
         if by == "success":
-            tests = len(session.tasks("test", DEFAULT.test_tasks))
             smallest = detectable(tests, min(gain.second.rate, 0.9))
     else:
         bench.play_missing("forecast", [Job(task) for task in tasks])
-    time = estimate(session, episodes=3 * DEFAULT.test_tasks, steps=DEFAULT.steps)
+    time = estimate(session, episodes=3 * tests, steps=DEFAULT.steps)
     return Forecast(
         context_id=context.id, by=by, gain=gain, beyond=beyond, moved=_moved(session, context, tasks, bench.setup),
         smallest=smallest, time=time, past=past_trainings(session.store),
@@ -235,12 +235,13 @@ def short(session: Session, context: Context, flags: str = "") -> str:
         '' where nothing is right or wrong and nobody has made a forecast.
     """
     name, store = f"context {context.id[:12]}", session.store
-    looks = [look for look in store.looks(session.env, context.id) if look["verdict"]]
+    looks = _looks(store, session.env, context.id)
     if own := [look for look in looks if look["model_id"] == session.loaded.id]:
         return _of_look(name, own[-1])
     for row in reversed(store.runs("forecast", "done")):
         settings = read_object(row["config"], f"the config of run {row['id']}")
-        if (settings.get("context_id"), settings.get("model_id")) == (context.id, session.loaded.id):
+        made = tuple(settings.get(name) for name in ("env", "context_id", "model_id"))
+        if not row["imported"] and made == (session.env, context.id, session.loaded.id):
             result = read_object(row["result"], f"the result of run {row['id']}")
             return f"forecast: {result['advice']}: {result['why']} ({name}, run {row['id']})"
     if not session.game.graded:
@@ -289,8 +290,8 @@ def past_trainings(store: Store) -> list[Past]:
         gain, student = (_given(pairs.get(f"{arm} - base")) for arm in ("in-context", "student"))
         if row["imported"] or config.get("placebo") or not table.get("graded", True) or gain is None or student is None:
             continue
-        looks = store.looks(config.get("env"), str(config.get("context_id")))
-        looks = [look for look in looks if look["verdict"] and look["model_id"] == config.get("model_id")]
+        looks = _looks(store, config.get("env"), str(config.get("context_id")))
+        looks = [look for look in looks if look["model_id"] == config.get("model_id")]
         found.append(
             Past(
                 name=f"run {row['id']}, {config.get('env')}, context {str(config.get('context_id'))[:12]}",
@@ -298,6 +299,14 @@ def past_trainings(store: Store) -> list[Past]:
             )
         )  # fmt: skip
     return found
+
+
+def _looks(store: Store, env: str | None, context_id: str) -> list[Row]:
+    """The finished looks at confirm tasks with a context, oldest first; no canary's, and no student's, which is shown
+    none."""
+    if context_id == EMPTY.id:
+        return []
+    return [look for look in store.looks(env, context_id) if look["verdict"] and look["setup"] != CANARY]
 
 
 def _against(look: Row) -> dict[str, Difference]:

@@ -54,6 +54,8 @@ class Ledger:
     """Returns what a run's row says about its extraction (:class:`agentopcd.workspace.extraction.Extraction`)."""
     snapshot: str = ""
     """Of an environment that is a recording, the copy that is read (:mod:`agentopcd.workspace.recorded`)."""
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What else the rows of all runs hold, such as the command that they are stages of."""
     env_errors: list[str] = dataclasses.field(default_factory=list)
     """Tracebacks of the episodes that the environment broke despite retries."""
     _open: dict[int, Hold] = dataclasses.field(default_factory=dict)
@@ -158,7 +160,7 @@ class Ledger:
         """Everything that makes two runs the same run."""
         common = {"env": self.env, "model_id": self.model_id(), "kind": self.kind, **self.extraction()}
         read = {"snapshot": self.snapshot} if self.snapshot else {}
-        return run_config(self.config) | common | read | facts
+        return run_config(self.config) | common | read | dict(self.facts) | facts
 
 
 def held_as(run_id: int) -> str:

@@ -17,6 +17,7 @@ from agentopcd.core.config import VERBS, flags_of, without_flag
 from agentopcd.core.config.toml import command_of
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import last_record, read_json
+from agentopcd.core.text import SHORT
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row, now
@@ -24,6 +25,7 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.students import student_moves, student_ref
 from agentopcd.workspace.holding import is_held
 from agentopcd.workspace.ledger import SOME_SERVER, config_of, held_as
+from agentopcd.workspace.lineage.found import AUDIT, FORGET, TURNS
 from agentopcd.workspace.paths import inside
 
 
@@ -118,6 +120,8 @@ def _job(row: Row, names: Mapping[str, Row], played: Row | None, work: Path, whe
     job.took_s = _seconds(row["started_at"], now() if job.state == "running" else row["finished_at"] or sign)
     if job.open and not job.part_of and row["verb"] in VERBS:
         _add_command(job, settings, where)
+    elif job.open and row["verb"] in (AUDIT, FORGET):
+        job.command = _of_lineage(row["verb"], settings) + where
     return job
 
 
@@ -126,6 +130,8 @@ def _part_of(row: Row) -> str:
     settings = row["settings"]
     if "recipe" in settings:
         return "reproduce"
+    if FORGET in settings:
+        return FORGET
     of_learn = "round" in settings or (row["verb"] == "consolidate" and "steps" not in settings)
     return "learn" if of_learn else ""
 
@@ -207,6 +213,16 @@ def _add_command(job: Job, settings: Mapping[str, Any], where: str) -> None:
     if others := without_flag(config):
         needs.append("add --config FILE with " + ", ".join(f"{name} = {value!r}" for name, value in others.items()))
     job.needs = "; ".join(needs)
+
+
+def _of_lineage(verb: str, settings: Mapping[str, Any]) -> str:
+    """The command that goes on with an audit or a forgetting, from its settings."""
+    student, items = settings["model_id"][:SHORT], [id_[:SHORT] for id_ in settings["items"]]
+    if verb == FORGET:
+        return f"agentopcd knowledge forget {' '.join(items)} --student {student}"
+    asked = "".join(f" --item {id_}" for id_ in items)
+    turns = f" --turns {settings['turns']}" if settings["turns"] != TURNS else ""
+    return f"agentopcd knowledge audit {student}{asked}{turns}"
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from agentopcd.core.config import PlayerConfig
 from agentopcd.core.config.training import TrainConfig
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.stats import Comparison, Mean, compare, draws_for
+from agentopcd.core.text import SHORT
 from agentopcd.core.types import EMPTY, Context, Job, Mixture
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arm, Bench, Place, canonical, left_after
@@ -44,9 +45,6 @@ earlier environment; replies to neutral prompts have ``drifted``; or ``promoted`
 
 Role = Literal["parent", "student", "had"]
 """Who a student meets: its parent, the model at ENV/student, or the model whose ability must be kept."""
-
-SHORT = 12
-"""Digits of an id that are shown."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Recipes of the paper: all of them can be read, and a small one runs, is resumed, and says what it saw."""
+"""Recipes of the paper: a small one runs, is resumed, and says what it saw."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 from agentopcd.cli.paper import run as paper_run
-from agentopcd.cli.paper.plan import RECIPES as RECIPES_FOLDER
-from agentopcd.cli.paper.plan import find_recipe, of_experience, read
-from agentopcd.cli.paper.verdicts import FEWEST_CHAINS, FEWEST_SEEDS
+from agentopcd.cli.paper.plan import find_recipe, read
 from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY
-from agentopcd.distillation import memory
 from agentopcd.envs.scan import no_progress
 from agentopcd.knowledge import Store
 from recipes.paper import recompute
 from tests import tiny
-
-RECIPES = sorted(RECIPES_FOLDER.glob("*.toml"))
 
 SMALL = """
 title = "small"
@@ -60,149 +54,6 @@ def small(tmp_path: Path) -> Path:
     (tmp_path / "hint.txt").write_text("Say seven.")
     (tmp_path / "small.toml").write_text(SMALL.replace("MODEL", str(folder)))
     return tmp_path / "small.toml"
-
-
-@pytest.mark.parametrize("size", ["mini", "full"])
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_every_recipe_can_be_read(file: Path, size: str) -> None:
-    title, plans = read(file, size)
-    assert title and (plans or (file.stem, size) == ("table6", "mini"))
-    for plan in plans:
-        assert plan.claims and (plan.arms or len(plan.shown) > 1) and len(plan.seeds) >= FEWEST_SEEDS
-        assert plan.chains is None or plan.chains >= FEWEST_CHAINS
-        assert set(plan.paper) - {"what"} <= {*plan.arms, *plan.untrained}
-        for arm in (*plan.shown, *plan.arms):
-            config = plan.config(arm, 1)
-            assert config.seed == 1 and config.test_tasks >= 256
-            known = of_experience(config.context) or Path(config.context).is_file() or config.mix
-            assert size == "full" or known
-
-
-@pytest.mark.parametrize("claims", ['"opcd"', '["opcd"]', '[["opcd"]]', '[["a", "b", "c"]]', "7", "{a = 1}"])
-def test_claims_that_are_no_pairs_are_refused_in_one_line(claims: str, tmp_path: Path) -> None:
-    file = tmp_path / "t.toml"
-    file.write_text(f'title = "t"\n[[row]]\nname = "r"\nclaims = {claims}\n[row.mini.settings]\nenv = "math"\n')
-    with pytest.raises(ConfigError, match=r"'r' has the claims .*; wanted pairs of arms"):
-        read(file, "mini")
-
-
-def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> None:
-    whole = """
-    title = "t"
-    [defaults]
-    seeds = [0, 1]
-    claims = [["opcd", "base"]]
-    [defaults.settings]
-    env = "math"
-    steps = 2
-    [defaults.arms.opcd]
-    [defaults.full.settings]
-    steps = 9
-    batch_size = 8
-    [defaults.full.arms.seqkd]
-    method = "seqkd"
-    [[row]]
-    name = "both"
-    note = "a note"
-    [row.settings]
-    steps = 3
-    [row.mini]
-    [row.full.settings]
-    batch_size = 7
-    [[row]]
-    name = "small"
-    seeds = [5]
-    [row.mini]
-    [row.mini.arms.opcd]
-    support = 4
-    """
-    file = tmp_path / "t.toml"
-    file.write_text(whole)
-    (both, small), (large,) = read(file, "mini")[1], read(file, "full")[1]
-    assert both.settings == {"env": "math", "steps": 3} and both.arms == {"opcd": {}} and both.note == "a note"
-    assert small.settings == {"env": "math", "steps": 2} and small.arms == {"opcd": {"support": 4}}
-    assert large.settings == {"env": "math", "steps": 3, "batch_size": 7}
-    assert large.arms == {"opcd": {}, "seqkd": {"method": "seqkd"}} and large.claims == [("opcd", "base")]
-    assert (both.seeds, small.seeds, large.seeds) == ([0, 1], [5], [0, 1])
-    file.write_text(whole.replace("[defaults]", "[default]", 1).replace("[defaults.", "[default."))
-    with pytest.raises(ConfigError, match="did you mean 'defaults'"):
-        read(file, "mini")
-    file.write_text("defaults = 3\n" + whole.partition("[defaults]")[0] + "[[row]]\nname = 'x'\n[row.mini]\n")
-    with pytest.raises(ConfigError, match="cannot read the recipe"):
-        read(file, "mini")
-
-
-@pytest.mark.slow
-def test_every_full_recipe_passes_a_dry_run_once_its_data_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Hub ids are answered with small configs of their architecture; the data rows are in the published columns."""
-
-    def config_of(name: str, **_: Any) -> Any:
-        kind = Qwen3Config if "Qwen3" in name else Qwen2Config if "Qwen2" in name else LlamaConfig
-        return kind(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=512,
-        )  # fmt: skip
-
-    monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
-    medical = {f"op{letter}": letter for letter in "abcd"}
-    rows = {
-        "medmcqa": [{"question": f"Which of {i}?", "cop": i % 4} | medical for i in range(5000)],
-        "tweet_eval": [{"text": f"text {i}", "label": str(i % 2)} for i in range(3000)],
-        "hatecheck": [{"test_case": f"case {i}", "label_gold": "hateful"} for i in range(1500)],
-        "ethos": [{"comment": f"comment {i}", "isHate": "0.2"} for i in range(500)],
-        "dapo": [
-            {"prompt": [{"role": "user", "content": f"What is {i} + 1?"}], "reward_model": {"ground_truth": str(i + 1)}}
-            for i in range(5000)
-        ],
-        "ifeval": [{"key": 1, "prompt": "No comma.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}],
-    }
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="rows cannot run yet"):
-        command("system-prompts", size="full", dry_run=True, work=tmp_path / "before")
-    assert "no file 'data/medmcqa.jsonl' with questions" in capsys.readouterr().out
-    (tmp_path / "data").mkdir()
-    for name, found in rows.items():
-        (tmp_path / "data" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, found)) + "\n")
-    for name in ("medical", "safety"):
-        (tmp_path / "data" / f"{name}.txt").write_text("Answer as you should.\n")
-    dapo = tmp_path / "data" / "dapo.jsonl"
-    whole = dapo.read_text()
-    dapo.write_text("".join(whole.splitlines(keepends=True)[:1100]))
-    with pytest.raises(ConfigError, match="1 of 1 rows cannot run yet"):
-        command("table6", size="full", dry_run=True, work=tmp_path / "few")
-    assert "'Maths, Qwen3-8B' wants 1,000 test tasks and dapo.jsonl has 286; give it more" in capsys.readouterr().out
-    dapo.write_text(whole)
-    for file in RECIPES:
-        command(file.stem, size="full", dry_run=True, work=tmp_path / "after")
-        said = capsys.readouterr().out
-        arms = sum(len(plan.arms) for plan in read(file, "full")[1])
-        assert said.count(" GiB in each process") == said.count(" h a seed") == arms
-        assert said.count("without training: base, ") == len(read(file, "full")[1])
-        assert said.count("after 300 games on train tasks") == (2 if file.stem == "oel" else 0)
-        assert ("not as in the paper's code: " in said) == any(plan.departures for plan in read(file, "full")[1])
-
-
-@pytest.mark.slow
-def test_a_hub_that_does_not_answer_is_asked_once_for_each_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = []
-
-    def config_of(name: str, **_: Any) -> Any:
-        asked.append(name)
-        raise OSError("no connection\nand more")
-
-    monkeypatch.setattr(AutoConfig, "from_pretrained", config_of)
-    memory._from_hub.cache_clear()
-    try:
-        command("person", size="full", dry_run=True, work=tmp_path)
-    finally:
-        memory._from_hub.cache_clear()
-    assert asked == ["Qwen/Qwen3-1.7B", "Qwen/Qwen3-4B-Instruct-2507"]
-    said = capsys.readouterr().out
-    assert said.count("not estimated: cannot read the config of 'Qwen/Qwen3-1.7B': no connection\n") == 4
 
 
 def test_a_recipe_runs_and_a_second_call_repeats_nothing(
@@ -310,23 +161,6 @@ def test_test_tasks_may_be_played_otherwise_than_training_tasks(small: Path) -> 
     small.write_text(small.read_text().replace("top_q = 0.8", "test_tasks = 5"))
     with pytest.raises(ConfigError, match="has 'test_tasks' in playing; wanted a setting of play, such as top_p"):
         read(small, "mini")
-
-
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_full_size_follows_the_paper_s_code_where_it_can(file: Path) -> None:
-    for plan in read(file, "full")[1]:
-        if file.stem in ("directions", "divergences", "oel", "placebo", "turn-items"):  # not of the paper's code
-            continue
-        assert plan.tested(0).top_k == 20 and plan.tested(0).top_p < 1 == plan.config("base", 0).top_p
-        assert plan.departures
-        if "context-distillation" in plan.arms:
-            assert plan.config("context-distillation", 0).answers == "fresh"
-        if plan.experience is not None:
-            assert plan.gathering().extract_tokens >= 8192
-        if plan.probe.get("env") == "ifeval":
-            assert plan.probe["template_args"] == {"enable_thinking": False} and plan.probe["max_tokens"] == 1280
-        if "dapo" in plan.settings["env"]:
-            assert plan.config("base", 0).test_tasks == plan.gathering().select_tasks == 1000
 
 
 def test_the_row_s_settings_of_its_environment_are_not_the_probe_s(small: Path) -> None:

@@ -13,6 +13,7 @@ from agentopcd.core.apart import compare_apart
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.power import detectable, pairs_needed
 from agentopcd.core.stats import (
+    Mean,
     Rate,
     benjamini_hochberg,
     compare,
@@ -259,3 +260,8 @@ def test_scores_without_pairs_are_dealt_anew() -> None:
     assert found.p == pytest.approx(expected, abs=0.02)
     assert found.difference.diff == pytest.approx(0.65 - 1 / 3)
     assert found.difference.low < found.difference.diff < found.difference.high
+
+
+@pytest.mark.parametrize("mean", [Mean(0.5, 0.25, 0.75, 8), Mean(1.0, -inf, inf, 1)])
+def test_a_mean_is_read_back_as_it_was_written(mean: Mean) -> None:
+    assert Mean.from_dict(mean.to_dict()) == mean

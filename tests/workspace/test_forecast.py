@@ -18,8 +18,10 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY, Context, Episode, Task
 from agentopcd.distillation.positions import response_logits
 from agentopcd.knowledge import Store, placebo
+from agentopcd.knowledge.students import CANARY
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
+from agentopcd.workspace import forecast as module
 from agentopcd.workspace.forecast import Forecast, forecast, is_format, past_trainings, short, shown_context
 from agentopcd.workspace.session import Session
 from tests import tiny
@@ -76,6 +78,33 @@ def test_its_own_look_decides(session: Session) -> None:
     assert short(session, CLUE).startswith("forecast: do not: ") and "no gain to distil" in short(session, CLUE)
 
 
+def test_looks_of_canaries_and_of_students_are_no_looks_of_a_context(session: Session) -> None:
+    before = short(session, CLUE)
+    for context, setup in ((CLUE, CANARY), (EMPTY, "s")):
+        key = {"env": session.env, "model_id": session.loaded.id, "context_id": context.id, "setup": setup, "plan": "p"}
+        session.store.end_look(session.store.begin_look(key, {})["id"], "pass", {})
+    assert short(session, CLUE) == before and "passed the confirm gate" not in short(session, EMPTY)
+    trained(session.store, session.env, 0.4, 0.3, model_id=session.loaded.id)
+    looked(session, "form only", against={"placebo": {"difference": 0.0, "low": -0.1, "high": 0.1}})
+    key |= {"context_id": CLUE.id, "setup": CANARY, "plan": "q"}
+    session.store.end_look(session.store.begin_look(key, {})["id"], "worse", {})
+    assert [one.beyond and one.beyond.diff for one in past_trainings(session.store)] == [0.0]
+
+
+@pytest.mark.parametrize("other", ["env", "context_id", "model_id", "imported"])
+def test_only_its_own_forecast_is_quoted(session: Session, other: str) -> None:
+    ids = {"env": session.env, "context_id": CLUE.id, "model_id": session.loaded.id}
+    run_id = session.store.start("forecast", ids | ({other: "another"} if other in ids else {}), 0)
+    session.store.finish(run_id, {"advice": "train", "why": "it helps"})
+    if other == "imported":
+        with session.store.write():
+            session.store.change("UPDATE run SET imported = 1 WHERE id = ?", (run_id,))
+    assert "never measured" in short(session, CLUE)
+    run_id = session.store.start("forecast", ids, 0)
+    session.store.finish(run_id, {"advice": "train", "why": "it helps"})
+    assert short(session, CLUE) == f"forecast: train: it helps (context {CLUE.id[:12]}, run {run_id})"
+
+
 def test_a_look_of_schema_1_has_no_figures(session: Session) -> None:
     looked(session, "incumbent stays")
     assert "it passed the confirm gate (look 1)" in short(session, CLUE)
@@ -113,7 +142,8 @@ def trained(store: Store, env: str, gain: float, student: float, **config: Any) 
     def pair(value: float) -> dict[str, Any]:
         return {"difference": value, "low": value - 0.1, "high": value + 0.1, "n": 256}
 
-    run_id = store.start("consolidate", {"env": env, "context_id": CLUE.id, "model_id": "m" * 64, **config}, 0)
+    given = {"env": env, "context_id": CLUE.id, "model_id": "m" * 64} | config
+    run_id = store.start("consolidate", given, 0)
     table = {"differences": {"in-context - base": pair(gain), "student - base": pair(student)}}
     store.finish(run_id, {"evaluation": table})
     return run_id
@@ -162,10 +192,13 @@ def ahead(session: Session) -> Forecast:
     return forecast(session, session.config, context, run_id=session.ledger.begin("forecast"))  # type: ignore[arg-type]
 
 
-def test_a_context_that_helps_beyond_its_form_is_to_be_trained_on(clued: Any) -> None:
+def test_a_context_that_helps_beyond_its_form_is_to_be_trained_on(clued: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session, asked = clued
+    counted: list[int] = []
+    monkeypatch.setattr(module, "estimate", lambda session, episodes, steps: counted.append(episodes) or "")
     found = ahead(session)
     assert found.advice == ("train", "the context helps, and more than its placebo")
+    assert counted[0] == 3 * len(session.tasks("test")) < 3 * 256, "the test split holds fewer"
     assert found.gain is not None and found.beyond is not None
     assert (found.gain.difference.diff, found.gain.n, found.beyond.difference.diff) == (1.0, 9, 1.0)
     assert sum(one.asked for one in asked) == 27

@@ -1,216 +1,32 @@
-"""What is in a student's weights: audits and forgetting in a workspace with two generations of a tiny student."""
+"""Forgetting what is in a student's weights, in a workspace with two generations of a tiny student."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from agentopcd import models
-from agentopcd.cli import main
+from agentopcd import distil
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.types import EMPTY, Context, Mixture
-from agentopcd.distil import Distilled, distil_context
-from agentopcd.knowledge import Store, identify, item_ids, render
+from agentopcd.core.types import Context, Mixture
+from agentopcd.distil import distil_context
+from agentopcd.knowledge import identify, item_ids, render
 from agentopcd.knowledge.lineage import carried, generations
 from agentopcd.knowledge.students import current_student, move_student, student_moves
 from agentopcd.workspace.lineage import forget as module
-from agentopcd.workspace.lineage.audit import Reader, audit
-from agentopcd.workspace.lineage.forget import Plan, forget, plan_of
-from agentopcd.workspace.lineage.found import Audit, audits, curves
+from agentopcd.workspace.lineage.audit import Reader
+from agentopcd.workspace.lineage.forget import forget
 from agentopcd.workspace.lineage.recorded import student_named
+from agentopcd.workspace.overview import overview
 from agentopcd.workspace.session import Session
-from tests import tiny
+from tests.lineage import FIRST, ONE, SECOND, THREE, TWO, Killed, Lab, audit_of, base_of, dies, lab, made, row_of
 
-ONE, TWO, THREE = "say seven", "left, then up and down", "move the box to the goal"
-FIRST, SECOND = Context(render([ONE, TWO])), Context(render([THREE]))
-
-
-class Killed(BaseException):
-    pass
-
-
-@dataclasses.dataclass
-class Lab:
-    """A workspace, and how its students are trained."""
-
-    work: Path
-    settings: dict[str, Any]
-
-    def train(self, context: Context | Mixture, model: str, **settings: Any) -> Distilled:
-        given: dict[str, Any] = {**self.settings, "model": model, **settings}
-        given |= {"mix": len(context.parts)} if isinstance(context, Mixture) else {"context": context.id}
-        config = ConsolidateConfig(**given)
-        with Session(config, self.work, say=lambda line: None) as session:
-            for part in context.parts:
-                session.store.add_context(part)
-            return distil_context(session, config, context)
-
-    def open(self) -> Store:
-        return Store.open(self.work / "store.db")
-
-    def plan(self, store: Store, *texts: str, student: str = "") -> Plan:
-        name = student or store.models(trained=True)[0]["id"][:12]
-        row = student_named(store, self.work, name)
-        assert row is not None
-        return plan_of(store, self.work, row, [store.item(identify(text)) for text in texts])
-
-    def forget(self, *texts: str, student: str = "", distil: Any = distil_context) -> module.Forgotten:
-        with self.open() as store:
-            plan = self.plan(store, *texts, student=student)
-            return forget(store, self.work, plan, distil=distil, say=lambda line: None)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """Base, a student of two items, and its student of a third."""
-    folder = tmp_path_factory.mktemp("carried")
-    model = tiny.build(folder / "model", tie=False, hearing=4.0)
-    settings: dict[str, Any] = {
-        "env": tiny.questions(folder / "rows.jsonl"), "steps": 6, "batch_size": 8, "max_tokens": 6,
-        "temperature": 5.0, "learning_rate": 3e-3, "select_every": 6, "select_tasks": 4, "test_tasks": 16,
-        "compute": "float32", "divergence": "full", "gate_tasks": 0,
-    }  # fmt: skip
-    lab = Lab(folder / "w", settings)
-    lab.work.mkdir()
-    first = lab.train(FIRST, str(model))
-    lab.train(SECOND, first.folder)
-    yield lab
-
-
-@pytest.fixture
-def lab(made: Lab, tmp_path: Path) -> Lab:
-    """A copy to work in."""
-    shutil.copytree(made.work, tmp_path / "w")
-    return dataclasses.replace(made, work=tmp_path / "w")
-
-
-def row_of(lab: Lab, generation: int) -> Any:
-    """The row of a student: 0 the first, 1 the second."""
-    with lab.open() as store:
-        return store.models(trained=True)[::-1][generation]
-
-
-def base_of(lab: Lab) -> str:
-    """The folder of the model that all come from."""
-    with lab.open() as store:
-        row = store.lookup("model", id=row_of(lab, 0)["parent_id"])
-        assert row is not None
-        return str(row["path"])
-
-
-def audit_of(lab: Lab, generation: int, **more: Any) -> Audit:
-    with lab.open() as store:
-        return audit(store, lab.work, row_of(lab, generation), turns=12, say=lambda line: None, **more)
-
-
-# -- audit --------------------------------------------------------------------------------------------
-
-
-def test_an_audit_reads_stored_replies_as_plain_forward_passes_do(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sums of the first item, one reply at a time, each model's whole forward pass."""
-    kept: dict[str, Any] = {}
-    reads = Reader.read
-
-    def read(reader: Reader, context: Context) -> Any:
-        kept["reader"] = reader
-        return reads(reader, context)
-
-    monkeypatch.setattr(Reader, "read", read)
-    found = audit_of(lab, 0)
-    reader: Reader = kept["reader"]
-    assert (found.turns, [one.text for one in found.items]) == (12, [ONE, TWO])
-    assert len(reader.turns) == 12 and found.tokens == sum(len(one.turns[0].response_ids) for one in reader.turns)
-    base, student = (models.load_model(str(folder)) for folder in (reader.base.name, reader.student.name))
-    sums: dict[str, list[float]] = {}
-    for episode in reader.turns:
-        (turn,) = episode.turns
-        rows = []
-        for loaded, context in ((base, EMPTY), (base, Context(render([TWO]))), (base, FIRST), (student, EMPTY)):
-            prompt = reader.chat.render(turn.messages, context)
-            with torch.no_grad():
-                logits = loaded.model(torch.tensor([[*prompt, *turn.response_ids]])).logits[0]
-            rows.append((logits[len(prompt) - 1 : -1] / 5.0).softmax(-1).double())
-        b, o, w, s = (one.sqrt() for one in rows)
-        kl = (rows[2] * (rows[2] / rows[1]).log()).sum()
-        parts = [(w - o) * (w - o), (w - o) * (s - b), kl]
-        before = sums.setdefault(episode.task.key, [0.0] * 3)
-        sums[episode.task.key] = [old + float(one.sum()) for old, one in zip(before, parts, strict=True)]
-    item = reader.sums(reads(reader, Context(render([TWO]))), reads(reader, FIRST))
-    for (_, (norm, shown, kl)), one in zip(sorted(sums.items()), item, strict=True):
-        assert one.products.part_part == pytest.approx(norm, rel=1e-3)
-        assert one.products.part_shown == pytest.approx(shown, rel=2e-3, abs=1e-6)
-        assert one.item_nats == pytest.approx(kl, rel=1e-3)
-
-
-def test_a_later_student_is_asked_for_what_its_ancestors_learned(lab: Lab) -> None:
-    first, second = audit_of(lab, 0), audit_of(lab, 1)
-    assert [(one.text, one.carrier, one.carried) for one in second.items] == [
-        (ONE, row_of(lab, 0)["id"], True), (TWO, row_of(lab, 0)["id"], True), (THREE, row_of(lab, 1)["id"], True),
-    ]  # fmt: skip
-    with lab.open() as store:
-        known = audits(store, row_of(lab, 1)["id"])
-        assert known == [first, second]
-        *_, told = curves(known)
-        assert row_of(lab, 0)["id"][:12] in told and " -> " in told and told.endswith(TWO)
-        assert [row["status"] for row in store.runs("audit")] == ["done", "done"]
-    # The teacher's side does not depend on the student: the same turns, the same effect.
-    assert [one.own.effect for one in second.items[:2]] == [one.own.effect for one in first.items]
-
-
-def test_an_audit_is_read_back_when_it_is_asked_for_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = audit_of(lab, 0)
-    monkeypatch.setattr(Reader, "take", lambda *args: pytest.fail("it was read again"))
-    assert audit_of(lab, 0) == found
-    monkeypatch.undo()
-    with lab.open() as store, store.write():
-        store.change("UPDATE run SET imported = 1 WHERE verb = 'audit'", ())
-    assert audit_of(lab, 0) == found, "what was imported is no word of this store, so it is read again"
-    with lab.open() as store:
-        assert [row["imported"] for row in store.runs("audit")] == [1, 0]
-    assert Audit.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-
-
-def test_an_item_that_is_not_carried_is_asked_for_by_its_name(lab: Lab) -> None:
-    first, other = row_of(lab, 0), identify(THREE)
-    assert [(one.text, one.carried) for one in audit_of(lab, 0, others=[other]).items][2:] == [(THREE, False)]
-    with lab.open() as store:
-        store.add_context(Context(render(["never in a model"])))
-        with pytest.raises(ConfigError, match="never went into a model that comes from an ancestor"):
-            audit(store, lab.work, first, others=[identify("never in a model")])
-
-
-def test_a_teacher_that_saw_some_items_is_read_as_it_was_trained_from(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = lab.train(FIRST, base_of(lab), turn_items=1)
-    with lab.open() as store:
-        row = student_named(store, lab.work, made.model_id[:12])
-        assert row is not None
-        found = audit(store, lab.work, row, turns=12, say=lambda line: None)
-    whole = audit_of(lab, 0)
-    assert [one.own.effect for one in found.items] != [one.own.effect for one in whole.items]
-
-
-def test_an_audit_wants_stored_turns_and_items(lab: Lab) -> None:
-    with lab.open() as store, store.write():
-        store.change("DELETE FROM transcript", ())
-        store.change("DELETE FROM episode", ())
-    with pytest.raises(ConfigError, match=r"two tasks or more.*got 0; play some .*agentopcd play --no-extract"):
-        audit_of(lab, 0)
-    with lab.open() as store:
-        assert store.runs("audit")[-1]["status"] == "failed"
-
-
-# -- forget -------------------------------------------------------------------------------------------
+__all__ = ["lab", "made"]
 
 
 def test_forget_trains_again_without_the_item_and_proves_it(lab: Lab) -> None:
@@ -257,14 +73,14 @@ def test_a_killed_forgetting_goes_on_and_ends_like_an_unbroken_one(lab: Lab, tmp
     shutil.copytree(lab.work, straight.work)
     calls = []
 
-    def dies(session: Session, config: ConsolidateConfig, context: Any) -> Any:
+    def dies_later(session: Session, config: ConsolidateConfig, context: Any) -> Any:
         calls.append(context)
         if len(calls) == 2:
             raise Killed
         return distil_context(session, config, context)
 
     with pytest.raises(Killed):
-        lab.forget(TWO, distil=dies)
+        lab.forget(TWO, distil=dies_later)
     with lab.open() as store:
         assert store.runs("forget")[-1]["status"] == "running"
         old = row_of(lab, 1)["id"]
@@ -272,6 +88,69 @@ def test_a_killed_forgetting_goes_on_and_ends_like_an_unbroken_one(lab: Lab, tmp
     assert done.student == straight.forget(TWO).student
     with lab.open() as store:
         assert len(store.runs("forget")) == 1 and len(store.runs("consolidate")) == 4
+
+
+@pytest.mark.parametrize("texts", [(THREE,), (ONE, TWO, THREE)])
+def test_what_others_move_while_a_forgetting_lies_killed_stays(
+    lab: Lab, texts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another environment, and in this one; also where the base is what is left, which no run has trained."""
+    other, old = lab.train(Context(render(["be kind"])), base_of(lab), test_tasks=0), row_of(lab, 1)["id"]
+    with lab.open() as store:
+        env = student_moves(store)[0]["env"]
+        move_student(store, env, old, "person")
+    monkeypatch.setattr(module, "_proved", dies)
+    with pytest.raises(Killed):
+        lab.forget(*texts, student=old[:12])
+    monkeypatch.undo()
+    with lab.open() as store:
+        for one in (env, "another"):
+            move_student(store, one, other.model_id, "person")
+    lab.forget(*texts, student=old[:12])
+    with lab.open() as store:
+        assert [current_student(store, one) for one in (env, "another")] == [other.model_id] * 2
+
+
+def test_a_training_that_ends_in_known_weights_moves_nothing_for_good(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row of the model names the first run that ended in them, so that the training is known by its own row."""
+    other, old = lab.train(Context(render(["be kind"])), base_of(lab), test_tasks=0), row_of(lab, 1)["id"]
+    with lab.open() as store:
+        env, first = student_moves(store)[0]["env"], store.runs("consolidate")[0]["id"]
+        move_student(store, env, other.model_id, "person")
+    monkeypatch.setattr(module, "_proved", dies)
+    with pytest.raises(Killed):
+        lab.forget(TWO, student=old[:12])
+    monkeypatch.undo()
+    with lab.open() as store:
+        assert current_student(store, env) != other.model_id, "the trainings have moved it"
+        with store.write():
+            store.change("UPDATE model SET run_id = ? WHERE run_id = (SELECT max(run_id) FROM model)", (first,))
+    lab.forget(TWO, student=old[:12])
+    with lab.open() as store:
+        assert current_student(store, env) == other.model_id
+
+
+def test_status_goes_on_with_a_killed_forgetting_and_not_with_its_training(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = row_of(lab, 1)["id"]
+    with lab.open() as store:
+        env = student_moves(store)[0]["env"]
+    monkeypatch.setattr(distil, "train_student", dies)
+    with pytest.raises(Killed):
+        lab.forget(TWO)
+    monkeypatch.undo()
+    monkeypatch.setattr(Reader, "take", dies)
+    with pytest.raises(Killed):
+        audit_of(lab, 1, others=[identify(TWO)])
+    with lab.open() as store:
+        killed, stage, asked = overview(store, lab.work, " --work W").jobs[-3:]
+        assert current_student(store, env) == old
+    assert killed.command == f"agentopcd knowledge forget {identify(TWO)[:12]} --student {old[:12]} --work W"
+    assert (stage.verb, stage.state, stage.part_of, stage.command) == ("consolidate", "interrupted", "forget", "")
+    assert asked.command == f"agentopcd knowledge audit {old[:12]} --item {identify(TWO)[:12]} --turns 12 --work W"
 
 
 def test_a_training_that_nothing_is_left_of_is_left_out(lab: Lab) -> None:
@@ -286,7 +165,7 @@ def test_a_mixture_is_trained_on_without_the_item(lab: Lab) -> None:
     lab.train(mixed, base_of(lab))
     with lab.open() as store:
         (step,) = lab.plan(store, ONE).steps
-        assert step.context == Mixture((Context(render([TWO])),), (1.0,)) or step.context == Context(render([TWO]))
+        assert step.context == Context(render([TWO]))
         (step,) = lab.plan(store, TWO).steps
         assert step.context == Context(render([ONE]))
 
@@ -356,85 +235,3 @@ def test_a_teacher_that_knows_it_is_refused(lab: Lab) -> None:
         with pytest.raises(ConfigError, match=r"the teacher of student \w+, .*, has it in its weights"):
             lab.plan(store, TWO)
         assert len(lab.plan(store, THREE).steps) == 1
-
-
-# -- the commands -------------------------------------------------------------------------------------
-
-
-def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lab: Lab, *words: str) -> str:
-    """What a command prints; it must end well."""
-    monkeypatch.setattr(sys, "argv", ["agentopcd", "knowledge", *words, "--work", str(lab.work)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    out = capsys.readouterr()
-    assert not stop.value.code, out.err
-    return out.out
-
-
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, lab: Lab, *words: str) -> str:
-    """The one line with which a command is refused."""
-    monkeypatch.setattr(sys, "argv", ["agentopcd", "knowledge", *words, "--work", str(lab.work)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    return line
-
-
-def test_the_command_audits_a_lineage(
-    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = (row_of(lab, n)["id"] for n in (0, 1))
-    plan = told(capsys, monkeypatch, lab, "audit", "--lineage", "--dry-run")
-    assert f"plan: student {first[:12]}, 2 items" in plan and f"plan: student {second[:12]}, 3 items" in plan
-    with lab.open() as store:
-        assert not store.runs("audit")
-    said = told(capsys, monkeypatch, lab, "audit", "--lineage", "--turns", "8")
-    assert (
-        f"student {first[:12]}, " in said and f"student {second[:12]}, " in said and "from student to student:" in said
-    )
-    by_folder = told(
-        capsys, monkeypatch, lab, "audit", str(lab.work / row_of(lab, 0)["path"]), "--turns", "8", "--json"
-    )
-    (found,) = json.loads(by_folder)["audits"]
-    assert (found["student"], [row["text"] for row in found["items"]]) == (first, [ONE, TWO])
-    shown = told(capsys, monkeypatch, lab, "show", second[:12])
-    assert f"trained on context {SECOND.id[:12]}" in shown and f"{identify(TWO)[:12]}  pending  {TWO}" in shown
-    assert shown.count("audited: ") == 3 and shown.count("from: unknown") == 3
-    view = json.loads(told(capsys, monkeypatch, lab, "show", second[:12], "--json"))
-    assert [len(one["items"]) for one in view["lineage"]] == [0, 2, 1]
-
-
-def test_the_command_forgets(lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    second = row_of(lab, 1)["id"]
-    plan = told(capsys, monkeypatch, lab, "forget", identify(THREE)[:8], "--dry-run")
-    assert f"left out: the training on {SECOND.id[:12]}, of which nothing is left" in plan and "dry run" in plan
-    said = told(capsys, monkeypatch, lab, "forget", identify(THREE)[:8], "--reason", "no boxes here")
-    assert f"none of these hashes is that of {identify(THREE)[:12]}" in said
-    assert f"still in the weights of: {second[:12]}" in said
-    assert f"next: agentopcd knowledge audit {row_of(lab, 0)['id'][:12]} --item {identify(THREE)[:12]}" in said
-    assert "no boxes here" in told(capsys, monkeypatch, lab, "show", identify(THREE)[:8])
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (("audit", "nobody"), "'nobody' is no student of this workspace; agentopcd status lists them"),
-        (("forget", "frozen"), "unknown context 'frozen'"),
-        (("forget", SECOND.id[:12]), "is a context; name an item"),
-    ],
-)
-def test_what_is_no_student_or_no_item_is_refused(
-    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], line: str
-) -> None:
-    assert line in refused(capsys, monkeypatch, lab, *words)
-
-
-def test_a_student_of_plain_text_carries_no_items(
-    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = lab.train(Context("Be brief."), base_of(lab), test_tasks=0)
-    assert "carries no items: what it was trained on is plain text" in refused(
-        capsys, monkeypatch, lab, "audit", made.model_id[:12]
-    )
-    assert "no items of its own" in told(capsys, monkeypatch, lab, "show", made.model_id[:12])

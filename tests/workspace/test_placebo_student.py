@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from agentopcd.core.types import Context, Mixture
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import PLACEBO, placebo
 from agentopcd.knowledge.students import student_moves
+from agentopcd.workspace.evaluation import distance
 from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
 from agentopcd.workspace.evaluation.student import evaluate_student
 from agentopcd.workspace.evaluation.table import lines
@@ -131,6 +133,28 @@ def test_the_table_has_the_arm_and_the_paired_difference(both: tuple[Distilled, 
     assert page and "student - placebo student" in [row["label"] for row in page["differences"]]
 
 
+def test_the_table_is_added_to_its_own_run_which_keeps_what_else_it_holds(
+    alone: Distilled, work: Path, tmp_path: Path
+) -> None:
+    """Another run ended in the same weights before, so that the model's row names that one."""
+    shutil.copytree(work, tmp_path / "w")
+    with Session(settings(work), tmp_path / "w" / "work", say=lambda line: None) as session:
+        store = session.store
+        (row,) = (row for row in store.runs("consolidate") if "placebo" not in json.loads(row["config"]))
+        store.finish(row["id"], json.loads(row["result"]) | {"env_errors": 5, "shortcuts": {"kept": 1}})
+        first = store.start("consolidate", {"env": session.env}, 0)
+        store.finish(first, {"mine": 1})
+        with store.write():
+            store.change("UPDATE model SET run_id = ? WHERE id = ?", (first, alone.model_id))
+    found, _ = distil(settings(tmp_path / "w", placebo=True, model=str(work / "base")), tmp_path / "w")
+    with Session(settings(work), tmp_path / "w" / "work", say=lambda line: None) as session:
+        kept = session.store.run(row["id"])
+        assert json.loads(session.store.run(first)["result"]) == {"mine": 1}
+    result, folder = json.loads(kept["result"]), Path(found.folder).parent
+    assert (result["env_errors"], result["shortcuts"], result["placebo"]) == (5, {"kept": 1}, found.placebo_id)
+    assert found.repeated and not result["repeated"] and not read_result(folder / "result.json", "")["repeated"]
+
+
 def test_a_repeated_command_trains_and_plays_nothing(both: tuple[Distilled, list[str]], work: Path) -> None:
     for config in (settings(work, placebo=True), settings(work)):
         again, said = distil(config, work)
@@ -181,12 +205,21 @@ def test_every_context_of_a_mixture_has_its_twin(work: Path, tmp_path: Path) -> 
         }  # fmt: skip
 
 
-def test_distances_say_what_the_form_alone_closes(tmp_path: Path) -> None:
+def test_distances_say_what_the_form_alone_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"messages": [{"role": "user", "content": f"Box {i}?"}]} for i in range(40)]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tiny.build(tmp_path / "base", tie=False, hearing=4.0)
     config = settings(tmp_path, env=str(tmp_path / "chats.jsonl"), placebo=True, steps=1)
+    labels: list[str] = []
+    computed = distance.reply_totals
+
+    def totals(session: Session, contestant: Any, *more: Any) -> Any:
+        labels.append(contestant.label)
+        return computed(session, contestant, *more)
+
+    monkeypatch.setattr(distance, "reply_totals", totals)
     found, _ = distil(config, tmp_path, dataclasses.replace(CONTEXT, placement="system"))
+    assert sorted(labels) == sorted({*labels}), "each once"
     assert found.evaluation is not None
     far = found.evaluation.distances
     assert far is not None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from agentopcd.core.text import SHORT
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Arm, Store
 from agentopcd.knowledge.faults import read_object
@@ -14,8 +15,6 @@ from agentopcd.workspace.paths import recall
 PLACEBO_STUDENT = "placebo student"
 """The arm of a student that was trained on the context's placebo."""
 ORDER = ("student", PLACEBO_STUDENT, "in-context", "teacher", "base")
-SHORT = 12
-"""Digits of an id that are shown; commands take them for the whole."""
 
 
 def compared(store: Store, arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from math import inf
 from typing import Any, Self
 
 from agentopcd.core.stats import Mean, Rate
@@ -35,8 +34,9 @@ class Spoken:
     def from_dict(cls, row: Mapping[str, Any]) -> Self:
         """The figures that :meth:`to_dict` wrote."""
         return cls(
-            distance=_mean(row["distance_nats"]), entropy=_mean(row["entropy_nats"]), reply_tokens=row["reply_tokens"],
-            cut=_rate(row["cut"]), calls=None if row["calls"] is None else _rate(row["calls"]),
+            distance=Mean.from_dict(row["distance_nats"]), entropy=Mean.from_dict(row["entropy_nats"]),
+            reply_tokens=row["reply_tokens"], cut=_rate(row["cut"]),
+            calls=None if row["calls"] is None else _rate(row["calls"]),
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class Distances:
     def from_dict(cls, given: Mapping[str, Any]) -> Self:
         """The distances that :meth:`to_dict` wrote."""
         rows = {row["label"]: Spoken.from_dict(row) for row in given["rows"]}
-        shares = {name: _mean(one) for name in SHARES if (one := given.get(name)) is not None}
+        shares = {name: Mean.from_dict(one) for name in SHARES if (one := given.get(name)) is not None}
         return cls(rows=rows, **{"closed": None} | shares)
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,11 +95,6 @@ class Distances:
             if (found := getattr(self, name)) is not None:
                 out.append(f"{words}: {found.rate:.3f} [{found.low:.3f}, {found.high:.3f}] ({found.n} tasks)")
         return out
-
-
-def _mean(given: Mapping[str, Any]) -> Mean:
-    low, high = (one if one is not None else far for one, far in ((given["low"], -inf), (given["high"], inf)))
-    return Mean(given["mean"], low, high, given["n"])
 
 
 def _share(rate: Rate) -> dict[str, Any]:

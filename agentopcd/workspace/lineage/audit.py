@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import random
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -13,28 +14,27 @@ from torch import Tensor
 from agentopcd.core.config import PlayerConfig, pick
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import work_flag
+from agentopcd.core.text import SHORT
 from agentopcd.core.types import EMPTY, Context, Episode
 from agentopcd.distillation.chunks import CHUNK_LOGITS
 from agentopcd.distillation.prefix import prefix_of
 from agentopcd.distillation.samples import Sample, in_batches, samples_of
 from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.envs.manifest import HELD_OUT
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.knowledge import Store, placebo, render, without
+from agentopcd.knowledge import Item, Store, item_ids, placebo, render, without
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.lineage import Carried, carried, taught_beside
+from agentopcd.knowledge.lineage import Carried, carried
+from agentopcd.knowledge.nearest import notes_for
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
-from agentopcd.workspace.lineage.found import AUDIT, SHORT, Audit, Found
+from agentopcd.workspace.lineage.found import AUDIT, TURNS, Audit, Found, to_audit
 from agentopcd.workspace.lineage.measure import Logits, Sums, by_task, shown, sums
 from agentopcd.workspace.lineage.recorded import Training, finished, recorded
 from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
-
-TURNS = 128
-"""Stored turns that are read if no number is given."""
-HELD_OUT = ("select", "confirm", "test")
 
 
 def audit(
@@ -43,7 +43,7 @@ def audit(
 ) -> Audit:  # fmt: skip
     """How much of each item in a student's weights it shows without any context; stored as a run of the verb ``audit``.
 
-    The same audit again is read from the store.
+    The same audit again is read from the store, unless it read fewer turns than it was to and more may be stored now.
 
     Args:
         student: its row.
@@ -56,16 +56,23 @@ def audit(
     entries = to_audit(store, student, others)
     name = student["id"][:SHORT]
     settings = {"model_id": student["id"], "env": _env(store, student), "turns": turns, "items": sorted(others)}
-    if (done := finished(store, AUDIT, settings)) is not None:
-        say(f"student {name} was audited before, in run {done[0]}")
-        return Audit.from_dict(done[1])
     groups: dict[tuple[str, str], list[Carried]] = {}
     for entry in entries:
         groups.setdefault((entry.model_id, entry.context_id), []).append(entry)
+    stored = sum(
+        row["split"] != "train"
+        for parent in {entry.parent_id for entry in entries}
+        for row in store.episodes(model_id=parent, context_id=EMPTY.id)
+    )
+    if (done := finished(store, AUDIT, settings)) is not None:
+        before = Audit.from_dict(done[1])
+        if before.turns >= turns * len(groups) or done[1].get("stored") == stored:
+            say(f"student {name} was audited before, in run {done[0]}")
+            return before
     own = {entry.item.id for entry in carried(store, student["id"])}
     found: list[Found] = []
     turns_read = tokens_read = 0
-    with recorded(store, work, AUDIT, settings) as run_id:
+    with recorded(store, work, AUDIT, settings, say) as run_id:
         for group in groups.values():
             training = Training.of(store, work, group[0].model_id)
             with Session(_as_played(training), work, say=say, progress=progress) as session:
@@ -74,32 +81,8 @@ def audit(
             turns_read += len(reader.turns)
             tokens_read += sum(reader.tokens)
         result = Audit(student=student["id"], items=found, turns=turns_read, tokens=tokens_read)
-        store.finish(run_id, result.to_dict())
+        store.finish(run_id, result.to_dict() | {"stored": stored})
     return result
-
-
-def to_audit(store: Store, student: Row, others: Collection[str] = ()) -> list[Carried]:
-    """The items to ask a student for, each with the training that it went in by.
-
-    Raises:
-        ConfigError: there are none, or one of ``others`` has never met a model that the student comes from.
-    """
-    entries = carried(store, student["id"])
-    known = {entry.item.id for entry in entries}
-    for item_id in others:
-        if item_id not in known:
-            if (beside := taught_beside(store, student["id"], item_id)) is None:
-                raise ConfigError(
-                    f"item {item_id[:SHORT]} never went into a model that comes from an ancestor of student "
-                    f"{student['id'][:SHORT]}, so there is no teacher to compare with; leave it out"
-                )
-            entries.append(beside)
-    if not entries:
-        raise ConfigError(
-            f"student {student['id'][:SHORT]} carries no items: what it was trained on is plain text, which has no "
-            "lines to ask for; name a student with items (agentopcd status lists students)"
-        )
-    return entries
 
 
 def _env(store: Store, student: Row) -> str:
@@ -146,13 +129,13 @@ def _group(
     reader = Reader(
         session, chat, parent, teacher, load_known(session, student["id"]), items=training.config.turn_items
     )
-    reader.take(stored_turns(session, parent, str(training.identity["setup"]), reader, context, turns), context)
+    longest = [functools.partial(_beside_twin, item=entry.item) for entry in group]
+    setup = str(training.identity["setup"])
+    reader.take(stored_turns(session, parent, setup, reader, context, longest, turns), context)
     whole, found = reader.read(context), []
-    for entry in session.progress(AUDIT, group, len(group)):
-        twin = placebo(Context(render([entry.item.text]))).text
-        more = Context(f"{context.text}\n{twin}", context.placement)
-        mine = reader.sums(reader.read(without(context, [entry.item.id])), whole)
-        nothing = reader.sums(whole, reader.read(more))
+    for entry, more in zip(session.progress(AUDIT, group, len(group)), longest, strict=True):
+        mine = reader.sums(reader.read(context, functools.partial(without, ids=[entry.item.id])), whole)
+        nothing = reader.sums(whole, reader.read(context, more))
         found.append(
             Found(
                 item=entry.item.id, text=entry.item.text, context=entry.context_id, carrier=entry.model_id,
@@ -160,6 +143,21 @@ def _group(
             )
         )  # fmt: skip
     return reader, found
+
+
+Edit = Callable[[Context], Context]
+"""What is changed in the context, or in the items of it that a turn shows."""
+
+
+def _as_it_is(context: Context) -> Context:
+    return context
+
+
+def _beside_twin(context: Context, item: Item) -> Context:
+    """The context with the placebo of an item, where it holds the item."""
+    if item.id not in item_ids(context):
+        return context
+    return Context(f"{context.text}\n{placebo(Context(render([item.text]))).text}", context.placement)
 
 
 class Reader:
@@ -208,20 +206,25 @@ class Reader:
             for one in (self.base, self.student)
         ]
 
-    def _samples(self, context: Context) -> list[Sample]:
-        return samples_of(self.turns, self.chat, context, "keep", items=self.items)[0]
+    def _samples(self, context: Context, edit: Edit = _as_it_is) -> list[Sample]:
+        return [one for turn in self.turns for one in self._sample(turn, context, edit)]
 
-    def fits(self, turn: Episode, context: Context) -> bool:
-        """Whether a turn can be read with the context."""
+    def _sample(self, episode: Episode, context: Context, edit: Edit) -> list[Sample]:
+        """One turn, or nothing if it cannot be read. Its items are chosen from the whole context, so that no other one
+        takes the place of one."""
+        told = notes_for(context, episode.turns[0], self.items) if self.items else context
+        return samples_of([episode], self.chat, edit(told), "keep")[0]
+
+    def fits(self, turn: Episode, context: Context, edits: Sequence[Edit]) -> bool:
+        """Whether a turn can be read with the context, however it is changed."""
         known = all(max(one.response_ids) < self.width for one in turn.turns if one.response_ids)
-        return known and bool(
-            samples_of([turn], self.chat, context, "keep", items=self.items, fits=self.teacher.fits)[0]
-        )
+        found = [self._sample(turn, context, edit) for edit in edits] if known else []
+        return known and all(one and self.teacher.fits(one[0]) for one in found)
 
-    def read(self, context: Context) -> Logits:
-        """The teacher behind prompts with ``context``; what these begin with is read once."""
-        self._show(context)
-        samples = self._samples(context)
+    def read(self, context: Context, edit: Edit = _as_it_is) -> Logits:
+        """The teacher behind prompts with ``context``, changed; what these begin with is read once."""
+        self._show(edit(context))
+        samples = self._samples(context, edit)
         return self._logits(self.teacher, [self.teacher.hidden([samples[i] for i in batch]) for batch in self.batches])
 
     def _show(self, context: Context) -> None:
@@ -242,11 +245,13 @@ class Reader:
 
 
 def stored_turns(
-    session: Session, parent: LoadedModel, setup: str, reader: Reader, context: Context, n: int
-) -> list[Episode]:
+    session: Session, parent: LoadedModel, setup: str, reader: Reader, context: Context,
+    edits: Sequence[Edit], n: int,
+) -> list[Episode]:  # fmt: skip
     """Stored turns that a base has answered without a context, the same for every student, each as an episode.
 
-    Those of tasks that nothing is learned from come first, then those of extract tasks; none of train tasks.
+    Each has room for the context however ``edits`` change it. Those of tasks that nothing is learned from come first,
+    then those of extract tasks; none of train tasks.
 
     Raises:
         ConfigError: there are not two tasks with such turns.
@@ -260,7 +265,7 @@ def stored_turns(
     for _, episode_id, turn in sorted(places, key=lambda place: place[0]):
         episode = store.transcript(episode_id)
         one = dataclasses.replace(episode, turns=[episode.turns[turn]])
-        if one.turns[0].response_ids and reader.fits(one, context):
+        if one.turns[0].response_ids and reader.fits(one, context, edits):
             kept.append(one)
         if len(kept) == n:
             break

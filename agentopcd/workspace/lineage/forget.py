@@ -11,23 +11,21 @@ from typing import Any
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import work_flag
+from agentopcd.core.text import SHORT
 from agentopcd.core.types import Context, Mixture
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.knowledge import Item, Store, check_leaks, item_ids, without
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.decide import Target, decide
+from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.lineage import Generation, generations, passages, repeats
 from agentopcd.knowledge.students import current_student, move_student, student_moves, student_ref
 from agentopcd.models import find
-from agentopcd.workspace.lineage.found import SHORT
+from agentopcd.workspace.lineage.found import FORGET
 from agentopcd.workspace.lineage.recorded import Training, finished, recorded
 from agentopcd.workspace.pace import pace
 from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
-
-FORGET = "forget"
-"""The verb of the runs that forget, and how the recipe of a context says that something was left out."""
-
 
 Distil = Callable[[Session, ConsolidateConfig, Context | Mixture], Any]
 """Trains a student: :func:`agentopcd.distil.distil_context`, which stands above this folder."""
@@ -248,13 +246,13 @@ def forget(
     if (done := finished(store, FORGET, settings)) is not None:
         say(f"forgotten before, in run {done[0]}")
         return _proved(store, work, plan, done[1]["student"], repeated=True)
-    with recorded(store, work, FORGET, settings) as run_id:
+    with recorded(store, work, FORGET, settings, say) as run_id:
         decide(store, "retire", [Target(store.item(id_), []) for id_ in ids], reason or "forgotten")
         parent, instead = plan.ancestor["id"], {}
         for step in plan.steps:
             if step.context is not None:
                 _add(store, step, ids)
-                parent = _train(store, work, step, parent, distil, server, say, progress)
+                parent = _train(store, work, step, parent, distil, server, say, progress, run_id)
             instead[step.before.model["id"]] = parent
         result = _proved(store, work, plan, parent)
         for env in _move_students(store, run_id, instead, f"forgot {', '.join(id_[:SHORT] for id_ in ids)}"):
@@ -265,15 +263,17 @@ def forget(
 
 def _move_students(store: Store, run_id: int, instead: Mapping[str, str], why: str) -> Iterator[str]:
     """Put each ENV/student that carried the items on the model that takes its place, and every other one back to what
-    it was before the trainings; yields the environments that were moved.
+    it would be without the trainings; yields the environments that were moved.
+
+    What others have moved meanwhile, since the forgetting was killed or while it trained, counts.
 
     Args:
         instead: the model in the place of each model of the old lineage, by id.
     """
-    began = store.run(run_id)["started_at"]
+    began, own = store.run(run_id)["started_at"], {run_id, *_trainings(store, run_id, instead)}
     for env in sorted({move["env"] for move in student_moves(store)}):
-        before = [move["model_id"] for move in student_moves(store, env) if move["at"] < began]
-        was = before[-1] if before else None
+        moves = [move for move in student_moves(store, env) if move["at"] < began or move["run_id"] not in own]
+        was = moves[-1]["model_id"] if moves else None
         target = instead.get(was, was) if was else None
         if target is not None and (row := store.lookup("model", id=target)) is not None and row["parent_id"] is None:
             target = None  # nothing is left but the base, which plays where there is no student
@@ -281,6 +281,15 @@ def _move_students(store: Store, run_id: int, instead: Mapping[str, str], why: s
             move_student(store, env, target, "person", why, run_id)
         if target != was:
             yield env
+
+
+def _trainings(store: Store, run_id: int, instead: Mapping[str, str]) -> Iterator[int]:
+    """The runs that have trained for a forgetting. Two that end in the same weights share one row of a model."""
+    for row in store.runs("consolidate"):
+        if read_object(row["config"], f"the config of run {row['id']}").get(FORGET) == run_id:
+            yield row["id"]
+    rows = (store.lookup("model", id=id_) for id_ in instead.values())
+    yield from (row["run_id"] for row in rows if row and row["run_id"] is not None)  # None: a base, or a person's move
 
 
 def _add(store: Store, step: Step, ids: Sequence[str]) -> None:
@@ -293,12 +302,12 @@ def _add(store: Store, step: Step, ids: Sequence[str]) -> None:
 
 def _train(
     store: Store, work: Path, step: Step, parent: str, distil: Distil, server: str, say: Callable[[str], None],
-    progress: Progress,
+    progress: Progress, run_id: int,
 ) -> str:  # fmt: skip
     """Repeat one training from another parent, without a placebo student beside it; returns the new student's id.
 
     Without the gate of ENV/student: it asks whether a student is better than the one before, and that one has what is
-    to be forgotten.
+    to be forgotten. Its row has the number of the forgetting, as ``forget``.
     """
     context, row = step.context, store.lookup("model", id=parent)
     name = recall(work, row) if row else None
@@ -313,6 +322,7 @@ def _train(
     with Session(config, work, say=say, progress=progress) as session:
         if session.loaded.id != parent:
             raise ConfigError(f"{name} is no longer model {parent[:SHORT]}: its files were changed; put them back")
+        session.ledger.facts = {FORGET: run_id}
         for part in context.parts:
             check_leaks(store, part.id)
         return distil(session, config, context).model_id

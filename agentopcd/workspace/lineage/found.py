@@ -1,28 +1,60 @@
-"""What audits have found, as it is stored and said; loads no model."""
+"""What audits ask for and what they have found, as it is stored and said; loads no model."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from math import inf
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Mean
+from agentopcd.core.text import SHORT
+from agentopcd.core.types import MARKER
 from agentopcd.knowledge import Store
+from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.items import escaped
-from agentopcd.knowledge.lineage import generations
+from agentopcd.knowledge.lineage import Carried, carried, generations, taught_beside
 
-SHORT = 12
-"""Digits of an id that are shown."""
 AUDIT = "audit"
 """The verb of the runs that audits are stored as."""
+FORGET = "forget"
+"""The verb of the runs that forget. Trainings in them hold their number under this name, and by it the recipe of a
+context says that something was left out."""
+TURNS = 128
+"""Stored turns that an audit reads for each context if no number is given."""
 CUT = 80
 """Characters of an item that are shown."""
 HALF = 0.5
 """An item is not shown if, with confidence, less than this share of it is."""
 INERT = 0.01
 """An item is inert if, with confidence, it moves the teacher by less than this share of what its context does."""
+NO_LINES = (
+    "what was trained on is plain text, which has no lines to ask for; a prompt becomes items where its lines begin "
+    f"with {MARKER!r}, agentopcd knowledge import FILE reads it, and a student is trained on that context"
+)
+"""Why there is nothing to ask a student for, and what to do."""
+
+
+def to_audit(store: Store, student: Row, others: Collection[str] = ()) -> list[Carried]:
+    """The items to ask a student for, each with the training that it went in by.
+
+    Raises:
+        ConfigError: there are none, or one of ``others`` has never met a model that the student comes from.
+    """
+    entries = carried(store, student["id"])
+    known = {entry.item.id for entry in entries}
+    for item_id in others:
+        if item_id not in known:
+            if (beside := taught_beside(store, student["id"], item_id)) is None:
+                raise ConfigError(
+                    f"item {item_id[:SHORT]} never went into a model that comes from an ancestor of student "
+                    f"{student['id'][:SHORT]}, so there is no teacher to compare with; leave it out"
+                )
+            entries.append(beside)
+    if not entries:
+        raise ConfigError(f"student {student['id'][:SHORT]} carries no items: {NO_LINES}")
+    return entries
 
 
 class Shown(NamedTuple):
@@ -41,12 +73,7 @@ class Shown(NamedTuple):
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Self:
         """What :meth:`to_dict` wrote."""
-        return cls(*(_mean(row[name]) for name in cls._fields))
-
-
-def _mean(row: Mapping[str, Any]) -> Mean:
-    low, high = row["low"], row["high"]
-    return Mean(row["mean"], -inf if low is None else low, inf if high is None else high, row["n"])
+        return cls(*(Mean.from_dict(row[name]) for name in cls._fields))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

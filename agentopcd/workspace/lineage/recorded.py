@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ from typing import Any
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.runs import read_json
-from agentopcd.core.text import first_line
+from agentopcd.core.text import SHORT, first_line
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.students import current_student, env_of
 from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import held_as
-from agentopcd.workspace.lineage.found import SHORT
 from agentopcd.workspace.paths import inside, kept
 
 
@@ -79,7 +78,9 @@ def finished(store: Store, verb: str, settings: Mapping[str, Any]) -> tuple[int,
 
 
 @contextmanager
-def recorded(store: Store, work: Path, verb: str, settings: Mapping[str, Any]) -> Iterator[int]:
+def recorded(
+    store: Store, work: Path, verb: str, settings: Mapping[str, Any], say: Callable[[str], None]
+) -> Iterator[int]:
     """A run's row for as long as it works: the unfinished or failed one with the same settings, else a new one.
 
     An error closes it as failed. Whoever finishes it calls ``store.finish``.
@@ -87,8 +88,13 @@ def recorded(store: Store, work: Path, verb: str, settings: Mapping[str, Any]) -
     run_id = store.find_run(verb, settings)
     if run_id is None and (run_id := store.find_run(verb, settings, status="failed")) is not None:
         store.reopen(run_id)
-    run_id = store.start(verb, settings, 0) if run_id is None else run_id
-    with closing(Hold(work, held_as(run_id))):
+    if run_id is None:
+        run_id = store.start(verb, settings, 0)
+    else:
+        say(f"resuming {verb} run {run_id}")
+    with closing(Hold(work, held_as(run_id))) as hold:
+        if hold.shared:
+            say(f"warning: another process works on {verb} run {run_id}; let one of the two do it")
         try:
             yield run_id
         except AgentOpcdError as error:
