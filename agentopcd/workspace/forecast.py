@@ -105,7 +105,7 @@ class Forecast:
         out += self.moved.lines()
         if self.smallest is not None:
             out.append(f"the test tasks of a training show a gain of {self.smallest:.2f} or more four times in five")
-        out += [f"of a training of {DEFAULT.steps} steps, {self.time}"] if self.time else []
+        out += [f"training of {DEFAULT.steps} steps, {self.time}"] if self.time else []
         out += [f"earlier: {one}" for one in self.past]
         if self.gain is not None:
             out += calibration.lines()
@@ -127,8 +127,7 @@ def shown_context(session: Session, config: ForecastConfig) -> Context:
     context, _ = session.context(name, config.placement)
     if not context.text:
         raise ConfigError("the empty context moves no model; name another one with --context")
-    if not session.tasks("select"):
-        raise ConfigError(f"nothing to play: no select task of {session.env}")
+    session.needed("select")
     return context
 
 

@@ -2,9 +2,10 @@
 # The coin game of TextWorldExpress, with SmolLM2-135M held to the actions that are possible: base, with two sentences in
 # the prompt, and the student without them. Needs agentopcd[twx] and Java.
 #     bash recipes/text-games/run.sh [WORK]
-# docs/environments.md has what came of it.
+# It asks for no promotion (--gate-tasks 0): the gate would play as many games again. docs/other-environments.md has what
+# came of it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 time "${PYTHON:-.venv/bin/python}" -m agentopcd consolidate --env twx:coin --env-arg numLocations=5 --max-steps 10 \
     --constrain --context recipes/text-games/coin.txt --model smollm2-135m --lora-rank 16 --steps 6 --batch-size 8 \
-    --select-tasks 24 --select-every 3 --test-tasks 128 --work "${1:-text-games-work}"
+    --select-tasks 24 --select-every 3 --test-tasks 128 --gate-tasks 0 --work "${1:-text-games-work}"

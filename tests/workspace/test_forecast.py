@@ -285,7 +285,7 @@ def test_the_command_prints_it_and_a_training_says_it_first(
     printed = capsys.readouterr().out
     for wanted in (
         "success against none: 1.000 against 0.000, ", "on 9 select tasks (n=9)", "lies on format tokens",
-        "of a training of 24 steps, time: ", "four times in five", "calibration on 2 earlier trainings",
+        "training of 24 steps, time: ", "four times in five", "calibration on 2 earlier trainings",
         "predicted gain of a student: +0.750 [", "verdict: train: the context helps, and more than its placebo",
         "next: agentopcd consolidate --context ",
     ):  # fmt: skip

@@ -48,7 +48,7 @@ def test_a_game_that_has_changed_is_told_of_when_it_is_opened(rows: str, tmp_pat
     open_session(rows, tmp_path / "w").close()
     file = Path(rows)
     file.write_text(file.read_text().replace("What", "Tell me what"))
-    with pytest.raises(EnvError, match="now makes task .* new workspace"):
+    with pytest.raises(EnvError, match=r"now makes task .* new workspace"):
         open_session(rows, tmp_path / "w")
 
 
