@@ -2,8 +2,7 @@
 # The coin game of TextWorldExpress, with SmolLM2-135M held to the actions that are possible: base, with two sentences in
 # the prompt, and the student without them. Needs agentopcd[twx] and Java.
 #     bash recipes/text-games/run.sh [WORK]
-# It asks for no promotion (--gate-tasks 0): the gate would play as many games again. docs/other-environments.md has what
-# came of it.
+# There is no gate (--gate-tasks 0), which would play as many games again. docs/other-environments.md has what came of it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 time "${PYTHON:-.venv/bin/python}" -m agentopcd consolidate --env twx:coin --env-arg numLocations=5 --max-steps 10 \

@@ -103,11 +103,14 @@ class Plan:
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
     def config(self, arm: str, seed: int) -> ConsolidateConfig:
-        """The settings of one arm; an untrained arm has the shared settings and the context that it is shown."""
+        """The settings of one arm; an untrained arm has the shared settings and the context that it is shown.
+
+        There is no gate: which student plays by default afterwards is no result.
+        """
         changes = dict(self.arms[arm]) if arm in self.arms else {}
         if arm in self.shown:
             changes = {"context": self.shown[arm]}
-        return ConsolidateConfig.load(None, **dict(self.settings) | changes | {"seed": seed})
+        return ConsolidateConfig.load(None, **{"gate_tasks": 0} | dict(self.settings) | changes | {"seed": seed})
 
     def tested(self, seed: int) -> EvaluateConfig:
         """The settings with which all arms play the test tasks."""
