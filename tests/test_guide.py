@@ -74,6 +74,7 @@ SMALLER = {
     "agentopcd consolidate": "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --max-tokens 16 --gate-tasks 4 "
     "--force",
     "agentopcd evaluate": "--test-tasks 4",
+    "agentopcd forecast": "--episodes 4",
     "agentopcd learn": "--rounds 1 --episodes-per-round 4 --chains 1 --chain-steps 2 --candidates 1 --confirm-tasks 4 "
     "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 4 --gate-tasks 0 --force",
     "torchrun": "--steps 1 --batch-size 4 --select-tasks 4 --test-tasks 0 --max-tokens 16",
@@ -87,7 +88,7 @@ for n in $(seq 120)
 do echo '{"messages": [{"role": "user", "content": "Where is parcel '$n'?"}]}'
 done > chats.jsonl""",
     "docs/scaling.md": "echo 'Add the tens first.' > prompt.txt",
-    "docs/environments.md": f"ln -s {ROOT}/examples examples",
+    "docs/environments.md": f"ln -s {ROOT}/examples examples; echo 'G is the goal.' > notes.txt",
     "examples/README.md": f"ln -s {ROOT}/examples examples",
 }
 """What lies in the reader's folder."""
