@@ -11,7 +11,7 @@ from pathlib import Path
 from agentopcd.core.runs import Run
 from agentopcd.workspace.trackers import check_tracker, tracking
 
-SETTINGS = {"learning_rate": 1e-3, "env": "math", "env_args": {"at": "http://me:secret@host"}, "server": "", "n": None}
+SETTINGS = {"learning_rate": 1e-3, "env": "math", "env_args": {"at": "http://me:hush81x@host"}, "server": "", "n": None}
 SUMMARY = {"test/student/success": 0.5, "test/student - base/difference": 0.25}
 
 
