@@ -52,6 +52,6 @@ def test_it_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     nbclient.NotebookClient(
         book, timeout=1500, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
-    said = ["".join(out.get("text", "") for out in cell.get("outputs", ())) for cell in book.cells]
-    assert any("student - base" in text for text in said)
-    assert "goal T hole X" in next(text for text in reversed(said) if "<think>" in text)
+    said = {cell["source"]: "".join(out.get("text", "") for out in cell.get("outputs", ())) for cell in book.cells}
+    assert any("student - base" in text for text in said.values())
+    assert "goal T hole X" in next(text for source, text in said.items() if "answer(student, " in source)
