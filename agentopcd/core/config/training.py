@@ -91,7 +91,7 @@ class TrainConfig(PlayerConfig):
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
     """Form of the divergence; raw is the paper's."""
     support: int = 256
-    """Number of tokens in the top-k support: the student's likeliest tokens, or with the baselines the teacher's."""
+    """Number of tokens in the top-k support: the student's likeliest tokens, or the teacher's where it answered."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the loss; 0: as --temperature."""
     importance_cap: float = 0.0
