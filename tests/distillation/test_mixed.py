@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from agentopcd import consolidate as loop
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.runs import TOKENS_FILE
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.distillation import played
 from agentopcd.distillation.deal import deal
@@ -37,6 +39,10 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.build(tmp_path_factory.mktemp("mixed") / "model", tie=False, hearing=4.0)
 
 
+def settings(**changes: Any) -> ConsolidateConfig:
+    return ConsolidateConfig(**SMALL | changes)
+
+
 # -- the loss -------------------------------------------------------------------------------------------
 
 
@@ -44,7 +50,7 @@ def learned(
     model_dir: Path, method: str, samples: Sequence[Sample], monkeypatch: pytest.MonkeyPatch, **changes: Any
 ) -> tuple[float, torch.Tensor, StepMeter]:
     """The loss of a step on ``samples``, its gradient, and its figures."""
-    config = ConsolidateConfig(**SMALL | {"method": method, "divergence": "full"} | changes)
+    config = settings(**{"method": method, "divergence": "full"} | changes)
     student, other = models.load_model(str(model_dir)), models.load_model(str(model_dir))
     learner = Learner(student, config, torch.float32)
     teacher = FrozenTeacher(other, student, compute=torch.float32)
@@ -80,14 +86,16 @@ def test_the_loss_of_one_sample_each_is_the_mean_of_both_worked_out_by_hand(
         log_q = log_q.detach()
         reverse = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
         forward = (log_q.exp() * (log_q - log_p)).sum(-1).mean()
-        assert abs(float(reverse - forward)) > 1e-3, "else this test could not tell them apart"
+        assert abs(float((reverse - forward).detach())) > 1e-3, "else this test could not tell them apart"
         values.append(forward if sample.by_teacher else reverse)
     mean = (values[0] + values[1]) / 2
     mean.backward()
     wanted = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
-    assert loss == pytest.approx(float(mean), rel=1e-4)
+    assert loss == pytest.approx(float(mean.detach()), rel=1e-4)
     torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5)
-    told = dict(zip(("loss/on_policy_nats", "loss/off_policy_nats"), map(float, values), strict=True))
+    told = dict(
+        zip(("loss/on_policy_nats", "loss/off_policy_nats"), (float(value.detach()) for value in values), strict=True)
+    )
     assert meter.apart() == pytest.approx(told, rel=1e-4)
 
 
@@ -123,7 +131,7 @@ def test_no_batch_holds_replies_of_both(model_dir: Path) -> None:
 
 @pytest.mark.parametrize(("size", "mine", "theirs"), [(2, 1, 1), (3, 2, 1), (4, 2, 2), (5, 3, 2)])
 def test_half_of_the_episodes_are_the_teachers(size: int, mine: int, theirs: int) -> None:
-    config = ConsolidateConfig(**SMALL | {"method": "mixed", "batch_size": size})
+    config = settings(method="mixed", batch_size=size)
     jobs = played.draw(TRAIN, 2, config)
     player: Any = None
     (one, own), (other, rest) = Mixed(config, player, []).shares(jobs)
@@ -144,7 +152,7 @@ def test_the_teacher_answers_its_half_and_no_more(
 
     monkeypatch.setattr(played, "samples_of", spy)
     how: dict[str, Any] = {"method": "mixed", "answers": "fresh", "batch_size": 4, "steps": 3}
-    done, config = train(model_dir, tmp_path, **how), ConsolidateConfig(**SMALL | how)
+    done, config = train(model_dir, tmp_path, **how), settings(**how)
     asked = [job for step in (1, 2, 3) for job in halves(played.draw(TRAIN, step, config))[1]]
     answers = [line for file in done.run.folder.glob("answers-*.jsonl") for line in file.read_text().splitlines()]
     assert len(answers) == len(asked) == 6
@@ -178,6 +186,12 @@ def test_both_losses_fall_and_are_logged_apart(mixed: Trained) -> None:
     for name in ("loss/on_policy_nats", "loss/off_policy_nats"):
         first, last = (sum(record[name] for record in some) / 5 for some in (mixed.steps[:5], mixed.steps[-5:]))
         assert last < 0.8 * first
+
+
+def test_the_turns_that_people_see_say_who_replied(mixed: Trained) -> None:
+    kept = [json.loads(line) for line in (mixed.run.folder / TOKENS_FILE).read_text().splitlines()]
+    assert [sum(turn.get("by_teacher", False) for turn in kept if turn["step"] == step) for step in (1, 20)] == [2, 2]
+    assert len([turn for turn in kept if turn["step"] == 1]) == 4
 
 
 def test_the_definition_names_both_halves(mixed: Trained) -> None:
