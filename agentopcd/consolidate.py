@@ -131,7 +131,7 @@ def consolidate(
             break
         clock = Clock()
 
-        # 1. The student plays without the context. (For an off-policy baseline, the teacher has played with it.) Each
+        # 1. The student plays without the context. (Off-policy, the teacher has played with it; half, if mixed.) Each
         # turn becomes a sample with both prompts, the student's without and the teacher's with the context.
         played = batches.take(step)
         player.sampler.rest()  # the engine may free its memory for the passes below
@@ -236,14 +236,14 @@ def learn_from(
     clock.lap("teacher")
     figures = meter if batch.counts else meter.aside()  # a padding batch must not reach the log
     figures.begin(batch.samples)
-    student_NH = learner.hidden(batch.samples)
+    student_NH, part = learner.hidden(batch.samples), method.part(by_teacher=batch.by_teacher)
 
     def loss_of(products_RV: torch.Tensor, rows: slice) -> torch.Tensor:
         # Only tokens that both models know; of these, mask those that the engine was not allowed to sample, in both.
         student_RV = figures.keep(rows, models.scaled(learner.model, products_RV)[:, : teacher.rows])
         bare_RH = None if bare_NH is None else bare_NH[rows]
         teacher_RV = figures.keep(rows, teacher.logits(teacher_NH[rows], bare_RH)[:, : teacher.rows])
-        token = method.divergence(student_RV, teacher_RV, figures.ids[rows])
+        token = part.divergence(student_RV, teacher_RV, figures.ids[rows])
         figures.add(rows, student_RV, teacher_RV, token)
         return token.loss_N * figures.importance(rows, student_RV) * figures.capped(token)
 

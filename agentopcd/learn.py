@@ -39,6 +39,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = {
     "opcd": {"method": "opcd"},
     "prefix-replay": {"method": "prefix-replay"},
     "context-distillation": {"method": "context-distillation"},
+    "mixed": {"method": "mixed"},
     "opcd, anchored": {"method": "opcd", "anchor": 0.5},
 }
 """Ways to train that are tried when a student does not pass its gate, and what each changes in the settings."""

@@ -63,6 +63,15 @@ def distilled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, list
     return tmp_path, result, lines
 
 
+def test_stored_prompts_are_not_played_so_half_of_them_is_not_either(tmp_path: Path) -> None:
+    config = settings(tmp_path, method="mixed")
+    with (
+        Session(config, tmp_path / "w", say=lambda line: None) as session,
+        pytest.raises(ConfigError, match="--method mixed plays games, and the prompts of this environment are stored"),
+    ):
+        distil_context(session, config, CONTEXT)
+
+
 def test_the_student_comes_nearer_to_the_model_that_sees_the_context(distilled: tuple[Path, Any, list[str]]) -> None:
     _, result, lines = distilled
     found = result.evaluation.distances

@@ -14,9 +14,11 @@ from agentopcd import envs, models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.runs import Run
 from agentopcd.core.types import Context, Episode, Job, Mixture, Sampling, Task
-from agentopcd.distillation.methods import METHODS
+from agentopcd.distillation.methods import METHODS, Needs
+from agentopcd.distillation.played import draw
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
@@ -93,12 +95,22 @@ def train(
         if len(lines) == kill_at:
             raise Killed
 
+    episodes = METHODS[config.method].prepare(needs(config, context, player, run.folder)) if config.asks_teacher else []
     public: Any = loop  # the module, called as `from agentopcd import consolidate` gives it
     result = public(
         loop.Training(config=config, context=context, train=TRAIN, select=SELECT), student=student, teacher=teacher,
-        method=METHODS[config.method](config, player), run=run, say=say,
+        method=METHODS[config.method](config, player, episodes), run=run, say=say,
     )  # fmt: skip
     return Trained(result, run, student, teacher, lines)
+
+
+def needs(config: ConsolidateConfig, context: Context | Mixture, teacher: Player, folder: Path) -> Needs:
+    """What ``distil.train_student`` gives to a method, with these train tasks."""
+    return Needs(
+        config=config, context=context, teacher=lambda: teacher, stored=[], folder=folder, ranks=Ranks(),
+        jobs=lambda: [job for step in range(1, config.steps + 1) for job in draw(TRAIN, step, config)],
+        say=lambda line: None,
+    )  # fmt: skip
 
 
 def play_some(model_dir: Path, **sampling: Any) -> tuple[list[Episode], Chat]:

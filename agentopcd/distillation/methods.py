@@ -1,8 +1,8 @@
 """The training methods: whose answers a consolidation learns from, and by which divergence.
 
-``opcd`` is the method of the paper; the others are its baselines. Everything else is the same for all methods: tasks,
-teacher, masks, temperature, reduction, steps. To add a method, write a class here and add its name to :data:`METHODS`
-and to the settings (``TrainConfig.method``).
+``opcd`` is the method of the paper; the others are its baselines, but for ``mixed``, which has a share of both.
+Everything else is the same for all methods: tasks, teacher, masks, temperature, reduction, steps. To add a method,
+write a class here and add its name to :data:`METHODS` and to the settings (``TrainConfig.method``).
 """
 
 from __future__ import annotations
@@ -57,20 +57,19 @@ class Method:
 
     own: losses.Direction | None = None
     """The direction of the divergence, where it is part of the method."""
+    by_teacher = False
+    """Whether the teacher gave the answers, with the context in its prompt."""
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode] = ()) -> None:
         self.config, self.player = config, player
         self.temperature = config.loss_temperature or config.temperature
+        self.parts: tuple[Method, ...] = (self,)
+        """The methods that share the episodes of a step."""
 
     @classmethod
     def prepare(cls, needs: Needs) -> list[Episode]:
         """The episodes that the method needs before training begins; none by default."""
         return []
-
-    @property
-    def by_teacher(self) -> bool:
-        """Whether the teacher gave the answers, with the context in its prompt."""
-        return self.config.by_teacher
 
     @property
     def direction(self) -> losses.Direction:
@@ -87,6 +86,14 @@ class Method:
         form, k = self.config.divergence, self.config.support
         kl = {"reverse": "kl", "forward": "forward_kl", "jensen-shannon": "js"}[self.direction]
         return f"{kl}_full" if form == "full" else f"{kl}_topk{k}_{form}"
+
+    def shares(self, jobs: Sequence[Job]) -> Sequence[tuple[Method, Sequence[Job]]]:
+        """Which method plays which of a step's jobs."""
+        return [(self, jobs)]
+
+    def part(self, *, by_teacher: bool) -> Method:
+        """The method whose loss a reply takes, by who gave it."""
+        return next((part for part in self.parts if part.by_teacher == by_teacher), self)
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
         """Yield the episodes to learn from. ``jobs`` carry no context."""
@@ -177,6 +184,7 @@ class ContextDistillation(Method):
     """Off-policy context distillation: the teacher answers with the context; forward KL on the teacher's top-k."""
 
     own = "forward"
+    by_teacher = True
 
     def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode]) -> None:
         super().__init__(config, player, episodes)
@@ -207,6 +215,36 @@ class SeqKd(ContextDistillation):
         return divergence._replace(loss_N=loss_N, value_N=loss_N.detach())
 
 
+class Mixed(Method):
+    """In each step, half of the episodes as :class:`Opcd`, and half as :class:`ContextDistillation`.
+
+    Every reply takes the loss of its half. Of an odd number of episodes, the student plays the one more.
+    """
+
+    def __init__(self, config: TrainConfig, player: Player, episodes: Sequence[Episode]) -> None:
+        super().__init__(config, player, episodes)
+        self.parts = (Opcd(config, player), ContextDistillation(config, player, episodes))
+
+    @classmethod
+    def prepare(cls, needs: Needs) -> list[Episode]:
+        size, jobs = needs.config.batch_size, needs.jobs()
+        theirs = [job for start in range(0, len(jobs), size) for job in halves(jobs[start : start + size])[1]]
+        return ContextDistillation.prepare(dataclasses.replace(needs, jobs=lambda: theirs))
+
+    def shares(self, jobs: Sequence[Job]) -> Sequence[tuple[Method, Sequence[Job]]]:
+        return list(zip(self.parts, halves(jobs), strict=True))
+
+    @property
+    def name(self) -> str:
+        return " + ".join(part.name for part in self.parts)
+
+
+def halves(jobs: Sequence[Job]) -> tuple[Sequence[Job], Sequence[Job]]:
+    """The student's and the teacher's jobs of a step. The order of a step is random, so a half is a random half."""
+    mine = (len(jobs) + 1) // 2
+    return jobs[:mine], jobs[mine:]
+
+
 def answered_as(job: Job, config: TrainConfig) -> int:
     """The repetition under which the teacher has answered the task of ``job``."""
     return 0 if config.answers == "once" else job.rep
@@ -217,6 +255,7 @@ METHODS: Mapping[str, type[Method]] = {
     "prefix-replay": PrefixReplay,
     "context-distillation": ContextDistillation,
     "seqkd": SeqKd,
+    "mixed": Mixed,
 }
 """Every method by its name in the settings."""
 

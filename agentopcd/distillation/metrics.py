@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from agentopcd.core.stats import Rate, finite
-from agentopcd.core.types import Context, Episode, Mixture
+from agentopcd.core.types import EMPTY, Context, Episode, Mixture
 from agentopcd.distillation import losses, weights
 from agentopcd.distillation.checkpoint import Progress
 from agentopcd.distillation.learner import Learner
@@ -66,6 +66,7 @@ class StepMeter:
         self.allowed = [ids for s in samples for ids in choices.allowed_in(s.choices, s.response_ids)]
         self.rows["position"].append(torch.cat([torch.arange(s.num_tokens) for s in samples]).float())
         self.rows["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
+        self.rows["by_teacher"].append(torch.cat([torch.full((s.num_tokens,), float(s.by_teacher)) for s in samples]))
         if self.watch:
             self.watch.begin(samples)
 
@@ -100,8 +101,9 @@ class StepMeter:
         return type(self)(self.temperature, self.sampling_temperature, self.importance_cap, self.token_cap)
 
     def importance(self, where: slice, student_NV: Tensor) -> Tensor | float:
-        """:func:`agentopcd.distillation.weights.importance_weights` of the rows ``where``; 1 without a cap."""
-        if not self.importance_cap:
+        """:func:`agentopcd.distillation.weights.importance_weights` of the rows ``where``; 1 without a cap, and for
+        what the teacher answered."""
+        if not self.importance_cap or not len(self.sampled):
             return 1.0
         ids, sampled = (column[where].to(student_NV.device) for column in (self.ids, self.sampled))
         weights_N = weights.importance_weights(
@@ -164,16 +166,37 @@ class StepMeter:
             figures[f"turn/{turn}/tokens"] = where.sum()
         return {name: round(float(figure), 7) for name, figure in figures.items()}
 
+    def apart(self) -> dict[str, float]:
+        """The loss on the student's answers and on the teacher's; none of who gave none."""
+        value, by_teacher = (torch.cat(self.rows[name]) for name in ("value", "by_teacher"))
+        parts = {"on_policy": value[by_teacher == 0], "off_policy": value[by_teacher == 1]}
+        return {f"loss/{name}_nats": round(float(part.mean()), 7) for name, part in parts.items() if len(part)}
+
 
 def step_record(method: Method, context: Context | Mixture, played: Played, meter: StepMeter) -> dict[str, Any]:
-    """What is logged of a step's episodes and of its loss."""
+    """What is logged of a step's episodes and of its loss. Of a mixed step, rollout figures are the student's."""
     record = meter.result() if played.samples else {"loss/value_nats": 0.0}
-    record |= method.measured(rollout_record(played.episodes, played.samples, played.dropped))
+    own: Sequence[Episode] = played.episodes
+    if len(method.parts) > 1:
+        own, theirs = ([e for e in own if (e.context_id != EMPTY.id) == shown] for shown in (False, True))
+        record |= meter.apart() if played.samples else {}
+        record |= off_policy_record(theirs, played.samples)
+    record |= method.measured(rollout_record(own, played.samples, played.dropped))
     tokens = context_tokens(method.player.chat, context)
     return record | {
         "loss/name": method.name, "train/turns_read_apart": played.apart, "teacher/context_tokens": tokens,
         "engine/policy_step": played.policy_step,
     }  # fmt: skip
+
+
+def off_policy_record(episodes: Sequence[Episode], samples: Sequence[Sample]) -> dict[str, float | int]:
+    """Figures of the teacher's part of a mixed step: its episodes, and its share of all ``samples``."""
+    whole = [e for e in episodes if e.stop_reason != "env_error"]
+    return {
+        "off_policy/sample_share": sum(sample.by_teacher for sample in samples) / max(1, len(samples)),
+        "off_policy/episodes": len(whole),
+        "off_policy/success": sum(e.success for e in whole) / max(1, len(whole)),
+    }
 
 
 def rollout_record(episodes: Sequence[Episode], samples: Sequence[Sample], dropped: int) -> dict[str, float | int]:
@@ -210,14 +233,14 @@ def definition(
     student: LoadedModel, teacher: FrozenTeacher, context: Context | Mixture, method: Method
 ) -> dict[str, Any]:
     """The definition of the loss, logged once per run. A model's id covers its weights, tokenizer and chat template."""
-    config = method.config
+    config, parts = method.config, method.parts
     return {
         "student": student.id,
         "method": config.method,
-        "answers": config.answers if method.by_teacher else "the student's own",
-        "direction": method.direction,
+        "answers": " + ".join(config.answers if part.by_teacher else "the student's own" for part in parts),
+        "direction": " + ".join(part.direction for part in parts),
         "name": method.name,
-        "support": f"{method.support_of} top-{config.support}",
+        "support": " + ".join(f"{part.support_of} top-{config.support}" for part in parts),
         "rollout_temperature": config.temperature,
         "loss_temperature": method.temperature,
         "reduction": config.reduction,

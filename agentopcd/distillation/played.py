@@ -129,10 +129,11 @@ class Batches:
     def _play(self, step: int) -> _Share:
         """This process's share of ``step``."""
         method, chat, items = self.method, self.method.player.chat, self.method.config.turn_items
-        cut, mine = method.config.cut_replies, self.ranks.mine(draw(self.train, step, method.config))
+        cut, shares = method.config.cut_replies, method.shares(draw(self.train, step, method.config))
         played = [
-            (e, *samples_of([e], chat, self.context, cut, by_teacher=method.by_teacher, items=items, fits=self.fits))
-            for e in method.play(mine)
+            (e, *samples_of([e], chat, self.context, cut, by_teacher=part.by_teacher, items=items, fits=self.fits))
+            for part, jobs in shares
+            for e in part.play(self.ranks.mine(jobs))
         ]
         neutral = anchors(method.player, step, method.config, self.ranks)
         return _Share(played, {place: sample for place, sample in neutral.items() if self.fits(sample)})

@@ -32,6 +32,8 @@ class Sample:
     """The replies that were allowed; empty if every reply was."""
     context: str = ""
     """Id of the context in the teacher's prompt, whole or in part. Samples of one context are scored together."""
+    by_teacher: bool = False
+    """Whether the teacher gave the response, with the context, and not the student."""
 
     @property
     def num_tokens(self) -> int:
@@ -57,6 +59,11 @@ class Batch:
     """False for a padding batch, which keeps this process in step with the others and adds nothing to the loss."""
     passes: int = 0
     """The least number of forward passes that the teacher makes."""
+
+    @property
+    def by_teacher(self) -> bool:
+        """Whether the teacher gave the responses; :func:`micro_batches` keeps those of the student apart."""
+        return self.samples[0].by_teacher
 
 
 def samples_of(
@@ -101,6 +108,7 @@ def samples_of(
             sample = Sample(
                 student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
                 logprobs=() if by_teacher else turn.logprobs, turn=index, choices=turn.choices, context=shown.id,
+                by_teacher=by_teacher,
             )  # fmt: skip
             if fits(sample):
                 samples.append(sample)
@@ -116,7 +124,8 @@ def micro_batches(
     """Yield batches of samples of similar length, each with its token weights ``[N]``.
 
     A batch holds at most ``budget`` tokens, padding included, or a single longer sequence. All samples of a batch have
-    the same context. Consecutive turns that stand in one row (:func:`.positions.sequences`) stay together.
+    the same context, and one model gave their responses. Consecutive turns that stand in one row
+    (:func:`.positions.sequences`) stay together.
 
     Args:
         weights: the weight of each token of a sample, one number per sample.
@@ -126,12 +135,12 @@ def micro_batches(
     chats: list[_Turns] = []
     for i, sample in enumerate(samples):
         if not (chats and chats[-1].take(i, sample, reads, branch)):
-            chats.append(_Turns(sample.context))
+            chats.append(_Turns(sample))
             chats[-1].take(i, sample, reads, branch)
     # Similar lengths side by side waste the least padding.
-    chats.sort(key=lambda chat: (chat.context, chat.length))
+    chats.sort(key=lambda chat: (*chat.kind, chat.length))
     while chats:
-        size, alike = 1, [chat for chat in chats if chat.context == chats[0].context]
+        size, alike = 1, [chat for chat in chats if chat.kind == chats[0].kind]
         # ``alike`` is sorted by length, so the last chat taken sets the width of the padded batch.
         while size < len(alike) and (size + 1) * alike[size].length <= budget:
             size += 1
@@ -161,8 +170,8 @@ def in_batches(lengths: Sequence[int], budget: int = BATCH_TOKENS) -> list[list[
 class _Turns:
     """Consecutive samples that both models read in one row."""
 
-    def __init__(self, context: str) -> None:
-        self.context, self.length = context, 0
+    def __init__(self, first: Sample) -> None:
+        self.kind, self.length = _kind(first), 0
         self.places: list[int] = []
         self._rows = (Row(), Row())
 
@@ -170,7 +179,7 @@ class _Turns:
         """Take a sample if it stands in one row with those before; return whether it does."""
         both, said = list(zip(self._rows, (sample.student_ids, sample.teacher_ids), strict=True)), sample.response_ids
         shared = [row.shared(prompt, said, branch) for row, prompt in both]
-        if self.places and (not all(shared) or sample.context != self.context):
+        if self.places and (not all(shared) or _kind(sample) != self.kind):
             return False
         for (row, prompt), n in zip(both, shared, strict=True):
             row.add(prompt, said, n)
@@ -179,6 +188,11 @@ class _Turns:
         self.length = max(mine, reads(sample) + elsewhere)
         self.places.append(place)
         return True
+
+
+def _kind(sample: Sample) -> tuple[str, bool]:
+    """What the samples of a batch have in common: the context, and who gave the response."""
+    return sample.context, sample.by_teacher
 
 
 def read_apart(samples: Sequence[Sample]) -> int:

@@ -118,6 +118,7 @@ def _record(step: int, sample: Sample, rows: Sequence[Seen], tokenizer: Any) -> 
     return {
         "step": step, "turn": sample.turn, "context": sample.context, "prompt": tokenizer.decode(prompt[-ASKED:]),
         "prompt_tokens": len(prompt), "teacher_tokens": len(sample.teacher_ids), "held_to": len(sample.choices),
+        **({"by_teacher": True} if sample.by_teacher else {}),
         "tokens_left_out": len(ids) - len(rows),
         "tokens": [
             {

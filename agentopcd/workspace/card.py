@@ -29,6 +29,12 @@ from agentopcd.workspace.ledger import config_of
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
 """What a base's card says of its licence, and the student's card repeats."""
+OFF_POLICY = {
+    "context-distillation": "off-policy context distillation",
+    "seqkd": "sequence-level distillation",
+    "mixed": "context distillation, half on-policy and half off-policy",
+}
+"""How a student was trained, by its method; by all others on-policy."""
 FLOORS = {"random": "uniform random", "blind": "best blind sequence", "solvable": "solvable within the limit"}
 
 
@@ -171,10 +177,11 @@ def _what(facts: Facts) -> list[str]:
     base = told(facts.base) if facts.base else "a model that is not known here"
     trained = f", which goes back to `{origin}`," if origin and base != origin else ""
     step = find.sidecar(facts.folder).get("step")
+    way = OFF_POLICY.get(facts.settings.get("method", ""), "on-policy context distillation")
     lines = [
         "",
         f"{kind} that was trained to act as if it were shown a context, without being shown it. It was trained from",
-        f"{base}{trained} by on-policy context distillation",
+        f"{base}{trained} by {way}",
         f"([arXiv:2602.12275](https://arxiv.org/abs/2602.12275)) with agentopcd {agentopcd.__version__}, in the",
         f"environment `{one_line(facts.env)}`.",
     ]

@@ -76,6 +76,11 @@ def check_method(session: Session, config: ConsolidateConfig) -> ConsolidateConf
     if session.game.spec.logged and config.method == "opcd":
         session.say("method: prefix-replay, because the prompts of this environment are stored")
         config = dataclasses.replace(config, method="prefix-replay")
+    if session.game.spec.logged and config.by_both:
+        raise ConfigError(
+            "--method mixed plays games, and the prompts of this environment are stored; "
+            "take --method prefix-replay or context-distillation"
+        )
     if config.turn_decay and not config.replays:
         raise ConfigError(
             "--turn-decay is for stored turns: a file of conversations, or --method prefix-replay; leave it out"

@@ -165,13 +165,13 @@ def test_sampling_repeats_the_settings() -> None:
 
 def test_a_type_that_lists_its_values_is_the_list() -> None:
     known = choices(ConsolidateConfig)
-    assert known["method"] == ("opcd", "prefix-replay", "context-distillation", "seqkd")
+    assert known["method"] == ("opcd", "prefix-replay", "context-distillation", "seqkd", "mixed")
     assert known["placement"] == ("system", "user") and "rules" not in known
     for name in ("compute", "engine", "history", "method", "answers", "teacher_kind", "divergence", "cut_replies"):
         with pytest.raises(ConfigError, match=f"{name} is 'somehow'"):
             ConsolidateConfig.load(None, env="math", **{name: "somehow"})
-    assert [ConsolidateConfig.load(None, env="math", method=m).by_teacher for m in known["method"]] == [0, 0, 1, 1]
-    assert [ConsolidateConfig.load(None, env="math", method=m).replays for m in known["method"]] == [0, 1, 0, 0]
+    assert [ConsolidateConfig.load(None, env="math", method=m).by_teacher for m in known["method"]] == [0, 0, 1, 1, 0]
+    assert [ConsolidateConfig.load(None, env="math", method=m).replays for m in known["method"]] == [0, 1, 0, 0, 0]
 
 
 def test_every_setting_has_one_panel() -> None:

@@ -40,6 +40,7 @@ class Slow:
     """A method whose second batch is not played before ``learned`` is set, and whose third breaks."""
 
     by_teacher = False
+    parts = ()
 
     def __init__(self, model_dir: Path, async_steps: int) -> None:
         self.config = ConsolidateConfig(**{**SERVED, "async_steps": async_steps})
@@ -48,6 +49,9 @@ class Slow:
         self.player: Any = type("Player", (), {"chat": chat, "game": type("Game", (), {"form": "transcript"})})
         self.learned = threading.Event()
         self.begun: list[int] = []
+
+    def shares(self, jobs: Sequence[Job]) -> Any:
+        return [(self, jobs)]
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:
         step = next(n for n in (1, 2, 3) if draw(TRAIN, n, self.config) == list(jobs))

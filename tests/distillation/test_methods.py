@@ -27,7 +27,7 @@ from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
-from tests.training import ENDS, LESSONS, SELECT, SMALL, TRAIN, Killed
+from tests.training import ENDS, LESSONS, SELECT, SMALL, TRAIN, Killed, needs
 
 F32 = torch.float32
 
@@ -70,10 +70,7 @@ def train(model_dir: Path, work: Path, *, kill_at: int = 0, share: bool = False,
         sampling=config.sampling, seed=config.seed,
     )  # fmt: skip
     run = Run(work, "consolidate", {"env": "math", "settings": config.to_dict()})
-    episodes: list[Episode] = []
-    if config.method != "opcd":
-        jobs = [job for step in range(1, config.steps + 1) for job in played.draw(TRAIN, step, config)]
-        episodes = methods.answers(config, player, LESSONS, jobs, run.folder, Ranks())
+    episodes = methods.METHODS[config.method].prepare(needs(config, LESSONS, player, run.folder))
     teacher = teacher_of(config, student, student, compute=F32, prefixes=[chat.prefix(LESSONS)] if share else [])
     said: list[str] = []
 
@@ -164,12 +161,18 @@ def test_the_loss_of_seqkd_is_the_cross_entropy_of_the_tokens() -> None:
     assert token.loss_N.requires_grad and not token.value_N.requires_grad
 
 
-@pytest.mark.parametrize("method", ["context-distillation", "seqkd"])
-def test_a_killed_baseline_ends_bit_equal(method: str, model_dir: Path, tmp_path: Path) -> None:
-    whole = train(model_dir, tmp_path / "whole", method=method)
+@pytest.mark.parametrize(
+    "how", [("context-distillation", "once"), ("seqkd", "once"), ("mixed", "once"), ("mixed", "fresh")]
+)
+def test_a_killed_baseline_ends_bit_equal(how: tuple[str, str], model_dir: Path, tmp_path: Path) -> None:
+    told: dict[str, Any] = {"method": how[0], "answers": how[1]}
+    whole = train(model_dir, tmp_path / "whole", **told)
     with pytest.raises(Killed):
-        train(model_dir, tmp_path / "killed", method=method, kill_at=4)
-    assert train(model_dir, tmp_path / "killed", method=method).weights == whole.weights
+        train(model_dir, tmp_path / "killed", kill_at=4, **told)
+    again = train(model_dir, tmp_path / "killed", **told)
+    assert again.weights == whole.weights
+    for a, b in zip(again.steps, whole.steps, strict=True):
+        assert {k: v for k, v in a.items() if "time/" not in k} == {k: v for k, v in b.items() if "time/" not in k}
 
 
 @pytest.mark.parametrize("damage", [b"{", b"\xff", b"[]", b"9"])
@@ -332,6 +335,12 @@ def test_no_gradient_reaches_a_teacher_that_moves(model_dir: Path, tmp_path: Pat
         ({"answers": "fresh"}, "--answers is for"),
         ({"method": "seqkd", "divergence": "stopgrad"}, "the student's own answers"),
         ({"method": "seqkd", "importance_cap": 2.0}, "the student's own answers"),
+        ({"method": "mixed", "batch_size": 1}, "--method mixed needs --batch-size 2 or more"),
+        ({"method": "mixed", "divergence": "stopgrad"}, "mixed has the teacher's, too"),
+        ({"method": "mixed", "turn_items": 2}, "--turn-items is for the student's own answers"),
+        ({"method": "mixed", "teacher_kind": "ema"}, "--method wants a teacher that stands still"),
+        ({"method": "mixed", "async_steps": 1}, "--async-steps is for --server"),
+        ({"method": "mixed", "direction": "jensen-shannon", "divergence": "raw"}, "has no form 'raw'"),
         ({"method": "opdc"}, "did you mean 'opcd'"),
     ],
 )

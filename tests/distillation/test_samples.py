@@ -108,7 +108,7 @@ def test_the_length_of_a_row_counts_all_its_tokens_on_both_sides() -> None:
         seen.append(len(sample.teacher_ids) + sample.num_tokens)
         return seen[-1] - 1  # one token is shared by all prompts
 
-    (turns,) = [samples._Turns("")]
+    (turns,) = [samples._Turns(sampled[0])]
     assert all(turns.take(i, one, reads, branch=True) for i, one in enumerate(sampled))
     assert turns.length == 50 + 3 * 11 == 83  # the log once, and each turn's own end and reply
 

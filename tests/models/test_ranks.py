@@ -85,6 +85,7 @@ def test_a_sharded_teacher_goes_on_from_copies_of_its_state(kind: str, flags: li
     "words",
     [
         ("--method", "context-distillation"),
+        ("--method", "mixed"),
         ("--teacher-kind", "ema"),
     ],
 )

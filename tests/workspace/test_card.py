@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -112,6 +113,23 @@ def test_the_card_takes_up_what_evaluate_measures(student: Distilled, work: Path
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "KL to the base 0.125 nats a token" in text and "| student |" in text
     assert find.fingerprint(folder) == student.model_id
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("opcd", "by on-policy context distillation"),
+        ("context-distillation", "by off-policy context distillation"),
+        ("seqkd", "by sequence-level distillation"),
+        ("mixed", "by context distillation, half on-policy and half off-policy"),
+    ],
+)
+def test_the_card_says_how_the_student_was_trained(method: str, says: str, student: Distilled, work: Path) -> None:
+    with Store.open(work / "work" / "store.db") as store:
+        facts = card.facts_of(store, Path(student.folder), student.model_id, work / "base")
+        assert facts is not None
+        text = card.card(dataclasses.replace(facts, settings={**facts.settings, "method": method}))
+    assert says in text and ("--method" in text) == (method != "opcd")
 
 
 def test_others_can_read_it_and_it_has_the_dtype(student: Distilled) -> None:

@@ -109,6 +109,7 @@ def _turn(record: Mapping[str, Any]) -> dict[str, Any]:
         "turn": int(number(record.get("turn")) or 0), "prompt": str(record.get("prompt", "")),
         "prompt_tokens": number(record.get("prompt_tokens")), "teacher_tokens": number(record.get("teacher_tokens")),
         "cut": int(number(record.get("tokens_left_out")) or 0), "held_to": int(number(record.get("held_to")) or 0),
+        "by_teacher": record.get("by_teacher") is True,
         "tokens": tokens, "mean": sum(nats) / len(nats) if nats else 0.0,
         "most": max(nats, key=abs) if nats else 0.0,
         "largest": "; ".join(token["said"] for token in sorted(tokens, key=lambda one: -abs(one["nats"]))[:3]),

@@ -11,8 +11,9 @@ from agentopcd.core.errors import ConfigError
 OnPolicy = Literal["opcd"]
 Replay = Literal["prefix-replay"]
 ByTeacher = Literal["context-distillation", "seqkd"]
+ByBoth = Literal["mixed"]
 """Methods of training, grouped by the replies they learn from: the student's games, the student's replies to stored
-turns, or the teacher's games."""
+turns, the teacher's games, or both models' games."""
 
 FORMS = {
     "reverse": ("full", "tail", "renorm", "raw", "stopgrad"),
@@ -65,11 +66,12 @@ class TrainConfig(PlayerConfig):
     async_steps: int = 0
     """1: while a batch is learned from, --server plays the next, with weights a step older (see --importance-cap); 0:
     play and learn in turn."""
-    method: OnPolicy | Replay | ByTeacher = "opcd"
+    method: OnPolicy | Replay | ByTeacher | ByBoth = "opcd"
     """Whose replies are learned from. opcd: the student's games; prefix-replay: its replies to stored turns; the
-    teacher's games, as baselines: context-distillation (forward KL), seqkd (cross-entropy)."""
+    teacher's games, as baselines: context-distillation (forward KL), seqkd (cross-entropy); mixed: in each step half
+    as opcd and half as context-distillation."""
     answers: Literal["once", "fresh"] = "once"
-    """Baselines only: the teacher answers each train task once, or again in every epoch (fresh)."""
+    """Baselines and mixed only: the teacher answers each train task once, or again in every epoch (fresh)."""
     teacher_kind: Literal["frozen", "periodic", "ema", "live"] = "frozen"
     """The teacher is the student before training (frozen), its latest periodic copy (periodic), its moving average
     (ema), or its current state (live, the paper's self-distillation)."""
@@ -84,12 +86,12 @@ class TrainConfig(PlayerConfig):
     """At each turn, show the teacher only this many items of the context, those whose words the turn shows most of; 0:
     the whole context."""
     direction: Literal["", "reverse", "forward", "jensen-shannon"] = ""
-    """Direction of the divergence on the student's own answers (the baselines have theirs); empty: reverse, from
+    """Direction of the divergence on the student's own answers (on the teacher's it is forward); empty: reverse, from
     student to teacher, as in the paper."""
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
     """Form of the divergence; raw is the paper's."""
     support: int = 256
-    """Number of tokens in the top-k support: the student's likeliest tokens, or with the baselines the teacher's."""
+    """Number of tokens in the top-k support: the student's likeliest tokens, or the teacher's where it answered."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the loss; 0: as --temperature."""
     importance_cap: float = 0.0
@@ -159,7 +161,7 @@ class TrainConfig(PlayerConfig):
         if not 0 <= self.teacher_keeps <= 1:
             raise ConfigError(f"teacher_keeps is {self.teacher_keeps}; it is a share, from 0 to 1")
         if self.teacher_kind != "frozen":
-            frozen_only = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.by_teacher}
+            frozen_only = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.asks_teacher}
             for flag in (flag for flag, on in frozen_only.items() if on):
                 raise ConfigError(f"{flag} wants a teacher that stands still; leave out {flag} or --teacher-kind")
         if self.teacher_strength and getattr(self, "teacher", ""):
@@ -171,12 +173,18 @@ class TrainConfig(PlayerConfig):
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
     def _check_method(self) -> None:
-        self._only_with("turn_items", not self.by_teacher, "the student's own answers")
+        self._only_with("turn_items", not self.asks_teacher, "the student's own answers")
         self._only_with("anchor", not self.by_teacher, "methods that learn from the student's own answers")
-        self._only_with("answers", self.by_teacher, "--method context-distillation or seqkd")
+        self._only_with("answers", self.asks_teacher, "--method context-distillation, seqkd or mixed")
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
             what = "--divergence stopgrad and --importance-cap are about the student's own answers"
             raise ConfigError(f"{what}; {self.method} learns from the teacher's")
+        if self.by_both and self.divergence == "stopgrad":
+            raise ConfigError("--divergence stopgrad is about the student's own answers; mixed has the teacher's, too")
+        if self.by_both and self.batch_size < 2:
+            raise ConfigError(
+                "--method mixed needs --batch-size 2 or more: an episode of the student's and one of the teacher's"
+            )
         if self.warmup_steps > self.steps:
             raise ConfigError(f"warmup_steps is {self.warmup_steps}, more than the {self.steps} steps; lower it")
         if self.direction and self.by_teacher:
@@ -217,6 +225,16 @@ class TrainConfig(PlayerConfig):
     def by_teacher(self) -> bool:
         """Whether the method learns from the teacher's answers."""
         return self.method in get_args(ByTeacher)
+
+    @property
+    def by_both(self) -> bool:
+        """Whether the method learns from the student's and from the teacher's answers in each step."""
+        return self.method in get_args(ByBoth)
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Whether the teacher plays train tasks before training."""
+        return self.by_teacher or self.by_both
 
     @property
     def replays(self) -> bool:

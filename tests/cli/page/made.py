@@ -110,7 +110,7 @@ def _logs(folder: Path, context: Context, word: Word) -> None:
     (folder / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in steps))
     turns = [
         {"step": step, "turn": n, "context": context.id, "prompt": word("Where to?"), "prompt_tokens": 9,
-         "teacher_tokens": 19, "tokens_left_out": 0, "held_to": 0,
+         "teacher_tokens": 19, "tokens_left_out": 0, "held_to": 0, **({"by_teacher": True} if n else {}),
          "tokens": [{"text": word(text), "nats": nats, "student": -0.7, "teacher": -1.4, "likeliest": word(" right"),
                      "likeliest_logprob": -0.3} for text, nats in ((" go", 0.001), ("\n", 0.05), (" left", 0.3),
                                                                    ("!", 1.0), (" end", 4.0))]}

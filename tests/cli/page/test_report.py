@@ -86,6 +86,7 @@ def whole(work: Path) -> Seen:
         "6 of 6 test tasks that base, in-context, student have all played.",
         "in-context won: 1 tasks", "base and in-context and student won: 2 tasks",
         "Turn 1 of its episode: 5 tokens, mean 1.070 nats, largest 4.000",
+        "Turn 2 of its episode: 5 tokens, mean 1.070 nats, largest 4.000; the teacher's reply, with the context",
     ],
 )  # fmt: skip
 def test_the_page_of_a_workspace_shows(words: str, whole: Seen) -> None:
@@ -205,6 +206,12 @@ def test_a_large_workspace_stays_below_the_limit_and_says_what_is_missing(
     monkeypatch.setattr(pages, "LARGEST_BYTES", 1000)
     with pytest.raises(StoreError, match="does not fit into 1000 bytes; name one run of it"):
         page_of(work)
+
+
+def test_a_reply_is_the_teachers_only_where_its_record_says_so(work: Path, whole: Seen) -> None:
+    steps = tokens_of(work / "runs" / FOLDER, most=1000)["steps"]
+    assert [[turn["by_teacher"] for turn in step["turns"]] for step in steps] == [[False, True]] * 3
+    assert "Turn 1 of its episode: 5 tokens, mean 1.070 nats, largest 4.000; the teacher" not in whole
 
 
 def test_of_many_tokens_the_first_and_the_last_step_come_first(work: Path) -> None:
