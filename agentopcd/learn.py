@@ -36,11 +36,11 @@ from agentopcd.workspace.recorded import new_snapshot, recording_of
 from agentopcd.workspace.session import Session
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "opcd": {"method": "opcd"},
-    "prefix-replay": {"method": "prefix-replay"},
-    "context-distillation": {"method": "context-distillation"},
+    "opcd": {"method": "opcd", "answers": "once"},  # the teacher answers nothing here
+    "prefix-replay": {"method": "prefix-replay", "answers": "once"},
+    "context-distillation": {"method": "context-distillation", "anchor": 0.0},  # for the student's own answers
     "mixed": {"method": "mixed"},
-    "opcd, anchored": {"method": "opcd", "anchor": 0.5},
+    "opcd, anchored": {"method": "opcd", "answers": "once", "anchor": 0.5},
 }
 """Ways to train that are tried when a student does not pass its gate, and what each changes in the settings."""
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agentopcd import learn as learning
-from agentopcd.core.config import LearnConfig, PlayConfig
+from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge import Store, identify
@@ -126,3 +127,14 @@ def test_earlier_ends_compete_before_this_round_s_steps_and_blocked_contexts_do_
         past = learning._Past(candidates=[before, retired])
         found = learning._candidates(session, dataclasses.replace(config, chains=1), gathered, past)
     assert found == [ended, before, step, other]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"method": "context-distillation", "answers": "fresh"}, {"method": "mixed"}, {"anchor": 0.25}],
+    ids=str,
+)
+def test_every_way_can_be_tried_from_every_other(given: dict[str, Any]) -> None:
+    config = ConsolidateConfig(env="math", **given)
+    tried = [dataclasses.replace(config, **changes) for changes in WAYS.values()]
+    assert [one.method for one in tried] == ["opcd", "prefix-replay", "context-distillation", "mixed", "opcd"]
