@@ -36,13 +36,17 @@ from agentopcd.workspace.recorded import new_snapshot, recording_of
 from agentopcd.workspace.session import Session
 
 WAYS: Mapping[str, Mapping[str, Any]] = {
-    "opcd": {"method": "opcd", "answers": "once"},  # the teacher answers nothing here
+    "opcd": {"method": "opcd", "answers": "once", "turn_decay": 0.0},
     "prefix-replay": {"method": "prefix-replay", "answers": "once"},
-    "context-distillation": {"method": "context-distillation", "anchor": 0.0},  # for the student's own answers
-    "mixed": {"method": "mixed"},
-    "opcd, anchored": {"method": "opcd", "answers": "once", "anchor": 0.5},
-}
-"""Ways to train that are tried when a student does not pass its gate, and what each changes in the settings."""
+    "context-distillation": {
+        "method": "context-distillation", "anchor": 0.0, "direction": "", "importance_cap": 0.0, "turn_items": 0,
+        "turn_decay": 0.0,
+    },
+    "mixed": {"method": "mixed", "turn_items": 0, "turn_decay": 0.0},
+    "opcd, anchored": {"method": "opcd", "answers": "once", "turn_decay": 0.0, "anchor": 0.5},
+}  # fmt: skip
+"""Ways to train that are tried when a student does not pass its gate, and what each changes in the settings: settings
+that are about the teacher's answers, the student's own, or stored turns are left out where there are none."""
 
 REPLAYED = 64
 """Train episodes that are played for prefix replay."""

@@ -13,6 +13,7 @@ from agentopcd import learn as learning
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import MARKER, Context
+from agentopcd.distil import check_method
 from agentopcd.knowledge import Store, identify
 from agentopcd.knowledge.students import current_student
 from agentopcd.learn import WAYS, learn
@@ -131,10 +132,20 @@ def test_earlier_ends_compete_before_this_round_s_steps_and_blocked_contexts_do_
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"method": "context-distillation", "answers": "fresh"}, {"method": "mixed"}, {"anchor": 0.25}],
+    [
+        {},
+        {"method": "context-distillation", "answers": "fresh"},
+        {"method": "mixed"},
+        {"anchor": 0.25},
+        {"method": "prefix-replay", "turn_decay": 0.1},
+        {"direction": "forward"},
+        {"importance_cap": 2.0},
+        {"turn_items": 3},
+    ],
     ids=str,
 )
-def test_every_way_can_be_tried_from_every_other(given: dict[str, Any]) -> None:
+def test_every_way_can_be_tried_from_every_other(given: dict[str, Any], tmp_path: Path) -> None:
     config = ConsolidateConfig(env="math", **given)
-    tried = [dataclasses.replace(config, **changes) for changes in WAYS.values()]
+    with Session(config, tmp_path, say=lambda line: None) as session:
+        tried = [check_method(session, dataclasses.replace(config, **changes)) for changes in WAYS.values()]
     assert [one.method for one in tried] == ["opcd", "prefix-replay", "context-distillation", "mixed", "opcd"]

@@ -70,12 +70,18 @@ def backup(
     print(f"wrote {target}")
 
 
+NEWEST = 50
+"""Sessions that are listed if no number is given."""
+
+
 @app.command("recordings", epilog="Example: agentopcd store recordings shop")
 def list_recordings(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="A recording, whose sessions are listed, the newest last.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="With NAME: show at most this many, the newest.")] = 50,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help=f"With NAME: show at most this many, the newest [default: {NEWEST}].")
+    ] = None,
     work: Work = WORK,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +94,9 @@ def list_recordings(
     from agentopcd.core.errors import ConfigError, StoreError
     from agentopcd.knowledge.recordings import newest_sessions, recordings
 
+    if limit is not None and not name:
+        raise ConfigError("--limit is for the sessions of one recording: agentopcd store recordings NAME --limit N")
+    shown = NEWEST if limit is None else limit
     try:
         store = read_store(work)
     except StoreError as error:
@@ -95,7 +104,7 @@ def list_recordings(
     wanted = name.removeprefix(RECORDED) if name else ""
     with store:
         found = recordings(store)
-        rows, total = newest_sessions(store, wanted, limit) if name else (found, len(found))
+        rows, total = newest_sessions(store, wanted, shown) if name else (found, len(found))
     if name and not rows:
         known = ", ".join(row["name"] for row in found) or "none"
         raise ConfigError(f"nothing is recorded under {wanted!r} in {work / 'store.db'} (recordings: {known})")
@@ -104,7 +113,7 @@ def list_recordings(
     for row in rows:
         print(_session_line(row) if name else _recording_line(row))
     if name:
-        print(f"{total} sessions of {wanted}" + (f", the newest {limit} shown" if total > limit else ""))
+        print(f"{total} sessions of {wanted}" + (f", the newest {shown} shown" if total > shown else ""))
     elif not rows:
         print("nothing is recorded; next: agentopcd serve --model pocket --record NAME")
 

@@ -1,8 +1,8 @@
 """Floors and ceiling of a result: a random player, a blind player, and the share of tasks that can be won.
 
 For games with a known model (``env.unwrapped.model()``), the random player's success is exact, by dynamic
-programming over states; for other games with listed moves, random episodes are played. The blind player makes
-the same moves whatever it sees; its floor is the best such sequence on the given tasks.
+programming over states; for other games with listed moves, random episodes are played, unless steps take long. The
+blind player makes the same moves whatever it sees; its floor is the best such sequence on the given tasks.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def floors(
     try:
         models, solutions, moves = _read(env, tasks, spec)
         if not tasks or not models:
-            played, episodes = _played(env, tasks, moves, spec, success_when) if tasks and moves else (None, 0)
+            quick = tasks and moves and not (spec.slow or spec.waits)
+            played, episodes = _played(env, tasks, moves, spec, success_when) if quick else (None, 0)
             return Floors(
                 random=played,
                 blind=None,
@@ -117,7 +118,7 @@ def solvable_share(
         env.close()
     if models:
         solutions = [shortest(model) for model in models]
-    return _share_within(solutions, limit) if moves else None
+    return _share_within(solutions, limit) if moves and limit > 1 else None
 
 
 def _read(env: Any, tasks: Sequence[Task], spec: EnvSpec) -> tuple[list[Model], list[Sequence[str] | None], list[str]]:

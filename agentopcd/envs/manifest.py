@@ -73,7 +73,7 @@ class Manifest:
                 if key != task.key:
                     raise EnvError(
                         f"{self.env} seed {task.seed} now makes task {key}, not {task.key}: {self._drift()}"
-                        "; play what it is now in a new workspace (--work)"
+                        "; play what it is now in a new workspace (--work), with splits that are cut anew"
                     )
         finally:
             env.close()

@@ -70,6 +70,8 @@ class Outcome:
     """Its number; None if none was spent."""
     moved: str = ""
     """The ref that was moved to the canary; empty: none was."""
+    overtaken: bool = False
+    """Whether the ref was moved by somebody else while ratings were compared, so that it stays."""
 
     def lines(self) -> list[str]:
         """What was compared, and the verdict."""
@@ -90,12 +92,13 @@ class Outcome:
             )
         words = {
             "pass": f"promoted, {self.moved} moved" if self.moved else "promoted before",
+            "overtaken": "not promoted, it is better; but its ref was moved while ratings were compared, and stays",
             "not better": "not promoted, it is not shown to be better; it goes on, and more ratings make another look",
             "worse": "not promoted, it is worse; no new session is dealt to it",
             "too few": f"not promoted, too few ratings to reach level {self.level:.2g}; no look was spent",
             "not asked": f"not asked, there are ratings enough to reach level {self.level:.2g}; no look was spent",
         }
-        return [*lines, f"verdict: {words[self.verdict]}"]
+        return [*lines, f"verdict: {words['overtaken' if self.overtaken else self.verdict]}"]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that reports write; what a comparison shows only if a look was spent on it."""
@@ -108,7 +111,8 @@ class Outcome:
             "recording": self.arms.recording, "by": self.by, "verdict": self.verdict, "new": self.arms.new,
             "model": self.arms.canary[0].model_id, "context": self.arms.canary[0].context_id,
             "sessions": [len(self.arms.canary), len(self.arms.control)], "rated": [*self.rated],
-            "paired": self.paired, "level": self.level, "look": self.look, "moved": self.moved, "lines": self.lines(),
+            "paired": self.paired, "level": self.level, "look": self.look, "moved": self.moved,
+            "overtaken": self.overtaken, "lines": self.lines(),
         }  # fmt: skip
 
 
@@ -170,14 +174,15 @@ def decide(store: Store, recording: str, by: str = "success", *, look: bool = Tr
     with store.write():
         if (found := blind(_level(store, key))).verdict == "too few":
             return found
-        row = store.begin_look(key, {})
+        row, was = store.begin_look(key, {}), _at(store, arms)
     pair, worse = scores.compared(found.level)  # takes its time, so nothing is locked
     verdict: Verdict = "pass" if pair.p < found.level else "worse" if worse < found.level else "not better"
     found = dataclasses.replace(found, verdict=verdict, pair=pair, worse=worse, look=row["number"])
     with store.write():
         known = store.lookup("look", id=row["id"])
         if verdict == "pass" and known is not None and known["verdict"] is None:
-            found = dataclasses.replace(found, moved=_promote(store, found))
+            overtaken = _at(store, arms) != was
+            found = dataclasses.replace(found, moved="" if overtaken else _promote(store, found), overtaken=overtaken)
         store.end_look(row["id"], verdict, found.to_dict())
     return found
 
@@ -234,18 +239,21 @@ class _Scores:
         return compare_apart(a, b, draws=draws, z=z), compare_apart(b, a, draws=draws).p
 
 
+def _at(store: Store, arms: Arms) -> str | None:
+    """Where the ref is that a pass would move: what a person moves while ratings are compared, stays moved."""
+    return current_student(store, arms.env) if arms.new == "model" else store.ref(best_ref(arms.env))
+
+
 def _promote(store: Store, found: Outcome) -> str:
     """Move the ref to the canary, unless it is there already; returns the ref that moved, or ''."""
     arms, one = found.arms, found.arms.canary[0]
     assert found.pair is not None
     reason = f"canary, {found.by} {found.pair.difference}; look {found.look} at level {found.level:.2g}"
+    if _at(store, arms) == (one.model_id if arms.new == "model" else one.context_id):
+        return ""
     if arms.new == "model":
-        if current_student(store, arms.env) == one.model_id:
-            return ""
         move_student(store, arms.env, one.model_id, "gate", reason)
         return student_ref(arms.env)
-    if store.ref(best_ref(arms.env)) == one.context_id:
-        return ""
     store.move(best_ref(arms.env), one.context_id, CANARY, reason)
     return best_ref(arms.env)
 

@@ -10,11 +10,12 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import agentopcd
 from agentopcd.core.config import ConsolidateConfig, flags_of, without_flag
 from agentopcd.core.config.toml import toml_value
+from agentopcd.core.config.training import ByTeacher
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import told
 from agentopcd.core.runs import read_json, write_text
@@ -22,6 +23,7 @@ from agentopcd.core.terminal import harmless, without_password
 from agentopcd.knowledge import PLACEBO, Store
 from agentopcd.knowledge.evidence import evidence, one_line
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.students import env_of
 from agentopcd.models import find
 from agentopcd.workspace.evaluation.spoken import SHARES
 from agentopcd.workspace.ledger import config_of
@@ -130,9 +132,10 @@ def front(facts: Facts) -> str:
             )
         )  # fmt: skip
     licence: dict[str, Any] = {**_licence(facts.base_folder)}
+    on_policy = ["on-policy-distillation"] * (facts.settings.get("method") not in get_args(ByTeacher))
     data = ModelCardData(
         base_model=facts.hub_id or None, library_name="peft" if facts.adapter else "transformers",
-        pipeline_tag="text-generation", tags=["agentopcd", "context-distillation", "on-policy-distillation"],
+        pipeline_tag="text-generation", tags=["agentopcd", "context-distillation", *on_policy],
         model_name=one_line(facts.folder.parent.name) or "student", eval_results=results or None,
         **licence,
     )  # fmt: skip
@@ -346,7 +349,8 @@ def command(config: ConsolidateConfig, base: str) -> tuple[str, list[str]]:
 
     It names the model that was trained, also where the command had not: what is trained then, depends on the workspace.
     """
-    config = dataclasses.replace(config, model=config.model or base)
+    if not config.model or env_of(config.model):  # ENV/student was another model then
+        config = dataclasses.replace(config, model=base)
     names = [field.name for field in dataclasses.fields(config)]
     shown: dict[str, Any] = {name: public(getattr(config, name)) for name in names}
     for name in ("model", "teacher"):

@@ -128,6 +128,7 @@ def shown_context(session: Session, config: ForecastConfig) -> Context:
     if not context.text:
         raise ConfigError("the empty context moves no model; name another one with --context")
     session.needed("select")
+    session.refuse_changed_game()
     return context
 
 

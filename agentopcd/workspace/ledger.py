@@ -19,6 +19,13 @@ from agentopcd.workspace.paths import recall
 
 C = TypeVar("C", bound=PlayerConfig)
 
+FORGET = "forget"
+"""The verb of the runs that forget. Trainings in them hold their number under this name, and by it the recipe of a
+context says that something was left out."""
+
+MARKS: Mapping[str, str] = {"recipe": "reproduce", FORGET: FORGET, "round": "learn", "replay": "learn"}
+"""What stands in the row of a run that is a stage of another command, and that command."""
+
 SOME_SERVER = "http://ADDRESS"
 """Stands for the address of a server, which a run's row does not hold."""
 

@@ -24,8 +24,8 @@ from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.students import student_moves, student_ref
 from agentopcd.workspace.holding import is_held
-from agentopcd.workspace.ledger import SOME_SERVER, config_of, held_as
-from agentopcd.workspace.lineage.found import AUDIT, FORGET, TURNS
+from agentopcd.workspace.ledger import FORGET, MARKS, SOME_SERVER, config_of, held_as
+from agentopcd.workspace.lineage.found import AUDIT, TURNS
 from agentopcd.workspace.paths import inside
 
 
@@ -128,12 +128,8 @@ def _job(row: Row, names: Mapping[str, Row], played: Row | None, work: Path, whe
 def _part_of(row: Row) -> str:
     """The command of several runs that a run is a stage of: its row has that command's mark, or settings of play."""
     settings = row["settings"]
-    if "recipe" in settings:
-        return "reproduce"
-    if FORGET in settings:
-        return FORGET
-    of_learn = "round" in settings or (row["verb"] == "consolidate" and "steps" not in settings)
-    return "learn" if of_learn else ""
+    of_learn = row["verb"] == "consolidate" and "steps" not in settings
+    return next((command for mark, command in MARKS.items() if mark in settings), "learn" if of_learn else "")
 
 
 def _state(work: Path, name: str) -> str:

@@ -24,6 +24,7 @@ def to_play(session: Session, config: PlayConfig) -> None:
     if config.context:
         session.context(config.context, config.placement)
     session.needed(config.split)
+    session.refuse_changed_game()
 
 
 def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context]) -> None:
@@ -41,6 +42,7 @@ def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context
         traced(session)
     for context in candidates[: config.candidates]:
         check_leaks(session.store, context.id)
+    session.refuse_changed_game()
 
 
 def to_confirm(session: Session, config: ConfirmConfig) -> Context:
@@ -56,6 +58,7 @@ def to_confirm(session: Session, config: ConfirmConfig) -> Context:
         raise ConfigError("the empty context cannot be confirmed: it is what a context is compared with")
     session.needed("confirm")
     check_leaks(session.store, context.id)
+    session.refuse_changed_game()
     return context
 
 

@@ -27,7 +27,7 @@ from agentopcd.envs.views import hash_text
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.recordings import Recorded, chain, recordings, sessions
-from agentopcd.workspace.ledger import NOT_OF_A_RUN, run_config
+from agentopcd.workspace.ledger import MARKS, NOT_OF_A_RUN, run_config
 
 BRANCHES = 1000
 """The most conversations of one session: its requests that go on from no other one of it begin one each."""
@@ -76,6 +76,7 @@ def _unfinished(store: Store, config: PlayerConfig, folder: Path) -> str:
         stored = read_object(row["config"], f"the config of run {row['id']}")
         snapshot = Path(stored.get("snapshot", "")).name
         same = VERBS.get(row["verb"]) is type(config) and all(stored.get(name) == wanted.get(name) for name in names)
+        same = same and not any(mark in stored for mark in MARKS)  # a stage of another command
         if same and snapshot and (folder / snapshot).is_file():
             return snapshot
     return ""

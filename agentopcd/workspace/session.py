@@ -16,7 +16,7 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import PlayerConfig
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, GameFault
 from agentopcd.core.files import path_of
 from agentopcd.core.runs import writing
 from agentopcd.core.text import first_line, still_thinking
@@ -309,10 +309,24 @@ class Session:
         if tasks := self.tasks(split, n):
             return tasks
         found = f"its {self.manifest.distinct:,} tasks"
-        why = f"{found} leave none for it; name other splits with --splits (`agentopcd envs splits` cuts them)"
+        why = (
+            f"{found} leave none for it; cut others with `agentopcd envs splits REF -o FILE`, and name them with "
+            "--splits in a new workspace (--work)"
+        )
         if self.recording:
             why = f"none of {found} fell into that split, which the hash of a task decides; record more sessions"
         raise ConfigError(f"no {split} tasks of {self.env}: {why}")
+
+    def refuse_changed_game(self) -> None:
+        """Refuse a game whose first task is no longer that of the splits, before a model is loaded to play it.
+
+        The other tasks are looked at when they are played. A task that the game breaks costs its own episode.
+
+        Raises:
+            EnvError: its seed now makes another task.
+        """
+        with contextlib.suppress(GameFault):
+            self.manifest.verify(next(([tasks[0]] for tasks in self.manifest.splits.values() if tasks), []))
 
     def recorded_rows(self) -> list[Mapping[str, Any]]:
         """The conversations of the snapshot that is read, where the environment is a recording."""
@@ -327,27 +341,17 @@ class Session:
                     f"{self.config.splits} holds the splits of {manifest.env} {dict(manifest.kwargs)}, wanted "
                     f"{self.game.ref} {dict(self.game.kwargs)}; make them with `agentopcd envs splits`"
                 )
-            return self._unchanged(manifest)
+            return manifest
         if self.recording:
             return hashed_splits(self.game.ref, self.game.kwargs)
         name = hashlib.sha256(self.env.encode()).hexdigest()[:12]
         file = self.work / "splits" / f"{name}.json"
         if file.is_file():
-            return self._unchanged(Manifest.load(file))
+            return Manifest.load(file)
         manifest = build_splits(self.game.ref, self.game.kwargs, progress=self.progress)
         with writing(file):
             file.parent.mkdir(exist_ok=True)
             manifest.save(file)
-        return manifest
-
-    @staticmethod
-    def _unchanged(manifest: Manifest) -> Manifest:
-        """The same, after a look at its first task: a game that has changed is told of before a model is loaded.
-
-        Raises:
-            EnvError: its seed now makes another task.
-        """
-        manifest.verify(next(([tasks[0]] for tasks in manifest.splits.values() if tasks), []))
         return manifest
 
     def _register_tasks(self) -> None:

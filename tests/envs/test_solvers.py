@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
 from itertools import combinations, product
 from typing import Any
 
 import pytest
 
 from agentopcd.core.types import Task
-from agentopcd.envs import TextEnv, make
+from agentopcd.envs import TextEnv, get_spec, make
+from agentopcd.envs import floors as floor_module
 from agentopcd.envs.floors import best_blind, floors, random_win, solvable_share
 from agentopcd.envs.games.solvers import MOVES, Lake, Warehouse, shortest
 
@@ -119,9 +121,16 @@ class Halves(TextEnv):
         return self.turn(outcome="The cup is lifted.", success=action == self.side)
 
 
-def test_replies_listed_on_the_class_or_in_an_episode_are_moves_of_the_random_player() -> None:
+def test_replies_listed_on_the_class_or_in_an_episode_are_moves_of_the_random_player(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     halves = floors("tests.envs.test_solvers:Halves", {}, [Task(seed, "") for seed in range(100)])
     assert halves.random_episodes == 1000 and halves.random == pytest.approx(0.5, abs=0.05)
+    spec = get_spec("tests.envs.test_solvers:Halves")
+    for way in ({"slow": True}, {"waits": True}):  # a thousand episodes of it could take hours
+        monkeypatch.setattr(floor_module, "get_spec", lambda ref, way=way: dataclasses.replace(spec, **way))
+        assert floors("tests.envs.test_solvers:Halves", {}, [Task(0, "")]).random is None
+    monkeypatch.undo()
     ferry = floors("examples/own_environment.py:Ferry", {}, [Task(seed, "") for seed in range(4)])
     assert ferry.random_episodes == 1000 and ferry.random is not None and ferry.random < 0.2 and ferry.solvable == 1
 

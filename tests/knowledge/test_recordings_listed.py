@@ -50,5 +50,7 @@ def test_sessions_of_one_recording_are_listed_the_newest_last(tmp_path: Path) ->
         {"success": False, "reward": 0.5, "metrics": {}}, {"success": None, "reward": None, "metrics": {"stars": 4}}
     ]  # fmt: skip
     assert rows[0]["started_at"] <= rows[1]["started_at"]
+    with pytest.raises(ConfigError, match="--limit is for the sessions of one recording"):
+        run(tmp_path, "--limit", "1")
     with pytest.raises(ConfigError, match=r"nothing is recorded under 'nowhere'.*recordings: other, shop"):
         run(tmp_path, "nowhere")

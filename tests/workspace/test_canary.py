@@ -126,6 +126,26 @@ def test_recording_goes_on_while_ratings_are_compared(
     assert len(calls) == (1 if dry else 3)
 
 
+def test_what_a_person_moves_while_ratings_are_compared_stays_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served(tmp_path, 30, (0.2, 0.9))
+    with Store.open(tmp_path / "store.db") as store:
+        move_student(store, ENV, MODEL, "gate")
+    real = canary.compare_apart
+
+    def rolled_back(*given: Any, **more: Any) -> Any:
+        with Store.open(tmp_path / "store.db") as store:
+            move_student(store, ENV, None, "rollback")
+        return real(*given, **more)
+
+    monkeypatch.setattr(canary, "compare_apart", rolled_back)
+    found = decided(tmp_path)
+    assert (found.verdict, found.moved, student(tmp_path)) == ("pass", "", None)
+    assert "its ref was moved while ratings were compared, and stays" in found.lines()[-1]
+    assert found.to_dict()["overtaken"]
+
+
 @pytest.mark.parametrize(("n", "verdict"), [(5, "too few"), (6, "pass")])
 def test_six_pairs_that_all_won_are_enough(tmp_path: Path, n: int, verdict: str) -> None:
     served(tmp_path, n, (0.0, 1.0), paired=True)

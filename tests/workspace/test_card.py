@@ -130,6 +130,8 @@ def test_the_card_says_how_the_student_was_trained(method: str, says: str, stude
         assert facts is not None
         text = card.card(dataclasses.replace(facts, settings={**facts.settings, "method": method}))
     assert says in text and ("--method" in text) == (method != "opcd")
+    tagged = "on-policy-distillation" in ModelCard(text).data.to_dict()["tags"]
+    assert tagged == (method not in ("context-distillation", "seqkd"))
 
 
 def test_others_can_read_it_and_it_has_the_dtype(student: Distilled) -> None:
@@ -215,6 +217,8 @@ def test_the_command_names_the_model_that_was_trained_by_default() -> None:
     assert "--model pocket" in said and "--context context.txt" in said
     said, _ = card.command(ConsolidateConfig(env="math", context="notes.txt", model="smollm2-135m"), "pocket")
     assert "--model smollm2-135m" in said and "pocket" not in said
+    said, _ = card.command(ConsolidateConfig(env="math", context="notes.txt", model="lake/student"), "pocket")
+    assert "--model pocket" in said and "lake/student" not in said, "that is another model by now"
 
 
 def test_a_licence_is_the_bases_own(tmp_path: Path) -> None:

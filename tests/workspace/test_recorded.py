@@ -160,6 +160,17 @@ def test_another_command_reads_no_snapshot_of_a_failed_run(tmp_path: Path) -> No
     assert begin(common, "play") == third
 
 
+def test_a_play_reads_no_snapshot_of_a_stage_of_learn(tmp_path: Path) -> None:
+    keep_many(tmp_path, 20)
+    config = PlayConfig(env="recorded:shop", model="pocket")
+    with Session(config, tmp_path, say=lambda line: None) as session:
+        session.ledger.stage("play", round=1)  # killed
+        first = session.snapshot
+    keep_many(tmp_path, 5, start=20)
+    with Session(config, tmp_path, say=lambda line: None) as session:
+        assert session.snapshot != first
+
+
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing is recorded under 'shop' .*recordings: none.*--record shop"):
         session_of(tmp_path)

@@ -15,6 +15,7 @@ from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Found
 from agentopcd.knowledge.students import move_student
 from agentopcd.workspace.ledger import run_config
+from agentopcd.workspace.ready import to_play
 from agentopcd.workspace.session import DEFAULT_MODEL, Session
 from tests import tiny
 
@@ -44,12 +45,13 @@ def test_tasks_are_taken_from_the_front(rows: str, tmp_path: Path) -> None:
         assert session.tasks("select", 10_000) == everything
 
 
-def test_a_game_that_has_changed_is_told_of_when_it_is_opened(rows: str, tmp_path: Path) -> None:
+def test_a_game_that_has_changed_is_told_of_before_a_model_is_loaded(rows: str, tmp_path: Path) -> None:
     open_session(rows, tmp_path / "w").close()
     file = Path(rows)
     file.write_text(file.read_text().replace("What", "Tell me what"))
-    with pytest.raises(EnvError, match=r"now makes task .* new workspace"):
-        open_session(rows, tmp_path / "w")
+    session = open_session(rows, tmp_path / "w")  # what was played before can still be read
+    with session, pytest.raises(EnvError, match=r"now makes task .* new workspace"):
+        to_play(session, PlayConfig(env=rows))
 
 
 def test_a_split_that_has_to_hold_some_and_holds_none_says_what_to_do(rows: str, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from agentopcd.core.text import THINKING
+from agentopcd.core.text import END_OF_THINKING, THINKING
 from agentopcd.core.types import Message
 from agentopcd.knowledge.recordings import Answered
 from agentopcd.workspace.gateway.said import Said, split
@@ -44,15 +44,12 @@ class Answer:
         )  # fmt: skip
 
     @classmethod
-    def again(cls, model: str, known: Answered, *, thinks: bool) -> Answer:
-        """The answer that was stored.
-
-        Args:
-            thinks: whether prompts end inside the thinking; then what is stored of a reply may lack the first mark.
-        """
+    def again(cls, model: str, known: Answered) -> Answer:
+        """The answer that was stored. Where the prompt had opened the thinking, the reply lacks the first mark."""
+        opened = END_OF_THINKING in known.reply and THINKING not in known.reply
         return cls(
             name=known.name, model=model, message=known.message,
-            thinking=split((THINKING if thinks else "") + known.reply)[0].removeprefix(THINKING),
+            thinking=split((THINKING if opened else "") + known.reply)[0].removeprefix(THINKING),
             finish_reason=known.finish_reason, prompt_tokens=known.prompt_tokens, output_tokens=known.output_tokens,
             token_ids=known.response_ids, logprobs=known.logprobs,
             created=seconds(known.begun_at),

@@ -230,8 +230,7 @@ class _Turn:
             self.gateway.named[self.key] = asyncio.get_running_loop().create_future()
             self._mine = True
             if (found := await desk.do(desk.known, self.key, self.body)) is not None:
-                thinks = desk.chat.reader.thinks
-                self.known = Answer.again(self.gateway.rules.model, found[1], thinks=thinks)
+                self.known = Answer.again(self.gateway.rules.model, found[1])
                 self.headers = {SESSION: found[0]}
                 return
         row = None

@@ -21,7 +21,7 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.lineage import Generation, generations, passages, repeats
 from agentopcd.knowledge.students import current_student, move_student, student_moves, student_ref
 from agentopcd.models import find
-from agentopcd.workspace.lineage.found import FORGET
+from agentopcd.workspace.ledger import FORGET
 from agentopcd.workspace.lineage.recorded import Training, finished, recorded
 from agentopcd.workspace.pace import pace
 from agentopcd.workspace.paths import recall

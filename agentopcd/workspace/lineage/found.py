@@ -18,9 +18,6 @@ from agentopcd.knowledge.lineage import Carried, carried, generations, taught_be
 
 AUDIT = "audit"
 """The verb of the runs that audits are stored as."""
-FORGET = "forget"
-"""The verb of the runs that forget. Trainings in them hold their number under this name, and by it the recipe of a
-context says that something was left out."""
 TURNS = 128
 """Stored turns that an audit reads for each context if no number is given."""
 CUT = 80
