@@ -57,13 +57,12 @@ class Desk:
 
     Args:
         store: the file; opened by that thread, and only if something is kept or followed.
-        chat: of the first model; how it reads replies holds for those that were kept.
         kept: what the stored requests of the first model say about the server.
         follows: whether the student that plays may change.
     """
 
-    def __init__(self, store: Path, chat: Chat, kept: Kept, *, follows: bool = False) -> None:
-        self.chat, self.kept = chat, kept
+    def __init__(self, store: Path, kept: Kept, *, follows: bool = False) -> None:
+        self.kept = kept
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="agentopcd-desk")
         self._store = self._thread.submit(Store.open, store).result() if kept.recording or follows else None
 

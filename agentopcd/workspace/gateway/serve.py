@@ -185,7 +185,7 @@ async def _serve(
     config: ServeConfig, ready: Ready, work: Path, listener: socket.socket, say: Callable[[str], None]
 ) -> None:
     first = ready.first
-    desk = Desk(work / "store.db", first.chat, first.kept, follows=bool(ready.follows.env))
+    desk = Desk(work / "store.db", first.kept, follows=bool(ready.follows.env))
 
     def engine(one: Loaded) -> Engine:
         return Engine(one.sampler, lambda error: say(f"error: the engine failed ({type(error).__name__})"))

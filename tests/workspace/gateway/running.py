@@ -79,7 +79,7 @@ class Running:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
 
     async def _serve(self) -> None:
-        self.desk = Desk(self.work / "store.db", self.chat, self._kept)
+        self.desk = Desk(self.work / "store.db", self._kept)
         self.engine = Engine(self.sampler, lambda error: self.lines.append(f"engine: {type(error).__name__}"))
         room = models.positions(self.loaded.model)
         served = Served(engine=self.engine, chat=self.chat, kept=self._kept, room=room)
