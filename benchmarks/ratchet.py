@@ -1,18 +1,25 @@
 """Rounds that alternate between two environments, with the ratchet and without it.
 
-    python -m benchmarks.ratchet --work W --seeds 4
-    python -m benchmarks.ratchet --read W/ratchet.json
+    python -m benchmarks.ratchet --work W --seeds 4 [--processes 4]
+    python -m benchmarks.ratchet --read W
 
 Each seed plays two loops of ``learn --rounds 1 --force`` (a context is distilled whether it was confirmed or not), the
 lake and Sokoban in turn, each from the model that the loop has reached: ``ratchet`` is what ``agentopcd learn`` does,
-``plain`` takes every student (``--gate-tasks 0 --one-method``), as earlier versions did. After every round the model
-plays the same test tasks of both environments, without a context. A call that was killed goes on where it was.
+``plain`` takes every student (``--gate-tasks 0 --one-method``), as earlier versions did. Until the ratchet first refuses
+a student, both are one loop, which is played once; from there ``plain`` goes on in a copy of the workspace as it was
+before that round. After every round the model plays the same test tasks of both environments, without a context. A call
+that was killed goes on where it was. The result is W/ratchet.json; ``--read W`` makes it of what there is, and ``--read
+FILE`` prints one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +41,9 @@ SIZE: dict[str, Any] = {
 MARGIN = 0.1
 
 
-def tested(env: str, model: str, work: Path, n: int) -> dict[str, bool]:
+def tested(env: str, model: str, work: Path, n: int, engine: dict[str, Any]) -> dict[str, bool]:
     """Which test tasks a model solves, by task key."""
-    with Session(PlayConfig(env=env, model=model), work, say=lambda line: None) as session:
+    with Session(PlayConfig(env=env, model=model, **engine), work, say=lambda line: None) as session:
         run_id = session.ledger.stage("test", tested=model)
         bench, tasks = session.bench(run_id), session.tasks("test", n)
         bench.prepare([EMPTY], tasks, "test")
@@ -46,36 +53,79 @@ def tested(env: str, model: str, work: Path, n: int) -> dict[str, bool]:
         return {place[0]: bool(value) for place, value in won.items()}
 
 
-def play(seed: int, loop: str, work: Path, rounds: int, n: int) -> Iterator[dict[str, Any]]:
-    """The rounds of one loop, the model before the first included."""
-    folder, model = work / f"{loop}-{seed}", "pocket"
-    yield {"seed": seed, "loop": loop, "round": 0, "test": {env: tested(env, model, folder, n) for env in ENVS}}
-    for number in range(1, rounds + 1):
-        file = folder / f"round-{number}.json"
-        if file.is_file():
-            done = read_json(file, f"remove {file} to play that round again")
-        else:
-            env = ENVS[(number - 1) % 2]
-            config = LearnConfig(env=env, model=model, seed=seed * 100 + number, **SIZE, **LOOPS[loop])
-            (one,) = learn(config, folder, say=lambda line: None)
-            trained = one.distilled
-            done = {
-                "seed": seed, "loop": loop, "round": number, "env": env, "model": one.player, "tried": [*one.tried],
-                "confirmed": one.confirmed, "promoted": trained.promoted if trained else None,
-                "verdict": trained.promotion["verdict"] if trained and trained.promotion else None,
-                "test": {env: tested(env, one.player, folder, n) for env in ENVS},
-            }  # fmt: skip
-            write_json(file, done)
+def played(seed: int, loop: str, number: int, model: str, given: argparse.Namespace) -> dict[str, Any]:
+    """One round of a loop, and what the model then wins; round 0 is the model before the first."""
+    folder, engine = given.work / f"{loop}-{seed}", {"compute": given.compute, "sample_batch": given.sample_batch}
+    file = folder / f"round-{number}.json"
+    if file.is_file():
+        return read_json(file, f"remove {file} to play that round again")
+    done: dict[str, Any] = {"seed": seed, "loop": loop, "round": number, "model": model}
+    if number:
+        env = ENVS[(number - 1) % 2]
+        config = LearnConfig(env=env, model=model, seed=seed * 100 + number, **SIZE, **LOOPS[loop], **engine)
+        (one,) = learn(config, folder, say=lambda line: None)
+        trained = one.distilled
+        done |= {
+            "env": env, "model": one.player, "tried": [*one.tried], "confirmed": one.confirmed,
+            "promoted": trained.promoted if trained else None,
+            "verdict": trained.promotion["verdict"] if trained and trained.promotion else None,
+        }  # fmt: skip
+    done["test"] = {env: tested(env, done["model"], folder, given.tasks, engine) for env in ENVS}
+    write_json(file, done)
+    return done
+
+
+def ratchet(seed: int, given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The rounds of the loop with the ratchet; the workspace is kept as it was before a round that does not agree."""
+    model, folder = "pocket", given.work / f"ratchet-{seed}"
+    for number in range(given.rounds + 1):
+        before = given.work / f"before-{number}-{seed}"
+        if number and not before.is_dir():
+            copied(folder, before)
+        yield (done := played(seed, "ratchet", number, model, given))
         model = done["model"]
-        yield {name: value for name, value in done.items() if name != "model"}
+        if number and agreed(done):
+            shutil.rmtree(before)
+
+
+def plain(seed: int, given: argparse.Namespace, theirs: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rounds of the loop without it, given those of the loop with it."""
+    alike = list(itertools.takewhile(agreed, theirs))
+    yield from ({**record, "loop": "plain"} for record in alike)
+    folder, model = given.work / f"plain-{seed}", alike[-1]["model"]
+    if len(alike) <= given.rounds and not folder.is_dir():
+        copied(given.work / f"before-{len(alike)}-{seed}", folder)
+        for file in folder.glob("round-*.json"):
+            file.unlink()
+    for number in range(len(alike), given.rounds + 1):
+        yield (done := played(seed, "plain", number, model, given))
+        model = done["model"]
+
+
+def agreed(record: dict[str, Any]) -> bool:
+    """Whether both loops go on from the same model after a round of the ratchet."""
+    return not record["round"] or bool(record["promoted"] and len(record["tried"]) == 1)
+
+
+def copied(folder: Path, to: Path) -> None:
+    """Copy a folder, wholly or not at all."""
+    part = to.with_name(f"{to.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder, part)
+    part.rename(to)
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print a round: success on the test tasks of both environments, what was taught, and what the gate said."""
+    shown = ", ".join(f"{env} {sum(won.values()) / len(won):.3f}" for env, won in record["test"].items())
+    what = f"{record.get('env', '')} {record.get('verdict') or ''}".strip()
+    print(f"seed {record['seed']} {record['loop']:8s} round {record['round']}  {shown}  {what}", flush=True)
 
 
 def rates(records: list[dict[str, Any]]) -> None:
     """Print success by round, and the largest loss of each loop: the last model against the best before it."""
     for record in records:
-        shown = ", ".join(f"{env} {sum(won.values()) / len(won):.3f}" for env, won in record["test"].items())
-        what = f"{record.get('env', '')} {record.get('verdict') or ''}".strip()
-        print(f"seed {record['seed']} {record['loop']:8s} round {record['round']}  {shown}  {what}")
+        show(record)
     for loop in LOOPS:
         for env in ENVS:
             worst = []
@@ -89,25 +139,43 @@ def rates(records: list[dict[str, Any]]) -> None:
                 print(f"{loop:8s} {env}: last against best {lost}; not inferior by {MARGIN} in {kept} of {len(worst)}")
 
 
+def both(seed: int, given: argparse.Namespace) -> None:
+    """Play both loops of a seed; each record is printed and written down when its round ends."""
+    models.prepare_process()
+    theirs: list[dict[str, Any]] = []
+    for loop in LOOPS:
+        records: list[dict[str, Any]] = []
+        for record in ratchet(seed, given) if loop == "ratchet" else plain(seed, given, theirs):
+            records.append(record)
+            show(record)
+            write_json(given.work / f"records-{loop}-{seed}.json", records)
+        theirs = records
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("ratchet-work"))
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--tasks", type=int, default=128)
-    parser.add_argument("--read", type=Path, help="print the table of a result, and play nothing")
+    parser.add_argument("--tasks", type=int, default=256)
+    parser.add_argument("--processes", type=int, default=1, help="seeds at once, each in a process of its own")
+    parser.add_argument("--compute", default="float32", help="float32 or bfloat16")
+    parser.add_argument("--sample-batch", type=int, default=32)
+    parser.add_argument("--read", type=Path, help="print the table of a result or of a work folder; play nothing")
     given = parser.parse_args()
-    if given.read:
-        rates(read_json(given.read, "name the file that a run has written")["records"])
-        return
-    models.prepare_process()
-    records: list[dict[str, Any]] = []
-    for seed in range(given.seeds):
-        for loop in LOOPS:
-            for record in play(seed, loop, given.work, given.rounds, given.tasks):
-                records.append(record)
-                rates(records[-1:])
-                write_json(given.work / "ratchet.json", {"size": SIZE, "records": records})
+    if given.read is None:
+        with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
+            running = [pool.submit(both, seed, given) for seed in range(given.seeds)]
+            for one in running:
+                one.result()
+    if given.read is None or given.read.is_dir():
+        work, how = given.read or given.work, "name a folder in which the loops have run"
+        records = [record for file in sorted(work.glob("records-*.json")) for record in read_json(file, how)]
+        for record in records:
+            record.pop("model", None)  # a path of this machine
+        write_json(work / "ratchet.json", {"size": SIZE, "records": records})
+    else:
+        records = read_json(given.read, "name the file that a run has written")["records"]
     rates(records)
 
 

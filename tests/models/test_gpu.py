@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.types import Request, Sampling
+from agentopcd.rollouts.sampling.continuous import Continuous
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests.models import architectures
@@ -44,3 +46,17 @@ def test_the_cpu_and_the_gpu_draw_the_same_tokens(tmp_path: Path) -> None:
         for device in ("cpu", "cuda")
     ]
     assert [reply.token_ids for reply in both[0]] == [reply.token_ids for reply in both[1]]
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_steps_of_one_token_are_recorded(compute: torch.dtype, tmp_path: Path) -> None:
+    loaded = models.load_model(str(architectures.build(tmp_path / "model", "qwen3")), device="cuda")
+    engine = Continuous(loaded, compute, rows=4)
+    asked = [Request(prompt_ids=tuple(range(20, 20 + n)), seed=n) for n in range(9, 20)]
+    replies = engine.sample(asked, dataclasses.replace(HOT, max_tokens=40))
+    assert engine._rows.recorded is not None and 4 in engine._rows.recorded._known
+    with torch.no_grad(), models.autocast(torch.device("cuda"), compute):
+        for request, reply in zip(asked, replies, strict=True):
+            own = models.own_logits(loaded.model, request.prompt_ids, reply.token_ids).log_softmax(-1).cpu()
+            chosen = own.gather(1, torch.tensor(reply.token_ids)[:, None])[:, 0]
+            assert float((chosen - torch.tensor(reply.logprobs)).abs().mean()) < GAP_NATS[compute]

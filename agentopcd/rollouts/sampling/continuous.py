@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -18,14 +19,18 @@ from agentopcd.rollouts.sampling.prefixes import Prefixes
 from agentopcd.rollouts.sampling.protocol import Heard
 from agentopcd.rollouts.sampling.rows import Part, Rows
 
-READ_TOKENS = 1024
+READ_TOKENS, READ_TOKENS_GPU = 1024, 8192
 """The most tokens of prompts that a step reads."""
+ADMIT_EVERY = 8
+"""Steps between looks for new requests where steps of one token are recorded: those that read prompts are not."""
 SHARED_TOKENS = 16
 """A prompt waits for one that is being read if that saves it so many tokens."""
 LOOK_EVERY = 64
 """Steps between looks at the memory of this process."""
 ROWS_BYTES, PREFIXES_BYTES = 1 << 30, 1 << 29
 """Bounds for the keys and values of requests under way, and of what was read before."""
+FREE_SHARE = 4
+"""On a GPU, requests under way may take one part in so many of its free memory, if that is more."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -75,7 +80,7 @@ class Continuous:
         self._packed = decoding.Packed(loaded.model, compute)
         with self._sampling():
             lean = Lean(loaded.model, self._packed) if fits(loaded.model) else None
-            self._rows = Rows(loaded.model, most=rows, bound=ROWS_BYTES // share, lean=lean)
+            self._rows = Rows(loaded.model, most=rows, bound=_bound(loaded.model) // share, lean=lean)
         self._prefixes = Prefixes(PREFIXES_BYTES // share)
         self._waiting: list[_Seat] = []
         self._seats: list[_Seat | None] = []
@@ -138,7 +143,8 @@ class Continuous:
         self._steps += 1
         if self._steps % LOOK_EVERY == 0:
             self._freed.look()
-        self._admit()
+        if self._rows.recorded is None or self._steps % ADMIT_EVERY == 0 or not any(self._seats):
+            self._admit()
         self._close_up()
         seats = [seat for seat in self._seats if seat is not None]
         hidden_BH = self._rows.read(list(self._parts(seats)))
@@ -179,7 +185,7 @@ class Continuous:
 
     def _parts(self, seats: Sequence[_Seat]) -> Iterable[Part]:
         """What each row reads in this step, in the order of rows. A long prompt takes several steps."""
-        left = READ_TOKENS
+        left = READ_TOKENS if self._rows.recorded is None else READ_TOKENS_GPU
         for row, seat in enumerate(seats):
             end = min(len(seat.ids), seat.held + max(1, left))
             yield Part(row, seat.held, seat.ids[seat.held : end])
@@ -228,6 +234,12 @@ class Continuous:
                 row = self._seats.index(None)
                 self._rows.move(len(self._seats), row, last.held)
                 self._seats[row] = last
+
+
+def _bound(model: Any) -> int:
+    """Bytes for the keys and values of requests under way."""
+    device = next(model.parameters()).device
+    return max(ROWS_BYTES, torch.cuda.mem_get_info(device)[0] // FREE_SHARE if device.type == "cuda" else 0)
 
 
 def _alike(seats: Sequence[_Seat]) -> Iterator[tuple[Sampling, list[int]]]:

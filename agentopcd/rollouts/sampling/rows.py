@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from agentopcd import models
 from agentopcd.rollouts.sampling.lean import Lean
 from agentopcd.rollouts.sampling.prefixes import Read
+from agentopcd.rollouts.sampling.recorded import Record, Recorded, cuda_graph
 
 NAME = "agentopcd-rows"
 """What transformers knows this attention as."""
@@ -52,11 +53,18 @@ class Rows:
         most: rows.
         bound: bytes that all rows together should not exceed; there is always one row.
         lean: a forward pass to use instead of the model's modules.
+        record: records steps of the lean pass that read one token a row; None: on a GPU, as a CUDA graph.
     """
 
-    def __init__(self, model: Any, *, most: int, bound: int, lean: Lean | None = None) -> None:
+    def __init__(
+        self, model: Any, *, most: int, bound: int, lean: Lean | None = None, record: Record | None = None
+    ) -> None:
         self.model, self.most, self.bound, self.lean = model, most, bound, lean
         self.device = next(model.parameters()).device
+        if record is None and self.device.type == "cuda":
+            record = cuda_graph
+        self.recorded = Recorded(self._single, record, self.device) if lean is not None and record else None
+        """Steps that read one token a row, where they are recorded."""
         self._step: _Step | None = None
         self._places: dict[int, list[tuple[int, int]]] = {}
         self._stores: list[Tensor] = []
@@ -85,6 +93,8 @@ class Rows:
             # Zeros, since what is masked is still multiplied, by 0.
             self._stores[i] = new = old.new_zeros(old.shape[0], rows, old.shape[2], width, old.shape[4])
             new[:, :have, :, :wide] = old
+        if self.recorded is not None:
+            self.recorded.forget()  # they read the old ones
 
     def put(self, row: int, start: int, read: Read, n: int) -> None:
         """Write the first ``n`` tokens of what was read before into a row."""
@@ -106,6 +116,10 @@ class Rows:
         Returns:
             The last hidden state of each part ``[rows, H]``.
         """
+        if self.recorded is not None and all(len(part.ids) == 1 for part in parts):
+            asked = [part.ids[0] for part in parts], [part.start for part in parts]
+            if (hidden_BH := self.recorded.read(*asked, most=self._stores[0].shape[1])) is not None:
+                return hidden_BH
         self._step = step = _Step(parts, self.device)
         ids = [token for part in parts for token in part.ids]
         tokens = torch.tensor([ids], device=self.device)
@@ -114,6 +128,12 @@ class Rows:
         with self._attending(self._attend):
             out = models.decoder(self.model)(input_ids=tokens, position_ids=step.columns[None], use_cache=False)
         return out.last_hidden_state[0, step.last]
+
+    def _single(self, ids: Tensor, columns: Tensor) -> Tensor:
+        """Read one token for each of the first rows: ``ids [1, B]`` at ``columns [B]``; see :meth:`read`."""
+        assert self.lean is not None
+        self._step = step = _Single(columns, self._stores[0].shape[3])
+        return self.lean(ids, columns[None], step.last, self.attend)
 
     def _probe(self) -> None:
         """Read one token, to learn the shapes of all layers' keys and values."""
@@ -234,8 +254,7 @@ class _Step:
     """Where the tokens of a step stand; what is the same in all layers is computed once."""
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
-        self.parts, self.device, self.rows = parts, device, len(parts)
-        self.single = all(len(part.ids) == 1 for part in parts)
+        self.device, self.rows = device, len(parts)
         self.width = max(part.end for part in parts)
         starts = list(itertools.accumulate((len(part.ids) for part in parts), initial=0))
         self.long = [(start, part) for start, part in zip(starts, parts, strict=False) if len(part.ids) > 1]
@@ -256,8 +275,7 @@ class _Step:
         """What the last token of each row sees, ``[rows, 1, 1, width]``."""
         key = ("mask", window)
         if key not in self._known:
-            ends = torch.tensor([part.end for part in self.parts], device=self.device)
-            self._known[key] = _sees(ends - 1, self.width, window)[:, None, None]
+            self._known[key] = _sees(self.columns[self.last], self.width, window)[:, None, None]
         return self._known[key]
 
     def part_mask(self, part: Part, window: int | None) -> Tensor | None:
@@ -268,6 +286,15 @@ class _Step:
         if key not in self._known:
             self._known[key] = _sees(torch.arange(part.start, part.end, device=self.device), part.end, window)
         return self._known[key]
+
+
+class _Single(_Step):
+    """One token for each row, at places that a tensor holds, so that a recording reads them anew; rows of one width."""
+
+    def __init__(self, columns: Tensor, width: int) -> None:
+        self.device, self.rows, self.width, self.columns = columns.device, len(columns), width, columns
+        self.last = self._row = torch.arange(self.rows, device=self.device)
+        self.long, self._known = [], {}
 
 
 def _sees(at: Tensor, width: int, window: int | None) -> Tensor:
