@@ -11,6 +11,7 @@ step       a step of a random model of the shape of Qwen3-1.7B, in full and with
 teacher    the teacher at 4,096 tokens of context, beside the plain path
 trl        TRL's trainer on the same step, if it is installed
 rollout    reply tokens a second of pocket on Frozen Lake, by our engine and by transformers' ``generate``
+recorded   a step of one token a row of the large model, in milliseconds, as a recorded CUDA graph and without one
 pocket     one consolidation from the context to the student's table
 """
 
@@ -123,12 +124,12 @@ class Book:
 
     def pocket(self) -> dict[str, Any]:
         """A consolidation from the context to the student's table."""
-        model, steps, tasks, batch = ("pocket-s", 2, 4, 4) if self.tiny else ("pocket", 8, 64, 32)
+        model, steps, tasks, batch = ("pocket-s", 2, 4, 4) if self.tiny else ("pocket", 4, 32, 32)
         command = [
             sys.executable, "-m", "agentopcd", "consolidate", "--env", "frozen-lake-4x4", "--model", model, "--context",
             "recipes/pocket/contexts/frozen-lake.txt", "--steps", str(steps), "--batch-size", str(batch),
-            "--select-every", str(steps), "--select-tasks", str(tasks), "--test-tasks", str(tasks), "--json", "--work",
-            str(self.scratch / "work"),
+            "--select-every", str(steps), "--select-tasks", str(tasks), "--test-tasks", str(tasks), "--gate-tasks", "0",
+            "--json", "--work", str(self.scratch / "work"),
         ]  # fmt: skip
         result = json.loads(words_of(command, self.left_s))
         rows = result["evaluation"]["rows"]
@@ -169,6 +170,29 @@ class Book:
                 tokens = play(player, jobs)
                 found[name] = round(tokens / (time.perf_counter() - began), 1)
         return {"games": len(jobs), "tokens_a_second": found}
+
+    def recorded(self) -> dict[str, Any]:
+        """Milliseconds of a step of one token a row, prompts included; the second of two runs counts."""
+        from agentopcd.core.types import Request, Sampling
+        from agentopcd.rollouts.sampling import recorded
+        from agentopcd.rollouts.sampling.continuous import Continuous
+
+        loaded = models.load_model(str(self.large()[1]), device=self.device)
+        rows, new = (2, 8) if self.tiny else (32, 128)
+        asked = [Request(prompt_ids=tuple(range(20, 220 + i % 7)), seed=i) for i in range(rows)]
+        found, usual = {}, recorded.AFTER
+        for name, after in (("recorded", usual), ("not", 1 << 30)):
+            recorded.AFTER = after
+            for _ in range(2):
+                self.synchronize()
+                began = time.perf_counter()
+                engine = Continuous(loaded, getattr(torch, self.compute), rows)
+                replies = engine.sample(asked, Sampling(temperature=1.0, max_tokens=new))
+                self.synchronize()
+                steps = max(len(reply.token_ids) for reply in replies)
+                found[name] = round(1000 * (time.perf_counter() - began) / steps, 2)
+        recorded.AFTER = usual
+        return {"ms_a_step": found, "rows": rows, "tokens": sum(len(reply.token_ids) for reply in replies)}
 
     def large(self) -> tuple[int, Path]:
         """The number of weights of the model of steps, and its folder."""
@@ -224,7 +248,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         book = Book(args.tiny, Path(scratch))
         parts: list[Callable[[], dict[str, Any]]] = [
-            book.machine, book.tests, book.attention, book.step, book.teacher, book.trl, book.rollout, book.pocket
+            book.machine, book.tests, book.attention, book.step, book.teacher, book.trl, book.rollout,
+            book.recorded, book.pocket,
         ]  # fmt: skip
         for part in parts:
             if args.part and part.__name__ not in (*args.part, "machine"):

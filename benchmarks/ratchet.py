@@ -5,11 +5,11 @@
 
 Each seed plays two loops of ``learn --rounds 1 --force`` (a context is distilled whether it was confirmed or not), the
 lake and Sokoban in turn, each from the model that the loop has reached: ``ratchet`` is what ``agentopcd learn`` does,
-``plain`` takes every student (``--gate-tasks 0 --one-method``), as earlier versions did. Until the ratchet first refuses
-a student, both are one loop, which is played once; from there ``plain`` goes on in a copy of the workspace as it was
-before that round. After every round the model plays the same test tasks of both environments, without a context. A call
-that was killed goes on where it was. The result is W/ratchet.json; ``--read W`` makes it of what there is, and ``--read
-FILE`` prints one.
+``plain`` takes every student (``--gate-tasks 0 --one-method``), as earlier versions did. Until the ratchet first
+refuses a student, both are one loop, which is played once; from there ``plain`` goes on in a copy of the workspace as
+it was before that round. After every round the model plays the same test tasks of both environments, without a context.
+A call that was killed goes on where it was. The result is W/ratchet.json; ``--read W`` makes it of what there is, and
+``--read FILE`` prints one.
 """
 
 from __future__ import annotations

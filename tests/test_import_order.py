@@ -82,6 +82,7 @@ INSIDE = {
         "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "
         "sampling.vllm_command sampling.vllm_endpoints sampling.vllm_process",
         "sampling.lean",
+        "sampling.recorded",
         "sampling.rows",
         "sampling.continuous",
         "sampling.shares",

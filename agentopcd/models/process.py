@@ -24,12 +24,16 @@ def prepare_process() -> None:
     """Set this process up for models. The command line does so once, before it loads a model.
 
     The function silences transformers, keeps freed memory, computes attention on a CPU in float32 and uses no more
-    threads than the container has CPUs. The last two change the last digits of results. A second call changes nothing.
+    threads than the container has CPUs; on a GPU, cuDNN computes no attention. All but the first two change the last
+    digits of results. A second call changes nothing.
     """
     quiet()
     keep_freed_memory()
     float32_attention()
     fit_threads()
+    # cuDNN plans anew for each length, and episodes have many: in the first 16 steps of a rollout with the shape of
+    # Qwen3-1.7B on an H200, plans took 61 % of the processor's time (docs/LOG.md).
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def quiet() -> None:

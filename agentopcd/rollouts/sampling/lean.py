@@ -132,4 +132,5 @@ class Lean:
 
 
 def _norm(norm: Any, x: Tensor) -> Tensor:
+    x = x.to(norm.weight.dtype)  # of two dtypes, torch would make ten calls and not one
     return rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
