@@ -154,7 +154,7 @@ def compared(
 ) -> dict[str, dict[str, Any]]:
     """The context assembled by value, and all items, each against no context on ``n`` confirm tasks."""
     count, tasks = session.player.chat.count_tokens, session.tasks("confirm", n)
-    best = {items[one.item_id].text: one.low for one in values if one.value > 0}
+    best = {items[one.item_id].text: one.low for one in values if one.value > 0 and one.round == values[0].round}
     contexts = {
         "by value": assemble_by_value([], best, budget=GatherConfig.budget_tokens, count_tokens=count),
         "all items": Context(render([item.text for item in items.values()])),

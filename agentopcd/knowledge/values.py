@@ -1,13 +1,14 @@
-"""What an item is worth: complementary random halves of the items play the same tasks."""
+"""What an item is worth: complementary random halves of the items play the same tasks, in rounds."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import benjamini_hochberg, ratio, two_sided
@@ -21,6 +22,10 @@ FALSE_DISCOVERIES = 0.1
 EPISODES_AN_ITEM = (20, 40)
 """Episodes for each item of the pool from which on the strongest items are named; see docs/LOG.md, "Planted items"."""
 
+ROUNDS, KEPT, LEAST_KEPT = 3, 0.6, 8
+"""The most rounds, the share of the items that stays after one, and the fewest that may stay."""
+
+_Pair = TypeVar("_Pair")
 Verdict = Literal["helpful", "harmful", "not shown"]
 
 
@@ -38,6 +43,8 @@ class ItemValue:
     """Two-sided: the probability of a value at least so far from 0 if the item does nothing."""
     q: float
     """The share of false names to expect if every item with a p up to this one is named (Benjamini-Hochberg)."""
+    round: int = 1
+    """The last round that it played in; all figures are of that round."""
 
     @property
     def verdict(self) -> Verdict:
@@ -67,22 +74,26 @@ def subsets(
     cancels the difficulty of the task. The interval counts each task as one observation (:func:`.stats.ratio`), and so
     does the exact test (:func:`.stats.two_sided`). Over all items, Benjamini-Hochberg keeps false names rare.
 
-    The half of an item depends only on ``seed``, the task, the repetition and the set of items, so a call with more
-    tasks or pairs extends an earlier one.
+    A large pool plays in rounds (:func:`rounds`): the items that did worst leave after each. One wrong item can undo
+    all that is right beside it, so as long as many are there, hardly any half wins and little is learned of the rest.
+    The value, interval and test of an item are of its last round alone, whose halves know nothing of the earlier ones.
+
+    The half of an item depends only on ``seed``, the task, the repetition and the items of the round, so a call with
+    more tasks or pairs extends the first round of an earlier one.
 
     Items that say the same split their credit: where either does, the other adds nothing, so both can look worthless.
     Leave one of them out before believing that neither helps.
 
     Args:
         tasks: tasks of the ``select`` split; they are registered there.
-        pairs: pairs of halves to play; if they are more than the tasks, tasks come again with other halves. None: one
-            on each task.
+        pairs: pairs of halves to play, in all rounds together; if they are more than the tasks, tasks come again with
+            other halves. None: one on each task.
 
     Returns:
-        The items, most valuable first.
+        The items: those of the last round, most valuable first, then those that left before it, and so on.
 
     Raises:
-        ConfigError: fewer than two items, no task, or no pair could be played on two tasks.
+        ConfigError: fewer than two items, no task, or no pair of a round could be played on two tasks.
         TaskLeak: as in :func:`score`.
     """
     # Always oldest first: the order is part of a context, and a resumed call must build the same contexts.
@@ -90,7 +101,37 @@ def subsets(
     if len(pool) < 2:
         raise ConfigError(f"subsets compares items with each other; got {len(pool)}, two are needed")
     endless = ((task, rep) for rep in itertools.count() for task in tasks)
-    planned = itertools.islice(endless, len(tasks) if pairs is None else pairs) if tasks else []
+    planned = list(itertools.islice(endless, len(tasks) if pairs is None else pairs)) if tasks else []
+    gains: dict[str, Mapping[str, Sequence[int]]] = {}
+    last: dict[str, int] = {}
+    for number, (size, part) in enumerate(rounds(len(pool), planned), start=1):
+        if number > 1:
+            best = values_of({item.id: gains[item.id] for item in pool})[:size]
+            pool = [item for item in pool if item.id in {one.item_id for one in best}]
+        gains |= _round(bench, pool, tasks, part, seed, placement)
+        last |= dict.fromkeys((item.id for item in pool), number)
+    return values_of(gains, last)
+
+
+def rounds(items: int, planned: Sequence[_Pair]) -> list[tuple[int, Sequence[_Pair]]]:
+    """How many items play in each round, and which of the planned pairs: as many in each.
+
+    Args:
+        items: in the pool; after a round, :data:`KEPT` of them stay, as long as these are :data:`LEAST_KEPT`.
+        planned: pairs; a round has two at least.
+    """
+    sizes = [items]
+    while len(sizes) < min(ROUNDS, len(planned) // 2) and (kept := math.ceil(KEPT * sizes[-1])) >= LEAST_KEPT:
+        sizes.append(kept)
+    ends = [len(planned) * number // len(sizes) for number in range(len(sizes) + 1)]
+    return [(size, planned[start:end]) for size, (start, end) in zip(sizes, itertools.pairwise(ends), strict=True)]
+
+
+def _round(
+    bench: Bench, pool: Sequence[Item], tasks: Sequence[Task], planned: Sequence[tuple[Task, int]], seed: int,
+    placement: Placement,
+) -> dict[str, dict[str, list[int]]]:  # fmt: skip
+    """Play the pairs of a round; the gains of each item, by task."""
     halves = {(task, rep): _halves(pool, task, rep, seed, placement) for task, rep in planned}
     contexts = {half.id: half for pair in halves.values() for half, _ in pair}
     bench.prepare(list(contexts.values()), tasks, "select", {"order": "subsets", "seed": seed, "pool": len(pool)})
@@ -108,14 +149,17 @@ def subsets(
         raise ConfigError(
             f"pairs of {bench.env} were played on fewer than two tasks ({errors} environment errors); give more tasks"
         )
-    return values_of(gains)
+    return gains
 
 
-def values_of(gains: Mapping[str, Mapping[str, Sequence[int]]]) -> list[ItemValue]:
+def values_of(
+    gains: Mapping[str, Mapping[str, Sequence[int]]], last: Mapping[str, int] | None = None
+) -> list[ItemValue]:
     """The values of items, most valuable first.
 
     Args:
         gains: by item, then by task: for each pair, success of the item's half minus that of the other half.
+        last: by item, the round that they are of; None: all of one. Items of later rounds come first.
     """
     sums = {item_id: [sum(found) for found in of_item.values()] for item_id, of_item in gains.items()}
     p = {item_id: two_sided(of_item) for item_id, of_item in sums.items()}
@@ -124,8 +168,9 @@ def values_of(gains: Mapping[str, Mapping[str, Sequence[int]]]) -> list[ItemValu
     for item_id, of_item in gains.items():
         sizes = [len(found) for found in of_item.values()]
         value, low, high = ratio(sums[item_id], sizes)
-        values.append(ItemValue(item_id, value, max(-1.0, low), min(1.0, high), sum(sizes), p=p[item_id], q=q[item_id]))
-    return sorted(values, key=lambda one: (-one.value, one.item_id))
+        bounds, number = (max(-1.0, low), min(1.0, high)), last[item_id] if last else 1
+        values.append(ItemValue(item_id, value, *bounds, sum(sizes), p=p[item_id], q=q[item_id], round=number))
+    return sorted(values, key=lambda one: (-one.round, -one.value, one.item_id))
 
 
 def _halves(

@@ -22,7 +22,7 @@ from agentopcd.knowledge import (
     score,
     subsets,
 )
-from agentopcd.knowledge.values import plan, values_of
+from agentopcd.knowledge.values import plan, rounds, values_of
 
 
 def contexts(kit, n: int) -> list[Context]:
@@ -303,6 +303,50 @@ def test_tasks_come_again_with_other_halves_and_count_once(kit) -> None:
     assert len({job.context.id for job in of_task}) == 6
     with pytest.raises(ConfigError, match="fewer than two tasks"):
         subsets(kit.bench(kit.open(), kit.player(planted)), items, kit.tasks(1), pairs=9)
+
+
+# -- rounds of subsets -------------------------------------------------------------------------------
+
+
+def spoilt(context: Context) -> float:
+    """Either of two wrong items undoes all; each of six right ones adds to what is left."""
+    numbers = {int(line.split()[1]) for line in context.lines}
+    return 0.02 if numbers & {18, 19} else 0.04 + 0.16 * len(numbers & set(range(6)))
+
+
+def test_a_round_has_the_best_of_the_one_before_it() -> None:
+    planned = [*range(100)]
+    assert [(size, len(part)) for size, part in rounds(43, planned)] == [(43, 33), (26, 33), (16, 34)]
+    assert [size for size, _ in rounds(13, planned)] == [13, 8]  # of eight, five would be too few
+    assert [size for size, _ in rounds(11, planned)] == [11]
+    assert [len(part) for _, part in rounds(43, planned[:5])] == [2, 3] and len(rounds(43, planned[:3])) == 1
+    assert [place for _, part in rounds(43, planned) for place in part] == planned
+
+
+def test_wrong_items_leave_so_that_right_ones_show(kit) -> None:
+    store = kit.open()
+    items = [item(store, f"Rule {number} of twenty.") for number in range(20)]
+    number_of = {one.id: number for number, one in enumerate(items)}
+    play = kit.player(spoilt)
+    values = subsets(kit.bench(store, play), items, kit.tasks(1500))
+    assert len(play.played) == 3000  # as many as in one round
+    assert [sum(one.round == number for one in values) for number in (1, 2, 3)] == [8, 4, 8]
+    assert [one.round for one in values] == sorted((one.round for one in values), reverse=True)
+    assert {number_of[one.item_id] for one in values[:6]} == set(range(6))
+    assert {one.verdict for one in values[:6]} == {"helpful"} and {one.n for one in values} == {500}
+    last = [job.context for job in play.played if len(job.context.lines) <= 8][-1000:]
+    alive = {f"Rule {number_of[one.item_id]} of twenty." for one in values if one.round == 3}
+    assert {line for context in last for line in context.lines} == alive
+    assert subsets(kit.bench(store, play), items[::-1], kit.tasks(1500)) == values and len(play.played) == 3000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_items_that_do_nothing_are_rarely_named_over_rounds(kit, seed: int) -> None:
+    store = kit.open()
+    items = [item(store, f"Rule {number} of forty.") for number in range(40)]
+    values = subsets(kit.bench(store, kit.player(lambda _: 0.5)), items, kit.tasks(300), seed=seed)
+    assert max(one.round for one in values) == 3
+    assert {one.verdict for one in values} == {"not shown"}
 
 
 def test_the_plan_says_what_naming_takes() -> None:

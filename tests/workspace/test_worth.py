@@ -87,6 +87,17 @@ def test_the_clue_is_named_and_assembled(run: Run) -> None:
     assert "1 helpful, 0 harmful, 3 not shown" in "\n".join(worth.lines())
 
 
+def test_of_a_large_pool_only_the_last_round_is_assembled(run: Run) -> None:
+    worth, session = run(tiny.CLUE, *(f"say it {number} times" for number in range(20)), select_tasks=60)
+    with session:
+        assert worth.rounds == 3 and worth.values[0].round == 3
+        assert worth.items[worth.values[0].item_id].text == tiny.CLUE
+        shown = {worth.items[one.item_id].text for one in worth.values if one.round == 3}
+        assert set(worth.context.lines) <= shown
+    lines = worth.lines()
+    assert "helpful: " in lines[0] and sum("left after round 1: " in line for line in lines) == 8
+
+
 def test_the_context_fits_the_budget_of_the_pool_under_the_model_s_tokenizer(run: Run) -> None:
     worth, session = run(*NOISE, tiny.CLUE, budget=30)
     with session:

@@ -25,12 +25,18 @@ class Worth:
     items: Mapping[str, Item]
     """The items by id."""
     context: Context
-    """The pinned items and the best of those with a value above 0; empty if there are none, or none fits."""
+    """The pinned items and the best of those with a value above 0 in the last round; empty if there are none, or none
+    fits."""
     tokens: int
     budget: int
     """The most tokens that the context may have."""
     ref: str
     """The name of the context, if it is not empty."""
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds there were."""
+        return max(one.round for one in self.values)
 
     def to_dict(self) -> dict[str, Any]:
         """All figures as JSON."""
@@ -48,8 +54,8 @@ class Worth:
     def lines(self) -> list[str]:
         """A line for each item, and two for all of them."""
         found = [
-            f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}] (n={one.n}, p={one.p:.2g})  {one.verdict}: "
-            f"{self.items[one.item_id].text}"
+            f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}] (n={one.n}, p={one.p:.2g})  {one.verdict}"
+            f"{f', left after round {one.round}' if one.round < self.rounds else ''}: {self.items[one.item_id].text}"
             for one in self.values
         ]
         verdicts = Counter(one.verdict for one in self.values)
@@ -106,10 +112,11 @@ def value_items(session: Session, config: ScoreConfig, candidates: Sequence[Cont
         session.bench(run_id), list(items.values()), session.tasks("select", config.select_tasks),
         pairs=config.select_tasks, seed=config.seed, placement=placement,
     )  # fmt: skip
+    last = max(one.round for one in values)
     count, budget, ref = session.player.chat.count_tokens, _budget(session, candidates), valued_ref(session.env)
     context = assemble_by_value(
         [item.text for item in items.values() if item.status == "pinned"],
-        {items[one.item_id].text: one.low for one in values if one.value > 0},
+        {items[one.item_id].text: one.low for one in values if one.value > 0 and one.round == last},
         budget=budget, count_tokens=count, placement=placement,
     )  # fmt: skip
     if context.text:
@@ -117,7 +124,7 @@ def value_items(session: Session, config: ScoreConfig, candidates: Sequence[Cont
             store.add_context(context, {"order": "value", "budget": budget, "run": run_id})
             current = store.ref(ref)
             if current != context.id:  # a repeated call must not add a second move
-                reason = f"{len(context.lines)} items by value, {values[0].n} pairs of halves"
+                reason = f"{len(context.lines)} items by value, {config.select_tasks} pairs of halves"
                 store.move(ref, context.id, "score", reason, run_id, expect=current)
     return Worth(values=values, items=items, context=context, tokens=count(context.text), budget=budget, ref=ref)
 
