@@ -40,7 +40,8 @@ class ItemValue:
     n: int
     """Pairs of halves that were played."""
     p: float
-    """Two-sided: the probability of a value at least so far from 0 if the item does nothing."""
+    """Two-sided: at most the probability of a value at least so far from 0 if the item does nothing. Over several
+    rounds it counts the chances to leave with a low value as well."""
     q: float
     """The share of false names to expect if every item with a p up to this one is named (Benjamini-Hochberg)."""
     round: int = 1
@@ -77,6 +78,9 @@ def subsets(
     A large pool plays in rounds (:func:`rounds`): the items that did worst leave after each. One wrong item can undo
     all that is right beside it, so as long as many are there, hardly any half wins and little is learned of the rest.
     The value, interval and test of an item are of its last round alone, whose halves know nothing of the earlier ones.
+    Those of an item that has left are too low, since it left for them. So each round but the last is one more chance of
+    a low value: over R rounds an item that does nothing falls below a p with up to (R - 1) / 2 + 1 times its
+    probability, and each p is multiplied by that.
 
     The half of an item depends only on ``seed``, the task, the repetition and the items of the round, so a call with
     more tasks or pairs extends the first round of an earlier one.
@@ -162,7 +166,8 @@ def values_of(
         last: by item, the round that they are of; None: all of one. Items of later rounds come first.
     """
     sums = {item_id: [sum(found) for found in of_item.values()] for item_id, of_item in gains.items()}
-    p = {item_id: two_sided(of_item) for item_id, of_item in sums.items()}
+    chances = (max(last.values(), default=1) + 1) / 2 if last else 1.0
+    p = {item_id: min(1.0, chances * two_sided(of_item)) for item_id, of_item in sums.items()}
     q = dict(zip(p, benjamini_hochberg(list(p.values())), strict=True))
     values = []
     for item_id, of_item in gains.items():

@@ -289,6 +289,11 @@ def test_the_value_and_its_test_by_hand() -> None:
     # Residuals of the tasks: 2 - 3/2, 1 - 3/4, 0 - 3/4; their squares add up to 7/8, so sqrt(7/8 * 3/2) / 4.
     assert two.low == pytest.approx(0.75 - 1.959964 * (21 / 16) ** 0.5 / 4, rel=1e-6)
     assert (one.q, two.q) == (0.5, 0.5) and one.verdict == "not shown"
+    # Over three rounds: up to half an alpha from leaving after each of two, and a whole one in the last.
+    low, high = values_of({"a": {"t": [-1], "u": [-1], "v": [-1]}, "b": {"t": [-1] * 9, "u": [1]}}, {"a": 1, "b": 3})[
+        ::-1
+    ]
+    assert (low.item_id, low.round, low.p, high.p) == ("a", 1, 2 * 2 / 8, 1.0) and high.round == 3
 
 
 def test_tasks_come_again_with_other_halves_and_count_once(kit) -> None:
