@@ -143,9 +143,9 @@ class Continuous:
         self._steps += 1
         if self._steps % LOOK_EVERY == 0:
             self._freed.look()
-        if self._rows.recorded is None or self._steps % ADMIT_EVERY == 0 or not any(self._seats):
-            self._admit()
         self._close_up()
+        if self._rows.recorded is None or self._steps % ADMIT_EVERY == 0 or not self._seats:
+            self._admit()
         seats = [seat for seat in self._seats if seat is not None]
         hidden_BH = self._rows.read(list(self._parts(seats)))
         ready = [row for row, seat in enumerate(seats) if seat.held == len(seat.ids)]
@@ -195,17 +195,18 @@ class Continuous:
     # -- who sits where -----------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        """Give free rows to waiting requests, the last one first: what it continues was read a moment ago."""
-        seated = [seat for seat in self._seats if seat is not None]
-        longest = max((seat.longest for seat in seated), default=0)
-        reading = [seat.ids for seat in seated if seat.reading]
+        """Give rows to waiting requests, the last one first: what it continues was read a moment ago. The rows under
+        way lie side by side."""
+        longest = max((seat.longest for seat in self._seats if seat), default=0)
+        reading = [seat.ids for seat in self._seats if seat and seat.reading]
         later: list[_Seat] = []
+        if self._waiting and not self._seats:
+            self._rows.narrow(max(seat.longest for seat in self._waiting))
         while self._waiting:
             ids = self._waiting[-1].ids
             longest = max(longest, self._waiting[-1].longest)
-            room = self._rows.room(longest)
-            under_way = sum(seat is not None for seat in self._seats)
-            if under_way >= room and under_way:
+            room, row = self._rows.room(longest), len(self._seats)
+            if row >= room and row:
                 break
             seat = self._waiting.pop()
             found = self._prefixes.find(ids[:-1])  # the last token is read again: its hidden state is needed
@@ -213,15 +214,14 @@ class Continuous:
             if any(common_length(ids, other) - known >= SHARED_TOKENS for other in reading):
                 later.append(seat)
                 continue
-            row = self._seats.index(None) if None in self._seats else len(self._seats)
-            soon = min(room, len(self._seats) + len(self._waiting) + len(later))
-            self._rows.grow(max(row + 1, soon), longest)
+            soon = min(room, 1 + row + len(self._waiting) + len(later))
+            self._rows.grow(max(row + 1, soon), longest, row)
             at = 0
             for read, n in found:
                 self._rows.put(row, at, read, n)
                 at += n
             seat.held = known
-            self._seats[row : row + 1] = [seat]
+            self._seats.append(seat)
             if len(ids) - known > SHARED_TOKENS:
                 reading.append(ids)
         self._waiting += reversed(later)

@@ -51,7 +51,9 @@ class Packed:
                 self._forwards += [(layer, joined.part(i)) for i, layer in enumerate(layers)]
                 within.update(map(id, layers))
         alone = [m for m in model.modules() if type(m) in PLAIN and id(m) not in within]
-        for layer in (*adapted, *alone) if pack else adapted if cast else ():
+        if cast:
+            alone = [layer for layer in alone if layer is not head]  # float32, as it is
+        for layer in (*adapted, *alone) if pack or cast else ():
             dtype = torch.float32 if layer is head else compute
             plain = layer.base_layer if layer in adapted else layer
             forward = product(plain.weight.detach().to(dtype), _bias([plain], dtype))

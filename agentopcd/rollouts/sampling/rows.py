@@ -71,7 +71,7 @@ class Rows:
         self._probe()
 
     def room(self, width: int) -> int:
-        """How many rows there may be if each holds ``width`` tokens; rows never get shorter."""
+        """How many rows there may be if each holds ``width`` tokens; rows under way never get shorter."""
         wide = max(_rounded(width), self._stores[0].shape[3])
         return max(1, min(self.most, self.bound // (self._each * wide)))
 
@@ -80,19 +80,27 @@ class Rows:
         """Bytes of a token's keys and values."""
         return sum(store.nbytes // (store.shape[1] * store.shape[3]) for store in self._stores)
 
-    def grow(self, rows: int, width: int) -> None:
-        """Make room for so many rows of so many tokens. What is there stays."""
+    def grow(self, rows: int, width: int, held: int) -> None:
+        """Make room for so many rows of so many tokens. What the first ``held`` rows hold stays."""
         have, wide = self._stores[0].shape[1], self._stores[0].shape[3]
         if rows <= have and width <= wide:
             return
         if width > wide:  # more than is needed, since a game goes on and its prompts grow
-            width = max(_rounded(width), min(2 * wide, self.bound // (self._each * self.most)))
-        width = max(wide, width)
-        rows = max(rows, have)
+            # Wider rows are fewer: those that were there for shorter requests would take more than the bound.
+            have, width = held, max(_rounded(width), min(2 * wide, self.bound // (self._each * self.most)))
+        self._replace(max(rows, have), max(wide, width), held)
+
+    def narrow(self, width: int) -> None:
+        """Where no row is held and so many tokens are enough, give up wider rows, so that there may be more."""
+        if self._stores[0].shape[3] > 2 * _rounded(width):
+            self._replace(1, _rounded(width), 0)
+
+    def _replace(self, rows: int, width: int, held: int) -> None:
         for i, old in enumerate(self._stores):
             # Zeros, since what is masked is still multiplied, by 0.
             self._stores[i] = new = old.new_zeros(old.shape[0], rows, old.shape[2], width, old.shape[4])
-            new[:, :have, :, :wide] = old
+            if held:
+                new[:, :held, :, : old.shape[3]] = old[:, :held]
         if self.recorded is not None:
             self.recorded.forget()  # they read the old ones
 

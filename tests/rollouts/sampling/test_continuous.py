@@ -108,6 +108,30 @@ def test_long_prompts_are_read_in_pieces_and_memory_stays_within_its_bounds(
         assert sum(store.nbytes for store in running._rows._stores) <= 3 * 128 * 1024
 
 
+@torch.no_grad()
+def test_one_long_request_after_many_short_ones_stays_within_the_bound_and_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(continuous, "ROWS_BYTES", 12 * 64 * 256)  # twelve rows of 64 tokens
+    loaded, asked = load(tmp_path), [request for request in prompts(40) if len(request.prompt_ids) < 50]
+    running = Continuous(loaded, torch.float32, 12)
+    wanted = [reply.token_ids for reply in running.sample(asked, HOT)]
+    rows = running._rows._stores[0].shape[1]
+    assert rows > 8
+    running.submit(0, dataclasses.replace(asked[0], prompt_ids=tuple(range(10, 230))), HOT)
+    most = 0
+    for ticket, request in enumerate(asked[:6], start=1):
+        running.submit(ticket, request, HOT)
+    found: dict[int, Any] = {}
+    while not running.idle:
+        found.update(running.advance())
+        most = max(most, sum(store.nbytes for store in running._rows._stores))
+    assert most <= 12 * 64 * 256
+    assert [found[ticket].token_ids for ticket in range(1, 7)] == wanted[:6]
+    assert [reply.token_ids for reply in running.sample(asked, HOT)] == wanted
+    assert running._rows._stores[0].shape[1] == rows  # wide rows were given up
+
+
 def test_each_request_is_drawn_with_its_own_settings(tmp_path: Path) -> None:
     loaded, asked = load(tmp_path), prompts(6)
     kinds = [HOT, dataclasses.replace(HOT, temperature=0.0), dataclasses.replace(HOT, top_k=2, max_tokens=3)]
