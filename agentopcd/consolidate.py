@@ -149,8 +149,8 @@ def consolidate(
         if watch:
             watch.gather(ranks.everyone(watch.rows))
         check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
-        norm, moved = learner.step(ranks, step, learned=bool(played.samples))
         batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
+        norm, moved = learner.step(ranks, step, learned=bool(played.samples))
 
         # The weights have changed: a moving teacher follows them, an engine with its own copy takes them over.
         gap_nats = follow(learner, teacher, player, step) if moved else None

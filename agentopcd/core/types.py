@@ -155,6 +155,8 @@ class Episode:
     error: str | None = None
     """The traceback when ``stop_reason`` is ``env_error``; such an episode is never scored."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    first: int = 0
+    """The number of its first turn: not 0 where one later turn of a stored episode was answered again."""
 
     @property
     def prompt_tokens(self) -> int:

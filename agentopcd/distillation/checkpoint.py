@@ -40,7 +40,7 @@ class Progress:
     def better(self, step: int, *, lowest: bool = False) -> bool:
         """Whether the student of ``step`` beats the best trained one so far. In a tie the earlier one stays the best.
 
-        The student before training does not compete.
+        The student before training does not compete, and of two that of which something was measured is better.
 
         Args:
             lowest: whether smaller is better.
@@ -48,6 +48,8 @@ class Progress:
         if self.best_step == 0:
             return True
         best, new = self.select[self.best_step], self.select[step]
+        if not (best.n and new.n):  # every episode broke, or every reply was dropped
+            return new.n > best.n
         if isinstance(best, Rate) and isinstance(new, Rate):
             return new.wins * best.n > best.wins * new.n  # the fractions compared in integers, so a tie is exact
         return new.rate < best.rate if lowest else new.rate > best.rate

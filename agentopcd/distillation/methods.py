@@ -22,11 +22,13 @@ from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import write_text, writing
 from agentopcd.core.text import first_line
-from agentopcd.core.types import EMPTY, Context, Episode, Job, Mixture, Task, Turn
+from agentopcd.core.types import EMPTY, Context, Episode, Job, Mixture, Request, Task, Turn
 from agentopcd.distillation import losses
 from agentopcd.models.parallel.ranks import Ranks
+from agentopcd.rollouts.chat import Chat
+from agentopcd.rollouts.fault_log import Fault
 from agentopcd.rollouts.player import Player
-from agentopcd.rollouts.sampling import request_seed
+from agentopcd.rollouts.sampling.protocol import check_room, request_seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,12 @@ class PrefixReplay(Method):
         self.turns: dict[Task, list[tuple[int, Turn]]] = {}
         for episode in episodes:
             self.turns.setdefault(episode.task, []).extend(enumerate(episode.turns))
+        held = (turn for episode in episodes for turn in episode.turns if turn.choices and turn.finish_reason == "stop")
+        if (turn := next(held, None)) is not None and not _in_own_words(turn, player.chat):
+            raise ConfigError(
+                "the stored turns were held to token ids of another tokenizer, so this student cannot answer them; "
+                "play train tasks with a model that has the student's tokenizer, or leave --constrain out"
+            )
 
     @classmethod
     def prepare(cls, needs: Needs) -> list[Episode]:
@@ -152,10 +160,15 @@ class PrefixReplay(Method):
         seeds = [request_seed(self.config.seed, "replay", *place) for place in places]
         asked = [
             player.chat.request(turn.messages, seed=seed, choices=turn.choices, tools=turn.tools)
-            for turn, seed in zip(turns, seeds, strict=True)
+            for (_, turn), seed in zip(turns, seeds, strict=True)
         ]
-        replies = player.sampler.sample(asked, player.sampling)
-        for job, turn, request, reply in zip(jobs, turns, asked, replies, strict=True):
+        long = {number: why for number, request in enumerate(asked) if (why := self._too_long(request))}
+        replies = iter(player.sampler.sample([r for i, r in enumerate(asked) if i not in long], player.sampling))
+        for at, (job, (number, turn), request) in enumerate(zip(jobs, turns, asked, strict=True)):
+            if at in long:  # costs this turn, not the run
+                yield self._without(job, number, long[at])
+                continue
+            reply = next(replies)
             text = player.chat.reply(reply, begun=bool(turn.choices))
             answered = dataclasses.replace(
                 turn, prompt_ids=request.prompt_ids, response_ids=reply.token_ids, logprobs=reply.logprobs,
@@ -164,8 +177,28 @@ class PrefixReplay(Method):
             )  # fmt: skip
             yield Episode(
                 env=player.game.label, task=job.task, rep=job.rep, context_id=EMPTY.id, turns=[answered], outcome=[],
-                success=False, reward=0.0, stop_reason="max_steps",
+                success=False, reward=0.0, stop_reason="max_steps", first=number,
             )  # fmt: skip
+
+    def _too_long(self, request: Request) -> str:
+        """Why a stored prompt leaves no room for a reply; '' if it does."""
+        sampler = self.player.sampler
+        try:
+            check_room([request], self.player.sampling, sampler.room, "the model")
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    def _without(self, job: Job, number: int, why: str) -> Episode:
+        """An episode without a reply, since there was no room for one."""
+        env = self.player.game.label
+        if self.player.faults is not None:
+            told = f"{why} (turn {number} of a stored episode)"
+            self.player.faults.add(Fault(env=env, job=job, turn=number + 1, reply="", traceback=told, attempt=1))
+        return Episode(
+            env=env, task=job.task, rep=job.rep, context_id=EMPTY.id, turns=[], outcome=[], success=False, reward=0.0,
+            stop_reason="env_error", error=why, first=number,
+        )  # fmt: skip
 
     def measured(self, figures: dict[str, float | int]) -> dict[str, float | int]:
         """Drop success and invalid share: no environment has judged the replies."""
@@ -173,11 +206,17 @@ class PrefixReplay(Method):
         return {name: value for name, value in figures.items() if name not in judged}
 
 
-def drawn(turns: Sequence[tuple[int, Turn]], rng: random.Random, decay: float) -> Turn:
-    """One of some turns, each given with its number in its episode."""
+def _in_own_words(turn: Turn, chat: Chat) -> bool:
+    """Whether the reply of a stored turn is one of those that it was held to, as this tokenizer reads their ids."""
+    known = [ids[:-1] for ids in turn.choices if max(ids) < len(chat.tokenizer) and ids[-1] == chat.end]
+    return turn.reply.strip() in {chat.tokenizer.decode(ids).strip() for ids in known}
+
+
+def drawn(turns: Sequence[tuple[int, Turn]], rng: random.Random, decay: float) -> tuple[int, Turn]:
+    """One of some turns, with its number in its episode."""
     if not decay:
-        return rng.choice(turns)[1]
-    return rng.choices([turn for _, turn in turns], [(1 - decay) ** number for number, _ in turns])[0]
+        return rng.choice(turns)
+    return rng.choices(turns, [(1 - decay) ** number for number, _ in turns])[0]
 
 
 class ContextDistillation(Method):

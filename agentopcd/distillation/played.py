@@ -100,7 +100,8 @@ class Batches:
         if self.method.config.async_steps and step < self.method.config.steps:
             self._next = _in_a_thread(functools.partial(self._play, step + 1))
         samples = [sample for _, of_episode, _ in played for sample in of_episode]
-        apart = read_apart(samples) if self.method.player.game.form == "chat" else 0
+        whole = not any(episode.first for episode, _, _ in played)  # a turn that was drawn alone follows none
+        apart = read_apart(samples) if whole and self.method.player.game.form == "chat" else 0
         if apart and not self._noted:
             why = "the template, or how earlier replies are shown, changes the earlier turns"
             if self.method.config.turn_items:

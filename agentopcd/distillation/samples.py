@@ -107,8 +107,8 @@ def samples_of(
                 )
             sample = Sample(
                 student_ids=student_ids, teacher_ids=teacher_ids, response_ids=turn.response_ids,
-                logprobs=() if by_teacher else turn.logprobs, turn=index, choices=turn.choices, context=shown.id,
-                by_teacher=by_teacher,
+                logprobs=() if by_teacher else turn.logprobs, turn=episode.first + index,
+                choices=turn.choices, context=shown.id, by_teacher=by_teacher,
             )  # fmt: skip
             if fits(sample):
                 samples.append(sample)

@@ -130,4 +130,5 @@ def player_of(
         chat=chat,
         sampling=config.sampling,
         seed=config.seed,
+        concurrency=max(Player.concurrency, 4 * config.sample_batch * max(1, len(config.servers))),
     )

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from agentopcd import envs
+from agentopcd import envs, models
+from agentopcd.core.config import PlayConfig
 from agentopcd.core.errors import EnvError
 from agentopcd.core.types import Completion, Job, Request, Sampling, Task
 from agentopcd.envs import TextEnv
+from agentopcd.rollouts import engine
 from agentopcd.rollouts import fault_log as fault_logs
 from agentopcd.rollouts.fault_log import Fault, fault_log
 from agentopcd.rollouts.player import Player, play
+from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests.rollouts.scripted import WINNING, Scripted, Walk, by_turn, lake_job, one, player_of, walks
 
 
@@ -265,3 +269,14 @@ def test_whoever_stops_early_leaves_no_request_behind(tokenizer: Any) -> None:
     assert len(player.sampler.waiting) == 5  # type: ignore[attr-defined]
     episodes.close()  # type: ignore[attr-defined]
     assert not player.sampler.waiting  # type: ignore[attr-defined]
+
+
+def test_as_many_episodes_play_at_once_as_the_engine_can_answer(tiny_model_dir: Path) -> None:
+    loaded = models.load_model(str(tiny_model_dir))
+
+    def at_once(**settings: Any) -> int:
+        config = PlayConfig(env="frozen-lake", compute="float32", **settings)
+        return engine.player_of(config, loaded, torch.float32).concurrency
+
+    assert (at_once(), at_once(sample_batch=8)) == (128, 128)
+    assert at_once(sample_batch=64) == 256 == TransformersSampler(loaded, compute=torch.float32, batch_size=64).rows
