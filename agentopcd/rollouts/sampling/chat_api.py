@@ -22,7 +22,7 @@ from agentopcd.core.errors import CallError, EngineError
 from agentopcd.core.types import Completion, Message, Request, Sampling
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.sampling.protocol import Sampler
-from agentopcd.rollouts.sampling.requests import Endpoint, at_one_of, in_background, refused
+from agentopcd.rollouts.sampling.requests import Endpoint, at_one_of, in_background, patience, refused
 
 SEED_MASK = (1 << 31) - 1
 """Cuts a seed to 31 bits, because some APIs take 32-bit integers only."""
@@ -66,7 +66,7 @@ class ApiServer(Endpoint):
         try:
             answer: Any = await self.replies.chat.completions.create(
                 model=model, messages=_as_api(request.messages), seed=request.seed & SEED_MASK,  # type: ignore[arg-type]
-                temperature=sampling.temperature, top_p=sampling.top_p,
+                temperature=sampling.temperature, top_p=sampling.top_p, timeout=patience(sampling.max_tokens),
                 extra_body={limit: sampling.max_tokens} | extra,
             )  # fmt: skip
         except openai.BadRequestError as error:

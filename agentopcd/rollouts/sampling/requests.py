@@ -27,13 +27,21 @@ T = TypeVar("T")
 RETRIES = 60
 """The most attempts at a request while no server answers: about eight minutes in all."""
 LONGEST_WAIT_S = 8.0
-REPLY_TIMEOUT_S = 600.0
+REPLY_S, TOKEN_S, CONNECT_S = 600.0, 0.5, 30.0
+"""How long a reply may take, and for each token that it may have; and how long a server may take to be reached."""
+TIMEOUTS = 3
+"""So many replies to one request may take longer. A server that only is slow would start it again for hours."""
 RETRIED = (openai.APIConnectionError, openai.APITimeoutError, openai.InternalServerError, openai.RateLimitError)
 
 
 def client_options() -> dict[str, Any]:
     """Options of every client: the user's key, and no retries of the client's own."""
-    return {"api_key": os.environ.get(KEY) or "none", "max_retries": 0, "timeout": REPLY_TIMEOUT_S}
+    return {"api_key": os.environ.get(KEY) or "none", "max_retries": 0, "timeout": patience(0)}
+
+
+def patience(tokens: int) -> openai.Timeout:
+    """How long to wait for a reply of so many tokens at most."""
+    return openai.Timeout(REPLY_S + TOKEN_S * tokens, connect=CONNECT_S)
 
 
 class Endpoint:
@@ -72,6 +80,7 @@ async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T
     Raises:
         EngineError: no server answers in spite of retries, or a server refuses the request.
     """
+    timeouts = 0
     for attempt in range(RETRIES):
         now = time.monotonic()
         server = min(servers, key=lambda s: (s.rests_until > now, s.busy))
@@ -79,6 +88,12 @@ async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T
             answer = await ask(server)
         except RETRIED as error:
             wait = server.failed()
+            timeouts += _took_too_long(error)
+            if timeouts == TIMEOUTS:
+                raise EngineError(
+                    f"{server.url} was reached, but {TIMEOUTS} times a reply was not there in time; lower --max-tokens "
+                    "or --sample-batch, or see what else it answers"
+                ) from error
             if attempt == RETRIES - 1:
                 raise EngineError(f"{server.url} does not answer: {_message(error)}") from error
             if all(s.rests_until > time.monotonic() for s in servers):  # else another one is tried at once
@@ -89,6 +104,12 @@ async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T
             server.failures = 0
             return answer
     raise AssertionError  # the loop returns or raises
+
+
+def _took_too_long(error: Exception) -> bool:
+    """Whether the server was reached, and the reply took too long."""
+    reached = type(error.__cause__).__name__ != "ConnectTimeout"
+    return isinstance(error, openai.APITimeoutError) and reached
 
 
 def patiently(act: Callable[[], T]) -> T:

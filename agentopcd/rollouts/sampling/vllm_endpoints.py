@@ -11,7 +11,7 @@ import openai
 
 from agentopcd.core.errors import EngineError
 from agentopcd.core.types import Completion, Request, Sampling
-from agentopcd.rollouts.sampling.requests import Endpoint, client_options
+from agentopcd.rollouts.sampling.requests import Endpoint, client_options, patience
 
 
 class Server(Endpoint):
@@ -38,6 +38,8 @@ class Server(Endpoint):
             EngineError: the server serves no model or several, and none is named ``wanted``.
         """
         served = self._get("/v1/models").get("data") or []
+        # An adapter of ours, which an earlier training has left there, is not what the server was started with.
+        served = [model for model in served if not str(model.get("id")).startswith("agentopcd-")]
         names = [str(model.get("id")) for model in served]
         if len(names) != 1 and wanted not in names:
             raise EngineError(
@@ -59,6 +61,7 @@ class Server(Endpoint):
             answer = await self.replies.completions.create(
                 model=model, prompt=list(request.prompt_ids), max_tokens=sampling.max_tokens, seed=request.seed,
                 temperature=sampling.temperature, top_p=sampling.top_p, logprobs=0,
+                timeout=patience(sampling.max_tokens),
                 extra_body={
                     "top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
                     "stop_token_ids": list(end_ids), "ignore_eos": True, "return_token_ids": True,

@@ -90,6 +90,7 @@ class FakeServer:
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         """As an API does it: messages in, text out, no ids."""
+        time.sleep(self.delay_s)
         tokenizer = self.loaded.tokenizer
         prompt = tokenizer.apply_chat_template(body["messages"], tokenize=False, add_generation_prompt=True)
         ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])

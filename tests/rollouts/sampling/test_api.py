@@ -55,6 +55,20 @@ def test_the_api_is_asked_in_messages_and_says_what_the_model_says(fake: FakeSer
     assert any(body["messages"][0] == {"role": "system", "content": "Always go left."} for body in fake.chats)
 
 
+def test_a_server_that_is_only_slow_is_told_apart_from_one_that_is_away(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.delay_s = 1.5
+    monkeypatch.setattr(requests, "REPLY_S", 0.05)
+    monkeypatch.setattr(requests, "TOKEN_S", 0.05)  # 0.45 seconds for eight tokens
+    with pytest.raises(
+        EngineError, match=r"was reached, but 3 times a reply was not there in time; lower --max-tokens"
+    ):
+        sampler_of(fake).sample([ApiChat().request(ASKED, seed=0)], HOT)
+    patient = Sampling(temperature=0.7, max_tokens=200)
+    assert sampler_of(fake).sample([ApiChat().request(ASKED, seed=0)], patient)  # a longer reply may take longer
+
+
 def test_another_name_for_the_longest_reply_is_learned_once(fake: FakeServer) -> None:
     fake.limit = "max_completion_tokens"
     assert len(sampler_of(fake).sample([ApiChat().request(ASKED, seed=s) for s in range(3)], HOT)) == 3

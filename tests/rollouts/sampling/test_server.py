@@ -246,6 +246,9 @@ def test_what_does_not_fit_gives_one_line_each(
     assert line(nobody).startswith("no server answers at http://127.0.0.1:9; start one with: ")
     fake.names = ("one", "two")
     assert "serves one, two and nothing named" in line(sampler_of(loaded, fake))
+    # A path is no name that it serves, and an adapter that an earlier training has left is none either.
+    fake.names = ("tiny", "agentopcd-0123456789ab")
+    assert replies(sampler_of(loaded, fake)) == own(loaded)
     fake.names = ("tiny",)
     fake.key = "secret"
     assert f"set the environment variable {KEY}" in line(sampler_of(loaded, fake))
