@@ -58,9 +58,9 @@ def test_the_api_is_asked_in_messages_and_says_what_the_model_says(fake: FakeSer
 def test_a_server_that_is_only_slow_is_told_apart_from_one_that_is_away(
     fake: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake.delay_s = 1.5
-    monkeypatch.setattr(requests, "REPLY_S", 0.05)
-    monkeypatch.setattr(requests, "TOKEN_S", 0.05)  # 0.45 seconds for eight tokens
+    fake.delay_s = 2.5
+    monkeypatch.setattr(requests, "REPLY_S", 0.6)
+    monkeypatch.setattr(requests, "TOKEN_S", 0.05)  # one second for eight tokens
     with pytest.raises(
         EngineError, match=r"was reached, but 3 times a reply was not there in time; lower --max-tokens"
     ):
