@@ -65,8 +65,8 @@ def test_a_server_that_is_only_slow_is_told_apart_from_one_that_is_away(
         EngineError, match=r"was reached, but 3 times a reply was not there in time; lower --max-tokens"
     ):
         sampler_of(fake).sample([ApiChat().request(ASKED, seed=0)], HOT)
-    patient = Sampling(temperature=0.7, max_tokens=200)
-    assert sampler_of(fake).sample([ApiChat().request(ASKED, seed=0)], patient)  # a longer reply may take longer
+    assert requests.patience(200).read == pytest.approx(0.6 + 200 * 0.05)  # a longer reply may take longer
+    assert requests.patience(200).connect == requests.CONNECT_S
 
 
 def test_another_name_for_the_longest_reply_is_learned_once(fake: FakeServer) -> None:
