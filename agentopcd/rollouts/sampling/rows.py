@@ -26,6 +26,8 @@ NAME = "agentopcd-rows"
 """What transformers knows this attention as."""
 GROWTH = 64
 """Rows get longer by a multiple of so many tokens."""
+MASKED = ("sliding_attention", "chunked_attention")
+"""Kinds of layers that see no more than a part of what is before a token."""
 IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
 """Arguments of an attention call that change nothing here."""
 
@@ -146,14 +148,20 @@ class Rows:
     def _probe(self) -> None:
         """Read one token, to learn the shapes of all layers' keys and values."""
         seen: list[tuple[int, Tensor, Tensor]] = []
+        windows: dict[int, int | None] = {}
 
         def note(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
             seen.append((module.layer_idx, key, value))
+            windows[module.layer_idx] = kwargs.get("sliding_window")
             return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None
 
         start = torch.zeros((1, 1), dtype=torch.long, device=self.device)
         with self._attending(note):
             models.decoder(self.model)(input_ids=start, position_ids=start, use_cache=False)
+        config = models.decoder(self.model).config
+        kinds = getattr(config, "layer_types", None) or ["sliding_attention" if _has_window(config) else ""] * len(seen)
+        if any(kind in MASKED and windows.get(layer) is None for layer, kind in enumerate(kinds)):
+            raise ValueError("it has windows that nothing but the mask of its layers tells")
         counts: dict[tuple[int, int], int] = {}
         for layer, *both in seen:
             self._places[layer] = places = []
@@ -303,6 +311,11 @@ class _Single(_Step):
         self.device, self.rows, self.width, self.columns = columns.device, len(columns), width, columns
         self.last = self._row = torch.arange(self.rows, device=self.device)
         self.long, self._known = [], {}
+
+
+def _has_window(config: Any) -> bool:
+    """Whether a config without kinds of layers says that they have a window."""
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
 
 
 def _sees(at: Tensor, width: int, window: int | None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from agentopcd import models
 from agentopcd.core.types import Completion, Request, Sampling
@@ -288,3 +289,17 @@ def test_dropped_requests_leave_the_others_as_they_are(tmp_path: Path) -> None:
     assert {ticket: found[ticket].token_ids for ticket in tickets if ticket in found} == {
         ticket: reply.token_ids for ticket, reply in zip(tickets, wanted, strict=True) if ticket not in gone
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("llama4_text", {"attention_chunk_size": 64, "intermediate_size_mlp": 64}), ("phimoe", {})]
+)
+@torch.no_grad()
+def test_windows_that_only_a_mask_tells_are_refused_however_long_they_are(kind: str, more: dict[str, Any]) -> None:
+    config = AutoConfig.for_model(
+        kind, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, vocab_size=300, num_local_experts=2, sliding_window=4096, eos_token_id=1, bos_token_id=None, **more,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ValueError, match="windows that nothing but the mask"):
+        Rows(model, most=2, bound=1 << 20)
