@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Literal
 
 from agentopcd.core.config import TrainConfig
-from agentopcd.core.types import EMPTY, Sampling
+from agentopcd.core.types import EMPTY, Message, Sampling
 from agentopcd.distillation.samples import Sample
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.player import Player
@@ -35,16 +35,17 @@ def neutral_samples(
         prompts: the prompts by number. Number, seed and ``what`` fix the noise of a reply.
         max_tokens: longest reply.
     """
+    said = {place: [Message(role="user", content=text)] for place, text in prompts.items()}
     asked = {
-        place: player.chat.request([{"role": "user", "content": text}], seed=request_seed(seed, what, place))
-        for place, text in prompts.items()
+        place: player.chat.request(messages, seed=request_seed(seed, what, place)) for place, messages in said.items()
     }
+    judge = player.chat.teacher or player.chat
     sampling = Sampling(temperature=temperature, top_p=1.0, top_k=0, max_tokens=max_tokens)
     replies = player.sampler.sample(list(asked.values()), sampling)
     return {
         place: Sample(
-            student_ids=request.prompt_ids, teacher_ids=request.prompt_ids, response_ids=reply.token_ids,
-            logprobs=reply.logprobs, turn=0, context=EMPTY.id,
+            student_ids=request.prompt_ids, teacher_ids=judge.render(said[place]),
+            response_ids=reply.token_ids, logprobs=reply.logprobs, turn=0, context=EMPTY.id,
         )
         for (place, request), reply in zip(asked.items(), replies, strict=True) if reply.token_ids
     }  # fmt: skip

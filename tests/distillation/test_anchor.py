@@ -12,7 +12,7 @@ import torch
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.types import EMPTY
+from agentopcd.core.types import EMPTY, Message
 from agentopcd.distillation import played
 from agentopcd.distillation.anchor import anchors, neutral_prompts, neutral_samples
 from agentopcd.distillation.samples import Sample
@@ -54,6 +54,18 @@ def test_both_prompts_of_a_neutral_sample_are_the_same_and_its_noise_is_its_own(
         assert any(text in player.chat.tokenizer.decode(sample.student_ids) for text in neutral_prompts("train"))
     assert anchors(player, 1, config, Ranks()) == first != anchors(player, 2, config, Ranks())
     assert anchors(player, 1, ConsolidateConfig(**SMALL), Ranks()) == {}
+
+
+def test_a_teacher_with_another_template_reads_neutral_prompts_in_its_own(model_dir: Path) -> None:
+    config = replace(ConsolidateConfig(**SMALL), anchor=1.0)
+    player, other = player_of(model_dir, config), models.load_model(str(model_dir)).tokenizer
+    other.chat_template = other.chat_template.replace("<|im_start|>", "<|im_start|>the ", 1)
+    assert player.chat.taught_by(other)
+    for sample in anchors(player, 1, config, Ranks()).values():
+        assert sample.teacher_ids != sample.student_ids
+        assert player.chat.teacher is not None
+        text = next(text for text in neutral_prompts("train") if text in other.decode(sample.teacher_ids))
+        assert sample.teacher_ids == player.chat.teacher.render([Message(role="user", content=text)])
 
 
 def test_the_anchor_holds_the_student_and_is_no_episode(
