@@ -144,7 +144,8 @@ def consolidate(
         watch = Watch(played.samples, method.temperature) if watched(step, config.steps, config.select_every) else None
         meter = StepMeter(method.temperature, config.temperature, config.importance_cap, config.token_cap, watch)
         for batch in deal(played.samples, learner, teacher, ranks):
-            learn_from(batch, learner, teacher, method, meter, clock)
+            with models.PASSES:
+                learn_from(batch, learner, teacher, method, meter, clock)
         meter.gather(ranks.everyone(meter.rows))
         if watch:
             watch.gather(ranks.everyone(watch.rows))

@@ -15,6 +15,7 @@ from agentopcd.models.attention import (
     positions,
 )
 from agentopcd.models.compute import (
+    PASSES,
     Compute,
     autocast,
     checkpoint_gradients,
@@ -39,6 +40,7 @@ from agentopcd.models.recast import recast
 from agentopcd.models.shortcuts import Shortcuts, forget_shortcuts, own_logits, shortcuts_of
 
 __all__ = [
+    "PASSES",
     "Compute",
     "Float32Head",
     "LoadedModel",

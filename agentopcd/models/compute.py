@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,8 @@ from agentopcd.core.text import first_line
 Compute = Literal["auto", "float32", "bfloat16"]
 RANDOM = ("dropout", "layerdrop", "jitter")
 """Words in the names of what a model does at random while it is in training mode."""
+PASSES = threading.RLock()
+"""Held for the passes of a batch, and of a comparison beside them: an adapter that is off is off for all threads."""
 
 
 def pick_device(device: str = "auto") -> torch.device:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from agentopcd import models
+from agentopcd import consolidate, models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Mean, Rate
@@ -124,3 +125,25 @@ def test_the_weights_stand_still_until_the_next_batch_is_played(
     monkeypatch.setattr(Learner, "step", lambda self, *a, **kw: (order.append("step"), step(self, *a, **kw))[1])
     train(model_dir, tmp_path, steps=2, select_every=2)
     assert order == ["settle", "step"] * 2
+
+
+def test_no_other_thread_compares_the_model_in_the_midst_of_a_batch(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free: list[bool] = []
+
+    def elsewhere(*args: Any) -> Any:
+        """What a thread that plays ahead would find, while the teacher has its adapter off."""
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(models.PASSES.acquire, blocking=False).result()
+            if taken:
+                pool.submit(models.PASSES.release).result()
+        free.append(taken)
+        return learn_from(*args)
+
+    learn_from = consolidate.learn_from
+    monkeypatch.setattr(consolidate, "learn_from", elsewhere)
+    train(model_dir, tmp_path, steps=1, select_every=1)
+    assert free and not any(free)
+    assert models.PASSES.acquire(blocking=False)
+    models.PASSES.release()

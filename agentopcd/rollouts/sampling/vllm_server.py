@@ -289,7 +289,8 @@ class ServerSampler:
             elif sharding.is_sharded(self.loaded.model):
                 gap = 0.0  # a pass would need all processes; the same file was compared when it was new
             else:
-                gap = gap_nats(self.loaded, self.compute, ask)
+                with models.PASSES:  # the trainer may learn meanwhile
+                    gap = gap_nats(self.loaded, self.compute, ask)
             if not gap <= GAP_NATS[self.compute]:  # also refuses NaN
                 raise AlignmentError(
                     f"{server.url} serves {server.serves!r} and is off by {gap:.3g} nats a token from "
