@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.core.power import detectable
 from agentopcd.core.stats import Comparison, Mean, draws_for
 from agentopcd.core.types import EMPTY, Context, Job, Task
@@ -140,8 +140,13 @@ def confirm(
     if look["incumbent_id"] is not None:
         rivals["incumbent"] = store.get_context(look["incumbent_id"])
     arms = (context, *rivals.values())
-    errors = bench.play_missing("confirm", [Job(task, arm, first_rep) for task in tasks for arm in arms])
     arena = bench.arena("confirm", [(task.key, task.seed, first_rep) for task in tasks], by)
+    try:
+        errors = bench.play_missing("confirm", [Job(task, arm, first_rep) for task in tasks for arm in arms])
+    except EnvError:
+        if look["verdict"] is None and not store.outcomes(bench.arm(context), arena):
+            store.drop_look(look["id"])  # of this context, nothing was shown
+        raise
     draws = draws_for(look["level"])
     against = {
         name: store.compare(bench.arm(context), bench.arm(rival), arena, draws=draws) for name, rival in rivals.items()

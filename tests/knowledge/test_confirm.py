@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.core.types import EMPTY, MARKER, Context
 from agentopcd.knowledge import ALPHA, Store, best_ref, confirm, left_after, level_of, placebo
 
@@ -148,6 +148,16 @@ def test_a_metric_that_nobody_reports_costs_no_look(kit) -> None:
         confirm(bench, context, kit.tasks(20, 1000), by="boxs")
     assert store.looks(kit.env) == []
     assert confirm(bench, context, kit.tasks(20, 1000)).look == 1
+
+
+def test_an_environment_that_breaks_every_episode_costs_no_look(kit) -> None:
+    store, context, tasks = kit.open(), kit.context("Holes swallow you."), kit.tasks(20, 1000)
+    broken = kit.player(lambda _: 0.5, broken=[task.seed for task in tasks])
+    with pytest.raises(EnvError, match="all 60 episodes broke off"):
+        confirm(kit.bench(store, broken), context, tasks)
+    assert store.looks(kit.env) == []
+    result = confirm(kit.bench(store, rates(kit, holes=0.9, other=0.1)), context, tasks)
+    assert result.passed and result.look == 1
 
 
 def test_a_placebo_keeps_the_form_and_moves_the_content() -> None:
