@@ -12,7 +12,6 @@ from agentopcd.core.power import detectable
 from agentopcd.core.stats import Comparison, Mean, draws_for
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, check_scores
-from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.looks import left_after
 from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.refs import best_ref
@@ -55,10 +54,17 @@ class Confirmation:
     """Environment errors of this call; such episodes are not counted."""
     ref: str
     """The ref that a pass moves."""
+    at: str | None = None
+    """The context that the ref is at after this call; None: there is no such ref."""
 
     @property
     def passed(self) -> bool:
         return self.verdict == "pass"
+
+    @property
+    def overtaken(self) -> bool:
+        """It passed, and the ref is at another context, which it was not compared with: that one stays."""
+        return self.passed and self.at != self.context_id
 
     @property
     def comparison(self) -> Comparison:
@@ -77,10 +83,18 @@ class Confirmation:
         if self.by == "success":
             seen = detectable(n, min(base, 0.9), alpha=self.level)
             lines.append(f"  {n} pairs show a rise of {seen:.2f} four times in five")
-        verdict = _IN_WORDS[self.verdict].format(ref=self.ref)
         lines.append(f"  look {self.look} at level {self.level:.2g}, {self.left:.2g} left for later looks")
-        lines.append(f"verdict: {verdict}")
+        lines.append(f"verdict: {self._in_words()}")
         return "\n".join(lines)
+
+    def _in_words(self) -> str:
+        if not self.overtaken:
+            return _IN_WORDS[self.verdict].format(ref=self.ref)
+        there = f"was moved to {self.at[:12]}" if self.at else "was deleted"
+        return (
+            f"pass, but {self.ref} {there} meanwhile, so it stays as it is; another --confirm-tasks compares again, or "
+            f"move it by hand: agentopcd knowledge move {self.ref} {self.context_id[:12]}"
+        )
 
     def _other_scores(self) -> list[str]:
         """A line for each score beside the one that was compared, where it says something that success does not."""
@@ -99,6 +113,7 @@ class Confirmation:
         """The result as JSON."""
         return {
             "context": self.context_id, "confirmed": self.passed, "verdict": self.verdict, "by": self.by,
+            "ref": self.ref, "at": self.at,
             "look": self.look, "level": self.level, "left": self.left, "errors": self.errors,
             "score": self.comparison.first.to_dict(),
             "against": {name: pair.to_dict() | {"score": pair.second.rate} for name, pair in self.against.items()},
@@ -114,7 +129,8 @@ def confirm(
     The incumbent is the context at ENV/best, unless it is this one or the model has it in its weights already. The
     tests are McNemar's mid-p when success is compared and no two pairs share a task, else the sign-flip test over
     tasks. All must reach the level of this look (see :mod:`agentopcd.knowledge.looks`); since all must, they share it.
-    On a pass, ENV/best is moved to the context, with the numbers as the reason. A repeated call is the same look.
+    On a pass, ENV/best is moved to the context, with the numbers as the reason, unless it was moved meanwhile. A
+    repeated call is the same look.
 
     Args:
         tasks: tasks of the ``confirm`` split; they are registered there.
@@ -163,9 +179,10 @@ def confirm(
         by, look["number"], look["level"], left_after(looks), errors, best_ref(env),
     )  # fmt: skip
     with store.write():
+        if result.passed and look["verdict"] is None and _incumbent(bench, context) == look["incumbent_id"]:
+            _promote(bench, result)
+        result = dataclasses.replace(result, at=store.ref(result.ref))
         store.end_look(look["id"], result.verdict, result.to_dict())
-        if result.passed:
-            _promote(bench, result, look)
     return result
 
 
@@ -191,11 +208,9 @@ def _verdict(against: dict[str, Comparison], level: float) -> Verdict:
     return "pass"
 
 
-def _promote(bench: Bench, result: Confirmation, look: Row) -> None:
+def _promote(bench: Bench, result: Confirmation) -> None:
     current = bench.store.ref(result.ref)
-    if current == result.context_id:  # a repeated call must not add a second move
-        return
-    if look["verdict"] is not None:  # repeated after somebody has moved the ref on: that stands
+    if current == result.context_id:
         return
     reason = f"{result.comparison}; look {result.look} at level {result.level:.2g}"
     bench.store.move(result.ref, result.context_id, "confirm", reason, bench.run_id, expect=current)

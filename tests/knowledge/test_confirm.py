@@ -203,6 +203,44 @@ def test_a_look_that_was_broken_off_is_spent_and_goes_on(kit) -> None:
     assert result.passed and result.look == 1 and len(store.episodes()) == 150
 
 
+def killed_after(play, episodes: int):
+    """The player, stopped by a person after so many episodes."""
+
+    def until(jobs):
+        for number, episode in enumerate(play(jobs)):
+            if number == episodes:
+                raise KeyboardInterrupt
+            yield episode
+
+    return until
+
+
+def test_a_context_that_was_never_compared_with_the_best_does_not_take_its_place(kit) -> None:
+    """Another context became the best one while this look was interrupted."""
+    store, poor, good = kit.open(), kit.context("Walls stop everything."), kit.context("Holes swallow you.")
+    play, tasks = rates(kit, holes=0.9, walls=0.45, other=0.1), kit.tasks(100, 1000)
+    with pytest.raises(KeyboardInterrupt):
+        confirm(kit.bench(store, killed_after(play, 20)), poor, tasks)
+    assert confirm(kit.bench(store, play), good, tasks).passed
+    late = confirm(kit.bench(store, play), poor, tasks)
+    assert late.passed and late.overtaken and list(late.against) == ["empty", "placebo"]
+    assert store.ref("lake/best") == good.id == late.at == late.to_dict()["at"]
+    assert f"pass, but lake/best was moved to {good.id[:12]} meanwhile, so it stays as it is" in str(late)
+    fresh = confirm(kit.bench(store, play), poor, kit.tasks(120, 1000))  # as the message says
+    assert fresh.verdict == "incumbent stays" and not fresh.overtaken and store.ref("lake/best") == good.id
+
+
+def test_a_best_that_was_deleted_meanwhile_stays_deleted(kit) -> None:
+    store, fair, good = kit.open(), kit.context("Goals win."), kit.context("Holes swallow you.")
+    play, tasks = rates(kit, holes=0.9, goals=0.4, other=0.05), kit.tasks(100, 1000)
+    assert confirm(kit.bench(store, play), fair, tasks).passed
+    with pytest.raises(KeyboardInterrupt):
+        confirm(kit.bench(store, killed_after(play, 20)), good, tasks)
+    store.move("lake/best", None, "person")
+    late = confirm(kit.bench(store, play), good, tasks)
+    assert late.overtaken and store.ref("lake/best") is None and "lake/best was deleted meanwhile" in str(late)
+
+
 def test_the_empty_context_is_never_the_incumbent(kit) -> None:
     store: Store = kit.open()
     store.move("lake/best", EMPTY.id, "person")
