@@ -110,12 +110,17 @@ class _Dump:
         return sorted(kept.values(), key=_source_order)
 
     def _events(self) -> list[Row]:
-        def travels(row: Row) -> bool:
-            known = row["item_id"] in self.held and (row["other_id"] is None or row["other_id"] in self.held)
-            return known and row["actor"] != IMPORTED
+        """The history of the items. An item that gave way to one that does not travel gave way all the same."""
 
-        # Sorted by item, because an importer may hold the items in another order.
-        return sorted(filter(travels, self.store.table("item_event", "id")), key=lambda row: row["item_id"])
+        def travels(row: Row) -> bool:
+            both = row["other_id"] is None or row["other_id"] in self.held or row["event"] == "supersede"
+            return row["item_id"] in self.held and both and row["actor"] != IMPORTED
+
+        rows = [
+            row if row["other_id"] in self.held else {**row, "other_id": None}
+            for row in filter(travels, self.store.table("item_event", "id"))
+        ]
+        return sorted(rows, key=lambda row: row["item_id"])  # because an importer may hold the items in another order
 
     def _refs(self) -> list[Row]:
         moves = list(self.store.table("ref_move", "id"))

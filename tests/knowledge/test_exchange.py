@@ -173,6 +173,20 @@ def test_one_context_travels_alone(kit) -> None:
     assert lines(fresh, best) == lines(store, best)
 
 
+def test_what_gave_way_to_an_item_that_stays_behind_is_out_of_use_there_too(kit) -> None:
+    store = kit.open()
+    old, new = store.add_items(1, [Found("Avoid holes."), Found("Avoid tiles marked H.")])
+    store.event(old, "approve", "person")
+    context = store.add_context(kit.context("Avoid holes."))
+    store.event(old, "supersede", "person", "clearer", other=new)
+    store.event(old, "distinct", "person", other=new)
+    fresh = reload(lines(store, context), "keep")
+    assert fresh.item(old).status == "retired" and fresh.blocked(context)
+    assert (fresh.events(old)[-1]["event"], fresh.events(old)[-1]["reason"]) == ("supersede", "clearer")
+    assert lines(fresh, context) == lines(store, context)
+    assert reload(lines(store), "keep").successors([old]) == {old: new}
+
+
 def change(exported: str, kind: str, **values: object) -> str:
     """The export with the first row of a kind changed."""
     rows = [json.loads(line) for line in exported.splitlines() if line]
