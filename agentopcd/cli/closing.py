@@ -43,9 +43,9 @@ def after_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confi
     name = f"--context {context_id[:12]}"
     if outcome is None:
         next_is(call, command(call, f"knowledge confirm {name}", flags_for(config, ConfirmConfig)))
-    elif outcome.passed:
+    elif outcome.passed and not outcome.overtaken:
         next_is(call, command(call, "consolidate", flags_for(config, ConsolidateConfig)))
-    elif outcome.verdict == "incumbent stays":
+    elif outcome.passed or outcome.verdict == "incumbent stays":
         call.say(f"to distil it although {outcome.ref} stays:")
         next_is(call, command(call, f"consolidate {name}", flags_for(config, ConsolidateConfig)))
     else:

@@ -206,6 +206,8 @@ def export(
             return
         write_text(path_of(output), pieces)
     print(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
+    if everything:
+        print("recordings and the moves of ENV/student stay behind; to move this store whole: agentopcd store backup")
 
 
 def _export_folder(prefix: str, output: Path | None, work: Path) -> None:

@@ -99,7 +99,7 @@ def score(config: ScoreConfig, call: Call) -> None:
         if not candidates:
             again = closing.command(call, "play", flags_for(config, PlayConfig))
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
-        ready.to_score(session, config, candidates)
+        candidates = ready.to_score(session, config, candidates)
         if config.method == "subsets":
             return _values(session, config, call, candidates)
         if call.dry_run:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Literal
 
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, EnvError, StoreError
 from agentopcd.core.power import detectable
-from agentopcd.core.stats import Comparison, Mean, draws_for
+from agentopcd.core.stats import Comparison, Difference, Mean, Rate, draws_for
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, check_scores
 from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.looks import left_after
 from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.refs import best_ref
@@ -55,10 +57,19 @@ class Confirmation:
     """Environment errors of this call; such episodes are not counted."""
     ref: str
     """The ref that a pass moves."""
+    at: str | None = None
+    """The context that the ref is at after this call; None: there is no such ref."""
+    found_on: str = ""
+    """Of a look that was judged before, its day; '': it was judged by this call."""
 
     @property
     def passed(self) -> bool:
         return self.verdict == "pass"
+
+    @property
+    def overtaken(self) -> bool:
+        """It passed, and the ref is at another context, which it was not compared with: that one stays."""
+        return self.passed and self.at != self.context_id
 
     @property
     def comparison(self) -> Comparison:
@@ -77,10 +88,22 @@ class Confirmation:
         if self.by == "success":
             seen = detectable(n, min(base, 0.9), alpha=self.level)
             lines.append(f"  {n} pairs show a rise of {seen:.2f} four times in five")
-        verdict = _IN_WORDS[self.verdict].format(ref=self.ref)
         lines.append(f"  look {self.look} at level {self.level:.2g}, {self.left:.2g} left for later looks")
-        lines.append(f"verdict: {verdict}")
+        if self.found_on:
+            lines.append(f"  as found on {self.found_on}: the same look again; another --confirm-tasks is another look")
+        lines.append(f"verdict: {self._in_words()}")
         return "\n".join(lines)
+
+    def _in_words(self) -> str:
+        if self.overtaken:
+            there = f"was moved to {self.at[:12]}" if self.at else "was deleted"
+            return (
+                f"pass, but {self.ref} {there} since this look began, so it stays as it is; another --confirm-tasks "
+                f"compares again, or move it by hand: agentopcd knowledge move {self.ref} {self.context_id[:12]}"
+            )
+        if self.passed and self.found_on:
+            return f"pass, {self.ref} is at it"
+        return _IN_WORDS[self.verdict].format(ref=self.ref)
 
     def _other_scores(self) -> list[str]:
         """A line for each score beside the one that was compared, where it says something that success does not."""
@@ -99,6 +122,7 @@ class Confirmation:
         """The result as JSON."""
         return {
             "context": self.context_id, "confirmed": self.passed, "verdict": self.verdict, "by": self.by,
+            "ref": self.ref, "at": self.at,
             "look": self.look, "level": self.level, "left": self.left, "errors": self.errors,
             "score": self.comparison.first.to_dict(),
             "against": {name: pair.to_dict() | {"score": pair.second.rate} for name, pair in self.against.items()},
@@ -114,7 +138,8 @@ def confirm(
     The incumbent is the context at ENV/best, unless it is this one or the model has it in its weights already. The
     tests are McNemar's mid-p when success is compared and no two pairs share a task, else the sign-flip test over
     tasks. All must reach the level of this look (see :mod:`agentopcd.knowledge.looks`); since all must, they share it.
-    On a pass, ENV/best is moved to the context, with the numbers as the reason. A repeated call is the same look.
+    On a pass, ENV/best is moved to the context, with the numbers as the reason, unless it was moved meanwhile. A
+    repeated call is the same look: where that was judged, nothing is played and what it found stands.
 
     Args:
         tasks: tasks of the ``confirm`` split; they are registered there.
@@ -136,19 +161,25 @@ def confirm(
          "plan": _plan(tasks, by, first_rep)},
         {"placebo_id": twin.id, "incumbent_id": _incumbent(bench, context), "run_id": bench.run_id},
     )  # fmt: skip
+    if look["verdict"] is not None:
+        return _as_found(bench, look)
     rivals = {"empty": EMPTY, "placebo": store.get_context(look["placebo_id"])}
     if look["incumbent_id"] is not None:
         rivals["incumbent"] = store.get_context(look["incumbent_id"])
     arms = (context, *rivals.values())
-    errors = bench.play_missing("confirm", [Job(task, arm, first_rep) for task in tasks for arm in arms])
     arena = bench.arena("confirm", [(task.key, task.seed, first_rep) for task in tasks], by)
+    try:
+        errors = bench.play_missing("confirm", [Job(task, arm, first_rep) for task in tasks for arm in arms])
+    except EnvError:
+        if not store.outcomes(bench.arm(context), arena):
+            store.drop_look(look["id"])  # of this context, nothing was shown
+        raise
     draws = draws_for(look["level"])
     against = {
         name: store.compare(bench.arm(context), bench.arm(rival), arena, draws=draws) for name, rival in rivals.items()
     }
     if not all(pair.n for pair in against.values()):
-        if look["verdict"] is None:
-            store.drop_look(look["id"])  # it has shown nothing
+        store.drop_look(look["id"])  # it has shown nothing
         check_scores(bench, bench.arm(context), arena, errors)
         raise ConfigError(f"no pair of {env} with {by!r} was played ({errors} environment errors): nothing to confirm")
     looks = len(store.looks(env))
@@ -158,10 +189,49 @@ def confirm(
         by, look["number"], look["level"], left_after(looks), errors, best_ref(env),
     )  # fmt: skip
     with store.write():
+        known = store.lookup("look", id=look["id"])
+        if known is not None and known["verdict"] is not None:  # another process was faster
+            return _as_found(bench, look | known)
+        if result.passed and _incumbent(bench, context) == look["incumbent_id"]:
+            _promote(bench, result)
+        result = dataclasses.replace(result, at=store.ref(result.ref))
         store.end_look(look["id"], result.verdict, result.to_dict())
-        if result.passed:
-            _promote(bench, result, look)
     return result
+
+
+def _as_found(bench: Bench, look: Row) -> Confirmation:
+    """What a look has found that was judged before, whatever was played or moved since.
+
+    Raises:
+        StoreError: the look has kept no result that can be read.
+    """
+    what, ref = f"the result of look {look['number']} of {look['env']}", best_ref(bench.env)
+    given = read_object(str(look["result"] or ""), what)
+    try:
+        return Confirmation(
+            look["context_id"], look["verdict"], {name: _pair(name, given) for name in given["against"]},
+            {arm: {name: Mean.from_dict(one) for name, one in by.items()} for arm, by in given["means"].items()},
+            given["by"], look["number"], look["level"], left_after(len(bench.store.looks(bench.env))), given["errors"],
+            ref, bench.store.ref(ref), look["at"][:10],
+        )  # fmt: skip
+    except (AttributeError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{what} is of another version ({error!r}); another --confirm-tasks is another look"
+        ) from error
+
+
+def _pair(name: str, given: Mapping[str, Any]) -> Comparison:
+    """A comparison as :meth:`Confirmation.to_dict` wrote it, with no interval of a rate but the context's own."""
+    one, own = given["against"][name], given["score"] if name == "empty" else {}
+    n, low, high = one["n"], one["low"], one["high"]
+    shown, other = one["score"] + one["difference"], one["score"]
+    first: Rate | Mean = Mean.from_dict(own) if "mean" in own else Mean(shown, -inf, inf, n)
+    second: Rate | Mean = Mean(other, -inf, inf, n)
+    if given["by"] == "success":
+        first = Rate(round(shown * n), n, (own["low"], own["high"]) if own else None)
+        second = Rate(round(other * n), n)
+    gain = Difference(one["difference"], -inf if low is None else low, inf if high is None else high, n)
+    return Comparison(n, one["tasks"], one["wins"], one["losses"], first, second, gain, one["p"], one["test"])
 
 
 def _plan(tasks: Sequence[Task], by: str, first_rep: int) -> str:
@@ -186,11 +256,9 @@ def _verdict(against: dict[str, Comparison], level: float) -> Verdict:
     return "pass"
 
 
-def _promote(bench: Bench, result: Confirmation, look: Row) -> None:
+def _promote(bench: Bench, result: Confirmation) -> None:
     current = bench.store.ref(result.ref)
-    if current == result.context_id:  # a repeated call must not add a second move
-        return
-    if look["verdict"] is not None:  # repeated after somebody has moved the ref on: that stands
+    if current == result.context_id:
         return
     reason = f"{result.comparison}; look {result.look} at level {result.level:.2g}"
     bench.store.move(result.ref, result.context_id, "confirm", reason, bench.run_id, expect=current)

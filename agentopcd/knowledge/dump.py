@@ -10,7 +10,7 @@ from agentopcd.core.errors import StoreError
 from agentopcd.core.transcript import UNREADABLE, unpack
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.exchange import ELSEWHERE, FORMAT, IMPORTED, VERSION, without
+from agentopcd.knowledge.exchange import FORMAT, IMPORTED, VERSION, signs, without
 from agentopcd.knowledge.faults import REPAIR
 from agentopcd.knowledge.store import Store
 
@@ -65,28 +65,31 @@ class _Dump:
         episodes = list(self.store.table("episode", "id")) if self.episodes else []
         self.local = {row["id"]: number for number, row in enumerate(episodes, 1)}
         sources, events, refs = self._sources(), self._events(), self._refs()
-        self.used.update(row["run_id"] for row in (*models, *episodes, *sources, *refs) if row["run_id"] is not None)
+        looks = list(self.store.table("look", "id")) if self.everything else []
+        made = (*models, *episodes, *sources, *refs, *looks)
+        self.used.update(row["run_id"] for row in made if row["run_id"] is not None)
         number = {run_id: n for n, run_id in enumerate(sorted(self.used), 1)}
         for run_id, n in number.items():
-            yield {**_typed("run", without(self.runs[run_id], "imported")), "id": n}
+            yield {**_typed("run", self.runs[run_id]), "id": n}
         for row in self._tasks(episodes):
             yield _typed("task", row)
         for row in self.items:
             yield _typed("item", row)
         for row in self.contexts:
-            yield {**_typed("context", without(row, "imported")), "items": self.links[row["id"]]}
+            yield {**_typed("context", row), "items": self.links[row["id"]]}
         for row in models:
             weights = self.store.model_contexts(row["id"]) if self.everything else {}
             yield {**_typed("model", row), "run_id": number.get(row["run_id"]), "contexts": weights}
         for row in episodes:
             yield {**_typed("episode", row), "id": self.local[row["id"]], "run_id": number[row["run_id"]],
-                   "setup": row["setup"].removeprefix(ELSEWHERE), "transcript": row["id"]}  # fmt: skip
+                   "transcript": row["id"]}  # fmt: skip
         for row in sources:
             yield {**_typed("source", row), "run_id": number[row["run_id"]]}
         for row in events:
             yield without(_typed("event", row), "id")
-        for row in refs:
-            yield {**without(_typed("ref", row), "id"), "run_id": number.get(row["run_id"])}
+        for kind, rows in (("ref", refs), ("look", looks)):
+            for row in rows:
+                yield {**without(_typed(kind, row), "id"), "run_id": number.get(row["run_id"])}
 
     def _models(self) -> list[Row]:
         return list(self.store.table("model", "rowid")) if self.everything else []
@@ -110,12 +113,21 @@ class _Dump:
         return sorted(kept.values(), key=_source_order)
 
     def _events(self) -> list[Row]:
-        def travels(row: Row) -> bool:
-            known = row["item_id"] in self.held and (row["other_id"] is None or row["other_id"] in self.held)
-            return known and row["actor"] != IMPORTED
+        """The history of the items. An item that gave way to one that does not travel gave way all the same."""
+        texts = {row["id"]: row["text"] for row in self.items}
 
-        # Sorted by item, because an importer may hold the items in another order.
-        return sorted(filter(travels, self.store.table("item_event", "id")), key=lambda row: row["item_id"])
+        def travels(row: Row) -> bool:
+            if row["item_id"] not in self.held:
+                return False
+            both = row["other_id"] is None or row["other_id"] in self.held or row["event"] == "supersede"
+            again = (row["actor"], row["event"]) == (IMPORTED, "flag") and row["reason"] in signs(texts[row["item_id"]])
+            return both and not again
+
+        rows = [
+            row if row["other_id"] in self.held else {**row, "other_id": None}
+            for row in filter(travels, self.store.table("item_event", "id"))
+        ]
+        return sorted(rows, key=lambda row: row["item_id"])  # because an importer may hold the items in another order
 
     def _refs(self) -> list[Row]:
         moves = list(self.store.table("ref_move", "id"))

@@ -1,7 +1,8 @@
-"""The format of exports, lossless JSON lines, and how they are read; :mod:`agentopcd.knowledge.dump` writes them.
+"""The format of exports, JSON lines, and how they are read; :mod:`agentopcd.knowledge.dump` writes them.
 
 A JSON lines file is a header, typed rows in foreign-key order, and the number of the rows as its end. Run and episode
-numbers are local to the file. An import adds the rows that the receiving store lacks and overwrites nothing.
+numbers are local to the file. An import adds the rows that the receiving store lacks and overwrites nothing. The rows
+say what their store had only imported itself. Recordings and the moves of ENV/student stay behind.
 """
 
 from __future__ import annotations
@@ -19,31 +20,42 @@ from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.refs import check_ref
 from agentopcd.knowledge.store import EPISODE_KEY, PLACEBO, Store
 
-FORMAT, VERSION = "agentopcd-kb", 3
+FORMAT, VERSION = "agentopcd-kb", 4
 ENDLESS = 1
 """The version whose files have no end, so that a file cut short could not be told from a whole one."""
 
 BEFORE_METRICS = 2
 """The last version whose episodes have no metrics beside their transcript."""
 
+BEFORE_LOOKS = 3
+"""The last version whose files hold no looks and do not say what their store had only imported."""
+
 ELSEWHERE = "imported:"
 """Before the setup of an imported episode: it is shown, and never taken for one that this store has played."""
 
 IMPORTED = "import"
-"""Actor of the events that an import adds: decisions of the receiver, which are not exported again."""
+"""Actor of the events that an import adds. What it reads off the text (:func:`signs`) is not exported again."""
 
 GATES = ("review", "keep")
 TABLES = {"source": "item_source", "event": "item_event", "ref": "ref_move"}
 """The tables of the types of rows that are called otherwise."""
-NOT_WRITTEN = {"event": {"id"}, "ref": {"id"}, "run": {"imported"}, "episode": {"metrics"}, "context": {"imported"}}
+NOT_WRITTEN = {
+    "event": {"id"}, "ref": {"id"}, "look": {"id"}, "run": {"imported"}, "context": {"imported"},
+    "episode": {"metrics"},
+}  # fmt: skip
 """The columns that a row of an export may lack."""
-KINDS = ("run", "task", "item", "context", "model", "episode", "source", "event", "ref")
+KINDS = ("run", "task", "item", "context", "model", "episode", "source", "event", "ref", "look")
 """Types of rows, in the order in which they refer to each other."""
 
 
 def without(row: Row, name: str) -> Row:
     """A row without one of its columns."""
     return {key: value for key, value in row.items() if key != name}
+
+
+def signs(text: str) -> tuple[str, ...]:
+    """The flags that every import gives an item by its text."""
+    return tuple(flags(sanitise(text), given=text))
 
 
 def is_export(text: str) -> bool:
@@ -79,8 +91,9 @@ def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "re
 
     Ids are recomputed and checked. Items that are new to this store arrive with their history, and are flagged as if
     they were found here. With ``gate="review"``, active and pinned items then wait for approval, and nothing in the
-    file is evidence: its episodes are compared with none of this store, and its origins add no support. With
-    ``"keep"``, all of that is taken as this store's own. A task that this store already has keeps its split.
+    file is evidence: its episodes are compared with none of this store, its origins add no support, and its looks are
+    not this store's. With ``"keep"``, all of that is taken as this store's own, but for what the sender had only
+    imported: that stays what it was there. A task that this store already has keeps its split.
 
     Args:
         prefix: prefix for the name of every imported ref.
@@ -98,7 +111,7 @@ def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "re
     header = next(stream, {})
     if header.get("format") != FORMAT:
         raise StoreError(f'not a knowledge export: the first line has no "format": "{FORMAT}"')
-    if header.get("version") not in (ENDLESS, BEFORE_METRICS, VERSION):
+    if header.get("version") not in (ENDLESS, BEFORE_METRICS, BEFORE_LOOKS, VERSION):
         raise StoreError(f"export version {header.get('version')!r}, this version of agentopcd reads {VERSION}")
     with store.write():
         importer = _Load(store, prefix, trusted=gate == "keep")
@@ -164,7 +177,7 @@ class _Load:
             _object_or_null(row, name)
         known = self.store.lookup("run", **without(row, "imported"))
         self.own |= {number} if known and not known["imported"] else set()
-        given = {**row, "imported": int(not self.trusted)}
+        given = {**row, "imported": row.get("imported", 0) if self.trusted else 1}
         self.runs[number] = known["id"] if known else cast(int, self.store.insert("run", given))
         return known is None
 
@@ -178,7 +191,7 @@ class _Load:
             return False
         self.items.add(row["id"])
         # The text stays, because its hash is its name. The flags come before its history, which decides its status.
-        for flag in flags(sanitise(row["text"]), given=row["text"]):
+        for flag in signs(row["text"]):
             self.store.event(row["id"], "flag", IMPORTED, flag)
         return True
 
@@ -191,7 +204,8 @@ class _Load:
             raise StoreError(f"context {row['id'][:12]} does not fit its text; the file was changed")
         if links not in (([],) if placebo else (item_ids(context), _ids_before(context))):
             raise StoreError(f"context {row['id'][:12]} shows other items than it lists; the file was changed")
-        if self.store.insert("context", {**row, "imported": int(not self.trusted)}, unique=("id",)) is None:
+        given = {**row, "imported": row.get("imported", 0) if self.trusted else 1}
+        if self.store.insert("context", given, unique=("id",)) is None:
             return False
         for pos, item_id in enumerate(links):
             self.store.insert("context_item", {"context_id": row["id"], "pos": pos, "item_id": item_id})
@@ -212,9 +226,11 @@ class _Load:
             raise StoreError(f"the transcript does not fit its episode ({odd}); the file was changed")
         row["run_id"] = self.runs[row["run_id"]]
         _object_or_null(row, "metrics")
-        known = self.store.lookup("episode", **{name: row[name] for name in EPISODE_KEY})
-        if known is None and not self.trusted:
-            row["setup"] = f"{ELSEWHERE}{row['setup']}"
+        played = row["setup"].removeprefix(ELSEWHERE)
+        if self.store.lookup("episode", **{name: row[name] for name in EPISODE_KEY} | {"setup": played}):
+            row["setup"] = played
+        elif not self.trusted:
+            row["setup"] = f"{ELSEWHERE}{played}"
         episode_id = self.store.insert("episode", row, unique=EPISODE_KEY)
         if episode_id is not None and transcript is not None:
             self.store.insert("transcript", {"episode_id": episode_id, "body": pack(transcript)})
@@ -256,6 +272,14 @@ class _Load:
         row["run_id"] = self.runs.get(row["run_id"])
         self.refs.setdefault(row["name"], []).append(row)
         return False  # counted at the end, when all moves of a ref are known
+
+    def _look(self, row: Row) -> bool:
+        row["run_id"] = self.runs.get(row["run_id"])
+        _object_or_null(row, "result")
+        key = ("env", "model_id", "context_id", "setup", "plan")
+        if not self.trusted or self.store.lookup("look", **{name: row[name] for name in key}):
+            return False  # what others have spent of their false-alarm rate is not spent here
+        return self.store.insert("look", row) is not None
 
     def end(self, gate: str) -> None:
         for name, moves in self.refs.items():

@@ -95,7 +95,7 @@ class Queries(Episodes):
         return self.query(
             "SELECT m.* FROM model m LEFT JOIN run r ON r.id = m.run_id"
             " WHERE (:env IS NULL OR json_extract(r.config, '$.env') = :env)"
-            " AND (NOT :trained OR (m.parent_id IS NOT NULL AND r.status = 'done'"
+            " AND (NOT :trained OR (m.parent_id IS NOT NULL AND r.status = 'done' AND NOT r.imported"
             " AND json_extract(r.config, '$.placebo') IS NOT 1))"
             " ORDER BY m.created_at DESC, m.rowid DESC",
             {"env": env, "trained": trained},

@@ -89,9 +89,9 @@ class Store(Queries):
         self.update_run(run_id, None, "running")
 
     def find_run(self, verb: str, config: Mapping[str, Any], status: str = "running") -> int | None:
-        """The newest run with this verb, config and status; a running one can be resumed."""
+        """The newest run of this store with this verb, config and status; a running one can be resumed."""
         rows = self.query(
-            "SELECT id FROM run WHERE verb = ? AND config = ? AND status = ? ORDER BY id DESC LIMIT 1",
+            "SELECT id FROM run WHERE verb = ? AND config = ? AND status = ? AND NOT imported ORDER BY id DESC LIMIT 1",
             (verb, canonical(config), status),
         )
         return rows[0]["id"] if rows else None

@@ -136,7 +136,7 @@ class Ledger:
         return read_object(row["result"], f"the result of run {run_id}") if done else None
 
     def started_from(self, verb: str, context_id: str | None) -> str | None:
-        """The model that a run with the same settings started from, whether the run is finished or not.
+        """The model that a run of this store with the same settings started from, whether the run is finished or not.
 
         Without this, a repeated command without ``--model`` would take the student that its first call has made.
 
@@ -151,7 +151,7 @@ class Ledger:
         wanted |= {} if context_id is None else {"context_id": context_id}
         for row in self.store.runs(verb):
             config = read_object(row["config"], f"the config of run {row['id']}")
-            if all(config.get(name) == value for name, value in wanted.items()):
+            if not row["imported"] and all(config.get(name) == value for name, value in wanted.items()):
                 model = self.store.lookup("model", id=config["model_id"])
                 if model is None or not model["path"]:
                     return None

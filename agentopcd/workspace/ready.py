@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import work_flag
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import check_leaks
 from agentopcd.workspace.experience.choose import ranked_by, traced
@@ -27,22 +28,35 @@ def to_play(session: Session, config: PlayConfig) -> None:
     session.refuse_changed_game()
 
 
-def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context]) -> None:
-    """Refuse a ranking, and the confirmation after it, that could not begin.
+def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context]) -> list[Context]:
+    """The candidates that compete: without those that could not be distilled, because an item of theirs waits or is
+    retired. ``subsets`` needs none of this, since it reads the active items alone.
 
     Raises:
-        ConfigError: nothing is right or wrong here, or there are no tasks, or no episodes for the raw traces.
+        ConfigError: nothing is right or wrong here, or there are no tasks, or no episodes for the raw traces, or every
+            candidate is left out.
         TaskLeak: a candidate holds an item from a held-out task.
     """
+    every = config.method == "subsets"
+    found = [one for one in candidates if every or not session.store.blocked(one.id)]
     ranked_by(session)
     session.needed("select")
     if config.confirm and config.method != "subsets":
         session.needed("confirm")
     if config.traces:
         traced(session)
-    for context in candidates[: config.candidates]:
+    for context in found[: config.candidates]:
         check_leaks(session.store, context.id)
     session.refuse_changed_game()
+    pending = f"agentopcd knowledge list items --status pending{work_flag(session.work)}"
+    if not found:
+        raise ConfigError(
+            f"each of the {len(candidates)} candidates holds an item that is pending or retired, so none could be "
+            f"distilled; to see what waits: {pending}"
+        )
+    if left_out := len(candidates) - len(found):
+        session.say(f"{left_out} of {len(candidates)} candidates hold an item that is pending or retired: left out")
+    return found
 
 
 def to_confirm(session: Session, config: ConfirmConfig) -> Context:

@@ -64,11 +64,14 @@ def test_what_two_verbs_share_is_kept() -> None:
 
 @pytest.mark.parametrize(
     ("verdict", "words", "more"),
-    [("pass", "consolidate", {}), ("incumbent stays", "consolidate", {"context": "abcd"}), ("not better", "play", {})],
-)
+    [
+        ("pass", "consolidate", {}), ("overtaken", "consolidate", {"context": "abcd"}),
+        ("incumbent stays", "consolidate", {"context": "abcd"}), ("not better", "play", {}),
+    ],
+)  # fmt: skip
 def test_after_the_gate(verdict: str, words: str, more: dict[str, Any], call: Call) -> None:
     class Outcome:
-        passed, ref = verdict == "pass", "x/best"
+        passed, overtaken, ref = verdict in ("pass", "overtaken"), verdict == "overtaken", "x/best"
 
     Outcome.verdict = verdict  # type: ignore[attr-defined]
     closing.after_gate(call, ScoreConfig(**PLAYER), "abcd", Outcome())  # type: ignore[arg-type]

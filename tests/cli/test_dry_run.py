@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from agentopcd.cli import app
 from agentopcd.core.errors import AgentOpcdError, EngineError
 from agentopcd.core.types import MARKER, Context
-from agentopcd.knowledge import Store
+from agentopcd.knowledge import Store, identify
 from agentopcd.models import find
 from agentopcd.rollouts.sampling import vllm_engine
 from agentopcd.workspace.session import Session
@@ -51,6 +51,7 @@ def given(work: Path, verb: list[str]) -> list[str]:
         with Store.open(work / "store.db") as store:
             context = Context(f"{MARKER} say 7")
             store.add_context(context, {"order": "hand"})
+            store.event(identify("say 7"), "approve", "person")
             store.move("math/pool/00/01", context.id, "extract")
     return [word.replace("prompt.txt", str(work.parent / "prompt.txt")) for word in verb]
 
@@ -65,6 +66,17 @@ def test_yes_to_what_can_run(verb: list[str], model: str, work: Path) -> None:
     assert "dry run: nothing was played" in run(work, *given(work, verb), "--model", model, "--dry-run")
     hub = run(work, *given(work, verb), "--model", "owner/unknown", "--dry-run")
     assert "owner/unknown is not on this machine yet, so it was not looked at" in hub
+
+
+def test_candidates_that_could_not_be_distilled_do_not_compete(model: str, work: Path) -> None:
+    words = given(work, ["knowledge", "score"])
+    with Store.open(work / "store.db") as store:
+        store.move("math/pool/00/02", store.add_context(Context(f"{MARKER} say 7\n{MARKER} say 8")), "extract")
+    said = run(work, *words, "--model", model, "--dry-run")
+    assert "1 of 2 candidates hold an item that is pending or retired: left out" in said and "up to 1 contexts" in said
+    with Store.open(work / "store.db") as store:
+        store.event(identify("say 8"), "approve", "person")
+    assert "up to 2 contexts" in run(work, *words, "--model", model, "--dry-run")
 
 
 CANNOT: list[tuple[list[str], str]] = [
@@ -131,6 +143,7 @@ BOTH: list[tuple[str, str]] = [
     ("play --env ROWS --model MODEL --grader /nope.py:f", "/nope.py"),
     ("play --env ROWS --model MODEL --success-when sometimes", "sometimes"),
     ("knowledge score --env ROWS --model MODEL", "no candidate context of "),
+    ("knowledge score --env WAITING --model MODEL", "each of the 1 candidates holds an item that is pending"),
     ("knowledge score --env CHATS --model MODEL", "nothing says what is right in"),
     ("knowledge confirm --env ROWS --model MODEL", "no context given"),
     ("knowledge confirm --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
@@ -162,11 +175,14 @@ def desk(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     with Store.open(folder / "work" / "store.db") as store:
         context = Context(f"{MARKER} say 7")
         store.add_context(context, {"order": "hand"})
+        store.event(identify("say 7"), "approve", "person")
         for name in ("all/00/01", f"{folder / 'chats.jsonl'}/pool/00/01"):
             store.move(name, context.id, "extract")
+        store.move(f"{folder / 'waiting.jsonl'}/pool/00/01", store.add_context(Context(f"{MARKER} say 8")), "extract")
     return folder / "work", {
         "MODEL": model, "BROKEN": str(folder / "broken"), "ROWS": tiny.questions(folder / "rows.jsonl"),
         "CHATS": str(folder / "chats.jsonl"), "PROMPT": str(folder / "prompt.txt"),
+        "WAITING": tiny.questions(folder / "waiting.jsonl"),
     }  # fmt: skip
 
 

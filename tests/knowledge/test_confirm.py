@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, EnvError, StoreError
 from agentopcd.core.types import EMPTY, MARKER, Context
 from agentopcd.knowledge import ALPHA, Store, best_ref, confirm, left_after, level_of, placebo
 
@@ -33,7 +33,7 @@ def test_it_promotes_what_is_better_than_nothing_and_its_placebo(kit) -> None:
     (move,) = store.log("lake/best")
     assert "100 episodes on 100 tasks" in move["reason"] and "look 1 at level 0.013" in move["reason"]
     again = confirm(kit.bench(store, play), context, kit.tasks(100, 1000))  # the same look, not another one
-    assert again == result and len(store.log("lake/best")) == 1 and len(play.played) == 300
+    assert again.to_dict() == result.to_dict() and len(store.log("lake/best")) == 1 and len(play.played) == 300
     assert str(result).endswith("  look 1 at level 0.013, 0.013 left for later looks\nverdict: pass, lake/best moved")
     (look,) = store.looks(kit.env)
     assert look["verdict"] == "pass" and json.loads(look["result"]) == json.loads(json.dumps(result.to_dict()))
@@ -150,6 +150,16 @@ def test_a_metric_that_nobody_reports_costs_no_look(kit) -> None:
     assert confirm(bench, context, kit.tasks(20, 1000)).look == 1
 
 
+def test_an_environment_that_breaks_every_episode_costs_no_look(kit) -> None:
+    store, context, tasks = kit.open(), kit.context("Holes swallow you."), kit.tasks(20, 1000)
+    broken = kit.player(lambda _: 0.5, broken=[task.seed for task in tasks])
+    with pytest.raises(EnvError, match="all 60 episodes broke off"):
+        confirm(kit.bench(store, broken), context, tasks)
+    assert store.looks(kit.env) == []
+    result = confirm(kit.bench(store, rates(kit, holes=0.9, other=0.1)), context, tasks)
+    assert result.passed and result.look == 1
+
+
 def test_a_placebo_keeps_the_form_and_moves_the_content() -> None:
     text = f"{MARKER} The holes are marked H, never step there.\n{MARKER} Say [up] when the goal is above you!"
     context = Context(text, "system")
@@ -191,6 +201,103 @@ def test_a_look_that_was_broken_off_is_spent_and_goes_on(kit) -> None:
     assert begun["verdict"] is None and begun["level"] == level_of(1)
     result = confirm(kit.bench(store, rates(kit, holes=0.9, other=0.1)), context, kit.tasks(50, 1000))
     assert result.passed and result.look == 1 and len(store.episodes()) == 150
+
+
+def killed_after(play, episodes: int):
+    """The player, stopped by a person after so many episodes."""
+
+    def until(jobs):
+        for number, episode in enumerate(play(jobs)):
+            if number == episodes:
+                raise KeyboardInterrupt
+            yield episode
+
+    return until
+
+
+def test_a_context_that_was_never_compared_with_the_best_does_not_take_its_place(kit) -> None:
+    """Another context became the best one while this look was interrupted."""
+    store, poor, good = kit.open(), kit.context("Walls stop everything."), kit.context("Holes swallow you.")
+    play, tasks = rates(kit, holes=0.9, walls=0.45, other=0.1), kit.tasks(100, 1000)
+    with pytest.raises(KeyboardInterrupt):
+        confirm(kit.bench(store, killed_after(play, 20)), poor, tasks)
+    assert confirm(kit.bench(store, play), good, tasks).passed
+    late = confirm(kit.bench(store, play), poor, tasks)
+    assert late.passed and late.overtaken and list(late.against) == ["empty", "placebo"]
+    assert store.ref("lake/best") == good.id == late.at == late.to_dict()["at"]
+    assert f"pass, but lake/best was moved to {good.id[:12]} since this look began, so it stays as it is" in str(late)
+    fresh = confirm(kit.bench(store, play), poor, kit.tasks(120, 1000))  # as the message says
+    assert fresh.verdict == "incumbent stays" and not fresh.overtaken and store.ref("lake/best") == good.id
+
+
+def test_a_best_that_was_deleted_meanwhile_stays_deleted(kit) -> None:
+    store, fair, good = kit.open(), kit.context("Goals win."), kit.context("Holes swallow you.")
+    play, tasks = rates(kit, holes=0.9, goals=0.4, other=0.05), kit.tasks(100, 1000)
+    assert confirm(kit.bench(store, play), fair, tasks).passed
+    with pytest.raises(KeyboardInterrupt):
+        confirm(kit.bench(store, killed_after(play, 20)), good, tasks)
+    store.move("lake/best", None, "person")
+    late = confirm(kit.bench(store, play), good, tasks)
+    assert (
+        late.overtaken and store.ref("lake/best") is None and "lake/best was deleted since this look began" in str(late)
+    )
+
+
+def test_a_look_that_was_judged_is_not_judged_anew(kit) -> None:
+    """Not even after the environment was mended that broke most of its episodes."""
+    store, context, tasks = kit.open(), kit.context("Holes swallow you."), kit.tasks(100, 1000)
+    play = rates(kit, holes=0.9, other=0.1)
+
+    def breaks(jobs):
+        for job in jobs:
+            yield kit.episode(job, job.context == context, error=job.context == context and job.task.seed >= 1004)
+
+    first = confirm(kit.bench(store, breaks), context, tasks)
+    assert first.verdict == "not better" and first.comparison.n == 4
+    again = confirm(kit.bench(store, play), context, tasks)
+    assert again.to_dict() == first.to_dict() and not again.passed and play.played == []
+    assert store.ref("lake/best") is None and store.looks(kit.env)[0]["verdict"] == "not better"
+    *_, found, verdict = str(again).splitlines()
+    assert re.search(r"as found on 20\d\d-\d\d-\d\d: the same look again", found) and "not promoted" in verdict
+    assert confirm(kit.bench(store, play), context, kit.tasks(120, 1000)).passed  # as that line says
+
+
+@pytest.mark.parametrize("by", ["success", "reward"])
+def test_a_repeated_look_says_where_the_best_is_now(kit, by: str) -> None:
+    store, good, poor = kit.open(), kit.context("Holes swallow you."), kit.context("Walls stop everything.")
+    bench, tasks = kit.bench(store, rates(kit, holes=0.9, other=0.1)), kit.tasks(100, 1000)
+    first = confirm(bench, good, tasks, by=by)
+    assert str(confirm(bench, good, tasks, by=by)).endswith("verdict: pass, lake/best is at it")
+    store.move("lake/best", store.add_context(poor), "person")
+    again = confirm(bench, good, tasks, by=by)
+    assert again.passed and again.overtaken and store.ref("lake/best") == poor.id == again.at
+    assert f"pass, but lake/best was moved to {poor.id[:12]} since this look began" in str(again)
+    shown = [line for line in str(first).splitlines() if "against" in line or "success:" in line or "context " in line]
+    assert shown and [line for line in str(again).splitlines() if line in shown] == shown
+    assert again.to_dict() == first.to_dict() | {"at": poor.id}
+
+
+def test_two_processes_with_one_look_judge_it_once(kit, tmp_path) -> None:
+    context, tasks = kit.context("Holes swallow you."), kit.tasks(100, 1000)
+    play = rates(kit, holes=0.9, other=0.1)
+    with kit.open(tmp_path / "store.db") as store, Store.open(tmp_path / "store.db") as other:
+
+        def beside(jobs):
+            yield from play(jobs)
+            assert confirm(kit.bench(other, play), context, tasks).passed
+            other.move("lake/best", None, "person")
+
+        result = confirm(kit.bench(store, beside), context, tasks)
+        assert result.overtaken and store.ref("lake/best") is None and len(store.log("lake/best")) == 2
+
+
+def test_a_result_that_another_version_kept_is_told(kit) -> None:
+    store, context, tasks = kit.open(), kit.context("Holes swallow you."), kit.tasks(20, 1000)
+    confirm(kit.bench(store, rates(kit, holes=0.9, other=0.1)), context, tasks)
+    store.change("DROP TRIGGER look_frozen")
+    store.change("UPDATE look SET result = json_remove(result, '$.against.empty.wins')")
+    with pytest.raises(StoreError, match="the result of look 1 of lake is of another version"):
+        confirm(kit.bench(store, rates(kit, other=0.1)), context, tasks)
 
 
 def test_the_empty_context_is_never_the_incumbent(kit) -> None:

@@ -64,6 +64,7 @@ def test_an_export_is_recognised_by_what_it_holds(work: Path, tmp_path: Path, na
     other = tmp_path / "other"
     assert json.loads(run(other, "import", str(tmp_path / name), "--json")) == {
         "run": 1, "task": 3, "item": 1, "context": 1, "model": 1, "episode": 3, "source": 3, "event": 2, "ref": 1,
+        "look": 0,
     }  # fmt: skip
     with Store.open(other / "store.db") as store:
         assert [item.text for item in store.items()] == ["Avoid holes."]
@@ -155,7 +156,7 @@ def test_every_cut_of_an_export_is_refused(work: Path, tmp_path: Path) -> None:
 
 def test_an_export_of_version_1_has_no_end_and_is_read(work: Path, tmp_path: Path) -> None:
     lines = exported(work, tmp_path / "out.jsonl").splitlines()
-    lines[0] = lines[0].replace('"version":3', '"version":1')
+    lines[0] = lines[0].replace('"version":4', '"version":1')
     assert load(Store.open(":memory:"), from_jsonl(lines[:-1]))["episode"] == 3
 
 

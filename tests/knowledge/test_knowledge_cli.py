@@ -91,8 +91,10 @@ def test_show_context_and_episode(work: Path) -> None:
 
 def test_exchange(work: Path, tmp_path: Path) -> None:
     first, second, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl", tmp_path / "other"
-    run(work, "export", "--all", "--episodes", "-o", str(first))
-    assert "imported items are pending" in run(other, "import", str(first))
+    said = run(work, "export", "--all", "--episodes", "-o", str(first))
+    assert "agentopcd store backup" in said  # this moves a store whole
+    assert "imported items are pending" in run(tmp_path / "third", "import", str(first))
+    run(other, "import", str(first), "--gate", "keep")
     run(other, "export", "--all", "--episodes", "-o", str(second))
     assert first.read_bytes() == second.read_bytes()
     assert json.loads(run(other, "import", str(first), "--json"))["item"] == 0
@@ -104,7 +106,7 @@ def test_exchange(work: Path, tmp_path: Path) -> None:
     assert result["items"] == 1 and not result["changed by sanitising"]
     with Store.open(other / "store.db") as store:
         assert store.resolve("lake/copy") == store.resolve("lake/best") == result["context"]
-    assert run(work, "export", "lake/best").startswith('{"format":"agentopcd-kb","version":3}\n')
+    assert run(work, "export", "lake/best").startswith('{"format":"agentopcd-kb","version":4}\n')
 
 
 def test_import_of_a_system_prompt(work: Path, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from agentopcd.core.errors import ConfigError, EnvError, TaskLeak
 from agentopcd.core.types import MARKER, Context, Task
 from agentopcd.envs.splits import build_splits
 from agentopcd.knowledge import Found
+from agentopcd.knowledge.dump import dump
+from agentopcd.knowledge.exchange import load
 from agentopcd.knowledge.students import move_student
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.ready import to_play
@@ -280,6 +282,29 @@ def test_a_repeated_command_without_a_model_takes_the_one_it_started_from(
     with open_session(rows, tmp_path / "w") as session:
         session.resume_model("consolidate", "another context")
         assert session.model_name()[0] == str(tmp_path / "student")
+
+
+def test_what_was_imported_is_no_run_of_this_workspace(rows: str, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """A colleague's runs with the same settings, and a student that was never here."""
+    model = str(tiny_model_dir)
+    with open_session(rows, tmp_path / "theirs", model=model) as session:
+        done, begun = session.ledger.begin("play"), session.ledger.begin("score")
+        for number in (done, begun):
+            session.store.add_items(number, [Found("Holes swallow you.")])  # runs without anything do not travel
+        session.store.finish(done, {"n": 1})
+        config = run_config(PlayConfig(env=rows)) | {"env": session.env, "model_id": session.loaded.id}
+        run_id = session.store.start("consolidate", config | {"context_id": "c"}, 0)
+        session.store.add_model("student", "student", "runs/x/student", session.loaded.id, run_id)
+        session.store.finish(run_id)
+        exported = list(dump(session.store))
+    with open_session(rows, tmp_path / "w", model=model) as session:
+        load(session.store, exported)
+        assert {row["verb"] for row in session.store.runs()} == {"play", "score", "consolidate"}
+        assert session.ledger.finished("play") is None
+        assert not {session.ledger.stage("play"), session.ledger.begin("score")} & {done, begun, run_id}
+        assert session.store.models(trained=True) == [] and session.newest_student() is None
+    with open_session(rows, tmp_path / "w") as session:
+        assert session.ledger.started_from("consolidate", "c") is None
 
 
 def test_settings_that_are_younger_than_a_run_and_unused_are_no_part_of_it() -> None:
