@@ -48,6 +48,8 @@ class Progress:
         if self.best_step == 0:
             return True
         best, new = self.select[self.best_step], self.select[step]
+        if not (best.n and new.n):  # one of which no game has ended: its 0 is no score
+            return new.n > best.n
         if isinstance(best, Rate) and isinstance(new, Rate):
             return new.wins * best.n > best.wins * new.n  # the fractions compared in integers, so a tie is exact
         return new.rate < best.rate if lowest else new.rate > best.rate
