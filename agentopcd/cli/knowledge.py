@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,8 @@ Work = Annotated[
 ]
 AsJson = Annotated[bool, json_option("Print JSON instead of text.")]
 WORK = Path("agentopcd-work")
+LEFT_OUT = 10
+"""Lines that an import names of those that it leaves out."""
 
 
 class What(StrEnum):
@@ -305,6 +308,7 @@ def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str
             if isinstance(given, Path):
                 many = import_folder(store, given, prefix=settings["prefix"], run_id=run_id, placement=place)
                 result: dict[str, Any] = many._asdict() | {"changed": len(many.changed)}
+                result["lines_left_out"] = _say_left_out(many.lines_left_out)
             elif rows:
                 lines = given.split("\n")  # not splitlines: JSON strings may hold other line ends
                 result = load(store, from_jsonl(lines), settings["prefix"], gate=settings["gate"])
@@ -314,6 +318,7 @@ def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str
                     "context": found.context_id,
                     "items": found.items,
                     "changed by sanitising": found.changed,
+                    "lines left out": _say_left_out(found.left_out),
                 }
             store.finish(run_id, result)
     except Exception:
@@ -321,6 +326,20 @@ def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str
             store.finish(store.start("import", settings, 0), status="failed")
         raise
     return result
+
+
+def _say_left_out(lines: Sequence[str]) -> int:
+    """Name what a list of items says besides them, which is not imported; return how many lines that are."""
+    from agentopcd.knowledge.items import escaped
+
+    if lines:
+        print(
+            f"note: {len(lines)} lines are no item and were left out; --context FILE takes a file whole",
+            file=sys.stderr,
+        )
+    for line in lines[:LEFT_OUT]:
+        print(f"  {escaped(line):.200}", file=sys.stderr)
+    return len(lines)
 
 
 @app.command(epilog="Example: agentopcd knowledge move sokoban/best sokoban/pool/00/03")
