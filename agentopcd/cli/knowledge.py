@@ -263,6 +263,7 @@ def import_(
     """
     from agentopcd.core.encoding import read_text
     from agentopcd.core.errors import ConfigError, did_you_mean
+    from agentopcd.core.runs import work_flag
     from agentopcd.knowledge.exchange import GATES, is_export
 
     if placement not in ("user", "system"):
@@ -284,13 +285,16 @@ def import_(
         raise ConfigError("--placement is for text and folders; the contexts of an export keep theirs")
     settings = {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}
     with open_store(work, create=True) as store:
+        _, before = store.newest_items(1, "pending")
         result = _import(store, path_of(file) if folder else text, rows, settings, ref)
+        _, after = store.newest_items(1, "pending")
     if as_json:
         emit(result)
         return
     print(", ".join(f"{value} {key}" for key, value in result.items() if value) or "nothing new")
-    if gate == "review":
-        print("imported items are pending; agentopcd knowledge list items --status pending shows them")
+    if gate == "review" and after > before:
+        shown = f"agentopcd knowledge list items --status pending{work_flag(work)}"
+        print(f"imported items are pending; {shown} shows them")
 
 
 def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str], ref: str | None) -> dict[str, Any]:

@@ -114,6 +114,15 @@ def test_import_of_a_system_prompt(work: Path, tmp_path: Path) -> None:
     assert "  system  (doctor)" in run(work, "show", "doctor")
 
 
+def test_an_import_says_that_items_wait_only_where_some_do(work: Path, tmp_path: Path) -> None:
+    free, items = tmp_path / "free.txt", tmp_path / "items.txt"
+    free.write_text("You are a doctor.\n")
+    assert "pending" not in run(work, "import", str(free))
+    items.write_text(f"{MARKER} Stay calm.\n")
+    assert f"list items --status pending --work {work} shows them" in run(work, "import", str(items))
+    assert "pending" not in run(work, "import", str(items))
+
+
 def test_an_import_names_the_lines_that_it_leaves_out(work: Path, tmp_path: Path) -> None:
     text, folder = f"You are careful.\n{MARKER} Stay calm.\n", tmp_path / "runs"
     folder.mkdir()
