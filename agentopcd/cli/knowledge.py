@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -360,11 +361,12 @@ def move(
 
     Example: agentopcd knowledge move sokoban/best sokoban/pool/00/03
     """
+    from agentopcd.core.runs import work_flag
     from agentopcd.knowledge.store import ANY
 
     with open_store(work) as store:
         target = store.resolve(context)
         before = store.refs(ref).get(ref)
         store.move(ref, target, "person", reason, expect=store.resolve(expect) if expect else ANY)
-    was = f"was {before[:12]}; undo with: agentopcd knowledge move {ref} {before[:12]}" if before else "is new"
-    print(f"{ref} -> {target[:12]} ({was})")
+    undo = f"agentopcd knowledge move {shlex.quote(ref)} {before[:12]}{work_flag(work)}" if before else ""
+    print(f"{ref} -> {target[:12]} " + (f"(was {before[:12]}); undo with: {undo}" if before else "(is new)"))

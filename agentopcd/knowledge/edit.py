@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import NamedTuple
 
 from agentopcd.core.errors import ConfigError, StoreError, did_you_mean
@@ -42,7 +43,7 @@ class Edited(NamedTuple):
     context_id: str
     added: list[Item]
     superseded: list[tuple[Item, Item]]
-    """Old and new item."""
+    """Old item, as it was before, and new item."""
     removed: list[Item]
     """Items that have left the context and keep their status."""
 
@@ -116,7 +117,8 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
     """
     if not text.strip():
         raise ConfigError(
-            f"the file is empty, so nothing was changed; agentopcd knowledge move {ref} empty empties the ref"
+            f"the file is empty, so nothing was changed; agentopcd knowledge move {shlex.quote(ref)} empty "
+            "empties the ref"
         )
     old, items = _parts(store, before)
     if not (items or old.text.endswith("\n")):
@@ -124,7 +126,8 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
     lines = read_edit(text, items) if items else []
     if items and not lines:
         raise ConfigError(
-            f"no item is left, so nothing was changed; agentopcd knowledge move {ref} empty empties the ref"
+            f"no item is left, so nothing was changed; agentopcd knowledge move {shlex.quote(ref)} empty "
+            "empties the ref"
         )
     shown = list(dict.fromkeys(line.text for line in lines))
     context = Context(render(shown) if items else text, old.placement)
@@ -158,6 +161,7 @@ def _store(
         if line.old is None:
             added.append(store.item(item_id))
         else:
+            before = store.item(line.old)
             store.event(line.old, "supersede", PERSON, reason, other=item_id)
-            superseded.append((store.item(line.old), store.item(item_id)))
+            superseded.append((before, store.item(item_id)))
     return added, superseded
