@@ -142,15 +142,19 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
                 store.event(item.id, "approve", PERSON, reason)
         store.move(ref, context.id, PERSON, reason or "edited", run_id, expect=before)
         store.finish(run_id, {"context": context.id})
-    kept = {line.old for line in lines}
+    kept = {line.old for line in lines} | {identify(line.text) for line in lines}
     return Edited(context.id, added, superseded, [item for item in items if item.id not in kept])
 
 
 def _store(
     store: Store, run_id: int, lines: list[Line], reason: str | None
 ) -> tuple[list[Item], list[tuple[Item, Item]]]:
-    """Store new and changed lines as items by a person; return the new ones, and what took whose place."""
+    """Store new and changed lines as items by a person; return the new ones, and what took whose place.
+
+    An item whose text stands in another line now, as when two are exchanged, stays as it is.
+    """
     added, superseded = [], []
+    standing, known = {identify(line.text) for line in lines}, {line.old for line in lines}
     for number, line in enumerate(lines):
         item_id = identify(line.text)
         if item_id == line.old:
@@ -158,8 +162,8 @@ def _store(
         store.add_items(run_id, [Found(line.text, line=number, flags=line.flags)], actor=PERSON)
         if store.item(item_id).status not in ("active", "pinned"):
             store.event(item_id, "approve", PERSON, reason)
-        if line.old is None:
-            added.append(store.item(item_id))
+        if line.old is None or line.old in standing:
+            added += [store.item(item_id)] if item_id not in known else []
         else:
             before = store.item(line.old)
             store.event(line.old, "supersede", PERSON, reason, other=item_id)

@@ -188,6 +188,21 @@ def test_commands_that_undo_are_quoted(work: Path, tmp_path: Path, monkeypatch: 
         assert store.resolve(ref) == old.id
 
 
+@pytest.mark.parametrize("new", [HOLES, "Mine."])
+def test_an_item_that_has_only_moved_to_another_line_is_not_retired(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: str
+) -> None:
+    """Two texts are exchanged; or one moves down a line, and a new one stands where it was."""
+    run(work, "approve", identify(WALL)[:12])
+    editor(
+        tmp_path, monkeypatch,
+        f"lines = [line.replace({HOLES!r}, 'X').replace({WALL!r}, {new!r}).replace('X', {WALL!r}) for line in lines]",
+    )  # fmt: skip
+    said = run(work, "edit", "lake/best")
+    assert best(work).lines == [WALL, new, ROUTE] and status(work, WALL) == status(work, new) == "active"
+    assert (f"~ {HOLES_ID}" in said) is (new != HOLES) and (f"+ {identify(new)[:12]}" in said) is (new != HOLES)
+
+
 @pytest.mark.parametrize("change", ["pass", "lines = [*lines, '', '  ']", "lines = [line + '  ' for line in lines]"])
 def test_no_change_is_no_change(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     editor(tmp_path, monkeypatch, change)
