@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentopcd.cli.knowledge import WORK, AsJson, Work, open_store
+from agentopcd.cli.knowledge import WORK, AsJson, Work, open_store, read_store
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.runs import work_flag
@@ -205,7 +205,7 @@ def tidy(
     """
     if (supersede is None) is not (by is None) or (supersede and any(distinct)):
         raise ConfigError("give --supersede OLD with --by NEW, or --distinct A B, or none of them to see the pairs")
-    with open_store(work) as store:
+    with (open_store if supersede or any(distinct) else read_store)(work) as store:
         if supersede and by:
             return _supersede(store, supersede, by, reason, work, as_json)
         if any(distinct):

@@ -180,10 +180,10 @@ def test_the_undo_of_an_edit_brings_back_what_was_approved_or_pinned(
 
 def test_commands_that_undo_are_quoted(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, ref = best(work), 'lake{"size":4}/best'
-    run(work, "move", ref, old.id)
-    undo(work, run(work, "move", ref, "empty"))
     editor(tmp_path, monkeypatch, "lines = lines[:-1]")
-    undo(work, run(work, "edit", ref))
+    run(work, "move", ref, old.id)
+    for words in (["move", ref, "empty"], ["edit", ref]):
+        undo(work, run(work, *words))
     with Store.open(work / "store.db") as store:
         assert store.resolve(ref) == old.id
 
@@ -194,10 +194,8 @@ def test_an_item_that_has_only_moved_to_another_line_is_not_retired(
 ) -> None:
     """Two texts are exchanged; or one moves down a line, and a new one stands where it was."""
     run(work, "approve", identify(WALL)[:12])
-    editor(
-        tmp_path, monkeypatch,
-        f"lines = [line.replace({HOLES!r}, 'X').replace({WALL!r}, {new!r}).replace('X', {WALL!r}) for line in lines]",
-    )  # fmt: skip
+    changed = f"line.replace({HOLES!r}, 'X').replace({WALL!r}, {new!r}).replace('X', {WALL!r})"
+    editor(tmp_path, monkeypatch, f"lines = [{changed} for line in lines]")
     said = run(work, "edit", "lake/best")
     assert best(work).lines == [WALL, new, ROUTE] and status(work, WALL) == status(work, new) == "active"
     assert (f"~ {HOLES_ID}" in said) is (new != HOLES) and (f"+ {identify(new)[:12]}" in said) is (new != HOLES)
@@ -353,7 +351,8 @@ def pairs(work: Path) -> list[tuple[str, set[str]]]:
     return [(row["kind"], {row["first"]["text"], row["second"]["text"]}) for row in rows]
 
 
-def test_pairs_are_offered_and_nothing_is_merged(untidy: Path) -> None:
+def test_pairs_are_offered_and_nothing_is_merged(untidy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentopcd.cli.decisions.open_store", lambda work: pytest.fail("opened to write"))
     assert sorted(pairs(untidy), key=str) == [("conflict?", set(TURNED)), ("dup?", set(ALIKE))]
     said = run(untidy, "tidy")
     assert "2 pairs among 7 items" in said and ALIKE[0] in said and "next: agentopcd knowledge tidy --supersede" in said
