@@ -24,6 +24,7 @@ from agentopcd.core.config import (
     flags_of,
 )
 from agentopcd.core.runs import work_flag
+from agentopcd.knowledge.students import env_of
 
 if TYPE_CHECKING:
     from agentopcd.core.calibration import Advice
@@ -88,6 +89,8 @@ def after_training(call: Call, config: ConsolidateConfig, result: Distilled) -> 
     table(call, result)
     for line in use(Path(result.folder)):
         call.say(line)
+    if env_of(config.model):  # which is the new student by now; evaluate knows what it was trained from
+        config = dataclasses.replace(config, model="")
     next_is(call, command(call, "evaluate", flags_for(config, EvaluateConfig)))
 
 
@@ -187,7 +190,8 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
     if last := next((one for one in reversed(trained) if one.promoted), None):
         for line in use(Path(last.folder)):
             call.say(line)
-        first = config.model or rounds[0].model
+        named = "" if env_of(config.model) else config.model  # ENV/student is another one by now
+        first = named or rounds[0].model
         call.say(f"from the base {first} to the student {last.folder}; both on the same test tasks:")
         whole = dataclasses.replace(config, model=first)
         next_is(call, command(call, f"evaluate --student {shlex.quote(last.folder)}", flags_for(whole, EvaluateConfig)))
