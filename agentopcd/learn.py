@@ -12,7 +12,7 @@ from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick, since_of
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
-from agentopcd.core.runs import Run, read_json, write_json
+from agentopcd.core.runs import Run, read_json, work_flag, write_json
 from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.distil import Distilled, check_launch, distil_context, pilot
 from agentopcd.distillation.distance import DISTANCE
@@ -298,9 +298,8 @@ def _candidates(session: Session, config: LearnConfig, gathered: Gathered, past:
     """
     waiting = len(session.store.items(ids=gathered.items, status="pending"))
     if waiting:
-        session.say(
-            f"{waiting} items wait for a person: agentopcd knowledge list items --status pending --work {session.work}"
-        )
+        listed = f"agentopcd knowledge list items --status pending{work_flag(session.work)}"
+        session.say(f"{waiting} items wait for a person: {listed}")
     store, known = session.store, session.store.learned(session.loaded.id)
     ends = gathered.candidates[: config.chains]  # of many candidates, the last ones may not compete
     ordered = dict.fromkeys([*ends, *past.candidates, *gathered.candidates])

@@ -75,11 +75,19 @@ def after_play(call: Call, config: PlayConfig, *, waiting: int, candidates: int,
         next_is(call, command(call, "knowledge list episodes", ""))
 
 
-def after_forecast(call: Call, config: ForecastConfig, context_id: str, advice: Advice) -> None:
-    """What follows a forecast: the training, or more notes."""
-    if advice == "train":
-        words = f"consolidate --context {shlex.quote(config.context or context_id[:12])}"
-        next_is(call, command(call, words, flags_for(config, ConsolidateConfig)))
+def after_forecast(
+    call: Call, config: ForecastConfig, context_id: str, advice: Advice, *, confirmed: bool = True
+) -> None:
+    """What follows a forecast: the training, or more notes.
+
+    Args:
+        confirmed: whether it can be trained on; a context of the store has to pass the confirm gate first.
+    """
+    name = f"--context {shlex.quote(config.context or context_id[:12])}"
+    if advice == "train" and not confirmed:
+        next_is(call, command(call, f"knowledge confirm {name}", flags_for(config, ConfirmConfig)))
+    elif advice == "train":
+        next_is(call, command(call, f"consolidate {name}", flags_for(config, ConsolidateConfig)))
     else:
         next_is(call, command(call, "play", flags_for(config, PlayConfig)))
 

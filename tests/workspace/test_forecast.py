@@ -290,6 +290,8 @@ def test_the_command_prints_it_and_a_training_says_it_first(
         "next: agentopcd consolidate --context ",
     ):  # fmt: skip
         assert wanted in printed, wanted
+    command(dataclasses.replace(session.config, context=SEVEN.id[:12]), call)  # of the store, so it has to be confirmed
+    assert f"next: agentopcd knowledge confirm --context {SEVEN.id[:12]} --env " in capsys.readouterr().out
     assert short(session, SEVEN).startswith("forecast: train: the context helps, and more than its placebo (context ")
     command(session.config, dataclasses.replace(call, dry_run=True))
     assert "plan: 9 select tasks with the context, without it, and with its placebo" in capsys.readouterr().out
