@@ -306,6 +306,11 @@ def _candidates(session: Session, config: LearnConfig, gathered: Gathered, past:
     found = [one for one in ordered if one.id not in known and not store.blocked(one.id)]
     if not found:
         why = "none of the items is approved" if waiting else "no item could be read from the extractor's replies"
+        if carried := sum(one.id in known for one in ordered):
+            why = f"the model has {carried} of {len(ordered)} candidate contexts in its weights already"
+        if blocked := len(ordered) - carried:
+            held = f"{blocked} of {len(ordered)} candidate contexts hold an item that is retired or waits"
+            why = f"{why}, and {held}" if carried else held
         session.say(f"{why}, so there is nothing to score")
     return found
 
