@@ -12,7 +12,7 @@ from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick, since_of
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
-from agentopcd.core.runs import Run, read_json, write_json
+from agentopcd.core.runs import Run, read_json, work_flag, write_json
 from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.distil import Distilled, check_launch, distil_context, pilot
 from agentopcd.distillation.distance import DISTANCE
@@ -298,15 +298,19 @@ def _candidates(session: Session, config: LearnConfig, gathered: Gathered, past:
     """
     waiting = len(session.store.items(ids=gathered.items, status="pending"))
     if waiting:
-        session.say(
-            f"{waiting} items wait for a person: agentopcd knowledge list items --status pending --work {session.work}"
-        )
+        listed = f"agentopcd knowledge list items --status pending{work_flag(session.work)}"
+        session.say(f"{waiting} items wait for a person: {listed}")
     store, known = session.store, session.store.learned(session.loaded.id)
     ends = gathered.candidates[: config.chains]  # of many candidates, the last ones may not compete
     ordered = dict.fromkeys([*ends, *past.candidates, *gathered.candidates])
     found = [one for one in ordered if one.id not in known and not store.blocked(one.id)]
     if not found:
         why = "none of the items is approved" if waiting else "no item could be read from the extractor's replies"
+        if carried := sum(one.id in known for one in ordered):
+            why = f"the model has {carried} of {len(ordered)} candidate contexts in its weights already"
+        if blocked := len(ordered) - carried:
+            held = f"{blocked} of {len(ordered)} candidate contexts hold an item that is retired or waits"
+            why = f"{why}, and {held}" if carried else held
         session.say(f"{why}, so there is nothing to score")
     return found
 

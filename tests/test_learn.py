@@ -127,7 +127,17 @@ def test_earlier_ends_compete_before_this_round_s_steps_and_blocked_contexts_do_
         )
         past = learning._Past(candidates=[before, retired])
         found = learning._candidates(session, dataclasses.replace(config, chains=1), gathered, past)
-    assert found == [ended, before, step, other]
+        assert found == [ended, before, step, other]
+        lines: list[str] = []
+        session.say = lines.append
+        for left, why in (
+            ([known], "the model has 1 of 1 candidate contexts in its weights already"),
+            ([retired], "1 of 1 candidate contexts hold an item that is retired or waits"),
+            ([known, retired], "in its weights already, and 1 of 2 candidate contexts hold an item that is retired"),
+            ([], "no item could be read from the extractor's replies"),
+        ):
+            given = dataclasses.replace(gathered, candidates=left)
+            assert learning._candidates(session, config, given, learning._Past()) == [] and why in lines[-1]
 
 
 @pytest.mark.parametrize(

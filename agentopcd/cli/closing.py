@@ -24,6 +24,7 @@ from agentopcd.core.config import (
     flags_of,
 )
 from agentopcd.core.runs import work_flag
+from agentopcd.knowledge.students import env_of
 
 if TYPE_CHECKING:
     from agentopcd.core.calibration import Advice
@@ -74,11 +75,19 @@ def after_play(call: Call, config: PlayConfig, *, waiting: int, candidates: int,
         next_is(call, command(call, "knowledge list episodes", ""))
 
 
-def after_forecast(call: Call, config: ForecastConfig, context_id: str, advice: Advice) -> None:
-    """What follows a forecast: the training, or more notes."""
-    if advice == "train":
-        words = f"consolidate --context {shlex.quote(config.context or context_id[:12])}"
-        next_is(call, command(call, words, flags_for(config, ConsolidateConfig)))
+def after_forecast(
+    call: Call, config: ForecastConfig, context_id: str, advice: Advice, *, confirmed: bool = True
+) -> None:
+    """What follows a forecast: the training, or more notes.
+
+    Args:
+        confirmed: whether it can be trained on; a context of the store has to pass the confirm gate first.
+    """
+    name = f"--context {shlex.quote(config.context or context_id[:12])}"
+    if advice == "train" and not confirmed:
+        next_is(call, command(call, f"knowledge confirm {name}", flags_for(config, ConfirmConfig)))
+    elif advice == "train":
+        next_is(call, command(call, f"consolidate {name}", flags_for(config, ConsolidateConfig)))
     else:
         next_is(call, command(call, "play", flags_for(config, PlayConfig)))
 
@@ -88,6 +97,8 @@ def after_training(call: Call, config: ConsolidateConfig, result: Distilled) -> 
     table(call, result)
     for line in use(Path(result.folder)):
         call.say(line)
+    if env_of(config.model):  # which is the new student by now; evaluate knows what it was trained from
+        config = dataclasses.replace(config, model="")
     next_is(call, command(call, "evaluate", flags_for(config, EvaluateConfig)))
 
 
@@ -187,7 +198,8 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
     if last := next((one for one in reversed(trained) if one.promoted), None):
         for line in use(Path(last.folder)):
             call.say(line)
-        first = config.model or rounds[0].model
+        named = "" if env_of(config.model) else config.model  # ENV/student is another one by now
+        first = named or rounds[0].model
         call.say(f"from the base {first} to the student {last.folder}; both on the same test tasks:")
         whole = dataclasses.replace(config, model=first)
         next_is(call, command(call, f"evaluate --student {shlex.quote(last.folder)}", flags_for(whole, EvaluateConfig)))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentopcd.cli.knowledge import WORK, AsJson, Work, open_store
+from agentopcd.cli.knowledge import WORK, AsJson, Work, open_store, read_store
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import AgentOpcdError, ConfigError
-from agentopcd.core.runs import default_workspace
+from agentopcd.core.runs import work_flag
 from agentopcd.core.terminal import emit
 
 if TYPE_CHECKING:
@@ -85,24 +85,26 @@ def _decide(decision: Decision, names: Sequence[str], reason: str | None, work: 
         why = f"already {BECOMES[decision]}" if found else "no item of it waits"
         print(f"nothing was changed: {why}")
         return
-    undo = _undo([before[item.id] for item in changed], work)
+    undo = _undo(decision, [before[item.id] for item in changed], work)
     print(f"{len(changed)} of {len(found)} items {BECOMES[decision]} now; {undo}")
 
 
-def _undo(before: Iterable[Item], work: Path) -> str:
-    """The commands that take the decision back, one for each status that the items had."""
+def _undo(decision: Decision, before: Iterable[Item], work: Path, then: Sequence[str] = ()) -> str:
+    """The commands that take the decision back, one for each status that the items had; and what none brings back.
+
+    Args:
+        then: the commands after them.
+    """
     from agentopcd.knowledge.decide import back
 
-    groups: dict[str, list[str]] = {}
+    groups: dict[Decision | None, list[str]] = {}
     for item in before:
-        groups.setdefault(back(item), []).append(item.id[:12])
-    return "undo with: " + " && ".join(
-        f"agentopcd knowledge {decision} {' '.join(ids)}{_work(work)}" for decision, ids in groups.items()
-    )
-
-
-def _work(work: Path) -> str:
-    return "" if work == default_workspace() else f" --work {shlex.quote(str(work))}"
+        groups.setdefault(back(item, decision), []).append(item.id[:12])
+    waited = groups.pop(None, [])
+    commands = [f"agentopcd knowledge {word} {' '.join(ids)}{work_flag(work)}" for word, ids in groups.items()]
+    lost = f"{', '.join(waited)} had not been approved and cannot wait again" if waited else ""
+    undo = [f"undo with: {' && '.join([*commands, *then])}"] if commands or then else []
+    return "; ".join([*([lost] if lost else []), *undo])
 
 
 def edit(
@@ -120,7 +122,8 @@ def edit(
     with open_store(work) as store:
         before, text = to_edit(store, ref)
         file = _edited(text)
-        again = f"EDITOR='cp {file}' agentopcd knowledge edit {ref}{_work(work)}"
+        copy = shlex.quote(f"cp {shlex.quote(str(file))}")
+        again = f"EDITOR={copy} agentopcd knowledge edit {shlex.quote(ref)}{work_flag(work)}"
         try:
             result = apply_edit(store, ref, before, read_text(file), reason)
         except AgentOpcdError as error:
@@ -178,11 +181,9 @@ def _say_edit(ref: str, before: str, result: Edited, work: Path) -> None:
             print(f"{sign} {item.id[:12]}  {escaped(item.text)}")
     for old, new in result.superseded:
         print(f"~ {old.id[:12]} retired, {new.id[:12]} in its place: {escaped(new.text)}")
-    back = f"agentopcd knowledge move {ref} {before[:12]}{_work(work)}"
-    if result.superseded:
-        ids = " ".join(old.id[:12] for old, _ in result.superseded)
-        back = f"agentopcd knowledge approve {ids}{_work(work)} && {back}"
-    print(f"{ref} -> {result.context_id[:12]} (was {before[:12]}); undo with: {back}")
+    back = f"agentopcd knowledge move {shlex.quote(ref)} {before[:12]}{work_flag(work)}"
+    undo = _undo("retire", [old for old, _ in result.superseded if old.status != "retired"], work, [back])
+    print(f"{ref} -> {result.context_id[:12]} (was {before[:12]}); {undo}")
 
 
 def tidy(
@@ -204,7 +205,7 @@ def tidy(
     """
     if (supersede is None) is not (by is None) or (supersede and any(distinct)):
         raise ConfigError("give --supersede OLD with --by NEW, or --distinct A B, or none of them to see the pairs")
-    with open_store(work) as store:
+    with (open_store if supersede or any(distinct) else read_store)(work) as store:
         if supersede and by:
             return _supersede(store, supersede, by, reason, work, as_json)
         if any(distinct):
@@ -232,14 +233,15 @@ def _supersede(store: Store, old: str, new: str, reason: str | None, work: Path,
         raise ConfigError(f"{old} and {new} are the same item; name two")
     if second.status == "retired":
         raise ConfigError(
-            f"{new} is retired, so it cannot take a place; agentopcd knowledge approve {new}{_work(work)}"
+            f"{new} is retired, so it cannot take a place; agentopcd knowledge approve {new}{work_flag(work)}"
         )
     with store.write():
         store.event(first.id, "supersede", "person", reason, other=second.id)
     if as_json:
         emit({"old": first.id, "new": second.id}, indent=1)
         return
-    print(f"{first.id[:12]} retired, {second.id[:12]} in its place; {_undo([first], work)}")
+    undo = _undo("retire", [first], work)
+    print(f"{first.id[:12]} retired, {second.id[:12]} in its place; {undo}")
 
 
 def _distinct(store: Store, names: tuple[str, str], reason: str | None, as_json: bool) -> None:
@@ -273,4 +275,6 @@ def _say_pairs(offer: Offer, limit: int, items: int, work: Path) -> None:
     print(f"{offer.total} pairs among {items} items{shown}")
     if offer.pairs:
         a, b = offer.pairs[0].first.id[:12], offer.pairs[0].second.id[:12]
-        print(f"next: agentopcd knowledge tidy --supersede {a} --by {b}{_work(work)}, or: ... tidy --distinct {a} {b}")
+        print(
+            f"next: agentopcd knowledge tidy --supersede {a} --by {b}{work_flag(work)}, or: ... tidy --distinct {a} {b}"
+        )

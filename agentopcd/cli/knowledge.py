@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +32,8 @@ Work = Annotated[
 ]
 AsJson = Annotated[bool, json_option("Print JSON instead of text.")]
 WORK = Path("agentopcd-work")
+LEFT_OUT = 10
+"""Lines that an import names of those that it leaves out."""
 
 
 class What(StrEnum):
@@ -262,6 +266,7 @@ def import_(
     """
     from agentopcd.core.encoding import read_text
     from agentopcd.core.errors import ConfigError, did_you_mean
+    from agentopcd.core.runs import work_flag
     from agentopcd.knowledge.exchange import GATES, is_export
 
     if placement not in ("user", "system"):
@@ -283,13 +288,16 @@ def import_(
         raise ConfigError("--placement is for text and folders; the contexts of an export keep theirs")
     settings = {"file": file.name, "prefix": prefix, "placement": placement, "gate": gate}
     with open_store(work, create=True) as store:
+        _, before = store.newest_items(1, "pending")
         result = _import(store, path_of(file) if folder else text, rows, settings, ref)
+        _, after = store.newest_items(1, "pending")
     if as_json:
         emit(result)
         return
     print(", ".join(f"{value} {key}" for key, value in result.items() if value) or "nothing new")
-    if gate == "review":
-        print("imported items are pending; agentopcd knowledge list items --status pending shows them")
+    if gate == "review" and after > before:
+        shown = f"agentopcd knowledge list items --status pending{work_flag(work)}"
+        print(f"imported items are pending; {shown} shows them")
 
 
 def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str], ref: str | None) -> dict[str, Any]:
@@ -307,6 +315,7 @@ def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str
             if isinstance(given, Path):
                 many = import_folder(store, given, prefix=settings["prefix"], run_id=run_id, placement=place)
                 result: dict[str, Any] = many._asdict() | {"changed": len(many.changed)}
+                result["lines_left_out"] = _say_left_out(many.lines_left_out)
             elif rows:
                 lines = given.split("\n")  # not splitlines: JSON strings may hold other line ends
                 result = load(store, from_jsonl(lines), settings["prefix"], gate=settings["gate"])
@@ -316,6 +325,7 @@ def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str
                     "context": found.context_id,
                     "items": found.items,
                     "changed by sanitising": found.changed,
+                    "lines left out": _say_left_out(found.left_out),
                 }
             store.finish(run_id, result)
     except Exception:
@@ -323,6 +333,20 @@ def _import(store: Store, given: str | Path, rows: bool, settings: dict[str, str
             store.finish(store.start("import", settings, 0), status="failed")
         raise
     return result
+
+
+def _say_left_out(lines: Sequence[str]) -> int:
+    """Name what a list of items says besides them, which is not imported; return how many lines that are."""
+    from agentopcd.knowledge.items import escaped
+
+    if lines:
+        print(
+            f"note: {len(lines)} lines are no item and were left out; --context FILE takes a file whole",
+            file=sys.stderr,
+        )
+    for line in lines[:LEFT_OUT]:
+        print(f"  {escaped(line):.200}", file=sys.stderr)
+    return len(lines)
 
 
 @app.command(epilog="Example: agentopcd knowledge move sokoban/best sokoban/pool/00/03")
@@ -339,11 +363,12 @@ def move(
 
     Example: agentopcd knowledge move sokoban/best sokoban/pool/00/03
     """
+    from agentopcd.core.runs import work_flag
     from agentopcd.knowledge.store import ANY
 
     with open_store(work) as store:
         target = store.resolve(context)
         before = store.refs(ref).get(ref)
         store.move(ref, target, "person", reason, expect=store.resolve(expect) if expect else ANY)
-    was = f"was {before[:12]}; undo with: agentopcd knowledge move {ref} {before[:12]}" if before else "is new"
-    print(f"{ref} -> {target[:12]} ({was})")
+    undo = f"agentopcd knowledge move {shlex.quote(ref)} {before[:12]}{work_flag(work)}" if before else ""
+    print(f"{ref} -> {target[:12]} " + (f"(was {before[:12]}); undo with: {undo}" if before else "(is new)"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from agentopcd.cli.options import DRY_RUN, JSON, Call
 
 if TYPE_CHECKING:
     from agentopcd.knowledge import Store
+    from agentopcd.knowledge.database import Row
 
 
 def rollback(
@@ -36,11 +37,11 @@ def rollback(
 
     call = Call(work, as_json, dry_run)
     with Store.open(work / "store.db", create=False) as store, store.write():
-        name = _env(store, env)
+        name = _env(store, env, trained=bool(to))
         past = past_students(student_moves(store, name))
         now = past[-1] if past else None
         if to:
-            target = None if to == "base" else _model(store, work, to)
+            target = None if to == "base" else _model(store, work, to, name)
             if target == now:
                 raise ConfigError(f"{student_ref(name)} is at {to!r} already; agentopcd status lists the others")
         elif now is None and len(past) < 2:
@@ -58,8 +59,11 @@ def rollback(
         call.say(f"log: agentopcd knowledge log {shlex.quote(student_ref(name))}{_flag(work)}")
 
 
-def _env(store: Store, given: str) -> str:
+def _env(store: Store, given: str, *, trained: bool) -> str:
     """The environment that is meant.
+
+    Args:
+        trained: with a student that is named, environments count whose students never took ENV/student, too.
 
     Raises:
         ConfigError: it has no student, or several have one and none is named.
@@ -67,7 +71,10 @@ def _env(store: Store, given: str) -> str:
     from agentopcd.core.errors import ConfigError, did_you_mean
     from agentopcd.knowledge.students import student_moves
 
-    known = sorted({move["env"] for move in student_moves(store)})
+    envs = {move["env"] for move in student_moves(store)}
+    if trained:
+        envs |= {env for row in store.models(trained=True) if (env := _run(store, row).get("env"))}
+    known = sorted(envs)
     name = given.removesuffix("/student")
     if name in known:
         return name
@@ -78,23 +85,40 @@ def _env(store: Store, given: str) -> str:
     raise ConfigError(f"which environment? {', '.join(known)}" if known else f"no student in {store.path} yet")
 
 
-def _model(store: Store, work: Path, name: str) -> str:
-    """The id of a model of the store, by its folder, or by its id or the beginning of it.
+def _run(store: Store, row: Row) -> dict[str, Any]:
+    """The settings of the run that trained a model; empty if the store does not know it."""
+    from agentopcd.knowledge.faults import read_object
+
+    run_id = row["run_id"]
+    return read_object(store.run(run_id)["config"], f"the config of run {run_id}") if run_id else {}
+
+
+def _model(store: Store, work: Path, name: str, env: str) -> str:
+    """The id of a student of an environment, by its folder, or by its id or the beginning of it.
 
     Raises:
-        ConfigError: there is no such model, or several.
+        ConfigError: there is no such student, or several; or it was trained on another environment, or on a placebo,
+            and ENV/student was never there: the gates of later students would ask of it what it has not learned.
     """
     from agentopcd.core.errors import ConfigError
+    from agentopcd.knowledge.students import student_moves
     from agentopcd.workspace.paths import kept
 
     rows = [row for row in store.models() if row["parent_id"]]
     folder = kept(work, name) if Path(name).is_dir() else name
-    found = [
-        row["id"] for row in rows if row["path"] in (folder, name) or (len(name) > 3 and row["id"].startswith(name))
-    ]
-    if len(found) == 1:
-        return found[0]
-    raise ConfigError(f"{name!r} is {'no' if not found else 'more than one'} student here; agentopcd status lists them")
+    found = [row for row in rows if row["path"] in (folder, name) or (len(name) > 3 and row["id"].startswith(name))]
+    if len(found) != 1:
+        many = "more than one" if found else "no"
+        raise ConfigError(f"{name!r} is {many} student here; agentopcd status lists them")
+    id_, made = found[0]["id"], _run(store, found[0])
+    if id_ not in {move["model_id"] for move in student_moves(store, env)}:  # a canary may have put it there
+        if made.get("placebo"):
+            raise ConfigError(f"{name!r} is a placebo student: it has a context's form and none of its content")
+        if made.get("env", env) != env:
+            raise ConfigError(
+                f"{name!r} was trained on {made['env']}, not on {env}; to play with it, give it as --model"
+            )
+    return id_
 
 
 def _spoken(store: Store, model_id: str | None) -> str:

@@ -21,6 +21,7 @@ def check(work: Work = WORK) -> None:
 
     Example: agentopcd store check
     """
+    from agentopcd.core.runs import work_flag
     from agentopcd.knowledge import care
 
     with read_store(work) as store:
@@ -28,7 +29,7 @@ def check(work: Work = WORK) -> None:
     for problem in problems:
         print(problem)
     if problems:
-        print(f"{len(problems)} problems; next: agentopcd store repair --work {work}")
+        print(f"{len(problems)} problems; next: agentopcd store repair{work_flag(work)}")
         raise typer.Exit(1)
     print(f"{work / 'store.db'} is sound")
 

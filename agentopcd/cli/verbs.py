@@ -26,6 +26,7 @@ from agentopcd.core.config import (
     since_of,
 )
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import is_file
 from agentopcd.core.terminal import without_password
 
 if TYPE_CHECKING:
@@ -224,7 +225,9 @@ def forecast(config: ForecastConfig, call: Call) -> None:
         call.show(found.to_dict())
         for line in found.lines():
             call.say(line)
-        closing.after_forecast(call, config, context.id, found.advice[0])
+        by_person = bool(config.context) and is_file(config.context)
+        usable = by_person or session.confirmed(context) or not session.game.graded  # nothing confirms there
+        closing.after_forecast(call, config, context.id, found.advice[0], confirmed=usable)
 
 
 def consolidate(config: ConsolidateConfig, call: Call) -> None:

@@ -72,12 +72,15 @@ def decide(store: Store, decision: Decision, targets: Iterable[Target], reason: 
         return [store.item(item_id) for item_id in changed]
 
 
-def back(before: Item) -> Decision:
-    """The decision that takes another one back. One about a pending item is taken back by the opposite."""
-    for decision, status in BECOMES.items():
+def back(before: Item, decision: Decision) -> Decision | None:
+    """The decision that takes another one back. None: nothing does, since no decision makes an item wait again.
+
+    An item that waited and was let in is taken out by ``retire``.
+    """
+    for known, status in BECOMES.items():
         if status == before.status:
-            return decision
-    return "retire"
+            return known
+    return None if decision == "retire" else "retire"
 
 
 def waiting_flags(store: Store, context_id: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import NamedTuple
 
 from agentopcd.core.errors import ConfigError, StoreError, did_you_mean
@@ -42,7 +43,7 @@ class Edited(NamedTuple):
     context_id: str
     added: list[Item]
     superseded: list[tuple[Item, Item]]
-    """Old and new item."""
+    """Old item, as it was before, and new item."""
     removed: list[Item]
     """Items that have left the context and keep their status."""
 
@@ -116,7 +117,8 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
     """
     if not text.strip():
         raise ConfigError(
-            f"the file is empty, so nothing was changed; agentopcd knowledge move {ref} empty empties the ref"
+            f"the file is empty, so nothing was changed; agentopcd knowledge move {shlex.quote(ref)} empty "
+            "empties the ref"
         )
     old, items = _parts(store, before)
     if not (items or old.text.endswith("\n")):
@@ -124,7 +126,8 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
     lines = read_edit(text, items) if items else []
     if items and not lines:
         raise ConfigError(
-            f"no item is left, so nothing was changed; agentopcd knowledge move {ref} empty empties the ref"
+            f"no item is left, so nothing was changed; agentopcd knowledge move {shlex.quote(ref)} empty "
+            "empties the ref"
         )
     shown = list(dict.fromkeys(line.text for line in lines))
     context = Context(render(shown) if items else text, old.placement)
@@ -139,15 +142,19 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
                 store.event(item.id, "approve", PERSON, reason)
         store.move(ref, context.id, PERSON, reason or "edited", run_id, expect=before)
         store.finish(run_id, {"context": context.id})
-    kept = {line.old for line in lines}
+    kept = {line.old for line in lines} | {identify(line.text) for line in lines}
     return Edited(context.id, added, superseded, [item for item in items if item.id not in kept])
 
 
 def _store(
     store: Store, run_id: int, lines: list[Line], reason: str | None
 ) -> tuple[list[Item], list[tuple[Item, Item]]]:
-    """Store new and changed lines as items by a person; return the new ones, and what took whose place."""
+    """Store new and changed lines as items by a person; return the new ones, and what took whose place.
+
+    An item whose text stands in another line now, as when two are exchanged, stays as it is.
+    """
     added, superseded = [], []
+    standing, known = {identify(line.text) for line in lines}, {line.old for line in lines}
     for number, line in enumerate(lines):
         item_id = identify(line.text)
         if item_id == line.old:
@@ -155,9 +162,10 @@ def _store(
         store.add_items(run_id, [Found(line.text, line=number, flags=line.flags)], actor=PERSON)
         if store.item(item_id).status not in ("active", "pinned"):
             store.event(item_id, "approve", PERSON, reason)
-        if line.old is None:
-            added.append(store.item(item_id))
+        if line.old is None or line.old in standing:
+            added += [store.item(item_id)] if item_id not in known else []
         else:
+            before = store.item(line.old)
             store.event(line.old, "supersede", PERSON, reason, other=item_id)
-            superseded.append((store.item(line.old), store.item(item_id)))
+            superseded.append((before, store.item(item_id)))
     return added, superseded

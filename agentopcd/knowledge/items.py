@@ -58,12 +58,26 @@ def parse(reply: str) -> list[Parsed]:
     Returns:
         The items in order; pieces without a letter or digit are dropped.
     """
-    reply = reply.encode("utf-8", "replace").decode()  # a lone surrogate cannot be stored
+    return parse_text(after_thinking(reply))
+
+
+def parse_text(text: str) -> list[Parsed]:
+    """Find the items of a text that a person has written, as :func:`parse` does: a ``</think>`` ends nothing there."""
+    text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be stored
     found: list[Parsed] = []
-    for line in split_lines(after_thinking(reply)):
+    for line in split_lines(text):
         for raw, text in _pieces(line):
             if any(char.isalnum() for char in text):
                 found.append(Parsed(text.strip(), raw.strip(), len(found)))
+    return found
+
+
+def besides(text: str) -> list[str]:
+    """What a text says besides its items, by line: lines without a marker, and what stands before one."""
+    found = []
+    for number, line in enumerate(split_lines(text), 1):
+        rest = line[: next((start for start, _ in _marks(line)), len(line))].strip()
+        found += [f"line {number}: {rest}"] if rest else []
     return found
 
 

@@ -16,7 +16,7 @@ from agentopcd.core.runs import write_text, writing
 from agentopcd.core.types import EMPTY, MARKER, Context, Placement
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.exchange import IMPORTED
-from agentopcd.knowledge.items import parse, sanitise
+from agentopcd.knowledge.items import besides, parse_text, sanitise
 from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.queries import natural
 from agentopcd.knowledge.store import Found, Store
@@ -30,6 +30,8 @@ class TextImport(NamedTuple):
     """Marked items; 0 for free text."""
     changed: bool
     """True if sanitising changed the text, so that an export will not be byte-equal to the file."""
+    left_out: tuple[str, ...] = ()
+    """What a list of items says besides them, by line: it is not imported."""
 
 
 def export_text(store: Store, context_id: str) -> str:
@@ -42,8 +44,8 @@ def import_text(
 ) -> TextImport:
     """Import a text file as a context. Its items are pending and of unknown origin.
 
-    A text with a marker is a list of items, one per marker line. A text without a marker is free text: a
-    context without items, kept byte for byte.
+    A text with a marker is a list of items, one per marker line; what else it says is left out, and named in the
+    result. A text without a marker is free text: a context without items, kept byte for byte.
 
     Args:
         ref: a new ref that will point at the context; it must not exist yet.
@@ -61,7 +63,8 @@ def import_text(
         _add(store, run_id, context, found)
         if ref is not None:
             store.move(ref, context.id, IMPORTED, "imported from text", run_id, expect=None)
-    return TextImport(context.id, len(found), context.text != text)
+    left_out = tuple(besides(text)) if found else ()
+    return TextImport(context.id, len(found), context.text != text, left_out)
 
 
 def _read(text: str, placement: Placement) -> tuple[Context, list[Found]]:
@@ -69,7 +72,7 @@ def _read(text: str, placement: Placement) -> tuple[Context, list[Found]]:
     if MARKER not in text:
         return Context(text, placement), []
     found = []
-    for piece in parse(text):
+    for piece in parse_text(text):
         clean = sanitise(piece.text)
         if any(char.isalnum() for char in clean):
             marks = ("imported", *flags(clean, given=piece.text))
@@ -105,6 +108,8 @@ class FolderImport(NamedTuple):
     """Files that an export will not give back byte by byte, because sanitising changed them."""
     left_out: int
     """Other files of the folder."""
+    lines_left_out: list[str]
+    """What lists of items say besides them, by file and line: it is not imported."""
 
 
 def import_folder(
@@ -125,7 +130,7 @@ def import_folder(
     named, others = _experiences(folder)
     if not named:
         raise ConfigError(f"no experience_STEP.txt in {str(folder)!r} or a folder in it; name a file to import one")
-    contexts, items, changed = set(), set(), []
+    contexts, items, changed, left_out = set(), set(), [], []
     with store.write():
         for name, file in named.items():
             text = read_text(file)
@@ -139,7 +144,8 @@ def import_folder(
             contexts.add(context.id)
             items |= {item.text for item in found}
             changed += [str(file)] if context.text != text else []
-    return FolderImport(len(named), len(contexts), len(items), changed, others)
+            left_out += [f"{file}, {line}" for line in besides(text)] if found else []
+    return FolderImport(len(named), len(contexts), len(items), changed, others, left_out)
 
 
 def _as_prefix(prefix: str) -> str:

@@ -112,7 +112,7 @@ def score(bench: Bench, candidates: Sequence[Context], tasks: Sequence[Task], *,
         for context, arm in zip(contexts, map(bench.arm, contexts), strict=True)
     ]
     # Ties are broken by id: as good as at random, and the same after every resume.
-    rows.sort(key=lambda row: (-row.count.rate.rate, row.context_id))
+    rows.sort(key=lambda row: (*_place(row), row.context_id))
     _check(bench, rows, arena, errors)
     return _ranking(bench, rows, arena, counts[empty], errors, len(jobs))
 
@@ -155,11 +155,16 @@ def halving(
         counts = bench.store.counts(map(bench.arm, alive), arena)
         rows = [Scored(context.id, counts[bench.arm(context)], None, number) for context in alive]
         _check(bench, rows, arena, errors)
-        rows.sort(key=lambda row: (-row.count.rate.rate, _lot(seed, row.context_id)))
+        rows.sort(key=lambda row: (*_place(row), _lot(seed, row.context_id)))
         stay = ceil(len(alive) / 2)
         rows, out = rows[:stay], rows[stay:] + out
         alive = [context for context in alive if context.id in {row.context_id for row in rows}]
     return _ranking(bench, rows + out, arena, None, errors, played)
+
+
+def _place(row: Scored) -> tuple[bool, float]:
+    """What rows are sorted by. One without a finished game is last: its 0 is no score, and others may be negative."""
+    return not row.count.rate.n, -row.count.rate.rate
 
 
 def _lot(seed: int, context_id: str) -> str:

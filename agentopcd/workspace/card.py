@@ -81,7 +81,8 @@ def facts_of(
         return None
     settings = read_object(run["config"], f"the config of run {run['id']}")
     if (own := folder.parent / "config.json").is_file():  # the row of a stage of learn has the settings of its play
-        settings = read_json(own, "put it back") | settings
+        made = read_json(own, "put it back")  # its own: another round's seed, for example
+        settings |= made | {"splits": settings.get("splits", "")}  # which there is how many tasks each split has
     result = read_object(run["result"], f"the result of run {run['id']}") if run["result"] else {}
     return Facts(
         store=store, folder=folder, env=settings["env"], settings=settings, base=parent["name"] if parent else "",

@@ -23,6 +23,7 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.students import CANARY
 from agentopcd.workspace.evaluation.distance import played_by, reply_totals
 from agentopcd.workspace.evaluation.table import Contestant
+from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.pace import estimate
 from agentopcd.workspace.session import Session
 
@@ -30,6 +31,11 @@ TURNS = 10
 """Turns whose divergence is told one by one; later ones are told together."""
 DEFAULT = ConsolidateConfig(env="any")
 """The settings of a training that nobody has changed: its steps, and its test tasks."""
+PLAYED = (
+    "env_args", "rules", "history", "max_steps", "constrain", "max_tokens", "template_args", "temperature", "top_p",
+    "top_k",
+)  # fmt: skip
+"""Settings without which what was measured says nothing about a training."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -236,12 +242,13 @@ def short(session: Session, context: Context, flags: str = "") -> str:
     """
     name, store = f"context {context.id[:12]}", session.store
     looks = _looks(store, session.env, context.id)
-    if own := [look for look in looks if look["model_id"] == session.loaded.id]:
+    if own := [look for look in looks if look["model_id"] == session.loaded.id and _as_here(session, look["run_id"])]:
         return _of_look(name, own[-1])
     for row in reversed(store.runs("forecast", "done")):
         settings = read_object(row["config"], f"the config of run {row['id']}")
         made = tuple(settings.get(name) for name in ("env", "context_id", "model_id"))
-        if not row["imported"] and made == (session.env, context.id, session.loaded.id):
+        same = made == (session.env, context.id, session.loaded.id) and _as_here(session, row["id"])
+        if same and not row["imported"]:
             result = read_object(row["result"], f"the result of run {row['id']}")
             return f"forecast: {result['advice']}: {result['why']} ({name}, run {row['id']})"
     if not session.game.graded:
@@ -254,12 +261,26 @@ def short(session: Session, context: Context, flags: str = "") -> str:
         found = f"on select tasks {pair.difference} to none (n={pair.n})"
         return f"forecast: {advice}: {why}: {name} {found}; not confirmed"
     if any(look["verdict"] in USEFUL for look in looks):
-        return f"forecast: not known: {name} passed the confirm gate, but with another model than this one"
+        return f"forecast: not known: {name} passed the confirm gate, but with another model, or played otherwise"
     if looks:
         why = f"{looks[-1]['verdict']} (look {looks[-1]['number']})"
-        return f"forecast: not known: {name} did not pass the confirm gate: {why}; that was another model"
+        return (
+            f"forecast: not known: {name} did not pass the confirm gate: {why}; with another model, or played otherwise"
+        )
     measure = f"agentopcd forecast --context {context.id[:12]} {flags}".rstrip() + work_flag(session.work)
     return f"forecast: not known: whether {name} helps this model was never measured here; {measure} would tell"
+
+
+def _as_here(session: Session, run_id: int | None) -> bool:
+    """Whether a run played the environment by the settings of this session; its seed and its engine may be others.
+
+    What an old run does not say is taken to be the same.
+    """
+    if run_id is None:
+        return True
+    stored = read_object(session.store.run(run_id)["config"], f"the config of run {run_id}")
+    mine = run_config(session.config)
+    return all(stored.get(setting, mine[setting]) == mine[setting] for setting in PLAYED)
 
 
 def _of_look(name: str, look: Row) -> str:

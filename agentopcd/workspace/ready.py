@@ -77,13 +77,18 @@ def to_confirm(session: Session, config: ConfirmConfig) -> Context:
 
 
 def to_train(session: Session, config: ConsolidateConfig | LearnConfig) -> None:
-    """Refuse a training that would find no tasks.
+    """Refuse a training, or the gate after it, that would find no tasks.
 
     Raises:
         ConfigError: a split that is needed has none.
     """
     for split in ("train", "select", *(["test"] if config.test_tasks else [])):
         session.needed(split)
+    if config.gate_tasks:
+        try:
+            session.needed("confirm")
+        except ConfigError as error:
+            raise ConfigError(f"{error}; or train without the gate, which plays them, by --gate-tasks 0") from None
 
 
 def to_evaluate(session: Session, config: EvaluateConfig) -> str:

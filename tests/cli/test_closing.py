@@ -148,6 +148,9 @@ def test_after_training_the_student_can_be_used(call: Call, tmp_path: Path) -> N
     assert f"serve it: agentopcd serve --model '{folder}'" in HEARD
     assert f"with vLLM: vllm serve '{folder}'" in HEARD
     assert last() == EvaluateConfig(**PLAYER, test_tasks=9)
+    renamed: dict[str, Any] = PLAYER | {"model": "lake/student"}
+    closing.after_training(call, ConsolidateConfig(**renamed), distilled(folder))
+    assert last().model == "", "what was lake/student is its parent now, which evaluate finds"
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "own/base"}))
     line = f"with vLLM: vllm serve own/base --enable-lora --lora-modules {shlex.quote(f'student={folder}')}"
     loading, _, serving = closing.use(folder)
@@ -163,10 +166,12 @@ def test_after_rounds(call: Call, tmp_path: Path) -> None:
     more = dataclasses.replace(config, chains=6, episodes_per_round=128, candidates=64)
     assert last() == more
     two = Round(number=2, model="x", played={}, confirmed=True, distilled=distilled(tmp_path / "s"))
-    closing.after_rounds(call, dataclasses.replace(config, model=""), [none, two])
-    assert f"from the base /models/first to the student {tmp_path / 's'}; both on the same test tasks:" in HEARD
     wanted: dict[str, Any] = PLAYER | {"model": "/models/first"}
-    assert last() == EvaluateConfig(**wanted, student=str(tmp_path / "s"))
+    for model in ("", "lake/student"):  # the latter is another student by then
+        HEARD.clear()
+        closing.after_rounds(call, dataclasses.replace(config, model=model), [none, two])
+        assert f"from the base /models/first to the student {tmp_path / 's'}; both on the same test tasks:" in HEARD
+        assert last() == EvaluateConfig(**wanted, student=str(tmp_path / "s"))
 
 
 def test_after_an_evaluation(call: Call) -> None:

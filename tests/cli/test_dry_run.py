@@ -203,7 +203,8 @@ SPLITS = [
     ("play", "extract"), ("play --no-extract --split train", "train"), ("knowledge score --pool all/", "select"),
     ("knowledge score --pool all/", "confirm"), ("knowledge confirm --context PROMPT", "confirm"),
     ("consolidate --context PROMPT", "train"), ("consolidate --context PROMPT", "select"),
-    ("consolidate --context PROMPT", "test"), ("evaluate", "test"), ("learn", "extract"), ("learn", "confirm"),
+    ("consolidate --context PROMPT", "test"), ("consolidate --context PROMPT", "confirm"), ("evaluate", "test"),
+    ("learn", "extract"), ("learn", "confirm"),
     ("learn", "test"),
 ]  # fmt: skip
 

@@ -50,6 +50,7 @@ def work(tmp_path: Path) -> Path:
             store.add_model(name * 16, path, path, "base" * 16, run_id)
             store.finish(run_id, {})
             move_student(store, env, name * 16, "gate", "it won", run_id)
+        trained(store, "eeee", env="lake", placebo=True)
     return folder
 
 
@@ -83,6 +84,31 @@ def test_the_line_that_takes_it_back_does(cli: Cli, work: Path, env: str, before
     assert cli(*undo).code == 0 and current(work, env) == before
 
 
+def trained(store: Store, name: str, **settings: Any) -> None:
+    """A student of a finished run that no move has put anywhere."""
+    run_id = store.start("consolidate", settings, 0)
+    store.add_model(name * 16, name, f"runs/{name}/student", "base" * 16, run_id)
+    store.finish(run_id, {})
+
+
+@pytest.mark.parametrize("env", [["chess"], ["chess/student"], []])
+def test_a_first_student_that_its_gate_refused_can_be_put_there(cli: Cli, tmp_path: Path, env: list[str]) -> None:
+    with Store.open(tmp_path / "store.db") as store:
+        store.add_model("base" * 16, "pocket")
+        trained(store, "ffff", env="chess")
+    assert cli("rollback", *env, "--to", "ffffffffffff", "--work", str(tmp_path)).code == 0
+    assert current(tmp_path, "chess") == "ffff" * 16
+    assert cli("rollback", *env, "--to", "base", "--work", str(tmp_path)).code == 0
+
+
+def test_a_student_that_was_there_can_be_put_back_wherever_it_was_trained(cli: Cli, work: Path) -> None:
+    """A canary of served sessions may be a student of another environment."""
+    with Store.open(work / "store.db") as store:
+        move_student(store, "lake", "cccc" * 16, "gate", "the canary won")
+    undo = cli("rollback", "lake", "--work", str(work)).out.partition("undo: agentopcd ")[2].splitlines()[0]
+    assert cli(*undo.split()).code == 0 and current(work, "lake") == "cccc" * 16
+
+
 def test_a_dry_run_moves_nothing(cli: Cli, work: Path) -> None:
     done = cli("rollback", "lake", "--dry-run", "--work", str(work))
     assert "dry run: lake/student: bbbbbbbbbbbb -> runs/aaaa/student" in done.out
@@ -97,6 +123,8 @@ def test_a_dry_run_moves_nothing(cli: Cli, work: Path) -> None:
         (["lake", "--to", "dddd"], "'dddd' is no student here"),
         (["lake", "--to", "bbbb"], "is at 'bbbb' already"),
         (["lake", "--to", "baseb"], "'baseb' is no student here"),
+        (["lake", "--to", "cccc"], "'cccc' was trained on sokoban, not on lake"),
+        (["lake", "--to", "eeee"], "'eeee' is a placebo student"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(cli: Cli, work: Path, given: list[str], why: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.config import training as settings
 from agentopcd.core.errors import ConfigError, TrainingError
-from agentopcd.core.stats import Rate
+from agentopcd.core.stats import Mean, Rate
 from agentopcd.distillation import losses
 from agentopcd.distillation.checkpoint import Progress
 from agentopcd.distillation.learner import scheduled
@@ -231,6 +231,14 @@ def test_stopping_early_makes_no_student_of_the_base(
 def test_waiting_counts_from_the_best() -> None:
     progress = Progress(step=6, best_step=2, select={0: Rate(3, 3), 2: Rate(2, 3), 4: Rate(1, 3), 6: Rate(2, 3)})
     assert progress.waited() == 2
+
+
+@pytest.mark.parametrize(("nothing", "some"), [(Rate(0, 0), Rate(1, 4)), (Mean(0, 0, 0, 0), Mean(-0.3, -1, 1, 4))])
+def test_a_checkpoint_without_a_finished_game_is_never_the_better(nothing: Rate | Mean, some: Rate | Mean) -> None:
+    progress = Progress(best_step=2, select={2: nothing, 4: some, 6: nothing})
+    assert progress.better(4) and not progress.better(6)
+    progress.best_step = 4
+    assert not progress.better(6) and not progress.better(6, lowest=True)
 
 
 # ---------------------------------------------------------------- settings

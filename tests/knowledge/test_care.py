@@ -219,6 +219,14 @@ def test_check_finds_what_was_changed(path: Path, statements: list[str], problem
     assert "is sound" in call(store_app, "check", work=path.parent)
 
 
+def test_the_command_that_repairs_is_quoted(path: Path) -> None:
+    raw(path, "DELETE FROM model")
+    (home := path.parent / "my work").mkdir()
+    for file in path.parent.glob("store.db*"):
+        file.rename(home / file.name)
+    assert call(store_app, "check", work=home, code=1).rstrip().endswith(f"agentopcd store repair --work '{home}'")
+
+
 @pytest.mark.parametrize("value", ["[]", "5", "null"])
 def test_a_recipe_that_is_no_object_is_one_line_that_names_the_remedy(path: Path, value: str) -> None:
     raw(path, "DROP TRIGGER IF EXISTS context_frozen", f"UPDATE context SET recipe = '{value}'")

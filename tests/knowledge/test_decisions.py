@@ -17,6 +17,7 @@ from agentopcd.knowledge import Found, Store, identify, item_ids
 from tests.knowledge_commands import fails, run
 
 HOLES, WALL, ROUTE = "Avoid holes.", "A wall stops you.", "Go right, right, down."
+HOLES_ID = identify(HOLES)[:12]
 
 
 @pytest.fixture
@@ -79,6 +80,13 @@ def test_a_decision_can_be_taken_back(work: Path, before: str, decision: str, af
     assert status(work, HOLES) == before
     again = run(work, {"active": "approve", "pinned": "pin", "retired": "retire"}[before], name)
     assert f"nothing was changed: already {before}" in again
+
+
+def test_no_undo_is_named_for_what_waited_and_was_retired(work: Path) -> None:
+    for words in (["retire", identify(WALL)[:12]], ["tidy", "--supersede", identify(ROUTE)[:12], "--by", HOLES_ID]):
+        said = run(work, *words)
+        assert "had not been approved and cannot wait again" in said and "undo" not in said
+    assert status(work, WALL) == status(work, ROUTE) == "retired"
 
 
 def test_what_is_not_seen_is_written_out(work: Path, kit) -> None:
@@ -152,8 +160,45 @@ def test_the_saved_file_is_what_the_context_becomes(
         assert (move["actor"], move["reason"], move["context_id"]) == ("person", "clearer", new.id)
         assert store.run(move["run_id"])["verb"] == "edit"
     assert not list(tmp_path.glob("agentopcd-edit-*"))
+    assert f"{identify(WALL)[:12]} had not been approved and cannot wait again" in said
     undo(work, said)
-    assert best(work) == old and status(work, WALL) == "active"
+    assert best(work) == old and status(work, WALL) == "retired"  # nobody has ever approved it
+
+
+@pytest.mark.parametrize(("decision", "before"), [("approve", "active"), ("pin", "pinned"), ("retire", "retired")])
+def test_the_undo_of_an_edit_brings_back_what_was_approved_or_pinned(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: str, before: str
+) -> None:
+    run(work, decision, identify(HOLES)[:12])
+    old = best(work)
+    editor(tmp_path, monkeypatch, "lines = [line.replace('Avoid', 'Avoid all') for line in lines]")
+    said = run(work, "edit", "lake/best")
+    assert status(work, HOLES) == "retired" and best(work) != old
+    undo(work, said)
+    assert best(work) == old and status(work, HOLES) == before
+
+
+def test_commands_that_undo_are_quoted(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, ref = best(work), 'lake{"size":4}/best'
+    editor(tmp_path, monkeypatch, "lines = lines[:-1]")
+    run(work, "move", ref, old.id)
+    for words in (["move", ref, "empty"], ["edit", ref]):
+        undo(work, run(work, *words))
+    with Store.open(work / "store.db") as store:
+        assert store.resolve(ref) == old.id
+
+
+@pytest.mark.parametrize("new", [HOLES, "Mine."])
+def test_an_item_that_has_only_moved_to_another_line_is_not_retired(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: str
+) -> None:
+    """Two texts are exchanged; or one moves down a line, and a new one stands where it was."""
+    run(work, "approve", identify(WALL)[:12])
+    changed = f"line.replace({HOLES!r}, 'X').replace({WALL!r}, {new!r}).replace('X', {WALL!r})"
+    editor(tmp_path, monkeypatch, f"lines = [{changed} for line in lines]")
+    said = run(work, "edit", "lake/best")
+    assert best(work).lines == [WALL, new, ROUTE] and status(work, WALL) == status(work, new) == "active"
+    assert (f"~ {HOLES_ID}" in said) is (new != HOLES) and (f"+ {identify(new)[:12]}" in said) is (new != HOLES)
 
 
 @pytest.mark.parametrize("change", ["pass", "lines = [*lines, '', '  ']", "lines = [line + '  ' for line in lines]"])
@@ -306,7 +351,8 @@ def pairs(work: Path) -> list[tuple[str, set[str]]]:
     return [(row["kind"], {row["first"]["text"], row["second"]["text"]}) for row in rows]
 
 
-def test_pairs_are_offered_and_nothing_is_merged(untidy: Path) -> None:
+def test_pairs_are_offered_and_nothing_is_merged(untidy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentopcd.cli.decisions.open_store", lambda work: pytest.fail("opened to write"))
     assert sorted(pairs(untidy), key=str) == [("conflict?", set(TURNED)), ("dup?", set(ALIKE))]
     said = run(untidy, "tidy")
     assert "2 pairs among 7 items" in said and ALIKE[0] in said and "next: agentopcd knowledge tidy --supersede" in said

@@ -305,6 +305,19 @@ def test_text_that_had_to_be_cleaned_says_so(store: Store) -> None:
     assert export_text(store, found.context_id) == f"{MARKER} Win."
 
 
+def test_what_stands_besides_the_items_is_named(store: Store) -> None:
+    text = f"You are careful.\n\n{MARKER} Walk to G.\n  Then stop.\nAlso: {MARKER} Avoid H.\n"
+    found = import_text(store, text, run_id=1)
+    assert found.items == 2 and found.left_out == ("line 1: You are careful.", "line 4: Then stop.", "line 5: Also:")
+    assert import_text(store, "No item at all.", run_id=1).left_out == ()
+
+
+def test_a_mark_of_thinking_in_a_file_ends_nothing(store: Store) -> None:
+    text = f"{MARKER} One rule.\n{MARKER} End your reasoning with </think> first.\n{MARKER} Never write <think>."
+    found = import_text(store, text, run_id=1)
+    assert found.items == 3 and not found.changed and not found.left_out
+
+
 def test_free_text_is_a_context_without_items(store: Store) -> None:
     text = "You are a careful doctor.\r\nAnswer with one letter.\n"
     found = import_text(store, text, run_id=1, placement="system")

@@ -82,6 +82,20 @@ def test_halving_by_reward_and_an_unknown_metric(kit) -> None:
     assert len(asked) == 4 * 10  # the first round told
 
 
+@pytest.mark.parametrize("rank", [halving, score])
+def test_a_context_without_a_finished_game_is_last_where_rewards_are_negative(kit, rank) -> None:
+    pool = contexts(kit, 3)
+
+    def play(jobs):
+        for job in jobs:
+            reward = -0.2 if job.context == pool[1] else -1.0
+            yield dataclasses.replace(kit.episode(job, False, error=job.context == pool[2]), reward=reward)
+
+    found = rank(kit.bench(kit.open(), play), pool, kit.tasks(50), by="reward")
+    assert found.best.context_id == pool[1].id
+    assert [row.count.rate.n > 0 for row in found.rows] == [True, True, False]
+
+
 def test_halving_finds_as_good_a_context_as_uniform_at_a_sixth_of_the_price(kit) -> None:
     """Sixty contexts whose true rates spread as a real pool's do (mean .3, sd .08), in five worlds."""
     regrets = {"halving": 0.0, "uniform": 0.0}

@@ -116,6 +116,25 @@ def test_import_of_a_system_prompt(work: Path, tmp_path: Path) -> None:
     assert "  system  (doctor)" in run(work, "show", "doctor")
 
 
+def test_an_import_says_that_items_wait_only_where_some_do(work: Path, tmp_path: Path) -> None:
+    free, items = tmp_path / "free.txt", tmp_path / "items.txt"
+    free.write_text("You are a doctor.\n")
+    assert "pending" not in run(work, "import", str(free))
+    items.write_text(f"{MARKER} Stay calm.\n")
+    assert f"list items --status pending --work {work} shows them" in run(work, "import", str(items))
+    assert "pending" not in run(work, "import", str(items))
+
+
+def test_an_import_names_the_lines_that_it_leaves_out(work: Path, tmp_path: Path) -> None:
+    text, folder = f"You are careful.\n{MARKER} Stay calm.\n", tmp_path / "runs"
+    folder.mkdir()
+    for file in (tmp_path / "items.txt", folder / "experience_1.txt"):
+        file.write_text(text)
+    for words in ([str(tmp_path / "items.txt")], [str(folder), "--prefix", "lake/pool/"]):
+        said = run(work, "import", *words)
+        assert "1 lines are no item and were left out" in said and "line 1: You are careful." in said
+
+
 def test_mistakes(work: Path, tmp_path: Path) -> None:
     assert "either a REF to export or --all" in fails(work, "export")
     assert "either a REF to export or --all" in fails(work, "export", "lake/best", "--all")

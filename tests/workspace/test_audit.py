@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from contextlib import closing
 from typing import Any
 
@@ -182,7 +183,10 @@ def test_an_audit_wants_stored_turns_and_items(lab: Lab) -> None:
     with lab.open() as store, store.write():
         store.change("DELETE FROM transcript", ())
         store.change("DELETE FROM episode", ())
-    with pytest.raises(ConfigError, match=r"two tasks or more.*got 0; play some .*agentopcd play --no-extract"):
+    with pytest.raises(ConfigError, match=r"two tasks or more.*got 0; play some .*agentopcd play --no-extract") as told:
         audit_of(lab, 0)
+    words = shlex.split(str(told.value).rpartition("agentopcd play ")[2])  # it plays as the training did
+    for flag in ("--env", "--max-tokens 6", "--temperature 5.0", f"--work {lab.work}"):
+        assert flag in " ".join(words)
     with lab.open() as store:
         assert store.runs("audit")[-1]["status"] == "failed"

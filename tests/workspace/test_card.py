@@ -17,6 +17,7 @@ from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ModelError
 from agentopcd.core.files import told
+from agentopcd.core.runs import write_json
 from agentopcd.core.types import Context
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import Store
@@ -101,6 +102,19 @@ def test_the_card_is_the_hubs_and_tells_what_was_measured(student: Distilled, wo
     assert "--context context.txt" in text and "--save-dtype bfloat16" in text and "clip_norm = 2.0" in text
     assert "agentopcd consolidate \\\n" in text and "    --env math" in text and "    --model " in text
     assert ModelCard(str(found)).data.to_dict() == data
+
+
+def test_the_settings_are_those_of_the_students_own_training(tmp_path: Path) -> None:
+    """A row of a stage of ``learn`` has the settings of round 1; a later round trains with another seed."""
+    (tmp_path / "runs/two").mkdir(parents=True)
+    write_json(tmp_path / "runs/two/config.json", {"env": "lake", "seed": 4, "steps": 5, "splits": {"test": 9}})
+    with Store.open(tmp_path / "store.db") as store:
+        store.add_model("base", "pocket")
+        run_id = store.start("consolidate", {"env": "lake", "seed": 3, "round": 2}, 3)
+        store.add_model("two", "runs/two/student", "runs/two/student", "base", run_id)
+        facts = card.facts_of(store, tmp_path / "runs/two/student", "two", tmp_path)
+    assert facts is not None and (facts.settings["seed"], facts.settings["steps"]) == (4, 5)
+    assert facts.settings["splits"] == ""
 
 
 def test_the_card_takes_up_what_evaluate_measures(student: Distilled, work: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentopcd.core.stats import Rate
+from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.types import EMPTY, MARKER, Context
 from agentopcd.knowledge import PoolStep, Ranking, Store, add_to_pool, identify
 from agentopcd.knowledge.episodes import Count
@@ -59,6 +60,17 @@ def test_an_item_without_which_contexts_did_better_stays_behind(store: Store) ->
     assert worse(store, ranked) == {identify("bad")}
     assert carried(store, row, ranked, "base") == [good, EMPTY]
     assert worse(store, ranking(a=(both, 0))) == set(), "what every context holds is compared with nothing"
+
+
+def test_a_context_without_a_finished_game_says_nothing_of_its_items(store: Store) -> None:
+    """Its mean of nothing is 0, which where all rewards are negative would be the best."""
+    good, broken = context("good"), context("bad")
+    played(store, [good], [broken])
+    rows = [
+        Scored(made.id, Count(Mean(reward, reward, reward, n), n), None)
+        for made, reward, n in ((good, -1.0, 10), (broken, 0.0, 0))
+    ]
+    assert worse(store, dataclasses.replace(ranking(a=(good, 9)), rows=rows)) == set()
 
 
 def test_what_is_retired_or_in_the_weights_does_not_go_on(store: Store) -> None:

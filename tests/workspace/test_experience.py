@@ -357,7 +357,9 @@ def test_play_says_how_many_items_wait_and_how_to_see_them(lab: Lab, capsys: pyt
 
 
 def test_learn_says_that_what_it_found_waits(lab: Lab) -> None:
+    lab.work = lab.work / "my work"
     config = pick(lab.config(gate="review"), LearnConfig, episodes_per_round=4)
     (done,) = learn(config, lab.work, say=lab.lines.append)
     assert not done.confirmed and "none of the items is approved, so there is nothing to score" in lab.lines
-    assert any(line.startswith("1 items wait for a person: agentopcd knowledge list items") for line in lab.lines)
+    shown = f"agentopcd knowledge list items --status pending --work '{lab.work}'"
+    assert f"1 items wait for a person: {shown}" in lab.lines

@@ -23,6 +23,7 @@ from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace import forecast as module
 from agentopcd.workspace.forecast import Forecast, forecast, is_format, past_trainings, short, shown_context
+from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -103,6 +104,20 @@ def test_only_its_own_forecast_is_quoted(session: Session, other: str) -> None:
     run_id = session.store.start("forecast", ids, 0)
     session.store.finish(run_id, {"advice": "train", "why": "it helps"})
     assert short(session, CLUE) == f"forecast: train: it helps (context {CLUE.id[:12]}, run {run_id})"
+
+
+@pytest.mark.parametrize(("changed", "same"), [({"rules": "full"}, False), ({"max_tokens": 7}, False), ({}, True)])
+def test_what_was_measured_by_other_settings_is_not_quoted(session: Session, changed: Any, same: bool) -> None:
+    """Another seed and another engine are no other question."""
+    settings = run_config(session.config) | {"seed": 5, "engine": "vllm", "env": session.env} | changed
+    ids = {"context_id": CLUE.id, "model_id": session.loaded.id}
+    run_id = session.store.start("forecast", settings | ids, 0)
+    session.store.finish(run_id, {"advice": "train", "why": "it helps"})
+    assert short(session, CLUE).startswith("forecast: train: it helps" if same else "forecast: not known")
+    key = {"env": session.env, "setup": "s", "plan": "p", **ids}
+    session.store.end_look(session.store.begin_look(key, {"run_id": run_id})["id"], "pass", {})
+    said = "helps this model: it passed" if same else "passed the confirm gate, but with another model, or played oth"
+    assert said in short(session, CLUE)
 
 
 def test_a_look_of_schema_1_has_no_figures(session: Session) -> None:
@@ -290,6 +305,8 @@ def test_the_command_prints_it_and_a_training_says_it_first(
         "next: agentopcd consolidate --context ",
     ):  # fmt: skip
         assert wanted in printed, wanted
+    command(dataclasses.replace(session.config, context=SEVEN.id[:12]), call)  # of the store, so it has to be confirmed
+    assert f"next: agentopcd knowledge confirm --context {SEVEN.id[:12]} --env " in capsys.readouterr().out
     assert short(session, SEVEN).startswith("forecast: train: the context helps, and more than its placebo (context ")
     command(session.config, dataclasses.replace(call, dry_run=True))
     assert "plan: 9 select tasks with the context, without it, and with its placebo" in capsys.readouterr().out

@@ -204,6 +204,9 @@ def test_a_context_that_moves_nothing_is_refused(lab: Lab, monkeypatch: pytest.M
     [
         ({"method": "uniform", "context": "x"}, "--context is for --method influence"),
         ({"method": "subsets", "turns": 9}, "--turns is for --method influence"),
+        ({"method": "subsets", "by": "reward"}, "--by is for --method halving or uniform"),
+        ({"method": "subsets", "candidates": 4}, "--candidates is for --method halving or uniform"),
+        ({"method": "influence", "by": "reward"}, "--by is for --method halving or uniform"),
         ({"method": "influence", "turns": 1}, "turns is 1; an interval takes two"),
         ({"method": "influence", "turns": -2}, "turns is -2"),
         ({"method": "influence", "traces": 9}, "traces is 9"),
@@ -213,6 +216,11 @@ def test_a_context_that_moves_nothing_is_refused(lab: Lab, monkeypatch: pytest.M
 def test_settings_that_do_not_fit(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         ScoreConfig(env="math", **settings)
+
+
+def test_settings_that_fit() -> None:
+    ScoreConfig(env="math", method="subsets", by="success")
+    ScoreConfig(env="math", method="uniform", by="reward", candidates=4)
 
 
 def test_the_command_moves_no_name_and_plays_nothing(

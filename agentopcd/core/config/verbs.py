@@ -149,6 +149,10 @@ class ScoreConfig(ScoringConfig, verb="score"):
         influence = self.method == "influence"
         self._only_with("context", influence, "--method influence")
         self._only_with("turns", influence, "--method influence")
+        ranks = "--method halving or uniform"
+        self._only_with("candidates", self.method in ranks, ranks)
+        if self.by != "success":  # what subsets values items by
+            self._only_with("by", self.method in ranks, ranks)
         if influence:
             self._needs_weights("to score replies with")
 

@@ -35,10 +35,11 @@ def carried(store: Store, played: Row, ranking: Ranking | None, model_id: str) -
 def worse(store: Store, ranking: Ranking) -> set[str]:
     """The items that the ranked contexts do without better: mean success with the item is below that without it.
 
-    An item that every context holds, or none, is compared with nothing and stays.
+    An item that every context holds, or none, is compared with nothing and stays. A context without a finished game
+    says nothing.
     """
-    held = {row.context_id: {item.id for item in store.items(context_id=row.context_id)} for row in ranking.rows}
-    rates = {row.context_id: row.count.rate.rate for row in ranking.rows}
+    rates = {row.context_id: row.count.rate.rate for row in ranking.rows if row.count.rate.n}
+    held = {id_: {item.id for item in store.items(context_id=id_)} for id_ in rates}
 
     def mean(ids: Sequence[str]) -> float:
         return sum(rates[id_] for id_ in ids) / len(ids)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agentopcd.core.config import PlayerConfig, pick
+from agentopcd.core.config import PlayConfig, PlayerConfig, pick, player_flags
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import work_flag
 from agentopcd.core.text import SHORT
@@ -130,8 +130,7 @@ def _group(
         session, chat, parent, teacher, load_known(session, student["id"]), items=training.config.turn_items
     )
     longest = [functools.partial(_beside_twin, item=entry.item) for entry in group]
-    setup = str(training.identity["setup"])
-    reader.take(stored_turns(session, parent, setup, reader, context, longest, turns), context)
+    reader.take(stored_turns(session, parent, training, reader, context, longest, turns), context)
     whole, found = reader.read(context), []
     for entry, more in zip(session.progress(AUDIT, group, len(group)), longest, strict=True):
         mine = reader.sums(reader.read(context, functools.partial(without, ids=[entry.item.id])), whole)
@@ -245,7 +244,7 @@ class Reader:
 
 
 def stored_turns(
-    session: Session, parent: LoadedModel, setup: str, reader: Reader, context: Context,
+    session: Session, parent: LoadedModel, training: Training, reader: Reader, context: Context,
     edits: Sequence[Edit], n: int,
 ) -> list[Episode]:  # fmt: skip
     """Stored turns that a base has answered without a context, the same for every student, each as an episode.
@@ -256,7 +255,7 @@ def stored_turns(
     Raises:
         ConfigError: there are not two tasks with such turns.
     """
-    store = session.store
+    store, setup = session.store, str(training.identity["setup"])
     rows = store.episodes(model_id=parent.id, context_id=EMPTY.id, env=session.env, setup=setup)
     places = [(row["split"] not in HELD_OUT, row["id"], turn) for row in rows for turn in range(row["turns"])
               if row["split"] != "train"]  # fmt: skip
@@ -270,7 +269,8 @@ def stored_turns(
         if len(kept) == n:
             break
     if len({one.task.key for one in kept}) < 2:
-        play = f"agentopcd play --no-extract --model {parent.name} --env {session.config.env}{work_flag(session.work)}"
+        same = player_flags(dataclasses.replace(training.config, model=parent.name), PlayConfig)
+        play = f"agentopcd play --no-extract {same}{work_flag(session.work)}"
         raise ConfigError(
             f"an audit wants stored turns of {session.env} on two tasks or more, none of them a train task, that "
             f"{parent.name} has answered without a context, got {len(kept)}; play some with the settings of the "
