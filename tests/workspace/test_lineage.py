@@ -111,6 +111,30 @@ def test_what_others_move_while_a_forgetting_lies_killed_stays(
         assert [current_student(store, one) for one in (env, "another")] == [other.model_id] * 2
 
 
+def test_a_killed_forgetting_and_a_training_that_may_not_move_leave_the_student(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = row_of(lab, 1)["id"]
+    monkeypatch.setattr(module, "_proved", dies)
+    with pytest.raises(Killed):
+        lab.forget(TWO, student=old[:12])
+    with lab.open() as store:
+        assert len(store.models(trained=True)) == 4, "both trainings are done"
+        (env,) = {move["env"] for move in student_moves(store)}
+        assert current_student(store, env) == old
+    kind = Context(render(["be kind"]))
+    assert lab.train(kind, base_of(lab), test_tasks=0, moves=False).model_id != old
+    with lab.open() as store:
+        assert current_student(store, env) == old
+    asked = lab.train(kind, base_of(lab), test_tasks=0)  # the same training, by a person who wants it to play
+    with lab.open() as store:
+        assert asked.repeated and current_student(store, env) == asked.model_id
+        move_student(store, env, old, "person")
+    lab.train(kind, base_of(lab), test_tasks=0)
+    with lab.open() as store:
+        assert current_student(store, env) == old, "once"
+
+
 def test_a_training_that_ends_in_known_weights_moves_nothing_for_good(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +145,7 @@ def test_a_training_that_ends_in_known_weights_moves_nothing_for_good(
         move_student(store, env, other.model_id, "person")
     monkeypatch.setattr(module, "_proved", dies)
     with pytest.raises(Killed):
-        lab.forget(TWO, student=old[:12])
+        lab.forget(TWO, student=old[:12], distil=distil_context)  # as an older version did
     monkeypatch.undo()
     with lab.open() as store:
         assert current_student(store, env) != other.model_id, "the trainings have moved it"

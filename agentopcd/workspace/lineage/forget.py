@@ -28,7 +28,8 @@ from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
 
 Distil = Callable[[Session, ConsolidateConfig, Context | Mixture], Any]
-"""Trains a student: :func:`agentopcd.distil.distil_context`, which stands above this folder."""
+"""Trains a student and leaves ENV/student alone: :func:`agentopcd.distil.distil_context` without its moves, which
+stands above this folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
