@@ -220,7 +220,7 @@ def _taught(session: Session, config: LearnConfig, number: int, context: Context
     training = pick(config, ConsolidateConfig, seed=config.seed + number - 1)  # new noise; tests keep theirs
     distilled, tried = distil_context(session, training, context), [training.method]
     past.students.append((f"round {number}", distilled.model_id, distilled.promoted))
-    again = not (distilled.promoted or config.one_method or session.by == DISTANCE)
+    again = not (distilled.passed or config.one_method or session.by == DISTANCE)
     found = another_way(session, training, context, round_number=number) if again else None
     if found is not None:
         name, other = found

@@ -50,6 +50,11 @@ class Distilled:
         """Whether the student became ENV/student."""
         return self.promotion is None or self.promotion["verdict"] == "promoted"
 
+    @property
+    def passed(self) -> bool:
+        """Whether no other way to train is worth a try: it was promoted, or only came too late for that."""
+        return self.promoted or (self.promotion or {}).get("verdict") == "overtaken"
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "folder": self.folder, "model": self.model_id, "parent": self.parent_id,
