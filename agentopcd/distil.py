@@ -23,7 +23,7 @@ from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import PLACEBO
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.placebo import placebo
-from agentopcd.knowledge.students import move_student, student_moves
+from agentopcd.knowledge.students import leads, move_student, student_moves
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.engine import engine_of, player_of
@@ -152,7 +152,7 @@ def _beside_placebo(
     out = dataclasses.replace(out, placebo_id=trained.model_id)
     run_id = _row_of(session, run)
     out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, known))
-    found = dataclasses.replace(out, repeated=False).to_dict()
+    found = dataclasses.replace(out, repeated=False, taken_back="").to_dict()
     run.finish((run.result or {}) | found)
     session.store.finish(run_id, (session.ledger.result(run_id) or {}) | found)
     base = Path(folder_of(session, out.parent_id))
@@ -254,6 +254,8 @@ def _repeated(
     earlier = Distilled.repeating(done, run)
     if moves and not config.gate_tasks and (row := _found(session, run)) is not None:
         _move_ungated(session, earlier.model_id, row)  # the first call may have been told to move nothing
+    if moves and earlier.promoted and not leads(session.store, session.env, earlier.model_id):
+        earlier = dataclasses.replace(earlier, taken_back=session.env)
     table = table_of(session, config, context, earlier) if config.test_tasks else None
     far = ((done.get("evaluation") or {}).get("distances")) if table else None
     if table and far:
