@@ -21,7 +21,7 @@ from agentopcd.knowledge.students import current_student, move_student, student_
 from agentopcd.workspace.lineage import forget as module
 from agentopcd.workspace.lineage.audit import Reader
 from agentopcd.workspace.lineage.forget import forget
-from agentopcd.workspace.lineage.recorded import student_named
+from agentopcd.workspace.lineage.recorded import forgotten, student_named
 from agentopcd.workspace.overview import overview
 from agentopcd.workspace.session import Session
 from tests.lineage import FIRST, ONE, SECOND, THREE, TWO, Killed, Lab, audit_of, base_of, dies, lab, made, row_of
@@ -43,6 +43,7 @@ def test_forget_trains_again_without_the_item_and_proves_it(lab: Lab) -> None:
         assert recipe == {"order": "forget", "from": FIRST.id, "without": [identify(TWO)]}
         assert [entry.item.text for entry in carried(store, done.student)] == [ONE, THREE]
         assert store.runs("forget")[-1]["status"] == "done"
+        assert [item.text for item in forgotten(store, old)] == [TWO] and not forgotten(store, done.student)
     assert [row["checked"] for row in done.proof] == [True] * 3
     assert identify(TWO) not in json.dumps(done.proof) and Path(done.folder).is_dir()
     before = {file: file.stat().st_mtime_ns for file in lab.work.rglob("model.safetensors")}
