@@ -172,7 +172,7 @@ def _notes(store: Store, items: Sequence[Item], steps: Sequence[Step]) -> list[s
     for name, context_id in store.refs().items():
         if "/pool/" not in name and ids & {item.id for item in store.items(context_id=context_id)}:
             said.append(f"{name} holds it and stays where it is; no training takes that context any more")
-    if any(step.training.config.replays for step in steps):
+    if any(step.training.replays for step in steps):
         said.append("a training replays stored prompts, which may show moves of a model that had it in its weights")
     return said
 
@@ -185,7 +185,7 @@ def time_of(store: Store, work: Path, plan: Plan, say: Callable[[str], None]) ->
             continue
         parent = store.lookup("model", id=step.before.model["parent_id"])
         config = dataclasses.replace(step.training.config, model=(recall(work, parent) if parent else None) or "")
-        with Session(config, work, say=say) as session:
+        with Session(config, work, say=say, snapshot=step.training.snapshot) as session:
             found, tests = pace(session), len(session.tasks("test", config.test_tasks)) if config.test_tasks else 0
         if found.step_s is None or (tests and found.episode_s is None):
             return "time: not known here"
@@ -320,7 +320,7 @@ def _train(
     )
     if server:
         config = dataclasses.replace(config, server=server)
-    with Session(config, work, say=say, progress=progress) as session:
+    with Session(config, work, say=say, progress=progress, snapshot=step.training.snapshot) as session:
         if session.loaded.id != parent:
             raise ConfigError(f"{name} is no longer model {parent[:SHORT]}: its files were changed; put them back")
         session.ledger.facts = {FORGET: run_id}

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.config.training import Replay
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.runs import read_json
 from agentopcd.core.text import SHORT, first_line
@@ -28,7 +29,15 @@ class Training:
 
     config: ConsolidateConfig
     identity: Mapping[str, Any]
-    """What distinguishes the run from others; ``setup``, ``student`` (the base) and ``teacher_id`` are in it."""
+    """What distinguishes the run from others; ``setup``, ``student`` (the base) and ``teacher_id`` are in it, and the
+    settings as they came out, such as the method."""
+    snapshot: str = ""
+    """Of an environment that is a recording, the copy that was read."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether it answered stored turns, as it was told or because its environment allows no other method."""
+        return self.identity.get("method", self.config.method) in get_args(Replay)
 
     @classmethod
     def of(cls, store: Store, work: Path, model_id: str) -> Training:
@@ -48,7 +57,10 @@ class Training:
                 f"{' and no '.join(lost)}; put that folder back"
             )
         identity = read_json(folder / "config.json", f"put {folder} back as it was")
-        return cls(config=ConsolidateConfig.load(folder / "config.toml"), identity=identity)
+        return cls(
+            config=ConsolidateConfig.load(folder / "config.toml"), identity=identity,
+            snapshot=Path(settings.get("snapshot", "")).name,
+        )  # fmt: skip
 
 
 def student_named(store: Store, work: Path, name: str) -> Row | None:
