@@ -19,8 +19,9 @@ from agentopcd.core.types import Context, Mixture
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import Store, identify, render
 from agentopcd.workspace.lineage.audit import audit
-from agentopcd.workspace.lineage.forget import Forgotten, Plan, forget, plan_of
+from agentopcd.workspace.lineage.forget import Plan, forget, plan_of
 from agentopcd.workspace.lineage.found import Audit
+from agentopcd.workspace.lineage.proof import Forgotten
 from agentopcd.workspace.lineage.recorded import student_named
 from agentopcd.workspace.session import Session
 from tests import tiny
@@ -36,7 +37,7 @@ class Killed(BaseException):
     """A kill, that nothing catches."""
 
 
-def dies(*args: Any) -> None:
+def dies(*args: Any, **more: Any) -> None:
     """What is killed as soon as it is called."""
     raise Killed
 
