@@ -23,7 +23,7 @@ from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import PLACEBO
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.placebo import placebo
-from agentopcd.knowledge.students import move_student, student_moves
+from agentopcd.knowledge.students import leads, move_student, student_moves
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.engine import engine_of, player_of
@@ -45,19 +45,25 @@ from agentopcd.workspace.session import Session
 from agentopcd.workspace.trackers import summary, tracking
 
 
-def distil_context(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> Distilled:
+def distil_context(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, *, moves: bool = True
+) -> Distilled:
     """Evaluate, train, evaluate again, and register the student with the contexts it was trained on.
 
     With ``config.placebo``, a second student is then trained on the context's placebo and compared with the first.
     Repeat a killed call to resume it. A finished call is reported, not repeated.
+
+    Args:
+        moves: whether the student may become ENV/student, by its gate or without one; False: ENV/student stays.
     """
-    out, run, known = _distil(session, config, context)
+    out, run, known = _distil(session, config, context, moves=moves)
     return _beside_placebo(session, config, context, out, run, known) if config.placebo else out
 
 
 def _distil(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, *, control: bool = False
-) -> tuple[Distilled, Run, dict[str, list[Totals]]]:
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, *, control: bool = False,
+    moves: bool = True,
+) -> tuple[Distilled, Run, dict[str, list[Totals]]]:  # fmt: skip
     """Train one student; returns its run, too, and what was computed of distances, which is nothing for a finished run.
 
     ``control``: a placebo student; its run says so, and no command takes it for a student.
@@ -80,7 +86,7 @@ def _distil(
     if (done := run.result) is not None:
         with tracking(run, config.track, identity, session.say) as record:
             record.finish(summary(done["evaluation"]) if done.get("evaluation") else {})
-        return _repeated(session, config, context, run, done), run, {}
+        return _repeated(session, config, context, run, done, moves=moves and not control), run, {}
     check_before(session, config, context, student, teacher_model)
     for part in () if control else context.parts:
         if said := short(session, part, flags_for(config, ForecastConfig)):
@@ -112,7 +118,7 @@ def _distil(
             out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, known))
             describe(session.store, result.folder, result.model_id, student.folder, out.to_dict()["evaluation"])
         record.finish(summary(out.to_dict()["evaluation"]) if test else {})
-    if not control:
+    if moves and not control:
         out = dataclasses.replace(out, promotion=_promoted(session, config, context, out, teacher_model, run_id))
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
@@ -146,7 +152,7 @@ def _beside_placebo(
     out = dataclasses.replace(out, placebo_id=trained.model_id)
     run_id = _row_of(session, run)
     out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, known))
-    found = dataclasses.replace(out, repeated=False).to_dict()
+    found = dataclasses.replace(out, repeated=False, taken_back="").to_dict()
     run.finish((run.result or {}) | found)
     session.store.finish(run_id, (session.ledger.result(run_id) or {}) | found)
     base = Path(folder_of(session, out.parent_id))
@@ -155,17 +161,24 @@ def _beside_placebo(
     return out
 
 
-def _row_of(session: Session, run: Run) -> int:
-    """The finished run with this folder. A model's row names the first run alone that ended in its weights.
-
-    Raises:
-        ConfigError: the store has none.
-    """
+def _found(session: Session, run: Run) -> int | None:
+    """The finished run with this folder. A model's row names the first run alone that ended in its weights."""
     for row in reversed(session.store.runs("consolidate", "done")):
         folder = read_object(row["config"], f"the config of run {row['id']}").get("folder", "")
         if Path(folder).name == run.folder.name and not row["imported"]:
             return row["id"]
-    raise ConfigError(f"the store has no run with the folder {run.folder}; remove that to train again")
+    return None
+
+
+def _row_of(session: Session, run: Run) -> int:
+    """The finished run with this folder.
+
+    Raises:
+        ConfigError: the store has none.
+    """
+    if (found := _found(session, run)) is None:
+        raise ConfigError(f"the store has no run with the folder {run.folder}; remove that to train again")
+    return found
 
 
 def _assignment(
@@ -217,8 +230,7 @@ def _promoted(
 ) -> Mapping[str, Any] | None:  # fmt: skip
     """Whether the student becomes ENV/student; None if no gate was asked for, so that it does."""
     if not config.gate_tasks:
-        if not any(move["run_id"] == run_id for move in student_moves(session.store, session.env)):
-            move_student(session.store, session.env, out.model_id, "no gate", "--gate-tasks 0", run_id)
+        _move_ungated(session, out.model_id, run_id)
         return None
     taught = Taught(context=context, teacher=str(teacher.folder))
     result = promote(session, session.load(out.folder), out.parent_id, config, taught, run_id)
@@ -227,12 +239,23 @@ def _promoted(
     return result.to_dict()
 
 
+def _move_ungated(session: Session, model_id: str, run_id: int) -> None:
+    """Make a student ENV/student without a gate, once: what others have moved since then stays."""
+    if not any(move["run_id"] == run_id for move in student_moves(session.store, session.env)):
+        move_student(session.store, session.env, model_id, "no gate", "--gate-tasks 0", run_id)
+
+
 def _repeated(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, run: Run, done: Mapping[str, Any]
-) -> Distilled:
+    session: Session, config: ConsolidateConfig, context: Context | Mixture, run: Run, done: Mapping[str, Any], *,
+    moves: bool,
+) -> Distilled:  # fmt: skip
     """The result of a finished run, with its table computed from stored episodes."""
     session.say(f"already done: {run.folder}")
     earlier = Distilled.repeating(done, run)
+    if moves and not config.gate_tasks and (row := _found(session, run)) is not None:
+        _move_ungated(session, earlier.model_id, row)  # the first call may have been told to move nothing
+    if moves and earlier.promoted and not leads(session.store, session.env, earlier.model_id):
+        earlier = dataclasses.replace(earlier, taken_back=session.env)
     table = table_of(session, config, context, earlier) if config.test_tasks else None
     far = ((done.get("evaluation") or {}).get("distances")) if table else None
     if table and far:

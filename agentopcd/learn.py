@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.knowledge import Ranking, Store
 from agentopcd.knowledge.database import now
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.students import student_ref
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.workspace.checks import check_method
 from agentopcd.workspace.evaluation.rounds import Stage, stages
@@ -73,7 +75,7 @@ class Round:
     @property
     def player(self) -> str:
         """The folder of the model that plays after this round."""
-        return self.distilled.folder if self.distilled and self.distilled.promoted else self.model
+        return self.distilled.folder if self.distilled and self.distilled.plays else self.model
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -220,7 +222,13 @@ def _taught(session: Session, config: LearnConfig, number: int, context: Context
     training = pick(config, ConsolidateConfig, seed=config.seed + number - 1)  # new noise; tests keep theirs
     distilled, tried = distil_context(session, training, context), [training.method]
     past.students.append((f"round {number}", distilled.model_id, distilled.promoted))
-    again = not (distilled.promoted or config.one_method or session.by == DISTANCE)
+    if distilled.taken_back:
+        session.say(
+            f"student {distilled.model_id[:12]} of round {number} is no longer {student_ref(session.env)}, and what is "
+            f"that was not trained from it, so it plays no further round; to put it back, and then repeat this: "
+            f"agentopcd rollback {shlex.quote(session.env)} --to {distilled.model_id[:12]}{work_flag(session.work)}"
+        )
+    again = not (distilled.passed or config.one_method or session.by == DISTANCE)
     found = another_way(session, training, context, round_number=number) if again else None
     if found is not None:
         name, other = found

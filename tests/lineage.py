@@ -6,6 +6,7 @@ A test file takes its fixtures by importing ``made`` and ``lab``.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,9 @@ from agentopcd.core.types import Context, Mixture
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import Store, identify, render
 from agentopcd.workspace.lineage.audit import audit
-from agentopcd.workspace.lineage.forget import Forgotten, Plan, forget, plan_of
+from agentopcd.workspace.lineage.forget import Plan, forget, plan_of
 from agentopcd.workspace.lineage.found import Audit
+from agentopcd.workspace.lineage.proof import Forgotten
 from agentopcd.workspace.lineage.recorded import student_named
 from agentopcd.workspace.session import Session
 from tests import tiny
@@ -27,12 +29,15 @@ from tests import tiny
 ONE, TWO, THREE = "say seven", "left, then up and down", "move the box to the goal"
 FIRST, SECOND = Context(render([ONE, TWO])), Context(render([THREE]))
 
+STAYS = functools.partial(distil_context, moves=False)
+"""Trains as the command ``forget`` does."""
+
 
 class Killed(BaseException):
     """A kill, that nothing catches."""
 
 
-def dies(*args: Any) -> None:
+def dies(*args: Any, **more: Any) -> None:
     """What is killed as soon as it is called."""
     raise Killed
 
@@ -44,14 +49,14 @@ class Lab:
     work: Path
     settings: dict[str, Any]
 
-    def train(self, context: Context | Mixture, model: str, **settings: Any) -> Distilled:
+    def train(self, context: Context | Mixture, model: str, *, moves: bool = True, **settings: Any) -> Distilled:
         given: dict[str, Any] = {**self.settings, "model": model, **settings}
         given |= {"mix": len(context.parts)} if isinstance(context, Mixture) else {"context": context.id}
         config = ConsolidateConfig(**given)
         with Session(config, self.work, say=lambda line: None) as session:
             for part in context.parts:
                 session.store.add_context(part)
-            return distil_context(session, config, context)
+            return distil_context(session, config, context, moves=moves)
 
     def open(self) -> Store:
         return Store.open(self.work / "store.db")
@@ -62,7 +67,7 @@ class Lab:
         assert row is not None
         return plan_of(store, self.work, row, [store.item(identify(text)) for text in texts])
 
-    def forget(self, *texts: str, student: str = "", distil: Any = distil_context) -> Forgotten:
+    def forget(self, *texts: str, student: str = "", distil: Any = STAYS) -> Forgotten:
         with self.open() as store:
             plan = self.plan(store, *texts, student=student)
             return forget(store, self.work, plan, distil=distil, say=lambda line: None)

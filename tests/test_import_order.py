@@ -107,8 +107,8 @@ INSIDE = {
         "day evaluation.spoken extraction handover holding paths trackers",
         "canary ledger lineage.found named",
         "recorded",
-        "card lineage.measure lineage.recorded overview session gateway.connection gateway.schema gateway.redact "
-        "gateway.said gateway.engine",
+        "card lineage.measure lineage.proof lineage.recorded overview session gateway.connection gateway.schema "
+        "gateway.redact gateway.said gateway.engine",
         "gateway.answers gateway.asked",
         "gateway.choice gateway.desk gateway.incoming",
         "gateway.dealer",

@@ -15,7 +15,7 @@ from agentopcd.core.stats import Rate
 from agentopcd.core.types import MARKER, Context
 from agentopcd.distil import check_method
 from agentopcd.knowledge import Store, identify
-from agentopcd.knowledge.students import current_student
+from agentopcd.knowledge.students import current_student, move_student
 from agentopcd.learn import WAYS, learn
 from agentopcd.workspace.experience.chains import Gathered
 from agentopcd.workspace.session import Session
@@ -64,8 +64,15 @@ def test_two_forced_rounds_and_the_same_again(config: LearnConfig, tmp_path: Pat
         assert len({row["task_key"] for row in played}) == 12  # the second round took unused tasks
     again = learn(forced, tmp_path, say=said.append)
     assert [one.distilled and one.distilled.repeated for one in again] == [True, True]
+    assert [one.player for one in again] == [first.folder, second.folder]
     with Store.open(tmp_path / "store.db") as store:
         assert len(store.episodes()) == episodes
+        move_student(store, "math", first.model_id, "rollback")
+    again = learn(forced, tmp_path, say=said.append)
+    assert again[1].distilled and again[1].distilled.taken_back == "math"
+    assert [one.player for one in again] == [first.folder, first.folder], "the second was taken back, the first was not"
+    back = f"agentopcd rollback math --to {second.model_id[:12]} --work {tmp_path}"
+    assert any("of round 2 is no longer math/student" in line and line.endswith(back) for line in said)
 
 
 def test_nothing_is_consolidated_when_nothing_was_confirmed(

@@ -114,8 +114,7 @@ def table(call: Call, result: Distilled) -> None:
         call.say(f"placebo student: {result.placebo_id[:12]}")
     if result.evaluation and (said := verdict(result.evaluation)):
         call.say(said)
-    if result.promotion is not None and not result.promoted:
-        env = result.promotion["env"]
+    if not result.plays and (env := result.taken_back or (result.promotion or {})["env"]):
         call.say(f"it is not {env}/student; to play with it, name it with --model, or put it there:")
         call.say("  " + command(call, f"rollback {shlex.quote(env)} --to {result.model_id[:12]}", ""))
 
@@ -184,6 +183,7 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
         word = "nothing confirmed"
         if one.distilled:
             word = "consolidated, promoted" if one.distilled.promoted else "consolidated, not promoted"
+            word += ", taken back since" if one.distilled.taken_back else ""
             word += f" ({', then '.join(one.tried)})" if len(one.tried) > 1 else ""
         elif one.confirmed:
             word = "confirmed"
@@ -195,7 +195,7 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
         for stage in found:
             call.say(f"  {stage}")
     trained = [one.distilled for one in rounds if one.distilled]
-    if last := next((one for one in reversed(trained) if one.promoted), None):
+    if last := next((one for one in reversed(trained) if one.plays), None):
         for line in use(Path(last.folder)):
             call.say(line)
         named = "" if env_of(config.model) else config.model  # ENV/student is another one by now
@@ -205,7 +205,8 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
         next_is(call, command(call, f"evaluate --student {shlex.quote(last.folder)}", flags_for(whole, EvaluateConfig)))
         return
     if trained:
-        call.say("verdict: no student passed its gate, so the model that began plays on; to see why:")
+        passed = "that passed its gate plays any more" if any(one.taken_back for one in trained) else "passed its gate"
+        call.say(f"verdict: no student {passed}, so the model that began plays on; to see why:")
         next_is(call, command(call, "status", ""))
         return
     if config.env.startswith(RECORDED):
@@ -230,13 +231,15 @@ def after_night(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> boo
     with Store.open(work / "store.db") as store, store.read():
         write_text(file, report(store, work, trained[-1].model_id if trained else ""))
     call.say(f"report: {file}")
-    promoted = next((one for one in reversed(trained) if one.promoted), None)
+    promoted = next((one for one in reversed(trained) if one.plays), None)
     if promoted is not None:
         gained = promoted.promotion["lines"][1].strip() if promoted.promotion else "no gate was asked for"
         call.say(f"promoted: {config.env}/student is {promoted.folder}: {gained}")
         return True
     why = rounds[-1].why or "nothing was confirmed"
-    if trained and trained[-1].promotion:
+    if trained and trained[-1].taken_back:
+        why = f"{trained[-1].folder} was taken back"
+    elif trained and trained[-1].promotion:
         why = trained[-1].promotion["lines"][-1].removeprefix("verdict: ")
     call.say(f"not promoted: {why}")
     return False

@@ -99,6 +99,8 @@ def forget(
 
     Example: agentopcd knowledge forget 1f0c9a --reason "wrong since version 2"
     """
+    import functools
+
     from agentopcd import models
     from agentopcd.cli.closing import command, next_is
     from agentopcd.distil import distil_context
@@ -119,8 +121,9 @@ def forget(
             call.show({"student": row["id"], "items": [one.id for one in found], "plan": [*plan.lines()], "time": time})
             call.say(time)
             return call.say("dry run: nothing was trained or retired; leave out --dry-run to start")
+        distil = functools.partial(distil_context, moves=False)  # the forgetting itself moves ENV/student, at its end
         result = module.forget(
-            store, folder, plan, distil=distil_context, reason=reason, server=server, say=call.say, progress=progress
+            store, folder, plan, distil=distil, reason=reason, server=server, say=call.say, progress=progress
         )
         others = [id_ for one in found for id_ in store.carriers(one.id)]
         left = student_named(store, folder, result.student)  # None: a base, which carries nothing

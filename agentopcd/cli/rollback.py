@@ -34,6 +34,7 @@ def rollback(
     from agentopcd.core.errors import ConfigError
     from agentopcd.knowledge import Store
     from agentopcd.knowledge.students import move_student, past_students, student_moves, student_ref
+    from agentopcd.workspace.lineage.recorded import forgotten
 
     call = Call(work, as_json, dry_run)
     with Store.open(work / "store.db", create=False) as store, store.write():
@@ -50,9 +51,11 @@ def rollback(
             target = past[-2] if len(past) > 1 else None
         if not dry_run:
             move_student(store, name, target, "person" if to else "rollback", f"from {now[:12] if now else 'none'}")
-        spoken = _spoken(store, target)
-        call.show({"env": name, "from": now, "to": target})
+        spoken, held = _spoken(store, target), forgotten(store, target) if target else []
+        call.show({"env": name, "from": now, "to": target, **({"forgotten": [one.id for one in held]} if held else {})})
     call.say(f"{'dry run: ' if dry_run else ''}{student_ref(name)}: {_short(now)} -> {spoken}")
+    for one in held:
+        call.say(f"warning: it has item {one.id[:12]} in its weights, which was to be forgotten: {one.text}")
     if not dry_run:
         back = f"agentopcd rollback {shlex.quote(name)} --to {now[:12] if now else 'base'}{_flag(work)}"
         call.say(f"undo: {back}")

@@ -51,6 +51,12 @@ def current_student(store: Store, env: str) -> str | None:
     return rows[0]["model_id"] if rows else None
 
 
+def leads(store: Store, env: str, model_id: str) -> bool:
+    """Whether a model that became ENV/student still is that, or an ancestor of it; also if no move is known."""
+    moves = student_moves(store, env)
+    return not moves or (moves[-1]["model_id"] is not None and model_id in lineage(store, moves[-1]["model_id"]))
+
+
 def move_student(
     store: Store, env: str, model_id: str | None, actor: Actor, reason: str = "", run_id: int | None = None
 ) -> None:

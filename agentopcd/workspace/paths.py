@@ -6,14 +6,16 @@ moved or copied.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import is_file, resolved
+from agentopcd.core.runs import work_flag
 from agentopcd.knowledge.store import Store
-from agentopcd.knowledge.students import env_of, student_moves
+from agentopcd.knowledge.students import current_student, env_of, student_moves, student_ref
 
 
 def kept(work: Path, folder: str | Path) -> str:
@@ -59,14 +61,11 @@ def recall(work: Path, model: Mapping[str, Any]) -> str | None:
     return model["name"] if model["name"] in find.BUILT_IN else None
 
 
-def existing(store: Store, work: Path, ids: Iterable[str | None]) -> tuple[str | None, list[str]]:
-    """The folder of the first of some models that still exists, and those before it that are gone.
-
-    None among the ids ends the search: there is no student, and the base plays.
-    """
+def existing(store: Store, work: Path, ids: Iterable[str]) -> tuple[str | None, list[str]]:
+    """The folder of the first of some models that still exists, and those before it that are gone."""
     gone: list[str] = []
     for id_ in ids:
-        row = store.lookup("model", id=id_) if id_ else None
+        row = store.lookup("model", id=id_)
         if row is None:
             break
         if (name := recall(work, row)) is not None:
@@ -82,11 +81,26 @@ def student_folder(store: Store, work: Path, name: str) -> str | None:
         ConfigError: the environment has no student any more, or its folder is gone.
     """
     env = env_of(name)
-    if not env or is_file(name) or Path(name).is_dir() or not (moves := student_moves(store, env)):
+    if not env or is_file(name) or Path(name).is_dir() or not student_moves(store, env):
         return None
-    if (id_ := moves[-1]["model_id"]) is None:
+    if (folder := playing(store, work, env)) is None:
         raise ConfigError(f"{name} was rolled back to none; name another model")
+    return folder
+
+
+def playing(store: Store, work: Path, env: str) -> str | None:
+    """The folder of the model at ENV/student; None if there is none.
+
+    Raises:
+        ConfigError: it is gone. No older student takes its place: that one may hold what was taken out since.
+    """
+    if (id_ := current_student(store, env)) is None:
+        return None
     row = store.lookup("model", id=id_)
     if row is None or (folder := recall(work, row)) is None:
-        raise ConfigError(f"{name} is {row['path'] if row else id_[:12]}, which is gone; put it back, or roll back")
+        known = (row["path"] or row["name"]) if row else id_[:12]
+        raise ConfigError(
+            f"{student_ref(env)} is {known}, which is gone; put it back, take "
+            f"another student (agentopcd rollback {shlex.quote(env)}{work_flag(work)}), or name a model with --model"
+        )
     return folder

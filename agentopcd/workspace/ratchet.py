@@ -39,9 +39,10 @@ from agentopcd.workspace.ledger import config_of
 from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
 
-Verdict = Literal["promoted", "not better", "student stays", "lost", "drifted"]
+Verdict = Literal["promoted", "not better", "student stays", "lost", "drifted", "overtaken"]
 """``not better`` than the parent; better than that, but the model at ENV/student stays; something was ``lost`` in an
-earlier environment; replies to neutral prompts have ``drifted``; or ``promoted``."""
+earlier environment; replies to neutral prompts have ``drifted``; it passed all this, but was ``overtaken`` by another
+move of ENV/student; or ``promoted``."""
 
 Role = Literal["parent", "student", "had"]
 """Who a student meets: its parent, the model at ENV/student, or the model whose ability must be kept."""
@@ -117,6 +118,7 @@ class Promotion:
             "student stays": f"not promoted, it is not shown to be better than the student before it; {stays}",
             "lost": f"not promoted, it may have lost more than {self.margin:g} elsewhere; {stays}",
             "drifted": f"not promoted, its replies to neutral prompts are not shown to be near the base's; {stays}",
+            "overtaken": f"not promoted, it passed, but {student_ref(self.env)} was moved meanwhile; {stays}",
         }
         return [*said, f"verdict: {words[self.verdict]}"]
 
@@ -225,7 +227,8 @@ def play_parent(session: Session, parent: LoadedModel, tasks: int, run_id: int) 
 def promote(
     session: Session, student: LoadedModel, parent_id: str, config: TrainConfig, taught: Taught, run_id: int
 ) -> Promotion:
-    """Ask the three questions about a student, and move ENV/student to it if all answers are yes.
+    """Ask the three questions about a student, and move ENV/student to it if all answers are yes and it is still the
+    model that the student has met.
 
     A repeated call is the same look, and moves nothing twice.
 
@@ -237,8 +240,8 @@ def promote(
     ground = _Ground.of(session, config.gate_tasks, run_id, taught)
     bench = ground.play("student", student)
     rivals: dict[str, Role] = {parent_id: "parent"}
-    if (now := _incumbent(session, run_id)) not in (None, student.id):
-        rivals.setdefault(str(now), "student")
+    if (met := _incumbent(session, run_id)) not in (None, student.id):
+        rivals.setdefault(str(met), "student")
     tests, look = ground.meet(bench, student, rivals, 0.0)
     verdict: Verdict = "promoted"
     drift, notes = None, []
@@ -258,8 +261,11 @@ def promote(
         budget=config.budget_nats, notes=notes,
     )  # fmt: skip
     with store.write():
-        store.end_look(look["id"], "pass" if result.promoted else verdict, result.to_dict())
-        if result.promoted and current_student(store, env) != student.id and _moved(session, run_id) is None:
+        moves = result.promoted and current_student(store, env) != student.id and _moved(session, run_id) is None
+        if moves and current_student(store, env) != met:  # minutes have passed since it was read
+            result = dataclasses.replace(result, verdict="overtaken")
+        store.end_look(look["id"], "pass" if result.promoted else result.verdict, result.to_dict())
+        if moves and result.promoted:
             reason = f"{tests[0].pair.difference} to its parent; look {look['number']} at level {look['level']:.2g}"
             move_student(store, env, student.id, "gate", reason, run_id)
     return result

@@ -27,7 +27,7 @@ from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits, hashed_splits
 from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.extract import Kind
-from agentopcd.knowledge.students import past_students, student_moves, student_ref
+from agentopcd.knowledge.students import student_ref
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.fault_log import fault_log
 from agentopcd.rollouts.player import Player
@@ -36,7 +36,7 @@ from agentopcd.workspace.extraction import Extraction
 from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.named import context_named, model_named
-from agentopcd.workspace.paths import existing, inside, kept, student_folder
+from agentopcd.workspace.paths import existing, inside, kept, playing, student_folder
 from agentopcd.workspace.recorded import open_recording, recording_of
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -115,16 +115,18 @@ class Session:
         return models.pick_compute(self.config.compute, self.device)
 
     def model_name(self) -> tuple[str, str]:
-        """The model's name, and the reason for the choice."""
+        """The model's name, and the reason for the choice.
+
+        Raises:
+            ConfigError: it is ENV/student, which is gone.
+        """
         if self._resumed_model:
             return self._resumed_model, "as when this command was given first"
         if self.config.model:
             return self.named(self.config.model), "as given"
-        current, gone = existing(self.store, self.work, reversed(past_students(student_moves(self.store, self.env))))
-        missing = f"; missing: {', '.join(gone)}" if gone else ""
-        if current is not None:
-            return current, f"{student_ref(self.env)}, the student of this workspace for this environment{missing}"
-        return self.default_model, f"the built-in model; no student of this environment{missing or ' yet'}"
+        if (current := playing(self.store, self.work, self.env)) is not None:
+            return current, f"{student_ref(self.env)}, the student of this workspace for this environment"
+        return self.default_model, "the built-in model; no student of this environment yet"
 
     def named(self, name: str) -> str:
         """The name to load a model by: of ENV/student, its folder."""

@@ -174,6 +174,19 @@ def test_after_rounds(call: Call, tmp_path: Path) -> None:
         assert last() == EvaluateConfig(**wanted, student=str(tmp_path / "s"))
 
 
+def test_after_rounds_whose_student_was_taken_back(call: Call, tmp_path: Path) -> None:
+    gone = dataclasses.replace(distilled(tmp_path / "s"), taken_back="math")
+    one = Round(number=1, model="x", played={}, confirmed=True, distilled=gone)
+    assert one.player == "x"
+    closing.after_rounds(call, LearnConfig(**PLAYER), [one])
+    assert HEARD[0] == "round 1: consolidated, promoted, taken back since"
+    assert "  agentopcd rollback math --to m --work 'my work'" in HEARD
+    assert (
+        "verdict: no student that passed its gate plays any more, so the model that began plays on; to see why:"
+        in HEARD
+    )
+
+
 def test_after_an_evaluation(call: Call) -> None:
     closing.after_evaluation(call, EvaluateConfig(**PLAYER, test_tasks=9), evaluation(places(20), places(1)))
     assert HEARD[0].startswith("verdict: better") and last() == LearnConfig(**PLAYER, test_tasks=9)

@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from agentopcd.cli import main
+from agentopcd.cli.rollback import rollback
 from agentopcd.core.types import Context
 from agentopcd.knowledge import identify
+from agentopcd.knowledge.students import student_moves
 from agentopcd.workspace.lineage import audit
 from tests.lineage import ONE, SECOND, THREE, TWO, Lab, base_of, lab, made, row_of
 
@@ -69,6 +71,12 @@ def test_the_command_forgets(lab: Lab, capsys: pytest.CaptureFixture[str], monke
     assert f"still in the weights of: {second[:12]}" in said
     assert f"next: agentopcd knowledge audit {row_of(lab, 0)['id'][:12]} --item {identify(THREE)[:12]}" in said
     assert "no boxes here" in told(capsys, monkeypatch, lab, "show", identify(THREE)[:8])
+    with lab.open() as store:
+        (env,) = {move["env"] for move in student_moves(store)}
+    rollback(env, work=lab.work)  # to the student of before
+    said = capsys.readouterr().out
+    assert f"-> {row_of(lab, 1)['path']}" in said
+    assert f"warning: it has item {identify(THREE)[:12]} in its weights, which was to be forgotten: {THREE}" in said
 
 
 def test_where_the_base_is_what_is_left_no_audit_of_it_is_offered(

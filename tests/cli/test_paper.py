@@ -16,6 +16,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import EMPTY
 from agentopcd.envs.scan import no_progress
 from agentopcd.knowledge import Store
+from agentopcd.knowledge.students import student_moves
 from recipes.paper import recompute
 from tests import tiny
 
@@ -84,6 +85,14 @@ def test_a_recipe_runs_and_a_second_call_repeats_nothing(
     again = capsys.readouterr().out
     assert again.count("already done") == 4  # two arms, two seeds
     assert json.loads(file.read_text()) == found
+    with Store.open(tmp_path / "work" / "store.db") as store:
+        assert not student_moves(store) and len(store.models(trained=True)) > 1
+
+
+def test_a_recipe_names_its_model(small: Path) -> None:
+    small.write_text("\n".join(line for line in small.read_text().splitlines() if not line.startswith("model")))
+    with pytest.raises(ConfigError, match=r"'Sums \(tiny\)' names no model for 'base'; add `model`"):
+        read(small, "mini")
 
 
 def test_an_arm_with_placebo_is_the_placebo_student_of_its_settings(

@@ -21,7 +21,7 @@ from agentopcd.knowledge.students import current_student, move_student, student_
 from agentopcd.workspace.lineage import forget as module
 from agentopcd.workspace.lineage.audit import Reader
 from agentopcd.workspace.lineage.forget import forget
-from agentopcd.workspace.lineage.recorded import student_named
+from agentopcd.workspace.lineage.recorded import forgotten, student_named
 from agentopcd.workspace.overview import overview
 from agentopcd.workspace.session import Session
 from tests.lineage import FIRST, ONE, SECOND, THREE, TWO, Killed, Lab, audit_of, base_of, dies, lab, made, row_of
@@ -43,6 +43,7 @@ def test_forget_trains_again_without_the_item_and_proves_it(lab: Lab) -> None:
         assert recipe == {"order": "forget", "from": FIRST.id, "without": [identify(TWO)]}
         assert [entry.item.text for entry in carried(store, done.student)] == [ONE, THREE]
         assert store.runs("forget")[-1]["status"] == "done"
+        assert [item.text for item in forgotten(store, old)] == [TWO] and not forgotten(store, done.student)
     assert [row["checked"] for row in done.proof] == [True] * 3
     assert identify(TWO) not in json.dumps(done.proof) and Path(done.folder).is_dir()
     before = {file: file.stat().st_mtime_ns for file in lab.work.rglob("model.safetensors")}
@@ -99,7 +100,7 @@ def test_what_others_move_while_a_forgetting_lies_killed_stays(
     with lab.open() as store:
         env = student_moves(store)[0]["env"]
         move_student(store, env, old, "person")
-    monkeypatch.setattr(module, "_proved", dies)
+    monkeypatch.setattr(module, "proved", dies)
     with pytest.raises(Killed):
         lab.forget(*texts, student=old[:12])
     monkeypatch.undo()
@@ -111,6 +112,30 @@ def test_what_others_move_while_a_forgetting_lies_killed_stays(
         assert [current_student(store, one) for one in (env, "another")] == [other.model_id] * 2
 
 
+def test_a_killed_forgetting_and_a_training_that_may_not_move_leave_the_student(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = row_of(lab, 1)["id"]
+    monkeypatch.setattr(module, "proved", dies)
+    with pytest.raises(Killed):
+        lab.forget(TWO, student=old[:12])
+    with lab.open() as store:
+        assert len(store.models(trained=True)) == 4, "both trainings are done"
+        (env,) = {move["env"] for move in student_moves(store)}
+        assert current_student(store, env) == old
+    kind = Context(render(["be kind"]))
+    assert lab.train(kind, base_of(lab), test_tasks=0, moves=False).model_id != old
+    with lab.open() as store:
+        assert current_student(store, env) == old
+    asked = lab.train(kind, base_of(lab), test_tasks=0)  # the same training, by a person who wants it to play
+    with lab.open() as store:
+        assert asked.repeated and current_student(store, env) == asked.model_id
+        move_student(store, env, old, "person")
+    lab.train(kind, base_of(lab), test_tasks=0)
+    with lab.open() as store:
+        assert current_student(store, env) == old, "once"
+
+
 def test_a_training_that_ends_in_known_weights_moves_nothing_for_good(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,9 +144,9 @@ def test_a_training_that_ends_in_known_weights_moves_nothing_for_good(
     with lab.open() as store:
         env, first = student_moves(store)[0]["env"], store.runs("consolidate")[0]["id"]
         move_student(store, env, other.model_id, "person")
-    monkeypatch.setattr(module, "_proved", dies)
+    monkeypatch.setattr(module, "proved", dies)
     with pytest.raises(Killed):
-        lab.forget(TWO, student=old[:12])
+        lab.forget(TWO, student=old[:12], distil=distil_context)  # as an older version did
     monkeypatch.undo()
     with lab.open() as store:
         assert current_student(store, env) != other.model_id, "the trainings have moved it"
@@ -235,3 +260,30 @@ def test_a_teacher_that_knows_it_is_refused(lab: Lab) -> None:
         with pytest.raises(ConfigError, match=r"the teacher of student \w+, .*, has it in its weights"):
             lab.plan(store, TWO)
         assert len(lab.plan(store, THREE).steps) == 1
+
+
+def test_a_teacher_is_the_one_of_the_first_training_and_stands_in_the_proof(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENV/student has moved since then, to a student that has the item in its weights."""
+    clean = lab.train(Context(render(["be kind"])), base_of(lab), test_tasks=0)
+    with lab.open() as store:
+        env = student_moves(store)[0]["env"]
+        assert current_student(store, env) == clean.model_id
+    taught = lab.train(Context(render([ONE, TWO, THREE])), base_of(lab), teacher=f"{env}/student", test_tasks=0)
+    with lab.open() as store:
+        assert current_student(store, env) == taught.model_id
+    done = lab.forget(TWO, student=taught.model_id[:12])
+    with lab.open() as store:
+        row = store.lookup("model", id=done.student)
+        assert row is not None and json.loads(store.run(row["run_id"])["result"])["teacher"] == clean.model_id
+    (told,) = [one for one in done.proof if one["model"] == clean.model_id]
+    assert told["taught"] == done.student and told["checked"] and len(done.proof) == 3
+    assert any(line.endswith(f"in the lineage of the teacher of {done.student[:12]}") for line in done.lines())
+    weights = Path(clean.folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(ConfigError, match=r"is no longer the model that taught: its files were changed"):
+        lab.forget(ONE, TWO, student=taught.model_id[:12])
+    shutil.rmtree(clean.folder)
+    with pytest.raises(ConfigError, match=r"the teacher .* is no longer here; put it back"):
+        lab.forget(ONE, TWO, student=taught.model_id[:12])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from agentopcd.knowledge import Store
 from agentopcd.knowledge.students import move_student
 from agentopcd.models.find import base_of_adapter
 from agentopcd.workspace.paths import inside, kept, recall, written_down
-from agentopcd.workspace.session import DEFAULT_MODEL, Session
+from agentopcd.workspace.session import Session
 from tests import tiny
 
 
@@ -71,14 +72,26 @@ def test_a_moved_or_copied_workspace_plays_with_its_own_student(
     assert model_of(rows, tmp_path / "moved")[0] == str(tmp_path / "moved" / "runs" / "a" / "student")
 
 
-def test_a_missing_student_is_told_and_the_originals_is_not_taken(rows: str, work: Path, tmp_path: Path) -> None:
+def test_a_missing_student_is_told_and_neither_the_originals_nor_an_older_one_is_taken(
+    rows: str, work: Path, tmp_path: Path
+) -> None:
+    older = work / "runs" / "older" / "student"
+    older.mkdir(parents=True)
     with Store.open(work / "store.db") as store:
+        env, run_id = store.runs()[0]["config"], store.runs()[0]["id"]
+        env = json.loads(env)["env"]
+        store.add_model("older", "older", str(older), "base", run_id)
+        move_student(store, env, "older", "gate")
+        move_student(store, env, "s", "gate")
         store.move_model("s", str(work / "runs" / "a" / "student"))
     shutil.copytree(work, tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy" / "runs")
-    name, why = model_of(rows, tmp_path / "copy")
-    assert name == DEFAULT_MODEL
-    assert "no student of this environment; missing: " in why and "runs/a/student" in why
+    shutil.rmtree(tmp_path / "copy" / "runs" / "a")
+    why = r"student is .*runs/a/student, which is gone; put it back, .*agentopcd rollback .*--work .*copy\), or name"
+    with pytest.raises(ConfigError, match=why):
+        model_of(rows, tmp_path / "copy")
+    with Store.open(tmp_path / "copy" / "store.db") as store:
+        move_student(store, env, "older", "rollback")
+    assert model_of(rows, tmp_path / "copy")[0] == str(tmp_path / "copy" / "runs" / "older" / "student")
 
 
 def test_files_that_were_changed_are_not_that_student(rows: str, tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -142,6 +142,30 @@ def test_a_second_student_must_beat_the_first(lab: Lab) -> None:
     assert done.verdict == "student stays" and lab.student() == lab.ids["good"]
 
 
+@pytest.mark.parametrize("moved", ["another gate", "a rollback"])
+def test_what_moves_during_a_gate_stays(lab: Lab, moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slipped is worse than good, which it does not meet: the base was there when its gate began."""
+    if moved == "a rollback":
+        lab.promote("poor", "base")
+        with Session(lab.config(), lab.work, say=lab.lines.append) as session:
+            move_student(session.store, session.env, lab.ids["poor"], "person")
+
+    def meanwhile(session: Session, *_: Any) -> Mean:
+        monkeypatch.setattr(ratchet, "neutral_drift", lambda *_: Mean(0.2, 0.1, 0.3, 32))
+        if moved == "another gate":
+            lab.promote("good", "base")
+        else:
+            move_student(session.store, session.env, None, "rollback")
+        return Mean(0.2, 0.1, 0.3, 32)
+
+    monkeypatch.setattr(ratchet, "neutral_drift", meanwhile)
+    done = lab.promote("slipped", "base")
+    assert done.verdict == "overtaken" and lab.student() == (lab.ids["good"] if moved == "another gate" else None)
+    assert "it passed, but" in done.lines()[-1] and not done.promoted
+    with Session(lab.config(), lab.work, say=lab.lines.append) as session:
+        assert "overtaken" in [look["verdict"] for look in session.store.looks(session.env)]
+
+
 def test_what_the_lineage_had_elsewhere_must_be_kept(lab: Lab) -> None:
     assert lab.promote("good", "base").verdict == "promoted"
     lost = lab.promote("traded", "good", env=1)

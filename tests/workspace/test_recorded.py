@@ -15,8 +15,9 @@ from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, ForecastConf
 from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.core.types import SPLITS, Context
 from agentopcd.distil import distil_context
-from agentopcd.knowledge import Store
+from agentopcd.knowledge import Store, identify, render
 from agentopcd.knowledge.recordings import Place, record
+from agentopcd.workspace.lineage.forget import forget, plan_of
 from agentopcd.workspace.session import Session
 from tests.recording import answer, keep, keep_many, model, said
 
@@ -182,6 +183,32 @@ def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
     config = PlayerConfig(env="recorded:other", model="pocket")
     with pytest.raises(ConfigError, match="is gone, which this run reads"):
         Session(config, tmp_path, snapshot="0.jsonl")
+
+
+def test_a_forgetting_reads_the_sessions_of_the_first_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, seen = tmp_path / "w", []
+    keep_many(work, 100)
+    config = ConsolidateConfig(
+        env="recorded:shop", model=model(tmp_path / "model"), steps=1, batch_size=2, max_tokens=2, temperature=1.0,
+        select_every=1, select_tasks=2, test_tasks=0, gate_tasks=0, compute="float32",
+    )  # fmt: skip
+    context = Context(render(["say left", "say seven"]), "system")
+    with Session(config, work, say=lambda line: None) as session:
+        session.store.add_context(context)
+        student, first = distil_context(session, config, context).model_id, session.snapshot
+    keep_many(work, 20, start=100)  # answered by that student, for example
+    with Store.open(work / "store.db") as store:
+        row = store.lookup("model", id=student)
+        assert row is not None
+        plan = plan_of(store, work, row, [store.item(identify("say seven"))])
+        assert any("replays stored prompts" in note for note in plan.notes)
+
+        def distil(session: Session, *given: Any) -> Any:
+            seen.append(session.snapshot)
+            return distil_context(session, *given, moves=False)
+
+        forget(store, work, plan, distil=distil, say=lambda line: None)
+    assert seen == [first] and len(list((work / "recorded" / "shop").iterdir())) == 1
 
 
 @pytest.mark.slow

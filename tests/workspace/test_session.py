@@ -241,8 +241,10 @@ def test_the_model_is_the_given_one_then_env_student_then_the_built_in(rows: str
         assert session.model_name()[0] == DEFAULT_MODEL  # and once it has become ENV/student
         for number in (1, 2, 3):
             move_student(session.store, session.env, str(number), "gate")
+        assert session.model_name()[0] == str(tmp_path / "student3")
         (tmp_path / "student3").rmdir()
-        assert session.model_name()[0] == str(tmp_path / "student2")
+        with pytest.raises(ConfigError, match="which is gone"):
+            session.model_name()
 
 
 def test_a_run_is_resumed_until_it_is_finished(rows: str, tmp_path: Path, tiny_model_dir: Path) -> None:

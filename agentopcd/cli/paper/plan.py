@@ -105,7 +105,7 @@ class Plan:
     def config(self, arm: str, seed: int) -> ConsolidateConfig:
         """The settings of one arm; an untrained arm has the shared settings and the context that it is shown.
 
-        There is no gate: which student plays by default afterwards is no result.
+        There is no gate, and ENV/student stays: which student plays by default afterwards is no result.
         """
         changes = dict(self.arms[arm]) if arm in self.arms else {}
         if arm in self.shown:
@@ -199,8 +199,10 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
     )  # fmt: skip
     if not isinstance(plan.seeds, list) or not plan.seeds or not all(type(seed) is int for seed in plan.seeds):
         raise ConfigError(f"{plan.name!r} has the seeds {plan.seeds!r}; wanted a list of whole numbers like [0, 1]")
-    for arm in (*plan.shown, *plan.arms):
+    for arm in (*plan.untrained, *plan.arms):
         config = plan.config(arm, 0)  # an invalid setting fails here
+        if not config.model:  # what plays where none is named is another one in each workspace
+            raise ConfigError(f"{plan.name!r} names no model for {arm!r}; add `model` to its settings")
         if of_experience(config.context) and plan.experience is None:
             raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
     plan.tested(0)

@@ -139,7 +139,7 @@ class _Row:
             with self.open(scored) as session:
                 mixed = find_context(session, scored)
         with self.open(config) as session:
-            done = distil_context(session, config, mixed or find_context(session, config))
+            done = distil_context(session, config, mixed or find_context(session, config), moves=False)
             student = folder_of(session, done.placebo_id) if config.placebo else done.folder
         self.logs[arm].append(Path(student).with_name("metrics.jsonl"))
         return student

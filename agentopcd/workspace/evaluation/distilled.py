@@ -44,11 +44,23 @@ class Distilled:
     """True if the run had already finished, so that nothing was trained."""
     placebo_id: str = ""
     """Id of the placebo student; '' if none was trained."""
+    taken_back: str = ""
+    """The environment whose student it became, and neither is nor led to any more; '': none, or it did not ask."""
 
     @property
     def promoted(self) -> bool:
         """Whether the student became ENV/student."""
         return self.promotion is None or self.promotion["verdict"] == "promoted"
+
+    @property
+    def plays(self) -> bool:
+        """Whether it became ENV/student and was not taken back since."""
+        return self.promoted and not self.taken_back
+
+    @property
+    def passed(self) -> bool:
+        """Whether no other way to train is worth a try: it was promoted, or only came too late for that."""
+        return self.promoted or (self.promotion or {}).get("verdict") == "overtaken"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -56,6 +68,7 @@ class Distilled:
             "teacher": self.teacher_id, "context": self.context_id,
             "best_step": self.best_step, "steps": self.steps, "skipped": self.skipped, "repeated": self.repeated,
             **({"placebo": self.placebo_id} if self.placebo_id else {}),
+            **({"taken_back": self.taken_back} if self.taken_back else {}),
             "evaluation": None if self.evaluation is None else self.evaluation.to_dict(),
             **({} if self.promotion is None else {"promotion": dict(self.promotion)}),
         }  # fmt: skip

@@ -14,21 +14,22 @@ from agentopcd.core.runs import work_flag
 from agentopcd.core.text import SHORT
 from agentopcd.core.types import Context, Mixture
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.knowledge import Item, Store, check_leaks, item_ids, without
+from agentopcd.knowledge import Item, Store, check_leaks, without
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.decide import Target, decide
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.lineage import Generation, generations, passages, repeats
 from agentopcd.knowledge.students import current_student, move_student, student_moves, student_ref
-from agentopcd.models import find
 from agentopcd.workspace.ledger import FORGET
+from agentopcd.workspace.lineage.proof import Forgotten, fingerprint, holds, proved, teachers
 from agentopcd.workspace.lineage.recorded import Training, finished, recorded
 from agentopcd.workspace.pace import pace
 from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
 
 Distil = Callable[[Session, ConsolidateConfig, Context | Mixture], Any]
-"""Trains a student: :func:`agentopcd.distil.distil_context`, which stands above this folder."""
+"""Trains a student and leaves ENV/student alone: :func:`agentopcd.distil.distil_context` without its moves, which
+stands above this folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,7 @@ def plan_of(store: Store, work: Path, student: Row, items: Sequence[Item]) -> Pl
             f"{student['id'][:SHORT]}{work_flag(work)} lists what it carries"
         )
     _check_rest(store, work, line, items)
+    _check_teachers(store, line, items)
     if kept == 0 or recall(work, line[kept - 1].model) is None:
         gone = _called(line[kept - 1].model) if kept else "what it was trained from"
         raise ConfigError(f"the last ancestor that never saw it, {gone}, is not here; put it back")
@@ -136,15 +138,44 @@ def _check_rest(store: Store, work: Path, line: Sequence[Generation], items: Seq
         )
 
 
+def _check_teachers(store: Store, line: Sequence[Generation], items: Sequence[Item]) -> None:
+    """Refuse if a teacher of the lineage would teach it again, or has taught it to what is to stay.
+
+    Raises:
+        ConfigError: one has it in its weights.
+    """
+    for teacher, taught in teachers(store, line).items():
+        if holds(store, teacher, items):
+            row = store.lookup("model", id=teacher)
+            raise ConfigError(
+                f"the teacher of student {taught[:SHORT]}, {_called(row) if row else teacher[:SHORT]}, has it in its "
+                "weights and would teach it again; train a new student with another teacher"
+            )
+
+
 def _step(store: Store, work: Path, one: Generation, ids: set[str]) -> Step:
     training = Training.of(store, work, one.model["id"])
-    teacher = training.identity["teacher_id"]
-    if training.config.teacher and any(_holds(store, other, ids) for other in generations(store, teacher)):
-        raise ConfigError(
-            f"the teacher of student {one.model['id'][:SHORT]}, {training.config.teacher}, has it in its weights and "
-            "would teach it again; train a new student with another teacher"
-        )
-    return Step(before=one, training=training, context=_rest(store, one.contexts, ids))
+    context = _rest(store, one.contexts, ids)
+    if context is not None:
+        _teacher(store, work, training)  # what is not here is refused before anything is trained
+    return Step(before=one, training=training, context=context)
+
+
+def _teacher(store: Store, work: Path, training: Training) -> str:
+    """The name of the model that taught a training; '': the student itself.
+
+    By its id: ENV/student has moved since then, perhaps to a model that has it in its weights.
+
+    Raises:
+        ConfigError: it is gone.
+    """
+    if not training.config.teacher:
+        return ""
+    id_ = training.identity["teacher_id"]
+    row = store.lookup("model", id=id_)
+    if row is None or (name := recall(work, row)) is None:
+        raise ConfigError(f"the teacher {_called(row) if row else id_[:SHORT]} is no longer here; put it back")
+    return name
 
 
 def _rest(store: Store, contexts: Mapping[str, float], ids: set[str]) -> Context | Mixture | None:
@@ -171,7 +202,7 @@ def _notes(store: Store, items: Sequence[Item], steps: Sequence[Step]) -> list[s
     for name, context_id in store.refs().items():
         if "/pool/" not in name and ids & {item.id for item in store.items(context_id=context_id)}:
             said.append(f"{name} holds it and stays where it is; no training takes that context any more")
-    if any(step.training.config.replays for step in steps):
+    if any(step.training.replays for step in steps):
         said.append("a training replays stored prompts, which may show moves of a model that had it in its weights")
     return said
 
@@ -184,44 +215,12 @@ def time_of(store: Store, work: Path, plan: Plan, say: Callable[[str], None]) ->
             continue
         parent = store.lookup("model", id=step.before.model["parent_id"])
         config = dataclasses.replace(step.training.config, model=(recall(work, parent) if parent else None) or "")
-        with Session(config, work, say=say) as session:
+        with Session(config, work, say=say, snapshot=step.training.snapshot) as session:
             found, tests = pace(session), len(session.tasks("test", config.test_tasks)) if config.test_tasks else 0
         if found.step_s is None or (tests and found.episode_s is None):
             return "time: not known here"
         seconds += config.steps * found.step_s + 3 * tests * (found.episode_s or 0.0)
     return f"time: up to {seconds / 60:.0f} min, as in earlier runs here"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Forgotten:
-    """The student that came of it, and the proof."""
-
-    student: str
-    """Its id; that of the ancestor if nothing was left to train on."""
-    folder: str
-    instead_of: str
-    """Id of the student that carries the items."""
-    items: Sequence[str]
-    proof: Sequence[Mapping[str, Any]]
-    """Of each model of the lineage, the oldest first: ``model`` and ``name``, ``checked`` (whether its files were
-    hashed again; not if they are not here), and ``contexts``, each with its ``id`` and the ids of its ``items``."""
-    repeated: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def lines(self) -> Iterator[str]:
-        """The proof, a line for each model, and the new student."""
-        names = ", ".join(id_[:SHORT] for id_ in self.items)
-        yield f"proof, by hashes of weights and texts: the lineage of {self.student[:SHORT]}, the oldest first"
-        for row in self.proof:
-            files = "files as hashed" if row["checked"] else "files not here"
-            yield f"  {row['model'][:SHORT]} {row['name']}, {files}"
-            for context in row["contexts"]:
-                held = ", ".join(id_[:SHORT] for id_ in context["items"]) or "plain text"
-                yield f"    trained on {context['id'][:SHORT]}: {held}"
-        yield f"none of these hashes is that of {names}"
-        yield f"student: {self.folder}"
 
 
 def forget(
@@ -245,7 +244,7 @@ def forget(
     settings = {"model_id": plan.student["id"], "env": env, "items": ids}
     if (done := finished(store, FORGET, settings)) is not None:
         say(f"forgotten before, in run {done[0]}")
-        return _proved(store, work, plan, done[1]["student"], repeated=True)
+        return proved(store, work, plan.items, done[1]["student"], instead_of=plan.student["id"], repeated=True)
     with recorded(store, work, FORGET, settings, say) as run_id:
         decide(store, "retire", [Target(store.item(id_), []) for id_ in ids], reason or "forgotten")
         parent, instead = plan.ancestor["id"], {}
@@ -254,7 +253,7 @@ def forget(
                 _add(store, step, ids)
                 parent = _train(store, work, step, parent, distil, server, say, progress, run_id)
             instead[step.before.model["id"]] = parent
-        result = _proved(store, work, plan, parent)
+        result = proved(store, work, plan.items, parent, instead_of=plan.student["id"])
         for env in _move_students(store, run_id, instead, f"forgot {', '.join(id_[:SHORT] for id_ in ids)}"):
             say(f"{student_ref(env)}: {(current_student(store, env) or 'none')[:SHORT]}")
         store.finish(run_id, result.to_dict())
@@ -313,48 +312,21 @@ def _train(
     name = recall(work, row) if row else None
     if context is None or name is None:
         raise ConfigError(f"model {parent[:SHORT]}, to go on from, is no longer here; put it back")
+    if (teacher := _teacher(store, work, step.training)) and fingerprint(teacher) != step.training.identity[
+        "teacher_id"
+    ]:
+        raise ConfigError(f"{teacher} is no longer the model that taught: its files were changed; put them back")
     named = {"context": context.id, "mix": 0} if isinstance(context, Context) else {"mix": len(context.parts)}
     config = dataclasses.replace(
-        step.training.config, **{"context": "", **named, "model": name, "gate_tasks": 0, "placebo": False}
+        step.training.config,
+        **{"context": "", **named, "model": name, "teacher": teacher, "gate_tasks": 0, "placebo": False},
     )
     if server:
         config = dataclasses.replace(config, server=server)
-    with Session(config, work, say=say, progress=progress) as session:
+    with Session(config, work, say=say, progress=progress, snapshot=step.training.snapshot) as session:
         if session.loaded.id != parent:
             raise ConfigError(f"{name} is no longer model {parent[:SHORT]}: its files were changed; put them back")
         session.ledger.facts = {FORGET: run_id}
         for part in context.parts:
             check_leaks(store, part.id)
         return distil(session, config, context).model_id
-
-
-def _proved(store: Store, work: Path, plan: Plan, student: str, *, repeated: bool = False) -> Forgotten:
-    """Look at everything that the new lineage was made of.
-
-    Raises:
-        ConfigError: something of it is, holds or says one of the items, or a model's files were changed.
-    """
-    ids, proof = {item.id for item in plan.items}, []
-    for one in generations(store, student):
-        name = recall(work, one.model)
-        own = find.fingerprint(find.folders_of(name)[0]) if name else None
-        if own not in (None, one.model["id"]):
-            raise ConfigError(
-                f"{name} is no longer model {one.model['id'][:SHORT]}: its files were changed; put them back"
-            )
-        contexts = []
-        for context_id in one.contexts:
-            context = store.get_context(context_id)
-            held = item_ids(context)  # from the text itself, not from the table of items
-            if context.id != context_id or ids & {context_id, *held} or passages(store, context_id, plan.items):
-                raise ConfigError(f"context {context_id[:SHORT]} of the new lineage holds what was to be forgotten")
-            contexts.append({"id": context_id, "items": held})
-        proof.append(
-            {"model": one.model["id"], "name": one.model["name"], "contexts": contexts,
-             "checked": own is not None}
-        )  # fmt: skip
-    row = store.lookup("model", id=student)
-    return Forgotten(
-        student=student, folder=(recall(work, row) if row else None) or "", instead_of=plan.student["id"],
-        items=sorted(ids), proof=proof, repeated=repeated,
-    )  # fmt: skip

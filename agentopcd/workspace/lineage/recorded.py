@@ -6,18 +6,20 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.config.training import Replay
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.runs import read_json
 from agentopcd.core.text import SHORT, first_line
-from agentopcd.knowledge import Store
+from agentopcd.knowledge import Item, Store
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
+from agentopcd.knowledge.lineage import carried
 from agentopcd.knowledge.students import current_student, env_of
 from agentopcd.workspace.holding import Hold
-from agentopcd.workspace.ledger import held_as
+from agentopcd.workspace.ledger import FORGET, held_as
 from agentopcd.workspace.paths import inside, kept
 
 
@@ -27,7 +29,15 @@ class Training:
 
     config: ConsolidateConfig
     identity: Mapping[str, Any]
-    """What distinguishes the run from others; ``setup``, ``student`` (the base) and ``teacher_id`` are in it."""
+    """What distinguishes the run from others; ``setup``, ``student`` (the base) and ``teacher_id`` are in it, and the
+    settings as they came out, such as the method."""
+    snapshot: str = ""
+    """Of an environment that is a recording, the copy that was read."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether it answered stored turns, as it was told or because its environment allows no other method."""
+        return self.identity.get("method", self.config.method) in get_args(Replay)
 
     @classmethod
     def of(cls, store: Store, work: Path, model_id: str) -> Training:
@@ -47,7 +57,10 @@ class Training:
                 f"{' and no '.join(lost)}; put that folder back"
             )
         identity = read_json(folder / "config.json", f"put {folder} back as it was")
-        return cls(config=ConsolidateConfig.load(folder / "config.toml"), identity=identity)
+        return cls(
+            config=ConsolidateConfig.load(folder / "config.toml"), identity=identity,
+            snapshot=Path(settings.get("snapshot", "")).name,
+        )  # fmt: skip
 
 
 def student_named(store: Store, work: Path, name: str) -> Row | None:
@@ -67,6 +80,16 @@ def student_named(store: Store, work: Path, name: str) -> Row | None:
     if len(found) > 1:
         raise ConfigError(f"{name!r} is the start of {len(found)} students; give more digits")
     return found[0] if found else None
+
+
+def forgotten(store: Store, model_id: str) -> list[Item]:
+    """The items in the weights of a model that somebody has had taken out of a student; not those that may be learned
+    again since then."""
+    taken = [
+        read_object(row["config"], f"the config of run {row['id']}").get("items", []) for row in store.runs(FORGET)
+    ]
+    ids = {id_ for items in taken for id_ in items}
+    return [one.item for one in carried(store, model_id) if one.item.id in ids and one.item.status == "retired"]
 
 
 def finished(store: Store, verb: str, settings: Mapping[str, Any]) -> tuple[int, dict[str, Any]] | None:
