@@ -290,8 +290,9 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callabl
     if ranks.main:
         best.finish(run.folder, merge=config.merge, dtype=config.save_dtype)
     ranks.wait()
+    model_id = find.fingerprint(folder) if ranks.main else ""
     return Consolidated(
-        folder=folder, model_id=find.fingerprint(folder), best_step=progress.best_step, skipped=progress.skipped,
+        folder=folder, model_id=model_id, best_step=progress.best_step, skipped=progress.skipped,
         select=dict(progress.select),
     )  # fmt: skip
 

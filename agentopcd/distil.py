@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import shutil
@@ -13,7 +14,7 @@ from agentopcd import models
 from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, ForecastConfig, flags_for, player_flags
 from agentopcd.core.config.toml import saved
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.runs import Run, read_json, write_json
 from agentopcd.core.types import Context, Episode, Mixture, Task
 from agentopcd.distillation.distance import Totals
@@ -102,7 +103,7 @@ def _distil(
             session.say(line)
     play_parent(session, student, 0 if control else config.gate_tasks, run_id)
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
-    assignment = _assignment(session, config, context, student, run, identity)
+    assignment = _assignment(session, config, context, (student, teacher_model), run, identity)
     with tracking(run, config.track, identity, session.say) as record:
         with ranks.led(assignment):
             result = train_student(assignment, student, teacher_model, run, session.say)
@@ -182,8 +183,8 @@ def _row_of(session: Session, run: Run) -> int:
 
 
 def _assignment(
-    session: Session, config: ConsolidateConfig, context: Context | Mixture, student: models.LoadedModel, run: Run,
-    identity: dict[str, Any],
+    session: Session, config: ConsolidateConfig, context: Context | Mixture,
+    pair: tuple[models.LoadedModel, models.LoadedModel], run: Run, identity: dict[str, Any], verb: str = "consolidate",
 ) -> Assignment:  # fmt: skip
     train = session.tasks("train")
     session.manifest.guard_training(train)
@@ -195,9 +196,10 @@ def _assignment(
         select=session.tasks("select", config.select_tasks),
         by=session.by,
     )
+    student, teacher = pair
     return Assignment(
-        training=training, student=str(student.folder), stored=stored, work=session.work, identity=identity,
-        snapshot=session.snapshot,
+        training=training, student=str(student.folder), teacher="" if teacher is student else str(teacher.folder),
+        stored=stored, work=session.work, verb=verb, identity=identity, snapshot=session.snapshot,
     )  # fmt: skip
 
 
@@ -214,7 +216,7 @@ def pilot(session: Session, config: ConsolidateConfig, context: Context | Mixtur
     }  # fmt: skip
     run = Run(session.work, "pilot", identity)
     if (done := run.result) is None:
-        assignment = _assignment(session, config, context, student, run, identity)
+        assignment = _assignment(session, config, context, (student, teacher), run, identity, "pilot")
         with Ranks.current().led(assignment):
             result = train_student(assignment, student, teacher, run, session.say)
         done = {"best": max(found.rate for step, found in result.select.items() if step)}
@@ -296,11 +298,14 @@ class Assignment:
     training: Training
     student: str
     """Folder of the model to load."""
+    teacher: str
+    """Folder of the teacher; '': the student as it is before the training."""
     stored: Sequence[Episode]
     """Stored episodes of train tasks, for methods that replay them."""
     work: Path
+    verb: str
     identity: dict[str, Any]
-    """Identity of the run, which determines its folder."""
+    """Verb and identity of the run, which determine its folder."""
     snapshot: str = ""
     """The copy of the recording that is the environment; '': it is none."""
 
@@ -362,6 +367,7 @@ def follow() -> None:
             use_snapshot(assignment.work, config.env, assignment.snapshot)
         device = models.pick_device(config.device)
         student = models.load_model(assignment.student, device=device)
-        teacher = models.load_model(config.teacher, device=device) if config.teacher else student
-        run = Run(assignment.work, "consolidate", assignment.identity)
-        train_student(assignment, student, teacher, run, lambda line: None)
+        teacher = models.load_model(assignment.teacher, device=device) if assignment.teacher else student
+        run = Run(assignment.work, assignment.verb, assignment.identity)
+        with contextlib.suppress(TrainingError):  # the first process has it, too, and may go on with another training
+            train_student(assignment, student, teacher, run, lambda line: None)

@@ -54,6 +54,30 @@ def test_two_processes_go_on_where_one_stopped_and_do_what_it_does(
     same(alone, tmp_path)
 
 
+PILOTS = """
+import sys
+from agentopcd import distil
+from agentopcd.cli import main
+def in_short(session, config, context, **more):
+    print("pilot", distil.pilot(session, config, context), distil.pilot(session, config, context), flush=True)
+    return again(session, config, context, **more)
+again, distil.distil_context = distil.distil_context, in_short
+sys.argv = ["agentopcd", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_pilot_and_a_teacher_by_its_name_are_those_of_all_processes(flags: list[str], tmp_path: Path) -> None:
+    words = [*flags, "--gate-tasks", "0", "--work", tmp_path]
+    run("-m", "agentopcd", *words)  # so that there is a student by name
+    (tmp_path / "pilots.py").write_text(PILOTS)
+    said = run(*TWO, tmp_path / "pilots.py", *words, "--teacher", "math/student", "--seed", "1")
+    assert said.count("pilot") >= 1 and said.count("step 004/004") == 2
+    folders = sorted(path.name.split("-")[0] for path in (tmp_path / "runs").iterdir())
+    assert folders == ["consolidate", "consolidate", "pilot"]
+
+
 @pytest.mark.slow
 def test_sharded_weights_do_what_whole_ones_do_and_go_on_with_more_processes(
     flags: list[str], alone: Path, tmp_path: Path
