@@ -229,8 +229,7 @@ def learn_from(
 ) -> None:
     """Let the teacher score a batch, and add the gradient of the student's loss to the gradient of the step.
 
-    Only hidden states are kept for the whole batch. Logits are computed, compared and dropped one chunk of rows at a
-    time.
+    Only hidden states are kept for the whole batch. Logits come and go, one chunk of rows at a time.
     """
     teacher_NH = teacher.hidden(batch.samples, passes=batch.passes)
     bare_NH = teacher.hidden_without(batch.samples) if teacher.strength != 1 else None
@@ -286,14 +285,14 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callabl
         raise TrainingError(f"{skipped}; nothing was learned, so there is no student")
     if progress.skipped:
         say(f"warning: {skipped}")
-    folder, ranks = run.folder / "student", Ranks.current()
-    if ranks.main:
+    folder, model_id = run.folder / "student", ""
+    if Ranks.current().main:
         best.finish(run.folder, merge=config.merge, dtype=config.save_dtype)
-    ranks.wait()
-    model_id = find.fingerprint(folder) if ranks.main else ""
+        model_id = find.fingerprint(folder)
+    Ranks.current().wait()
     return Consolidated(
         folder=folder, model_id=model_id, best_step=progress.best_step, skipped=progress.skipped,
-        select=dict(progress.select),
+        select={**progress.select}
     )  # fmt: skip
 
 
