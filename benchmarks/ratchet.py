@@ -25,8 +25,8 @@ from typing import Any
 
 from agentopcd import models
 from agentopcd.core.config import LearnConfig, PlayConfig
+from agentopcd.core.crossed import Outcomes, contrast, rate_of
 from agentopcd.core.runs import read_json, write_json
-from agentopcd.core.stats import compare
 from agentopcd.core.types import EMPTY, Job
 from agentopcd.knowledge import Arm, places_of
 from agentopcd.learn import learn
@@ -123,20 +123,56 @@ def show(record: dict[str, Any]) -> None:
 
 
 def rates(records: list[dict[str, Any]]) -> None:
-    """Print success by round, and the largest loss of each loop: the last model against the best before it."""
+    """Print success by round, over seeds and tasks, and what each loop has lost: the last round against the best."""
     for record in records:
         show(record)
     for loop in LOOPS:
+        mine = [record for record in records if record["loop"] == loop]
+        seeds = {record["seed"] for record in mine}
+        last = min((max(r["round"] for r in mine if r["seed"] == seed) for seed in seeds), default=-1)
         for env in ENVS:
-            worst = []
-            for seed in dict.fromkeys(record["seed"] for record in records if record["loop"] == loop):
-                mine = [r["test"][env] for r in records if r["loop"] == loop and r["seed"] == seed]
-                best = max(mine, key=lambda won: sum(won.values()))
-                worst.append(compare(mine[-1], best, {key: key for key in best}, z=2.576))
-            if worst:
-                kept = sum(pair.difference.low > -MARGIN for pair in worst)
-                lost = ", ".join(f"{pair.difference.diff:+.3f}" for pair in worst)
-                print(f"{loop:8s} {env}: last against best {lost}; not inferior by {MARGIN} in {kept} of {len(worst)}")
+            won = [outcomes(mine, env, number) for number in range(last + 1)]
+            for number, of_round in enumerate(won):
+                games = [(seed, key, ok) for (seed, key, _), ok in of_round.items()]
+                print(f"{loop:8s} {env:16s} round {number}: {rate_of(games)} over {len(seeds)} seeds")
+            if won:
+                best = max(won, key=lambda of_round: sum(of_round.values()))
+                lost = contrast(won[-1], best)
+                kept = "not inferior" if lost.low > -MARGIN else "may be inferior"
+                print(f"{loop:8s} {env:16s} last against best {lost}, n={lost.n}: {kept} by {MARGIN}")
+
+
+def outcomes(records: list[dict[str, Any]], env: str, number: int) -> Outcomes:
+    """Who won what after a round, by seed and task."""
+    return {
+        (record["seed"], key, 0): won
+        for record in records if record["round"] == number for key, won in record["test"][env].items()
+    }  # fmt: skip
+
+
+def packed(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """All records as one result: the tasks once, and for each record a 1 for each task that was won."""
+    tasks = {env: sorted({key for record in records for key in record["test"][env]}) for env in ENVS}
+    short = [
+        {name: value for name, value in record.items() if name != "model"}  # a path of this machine
+        | {"test": {env: "".join(str(int(record["test"][env][key])) for key in tasks[env]) for env in ENVS}}
+        for record in records
+    ]
+    return {"size": SIZE, "tasks": tasks, "records": short}
+
+
+def unpacked(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records of a result."""
+    return [
+        record
+        | {
+            "test": {
+                env: {key: won == "1" for key, won in zip(result["tasks"][env], record["test"][env], strict=True)}
+                for env in ENVS
+            }
+        }
+        for record in result["records"]
+    ]
 
 
 def both(seed: int, given: argparse.Namespace) -> None:
@@ -171,11 +207,9 @@ def main() -> None:
     if given.read is None or given.read.is_dir():
         work, how = given.read or given.work, "name a folder in which the loops have run"
         records = [record for file in sorted(work.glob("records-*.json")) for record in read_json(file, how)]
-        for record in records:
-            record.pop("model", None)  # a path of this machine
-        write_json(work / "ratchet.json", {"size": SIZE, "records": records})
+        write_json(work / "ratchet.json", packed(records))
     else:
-        records = read_json(given.read, "name the file that a run has written")["records"]
+        records = unpacked(read_json(given.read, "name the file that a run has written"))
     rates(records)
 
 
