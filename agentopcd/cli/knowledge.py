@@ -341,7 +341,7 @@ def _say_left_out(lines: Sequence[str]) -> int:
 
     if lines:
         print(
-            f"note: {len(lines)} lines are no item and were left out; --context FILE takes a file whole",
+            f"note: lines that are no item, left out: {len(lines)}; --context FILE takes a file whole",
             file=sys.stderr,
         )
     for line in lines[:LEFT_OUT]:

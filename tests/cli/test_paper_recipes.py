@@ -51,6 +51,7 @@ def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> No
     claims = [["opcd", "base"]]
     [defaults.settings]
     env = "math"
+    model = "pocket"
     steps = 2
     [defaults.arms.opcd]
     [defaults.full.settings]
@@ -76,9 +77,13 @@ def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> No
     file = tmp_path / "t.toml"
     file.write_text(whole)
     (both, small), (large,) = read(file, "mini")[1], read(file, "full")[1]
-    assert both.settings == {"env": "math", "steps": 3} and both.arms == {"opcd": {}} and both.note == "a note"
-    assert small.settings == {"env": "math", "steps": 2} and small.arms == {"opcd": {"support": 4}}
-    assert large.settings == {"env": "math", "steps": 3, "batch_size": 7}
+    assert (
+        both.settings == {"env": "math", "model": "pocket", "steps": 3}
+        and both.arms == {"opcd": {}}
+        and both.note == "a note"
+    )
+    assert small.settings == {"env": "math", "model": "pocket", "steps": 2} and small.arms == {"opcd": {"support": 4}}
+    assert large.settings == {"env": "math", "model": "pocket", "steps": 3, "batch_size": 7}
     assert large.arms == {"opcd": {}, "seqkd": {"method": "seqkd"}} and large.claims == [("opcd", "base")]
     assert (both.seeds, small.seeds, large.seeds) == ([0, 1], [5], [0, 1])
     file.write_text(whole.replace("[defaults]", "[default]", 1).replace("[defaults.", "[default."))

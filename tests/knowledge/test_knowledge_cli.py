@@ -132,7 +132,7 @@ def test_an_import_names_the_lines_that_it_leaves_out(work: Path, tmp_path: Path
         file.write_text(text)
     for words in ([str(tmp_path / "items.txt")], [str(folder), "--prefix", "lake/pool/"]):
         said = run(work, "import", *words)
-        assert "1 lines are no item and were left out" in said and "line 1: You are careful." in said
+        assert "lines that are no item, left out: 1;" in said and "line 1: You are careful." in said
 
 
 def test_mistakes(work: Path, tmp_path: Path) -> None:

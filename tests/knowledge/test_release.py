@@ -50,7 +50,7 @@ def give(work: Path, command: str) -> str:
     assert words[:2] == ["agentopcd", "knowledge"]
     result = CliRunner().invoke(app, words[2:], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 @pytest.mark.parametrize(
@@ -197,14 +197,14 @@ def folder(tmp_path: Path, files: dict[str, str]) -> Path:
 def call(work: Path, *words: str) -> str:
     result = CliRunner().invoke(app, [*words, "--work", str(work)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
 
 
 def test_a_folder_of_runs_is_a_pool_and_comes_back_byte_by_byte(tmp_path: Path) -> None:
     work, runs = tmp_path / "new", folder(tmp_path, EXACT)
     (runs / "0" / "scores.json").write_text("{}")
     found = json.loads(call(work, "import", str(runs), "--prefix", "lake/pool", "--json"))
-    assert found == {"refs": 6, "contexts": 6, "items": 3, "changed": 0, "left_out": 1}
+    assert found == {"refs": 6, "contexts": 6, "items": 3, "changed": 0, "left_out": 1, "lines_left_out": 0}
     with Store.open(work / "store.db") as store:
         names = {name.removeprefix("lake/pool/") for name in store.refs("lake/pool/")}
         assert names == {"07", "0/0", "0/1", "0/2", "1/0", "1/10"}
