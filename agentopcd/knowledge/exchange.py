@@ -260,6 +260,8 @@ class _Load:
 
     def _event(self, row: Row) -> bool:
         if row["item_id"] not in self.items:
+            if not self.store.lookup("item", id=row["item_id"]):
+                raise StoreError(f"event of item {row['item_id']!r:.40}, which is not there; the file was changed")
             return False  # an item that this store already had keeps its status
         self.store.insert("item_event", row)
         return True

@@ -242,6 +242,7 @@ def change(exported: str, kind: str, **values: object) -> str:
         ("run", {"id) VALUES (1); --": 1}, "is not a column of the store"),
         ("run", {"colour": 1}, "no such column"),
         ("event", {"event": "odd"}, "CHECK"),
+        ("event", {"item_id": "0" * 64}, "event of item '0000000.*, which is not there; the file was changed"),
         ("ref", {"reason": ...}, "a row of type ref lacks reason; the file was changed"),
         ("item", {"created_at": ...}, "a row of type item lacks created_at"),
         ("run", {"result": ..., "finished_at": ...}, "a row of type run lacks finished_at, result"),
