@@ -114,7 +114,7 @@ def load(store: Store, rows: Iterable[Row], prefix: str = "", *, gate: str = "re
     if header.get("version") not in (ENDLESS, BEFORE_METRICS, BEFORE_LOOKS, VERSION):
         raise StoreError(f"export version {header.get('version')!r}, this version of agentopcd reads {VERSION}")
     with store.write():
-        importer = _Load(store, prefix, trusted=gate == "keep")
+        importer = _Load(store, prefix, trusted=gate == "keep", older=header["version"] != VERSION)
         for number, row in enumerate(_to_the_end(stream, header["version"] == ENDLESS), 2):
             try:
                 importer.take(row)
@@ -152,8 +152,8 @@ def _to_the_end(rows: Iterator[Row], endless: bool) -> Iterator[Row]:
 class _Load:
     """Imports rows one by one and translates the file's run and episode numbers."""
 
-    def __init__(self, store: Store, prefix: str, *, trusted: bool) -> None:
-        self.store, self.prefix, self.trusted = store, prefix, trusted
+    def __init__(self, store: Store, prefix: str, *, trusted: bool, older: bool) -> None:
+        self.store, self.prefix, self.trusted, self.older = store, prefix, trusted, older
         self.runs: dict[int, int] = {}
         self.own: set[int] = set()
         """Runs of the file that are this store's own."""
@@ -167,7 +167,9 @@ class _Load:
         kind = row.pop("type")
         if kind not in KINDS:
             raise StoreError(f"unknown row type {kind!r:.40}{did_you_mean(str(kind)[:40], KINDS)}")
-        if missing := self.store.columns(TABLES.get(kind, kind)).keys() - row.keys() - NOT_WRITTEN.get(kind, set()):
+        # A row that does not say that it was imported would pass for the sender's own.
+        may_lack = NOT_WRITTEN.get(kind, set()) - (set() if self.older else {"imported"})
+        if missing := self.store.columns(TABLES.get(kind, kind)).keys() - row.keys() - may_lack:
             raise StoreError(f"a row of type {kind} lacks {', '.join(sorted(missing))}; the file was changed")
         self.new[kind] += bool(getattr(self, f"_{kind}")(row))
 

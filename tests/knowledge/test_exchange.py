@@ -241,6 +241,8 @@ def change(exported: str, kind: str, **values: object) -> str:
         ("run", {"status": "odd"}, "CHECK"),
         ("run", {"id) VALUES (1); --": 1}, "is not a column of the store"),
         ("run", {"colour": 1}, "no such column"),
+        ("run", {"imported": ...}, "a row of type run lacks imported; the file was changed"),
+        ("context", {"imported": ...}, "a row of type context lacks imported"),
         ("event", {"event": "odd"}, "CHECK"),
         ("event", {"item_id": "0" * 64}, "event of item '0000000.*, which is not there; the file was changed"),
         ("ref", {"reason": ...}, "a row of type ref lacks reason; the file was changed"),
