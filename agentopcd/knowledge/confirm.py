@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Literal
@@ -99,7 +100,8 @@ class Confirmation:
             there = f"was moved to {self.at[:12]}" if self.at else "was deleted"
             return (
                 f"pass, but {self.ref} {there} since this look began, so it stays as it is; another --confirm-tasks "
-                f"compares again, or move it by hand: agentopcd knowledge move {self.ref} {self.context_id[:12]}"
+                "compares again, or move it by hand: "
+                f"agentopcd knowledge move {shlex.quote(self.ref)} {self.context_id[:12]}"
             )
         if self.passed and self.found_on:
             return f"pass, {self.ref} is at it"

@@ -31,8 +31,8 @@ def prepare_process() -> None:
     keep_freed_memory()
     float32_attention()
     fit_threads()
-    # cuDNN plans anew for each length, and episodes have many: in the first 16 steps of a rollout with the shape of
-    # Qwen3-1.7B on an H200, plans took 61 % of the processor's time (docs/LOG.md).
+    # cuDNN plans anew for each length, and episodes have many: a profile of a rollout on an H200 showed most of the
+    # processor's time there (docs/LOG.md).
     torch.backends.cuda.enable_cudnn_sdp(False)
 
 

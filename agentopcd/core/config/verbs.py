@@ -149,10 +149,10 @@ class ScoreConfig(ScoringConfig, verb="score"):
         influence = self.method == "influence"
         self._only_with("context", influence, "--method influence")
         self._only_with("turns", influence, "--method influence")
-        ranks = "--method halving or uniform"
-        self._only_with("candidates", self.method in ranks, ranks)
+        ranks, which = self.method in ("halving", "uniform"), "--method halving or uniform"
+        self._only_with("candidates", ranks, which)
         if self.by != "success":  # what subsets values items by
-            self._only_with("by", self.method in ranks, ranks)
+            self._only_with("by", ranks, which)
         if influence:
             self._needs_weights("to score replies with")
 
