@@ -49,11 +49,11 @@ class RemoteEnv:
         return self._call("step", action)
 
     def close(self) -> None:
-        """End the process, even in the middle of a step."""
+        """End the process, even in the middle of a step, and from any thread."""
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
-        self._pipe.close()
+        # The pipe is closed with this object: a thread may wait at it, and its number must not become another file's.
 
     def _call(self, name: str, argument: Any) -> Any:
         """Call a method of the environment and return its result.

@@ -144,10 +144,10 @@ class _Inline:
     def take(self, episode: _Live, act: Callable[[], None]) -> None:
         self._done.append((episode, episode.guarded(act)))
 
-    def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
+    def done(self, *, wait: bool) -> Iterator[tuple[_Live, bool]]:
         """The episodes whose step is done, and whether it succeeded."""
-        done, self._done = self._done, []
-        return done
+        while self._done:
+            yield self._done.pop(0)
 
     def close(self) -> None:
         pass
@@ -167,10 +167,11 @@ class _InThreads:
     def take(self, episode: _Live, act: Callable[[], None]) -> None:
         self._running[self._threads.submit(episode.guarded, act)] = episode
 
-    def done(self, *, wait: bool) -> list[tuple[_Live, bool]]:
+    def done(self, *, wait: bool) -> Iterator[tuple[_Live, bool]]:
         """See :class:`_Inline`; with ``wait``, wait for at least one step if any is under way."""
         over, _ = wait_for(self._running, timeout=None if wait else 0, return_when=FIRST_COMPLETED)
-        return [(self._running.pop(future), future.result()) for future in over]
+        for future in over:  # one by one: whoever stops in between leaves the others to close()
+            yield self._running.pop(future), future.result()
 
     def close(self) -> None:
         """End everything, without waiting for steps that nobody needs any more."""
@@ -312,6 +313,7 @@ class _Live:
         return envs.apply_view(envs.parts_of(obs, info), game.view)
 
     def close(self) -> None:
-        if self.env is not None:
-            self.env.close()
-            self.env = None
+        """Close the environment, once: the thread that steps it and the one that stops all of them may both come."""
+        env, self.env = self.env, None
+        if env is not None:
+            env.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from agentopcd.core.errors import EnvError
 from agentopcd.core.types import Job, Sampling, Task
+from agentopcd.envs.remote import RemoteEnv
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player, play
@@ -125,4 +127,29 @@ def test_whoever_stops_early_leaves_no_process_behind(tokenizer: Any, tmp_path: 
     playing: Any = play(naps(tokenizer, tmp_path, concurrency=4), [Job(Task(s, f"nap-{s}")) for s in (2, 3, 4, 0)])
     assert next(playing).task.seed in (2, 3, 4)
     playing.close()  # seed 0 waits for a partner that never comes
+    assert not multiprocessing.active_children()
+
+
+def test_whoever_stops_while_several_steps_are_done_leaves_no_process_behind(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def together(running: Any, timeout: float | None, return_when: str) -> Any:
+        """The last step of seed 2 and, behind it, the first ones of the others."""
+        first = next((future for future, live in running.items() if live.job.task.seed == 2), None)
+        if timeout == 0 or first is None:
+            return [], running
+        first.result()
+        if not running[first].episode:
+            return [first], running
+        wait(running)
+        return [first, *(future for future in running if future is not first)], []
+
+    closed = set()
+    close = RemoteEnv.close
+    monkeypatch.setattr(RemoteEnv, "close", lambda env: (closed.add(env), close(env)))
+    monkeypatch.setattr("agentopcd.rollouts.player.wait_for", together)
+    playing: Any = play(naps(tokenizer, tmp_path, concurrency=4), [Job(Task(s, f"nap-{s}")) for s in (2, 3, 4, 5)])
+    assert next(playing).task.seed == 2
+    playing.close()
+    assert len(closed) == 4  # a process that nobody ends goes by itself, but later
     assert not multiprocessing.active_children()
