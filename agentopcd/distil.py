@@ -15,7 +15,7 @@ from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, ForecastConfig, flags_for, player_flags
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
-from agentopcd.core.runs import Run, read_json, write_json
+from agentopcd.core.runs import Run, kept, read_json, write_json
 from agentopcd.core.types import Context, Episode, Mixture, Task
 from agentopcd.distillation.distance import Totals
 from agentopcd.distillation.methods import METHODS, Needs
@@ -38,7 +38,6 @@ from agentopcd.workspace.evaluation.table import evaluate, row_lines
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.forecast import short
 from agentopcd.workspace.ledger import run_config
-from agentopcd.workspace.paths import kept
 from agentopcd.workspace.ratchet import Taught, play_parent, promote
 from agentopcd.workspace.recorded import use_snapshot
 from agentopcd.workspace.resolved import resolved

@@ -13,7 +13,7 @@ from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick, since_of
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
-from agentopcd.core.runs import Run, read_json, work_flag, write_json
+from agentopcd.core.runs import Run, read_json, work_flag, write_json, written_down
 from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.distil import Distilled, check_launch, distil_context, pilot
 from agentopcd.distillation.distance import DISTANCE
@@ -32,7 +32,7 @@ from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.experience.teach import context_to_teach
 from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import run_config
-from agentopcd.workspace.paths import inside, written_down
+from agentopcd.workspace.paths import inside
 from agentopcd.workspace.ready import to_learn
 from agentopcd.workspace.recorded import new_snapshot, recording_of
 from agentopcd.workspace.session import Session

@@ -104,8 +104,8 @@ def _model(store: Store, work: Path, name: str, env: str) -> str:
             and ENV/student was never there: the gates of later students would ask of it what it has not learned.
     """
     from agentopcd.core.errors import ConfigError
+    from agentopcd.core.runs import kept
     from agentopcd.knowledge.students import student_moves
-    from agentopcd.workspace.paths import kept
 
     rows = [row for row in store.models() if row["parent_id"]]
     folder = kept(work, name) if Path(name).is_dir() else name

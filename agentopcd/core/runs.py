@@ -31,6 +31,9 @@ METRICS_FILE, TOKENS_FILE = "metrics.jsonl", "tokens.jsonl"
 """A run's logs: a line for each step, and a line for each of the few turns whose tokens are kept to be looked at. Every
 line is an object with its ``step``; later steps stand below earlier ones."""
 
+MODELS = ("model", "teacher")
+"""Settings that name a model."""
+
 TAIL_BYTES = 1 << 16
 """How much of a log is read for its last record."""
 
@@ -57,21 +60,42 @@ def work_flag(work: str | Path | None) -> str:
     return f" --work {shlex.quote(str(work))}"
 
 
+def kept(work: Path, folder: str | Path) -> str:
+    """The path to write down for a model's folder: relative to the workspace if it is inside, else in full."""
+    path, root = resolved(folder), resolved(work)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def written_down(work: Path, name: str) -> str:
+    """A model's name to write down: the path of :func:`kept` for a folder in the workspace, else as it was typed."""
+    path = kept(work, name)
+    return path if Path(name).is_dir() and not Path(path).is_absolute() else name
+
+
+def _named(root: Path, verb: str, identity: Mapping[str, Any]) -> Path:
+    """The folder of a run of a workspace."""
+    text = json.dumps(identity, sort_keys=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", str(identity.get("env", "")).lower()).strip("-")[-40:]
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    return root / "runs" / "-".join(part for part in (verb, slug, digest) if part)
+
+
 class Run:
     """One run of a verb, on disk.
 
     Args:
         root: the workspace.
         verb: what runs, such as ``consolidate``.
-        identity: everything that distinguishes this run from others. Equal identities share a folder.
+        identity: everything that distinguishes this run from others. Equal identities share a folder; so do two that
+            name one model of the workspace by different paths.
         settings: the settings in TOML, which the folder then holds as ``config.toml``; ``--config`` takes it back.
     """
 
     def __init__(self, root: Path, verb: str, identity: Mapping[str, Any], settings: str = "") -> None:
-        text = json.dumps(identity, sort_keys=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", str(identity.get("env", "")).lower()).strip("-")[-40:]
-        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-        self.folder = root / "runs" / "-".join(part for part in (verb, slug, digest) if part)
+        self.folder = _named(root, verb, identity)
+        if not self.folder.is_dir():  # version 0.1 took the paths as they were typed
+            models = {name: written_down(root, str(identity[name])) for name in MODELS if identity.get(name)}
+            self.folder = _named(root, verb, {**identity, **models})
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             file, text = self.folder / "config.json", json_text(identity)

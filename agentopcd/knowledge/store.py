@@ -90,11 +90,22 @@ class Store(Queries):
 
     def find_run(self, verb: str, config: Mapping[str, Any], status: str = "running") -> int | None:
         """The newest run of this store with this verb, config and status; a running one can be resumed."""
-        rows = self.query(
-            "SELECT id FROM run WHERE verb = ? AND config = ? AND status = ? AND NOT imported ORDER BY id DESC LIMIT 1",
-            (verb, canonical(config), status),
-        )
+        rows = self.find_runs(verb, config, status)
         return rows[0]["id"] if rows else None
+
+    def find_runs(self, verb: str, config: Mapping[str, Any], status: str, but: Sequence[str] = ()) -> list[Row]:
+        """The runs of this store with this verb, config and status, newest first.
+
+        Args:
+            but: names of the config that need not agree.
+        """
+        names = ", ".join(f"'$.{name}'" for name in but)
+        alike = f"CASE WHEN json_valid(config) THEN json_remove(config, {names}) = json_remove(?, {names}) END"
+        where = alike if but else "config = ?"
+        return self.query(
+            f"SELECT * FROM run WHERE verb = ? AND status = ? AND NOT imported AND {where} ORDER BY id DESC",
+            (verb, status, canonical(config)),
+        )
 
     # -- tasks, models, episodes --------------------------------------------------------------------
 

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 
 from agentopcd.core.config import GatherConfig, LearnConfig, PlayerConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import read_result
+from agentopcd.core.runs import MODELS, read_result
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.holding import Hold
-from agentopcd.workspace.paths import recall
+from agentopcd.workspace.paths import inside, recall
 
 C = TypeVar("C", bound=PlayerConfig)
 
@@ -70,8 +70,8 @@ class Ledger:
     def begin(self, verb: str, **facts: object) -> int:
         """The run of this verb: the unfinished or failed run with the same settings and model, else a new one."""
         identity = self._identity(facts)
-        run_id = self.store.find_run(verb, identity)
-        if run_id is None and (run_id := self.store.find_run(verb, identity, status="failed")) is not None:
+        run_id = self._found(verb, identity, "running")
+        if run_id is None and (run_id := self._found(verb, identity, "failed")) is not None:
             self.store.reopen(run_id)
         if run_id is not None:
             self.say(f"resuming {verb} run {run_id}")
@@ -90,7 +90,7 @@ class Ledger:
 
     def finished(self, verb: str, **facts: object) -> int | None:
         """The finished run with the same settings and model, if there is one."""
-        return self.store.find_run(verb, self._identity(facts), status="done")
+        return self._found(verb, self._identity(facts), "done")
 
     def finish(self, run_id: int, result: dict[str, Any]) -> None:
         """Close a run with its result and the number of episodes that the environment broke."""
@@ -162,6 +162,18 @@ class Ledger:
                     )
                 return name
         return None
+
+    def _found(self, verb: str, identity: Mapping[str, object], status: str) -> int | None:
+        """The newest run of this store that is the same run, though the workspace may have had another path then."""
+        for row in self.store.find_runs(verb, identity, status, but=(*MODELS, "folder")):
+            config = read_object(row["config"], f"the config of run {row['id']}")
+            if all(self._place(config.get(name)) == self._place(identity.get(name)) for name in (*MODELS, "folder")):
+                return row["id"]
+        return None
+
+    def _place(self, path: object) -> object:
+        """What a path names: for a folder of a run, that folder, whatever workspace stands in front of it."""
+        return inside(self.work, str(path)) or path if path else None
 
     def _identity(self, facts: dict[str, object]) -> dict[str, object]:
         """Everything that makes two runs the same run."""

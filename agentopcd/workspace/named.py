@@ -10,12 +10,13 @@ from agentopcd import models
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, ModelError, StoreError
 from agentopcd.core.files import is_dir, is_file, path_of
+from agentopcd.core.runs import kept
 from agentopcd.core.types import Context, Placement
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.exchange import is_export
 from agentopcd.knowledge.students import env_of
 from agentopcd.models import find
-from agentopcd.workspace.paths import kept, recall, student_folder
+from agentopcd.workspace.paths import recall, student_folder
 
 
 def context_named(store: Store, name: str, placement: Placement = "user") -> tuple[Context, bool]:

@@ -12,22 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.files import is_file, resolved
+from agentopcd.core.files import is_file
 from agentopcd.core.runs import work_flag
 from agentopcd.knowledge.store import Store
 from agentopcd.knowledge.students import current_student, env_of, student_moves, student_ref
-
-
-def kept(work: Path, folder: str | Path) -> str:
-    """The path to write down for a model's folder: relative to the workspace if it is inside, else in full."""
-    path, root = resolved(folder), resolved(work)
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def written_down(work: Path, name: str) -> str:
-    """A model's name to write down: the path of :func:`kept` for a folder in the workspace, else as it was typed."""
-    path = kept(work, name)
-    return path if Path(name).is_dir() and not Path(path).is_absolute() else name
 
 
 def inside(work: Path, path: str | Path) -> Path | None:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import work_flag
+from agentopcd.core.runs import kept, work_flag
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import check_leaks
 from agentopcd.workspace.experience.choose import ranked_by, traced
-from agentopcd.workspace.paths import inside, kept, recall
+from agentopcd.workspace.paths import inside, recall
 from agentopcd.workspace.session import Session
 
 

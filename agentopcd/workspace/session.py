@@ -18,7 +18,7 @@ from agentopcd import models
 from agentopcd.core.config import PlayerConfig
 from agentopcd.core.errors import ConfigError, GameFault
 from agentopcd.core.files import path_of
-from agentopcd.core.runs import writing
+from agentopcd.core.runs import kept, writing
 from agentopcd.core.text import first_line, still_thinking
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.chats.rows import raw_rows, stamps
@@ -36,7 +36,7 @@ from agentopcd.workspace.extraction import Extraction
 from agentopcd.workspace.handover import check_handover
 from agentopcd.workspace.ledger import Ledger
 from agentopcd.workspace.named import context_named, model_named
-from agentopcd.workspace.paths import existing, inside, kept, playing, student_folder
+from agentopcd.workspace.paths import existing, inside, playing, student_folder
 from agentopcd.workspace.recorded import open_recording, recording_of
 
 DEFAULT_MODEL = "smollm2-135m"

@@ -10,13 +10,13 @@ import pytest
 
 from agentopcd.core.config import PlayConfig
 from agentopcd.core.errors import ConfigError, EnvError, StoreError
-from agentopcd.core.runs import Run
+from agentopcd.core.runs import Run, kept, written_down
 from agentopcd.core.types import Context
 from agentopcd.distil import Distilled
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.students import move_student
 from agentopcd.models.find import base_of_adapter
-from agentopcd.workspace.paths import inside, kept, recall, written_down
+from agentopcd.workspace.paths import inside, recall
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -220,3 +220,34 @@ def test_contexts_from_files(rows: str, tmp_path: Path) -> None:
         (tmp_path / "export.txt").write_text('{"format":"agentopcd-kb","version":2}\n{"type":"end","rows":0}\n')
         with pytest.raises(ConfigError, match="is a knowledge export, not a context"):
             session.context(str(tmp_path / "export.txt"))
+
+
+def test_a_run_is_the_same_whatever_path_names_the_model_of_its_workspace(
+    rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path
+) -> None:
+    """The second round of a killed ``learn`` plays a student by the path under ``--work``, which may be typed anew."""
+    shutil.copytree(tiny_model_dir, tmp_path / "w" / "runs" / "a" / "student")
+    (tmp_path / "elsewhere").mkdir()
+    begun, folders = [], []
+    for here, work in ((tmp_path, "w"), (tmp_path, str(tmp_path / "w")), (tmp_path / "elsewhere", "../w")):
+        monkeypatch.chdir(here)
+        model = f"{work}/runs/a/student"
+        with open_session(rows, Path(work), model=model) as session:
+            begun.append(session.ledger.begin("play", round=2))
+            folders.append(Run(Path(work), "learn", {"env": "x", "model": model}).folder.resolve())
+    shutil.copytree(tmp_path / "w", tmp_path / "moved")
+    with open_session(rows, tmp_path / "moved", model=str(tmp_path / "moved" / "runs" / "a" / "student")) as session:
+        begun.append(session.ledger.begin("play", round=2))
+        assert session.ledger.begin("play", round=3) not in begun
+    assert begun == [1] * 4 and len({*folders}) == 1
+    other = Run(tmp_path / "w", "learn", {"env": "x", "model": str(tmp_path / "moved" / "runs" / "a" / "student")})
+    assert other.folder not in folders  # another workspace's model by that path is another model
+
+
+def test_runs_named_by_the_path_as_it_was_typed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As earlier versions named them."""
+    monkeypatch.chdir(tmp_path)
+    identity = {"env": "x", "model": "w/runs/a/student"}
+    old = Run(Path("w"), "learn", identity).folder  # there is no such model yet, so the path is taken as it is
+    Path("w/runs/a/student").mkdir(parents=True)
+    assert Run(Path("w"), "learn", identity).folder == old

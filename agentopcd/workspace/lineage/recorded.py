@@ -11,7 +11,7 @@ from typing import Any, get_args
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.config.training import Replay
 from agentopcd.core.errors import AgentOpcdError, ConfigError
-from agentopcd.core.runs import read_json
+from agentopcd.core.runs import kept, read_json
 from agentopcd.core.text import SHORT, first_line
 from agentopcd.knowledge import Item, Store
 from agentopcd.knowledge.database import Row
@@ -20,7 +20,7 @@ from agentopcd.knowledge.lineage import carried
 from agentopcd.knowledge.students import current_student, env_of
 from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import FORGET, held_as
-from agentopcd.workspace.paths import inside, kept
+from agentopcd.workspace.paths import inside
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
