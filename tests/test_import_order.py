@@ -115,11 +115,11 @@ INSIDE = {
         "gateway.app",
         "gateway.serve",
         "checks pace resolved",
-        "evaluation.names experience.chains experience.choose experience.reading experience.worth",
+        "evaluation.names experience.chains experience.choose experience.reading",
         "ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "
-        "experience.find_context experience.gather experience.influence",
+        "experience.find_context experience.gather experience.influence experience.worth",
         "evaluation.distilled evaluation.student experience.teach forecast lineage.audit lineage.forget ratchet",
     ],
     "cli": [

@@ -201,24 +201,27 @@ def sign_flip(sums: Sequence[float], draws: int = DRAWS, seed: int = 0) -> float
     return (hits + 1) / (draws + 1)
 
 
-def two_sided(sums: Sequence[int]) -> float:
-    r"""Exact two-sided sign-flip test of mean 0: every sum would be as likely with the other sign.
+def two_sided(sums: Sequence[float]) -> float:
+    r"""Two-sided sign-flip test of mean 0: every sum would be as likely with the other sign.
 
     .. math:: p = P\left(\Bigl|\sum_t \pm s_t\Bigr| \ge \Bigl|\sum_t s_t\Bigr|\right)
 
-    over all :math:`2^T` choices of signs. They are counted, not drawn, so there is no seed and no normal distribution:
-    it holds for few tasks, too. If all sums are -1, 0 or 1, it is the exact sign test.
+    over all :math:`2^T` choices of signs. For whole numbers they are counted, not drawn, so there is no seed and no
+    normal distribution: it holds for few tasks, too. If all sums are -1, 0 or 1, it is the exact sign test. For scores
+    it is twice the smaller of the two results of :func:`sign_flip`.
 
     Args:
-        sums: one whole number of each task, such as its wins minus its losses.
+        sums: one number of each task, such as its wins minus its losses.
 
     Returns:
         A probability; 1 when the sums add up to 0.
     """
     import numpy as np
 
-    sizes = [abs(value) for value in sums if value]
-    reach, total = sum(sizes), abs(sum(sums))
+    if not all(isinstance(value, int) for value in sums):
+        return min(1.0, 2 * min(sign_flip(sums), sign_flip([-value for value in sums])))
+    sizes = [abs(int(value)) for value in sums if value]
+    reach, total = sum(sizes), abs(int(sum(sums)))
     chance = np.zeros(reach + 1)  # of the sum of those sizes that get a plus
     chance[0] = 1.0
     for size in sizes:

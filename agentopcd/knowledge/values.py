@@ -14,7 +14,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import benjamini_hochberg, ratio, two_sided
 from agentopcd.core.types import Context, Job, Placement, Task
 from agentopcd.knowledge.assemble import render
-from agentopcd.knowledge.bench import Bench
+from agentopcd.knowledge.bench import Bench, check_scores
 from agentopcd.knowledge.items import Item
 
 FALSE_DISCOVERIES = 0.1
@@ -31,7 +31,7 @@ Verdict = Literal["helpful", "harmful", "not shown"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ItemValue:
-    """Average gain from an item: success of the half that holds it minus success of the other half."""
+    """Average gain from an item: success (or the score asked for) of the half that holds it minus the other half's."""
 
     item_id: str
     value: float
@@ -67,13 +67,13 @@ def plan(items: int, pairs: int) -> str:
 
 def subsets(
     bench: Bench, items: Sequence[Item], tasks: Sequence[Task], *, pairs: int | None = None, seed: int = 0,
-    placement: Placement = "user",
+    placement: Placement = "user", by: str = "success",
 ) -> list[ItemValue]:  # fmt: skip
     """Value items by complementary random halves: on each task, one half of the items plays, then the other.
 
     The value of an item is the mean over pairs of success(its half) minus success(the other half). The complement
     cancels the difficulty of the task. The interval counts each task as one observation (:func:`.stats.ratio`), and so
-    does the exact test (:func:`.stats.two_sided`). Over all items, Benjamini-Hochberg keeps false names rare.
+    does the test (:func:`.stats.two_sided`). Over all items, Benjamini-Hochberg keeps false names rare.
 
     A large pool plays in rounds (:func:`rounds`): the items that did worst leave after each. One wrong item can undo
     all that is right beside it, so as long as many are there, hardly any half wins and little is learned of the rest.
@@ -92,6 +92,7 @@ def subsets(
         tasks: tasks of the ``select`` split; they are registered there.
         pairs: pairs of halves to play, in all rounds together; if they are more than the tasks, tasks come again with
             other halves. None: one on each task.
+        by: what counts in place of success: reward, or a metric.
 
     Returns:
         The items: those of the last round, most valuable first, then those that left before it, and so on.
@@ -106,13 +107,13 @@ def subsets(
         raise ConfigError(f"subsets compares items with each other; got {len(pool)}, two are needed")
     endless = ((task, rep) for rep in itertools.count() for task in tasks)
     planned = list(itertools.islice(endless, len(tasks) if pairs is None else pairs)) if tasks else []
-    gains: dict[str, Mapping[str, Sequence[int]]] = {}
+    gains: dict[str, Mapping[str, Sequence[float]]] = {}
     last: dict[str, int] = {}
     for number, (size, part) in enumerate(rounds(len(pool), planned), start=1):
         if number > 1:
             best = values_of({item.id: gains[item.id] for item in pool})[:size]
             pool = [item for item in pool if item.id in {one.item_id for one in best}]
-        gains |= _round(bench, pool, tasks, part, seed, placement)
+        gains |= _round(bench, pool, tasks, part, seed, placement, by)
         last |= dict.fromkeys((item.id for item in pool), number)
     return values_of(gains, last)
 
@@ -133,23 +134,26 @@ def rounds(items: int, planned: Sequence[_Pair]) -> list[tuple[int, Sequence[_Pa
 
 def _round(
     bench: Bench, pool: Sequence[Item], tasks: Sequence[Task], planned: Sequence[tuple[Task, int]], seed: int,
-    placement: Placement,
-) -> dict[str, dict[str, list[int]]]:  # fmt: skip
+    placement: Placement, by: str,
+) -> dict[str, dict[str, list[float]]]:  # fmt: skip
     """Play the pairs of a round; the gains of each item, by task."""
     halves = {(task, rep): _halves(pool, task, rep, seed, placement) for task, rep in planned}
     contexts = {half.id: half for pair in halves.values() for half, _ in pair}
     bench.prepare(list(contexts.values()), tasks, "select", {"order": "subsets", "seed": seed, "pool": len(pool)})
     jobs = [Job(task, half, rep) for task, rep in halves for half, _ in halves[task, rep]]
     errors = bench.play_missing("subsets", jobs)
-    won = {id_: bench.store.outcomes(bench.arm(half), bench.arena("select")) for id_, half in contexts.items()}
-    gains: dict[str, dict[str, list[int]]] = {item.id: defaultdict(list) for item in pool}
+    won = {id_: bench.store.outcomes(bench.arm(half), bench.arena("select", by=by)) for id_, half in contexts.items()}
+    gains: dict[str, dict[str, list[float]]] = {item.id: defaultdict(list) for item in pool}
     for (task, rep), ((half, inside), (other, _)) in halves.items():
         place = (task.key, task.seed, rep)
         if place in won[half.id] and place in won[other.id]:
-            gain = int(won[half.id][place]) - int(won[other.id][place])
+            gain = won[half.id][place] - won[other.id][place]  # of two booleans, a whole number
             for item in pool:
                 gains[item.id][task.key].append(gain if item.id in inside else -gain)
     if len(gains[pool[0].id]) < 2:
+        for arm in map(bench.arm, contexts.values()):
+            if bench.store.outcomes(arm, bench.arena("select")):
+                check_scores(bench, arm, bench.arena("select", by=by), errors)
         raise ConfigError(
             f"pairs of {bench.env} were played on fewer than two tasks ({errors} environment errors); give more tasks"
         )
@@ -157,12 +161,12 @@ def _round(
 
 
 def values_of(
-    gains: Mapping[str, Mapping[str, Sequence[int]]], last: Mapping[str, int] | None = None
+    gains: Mapping[str, Mapping[str, Sequence[float]]], last: Mapping[str, int] | None = None
 ) -> list[ItemValue]:
     """The values of items, most valuable first.
 
     Args:
-        gains: by item, then by task: for each pair, success of the item's half minus that of the other half.
+        gains: by item, then by task: for each pair, success or score of the item's half minus that of the other half.
         last: by item, the round that they are of; None: all of one. Items of later rounds come first.
     """
     sums = {item_id: [sum(found) for found in of_item.values()] for item_id, of_item in gains.items()}
@@ -173,7 +177,9 @@ def values_of(
     for item_id, of_item in gains.items():
         sizes = [len(found) for found in of_item.values()]
         value, low, high = ratio(sums[item_id], sizes)
-        bounds, number = (max(-1.0, low), min(1.0, high)), last[item_id] if last else 1
+        bounds, number = (low, high), last[item_id] if last else 1
+        if all(isinstance(total, int) for total in sums[item_id]):  # successes
+            bounds = max(-1.0, low), min(1.0, high)
         values.append(ItemValue(item_id, value, *bounds, sum(sizes), p=p[item_id], q=q[item_id], round=number))
     return sorted(values, key=lambda one: (-one.round, -one.value, one.item_id))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -246,6 +247,26 @@ def test_subsets_finds_planted_items(kit) -> None:
     covered = [value.low <= truth[number_of[value.item_id]] <= value.high for value in values]
     assert sum(covered) >= 8
     assert all(value.n == 600 for value in values)
+
+
+def test_subsets_values_by_a_score_where_nothing_is_ever_won(kit) -> None:
+    store = kit.open()
+    items = [item(store, f"Rule {number} of ten.") for number in range(5)]
+    good, bad = items[2].text, items[4].text
+
+    def play(jobs):
+        for job in jobs:
+            reward = (good in job.context.lines) / 3 - 1.2 * (bad in job.context.lines)
+            yield dataclasses.replace(kit.episode(job, False), reward=reward, metrics={"boxes": 1.0})
+
+    values = subsets(kit.bench(store, play), items, kit.tasks(600), by="reward")
+    assert values[0].item_id == items[2].id and values[-1].item_id == items[4].id
+    assert -1.4 < values[-1].low < values[-1].value < -1.1  # a score may be outside [-1, 1]
+    assert values[-1].verdict == "harmful"
+    by_success = subsets(kit.bench(store, play), items, kit.tasks(600))
+    assert {(one.value, one.p) for one in by_success} == {(0.0, 1.0)}
+    with pytest.raises(ConfigError, match="no episode of lake reports 'boxs'; wanted one of: success, reward, boxes"):
+        subsets(kit.bench(store, play), items, kit.tasks(600), by="boxs")
 
 
 def test_subsets_is_resumed_and_extended(kit) -> None:

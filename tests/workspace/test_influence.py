@@ -204,9 +204,8 @@ def test_a_context_that_moves_nothing_is_refused(lab: Lab, monkeypatch: pytest.M
     [
         ({"method": "uniform", "context": "x"}, "--context is for --method influence"),
         ({"method": "subsets", "turns": 9}, "--turns is for --method influence"),
-        ({"method": "subsets", "by": "reward"}, "--by is for --method halving or uniform"),
         ({"method": "subsets", "candidates": 4}, "--candidates is for --method halving or uniform"),
-        ({"method": "influence", "by": "reward"}, "--by is for --method halving or uniform"),
+        ({"method": "influence", "by": "reward"}, "--by is for --method halving, uniform or subsets"),
         ({"method": "influence", "turns": 1}, "turns is 1; an interval takes two"),
         ({"method": "influence", "turns": -2}, "turns is -2"),
         ({"method": "influence", "traces": 9}, "traces is 9"),

@@ -87,6 +87,14 @@ def test_the_clue_is_named_and_assembled(run: Run) -> None:
     assert "1 helpful, 0 harmful, 3 not shown" in "\n".join(worth.lines())
 
 
+def test_items_are_valued_by_what_is_asked_for(run: Run) -> None:
+    worth, session = run(*NOISE, tiny.CLUE, by="reward")
+    with session:
+        assert worth.items[worth.values[0].item_id].text == tiny.CLUE and worth.values[0].value == 1.0
+    with pytest.raises(ConfigError, match="reports 'style'; wanted one of: success, reward"):
+        run(*NOISE, tiny.CLUE, by="style")
+
+
 def test_of_a_large_pool_only_the_last_round_is_assembled(run: Run) -> None:
     worth, session = run(tiny.CLUE, *(f"say it {number} times" for number in range(20)), select_tasks=60)
     with session:

@@ -149,10 +149,8 @@ class ScoreConfig(ScoringConfig, verb="score"):
         influence = self.method == "influence"
         self._only_with("context", influence, "--method influence")
         self._only_with("turns", influence, "--method influence")
-        ranks, which = self.method in ("halving", "uniform"), "--method halving or uniform"
-        self._only_with("candidates", ranks, which)
-        if self.by != "success":  # what subsets values items by
-            self._only_with("by", ranks, which)
+        self._only_with("candidates", self.method in ("halving", "uniform"), "--method halving or uniform")
+        self._only_with("by", not influence, "--method halving, uniform or subsets")
         if influence:
             self._needs_weights("to score replies with")
 

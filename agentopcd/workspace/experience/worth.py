@@ -13,6 +13,7 @@ from agentopcd.core.types import Context
 from agentopcd.knowledge import Item, ItemValue, assemble_by_value, subsets, valued_ref
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.values import FALSE_DISCOVERIES, plan
+from agentopcd.workspace.experience.choose import ranked_by
 from agentopcd.workspace.session import Session
 
 
@@ -110,7 +111,7 @@ def value_items(session: Session, config: ScoreConfig, candidates: Sequence[Cont
         session.say(line)
     values = subsets(
         session.bench(run_id), list(items.values()), session.tasks("select", config.select_tasks),
-        pairs=config.select_tasks, seed=config.seed, placement=placement,
+        pairs=config.select_tasks, seed=config.seed, placement=placement, by=ranked_by(session),
     )  # fmt: skip
     last = max(one.round for one in values)
     count, budget, ref = session.player.chat.count_tokens, _budget(session, candidates), valued_ref(session.env)
