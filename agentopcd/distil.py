@@ -91,6 +91,7 @@ def _distil(
     for part in () if control else context.parts:
         if said := short(session, part, flags_for(config, ForecastConfig)):
             session.say(said)
+    marked |= {"by": config.by} if config.by else {}
     run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder), **marked)
     arms = arms_of(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
@@ -216,12 +217,14 @@ def pilot(session: Session, config: ConsolidateConfig, context: Context | Mixtur
     run = Run(session.work, "pilot", identity)
     if (done := run.result) is None:
         assignment = _assignment(session, config, context, (student, teacher), run, identity, "pilot")
-        with Ranks.current().led(assignment):
-            result = train_student(assignment, student, teacher, run, session.say)
+        try:
+            with Ranks.current().led(assignment):
+                result = train_student(assignment, student, teacher, run, session.say)
+        finally:
+            session.use(None)  # the weights in memory are the pilot's, however it ended
         done = {"best": max(found.rate for step, found in result.select.items() if step)}
         run.finish(done)
         shutil.rmtree(result.folder)
-        session.use(None)
     return done["best"]
 
 

@@ -132,7 +132,7 @@ def _rounds(config: LearnConfig, run: Run, work: Path, say: Callable[[str], None
         first, snapshot = written, known.get("snapshot", "")
     else:
         snapshot = _snapshot(config, work)
-        with Session(_play_config(config), work, say=say, snapshot=snapshot) as session:
+        with Session(_play_config(config), work, say=say, snapshot=snapshot, by=config.by) as session:
             to_learn(session, config)  # what cannot be ranked, for example, is refused before anything is played
             name = session.model_name()[0]
         (run.folder / "result.json").unlink(missing_ok=True)
@@ -154,12 +154,13 @@ def _round(
     snapshot: str,
 ) -> Round:  # fmt: skip
     play = _play_config(config)
-    with Session(play, work, say=say, progress=progress, snapshot=snapshot) as session:
+    with Session(play, work, say=say, progress=progress, snapshot=snapshot, by=config.by) as session:
         _carry(session, past)
         if session.recording and not session.tasks("extract"):
             session.say("note: no recorded session is for extraction, so none is read for lessons")
             return _without_ranking(session, config, number, past, {})
-        run_id = session.ledger.stage("play", round=number)
+        begun = {"carried": [context.id for context in past.start]} if any(one.text for one in past.start) else {}
+        run_id = session.ledger.stage("play", round=number, **begun)
         gathered = gather(session, play, run_id=run_id, start=past.start)
         session.ledger.finish(run_id, gathered.to_dict())
         say(
@@ -176,7 +177,7 @@ def _round(
         candidates = _candidates(session, config, gathered, past)
         if not candidates:
             return dataclasses.replace(done, stages=_stages(session, config, past))
-        run_id = session.ledger.stage("score", round=number)
+        run_id = session.ledger.stage("score", round=number, **_scoring(config))
         ranking, outcome = choose(session, pick(config, ScoreConfig, context=""), candidates, run_id=run_id)
         assert outcome is not None
         session.ledger.finish(run_id, result_of(ranking, outcome) | {"text": str(outcome)})
@@ -211,6 +212,12 @@ def _snapshot(config: LearnConfig, work: Path) -> str:
         return ""
     with Store.open(work / "store.db") as store:
         return new_snapshot(store, work, config.env, config.since)
+
+
+def _scoring(config: LearnConfig) -> dict[str, Any]:
+    """How contexts are ranked, as far as a person has said so; the other settings of the stage are those of play."""
+    names = ("by", "candidates", "confirm_tasks", "select_tasks")
+    return {name: value for name in names if (value := getattr(config, name)) != getattr(LearnConfig, name)}
 
 
 def _play_config(config: LearnConfig) -> PlayConfig:

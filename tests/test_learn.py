@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 
 from agentopcd import learn as learning
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import MARKER, Context
-from agentopcd.distil import check_method
+from agentopcd.distil import check_method, pilot
 from agentopcd.knowledge import Store, identify
 from agentopcd.knowledge.students import current_student, move_student
 from agentopcd.learn import WAYS, learn
@@ -83,6 +85,50 @@ def test_nothing_is_consolidated_when_nothing_was_confirmed(
     assert not one.confirmed and one.distilled is None
     assert any("nothing was confirmed, so nothing is consolidated" in line for line in said)
     assert not list(tmp_path.glob("runs/consolidate-*"))
+
+
+def test_rounds_choose_by_what_is_asked_for(config: LearnConfig, tmp_path: Path, unflagged: None) -> None:
+    by_reward = dataclasses.replace(config, by="reward", rounds=1, force=True, test_tasks=2)
+    (one,) = learn(by_reward, tmp_path, say=lambda line: None)
+    (again,) = learn(dataclasses.replace(by_reward, confirm_tasks=5), tmp_path, say=lambda line: None)
+    assert one.distilled and one.distilled.evaluation and one.distilled.evaluation.by == "reward" and again.distilled
+    with Store.open(tmp_path / "store.db") as store:
+        scored = [json.loads(row["result"])["confirmation"] for row in store.runs("score")]
+        assert [found["by"] for found in scored] == ["reward"] * 2
+        assert sorted(found["score"]["n"] for found in scored) == [5, 6], "the first ranking stays as it was"
+        (trained,) = store.runs("consolidate")
+        assert json.loads(trained["config"])["by"] == "reward"
+    with pytest.raises(ConfigError, match="no episode of math reports 'style'; wanted one of: success, reward"):
+        learn(dataclasses.replace(by_reward, by="style"), tmp_path / "other", say=lambda line: None)
+
+
+def test_play_that_begins_with_other_items_is_another_play(
+    config: LearnConfig, tmp_path: Path, unflagged: None
+) -> None:
+    said: list[str] = []
+    learn(config, tmp_path, say=said.append)
+    with Store.open(tmp_path / "store.db") as store:
+        first, second = (json.loads(row["config"]) for row in store.runs("play"))
+        assert "carried" not in first
+        carried = [store.get_context(id_) for id_ in second["carried"]]
+    assert f"{sum(len(one.lines) for one in carried)} items of the last round go on in the chains of this one" in said
+
+
+def test_a_pilot_that_fails_leaves_its_weights_to_nobody(
+    config: LearnConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def fails(assignment: Any, student: Any, *_: Any) -> None:
+        given.append(student)
+        raise TrainingError("the loss is not finite")
+
+    monkeypatch.setattr(sys.modules["agentopcd.distil"], "train_student", fails)
+    training = ConsolidateConfig(env="math", model=config.model, max_tokens=4)
+    with Session(training, tmp_path, say=lambda line: None) as session:
+        with pytest.raises(TrainingError, match="not finite"):
+            pilot(session, training, Context(f"{MARKER} Say it."))
+        assert session.loaded is not given[0]
 
 
 @pytest.mark.slow

@@ -143,7 +143,8 @@ def verdict(table: Evaluation) -> str:
     word = "better" if gain.low > 0 else "worse" if gain.high < 0 else "no difference"
     from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
 
-    said = f"the student against its base on test tasks: {gain}"
+    of = "" if table.by == "success" else f", {table.by}"
+    said = f"the student against its base on test tasks{of}: {gain}"
     twin = table.comparisons.get(f"student - {PLACEBO_STUDENT}")
     if twin is None or not twin.n:
         return f"verdict: {word}, {said}"

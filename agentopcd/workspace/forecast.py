@@ -162,7 +162,7 @@ def forecast(session: Session, config: ForecastConfig, context: Context, *, run_
     time = estimate(session, episodes=3 * tests, steps=DEFAULT.steps)
     return Forecast(
         context_id=context.id, by=by, gain=gain, beyond=beyond, moved=_moved(session, context, tasks, bench.setup),
-        smallest=smallest, time=time, past=past_trainings(session.store),
+        smallest=smallest, time=time, past=past_trainings(session.store, by),
     )  # fmt: skip
 
 
@@ -296,8 +296,9 @@ def _of_look(name: str, look: Row) -> str:
     return f"forecast: {advice}: {name} did not pass the confirm gate: {why}{figures} {number}"
 
 
-def past_trainings(store: Store) -> list[Past]:
-    """The trainings of this store, oldest first, of which the table has the gain in context and the student's.
+def past_trainings(store: Store, by: str = "success") -> list[Past]:
+    """The trainings of this store, oldest first, of which the table has the gain in context and the student's, by this
+    score.
 
     Both are of the same test tasks; the gain in context is measured before the training. What the context does beyond
     its placebo is that of its last look at confirm tasks, if there is one.
@@ -310,6 +311,8 @@ def past_trainings(store: Store) -> list[Past]:
         pairs = table.get("differences") or {}
         gain, student = (_given(pairs.get(f"{arm} - base")) for arm in ("in-context", "student"))
         if row["imported"] or config.get("placebo") or not table.get("graded", True) or gain is None or student is None:
+            continue
+        if table.get("by", "success") != by:
             continue
         looks = _looks(store, config.get("env"), str(config.get("context_id")))
         looks = [look for look in looks if look["model_id"] == config.get("model_id")]

@@ -297,7 +297,8 @@ def _kept(
     whole = True
     for env, had in abilities(session, parent_id).items():
         try:
-            with Session(_settings(session, had["run_id"]), session.work, say=session.say_once) as other:
+            settings, by = _settings(session, had["run_id"])
+            with Session(settings, session.work, say=session.say_once, by=by) as other:
                 if not other.game.graded:
                     notes.append(f"{env} was not asked: nothing is right or wrong there")
                     continue
@@ -325,8 +326,8 @@ def abilities(session: Session, parent_id: str) -> dict[str, Mapping[str, Any]]:
     return {env: row for env, row in rows.items() if row is not None and row["run_id"] is not None}
 
 
-def _settings(session: Session, run_id: int) -> PlayerConfig:
-    """How an earlier run played its environment, with the engine of this session.
+def _settings(session: Session, run_id: int) -> tuple[PlayerConfig, str]:
+    """How an earlier run played its environment, with the engine of this session, and what it chose by.
 
     Raises:
         ConfigError: another version wrote that run.
@@ -334,7 +335,7 @@ def _settings(session: Session, run_id: int) -> PlayerConfig:
     stored = read_object(session.store.run(run_id)["config"], f"the config of run {run_id}")
     here = session.config
     engine = {name: getattr(here, name) for name in ("engine", "server", "device", "compute")}
-    return dataclasses.replace(config_of(PlayerConfig, stored), model="", **engine)
+    return dataclasses.replace(config_of(PlayerConfig, stored), model="", **engine), stored.get("by", "")
 
 
 def _drift(session: Session, student: LoadedModel) -> tuple[Mean | None, list[str]]:

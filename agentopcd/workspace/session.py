@@ -55,6 +55,7 @@ class Session:
         progress: shows progress bars.
         snapshot: of an environment that is a recording, which copy to read; '': see
             :func:`agentopcd.workspace.recorded.open_recording`.
+        by: what is compared, where the verb's settings do not say it; '': the environment's choice.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class Session:
         say: Callable[[str], None] = print,
         progress: Progress = no_progress,
         snapshot: str = "",
+        by: str = "",
     ) -> None:
         self.config, self.work, self.say, self.progress = config, work, say, progress
+        self._by = getattr(config, "by", "") or by
         self.store = Store.open(work / "store.db")
         self.recording = recording_of(config.env)
         self.snapshot = open_recording(self.store, work, config, snapshot) if self.recording else ""
@@ -370,7 +373,7 @@ class Session:
     @property
     def by(self) -> str:
         """What contexts and checkpoints are chosen by: success, reward or a metric; a checkpoint also by distance."""
-        return getattr(self.config, "by", "") or (self.game.spec.judged_by if self.game.graded else "distance")
+        return self._by or (self.game.spec.judged_by if self.game.graded else "distance")
 
     # -- contexts -----------------------------------------------------------------------------------
 

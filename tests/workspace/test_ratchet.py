@@ -176,6 +176,12 @@ def test_what_the_lineage_had_elsewhere_must_be_kept(lab: Lab) -> None:
     assert kept.tests[1].rival == lab.ids["good"] and kept.tests[1].look == 3, "the third look at the first environment"
 
 
+def test_what_a_lineage_had_elsewhere_is_asked_by_the_score_that_it_was_chosen_by(lab: Lab) -> None:
+    lab.promote("good", "base", by="reward")
+    kept = lab.promote("both", "good", env=1, margin=0.3)
+    assert [(test.role, test.by) for test in kept.tests] == [("parent", "success"), ("had", "reward")]
+
+
 def test_too_few_tasks_to_show_that_nothing_is_lost_are_told(lab: Lab) -> None:
     lab.promote("good", "base")
     done = lab.promote("both", "good", env=1)  # 22 tasks, all alike: at worst -0.2

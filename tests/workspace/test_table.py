@@ -77,6 +77,15 @@ def test_differences_are_paired(session: Session) -> None:
     assert found["student - in-context"].p > 0.4
 
 
+def test_differences_are_of_what_the_session_chooses_by(session: Session) -> None:
+    by_success = run(session)
+    assert by_success.comparisons["student - base"].test == "mid_p" and "by" not in by_success.to_dict()
+    session._by = "reward"
+    found = run(session)
+    assert found.comparisons["student - base"].test == "sign_flip" and found.to_dict()["by"] == "reward"
+    assert "note: differences, and the share that is recovered, are of reward" in lines(found)
+
+
 def test_an_evaluation_is_played_once_and_read_back_after(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(session)
     monkeypatch.setattr(Player, "play", None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from agentopcd.core.stats import Comparison, Mean, Rate
 from agentopcd.core.types import Task
+from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arena, Arm, places_of
 from agentopcd.workspace.session import Session
 
@@ -20,6 +21,7 @@ class Stage:
     model_id: str
     promoted: bool
     rate: Rate | Mean
+    """Of success, or of the score that the rounds chose by."""
     to_first: Comparison | None
     """Against the first base; None for the base itself."""
 
@@ -42,12 +44,13 @@ def stages(session: Session, models: Sequence[tuple[str, str, bool]], tasks: Seq
     Args:
         models: label, model id, and whether it was promoted; the first base comes first.
     """
-    arena = Arena(session.env, session.setup(), "test", set(places_of(tasks)))
+    by = "success" if session.by == DISTANCE else session.by
+    arena = Arena(session.env, session.setup(), "test", set(places_of(tasks)), by)
     base = Arm(models[0][1])
     found = []
     for label, model_id, promoted in models:
         arm = Arm(model_id)
         pair = session.store.compare(arm, base, arena) if arm != base else None
-        rate = session.store.rate(arm, arena)
+        rate = session.store.rate(arm, arena) if by == "success" else session.store.counts([arm], arena)[arm].rate
         found.append(Stage(label=label, model_id=model_id, promoted=promoted, rate=rate, to_first=pair))
     return found

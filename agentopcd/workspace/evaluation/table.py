@@ -12,6 +12,7 @@ from typing import Any
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Comparison, Mean, Rate
 from agentopcd.core.types import EMPTY, Context, Job, Task
+from agentopcd.distillation.distance import DISTANCE
 from agentopcd.envs.floors import Floors, floors
 from agentopcd.knowledge import Arena, Arm, Place, places_of
 from agentopcd.models.load import LoadedModel
@@ -69,7 +70,7 @@ class Evaluation:
     split: str
     rows: list[TableRow]
     comparisons: dict[str, Comparison]
-    """Paired differences by name, such as ``student - base``."""
+    """Paired differences of ``by``, by name, such as ``student - base``."""
     floors: Floors | None
     overlap: tuple[int, float]
     """The number and the share of test tasks that are also in train or extract."""
@@ -87,6 +88,8 @@ class Evaluation:
     """What each row is, see :func:`agentopcd.workspace.evaluation.names.compared`."""
     header: Sequence[str] = ()
     """The same in words; not part of the JSON, because a workspace may be moved."""
+    by: str = "success"
+    """What is compared: success, reward or a metric."""
     distances: Distances | None = None
     """The distances to the model that sees the context, where they are what counts."""
 
@@ -112,6 +115,7 @@ class Evaluation:
             **({"compared": dict(self.compared)} if self.compared else {}),
             # Listed only where they say something, so that older runs read as they did.
             **({} if self.graded else {"graded": False}),
+            **({} if self.by == "success" else {"by": self.by}),
             **({} if self.distances is None else {"distances": self.distances.to_dict()}),
         }  # fmt: skip
 
@@ -147,7 +151,8 @@ def tabulate(
 ) -> Evaluation:
     """Build the table of a run from the stored episodes."""
     places, store = set(places_of(tasks, reps)), session.store
-    arena = Arena(session.env, setup, "test", places)
+    by = "success" if session.by == DISTANCE else session.by
+    arena = Arena(session.env, setup, "test", places, by)
     counts = store.counts([entry.arm for entry in entries], arena)
     rows = [
         TableRow(
@@ -166,6 +171,8 @@ def tabulate(
         ("student", "in-context"), ("student", "teacher"),
     ]  # fmt: skip
     notes = sorted({entry.note for entry in entries if entry.note})
+    if by != "success":
+        notes.append(f"differences, and the share that is recovered, are of {by}")
     if session.manifest.protocol == "shared":
         few = f"{session.manifest.distinct} tasks are too few to split"
         notes.append(f"{few}: selected, trained and reported on the same tasks, so this says nothing about other tasks")
@@ -193,6 +200,7 @@ def tabulate(
         seen=store.seen_before(session.env, {task.key for task in tasks}, run_id),
         compared=named,
         header=header(store, session.work, named),
+        by=by,
     )
 
 
