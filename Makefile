@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer, make and a Python package index; the first call builds .venv. reasoning-gym has
 # dependencies that come as source only: without a C compiler it is left out and its tests are skipped.
 #
-#   make demo    two rounds of play, extract, score, consolidate, evaluate: Frozen Lake on the built-in pocket
+#   make demo    play, extract, score, confirm, consolidate, evaluate: Frozen Lake on the built-in pocket
 #   make demo-real    the same circle on real weights (SmolLM2-135M-Instruct), in arithmetic
 #   make test    pytest, in two processes of one thread each
 #   make test-browser    the pages of report and view in Chromium, where it is installed
@@ -25,7 +25,7 @@ STAMP := .venv/.installed
 .PHONY: demo demo-real test test-browser test-vllm paper-mini lint docs docs-site clean
 
 demo: $(STAMP)
-	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --rounds 2 --steps 8 --select-every 4 --work demo-work
+	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --steps 8 --select-every 4 --work demo-work
 
 demo-real: $(STAMP)
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo-real.sh
