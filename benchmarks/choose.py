@@ -8,9 +8,9 @@
    (in --uniform of the repetitions, it is slower) by playing --uniform-tasks tasks with every context; the games are
    read from the matrix. What the chosen context is worth is its rate on the tasks that neither has seen: regret is what
    the best context has more there. Its confirmation on --confirm other tasks gives the coverage of the 95 % interval
-   (its placebo is not in the matrix and loses every game, which does not touch that interval). What it should cover, the
-   rate on the held-out tasks, is an estimate itself: a perfect interval covers less than 95 % of these, and how much is
-   printed beside it.
+   (its placebo is not in the matrix and loses every game, which does not touch that interval). What it should cover,
+   the rate on the held-out tasks, is an estimate itself: a perfect interval covers less than 95 % of these, and how
+   much is printed beside it.
 
 Add --json FILE for the figures.
 """
