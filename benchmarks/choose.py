@@ -8,7 +8,9 @@
    (in --uniform of the repetitions, it is slower) by playing --uniform-tasks tasks with every context; the games are
    read from the matrix. What the chosen context is worth is its rate on the tasks that neither has seen: regret is what
    the best context has more there. Its confirmation on --confirm other tasks gives the coverage of the 95 % interval
-   (its placebo is not in the matrix and loses every game, which does not touch that interval).
+   (its placebo is not in the matrix and loses every game, which does not touch that interval). What it should cover,
+   the rate on the held-out tasks, is an estimate itself: a perfect interval covers less than 95 % of these, and how
+   much is printed beside it.
 
 Add --json FILE for the figures.
 """
@@ -23,7 +25,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 
 from agentopcd import models
 from agentopcd.cli.options import progress
@@ -125,6 +127,11 @@ def repetition(matrix: Matrix, number: int, args: argparse.Namespace, method: Ca
     return Chosen(ranking.episodes, max(worth.values()) - worth[best.id], result, worth[best.id])  # type: ignore[attr-defined]
 
 
+def expected_coverage(n: int, held_out: int) -> float:
+    """How often a perfect 95 % interval of ``n`` tasks covers the rate on so many other tasks, which is noisy, too."""
+    return 2 * NormalDist().cdf(Z95 / sqrt(1 + n / held_out)) - 1
+
+
 def mean(values: Sequence[float]) -> str:
     half = Z95 * stdev(values) / sqrt(len(values)) if len(values) > 1 else float("nan")
     return f"{fmean(values):.4f} ± {half:.4f}"
@@ -156,12 +163,14 @@ def main() -> None:
         found["halving"].append(repetition(matrix, number, args, halving))
         if number < args.uniform:
             found["uniform"].append(repetition(matrix, number, args, score))
+    held_out = len(matrix.tasks) - max(args.select, args.uniform_tasks) - args.confirm
+    perfect = expected_coverage(args.confirm, held_out)
     for name, chosen in found.items():
         first, regrets = args.uniform, [one.regret for one in chosen]
         print(
             f"{name:8s} {fmean(one.episodes for one in chosen):8.0f} episodes  regret {mean(regrets[:first])} (first "
             f"{first} repetitions), {mean(regrets)} (all {len(chosen)})  confirmed interval covers "
-            f"{Rate(sum(one.covered for one in chosen), len(chosen))}"
+            f"{Rate(sum(one.covered for one in chosen), len(chosen))} (a perfect one: {perfect:.3f})"
         )
     if args.json:
         rows = {

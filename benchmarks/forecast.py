@@ -11,7 +11,10 @@ its row's `in-context` arm. What this can tell, and what it cannot:
 - The placebo in context and the divergence were not measured, so lines 1 and 4 of the rule are not applied.
 - Contexts that nobody thought useful are hardly among them. So it tells what the advice *train* is worth, and little
   about the others.
-- A training that stands in several tables counts once.
+- An arm that stands in several tables with the same figures counts once. One that was played again, with fewer seeds,
+  counts again.
+- Arms of one row, and of several rows, share a context: the trainings come from a few pairs of a model and a context,
+  and the calibration's intervals do not know of it. So the last line counts each pair as one observation.
 
 With workspaces it reads their stores instead, as `agentopcd forecast` does: paired intervals, and the placebo where the
 context was confirmed. Prints a line for each training, and the calibration.
@@ -22,12 +25,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from math import hypot
 from pathlib import Path
 from typing import Any
 
+from agentopcd.cli.paper.plan import RECIPES, read
 from agentopcd.core.calibration import Calibration, Past
-from agentopcd.core.stats import Difference, wilson
+from agentopcd.core.crossed import t_quantile
+from agentopcd.core.stats import Difference, Rate, ratio, wilson
 from agentopcd.knowledge import Store
 from agentopcd.workspace.forecast import past_trainings
 
@@ -65,6 +71,40 @@ def results() -> Iterator[Mapping[str, Any]]:
     return (json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOUND.glob("*.json")))
 
 
+def contexts() -> dict[str, tuple[str, str, str]]:
+    """Environment, model and context of each mini row, by the beginning of the names of its trainings."""
+    found = {}
+    for file in sorted(RECIPES.glob("*.toml")):
+        title, plans = read(file, "mini")
+        for plan in plans:
+            shared = plan.settings
+            named = plan.shown.get("in-context", ""), shared["env"], shared["model"]
+            found[f"{title.partition(':')[0]}, {plan.name}, "] = named
+    return found
+
+
+def by_context(past: list[Past], named: Mapping[str, tuple[str, ...]]) -> str:
+    """What the advice *train* was worth, with each pair of a model and a context as one observation."""
+
+    def pair(one: Past) -> tuple[str, ...]:
+        rows = [row for row in named if one.name.startswith(row)]
+        return named[max(rows, key=len)] if rows else (one.name,)
+
+    yes = sorted((one for one in past if one.advice == "train"), key=pair)
+    groups = [[*ones] for _, ones in groupby(yes, key=pair)]
+    if len(groups) < 2:
+        return "by context: fewer than two pairs of a model and a context with the advice train"
+    all_better = Rate(sum(all(one.gained for one in ones) for ones in groups), len(groups))
+    students = [sum(one.student.diff for one in ones) for ones in groups]
+    shown = [sum(one.gain.diff for one in ones) for ones in groups]
+    gained, low, high = ratio(students, shown, t_quantile(len(groups) - 1))
+    return (
+        f"by context: the {len(yes)} with the advice train come from {len(groups)} pairs of a model and a context; in "
+        f"{all_better.wins} of these every student became better ({all_better.rate:.0%} [{all_better.low:.0%}, "
+        f"{all_better.high:.0%}]), and they gained {gained:.2f} [{low:.2f}, {high:.2f}] times what their contexts did"
+    )
+
+
 def of_workspaces(folders: list[str]) -> list[Past]:
     """The trainings of several workspaces."""
     found: list[Past] = []
@@ -79,3 +119,5 @@ if __name__ == "__main__":
     for one in past:
         print(one)
     print("\n".join(Calibration.of(past).lines()))
+    if len(sys.argv) == 1:
+        print(by_context(past, contexts()))

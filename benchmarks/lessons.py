@@ -25,9 +25,10 @@ from typing import Any
 from agentopcd import models
 from agentopcd.cli.options import parse_env_args, progress
 from agentopcd.core.config import PlayConfig
+from agentopcd.core.crossed import t_quantile
 from agentopcd.core.errors import AgentOpcdError, ConfigError, did_you_mean
 from agentopcd.core.runs import write_json
-from agentopcd.core.stats import Z95, Mean, Rate
+from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.types import EMPTY, MARKER, Context, Job
 from agentopcd.knowledge import placebo, places_of, subsets
 from agentopcd.knowledge.extract import TEMPLATES
@@ -117,7 +118,7 @@ def summary(rows: Sequence[Lesson], base: Rate | Mean) -> list[str]:
     """What came out, as lines for people."""
     share = Rate(sum(row.says_something for row in rows), len(rows))
     gains = [row.difference for row in rows]
-    half = Z95 * stdev(gains) / sqrt(len(gains)) if len(gains) > 1 else float("nan")
+    half = t_quantile(len(gains) - 1) * stdev(gains) / sqrt(len(gains)) if len(gains) > 1 else float("nan")
     lines = [
         f"without a lesson: {base}",
         f"a lesson alone {fmean(row.success for row in rows):.3f}, its placebo "

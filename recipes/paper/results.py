@@ -9,10 +9,11 @@ import json
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentopcd.cli.paper.plan import RECIPES, read
 from agentopcd.cli.paper.verdicts import judged
@@ -43,14 +44,19 @@ Written by `recipes/paper/results.py` from `docs/results/*.json`, which `make pa
 `agentopcd reproduce RECIPE --size mini`, on two cores, resumable. The page sets what the paper (arXiv:2602.12275)
 claims and published for its own models beside what we saw with small ones.
 
-- **Success** is on test tasks, without the context except for `in-context`, over all training seeds. The checkpoint was
-  chosen on `select`.
+- **Success** is on test tasks, over all training seeds. `base` and students are shown no context; `in-context`,
+  `filtered` and `N episodes` are the base with one. The checkpoint was chosen on `select`.
 - **Intervals** (95 %) are over training seeds and test tasks together: other seeds and other tasks could have been
-  drawn. Where each seed draws another chain of experience, they are over chains and tasks. How:
-  `agentopcd/core/crossed.py`; how often such an interval is wrong: `python -m benchmarks.false_verdicts`.
+  drawn. Where each seed draws another chain of experience, they are over chains and tasks. Where neither arm was
+  trained, a seed is only a repetition, with other noise in the replies. Own notes and chains of a row all come from one
+  run of play (one seed), so no interval covers another run. How: `agentopcd/core/crossed.py`; how often such an
+  interval is wrong: `python -m benchmarks.false_verdicts`.
 - **A verdict** takes four training seeds, and eight chains where seeds draw chains. Above 0 it is "reproduced", below 0
   "refuted", else undecided. Our models, contexts and sizes are not the paper's: a refuted claim is refuted here.
-- **Files from before outcomes were kept** have intervals over tasks alone, marked †. They decide nothing.
+- **Files from before outcomes were kept** have intervals over tasks alone, marked †. They decide nothing. They are also
+  older than the recipes, which now take four seeds, and eight chains where seeds draw chains: the command gives other
+  figures today. How many seeds a file has stands with each row. Three files hold the first seed of a run that was
+  stopped, as their notes say.
 - **Anyone can compute it again**: `python -m recipes.paper.recompute docs/results/*.json`. The files hold who won what,
   by arm, seed and task; those marked † do not.
 - **Entropy and KL** are of the arm's own replies to the first 64 test tasks (first training seed), in nats a token.
@@ -71,35 +77,105 @@ the paper:
 What is not built in is which of two students is better, whether the player's own notes are true, and what is forgotten.
 SmolLM2-135M is a language model that others trained. Both are far from the sizes of the paper.
 """
+PLAYED_AGAIN = {
+    "Placebo students, Frozen Lake 4x4, own notes": "Table 2, Frozen Lake 4x4, own notes",
+    "Placebo students, Frozen Lake 4x4, a person's sentences": "A person's sentences, Frozen Lake 4x4",
+    "Notes per turn, Frozen Lake 4x4, own notes": "Table 2, Frozen Lake 4x4, own notes",
+}
+"""Rows without outcomes, and the rows of whose first seed they are a repetition: model, context, settings and seed of
+the arms that both have are the same, which their figures cannot show."""
 Claim = Mapping[str, Any]
 """A claim of a row with its verdict: see :func:`claims`."""
+Games = frozenset[tuple[str, str, int, str]]
+"""Seed, task, which game of the task, and how it ended."""
+
+
+class Seen(NamedTuple):
+    """What says whether two measurements are the same games."""
+
+    about: tuple[Any, ...]
+    figures: tuple[Any, ...]
+    games: Sequence[Games] = ()
+    """Those of each arm; empty where the file has none."""
+
+    def among(self, other: Seen) -> bool:
+        """Whether all of it is in the other one: game by game, or by equal figures where a file has no outcomes."""
+        if self.about != other.about:
+            return False
+        if self.games and other.games:
+            return all(mine <= theirs for mine, theirs in zip(self.games, other.games, strict=True))
+        return self.figures == other.figures
+
+
+def games(row: Mapping[str, Any], arms: Iterable[str], kept: str = "outcomes") -> list[Games]:
+    """The games of some arms; empty if the file does not have all of them."""
+    given, found = row.get(kept) or {"tasks": [], "arms": {}}, []
+    for arm in arms:
+        played: set[tuple[str, str, int, str]] = set()
+        for seed, signs in given["arms"].get(arm, {}).items():
+            times: Counter[str] = Counter()
+            for task, sign in zip(given["tasks"], signs, strict=True):
+                times[task] += 1
+                played |= {(seed, task, times[task], sign)} if sign != "-" else set()
+        found.append(frozenset(played))
+    return found if all(found) else []
+
+
+def owners(seen: Sequence[Seen]) -> list[int | None]:
+    """For each measurement, another one that holds all its games: the first that is in no other; None: none does."""
+    holders = [
+        [j for j, other in enumerate(seen) if j != i and one.among(other) and (j < i or not other.among(one))]
+        for i, one in enumerate(seen)
+    ]
+    return [next((j for j in some if not holders[j]), None) for some in holders]
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    return f"{row['title'].partition(':')[0]}, {row['row']}"
+
+
+def again(row: Mapping[str, Any]) -> str:
+    """The row of whose first seed a row is a repetition, if it has no outcomes that say so."""
+    return "" if "outcomes" in row else PLAYED_AGAIN.get(row_name(row), "")
 
 
 def claims(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every claim of all rows; ``on`` names the task that was not taught, and ``same`` the claim with the same data."""
+    """Every claim of all rows; ``on`` names the task that was not taught, and ``same`` the row with the same games."""
     out: list[dict[str, Any]] = []
-    first: dict[tuple[Any, ...], str] = {}
+    seen: list[Seen] = []
     for row in rows:
         measured = set(row["paper"]) - {"what"}
-        for name, on in (("findings", ""), ("probe_findings", row["probe_env"])):
+        for name, kept, on in (("findings", "outcomes", ""), ("probe_findings", "probe_outcomes", row["probe_env"])):
             for one in row[name]:
-                mine = f"{row['title'].partition(':')[0]}, {row['row']}"
-                data = (row["env"], row["model"], on, one["claim"], one["difference"], one["n"])
+                arms = one["claim"].split(" > ")
                 papers = row["title"].startswith(("Table", "Figure"))
                 out.append({
-                    "row": mine, "on": on, "claim": one["claim"], "verdict": one["verdict"],
-                    "paper": papers and (not measured or set(one["claim"].split(" > ")) <= measured),
-                    "same": first.get(data, ""), "difference": interval(one) + " †" * ("outcomes" not in row),
-                    "over": over(one), "n": one["n"],
+                    "row": row_name(row), "on": on, "claim": one["claim"], "verdict": one["verdict"],
+                    "paper": papers and (not measured or set(arms) <= measured),
+                    "difference": interval(one) + " †" * ("outcomes" not in row),
+                    "over": over(one, row), "n": one["n"], "again": again(row),
                 })  # fmt: skip
-                first.setdefault(data, mine)
+                figures = one["difference"], one["n"], *(figures_of(row, arm) for arm in arms)
+                seen.append(Seen((row["env"], row["model"], on, one["claim"]), figures, games(row, arms, kept)))
+    known = {(one["row"], one["on"], one["claim"]) for one in out}
+    for one, owner in zip(out, owners(seen), strict=True):
+        longer = one.pop("again")
+        repeated = longer if (longer, one["on"], one["claim"]) in known else ""
+        one["same"] = repeated or ("" if owner is None else out[owner]["row"])
     return out
 
 
-def over(one: Mapping[str, Any]) -> str:
-    """What the interval of a claim is over."""
-    chains = f"{one['chains']} chains" if one.get("chains") else f"{one.get('seeds', 0)} seeds"
-    return f"{chains}, {one['tasks']} tasks"
+def figures_of(row: Mapping[str, Any], arm: str) -> tuple[Any, ...]:
+    """What two arms without outcomes have in common only if they are the same games."""
+    rate = row["rates"].get(arm, {})
+    return rate.get("success"), rate.get("n"), row["reply_tokens"].get(arm)
+
+
+def over(one: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """What the interval of a claim is over. Without a trained arm, a seed is but a repetition."""
+    number, trained = one.get("seeds", 0), row["curves"].keys() & set(one["claim"].split(" > "))
+    each = f"{number} {'seed' if trained else 'repetition'}{'s' * (number != 1)}"
+    return f"{one['chains']} chains, {one['tasks']} tasks" if one.get("chains") else f"{each}, {one['tasks']} tasks"
 
 
 def page(rows: Iterable[Mapping[str, Any]], before: Sequence[Claim]) -> str:
@@ -176,17 +252,23 @@ def table(title: str, found: Iterable[Claim]) -> str:
 
 def twice(rows: Iterable[Mapping[str, Any]], now: Iterable[Claim]) -> str:
     """What stands in several tables and is one measurement."""
-    lines = ["\n## Counted once\n", "Recipes share what they train. These are the same games, not a second sample:\n"]
+    rows = list(rows)
+    lines = [
+        "\n## Counted once\n",
+        "Recipes share what they train. These are the same, or part of the same, games, and not a second sample:\n",
+    ]
     lines += [f"- {one['row']}: {named(one)} is that of {one['same']}" for one in now if one["same"]]
-    first: dict[tuple[Any, ...], str] = {}
+    arms = [(row, arm) for row in rows for arm in row["rates"]]
+    seen = [Seen((row["env"], row["model"]), figures_of(row, arm), games(row, [arm])) for row, arm in arms]
+    shared: dict[tuple[str, str], list[str]] = {}
+    for (row, arm), owner in zip(arms, owners(seen), strict=True):
+        if owner is not None and (theirs := row_name(arms[owner][0])) != row_name(row):
+            shared.setdefault((row_name(row), theirs), []).append(arm)
+    lines += [f"- {one}: the figures of {', '.join(some)} are those of {it}" for (one, it), some in shared.items()]
     for row in rows:
-        mine = f"{row['title'].partition(':')[0]}, {row['row']}"
-        shared: dict[str, list[str]] = {}
-        for arm, rate in row["rates"].items():
-            games = (row["env"], row["model"], rate["success"], rate["n"], row["reply_tokens"][arm])
-            if (owner := first.setdefault(games, mine)) != mine:
-                shared.setdefault(owner, []).append(arm)
-        lines += [f"- {mine}: the figures of {', '.join(arms)} are those of {owner}" for owner, arms in shared.items()]
+        longer = [other for other in rows if row_name(other) == again(row)]
+        both = [arm for arm in row["rates"] if any(arm in other["rates"] for other in longer)]
+        lines += [f"- {row_name(row)}: {', '.join(both)} are the first seed of {again(row)}, played again"] * bool(both)
     return "\n".join(lines) + "\n"
 
 
@@ -226,8 +308,8 @@ def section(row: Mapping[str, Any]) -> str:
             f"{row['reply_tokens'][arm]:.1f} | {moved} |{beside}"
         )
     lines.append("")
-    lines += [f"- {claim(one)}" for one in row["findings"]]
-    lines += [f"- on {row['probe_env']}, which nobody taught: {claim(one)}" for one in row["probe_findings"]]
+    lines += [f"- {claim(one, row)}" for one in row["findings"]]
+    lines += [f"- on {row['probe_env']}, which nobody taught: {claim(one, row)}" for one in row["probe_findings"]]
     lines.append(f"- floors: {row['floors']}")
     lines += [f"- note: {row['note']}"] if row["note"] else []
     for arm, one in row["chosen_on_test"].items():
@@ -288,9 +370,9 @@ def plot(row: Mapping[str, Any]) -> None:
     figure.savefig(PLOTS / plot_name(row), dpi=110)
 
 
-def claim(one: Mapping[str, Any]) -> str:
-    games = f"won {one['wins']}, lost {one['losses']} of {one['n']} games; " if "wins" in one else ""
-    return f"{one['claim']}: **{one['verdict']}**, {interval(one)} ({games}{over(one)})"
+def claim(one: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    won = f"won {one['wins']}, lost {one['losses']} of {one['n']} games; " if "wins" in one else ""
+    return f"{one['claim']}: **{one['verdict']}**, {interval(one)} ({won}{over(one, row)})"
 
 
 def interval(one: Mapping[str, Any]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import random
 
+import pytest
+
 from agentopcd.core.types import EMPTY, MARKER, Context, Task
 from agentopcd.knowledge import halving, score
 from benchmarks import choose, null_rounds
@@ -40,6 +42,14 @@ def test_a_wrong_choice_costs_what_the_best_one_has_more() -> None:
     tasks = random.Random("order 0").sample(world.tasks, 400)[120 + 60 :]
     wanted = world.rate(world.contexts[1], tasks) - world.rate(world.contexts[0], tasks)
     assert choose.repetition(world, 0, ARGS, worst).regret == wanted > 0.5
+
+
+def test_a_perfect_interval_covers_a_noisy_truth_less_often() -> None:
+    assert choose.expected_coverage(64, 216) == pytest.approx(0.9148, abs=1e-4)
+    rng = random.Random(0)
+    drawn = [(rng.gauss(0, 1 / 64**0.5), rng.gauss(0, 1 / 216**0.5)) for _ in range(20_000)]
+    covered = sum(abs(seen - truth) < 1.96 / 64**0.5 for seen, truth in drawn) / len(drawn)
+    assert covered == pytest.approx(choose.expected_coverage(64, 216), abs=0.006)
 
 
 def test_ten_null_rounds_share_their_looks() -> None:

@@ -32,6 +32,23 @@ def test_every_training_counts_once_under_whatever_name() -> None:
     assert (calibration.trained.wins, calibration.trained.n, calibration.other.wins) == (1, 2, 1)
 
 
+def test_trainings_that_share_a_context_are_one_observation() -> None:
+    rows = [row("T1", 60, opcd=55, seqkd=12), row("T2", 60, tail=70), row("T3", 60, opcd=50, more=65)]
+    named = {"T1, R, ": ("notes", "e", "m"), "T2, R, ": ("notes", "e", "m"), "T3, R, ": ("other", "e", "m")}
+    said = forecast.by_context(forecast.of_results(iter(rows)), named)
+    assert "the 5 with the advice train come from 2 pairs" in said
+    assert "in 1 of these every student became better (50% [9%, 91%])" in said  # Wilson's of 1 in 2
+    # (45 + 2 + 60 + 40 + 55) / 250; the pairs are 14.2 from it, so 12.706 · √(2 · 2 · 14.2²) / 250 to each side.
+    assert "gained 0.81 [-0.64, 2.25] times" in said
+    assert "fewer than two" in forecast.by_context(forecast.of_results(iter(rows[:1])), named)
+
+
+def test_every_training_of_the_tables_has_its_context() -> None:
+    named = forecast.contexts()
+    for one in forecast.of_results(forecast.results()):
+        assert any(one.name.startswith(row) for row in named), one.name
+
+
 def test_the_interval_of_two_independent_rates() -> None:
     """Newcombe 1998, Statist. Med. 17, 873, table II, method 10: 56/70 against 48/80."""
     found = forecast.apart(rate(56, 70), rate(48, 80))

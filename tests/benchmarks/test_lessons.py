@@ -77,4 +77,4 @@ def test_the_summary_counts_lessons() -> None:
     lines = "\n".join(lessons.summary(rows, Rate(1, 10)))
     assert f"say something (p < 0.05 against the placebo): {Rate(1, 3)}" in lines
     assert f"value above 0 among the others (95 % interval): {Rate(1, 2)}" in lines
-    assert "difference +0.200 [-0.099, +0.499] (mean of 3 lessons)" in lines  # 1.96 · 0.2646 / √3
+    assert "difference +0.200 [-0.457, +0.857] (mean of 3 lessons)" in lines  # 4.303 · 0.2646 / √3

@@ -60,6 +60,14 @@ def test_a_calibration_counts_what_came_of_each_advice() -> None:
     assert found.lines()[0].startswith("calibration on 5 earlier trainings: of 2 with the advice train, 1 students")
 
 
+def test_a_few_trainings_have_the_interval_of_student() -> None:
+    handed = Calibration.of([past(HELPS, HELPS), past(HELPS, ends(0.05, 0.25))]).handed
+    assert handed is not None
+    # Gains 0.3 and 0.15 over 0.3 each: 0.75, and 0.075 and -0.075 from it; 12.706 for one degree of freedom.
+    half = 12.706 * (2 * (0.075**2 + 0.075**2)) ** 0.5 / 0.6
+    assert (handed.low, handed.high) == (pytest.approx(0.75 - half, rel=1e-3), pytest.approx(0.75 + half, rel=1e-3))
+
+
 def test_the_prediction_scales_the_gain_in_context() -> None:
     one = Calibration.of([past(HELPS, ends(0.2, 0.4))])
     assert one.predicted(ends(0.2, 0.4)) == (pytest.approx(0.3), None, None)  # of one training: no interval

@@ -65,6 +65,59 @@ def test_the_same_games_are_counted_once(script: ModuleType) -> None:
     assert text.count(f"| Table 6, R | {CD} |") == 0
 
 
+def played(**signs: str) -> dict[str, Any]:
+    """Outcomes of two seeds on two tasks, the first of which is played twice."""
+    by_seed = {arm: dict(zip("01", both.split(), strict=False)) for arm, both in signs.items()}
+    return {"tasks": ["a", "a", "b"], "arms": by_seed}
+
+
+def test_part_of_the_same_games_is_found_game_by_game(script: ModuleType) -> None:
+    one, cd = "opcd", "context-distillation"
+    first = row_of("Placebo: x", outcomes=played(**{one: "110", cd: "100"}))
+    both = row_of("Table 2: y", outcomes=played(**{one: "110 011", cd: "100 001"}))
+    for row in (first, both):
+        row["rates"][cd], row["reply_tokens"][cd] = row["rates"][one], 2.0
+        row["probe_findings"] = []
+    first["findings"][0] |= {"difference": 0.3, "n": 3}  # other figures, though they are among the same games
+    assert [found["same"] for found in script.claims([first, both])] == ["Table 2, R", ""]
+    assert [found["same"] for found in script.claims([both, first])] == ["", "Table 2, R"]
+    text = script.twice([first, both], script.claims([first, both]))
+    assert "- Placebo, R: the figures of opcd, context-distillation are those of Table 2, R" in text
+    # Equal figures, and other games: the second seed of one of them won another task.
+    other: dict[str, Any] = {**copy.deepcopy(both), "title": "Table 6: z"}
+    other["outcomes"]["arms"][cd]["1"] = "010"
+    assert [found["same"] for found in script.claims([both, other])] == ["", ""]
+
+
+def test_figures_alone_are_the_same_only_with_those_of_both_arms(script: ModuleType) -> None:
+    rows = [
+        row_of("Table 2: x"),
+        row_of("Table 6: y", rates={"opcd": {"success": 0.6, "low": 0.4, "high": 0.7, "n": 36}}),
+    ]
+    assert not any(found["same"] for found in script.claims(rows))
+
+
+def test_a_first_seed_that_was_played_again_is_no_second_sample(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "PLAYED_AGAIN", {"Placebo, R": "Table 2, R"})
+    short, long = row_of("Placebo: x", seeds=[0]), row_of("Table 2: y")
+    short["findings"][0]["difference"] = short["rates"]["opcd"]["success"] = 0.3
+    assert not any(found["same"] for found in script.claims([short, long])), "it has outcomes, and they say otherwise"
+    del short["outcomes"]
+    assert script.claims([short, long])[0]["same"] == "Table 2, R"
+    assert "- Placebo, R: opcd are the first seed of Table 2, R, played again" in script.twice([short, long], [])
+
+
+def test_seeds_of_untrained_arms_are_repetitions(script: ModuleType) -> None:
+    row = row_of("Table 2: x")
+    found = row["findings"][0]
+    assert script.over(found, row) == "4 seeds, 9 tasks"
+    assert script.over(found | {"claim": "in-context > base"}, row) == "4 repetitions, 9 tasks"
+    assert script.over(found | {"claim": "in-context > base", "seeds": 1}, row) == "1 repetition, 9 tasks"
+    assert script.over(found | {"claim": "in-context > base", "chains": 8}, row) == "8 chains, 9 tasks"
+
+
 def test_an_arm_that_the_paper_has_no_figure_of_is_our_own(script: ModuleType) -> None:
     (one, _) = script.claims([row_of("Table 5: x", paper={"what": "w", "opcd": 12.5})])
     assert not one["paper"]
