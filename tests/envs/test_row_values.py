@@ -233,6 +233,18 @@ def test_named_columns_keep_their_choices() -> None:
     assert [found.gold for found in rows_from(numbered, "stem", "key")] == ["A", "B"]
 
 
+def test_choices_are_shown_where_checks_or_a_grader_decide() -> None:
+    row = {"question": "2+5?", "choices": ["6", "7"], "answer": 1}
+    shown = "2+5?\nA. 6\nB. 7"
+    (found,) = rows_from([row], free=True)
+    assert (found.prompt, found.gold, found.kind) == (shown, "", "checks")
+    assert one(**row, checks={"max_words": 1}).prompt == shown
+    (found,) = rows_from([{**row, "question": shown}], free=True)
+    assert found.prompt == shown
+    (found,) = rows_from([{"question": "2+5?", "options": {"temperature": 0}}], free=True)  # no choices
+    assert found.prompt == "2+5?"
+
+
 def test_choices_that_the_question_lists_are_not_listed_twice() -> None:
     text = "2+5?\n(A) 6\n(B) 7"
     assert one(question=text, choices=["6", "7"], answer="B").prompt == text

@@ -325,6 +325,7 @@ def _own(prompt_key: str | None, answer_key: str | None, *, free: bool) -> Reade
             if isinstance(wanted, Mapping):
                 wanted = {name: value for name, value in wanted.items() if not missing(value)}
             checks = {} if blank(wanted) else known_checks(wanted)
+            prompt = choices.with_listed(prompt, row)
             return QuestionRow(prompt=prompt, gold="", kind="checks", checks=tuple(checks.items()))
         gold, *also = answers_of(_first(row, answers, "answer", "answer_key")) or ("",)
         return QuestionRow(prompt=prompt, gold=gold, also=tuple(also))
