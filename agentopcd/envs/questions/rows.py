@@ -44,7 +44,7 @@ from agentopcd.envs.questions.answers import same
 from agentopcd.envs.questions.files import Raw, read_rows, row_files
 from agentopcd.envs.questions.grading import find_answer, grade_choice
 from agentopcd.envs.questions.text_checks import known_checks
-from agentopcd.envs.questions.values import answers_of, blank, missing, plain, question_of
+from agentopcd.envs.questions.values import answers_of, blank, missing, plain, question_of, unlike
 from agentopcd.envs.views import hash_prompt
 
 PROMPT_KEYS = ("prompt", "problem", "question", "input", "instruction")
@@ -150,7 +150,7 @@ def _questions(
     own = _own(prompt_key, answer_key, free=free) if free or prompt_key or answer_key else None
     readers = _readers([row for _, _, row in raw], (answer_key,) if answer_key else choices.RIGHT)
     rows: dict[str, QuestionRow] = {}
-    conflicting = 0
+    conflicting, other = 0, ""
     for name, given, entry in raw:
         try:
             row = _checked(_with_choices(own(entry), entry, readers) if own else _reader(entry, readers)(entry), entry)
@@ -163,7 +163,10 @@ def _questions(
             kept = rows[key] = dataclasses.replace(kept, split=row.split)
         if row.split and kept.split != row.split:
             raise TaskLeak(f"{name} puts a question of {kept.split!r} in {row.split!r}: it is in both")
-        conflicting += kept.gold != row.gold
+        conflicting += {kept.gold, *kept.also} != {row.gold, *row.also}
+        other = other or ("checks" if kept.checks != row.checks else unlike(kept.source, row.source) if free else "")
+    if other:
+        warnings.warn(f"some repeated questions have another {other!r}; the first row of each counts", stacklevel=2)
     if conflicting:
         warnings.warn(f"{conflicting} repeated questions have another answer; the first counts", stacklevel=2)
     elif (repeated := len(raw) - len(rows)) > len(rows):
