@@ -268,6 +268,17 @@ def test_a_file_may_mix_layouts() -> None:
     ]  # fmt: skip
 
 
+def test_a_text_with_a_label_may_have_a_question_of_its_own() -> None:
+    review = {"question": "Is this review positive? 1 or 0.", "text": "Great film", "label": 1}
+    mine, tweet = rows_from([review, TWEET])
+    assert (mine.prompt, mine.gold) == ("Great film\n\nIs this review positive? 1 or 0.", "1")
+    assert tweet.actions.startswith("Is this text offensive?")
+    whole = {"prompt": "Say yes or no: Great film?", "text": "Great film", "label": True}
+    assert [(row.prompt, row.gold) for row in rows_from([whole])] == [(whole["prompt"], "yes")]
+    listed = {**review, "question": "Is it good?", "choices": ["no", "yes"], "answer": "B"}
+    assert one(**listed).prompt == "Great film\n\nIs it good?\nA. no\nB. yes"
+
+
 def test_a_table_of_mixed_layouts_has_empty_cells() -> None:
     columns = dict.fromkeys((*TWEET, *HATE, *ETHOS, "question", "answer", "checks", "cop", "opa"))
     mixed = [columns | row for row in (TWEET, HATE, ETHOS, {"question": "2+5?", "answer": "7"})]

@@ -11,7 +11,7 @@ MMLU, ARC, RACE           ``question``, ``choices`` or           letter, text or
                           ``options``, or ``A`` … ``D``          :mod:`.choices`
 HateCheck                 ``test_case``                          ``label_gold``: hateful, non-hateful
 ETHOS                     ``comment``                            ``isHate``, a share, cut at 0.5
-TweetEval (yes or no)     ``text``                               ``label``: 0 or 1
+TweetEval, "offensive?"   ``text``, without a question           ``label``: 0 or 1
 IF-Eval                   ``prompt``                             none: ``instruction_id_list``, ``kwargs``
 your own                  first of ``prompt, problem,            first of ``reward_model.ground_truth,
                           question, input, instruction``         answer, solution, target, label, answers``
@@ -24,6 +24,9 @@ A row may hold what the environment says after the reply, in words meant for the
 An ``instruction`` beside the question stands before it, and so does the ``passage`` (``context``, ``article``,
 ``paragraph``) that a ``question`` is about. A right answer may be text, a number, true or false (yes or no), a list of
 texts that are all right, or an object that holds one of these. The rest is refused, with the number of its row.
+
+A ``text`` with a ``label`` of 0 or 1 and no question is read as TweetEval's; give other such files, film reviews for
+example, a column ``question``, which then stands below the text.
 """
 
 from __future__ import annotations
@@ -255,6 +258,8 @@ def _reader(row: Raw, readers: _Readers) -> Reader:
     if _has(row, "comment") and "isHate" in row:
         return _ethos
     if readers.tweets and _has(row, "text", "label"):
+        if any(_has(row, key) for key in PROMPT_KEYS):
+            return lambda row: _about_text(row, readers)
         return lambda row: _yes_no(row["text"], bool(_flag(row["label"])), "offensive")
     if choices.listed(row) is not None and any(_has(row, key) for key in PROMPT_KEYS):
         return lambda row: readers.choice(_question(row), row)
@@ -294,6 +299,13 @@ def _ifeval(row: Raw) -> QuestionRow:
 
 def _choice(found: choices.Choice) -> QuestionRow:
     return QuestionRow(prompt=found.prompt, gold=found.letter, kind="choice", actions=choices.ACTIONS)
+
+
+def _about_text(row: Raw, readers: _Readers) -> QuestionRow:
+    """A question about the ``text`` beside it."""
+    text, rest = question_of(row["text"]), {key: value for key, value in row.items() if key != "text"}
+    read = _reader(rest, readers)(rest)
+    return read if text in read.prompt else dataclasses.replace(read, prompt=f"{text}\n\n{read.prompt}")
 
 
 def _hatecheck(row: Raw) -> QuestionRow:
