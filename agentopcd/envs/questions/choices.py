@@ -206,8 +206,9 @@ def with_listed(question: str, row: Raw) -> str:
         found = listed(row)
     except EnvError:  # a column of that name that holds something else
         return question
-    shown = found is None or all(one in question for one in found.texts)
-    return question if shown else _shown(question, found.texts)
+    if found is None or all(one in question for one in found.texts):
+        return question
+    return _shown(question, found.texts)
 
 
 def _shown(question: str, texts: Sequence[str]) -> str:
