@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,23 @@ def test_repeated_questions_count_once_and_conflicts_are_told() -> None:
         rows_from([*same, {"question": "a b?", "answer": "2"}])
     with pytest.warns(UserWarning, match="2 of 3 rows repeat"):
         rows_from([*same, same[0]])
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "free", "says"),
+    [
+        ({"answer": ["1", "2"]}, {"answer": ["1", "3"]}, False, "1 repeated questions have another answer"),
+        ({"checks": {"max_words": 1}}, {"checks": {"max_words": 9}}, False, "have another 'checks'; the first row"),
+        ({"wanted": "red"}, {"wanted": "blue"}, True, "have another 'wanted'; the first row"),
+        ({"answer": ["1", "2"]}, {"answer": ["2", "1"]}, False, ""),
+        ({"wanted": None, "split": "train"}, {"wanted": "", "split": ""}, True, ""),
+    ],
+)
+def test_repeated_questions_that_ask_for_something_else_are_told(one: Any, two: Any, free: bool, says: str) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert len(rows_from([{"question": "A  b?", **one}, {"question": "a b?", **two}], free=free)) == 1
+    assert [says in str(warning.message) for warning in told] == ([True] if says else [])
 
 
 def test_an_own_grader_and_own_words() -> None:
