@@ -207,7 +207,7 @@ def _whole(value: Any, schemas: Sequence[Mapping[str, Any]]) -> Any:
     forms = [form for schema in schemas for form in schema.get("anyOf", [schema])]
     match value:
         case float() if value.is_integer():
-            types = [form["type"] for form in forms]
+            types = [form.get("type", "number") for form in forms]  # without a type, as it was written
             kinds = {kind for one in types for kind in ([one] if isinstance(one, str) else one)}
             return int(value) if "integer" in kinds and "number" not in kinds else value
         case list():
