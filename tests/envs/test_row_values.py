@@ -277,10 +277,15 @@ def test_the_wording_of_the_paper_s_safety_prompt_is_graded_as_it_asks() -> None
     [
         ({"comment": "b", "isHate": "no"}, "isHate must be a share from 0 to 1, got 'no'"),
         ({"comment": "b", "isHate": math.nan}, "isHate must be a share"),
+        ({"comment": "b", "isHate": 10**400}, "isHate must be a share"),
         ({"test_case": "b"}, "label_gold must be hateful or non-hateful, got None"),
         ({"text": "b", "label": 3}, "no question in a row"),
         ({"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": ""}, "cop must be a whole number"),
         ({"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": "B"}, "cop must be a whole number"),
+        (
+            {"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": 10**400},
+            "cop must be a whole number",
+        ),
     ],
 )
 def test_a_bad_label_is_refused_with_its_row(row: dict[str, Any], says: str) -> None:

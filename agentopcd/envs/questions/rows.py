@@ -303,7 +303,7 @@ def _hatecheck(row: Raw) -> QuestionRow:
 def _ethos(row: Raw) -> QuestionRow:
     try:
         share = float(row["isHate"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         share = -1.0
     if not 0 <= share <= 1:
         raise EnvError(f"isHate must be a share from 0 to 1, got {row['isHate']!r:.40}")

@@ -150,7 +150,7 @@ def whole(value: Any, name: str) -> int:
     """
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not number.is_integer():
         raise EnvError(f"{name} must be a whole number, got {value!r:.40}")
