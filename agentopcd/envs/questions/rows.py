@@ -151,6 +151,7 @@ def _questions(
     readers = _readers([row for _, _, row in raw], (answer_key,) if answer_key else choices.RIGHT)
     rows: dict[str, QuestionRow] = {}
     conflicting = 0
+    cased: list[str] = []
     for name, given, entry in raw:
         try:
             row = _checked(_with_choices(own(entry), entry, readers) if own else _reader(entry, readers)(entry), entry)
@@ -164,9 +165,14 @@ def _questions(
         if row.split and kept.split != row.split:
             raise TaskLeak(f"{name} puts a question of {kept.split!r} in {row.split!r}: it is in both")
         conflicting += kept.gold != row.gold
+        cased += [name] if kept.gold != row.gold and kept.prompt != row.prompt else []
+    conflicting -= len(cased)
+    if cased:
+        told = f"{len(cased)} questions with another answer (the first: {cased[0]}) differ from an earlier one only in"
+        warnings.warn(f"{told} capitals or spaces, which makes one task of them; the first counts", stacklevel=2)
     if conflicting:
         warnings.warn(f"{conflicting} repeated questions have another answer; the first counts", stacklevel=2)
-    elif (repeated := len(raw) - len(rows)) > len(rows):
+    elif (repeated := len(raw) - len(rows) - len(cased)) > len(rows):
         warnings.warn(f"{repeated} of {len(raw)} rows repeat a question and were left out", stacklevel=2)
     return list(rows.values())
 
