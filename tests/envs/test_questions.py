@@ -227,6 +227,12 @@ def test_questions_that_differ_in_capitals_only_are_told_apart_from_repeats() ->
     assert sorted(str(warning.message)[:20] for warning in warned) == ["1 questions with ano", "1 repeated questions"]
 
 
+def test_rows_ask_for_a_form_with_every_grader_and_for_none_with_empty_actions() -> None:
+    asked = [DatasetEnv([{"question": "q", "answer": "42"}], grader="last-number", **how).reset(seed=0)[0]
+             for how in ({}, {"actions": ""})]  # fmt: skip
+    assert "Answer:" in asked[0] and asked[1] == "q"
+
+
 def test_an_own_grader_and_own_words() -> None:
     env = DatasetEnv([{"question": "q", "answer": "1"}], grade=lambda reply, gold: gold in reply, actions="Say it.")
     obs, _ = env.reset(seed=0)
