@@ -118,11 +118,20 @@ class _Table:
         for running, succeeded in self._steps.done(wait=wait):
             if not succeeded:
                 yield from _retry(running, self._waiting)
-            elif running.episode is None and (request := running.request()) is not None:
-                self._live[self.player.sampler.submit(request, self.player.sampling)] = running
-            else:
+            elif running.episode is not None or not self._ask(running):
                 assert running.episode is not None
                 yield running.episode
+
+    def _ask(self, running: _Live) -> bool:
+        """Ask for the next reply; False if there is no room for one, which ends the episode."""
+        try:
+            if (request := running.request()) is None:
+                return False
+            self._live[self.player.sampler.submit(request, self.player.sampling)] = running
+        except BaseException:  # it ends the run, and nobody else has this episode now
+            running.close()
+            raise
+        return True
 
     def close(self) -> None:
         self.player.sampler.drop(self._live)
