@@ -51,7 +51,8 @@ class EnvSpec:
     history: str = "transcript"
     """``transcript``: one user message with the full log; ``chat``: one message per turn."""
     choices: tuple[str, ...] = ()
-    """All legal replies, for ``--constrain`` and random play; ``info["choices"]`` replaces them for one state."""
+    """All legal replies, for ``--constrain`` and random play; ``info["choices"]`` replaces them for one state.
+    Without either, ``info["legal_actions"]`` are all."""
     slow: bool = False
     """Steps take long, so each episode runs its environment in a separate process."""
     waits: bool = False
