@@ -228,8 +228,8 @@ def test_questions_that_differ_in_capitals_only_are_told_apart_from_repeats() ->
 
 
 def test_rows_ask_for_a_form_with_every_grader_and_for_none_with_empty_actions() -> None:
-    asked = [DatasetEnv([{"question": "q", "answer": "42"}], grader="last-number", **how).reset(seed=0)[0]
-             for how in ({}, {"actions": ""})]  # fmt: skip
+    rows = [{"question": "q", "answer": "42"}]
+    asked = [DatasetEnv(rows, grader="last-number", actions=how).reset(seed=0)[0] for how in (None, "")]
     assert "Answer:" in asked[0] and asked[1] == "q"
 
 
