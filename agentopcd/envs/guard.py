@@ -197,7 +197,8 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _checked_info(info: dict[str, Any]) -> dict[str, Any]:
-    if info.get("success") is not None:
+    info = {name: value for name, value in info.items() if value is not None or name not in KNOWN_INFO}
+    if "success" in info:
         info = info | {"success": _flag("info['success']", info["success"])}
     metrics = info.get("metrics") or {}
     if not isinstance(metrics, Mapping):
@@ -206,9 +207,9 @@ def _checked_info(info: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) or not _is_finite(value):
             raise GameFault(f"info['metrics'][{name!r}] must be a finite number, got {value!r:.60}")
     try:
-        if info.get("messages") is not None:
+        if "messages" in info:
             info = info | {"messages": _prompt(info["messages"])}
-        if info.get("tools") is not None:
+        if "tools" in info:
             info = info | {"tools": tools_of(info["tools"])}
     except ValueError as error:
         raise GameFault(str(error)) from None

@@ -34,14 +34,16 @@ _VERDICT = re.compile(r"(?:score\s*[:=]?\s*)?(yes|no|[01](?:\.\d+)?|0?\.\d+)\W*"
 
 
 class Calls:
-    """What was asked and answered, in a file that threads and processes may add to."""
+    """What was asked and answered with a verdict, in a file that threads and processes may add to."""
 
     def __init__(self, file: Path) -> None:
         self.file, self._lock = file, threading.Lock()
         self._known: dict[tuple[str, str], str] = {}
         for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that a kill has cut is asked again
+            # A line that a kill has cut, or whose answer is no verdict, is asked again.
+            with contextlib.suppress(ValueError, KeyError, TypeError, EnvError):
                 one = json.loads(line)
+                verdict(str(one["answer"]))
                 self._known[one["judge"], one["asked"]] = str(one["answer"])
 
     def get(self, key: tuple[str, str]) -> str | None:
@@ -111,11 +113,13 @@ class Judge:
             raise EnvError(f"{self.file} names {{{unknown[0]}}}, and the row has no such column")
         asked = _PLACE.sub(lambda found: str(pieces[found[1]]), self.prompt)
         key = (f"{self.url}#{self.name}", asked)
-        answer = self._calls.get(key)
-        if answer is None:
-            answer = self._ask([Message(role="user", content=asked)])
-            self._calls.keep(key, answer)
-        return verdict(answer)
+        kept = self._calls.get(key)
+        if kept is not None:
+            return verdict(kept)
+        answer = self._ask([Message(role="user", content=asked)])
+        score = verdict(answer)
+        self._calls.keep(key, answer)  # only with a verdict: another try may get one
+        return score
 
     def _ask(self, messages: list[Any]) -> str:
         """The judge's answer. A thread waits for it, which nobody has to wait for: a socket that another thread reads

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
+import threading
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +16,8 @@ from agentopcd.envs.guard import BUILD_LIMIT_S, KNOWN_INFO, SLOW_STEP_LIMIT_S, H
 from agentopcd.envs.registry import make, registered
 from agentopcd.envs.spec import EnvSpec
 
+_CLOSE_S = 5.0
+"""Seconds that an environment may take to close before its process is killed."""
 _GRACE_S = 5.0
 """Seconds beyond the limit before a process is killed: its own alarm rings at the limit, and that keeps its traceback.
 """
@@ -41,6 +45,7 @@ class RemoteEnv:
         self._process = context.Process(target=_serve, args=(theirs, target, max_steps, dict(kwargs)), daemon=True)
         self._process.start()
         theirs.close()
+        self._calling = threading.Lock()
 
     def reset(self, *, seed: int) -> tuple[str, dict[str, Any]]:
         return self._call("reset", seed)
@@ -49,7 +54,15 @@ class RemoteEnv:
         return self._call("step", action)
 
     def close(self) -> None:
-        """End the process, even in the middle of a step, and from any thread."""
+        """Close the environment and end its process, from any thread; in the middle of a step, just end the process."""
+        built = self._building_s == 0
+        if built and self._process.is_alive() and self._calling.acquire(blocking=False):
+            try:
+                with contextlib.suppress(OSError):  # it ends by itself
+                    self._pipe.send(("close", None))
+                self._process.join(_CLOSE_S)
+            finally:
+                self._calling.release()
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
@@ -64,11 +77,12 @@ class RemoteEnv:
         """
         limit_s, self._building_s = self._limit_s + self._building_s, 0.0
         try:
-            self._pipe.send((name, argument))
-            if not self._pipe.poll(limit_s + _GRACE_S):
-                self.close()
-                raise Hang(f"{name} gave no answer within {limit_s:.0f} s; its process was killed")
-            status, result, traced = self._pipe.recv()
+            with self._calling:
+                self._pipe.send((name, argument))
+                if not self._pipe.poll(limit_s + _GRACE_S):
+                    self.close()
+                    raise Hang(f"{name} gave no answer within {limit_s:.0f} s; its process was killed")
+                status, result, traced = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(1)
             raise GameFault(f"the environment's process died (exit code {self._process.exitcode})") from error
@@ -80,21 +94,26 @@ class RemoteEnv:
 
 
 def _serve(pipe: multiprocessing.connection.Connection, ref: str | EnvSpec, max_steps: int, kwargs: Any) -> None:
-    """Answer calls until the pipe closes."""
+    """Answer calls until the pipe closes or the last one asks to close."""
     guard()  # what the environment prints goes to the same terminal
     env: Any = None
-    while True:
-        try:
+    try:
+        while True:
             name, argument = pipe.recv()
-        except EOFError:
-            return
-        try:
-            if env is None:
-                env = make(ref, max_steps=max_steps, **kwargs)
-            *values, info = env.reset(seed=argument) if name == "reset" else env.step(argument)
-            answer = ("done", (*values, {key: info[key] for key in KNOWN_INFO if key in info}), "")
-        except GameFault as fault:
-            answer = ("fault", str(fault), traceback.format_exc(limit=-8))
-        except AgentOpcdError as error:
-            answer = ("refused", str(error), "")
-        pipe.send(answer)
+            if name == "close":
+                return
+            try:
+                if env is None:
+                    env = make(ref, max_steps=max_steps, **kwargs)
+                *values, info = env.reset(seed=argument) if name == "reset" else env.step(argument)
+                answer = ("done", (*values, {key: info[key] for key in KNOWN_INFO if key in info}), "")
+            except GameFault as fault:
+                answer = ("fault", str(fault), traceback.format_exc(limit=-8))
+            except AgentOpcdError as error:
+                answer = ("refused", str(error), "")
+            pipe.send(answer)
+    except (EOFError, OSError):  # nobody is there any more
+        return
+    finally:
+        if env is not None:
+            env.close()

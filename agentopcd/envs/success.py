@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +30,7 @@ class SuccessRule:
         """Whether an episode with these rewards is solved; ``terminated``: it came to an end of its own."""
         if self.what == "terminated":
             return terminated
-        earned = sum(rewards) if self.what == "return" else rewards[-1]
+        earned = math.fsum(rewards) if self.what == "return" else rewards[-1]
         enough = earned > self.at if self.above else earned >= self.at
         return enough and (terminated or self.what == "return")
 

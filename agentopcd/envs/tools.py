@@ -112,8 +112,10 @@ class ToolEnv(TextEnv):
         return self._turn(feedback="\n".join(results))
 
     def _result(self, name: str, arguments: Mapping[str, Any]) -> str:
+        wanted = next(one["function"]["parameters"] for one in self._tools if one["function"]["name"] == name)
+        given = {which: _whole(value, [wanted["properties"][which]]) for which, value in arguments.items()}
         try:
-            said = self._functions[name](**arguments)
+            said = self._functions[name](**given)
         except ValueError as error:
             self._metrics["calls_failed"] += 1
             return f"error: {error}"
@@ -198,6 +200,22 @@ def _type(hint: Any, which: str) -> dict[str, Any]:
     raise EnvError(
         f"{which} is of type {hint}, which JSON does not have; take {said}, Literal, None or a union of them"
     )
+
+
+def _whole(value: Any, schemas: Sequence[Mapping[str, Any]]) -> Any:
+    """A value of one of these schemas, with 5.0 as 5 where an int is wanted: to JSON both are integers."""
+    forms = [form for schema in schemas for form in schema.get("anyOf", [schema])]
+    match value:
+        case float() if value.is_integer():
+            types = [form["type"] for form in forms]
+            kinds = {kind for one in types for kind in ([one] if isinstance(one, str) else one)}
+            return int(value) if "integer" in kinds and "number" not in kinds else value
+        case list():
+            return [_whole(one, [form["items"] for form in forms if "items" in form]) for one in value]
+        case dict():
+            inner = [form["additionalProperties"] for form in forms if "additionalProperties" in form]
+            return {name: _whole(one, inner) for name, one in value.items()}
+    return value
 
 
 def _listed(tools: Sequence[Mapping[str, Any]]) -> str:

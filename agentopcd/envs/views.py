@@ -19,7 +19,7 @@ def parts_of(obs: str, info: Mapping[str, Any]) -> list[Part]:
     Raises:
         EnvError: ``info["parts"]`` is not a list of ``(kind, text)`` with known kinds.
     """
-    if "parts" not in info:
+    if info.get("parts") is None:
         return [("state", str(obs))] if obs else []
     return [_part(entry) for entry in info["parts"]]
 

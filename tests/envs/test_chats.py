@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
-from agentopcd.core.errors import EnvError, GameFault
+from agentopcd.core.errors import EnvError, GameFault, TaskLeak
 from agentopcd.envs import ConversationEnv
 from agentopcd.envs.splits import build_splits
 
@@ -130,6 +130,34 @@ def test_one_conversation_is_one_task_though_a_log_has_a_row_for_every_turn() ->
     with pytest.warns(UserWarning, match="3 of 5 rows repeat another conversation or its beginning"):
         env = ConversationEnv(rows)
     assert [row.messages for row in env.rows] == [TALK, other]
+
+
+@pytest.mark.parametrize("turns", ["all", "last"])
+def test_conversations_that_show_the_same_are_one_task_whatever_the_log_answered_last(turns: str) -> None:
+    rows = [{"prompt": TALK[:2], "completion": [said(text)]} for text in ("One.", "Two.", "Three.")]
+    with pytest.warns(UserWarning, match="2 of 3 rows repeat another conversation"):
+        env = ConversationEnv(rows, turns=turns)
+    assert [row.messages[-1] for row in env.rows] == [said("One.")]
+    longer = {"messages": [*TALK[:2], said("Four."), *TALK[3:]]}
+    other = {"messages": [*TALK[:2], said("Five."), *TALK[3:]]}
+    with pytest.warns(UserWarning, match="rows repeat another conversation"):
+        env = ConversationEnv([*rows, longer, other], turns=turns)
+    kept = [row.messages for row in env.rows]
+    assert kept[-2:] == [longer["messages"], other["messages"]]
+    assert len(kept) == (2 if turns == "all" else 3), "where only the last place is asked, the first is no other's"
+
+
+def test_what_a_conversation_shows_is_in_one_split() -> None:
+    for one, two in (
+        ({"messages": TALK[:2]}, {"messages": TALK}), ({"messages": TALK}, {"messages": TALK[:2]}),
+        ({"messages": TALK[:3]}, {"messages": [*TALK[:2], said("Other.")]}),
+        ({"messages": TALK[:3]}, {"messages": [*TALK[:2], said("Other."), *TALK[3:]]}),
+    ):  # fmt: skip
+        with pytest.raises(TaskLeak, match=r"puts a conversation of '\w+' \(row \d\) in '\w+': it is in both"):
+            ConversationEnv([one | {"split": "train"}, two | {"split": "test"}])
+        with pytest.warns(UserWarning, match="1 of 2 rows"):
+            env = ConversationEnv([one | {"split": "test"}, two])
+        assert [row.split for row in env.rows] == ["test"]
 
 
 def test_turns_of_a_conversation_never_sit_in_two_splits(tmp_path: Path) -> None:

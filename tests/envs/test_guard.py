@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import signal
 import time
@@ -17,7 +18,7 @@ from agentopcd.core.errors import EnvError, GameFault
 from agentopcd.core.types import Job, Task
 from agentopcd.envs import AnyText, EnvSpec, TextEnv, build_splits, check_env, get_spec, make, register
 from agentopcd.envs.floors import floors
-from agentopcd.envs.guard import Guarded, Hang, OutOfTime, time_limit
+from agentopcd.envs.guard import KNOWN_INFO, Guarded, Hang, OutOfTime, time_limit
 from agentopcd.envs.spec import written_on
 from agentopcd.rollouts.player import play
 from tests.rollouts.scripted import player_of
@@ -107,6 +108,28 @@ def test_a_fault_costs_its_own_episodes_everywhere(fault: str, tokenizer: Any) -
     assert found.random == pytest.approx(0.5, abs=0.07) and found.random_episodes == 500
     report = check_env(f"{HERE}:Room", n=4)
     assert report.errors == [said]
+
+
+class SaysNone(Room):
+    """Names every entry of ``info``, also those that it has nothing for."""
+
+    choices: ClassVar = ["[left]", "[right]"]
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = super().reset(seed=seed)
+        return obs, dict.fromkeys(KNOWN_INFO) | {"task_key": info["task_key"], "legal_actions": info["legal_actions"]}
+
+    def step(self, action: str) -> Any:
+        obs, *rest, info = super().step(action)
+        return obs, *rest, dict.fromkeys(KNOWN_INFO) | {"success": info["success"]}
+
+
+@pytest.mark.parametrize("constrain", [False, True])
+def test_an_entry_of_none_is_one_that_is_not_there(constrain: bool, tokenizer: Any) -> None:
+    player = player_of(tokenizer, lambda prompt: "[right]", f"{HERE}:SaysNone")
+    player = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=constrain))
+    (episode,) = play(player, [Job(Task(1, "1"))])
+    assert episode.stop_reason == "solved", episode.error
 
 
 @pytest.mark.parametrize("fault", ["one seed", "half a pair"], indirect=True)

@@ -96,6 +96,17 @@ def test_conversations_are_graded_by_it(api: Api, prompt: str, tmp_path: Path) -
     env.reset(seed=0)
     with pytest.raises(GameFault, match=r"last line must be yes, no or a number"):
         env.step("something else")
+    api.answer = "yes"
+    env.reset(seed=0)
+    assert env.step("something else")[-1]["success"] is True, "an answer without a verdict is asked again"
+
+
+def test_a_kept_answer_without_a_verdict_is_asked_again(api: Api, prompt: str) -> None:
+    Judge(prompt, api.address)({"topic": "bikes"}, "User: Hi.", "good day")
+    file = Path(f"{prompt}.calls.jsonl")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "answer": "I cannot say."}) + "\n")
+    judge._calls.cache_clear()  # as in another process
+    assert Judge(prompt, api.address)({"topic": "bikes"}, "User: Hi.", "good day") == 1.0 and len(api.asked) == 2
 
 
 def test_closing_the_environment_ends_a_question_under_way(api: Api, prompt: str, tmp_path: Path) -> None:

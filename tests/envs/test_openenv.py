@@ -139,6 +139,15 @@ def test_tools_are_listed_and_called() -> None:
         assert env.step(f"{call}\n{end}\n{call}")[:3] == ("3\nbye", 1.25, True), "calls after the end are not made"
 
 
+def test_later_prompts_show_long_calls_whole() -> None:
+    call = '<tool_call>{"name": "add", "arguments": {"a": %s}}</tool_call>'
+    with running(Tools) as fake:
+        env = env_of(fake)
+        env.reset(seed=3)
+        for reply in (call % ("1" * 500), "hello " * 100):
+            assert env.step(f"<think>?</think>{reply}")[4]["action"] == reply.strip()
+
+
 def test_observations_in_words() -> None:
     assert words_of({"text": "A", "metadata": {}, "extra": None, "none": []}) == "A"
     assert words_of({"n": 0, "text": "A\nB", "board": [[1], ["é"]]}) == 'n: 0\ntext: A\nB\nboard: [[1], ["é"]]'

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -231,6 +232,23 @@ def test_rows_ask_for_a_form_with_every_grader_and_for_none_with_empty_actions()
     rows = [{"question": "q", "answer": "42"}]
     asked = [DatasetEnv(rows, grader="last-number", actions=how).reset(seed=0)[0] for how in (None, "")]
     assert "Answer:" in asked[0] and asked[1] == "q"
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "free", "says"),
+    [
+        ({"answer": ["1", "2"]}, {"answer": ["1", "3"]}, False, "1 repeated questions have another answer"),
+        ({"checks": {"max_words": 1}}, {"checks": {"max_words": 9}}, False, "have another 'checks'; the first row"),
+        ({"wanted": "red"}, {"wanted": "blue"}, True, "have another 'wanted'; the first row"),
+        ({"answer": ["1", "2"]}, {"answer": ["2", "1"]}, False, ""),
+        ({"wanted": None, "split": "train"}, {"wanted": "", "split": ""}, True, ""),
+    ],
+)
+def test_repeated_questions_that_ask_for_something_else_are_told(one: Any, two: Any, free: bool, says: str) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert len(rows_from([{"question": "A  b?", **one}, {"question": "A  b?", **two}], free=free)) == 1
+    assert [says in str(warning.message) for warning in told] == ([True] if says else [])
 
 
 def test_an_own_grader_and_own_words() -> None:

@@ -26,9 +26,9 @@ from agentopcd.core.errors import EnvError
 class Nap(TextEnv):
     """Each step waits for the partner (seed 0 and 1 are one another's) to have come as far."""
 
-    def __init__(self, folder="", exits=-1, refuses=False, hangs=-1, unsendable=False) -> None:
+    def __init__(self, folder="", exits=-1, refuses=False, hangs=-1, unsendable=False, stays=False) -> None:
         self.folder, self.exits, self.refuses = pathlib.Path(folder), exits, refuses
-        self.hangs, self.unsendable = hangs, unsendable
+        self.hangs, self.unsendable, self.stays = hangs, unsendable, stays
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -56,6 +56,11 @@ class Nap(TextEnv):
             obs, *rest, info = self.turn(success=True, outcome=action, metrics={"pid": os.getpid()})
             return obs, *rest, (info | {"redo": lambda: None} if self.unsendable else info)
         return self.turn(state=f"at {self.at}")
+
+    def close(self):
+        (self.folder / f"closed-{self.own}").touch()
+        while self.stays:
+            time.sleep(60)
 
 SLOW = EnvSpec(id="nap", entry_point=Nap, slow=True, limit_s=LIMIT_S)
 '''
@@ -85,6 +90,7 @@ def test_slow_environments_step_at_the_same_time_each_in_its_own_process(tokeniz
     assert all(dict(episode.outcome)["outcome"] == "[go]" and len(episode.turns) == 2 for episode in episodes)
     assert len({episode.metrics["pid"] for episode in episodes} | {os.getpid()}) == 5
     assert not multiprocessing.active_children()
+    assert sorted(file.name for file in tmp_path.glob("closed-*")) == [f"closed-{seed}" for seed in range(4)]
 
 
 def test_a_process_that_dies_costs_its_episode_only(tokenizer: Any, tmp_path: Path) -> None:
@@ -116,6 +122,23 @@ def test_a_process_that_hangs_is_killed_whatever_it_does(
     assert {seed: e.stop_reason for seed, e in episodes.items()} == {2: "solved", 3: "env_error"}
     assert "step gave no answer within 2 s; its process was killed" in str(episodes[3].error)
     assert not multiprocessing.active_children()
+
+
+def test_an_environment_that_does_not_close_is_killed(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentopcd.envs.remote._CLOSE_S", 1.0)
+    (episode,) = play(naps(tokenizer, tmp_path, stays=True), [Job(Task(2, "nap-2"))])
+    assert episode.stop_reason == "solved" and (tmp_path / "closed-2").exists()
+    assert not multiprocessing.active_children()
+
+
+def test_an_environment_closes_when_nobody_is_there_any_more(tokenizer: Any, tmp_path: Path) -> None:
+    env = naps(tokenizer, tmp_path).game.make()
+    env.reset(seed=2)
+    env._pipe.close()  # as where this process is killed
+    env._process.join(20)
+    assert (env._process.exitcode, (tmp_path / "closed-2").exists()) == (0, True)
 
 
 def test_only_what_this_package_reads_crosses_the_pipe(tokenizer: Any, tmp_path: Path) -> None:

@@ -245,6 +245,18 @@ def test_named_columns_keep_their_choices() -> None:
     assert [found.gold for found in rows_from(numbered, "stem", "key")] == ["A", "B"]
 
 
+def test_choices_are_shown_where_checks_or_a_grader_decide() -> None:
+    row = {"question": "2+5?", "choices": ["6", "7"], "answer": 1}
+    shown = "2+5?\nA. 6\nB. 7"
+    (found,) = rows_from([row], free=True)
+    assert (found.prompt, found.gold, found.kind) == (shown, "", "checks")
+    assert one(**row, checks={"max_words": 1}).prompt == shown
+    (found,) = rows_from([{**row, "question": shown}], free=True)
+    assert found.prompt == shown
+    (found,) = rows_from([{"question": "2+5?", "options": {"temperature": 0}}], free=True)  # no choices
+    assert found.prompt == "2+5?"
+
+
 def test_choices_that_the_question_lists_are_not_listed_twice() -> None:
     text = "2+5?\n(A) 6\n(B) 7"
     assert one(question=text, choices=["6", "7"], answer="B").prompt == text
@@ -266,6 +278,17 @@ def test_a_file_may_mix_layouts() -> None:
     assert [row.actions.partition("?")[0] for row in rows[:3]] == [
         "Is this text offensive", "Is this text hateful", "Is this text hateful"
     ]  # fmt: skip
+
+
+def test_a_text_with_a_label_may_have_a_question_of_its_own() -> None:
+    review = {"question": "Is this review positive? 1 or 0.", "text": "Great film", "label": 1}
+    mine, tweet = rows_from([review, TWEET])
+    assert (mine.prompt, mine.gold) == ("Great film\n\nIs this review positive? 1 or 0.", "1")
+    assert tweet.actions.startswith("Is this text offensive?")
+    whole = {"prompt": "Say yes or no: Great film?", "text": "Great film", "label": True}
+    assert [(row.prompt, row.gold) for row in rows_from([whole])] == [(whole["prompt"], "yes")]
+    listed = {**review, "question": "Is it good?", "choices": ["no", "yes"], "answer": "B"}
+    assert one(**listed).prompt == "Great film\n\nIs it good?\nA. no\nB. yes"
 
 
 def test_a_table_of_mixed_layouts_has_empty_cells() -> None:

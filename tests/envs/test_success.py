@@ -26,6 +26,7 @@ from tests.rollouts.scripted import player_of
         ("reward >= -1", [-1, -1], True, True),
         ("return >= 3", [1, 1, 1], False, True),
         ("return > 3", [1, 1, 1], True, False),
+        ("return >= 1", [0.1] * 10, True, True),  # one after the other they make 0.9999999999999999
         ("return>=-2.5e0", [-1, -1, -1], True, False),
         ("terminated", [-1, -1], True, True),
         ("terminated", [-1, -1], False, False),

@@ -142,6 +142,31 @@ def test_the_model_sees_a_call_that_cannot_be_read_as_it_wrote_it(reply: str, sh
     ]
 
 
+def test_a_whole_number_reaches_the_tool_as_an_int_where_its_type_says_so() -> None:
+    env, _ = shop()
+    assert env.step(call("price", item="pen", many=3.0))[0] == "21"
+    assert env.step(call("pay", coins=[5.0, 2]))[0] == '{"paid": 7}'
+    took: list[Any] = []
+
+    def odd(self: Any, a: int | None, b: float, c: int | float, d: dict[str, list[int]], e: Literal[1, "x"]) -> str:
+        """Say.
+
+        Args:
+            a: one.
+            b: two.
+            c: three.
+            d: four.
+            e: five.
+        """
+        took.extend([a, b, c, d, e])
+        return ""
+
+    env = of(odd)()
+    env.reset(seed=0)
+    env.step(call("odd", a=5.0, b=5.0, c=5.0, d={"x": [5.0]}, e=1.0))
+    assert repr(took) == "[5, 5.0, 5.0, {'x': [5]}, 1]"
+
+
 def test_none_is_an_argument_where_its_type_says_so() -> None:
     env, _ = shop()
     assert env.step(call("pay", coins=[7], note=None))[4]["success"]

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentopcd.core.calls import tools_of
-from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.core.errors import AgentOpcdError, EnvError, TaskLeak
 from agentopcd.core.messages import read_messages
 from agentopcd.core.types import SPLITS, Message, Tool
 from agentopcd.envs.questions.files import Raw, read_rows, row_files
@@ -134,6 +135,7 @@ def conversations(rows: Sequence[tuple[str, Raw]], *, turns: str = "all", system
 
     Raises:
         EnvError: a row that cannot be read, or without a place to answer.
+        TaskLeak: the ``split`` column puts one conversation into two splits.
     """
     found: list[Conversation] = []
     for name, row in rows:
@@ -150,16 +152,50 @@ def conversations(rows: Sequence[tuple[str, Raw]], *, turns: str = "all", system
 
 
 def _longest(found: Sequence[Conversation]) -> list[Conversation]:
-    """Those that are neither equal to another one nor its beginning, in their order; the first of equal ones stays."""
-    words = [[json.dumps([one.tools, one.split]), *(json.dumps(m, sort_keys=True) for m in one.messages)]
-             for one in found]  # fmt: skip
+    """Those that are neither equal to another one nor its beginning, in their order; the first of equal ones stays.
+
+    Equal is what is shown: the answers that the log gave last are not.
+    """
+    words = [[json.dumps(one.tools), *(json.dumps(m, sort_keys=True) for m in one.messages)] for one in found]
     order = sorted(range(len(found)), key=lambda place: (words[place], -place))
-    drop = {
-        one
+    longer: dict[int, set[int]] = {
+        one: {after}
         for one, after in itertools.pairwise(order)
         if words[after][: len(words[one])] == words[one] and found[one].places[-1] <= found[after].places[-1]
     }
-    return [one for place, one in enumerate(found) if place not in drop]
+    prompts = [_prompts(said, one.places) for said, one in zip(words, found, strict=True)]
+    asked_by: dict[bytes, list[int]] = {}
+    for number, some in enumerate(prompts):
+        for prompt in some:
+            asked_by.setdefault(prompt, []).append(number)
+    size = [(one.places[-1], len(one.messages), -number) for number, one in enumerate(found)]
+    for number, some in enumerate(prompts):
+        if others := {other for other in asked_by[some[-1]] if size[other] > size[number]}:
+            longer.setdefault(number, set()).update(others)
+    return _merged(found, {number: longer[number] for number in sorted(longer, key=size.__getitem__)})
+
+
+def _prompts(words: Sequence[str], places: Sequence[int]) -> list[bytes]:
+    """A hash of the tools and messages of each place to answer."""
+    read, found = hashlib.blake2b(digest_size=16), []
+    for number, word in enumerate(words):
+        read.update(f"{word}\n".encode())
+        found += [read.digest()] if number in places else []
+    return found
+
+
+def _merged(found: Sequence[Conversation], longer: Mapping[int, Iterable[int]]) -> list[Conversation]:
+    """The conversations without those that longer ones stand for, which take over their split; the shortest first."""
+    splits = [one.split for one in found]
+    for number, others in longer.items():
+        for other in sorted(others):
+            if splits[number] and splits[other] and splits[number] != splits[other]:
+                raise TaskLeak(
+                    f"{found[number].name} puts a conversation of {splits[other]!r} ({found[other].name}) in"
+                    f" {splits[number]!r}: it is in both"
+                )
+            splits[other] = splits[other] or splits[number]
+    return [dataclasses.replace(one, split=splits[n]) for n, one in enumerate(found) if n not in longer]
 
 
 def _conversation(name: str, row: Raw, turns: str, system: str) -> Conversation:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from agentopcd.core.calls import Function, read_written
+from agentopcd.core.calls import Function, as_written, read_written
 from agentopcd.core.errors import EnvError, GameFault
 from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv
@@ -31,7 +31,8 @@ class OpenEnv(TextEnv):
     holds a JSON object. Tools of the server are called as ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``.
     Reward: the server's, 0 where it gives none; of several calls in one reply, the sum.
     Episode end: the server's ``done``.
-    Info: ``tools`` on reset, if the server lists any; ``choices``, if it lists the replies.
+    Info: ``tools`` on reset, if the server lists any; ``choices``, if it lists the replies; ``action``, the whole
+    reply, so that no call is cut in later prompts.
     Task key: the first observation and the server's state, without its ``episode_id``.
     Seeds: passed to the server. One that ignores them shows in ``agentopcd envs check``.
 
@@ -103,10 +104,10 @@ class OpenEnv(TextEnv):
             self.close()
             raise
         except ValueError as wrong:  # of read_written, NoAction
-            return self._refused(str(wrong))
+            return self._refused(reply, str(wrong))
         except ServerSaid as said:
             if said.code == "VALIDATION_ERROR":
-                return self._refused(f"The action was refused: {said}")
+                return self._refused(reply, f"The action was refused: {said}")
             raise GameFault(f"the OpenEnv server {self.url} cannot step: {said}") from None
         rewards = [_number(answer.get("reward")) for answer in answers]
         over = bool(answers[-1].get("done"))
@@ -115,11 +116,12 @@ class OpenEnv(TextEnv):
         self._seen = self._seen if calls else words_of(observations[-1])
         shown: dict[str, Any] = {"feedback": said_back} if calls else {"state": self._seen}
         text, _, _, _, info = self.turn(**shown, actions="" if over else self._asks)
-        return text, sum(rewards), over, False, info | ({} if over else self._legal())
+        return text, sum(rewards), over, False, info | _did(reply) | ({} if over else self._legal())
 
-    def _refused(self, why: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+    def _refused(self, reply: str, why: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         text, _, _, _, info = self.turn(feedback=why, state=self._seen, actions=self._asks, invalid=True)
-        return text, 0.0, False, False, info | self._legal()
+        # Of listed replies, one with an action would count as understood in agentopcd envs check.
+        return text, 0.0, False, False, info | (self._legal() or _did(reply))
 
     @property
     def _asks(self) -> str:
@@ -137,6 +139,10 @@ class OpenEnv(TextEnv):
     def __del__(self) -> None:  # a session that nobody closed would keep its seat on the server
         with contextlib.suppress(Exception):
             self.close()
+
+
+def _did(reply: str) -> dict[str, Any]:
+    return {"action": as_written(reply).strip()}
 
 
 def _as_action(call: Function) -> dict[str, Any]:

@@ -200,6 +200,17 @@ def _named(value: Any, found: Listed) -> int | None:
     return fits[0] if len(fits) == 1 else None
 
 
+def with_listed(question: str, row: Raw) -> str:
+    """A question that no choice answers by its letter, with the choices of its row below it where it shows none."""
+    try:
+        found = listed(row)
+    except EnvError:  # a column of that name that holds something else
+        return question
+    if found is None or all(one in question for one in found.texts):
+        return question
+    return _shown(question, found.texts)
+
+
 def _shown(question: str, texts: Sequence[str]) -> str:
     """The question with its choices below it, unless it lists them by letter itself."""
     for form in ("{}. {}", "{}) {}", "({}) {}", "{}: {}"):

@@ -11,7 +11,7 @@ MMLU, ARC, RACE           ``question``, ``choices`` or           letter, text or
                           ``options``, or ``A`` … ``D``          :mod:`.choices`
 HateCheck                 ``test_case``                          ``label_gold``: hateful, non-hateful
 ETHOS                     ``comment``                            ``isHate``, a share, cut at 0.5
-TweetEval (yes or no)     ``text``                               ``label``: 0 or 1
+TweetEval, "offensive?"   ``text``, without a question           ``label``: 0 or 1
 IF-Eval                   ``prompt``                             none: ``instruction_id_list``, ``kwargs``
 your own                  first of ``prompt, problem,            first of ``reward_model.ground_truth,
                           question, input, instruction``         answer, solution, target, label, answers``
@@ -24,6 +24,9 @@ A row may hold what the environment says after the reply, in words meant for the
 An ``instruction`` beside the question stands before it, and so does the ``passage`` (``context``, ``article``,
 ``paragraph``) that a ``question`` is about. A right answer may be text, a number, true or false (yes or no), a list of
 texts that are all right, or an object that holds one of these. The rest is refused, with the number of its row.
+
+A ``text`` with a ``label`` of 0 or 1 and no question is read as TweetEval's; give other such files, film reviews for
+example, a column ``question``, which then stands below the text.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from agentopcd.envs.questions.answers import same
 from agentopcd.envs.questions.files import Raw, read_rows, row_files
 from agentopcd.envs.questions.grading import find_answer, grade_choice
 from agentopcd.envs.questions.text_checks import known_checks
-from agentopcd.envs.questions.values import answers_of, blank, missing, plain, question_of
+from agentopcd.envs.questions.values import answers_of, blank, missing, plain, question_of, unlike
 from agentopcd.envs.views import hash_prompt
 
 PROMPT_KEYS = ("prompt", "problem", "question", "input", "instruction")
@@ -150,7 +153,7 @@ def _questions(
     own = _own(prompt_key, answer_key, free=free) if free or prompt_key or answer_key else None
     readers = _readers([row for _, _, row in raw], (answer_key,) if answer_key else choices.RIGHT)
     rows: dict[str, QuestionRow] = {}
-    conflicting = 0
+    conflicting, other = 0, ""
     cased: list[str] = []
     for name, given, entry in raw:
         try:
@@ -164,9 +167,12 @@ def _questions(
             kept = rows[key] = dataclasses.replace(kept, split=row.split)
         if row.split and kept.split != row.split:
             raise TaskLeak(f"{name} puts a question of {kept.split!r} in {row.split!r}: it is in both")
-        conflicting += kept.gold != row.gold
-        cased += [name] if kept.gold != row.gold and kept.prompt != row.prompt else []
-    conflicting -= len(cased)
+        if {kept.gold, *kept.also} != {row.gold, *row.also}:
+            conflicting += kept.prompt == row.prompt
+            cased += [name] if kept.prompt != row.prompt else []
+        other = other or ("checks" if kept.checks != row.checks else unlike(kept.source, row.source) if free else "")
+    if other:
+        warnings.warn(f"some repeated questions have another {other!r}; the first row of each counts", stacklevel=2)
     if cased:
         told = f"{len(cased)} questions with another answer (the first: {cased[0]}) differ from an earlier one only in"
         warnings.warn(f"{told} capitals or spaces, which makes one task of them; the first counts", stacklevel=2)
@@ -258,6 +264,8 @@ def _reader(row: Raw, readers: _Readers) -> Reader:
     if _has(row, "comment") and "isHate" in row:
         return _ethos
     if readers.tweets and _has(row, "text", "label"):
+        if any(_has(row, key) for key in PROMPT_KEYS):
+            return lambda row: _about_text(row, readers)
         return lambda row: _yes_no(row["text"], bool(_flag(row["label"])), "offensive")
     if choices.listed(row) is not None and any(_has(row, key) for key in PROMPT_KEYS):
         return lambda row: readers.choice(_question(row), row)
@@ -299,6 +307,13 @@ def _choice(found: choices.Choice) -> QuestionRow:
     return QuestionRow(prompt=found.prompt, gold=found.letter, kind="choice", actions=choices.ACTIONS)
 
 
+def _about_text(row: Raw, readers: _Readers) -> QuestionRow:
+    """A question about the ``text`` beside it."""
+    text, rest = question_of(row["text"]), {key: value for key, value in row.items() if key != "text"}
+    read = _reader(rest, readers)(rest)
+    return read if text in read.prompt else dataclasses.replace(read, prompt=f"{text}\n\n{read.prompt}")
+
+
 def _hatecheck(row: Raw) -> QuestionRow:
     label = str(row.get("label_gold")).strip()
     if label not in ("hateful", "non-hateful"):
@@ -331,6 +346,7 @@ def _own(prompt_key: str | None, answer_key: str | None, *, free: bool) -> Reade
             if isinstance(wanted, Mapping):
                 wanted = {name: value for name, value in wanted.items() if not missing(value)}
             checks = {} if blank(wanted) else known_checks(wanted)
+            prompt = choices.with_listed(prompt, row)
             return QuestionRow(prompt=prompt, gold="", kind="checks", checks=tuple(checks.items()))
         gold, *also = answers_of(_first(row, answers, "answer", "answer_key")) or ("",)
         return QuestionRow(prompt=prompt, gold=gold, also=tuple(also))

@@ -14,6 +14,7 @@ from typing import Any
 
 from agentopcd.core.errors import EnvError
 from agentopcd.envs.questions.grading import find_answer
+from agentopcd.envs.views import hash_prompt
 
 _SPEAKERS = {"system": "System", "developer": "System", "user": "User", "human": "User", "assistant": "Assistant"}
 _TEXT_PARTS = ("text", "input_text")
@@ -44,6 +45,15 @@ def plain(value: Any) -> Any:
 def blank(value: Any) -> bool:
     """Whether a cell holds nothing, or only space."""
     return missing(value) or (isinstance(value, str) and not value.strip())
+
+
+def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first column, beside the split, in which two rows differ by more than space and letter case; '' if none."""
+    for name in dict.fromkeys((*one, *other)):
+        first, second = (None if blank(row.get(name)) else row[name] for row in (one, other))
+        if name != "split" and hash_prompt(str(first)) != hash_prompt(str(second)):
+            return name
+    return ""
 
 
 def question_of(value: Any) -> str:
