@@ -11,12 +11,12 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from agentopcd.core.errors import GameFault
 from agentopcd.core.types import Task
 from agentopcd.envs.games.solvers import Model, shortest
-from agentopcd.envs.guard import Hang
+from agentopcd.envs.guard import Hang, faults
 from agentopcd.envs.registry import get_spec, make
 from agentopcd.envs.spec import EnvSpec
 
@@ -124,26 +124,52 @@ def solvable_share(
 def _read(env: Any, tasks: Sequence[Task], spec: EnvSpec) -> tuple[list[Model], list[Sequence[str] | None], list[str]]:
     """Reset every task once; return the models and solutions, where available, and the listed moves.
 
-    Without listed moves nothing follows from the tasks, so only the first is reset: resets can be slow.
+    Without listed moves nothing follows from the tasks, so only the first is reset: resets can be slow. Where a model
+    or a solution raises, neither is known of any task, with a warning.
     """
     models: list[Model] = []
     solutions: list[Sequence[str] | None] = []
     moves: list[str] = []
-    inner = env.unwrapped
+    inner, asks = env.unwrapped, True
     for task in tasks:
         try:
             _, info = env.reset(seed=task.seed)
         except GameFault:  # counted by whoever plays it
             continue
         moves = spec.moves(info)
-        model = inner.model() if hasattr(inner, "model") else None
-        if model is not None:
-            models.append(model)
-        elif hasattr(inner, "solution") and moves:
-            solutions.append(inner.solution())
-        elif not moves:
-            break
+        try:
+            model = _asked(env, "model") if asks else None
+            if _is_model(model):
+                models.append(model)
+            elif asks and callable(getattr(inner, "solution", None)) and moves:
+                found = _asked(env, "solution")
+                if found is not None and not isinstance(found, Sequence):
+                    raise GameFault(f"solution() must return a list of replies or None, got {found!r:.60}")
+                solutions.append(found)
+            elif not moves:
+                break
+        except GameFault as fault:
+            warnings.warn(f"the ceiling of {spec.id} stays unknown: {fault}", stacklevel=3)
+            asks, models, solutions = False, [], []
     return models, solutions, moves
+
+
+def _asked(env: Any, name: str) -> Any:
+    """What a solver's method of an environment returns; ``None`` if there is no such method.
+
+    Raises:
+        GameFault: it raised or gave no answer.
+    """
+    method = getattr(env.unwrapped, name, None)
+    if not callable(method):
+        return None
+    with faults(f"{name}()", env.limit_s):
+        return method()
+
+
+def _is_model(found: Any) -> TypeGuard[Model]:
+    """Whether it has what a solver looks for: ``model`` means other things in many a game."""
+    return all(hasattr(found, name) for name in ("start", "moves", "move", "two_invalid_end"))
 
 
 def _share_within(solutions: Sequence[Sequence[str] | None], limit: int) -> float | None:
@@ -237,20 +263,20 @@ def _played(
     """
     rng = random.Random(0)
     wins = played = 0
-    faults: list[GameFault] = []
+    broken: list[GameFault] = []
     for task in list(tasks) * max(1, PLAYED_EPISODES // len(tasks)):
         try:
             won = _random_episode(env, task, moves, rng, spec, success_when)
         except GameFault as fault:
-            faults.append(fault)
+            broken.append(fault)
             if isinstance(fault, Hang):
                 break
             continue
         if won is None:
             return None, 0
         wins, played = wins + won, played + 1
-    if faults:
-        warnings.warn(f"{len(faults)} random episodes of {spec.id} broke off ({faults[0]}); not counted", stacklevel=3)
+    if broken:
+        warnings.warn(f"{len(broken)} random episodes of {spec.id} broke off ({broken[0]}); not counted", stacklevel=3)
     return (wins / played, played) if played else (None, 0)
 
 

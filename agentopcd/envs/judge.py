@@ -14,6 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,15 @@ class Judge:
             raise EnvError(f"{prompt} has no {{{missing[0]}}}; write it where the {missing[0]} is to stand")
         self.url = url.rstrip("/")
         self._calls = _calls(self.file.with_name(f"{self.file.name}.calls.jsonl"))
+        self._lock, self._closed = threading.Lock(), False
+        self._waits: Future[str] | None = None
+
+    def close(self) -> None:
+        """End the question under way, and ask no other. May come from another thread than the one that waits."""
+        with self._lock:
+            self._closed = True
+            if self._waits is not None:
+                self._waits.cancel()
 
     def __call__(self, row: Mapping[str, Any], conversation: str, reply: str) -> float:
         """The score of a reply, from 0 to 1.
@@ -112,6 +122,29 @@ class Judge:
         return score
 
     def _ask(self, messages: list[Any]) -> str:
+        """The judge's answer. A thread waits for it, which nobody has to wait for: a socket that another thread reads
+        cannot be closed, and with retries an answer may take many minutes."""
+        with self._lock:
+            waits = self._waits = Future()
+            if self._closed:
+                waits.cancel()
+            else:
+                threading.Thread(target=self._fetch, args=(messages, waits), daemon=True).start()
+        try:
+            return waits.result()
+        except CancelledError:
+            raise EnvError(f"the judge at {self.url} was closed before it answered") from None
+
+    def _fetch(self, messages: list[Any], into: Future[str]) -> None:
+        with contextlib.suppress(InvalidStateError):  # closed meanwhile
+            try:
+                answer = self._answer(messages)
+            except BaseException as error:
+                into.set_exception(error)
+            else:
+                into.set_result(answer)
+
+    def _answer(self, messages: list[Any]) -> str:
         import openai
 
         root = self.url if re.search(r"//[^/]+/.", self.url) else f"{self.url}/v1"

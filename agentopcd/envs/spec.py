@@ -10,6 +10,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
+from agentopcd.core.types import PART_KINDS, SPLITS
 from agentopcd.envs.success import rule_of, solved
 from agentopcd.envs.views import View
 
@@ -50,7 +51,8 @@ class EnvSpec:
     history: str = "transcript"
     """``transcript``: one user message with the full log; ``chat``: one message per turn."""
     choices: tuple[str, ...] = ()
-    """All legal replies, for ``--constrain`` and random play; ``info["choices"]`` replaces them for one state."""
+    """All legal replies, for ``--constrain`` and random play; ``info["choices"]`` replaces them for one state.
+    Without either, ``info["legal_actions"]`` are all."""
     slow: bool = False
     """Steps take long, so each episode runs its environment in a separate process."""
     waits: bool = False
@@ -73,6 +75,14 @@ class EnvSpec:
             rule_of(self.success_when)
         if self.history not in HISTORIES:
             raise EnvError(f"{self.id}: history is {self.history!r}{did_you_mean(str(self.history), HISTORIES)}")
+        for name, view in self.views.items():
+            _check_view(f"{self.id}: views[{name!r}]", view)
+        for name, size in self.split_sizes.items():
+            if name not in SPLITS:
+                raise EnvError(f"{self.id}: split_sizes: no split {name!r}{did_you_mean(str(name), SPLITS)}")
+            if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+                said = f"{name!r} must be a whole number of tasks, 0 or more, got {size!r:.40}"
+                raise EnvError(f"{self.id}: split_sizes: {said}")
 
     def solved(
         self, rewards: Sequence[float], terminated: bool, info: Mapping[str, Any], chosen: str = ""
@@ -102,6 +112,17 @@ class EnvSpec:
     def step_limit(self) -> int:
         """Number of replies after which an episode is cut off."""
         return DEFAULT_MAX_STEPS if self.max_steps is None else self.max_steps
+
+
+def _check_view(what: str, view: Any) -> None:
+    """Refuse a view of which something would never be seen: what it was to hide would be shown."""
+    if not isinstance(view, Mapping):
+        raise EnvError(f"{what} must map kinds of parts to texts or None, got {view!r:.60}")
+    for kind, text in view.items():
+        if kind not in PART_KINDS:
+            raise EnvError(f"{what} has an unknown kind {kind!r}{did_you_mean(str(kind), PART_KINDS)}")
+        if text is not None and not isinstance(text, str):
+            raise EnvError(f"{what}[{kind!r}] must be text or None, got {text!r:.60}")
 
 
 _ON_CLASSES: Mapping[str, tuple[type, ...]] = {

@@ -118,11 +118,20 @@ class _Table:
         for running, succeeded in self._steps.done(wait=wait):
             if not succeeded:
                 yield from _retry(running, self._waiting)
-            elif running.episode is None and (request := running.request()) is not None:
-                self._live[self.player.sampler.submit(request, self.player.sampling)] = running
-            else:
+            elif running.episode is not None or not self._ask(running):
                 assert running.episode is not None
                 yield running.episode
+
+    def _ask(self, running: _Live) -> bool:
+        """Ask for the next reply; False if there is no room for one, which ends the episode."""
+        try:
+            if (request := running.request()) is None:
+                return False
+            self._live[self.player.sampler.submit(request, self.player.sampling)] = running
+        except BaseException:  # it ends the run, and nobody else has this episode now
+            running.close()
+            raise
+        return True
 
     def close(self) -> None:
         self.player.sampler.drop(self._live)
@@ -307,7 +316,8 @@ class _Live:
         """The parts of an observation that the view shows; also takes over what else the next prompt is made of."""
         game = self.player.game
         if game.constrain:
-            self.choices = self.player.chat.choices(info.get("choices", game.spec.choices))
+            listed = info.get("choices") or game.spec.choices or info.get("legal_actions") or ()
+            self.choices = self.player.chat.choices(listed)
         self.tools = info.get("tools", self.tools)
         self.given = told(info, game.view)
         return envs.apply_view(envs.parts_of(obs, info), game.view)

@@ -25,6 +25,8 @@ class Api:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.answer = ""
+        self.answers = threading.Event()
+        self.answers.set()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -32,6 +34,7 @@ class Api:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 question = body["messages"][0]["content"]
                 outer.asked.append(question)
+                outer.answers.wait(60)
                 said = outer.answer or ("Fine.\nyes" if "good" in question.split("REPLY")[-1] else "no")
                 message = {"role": "assistant", "content": said}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -55,6 +58,7 @@ class Api:
 def api() -> Iterator[Api]:
     found = Api()
     yield found
+    found.answers.set()
     found.http.shutdown()
 
 
@@ -103,6 +107,31 @@ def test_a_kept_answer_without_a_verdict_is_asked_again(api: Api, prompt: str) -
     file.write_text(json.dumps({**json.loads(file.read_text()), "answer": "I cannot say."}) + "\n")
     judge._calls.cache_clear()  # as in another process
     assert Judge(prompt, api.address)({"topic": "bikes"}, "User: Hi.", "good day") == 1.0 and len(api.asked) == 2
+
+
+def test_closing_the_environment_ends_a_question_under_way(api: Api, prompt: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": TALK, "topic": "bikes"}))
+    env = envs.make(str(file), grader=prompt, judge=api.address)
+    env.reset(seed=0)
+    api.answers.clear()
+    said: list[str] = []
+
+    def step() -> None:
+        with pytest.raises(GameFault) as raised:
+            env.step("good")
+        said.append(str(raised.value))
+
+    thread = threading.Thread(target=step, daemon=True)
+    thread.start()
+    while not api.asked:
+        thread.join(0.01)
+    env.close()
+    thread.join(20)
+    assert not thread.is_alive() and "was closed before it answered" in said[0]
+    with pytest.raises(EnvError, match="was closed"):  # a step that had not begun to ask
+        env.unwrapped._judge({"topic": "x"}, "a", "b")  # type: ignore[attr-defined]
+    assert len(api.asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -212,9 +212,26 @@ def test_repeated_questions_count_once_and_conflicts_are_told() -> None:
     same = [{"question": "A  b?", "answer": "1"}, {"question": "a B?", "answer": "1"}]
     assert len(rows_from(same)) == 1
     with pytest.warns(UserWarning, match="1 repeated questions have another answer"):
-        rows_from([*same, {"question": "a b?", "answer": "2"}])
+        rows_from([*same, {"question": "A  b?", "answer": "2"}])
     with pytest.warns(UserWarning, match="2 of 3 rows repeat"):
         rows_from([*same, same[0]])
+
+
+def test_questions_that_differ_in_capitals_only_are_told_apart_from_repeats() -> None:
+    asked = [{"question": f"ASCII code of {letter}?", "answer": code} for letter, code in (("a", "97"), ("A", "65"))]
+    with pytest.warns(UserWarning) as warned:
+        assert [row.gold for row in rows_from(asked)] == ["97"]
+    (said,) = [str(warning.message) for warning in warned]
+    assert said.startswith("1 questions with another answer (the first: row 2) differ from an earlier one only in cap")
+    with pytest.warns(UserWarning) as warned:
+        rows_from([*asked, asked[0] | {"answer": "1"}])
+    assert sorted(str(warning.message)[:20] for warning in warned) == ["1 questions with ano", "1 repeated questions"]
+
+
+def test_rows_ask_for_a_form_with_every_grader_and_for_none_with_empty_actions() -> None:
+    rows = [{"question": "q", "answer": "42"}]
+    asked = [DatasetEnv(rows, grader="last-number", actions=how).reset(seed=0)[0] for how in (None, "")]
+    assert "Answer:" in asked[0] and asked[1] == "q"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +247,7 @@ def test_repeated_questions_count_once_and_conflicts_are_told() -> None:
 def test_repeated_questions_that_ask_for_something_else_are_told(one: Any, two: Any, free: bool, says: str) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert len(rows_from([{"question": "A  b?", **one}, {"question": "a b?", **two}], free=free)) == 1
+        assert len(rows_from([{"question": "A  b?", **one}, {"question": "A  b?", **two}], free=free)) == 1
     assert [says in str(warning.message) for warning in told] == ([True] if says else [])
 
 

@@ -198,6 +198,27 @@ def test_env_args_are_json_or_text() -> None:
         parse_env_args(["a=1", "a=2"])
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("views", {"hidden": {"rule": None}}, r"views\['hidden'\] has an unknown kind 'rule'; did you mean 'rules'\?"),
+        (
+            "views",
+            {"hidden": ["rules"]},
+            r"views\['hidden'\] must map kinds of parts to texts or None, got \['rules'\]",
+        ),
+        ("views", {"hidden": {"rules": 1}}, r"views\['hidden'\]\['rules'\] must be text or None, got 1"),
+        ("split_sizes", {"tset": 50}, r"split_sizes: no split 'tset'; did you mean 'test'\?"),
+        ("split_sizes", {"test": 0.3}, "split_sizes: 'test' must be a whole number of tasks, 0 or more, got 0.3"),
+        ("split_sizes", {"test": -1}, "0 or more, got -1"),
+        ("split_sizes", {"test": True}, "0 or more, got True"),
+    ],
+)
+def test_views_and_sizes_that_would_have_no_effect_are_refused(field: str, value: object, says: str) -> None:
+    with pytest.raises(EnvError, match=f"^walk: {says}" if says[0] in "vs" else says):
+        EnvSpec(id="walk", entry_point="x:y", **{field: value})  # type: ignore[arg-type]
+
+
 def test_views_by_name() -> None:
     assert "Reach the goal" in str(get_spec("sokoban").view()["rules"])
     assert get_spec("sokoban").view("full") == {}

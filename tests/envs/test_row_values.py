@@ -87,6 +87,15 @@ def test_other_questions_are_refused_with_their_row(prompt: Any, says: str) -> N
         ({"value": "7", "aliases": ["seven"]}, ("7", "seven")),
         ({"text": ["7"], "answer_start": [3]}, ("7",)),
         ("so\n#### 7", ("7",)),
+        (' ["7", "seven"]', ("7", "seven", '["7", "seven"]')),  # as a table holds a list; it may be the answer itself
+        ('["7"]', ("7", '["7"]')),
+        ('["so #### 7", "seven"]', ("7", "seven")),
+        ('["so \\\\boxed{7}"]', ("7",)),
+        ({"target": '["7", "seven"]'}, ("7", "seven", '["7", "seven"]')),
+        ("[7, 8]", ("[7, 8]",)),
+        ("[7", ("[7",)),
+        ("[]", ("[]",)),
+        (["['7', 'seven']"], ("['7', 'seven']",)),
     ],
 )
 def test_right_answers_of_other_forms(answer: Any, golds: tuple[str, ...]) -> None:
@@ -106,6 +115,9 @@ def test_right_answers_of_other_forms(answer: Any, golds: tuple[str, ...]) -> No
         ([], "has an empty answer"),
         (["7", ""], "has an empty answer"),
         ([7, 8], "whether it is one answer or several"),
+        ("['7', 'seven']", r"a list that was written by str\(\): .*write several as JSON"),
+        ("['7', \"seven's\"]", "a list that was written by str"),
+        ('["7", ""]', "has an empty answer"),
         ({"which": "7"}, "an object with the keys which; name one"),
         (datetime.date(2026, 1, 1), "must be text or a number"),
         (b"7", "must be text or a number"),
@@ -300,10 +312,15 @@ def test_the_wording_of_the_paper_s_safety_prompt_is_graded_as_it_asks() -> None
     [
         ({"comment": "b", "isHate": "no"}, "isHate must be a share from 0 to 1, got 'no'"),
         ({"comment": "b", "isHate": math.nan}, "isHate must be a share"),
+        ({"comment": "b", "isHate": 10**400}, "isHate must be a share"),
         ({"test_case": "b"}, "label_gold must be hateful or non-hateful, got None"),
         ({"text": "b", "label": 3}, "no question in a row"),
         ({"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": ""}, "cop must be a whole number"),
         ({"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": "B"}, "cop must be a whole number"),
+        (
+            {"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": 10**400},
+            "cop must be a whole number",
+        ),
     ],
 )
 def test_a_bad_label_is_refused_with_its_row(row: dict[str, Any], says: str) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from itertools import combinations, product
 from typing import Any
 
 import pytest
 
+from agentopcd.core.errors import EnvError
 from agentopcd.core.types import Task
 from agentopcd.envs import TextEnv, get_spec, make
 from agentopcd.envs import floors as floor_module
@@ -133,6 +135,44 @@ def test_replies_listed_on_the_class_or_in_an_episode_are_moves_of_the_random_pl
     monkeypatch.undo()
     ferry = floors("examples/own_environment.py:Ferry", {}, [Task(seed, "") for seed in range(4)])
     assert ferry.random_episodes == 1000 and ferry.random is not None and ferry.random < 0.2 and ferry.solvable == 1
+
+
+class Named(Halves):
+    """Has attributes of a solver's names that are none."""
+
+    def __init__(self) -> None:
+        self.model, self.solution = "gpt-4o", 7
+
+
+class Broken(Halves):
+    def solution(self) -> list[str]:
+        raise EnvError("not yet")
+
+
+class Loose(Halves):
+    def solution(self) -> Any:
+        return 7
+
+
+class Odd(Halves):
+    def model(self) -> Any:
+        return Broken  # a class of the game's own
+
+
+class Fails(Halves):
+    def model(self) -> Any:
+        raise RuntimeError("no model")
+
+
+@pytest.mark.parametrize("name", ["Named", "Broken", "Loose", "Odd", "Fails"])
+def test_what_is_no_model_and_a_solution_that_raises_are_unknown(name: str) -> None:
+    tasks, ref = [Task(seed, "") for seed in range(100)], f"tests.envs.test_solvers:{name}"
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found, share = floors(ref, {}, tasks), solvable_share(ref, {}, tasks, max_steps=2)
+    assert found.random == pytest.approx(0.5, abs=0.05) and (found.blind, found.solvable, share) == (None, None, None)
+    assert len(warned) == (2 if name in ("Broken", "Loose", "Fails") else 0)
+    assert all(f"the ceiling of {ref} stays unknown: " in str(one.message) for one in warned)
 
 
 def test_a_random_player_on_a_lake_of_two_by_two_by_hand() -> None:

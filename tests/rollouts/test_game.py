@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from agentopcd import envs
 from agentopcd.core.errors import EnvError
-from agentopcd.core.types import Context, Job, Sampling
+from agentopcd.core.types import Context, Job, Sampling, Task
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import MAX_REPLY_IN_LOG, play
@@ -115,6 +116,16 @@ def test_legal_actions_go_with_the_request_and_stay_with_the_turn(tokenizer: Any
     assert all(turn.response_ids in wanted for turn in episode.turns)
     assert held.setup() != player.setup()
     assert not one(player, lake_job()).turns[0].choices
+
+
+def test_the_actions_that_a_bridge_lists_hold_replies_too(tokenizer: Any) -> None:
+    env = envs.make("gym:FrozenLake-v1")
+    job = Job(Task(0, envs.task_key(*env.reset(seed=0))))
+    player = player_of(tokenizer, lambda prompt: "[down]", "gym:FrozenLake-v1", max_steps=2)
+    held = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=True))
+    episode = one(held, job)
+    wanted = held.chat.choices(["[left]", "[down]", "[right]", "[up]"])
+    assert episode.error is None and [turn.choices for turn in episode.turns] == [wanted, wanted]
 
 
 def test_an_environment_that_lists_no_actions_cannot_hold_replies_to_them(tokenizer: Any) -> None:

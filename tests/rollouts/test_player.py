@@ -171,6 +171,22 @@ def test_every_environment_that_was_opened_is_closed(tokenizer: Any) -> None:
     assert Walk.opened["closed"] == Walk.opened["all"]
 
 
+@pytest.mark.parametrize("at", ["request", "submit"])
+def test_an_episode_whose_request_ends_the_run_is_closed(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise EnvError(f"{at} failed")
+
+    player = player_of(tokenizer, lambda prompt: "go")
+    seen: list[str] = []
+    monkeypatch.setattr(player.chat if at == "request" else player.sampler, at, fails)
+    monkeypatch.setattr(player.sampler, "drop", lambda tickets: seen.append("drop"))
+    with pytest.raises(EnvError, match=f"{at} failed"):
+        list(play(player, walks(1, 2)))
+    assert Walk.opened["closed"] == Walk.opened["all"] == 1 and seen == ["drop"]
+
+
 def test_a_close_that_fails_costs_nothing(tokenizer: Any) -> None:
     Walk.faults["close", 1] = 99
     assert one(player_of(tokenizer, lambda prompt: "go"), walks(1)[0]).success

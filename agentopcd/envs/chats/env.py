@@ -122,6 +122,11 @@ class ConversationEnv(TextEnv):
         obs, reward, _, _, info = self.turn(success=success, reward=reward, metrics=_means(self._verdicts))
         return obs, reward, success is not None, success is None, info
 
+    def close(self) -> None:
+        """End a question to the judge, if one is under way; from any thread."""
+        if self._judge is not None:
+            self._judge.close()
+
     def _prompt(self, row: Conversation) -> dict[str, Any]:
         return {"messages": row.messages[: row.places[self._turn]], "tools": row.tools}
 

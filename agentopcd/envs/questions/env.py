@@ -109,7 +109,7 @@ class Arithmetic(QuestionEnv):
     Args:
         level: 1 to 5.
         ops: the signs to use, some of ``+-*``; the level's own unless given.
-        grader: ``plain``, ``symbolic`` or ``last-number``, which asks for no format.
+        grader: ``plain``, ``symbolic`` or ``last-number``, with which no format is asked for.
     """
 
     def __init__(self, level: int = 2, ops: str | None = None, grader: str = "plain") -> None:
@@ -177,7 +177,7 @@ class DatasetEnv(QuestionEnv):
             :mod:`agentopcd.envs.questions.rows` for the columns that are understood.
         grade: ``(reply, gold) -> bool`` or ``(reply, gold, row) -> bool`` in place of the built-in grading; ``row`` is
             the row as it was given, with all its columns.
-        actions: how to answer, in place of the built-in text.
+        actions: how to answer, in place of the built-in text, which stands below a question with every grader.
         prompt_key: the column with the question, dotted for nested ones.
         answer_key: the column with the right answer.
         grader: ``plain``, ``symbolic``, ``last-number``, or ``FILE.py:FUNCTION``, which gets the row and the reply; see

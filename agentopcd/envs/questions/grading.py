@@ -2,8 +2,9 @@ r"""Grade replies: plain comparison of strings and exact fractions, safe against
 
 Only the text after the thinking counts. The answer is the last balanced ``\boxed{…}``, the last ``<answer>…</answer>``
 or the last ``Answer:`` line, whichever comes latest; failing all, the whole text if it is a number. The grader
-``last-number``, for models too small to keep to a format, then falls back on the last number in the reply. Only short
-strings of digits are ever turned into numbers, so no reply can make the grader slow.
+``last-number``, for models too small to keep to a format, then falls back on the last number in the reply; it does not
+where an answer is found, so ``Answer: 42 cows`` is not 42. Only short strings of digits are ever turned into numbers,
+so no reply can make the grader slow.
 """
 
 from __future__ import annotations

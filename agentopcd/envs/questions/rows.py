@@ -154,6 +154,7 @@ def _questions(
     readers = _readers([row for _, _, row in raw], (answer_key,) if answer_key else choices.RIGHT)
     rows: dict[str, QuestionRow] = {}
     conflicting, other = 0, ""
+    cased: list[str] = []
     for name, given, entry in raw:
         try:
             row = _checked(_with_choices(own(entry), entry, readers) if own else _reader(entry, readers)(entry), entry)
@@ -166,13 +167,18 @@ def _questions(
             kept = rows[key] = dataclasses.replace(kept, split=row.split)
         if row.split and kept.split != row.split:
             raise TaskLeak(f"{name} puts a question of {kept.split!r} in {row.split!r}: it is in both")
-        conflicting += {kept.gold, *kept.also} != {row.gold, *row.also}
+        if {kept.gold, *kept.also} != {row.gold, *row.also}:
+            conflicting += kept.prompt == row.prompt
+            cased += [name] if kept.prompt != row.prompt else []
         other = other or ("checks" if kept.checks != row.checks else unlike(kept.source, row.source) if free else "")
     if other:
         warnings.warn(f"some repeated questions have another {other!r}; the first row of each counts", stacklevel=2)
+    if cased:
+        told = f"{len(cased)} questions with another answer (the first: {cased[0]}) differ from an earlier one only in"
+        warnings.warn(f"{told} capitals or spaces, which makes one task of them; the first counts", stacklevel=2)
     if conflicting:
         warnings.warn(f"{conflicting} repeated questions have another answer; the first counts", stacklevel=2)
-    elif (repeated := len(raw) - len(rows)) > len(rows):
+    elif (repeated := len(raw) - len(rows) - len(cased)) > len(rows):
         warnings.warn(f"{repeated} of {len(raw)} rows repeat a question and were left out", stacklevel=2)
     return list(rows.values())
 
@@ -318,7 +324,7 @@ def _hatecheck(row: Raw) -> QuestionRow:
 def _ethos(row: Raw) -> QuestionRow:
     try:
         share = float(row["isHate"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         share = -1.0
     if not 0 <= share <= 1:
         raise EnvError(f"isHate must be a share from 0 to 1, got {row['isHate']!r:.40}")

@@ -21,6 +21,9 @@ _TEXT_PARTS = ("text", "input_text")
 _NOTHING = ("NAType", "NaTType")
 """Types of what pandas has for nothing."""
 _DUMPED = re.compile(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:")
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
+_STR_LIST = re.compile(rf"\[{_QUOTED}(?:, {_QUOTED})*+\]", re.DOTALL)
+"""A list of texts as Python writes it, or JSON."""
 _IN_OBJECTS = ("target", "value", "text", "answer", "ground_truth")
 """Keys under which an object holds the right answer: those of verl's search rows, TriviaQA and SQuAD."""
 
@@ -130,7 +133,26 @@ def answers_of(value: Any) -> tuple[str, ...]:
                 "one as text, several as a list of texts"
             )
         return tuple(dict.fromkeys(_answer(one) for one in value))
-    return (_answer(value),)
+    listed = _listed(value)
+    worked = "####" in str(value) or "\\boxed" in str(value)
+    return tuple(dict.fromkeys(listed if listed and worked else (*listed, _answer(value))))
+
+
+def _listed(value: Any) -> list[str]:
+    """The answers of a JSON list of texts in a cell of text; none if it is anything else. The list as it stands is
+    right as well: the answer may be a list."""
+    if not isinstance(value, str) or not value.strip().startswith("["):
+        return []
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        if not _STR_LIST.fullmatch(value.strip()):
+            return []
+        raise EnvError(
+            f"the answer is a list that was written by str(): {value[:60]!r}; write several as JSON, "
+            'like ["4", "four"], and one that is a list as the only text of a JSON list'
+        ) from None
+    return [_answer(one) for one in found] if all(isinstance(one, str) for one in found) else []
 
 
 def _answer(value: Any) -> str:
@@ -160,7 +182,7 @@ def whole(value: Any, name: str) -> int:
     """
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not number.is_integer():
         raise EnvError(f"{name} must be a whole number, got {value!r:.40}")
