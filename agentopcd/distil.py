@@ -154,10 +154,10 @@ def _beside_placebo(
     run_id = _row_of(session, run)
     out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, known))
     found = dataclasses.replace(out, repeated=False, taken_back="").to_dict()
-    run.finish((run.result or {}) | found)
     session.store.finish(run_id, (session.ledger.result(run_id) or {}) | found)
     base = Path(folder_of(session, out.parent_id))
     describe(session.store, Path(out.folder), out.model_id, base, out.to_dict()["evaluation"])
+    run.finish((run.result or {}) | found)  # the folder last: a repeated command that finds it there stops above
     session.use(None)
     return out
 

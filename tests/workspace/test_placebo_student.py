@@ -16,11 +16,11 @@ from agentopcd.cli.page import results
 from agentopcd.cli.verbs import consolidate as command
 from agentopcd.core.config import ConsolidateConfig, EvaluateConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import read_records, read_result
+from agentopcd.core.runs import Run, read_records, read_result
 from agentopcd.core.stats import Difference
 from agentopcd.core.types import Context, Mixture
 from agentopcd.distil import Distilled, distil_context
-from agentopcd.knowledge import PLACEBO, placebo
+from agentopcd.knowledge import PLACEBO, Store, placebo
 from agentopcd.knowledge.students import student_moves
 from agentopcd.workspace.evaluation import distance
 from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
@@ -194,6 +194,31 @@ def test_a_killed_twin_goes_on_and_ends_as_an_unbroken_one(
     again, said = distil(config, tmp_path)
     assert again.placebo_id == both[0].placebo_id and again.model_id == both[0].model_id
     assert any(line.startswith("resuming consolidate run") for line in said)
+
+
+@pytest.mark.parametrize("write", [(Store, "finish"), (Run, "finish")], ids=["store", "folder"])
+def test_a_kill_before_either_write_of_the_twin_loses_it_from_neither(
+    write: tuple[type, str], work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(work, placebo=True, steps=1, test_tasks=1)
+
+    class Killed(BaseException):
+        pass
+
+    def finish(*given: Any, **more: Any) -> None:
+        if any(isinstance(one, dict) and one.get("placebo") for one in given):
+            raise Killed
+        whole(*given, **more)
+
+    whole = getattr(*write)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(*write, finish)
+        distil(config, tmp_path)
+    found, _ = distil(config, tmp_path)
+    assert read_result(Path(found.folder).parent / "result.json", "")["placebo"] == found.placebo_id != ""
+    with Session(config, tmp_path / "work", say=lambda line: None) as session:
+        (row,) = (row for row in session.store.runs("consolidate") if "placebo" not in json.loads(row["config"]))
+    assert json.loads(row["result"])["placebo"] == found.placebo_id
 
 
 def test_every_context_of_a_mixture_has_its_twin(work: Path, tmp_path: Path) -> None:
