@@ -40,5 +40,5 @@ def canary(
         return
     for line in found.lines():
         call.say(line)
-    if found.verdict != "pass":
+    if found.verdict != "pass" or found.overtaken:
         raise typer.Exit(NOT_PROMOTED)

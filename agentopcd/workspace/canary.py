@@ -23,6 +23,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Comparison, compare, draws_for
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store, best_ref, canonical
+from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.looks import level_of
 from agentopcd.knowledge.recordings import Rating, Recorded, sessions
 from agentopcd.knowledge.students import CANARY, current_student, move_student, student_ref
@@ -183,6 +184,9 @@ def decide(store: Store, recording: str, by: str = "success", *, look: bool = Tr
         if verdict == "pass" and known is not None and known["verdict"] is None:
             overtaken = _at(store, arms) != was
             found = dataclasses.replace(found, moved="" if overtaken else _promote(store, found), overtaken=overtaken)
+        elif verdict == "pass" and known is not None and known["result"]:
+            first = read_object(known["result"], f"the result of look {row['number']}")
+            found = dataclasses.replace(found, overtaken=first.get("overtaken", False))
         store.end_look(row["id"], verdict, found.to_dict())
     return found
 
