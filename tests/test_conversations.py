@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from agentopcd.distillation.methods import drawn
 from agentopcd.distillation.positions import response_logits
 from agentopcd.learn import learn
 from agentopcd.workspace.evaluation.spoken import Distances
+from agentopcd.workspace.evaluation.student import evaluate_student
 from agentopcd.workspace.experience.choose import ranked_by
 from agentopcd.workspace.session import Session
 from tests import tiny
@@ -125,6 +127,23 @@ def test_a_finished_run_shows_the_same_table_and_trains_nothing(distilled: tuple
         again = distil_context(session, config, CONTEXT)
     assert again.repeated and again.evaluation is not None
     assert again.evaluation.distances == result.evaluation.distances
+
+
+def test_evaluate_measures_to_the_teacher_of_the_training(tmp_path: Path) -> None:
+    teacher, lines = tiny.build(tmp_path / "teacher", tie=False, hearing=4.0, seed=1), list[str]()
+    config = settings(tmp_path, teacher=str(teacher), steps=2)
+    with Session(config, tmp_path / "w", say=lines.append) as session:
+        session.store.add_context(CONTEXT)
+        far = distil_context(session, config, CONTEXT).evaluation.distances  # type: ignore[union-attr]
+    again = EvaluateConfig(env=config.env, max_tokens=4, test_tasks=8, temperature=1.0, compute="float32")
+    for to in (str(teacher), "the base"):
+        with Session(again, tmp_path / "w", say=lines.append) as session:
+            found = evaluate_student(session, again)[0].distances
+        assert found is not None and far is not None
+        same = [found.rows[label] == far.rows[label] for label in ("base", "student")] + [found.closed == far.closed]
+        assert all(same) if to == str(teacher) else not any(same)
+        assert any("distance" in line and (f"to {to} " in line or f"teacher {to} " in line) for line in lines)
+        shutil.rmtree(teacher, ignore_errors=True)
 
 
 def test_the_commands_print_distances_and_no_success(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

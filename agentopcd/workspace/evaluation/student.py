@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from agentopcd import models
 from agentopcd.core.config import EvaluateConfig
@@ -57,7 +58,8 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
     tasks = session.tasks("test", config.test_tasks)
     result = evaluate(session, contestants, tasks, run_id=run_id)
     if session.by == DISTANCE and context.text:
-        far = distances(session, contestants, base, context, tasks, setup=session.setup())
+        seen = _taught_by(session, student, base, context)
+        far = distances(session, contestants, seen, context, tasks, setup=session.setup())
         result = dataclasses.replace(result, distances=far)
     drift = drifts(session, contestants, tasks, setup=session.setup())
     session.ledger.finish(run_id, result.to_dict() | drift_dict(drift))
@@ -69,17 +71,42 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
 
 def _placebo_student(session: Session, student: models.LoadedModel) -> list[Contestant]:
     """The placebo student that was trained beside this one, if there is one and it is still here."""
-    store, row = session.store, session.store.lookup("model", id=student.id)
-    if row is None or row["run_id"] is None:
-        return []
-    result = store.run(row["run_id"])["result"]
-    twin = read_object(result, f"the result of run {row['run_id']}").get("placebo", "") if result else ""
-    if not (known := store.lookup("model", id=twin) if twin else None):
+    twin = _training(session, student).get("placebo", "")
+    if not (known := session.store.lookup("model", id=twin) if twin else None):
         return []
     if (name := recall(session.work, known)) is None:
         session.say(f"note: the placebo student {known['path']} is gone, so it is left out")
         return []
     return [Contestant(label=PLACEBO_STUDENT, model=session.load(name))]
+
+
+def _training(session: Session, student: models.LoadedModel) -> Mapping[str, Any]:
+    """The result of the training of a student; empty if the store does not know it."""
+    row = session.store.lookup("model", id=student.id)
+    if row is None or row["run_id"] is None:
+        return {}
+    result = session.store.run(row["run_id"])["result"]
+    return read_object(result, f"the result of run {row['run_id']}") if result else {}
+
+
+def _taught_by(
+    session: Session, student: models.LoadedModel | None, base: models.LoadedModel, context: Context
+) -> models.LoadedModel:
+    """The model that distances are to when it sees ``context``: the student's teacher, if that was another model than
+    its base and this is what it taught; else the base."""
+    if student is None or context.id not in session.store.model_contexts(student.id):
+        return base
+    trained = _training(session, student)
+    id_ = trained.get("teacher", base.id)
+    if id_ in (base.id, trained.get("parent")):
+        return base
+    row = session.store.lookup("model", id=id_)
+    if row is None or (name := recall(session.work, row)) is None:
+        gone = row["path"] if row else id_[:12]
+        session.say(f"note: the teacher {gone} is gone, so the distance is to the base that sees the context")
+        return base
+    session.say(f"distance: to the teacher {name} with the context, as in training")
+    return session.load(name)
 
 
 def _base_of(session: Session, config: EvaluateConfig, student: models.LoadedModel | None) -> models.LoadedModel:
