@@ -12,7 +12,8 @@ import os
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from agentopcd.core.config import (
     USUAL,
     VERBS,
     Config,
+    LearnConfig,
     about,
     choices,
     default_of,
@@ -34,6 +36,7 @@ from agentopcd.core.config import (
     hints,
     panels,
     read_toml,
+    since_of,
 )
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
@@ -79,16 +82,32 @@ NOT_PROMOTED = 3
 
 
 @contextlib.contextmanager
-def goes_on() -> Iterator[None]:
+def goes_on() -> Iterator[dict[str, str]]:
     """Around a command that may take long, and goes on where it was stopped when it is given again: it shows that it is
-    alive, and whoever stops it is told how it goes on."""
+    alive, and whoever stops it is told how it goes on.
+
+    Yields:
+        Flags that would stand for something else when the command is given again, and what they stand for now; for the
+        command to fill.
+    """
+    fixed: dict[str, str] = {}
     try:
         with pulse.beating():
-            yield
+            yield fixed
     except KeyboardInterrupt as error:
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else the command begins with a launcher
-        command = f": {without_password(shlex.join(['agentopcd', *sys.argv[1:]]))}" if alone else ""
+        words = ["agentopcd", *sys.argv[1:]]
+        for flag, value in fixed.items():
+            words = _with_flag(words, flag, value)
+        command = f": {without_password(shlex.join(words))}" if alone else ""
         raise typer.Abort(f"stopped; the same command goes on from here{command}") from error
+
+
+def _with_flag(words: Sequence[str], flag: str, value: str) -> list[str]:
+    """A command with this value of a flag, in the place of any other."""
+    places = {at for at, word in enumerate(words) if word == flag}
+    places |= {at + 1 for at in places} | {at for at, word in enumerate(words) if word.startswith(f"{flag}=")}
+    return [*(word for at, word in enumerate(words) if at not in places), flag, value]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +118,8 @@ class Call:
     as_json: bool
     dry_run: bool
     save_config: Path | None = None
+    begun: datetime = dataclasses.field(default_factory=lambda: datetime.now(UTC))
+    """From here ``--since 24h`` counts back."""
     _said: set[str] = dataclasses.field(default_factory=set)
 
     def keep(self, config: Config, notes: Mapping[str, str]) -> None:
@@ -147,8 +168,11 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
 
     def command(ctx: typer.Context, **values: Any) -> None:
         call = Call(values["work"], values["json"], values.get("dry_run", False), values["save_config"])
-        with goes_on():
-            run(config.load(values["config"], **_given(ctx, config, values)), call)
+        with goes_on() as fixed:
+            settings = config.load(values["config"], **_given(ctx, config, values))
+            if isinstance(settings, LearnConfig) and settings.since:
+                fixed["--since"] = since_of(settings.since, call.begun)
+            run(settings, call)
 
     fixed = [_keyword("work", WORK, None), _keyword("config", CONFIG, None), _keyword("save_config", SAVE_CONFIG, None)]
     fixed += [_keyword("json", JSON, False), *([_keyword("dry_run", DRY_RUN, False)] if dry_run else [])]

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
-from agentopcd.cli import pulse
+from agentopcd.cli import app, pulse
 from agentopcd.cli.options import progress
+from agentopcd.core.config import LearnConfig
 from tests import tiny
 
 STAND_IN = """
@@ -77,6 +80,24 @@ def test_who_stops_a_command_gets_it_back(words: list[str], root: Path, tmp_path
     shown = said.splitlines()[-1]
     assert shown.startswith("stopped; the same command goes on from here: agentopcd ")
     assert shlex.split(shown.partition("here: ")[2]) == ["agentopcd", *words]
+
+
+@pytest.mark.parametrize("given", [["--since", "24h"], ["--since=24h"]], ids=" ".join)
+def test_the_same_command_names_the_moment_and_not_how_long_ago_it_was(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(config: LearnConfig, *_: Any, **__: Any) -> None:
+        moments.append(config.since)
+        raise KeyboardInterrupt
+
+    moments: list[str] = []
+    words = ["learn", *given, "--env", "recorded:shop", "--work", str(tmp_path / "w")]
+    monkeypatch.setattr("agentopcd.learn.learn", stopped)
+    monkeypatch.setattr(sys, "argv", ["agentopcd", *words])
+    result = CliRunner().invoke(app, words, standalone_mode=False)
+    assert isinstance(result.exception, typer.Abort) and moments[0].startswith("20")
+    again = shlex.split(str(result.exception).partition("from here: ")[2])
+    assert again == ["agentopcd", "learn", *words[-4:], "--since", moments[0]]
 
 
 @pytest.mark.slow
