@@ -327,9 +327,9 @@ def learn(config: LearnConfig, call: Call) -> None:
     from agentopcd.learn import learn as run
 
     models.prepare_process()
-    config = dataclasses.replace(config, since=since_of(config.since))
-    if call.save_config:
+    if call.save_config:  # with --since as it was given: tomorrow, 24h is another moment
         _open(config, call).close()
+    config = dataclasses.replace(config, since=since_of(config.since, call.begun))
     rounds = run(config, workspace(call.work), say=call.say, progress=progress)
     call.show([one.to_dict() for one in rounds])
     closing.after_rounds(call, config, rounds)

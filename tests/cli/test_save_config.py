@@ -15,6 +15,7 @@ from agentopcd.knowledge import Store
 from agentopcd.learn import learn
 from agentopcd.workspace.experience import gather as gathering
 from tests import tiny
+from tests.recording import keep_many
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +113,22 @@ def test_a_folder_of_learn_has_its_settings_too(here: Path, monkeypatch: pytest.
         with pytest.raises(Stop):
             learn(settings or LearnConfig.load(folder / "config.toml"), here)
     assert LearnConfig.load(folder / "config.toml") == config and len(list((here / "runs").iterdir())) == 1
+
+
+def test_a_night_is_saved_as_it_was_given(model: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(*given: Any, **_: Any) -> None:
+        moments.append(given[0].since)
+        raise Stop
+
+    moments: list[str] = []
+    monkeypatch.setattr("agentopcd.learn.learn", stop)
+    keep_many(here / "agentopcd-work", 40)
+    words = ["learn", "--env", "recorded:shop", "--since", "24h", "--model", model, "--save-config", "night.toml"]
+    for more in ([], ["--dry-run"], []):  # the file of one is that of the other
+        done = CliRunner().invoke(app, [*words, *more])
+        assert isinstance(done.exception, Stop) or not done.exit_code, done.output
+        assert LearnConfig.load(here / "night.toml").since == "24h"
+    assert len(moments) == 2 and all(moment.startswith("20") for moment in moments)
