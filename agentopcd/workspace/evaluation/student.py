@@ -10,7 +10,7 @@ from agentopcd import models
 from agentopcd.core.config import EvaluateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import resolved
-from agentopcd.core.types import EMPTY
+from agentopcd.core.types import EMPTY, Context
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import best_ref
 from agentopcd.knowledge.faults import read_object
