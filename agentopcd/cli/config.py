@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +32,7 @@ def init(
     Example: agentopcd config init run.toml
     """
     write_new(path_of(file), template())
-    print(f"wrote {file}; next: remove the # before a setting, then agentopcd play --config {file}")
+    print(f"wrote {file}; next: remove the # before a setting, then agentopcd play --config {shlex.quote(str(file))}")
 
 
 @app.command()

@@ -209,7 +209,7 @@ def export(
                 print(piece, end="")
             return
         write_text(path_of(output), pieces)
-    print(f"wrote {output}; agentopcd knowledge import {output} --work OTHER imports it elsewhere")
+    print(f"wrote {output}; agentopcd knowledge import {shlex.quote(str(output))} --work OTHER imports it elsewhere")
     if everything:
         print("recordings and the moves of ENV/student stay behind; to move this store whole: agentopcd store backup")
 

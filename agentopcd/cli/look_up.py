@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -75,6 +76,8 @@ def log(
 
     Example: agentopcd knowledge log sokoban/best
     """
+    from agentopcd.core.runs import work_flag
+
     with read_store(work) as store:
         rows = _moves(store, ref)
     if as_json:
@@ -84,8 +87,9 @@ def log(
         start, end = ((row[name] or "nothing")[:12] for name in ("from", "to"))
         run = f" (run {row['run']}, {row['verb']})" if row["run"] else ""
         print(f"{row['at'][:19]}  {start} -> {end}  {row['actor']}: {row['reason'] or '-'}{run}")
-    back = f"rollback {ref} --to STUDENT" if ref.endswith("/student") else f"knowledge move {ref} CONTEXT"
-    print(f"{len(rows)} moves; agentopcd {back} goes back to one")
+    name = shlex.quote(ref)
+    back = f"rollback {name} --to STUDENT" if ref.endswith("/student") else f"knowledge move {name} CONTEXT"
+    print(f"{len(rows)} moves; agentopcd {back}{work_flag(work)} goes back to one")
 
 
 def _moves(store: Store, ref: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from agentopcd import models
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, ModelError, StoreError
 from agentopcd.core.files import is_dir, is_file, path_of
-from agentopcd.core.runs import kept
+from agentopcd.core.runs import kept, work_flag
 from agentopcd.core.types import Context, Placement
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.exchange import is_export
@@ -34,7 +35,7 @@ def context_named(store: Store, name: str, placement: Placement = "user") -> tup
         if is_export(text):
             raise ConfigError(
                 f"{name!r} is a knowledge export, not a context; import it with `agentopcd knowledge import "
-                f"{name}`, then name one of its refs"
+                f"{shlex.quote(name)}{work_flag(store.path.parent)}`, then name one of its refs"
             )
         if not text:
             raise ConfigError(f"context file {name!r} is empty; write the context into it")
@@ -68,7 +69,7 @@ def model_named(store: Store, work: Path, name: str, device: torch.device) -> mo
         except ModelError as error:
             raise ModelError(
                 f"this workspace has no student of {env}, and no other model of the name {name} can be found; train "
-                f"one with `agentopcd consolidate --env {env}`, or name another model"
+                f"one with `agentopcd consolidate --env {shlex.quote(env)}{work_flag(work)}`, or name another model"
             ) from error
     loaded = models.load_model(found or name, device=device)
     store.add_model(loaded.id, loaded.name, kept(work, loaded.folder))

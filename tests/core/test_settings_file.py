@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import tomllib
 from math import inf
 from pathlib import Path
@@ -74,9 +75,12 @@ def test_an_unknown_section_or_key_is_one_line_with_the_nearest_name(text: str, 
     assert "\n" not in str(error.value)
 
 
-def test_the_written_file_has_every_setting_of_every_verb_as_a_comment(tmp_path: Path) -> None:
-    file = tmp_path / "all.toml"
+def test_the_written_file_has_every_setting_of_every_verb_as_a_comment(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "my all.toml"
     init(file)
+    assert shlex.split(capsys.readouterr().out)[-4:] == ["agentopcd", "play", "--config", str(file)]
     with pytest.raises(ConfigError, match=r"all\.toml is there already and is left as it is"):
         init(file)
     text = file.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def refused(work: Path, *words: str) -> str:
 
 
 def exported(work: Path, file: Path) -> str:
-    run(work, "export", "--all", "--episodes", "-o", str(file))
+    said = run(work, "export", "--all", "--episodes", "-o", str(file))
+    assert f"agentopcd knowledge import {shlex.quote(str(file))} --work OTHER" in said
     return file.read_text()
 
 
@@ -60,7 +62,7 @@ def exported(work: Path, file: Path) -> str:
 @pytest.mark.parametrize("name", ["A.JSONL", "a.ndjson", "a.json", "a.txt", "a", "a.jsonl.bak"])
 @pytest.mark.parametrize("mark", ["", "\ufeff", "\n\n"])
 def test_an_export_is_recognised_by_what_it_holds(work: Path, tmp_path: Path, name: str, mark: str) -> None:
-    (tmp_path / name).write_text(mark + exported(work, tmp_path / "out.jsonl"))
+    (tmp_path / name).write_text(mark + exported(work, tmp_path / "my out.jsonl"))
     other = tmp_path / "other"
     assert json.loads(run(other, "import", str(tmp_path / name), "--json")) == {
         "run": 1, "task": 3, "item": 1, "context": 1, "model": 1, "episode": 3, "source": 3, "event": 2, "ref": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,11 @@ def test_log_tells_every_move(work: Path) -> None:
         f"{a[:12]} -> {b[:12]}  confirm: better (run {run_id}, confirm)",
         f"{b[:12]} -> nothing  person: -",
     ]
-    assert lines[3].startswith("3 moves; ")
+    assert lines[3] == f"3 moves; agentopcd knowledge move lake/a CONTEXT --work {work} goes back to one"
+    with Store.open(work / "store.db") as store:
+        store.move('f={"a":1}/best', a, "person")
+    (*_, back) = run(work, "log", 'f={"a":1}/best').splitlines()
+    assert shlex.split(back)[3:7] == ["knowledge", "move", 'f={"a":1}/best', "CONTEXT"]
     rows = json.loads(run(work, "log", "lake/a", "--json"))
     assert [(row["from"], row["to"], row["verb"]) for row in rows] == [
         (None, a, None),

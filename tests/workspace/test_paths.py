@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -217,9 +218,12 @@ def test_contexts_from_files(rows: str, tmp_path: Path) -> None:
         assert [item.text for item in session.store.items(context_id=context.id)] == ["a", "b"]
         with pytest.raises(ConfigError, match="line 1 is not UTF-8 text"):
             session.context(str(tmp_path / "latin.txt"))
-        (tmp_path / "export.txt").write_text('{"format":"agentopcd-kb","version":2}\n{"type":"end","rows":0}\n')
-        with pytest.raises(ConfigError, match="is a knowledge export, not a context"):
-            session.context(str(tmp_path / "export.txt"))
+        (tmp_path / "my export.txt").write_text('{"format":"agentopcd-kb","version":2}\n{"type":"end","rows":0}\n')
+        with pytest.raises(ConfigError, match="is a knowledge export, not a context") as error:
+            session.context(str(tmp_path / "my export.txt"))
+        words = shlex.split(str(error.value).split("`")[1])
+        given = [str(tmp_path / "my export.txt"), "--work", str(tmp_path / "w")]
+        assert words == ["agentopcd", "knowledge", "import", *given]
 
 
 def test_a_run_is_the_same_whatever_path_names_the_model_of_its_workspace(
