@@ -15,7 +15,7 @@ from agentopcd.consolidate import Consolidated, Training, consolidate
 from agentopcd.core.config import ConsolidateConfig, ForecastConfig, flags_for, player_flags
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
-from agentopcd.core.runs import Run, kept, read_json, write_json
+from agentopcd.core.runs import Run, kept, read_json, work_flag, write_json
 from agentopcd.core.types import Context, Episode, Mixture, Task
 from agentopcd.distillation.distance import Totals
 from agentopcd.distillation.methods import METHODS, Needs
@@ -285,7 +285,7 @@ def replayed(session: Session, folder: Path, train: Sequence[Task], config: Cons
         if not ids:
             raise ConfigError(
                 f"no stored episode of {session.env} on train tasks with these settings to replay; run `agentopcd play "
-                f"--split train --no-extract {player_flags(config)}`"
+                f"--split train --no-extract {player_flags(config)}{work_flag(session.work)}`"
             )
         write_json(file, ids)
     episodes = [session.store.transcript(id_) for id_ in read_json(file, "remove it to choose the episodes anew")]

@@ -225,7 +225,7 @@ def test_what_has_no_use_here_is_refused(tmp_path: Path) -> None:
     score = ScoreConfig(env=config.env, model=config.model)
     with (
         Session(score, tmp_path / "w", say=lambda line: None) as session,
-        pytest.raises(ConfigError, match=r"nothing says what is right in .* --grader FILE\.py:FUNCTION"),
+        pytest.raises(ConfigError, match=r"right in .* --grader FILE\.py:FUNCTION.*--context FILE --work \S+`"),
     ):
         ranked_by(session)
     with pytest.raises(ConfigError, match="nothing says what is right"):

@@ -157,7 +157,7 @@ def _student(store: Store, work: Path, name: str, items: Sequence[Item] = ()) ->
 
     if name:
         if (row := student_named(store, work, name)) is None:
-            raise ConfigError(f"{name!r} is no student of this workspace; agentopcd status lists them")
+            raise ConfigError(f"{name!r} is no student of this workspace; agentopcd status{work_flag(work)} lists them")
         return row
     wanted = {item.id for item in items}
     for row in store.models(trained=True):

@@ -44,7 +44,9 @@ def rollback(
         if to:
             target = None if to == "base" else _model(store, work, to, name)
             if target == now:
-                raise ConfigError(f"{student_ref(name)} is at {to!r} already; agentopcd status lists the others")
+                raise ConfigError(
+                    f"{student_ref(name)} is at {to!r} already; agentopcd status{_flag(work)} lists the others"
+                )
         elif now is None and len(past) < 2:
             raise ConfigError(f"{student_ref(name)} has no student before it; name one with --to")
         else:
@@ -112,7 +114,7 @@ def _model(store: Store, work: Path, name: str, env: str) -> str:
     found = [row for row in rows if row["path"] in (folder, name) or (len(name) > 3 and row["id"].startswith(name))]
     if len(found) != 1:
         many = "more than one" if found else "no"
-        raise ConfigError(f"{name!r} is {many} student here; agentopcd status lists them")
+        raise ConfigError(f"{name!r} is {many} student here; agentopcd status{_flag(work)} lists them")
     id_, made = found[0]["id"], _run(store, found[0])
     if id_ not in {move["model_id"] for move in student_moves(store, env)}:  # a canary may have put it there
         if made.get("placebo"):

@@ -186,7 +186,8 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
     Example: agentopcd knowledge confirm --context sokoban/pool/00/08 --env sokoban
     """
     if not config.context:
-        raise ConfigError("no context given; add --context FILE or REF (see `agentopcd knowledge list refs`)")
+        known = closing.command(call, "knowledge list refs", "")
+        raise ConfigError(f"no context given; add --context FILE or REF (see `{known}`)")
     with _open(config, call) as session:
         from agentopcd.workspace import ready
         from agentopcd.workspace.pace import estimate

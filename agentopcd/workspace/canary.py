@@ -20,6 +20,7 @@ from typing import Any, Literal
 from agentopcd.core.apart import Apart, compare_apart
 from agentopcd.core.config import RECORDED
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import work_flag
 from agentopcd.core.stats import Comparison, compare, draws_for
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store, best_ref, canonical
@@ -130,7 +131,7 @@ def arms_of(store: Store, recording: str) -> Arms:
     if not canaries:
         raise ConfigError(
             f"no session of {recording!r} was dealt to a canary; deal some with `agentopcd serve --record {recording} "
-            "--canary 0.1`"
+            f"--canary 0.1{work_flag(store.path.parent)}`"
         )
     canary = [one for one in canaries if _who(one) == _who(canaries[-1])]
     beside = [one for one in dealt if one.arm == "control" and one.started_at >= canary[0].started_at]

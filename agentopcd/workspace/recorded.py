@@ -20,7 +20,7 @@ from typing import Any
 
 from agentopcd.core.config import RECORDED, VERBS, PlayerConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import write_text, writing
+from agentopcd.core.runs import work_flag, write_text, writing
 from agentopcd.envs.chats.recorded import recorded_spec
 from agentopcd.envs.registry import provide
 from agentopcd.envs.views import hash_text
@@ -101,7 +101,7 @@ def new_snapshot(store: Store, work: Path, ref: str, since: str = "") -> str:
         known = ", ".join(row["name"] for row in recordings(store)) or "none"
         raise ConfigError(
             f"nothing is recorded under {name!r} in {store.path} (recordings: {known}); record with `agentopcd serve "
-            f"--model MODEL --record {name}`"
+            f"--model MODEL --record {name}{work_flag(work)}`"
         )
     if since:
         news = {session.key for session in sessions(store, name, since=since)}

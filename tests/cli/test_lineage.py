@@ -89,7 +89,7 @@ def test_where_the_base_is_what_is_left_no_audit_of_it_is_offered(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("audit", "nobody"), "'nobody' is no student of this workspace; agentopcd status lists them"),
+        (("audit", "nobody"), "'nobody' is no student of this workspace; agentopcd status --work "),
         (("forget", "frozen"), "unknown context 'frozen'"),
         (("forget", SECOND.id[:12]), "is a context; name an item"),
     ],

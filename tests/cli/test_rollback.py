@@ -120,8 +120,8 @@ def test_a_dry_run_moves_nothing(cli: Cli, work: Path) -> None:
     [
         ([], "which environment? lake, sokoban"),
         (["lak"], "no student of 'lak' in"),
-        (["lake", "--to", "dddd"], "'dddd' is no student here"),
-        (["lake", "--to", "bbbb"], "is at 'bbbb' already"),
+        (["lake", "--to", "dddd"], "'dddd' is no student here; agentopcd status --work "),
+        (["lake", "--to", "bbbb"], "is at 'bbbb' already; agentopcd status --work "),
         (["lake", "--to", "baseb"], "'baseb' is no student here"),
         (["lake", "--to", "cccc"], "'cccc' was trained on sokoban, not on lake"),
         (["lake", "--to", "eeee"], "'eeee' is a placebo student"),

@@ -199,7 +199,7 @@ def test_only_sessions_beside_the_canary_count(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_compared_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no session of 'shop' was dealt to a canary.*--canary 0\.1"):
+    with pytest.raises(ConfigError, match=r"no session of 'shop' was dealt to a canary.*--canary 0\.1 --work \S+`"):
         decided(tmp_path)
     keep(tmp_path, "one", "Box?", "Up.", arm="canary", model_id=NEW)
     with pytest.raises(ConfigError, match="nothing to compare"):

@@ -154,6 +154,28 @@ def test_the_store_weighs_what_is_mixed(session: Session) -> None:
         find_context(session, dataclasses.replace(config, mix=3))
 
 
+def test_what_it_says_to_run_keeps_the_settings_and_the_workspace(session: Session) -> None:
+    assert isinstance(session.config, ConsolidateConfig)
+    config = dataclasses.replace(session.config, mix=0, by="reward", select_tasks=8)
+    work, one = f" --by reward --work {session.work}`", Context("say nothing")
+
+    def refused(config: ConsolidateConfig) -> str:
+        with pytest.raises(ConfigError) as error:
+            find_context(session, config)
+        return str(error.value)
+
+    said = refused(config)
+    assert "run `agentopcd knowledge score --env" in said and work in said and "--select-tasks" not in said
+    assert "--by" not in refused(dataclasses.replace(config, by="distance"))  # contexts are not ranked by it
+    forced = dataclasses.replace(config, force=True)
+    assert "run `agentopcd play --env" in (said := refused(forced)) and f" --work {session.work}`" in said
+    session.store.add_context(one)
+    name = one.id[:12]
+    said = refused(dataclasses.replace(config, context=name))
+    assert f"run `agentopcd knowledge confirm --context {name} --env" in said and work in said
+    assert work in refused(dataclasses.replace(config, mix=3))
+
+
 def test_a_mixture_and_a_named_context_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="--context"):
         ConsolidateConfig(env="math", mix=2, context="best")
@@ -179,7 +201,7 @@ def trained(folder: Path, model: Path, **changes: Any) -> Distilled:
 def test_replay_answers_stored_turns_of_train_tasks_and_plays_no_game(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="agentopcd play --split train --no-extract --env frozen-lake-4x4"):
+    with pytest.raises(ConfigError, match=r"agentopcd play --split train --no-extract --env frozen-lake.* --work "):
         trained(tmp_path, model_dir)
     play = PlayConfig(
         env="frozen-lake-4x4", model=str(model_dir), split="train", extract=False, episodes=4, max_tokens=3,

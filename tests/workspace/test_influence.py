@@ -172,7 +172,7 @@ def test_which_context_is_looked_at(lab: Lab) -> None:
     with lab.open() as session:
         assert isinstance(session.config, ScoreConfig)
         store, config = session.store, session.config
-        with pytest.raises(ConfigError, match="in the store; run `agentopcd play"):
+        with pytest.raises(ConfigError, match=r"in the store; run `agentopcd play .* --work \S+`"):
             shown_context(session, config)
         for context in (newest, best, named):
             store.add_context(context)
@@ -187,7 +187,7 @@ def test_which_context_is_looked_at(lab: Lab) -> None:
 
 
 def test_without_stored_turns_there_is_nothing_to_read(lab: Lab) -> None:
-    with pytest.raises(ConfigError, match=r"wants two or more turns .* got 0; run `agentopcd play"):
+    with pytest.raises(ConfigError, match=r"wants two or more turns .* got 0; run `agentopcd play .* --work \S+`"):
         lab.influence(Context(render([ONE])))
 
 

@@ -173,7 +173,7 @@ def test_a_play_reads_no_snapshot_of_a_stage_of_learn(tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nothing is recorded under 'shop' .*recordings: none.*--record shop"):
+    with pytest.raises(ConfigError, match=r"is recorded under 'shop' .*recordings: none.*--record shop --work \S+`"):
         session_of(tmp_path)
     keep(tmp_path, "a", "Sum?", "4", recording="other")
     with pytest.raises(ConfigError, match="recordings: other"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from agentopcd.core.config import ConfirmConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import work_flag
 from agentopcd.core.types import EMPTY, Context, Placement
 from agentopcd.knowledge import Confirmation, Ranking, confirm, halving, score
 from agentopcd.knowledge.database import Row
@@ -48,10 +49,11 @@ def ranked_by(session: Session) -> str:
     if session.game.graded:
         raise ConfigError("--by distance chooses checkpoints; contexts are ranked by success, reward or a metric")
     rest = f"; or let people rate sessions that are served with it: `agentopcd serve --record {session.recording} " \
-        "--canary 0.1 --canary-context REF`" if session.recording else ""  # fmt: skip
+        f"--canary 0.1 --canary-context REF{work_flag(session.work)}`" if session.recording else ""  # fmt: skip
     raise ConfigError(
         f"nothing says what is right in {session.env}, so contexts cannot be ranked; add --grader FILE.py:FUNCTION or "
-        f"--env-arg checks=..., or hand your context to `agentopcd consolidate --context FILE`{rest}"
+        f"--env-arg checks=..., or hand your context to `agentopcd consolidate --context FILE{work_flag(session.work)}`"
+        f"{rest}"
     )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from agentopcd.core.config import ConsolidateConfig, player_flags
+import dataclasses
+
+from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, PlayConfig, PlayerConfig, ScoreConfig, flags_for
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import work_flag
 from agentopcd.core.types import Context, Mixture
+from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arena, Arm, best_ref
 from agentopcd.workspace.experience.chains import pool
 from agentopcd.workspace.session import Session
@@ -16,7 +20,6 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
     Raises:
         ConfigError: no context was confirmed and ``force`` is not set, or there is no context at all.
     """
-    flags = player_flags(config)
     if config.mix:
         return mixture(session, config)
     if config.context:
@@ -27,22 +30,21 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
         best = session.store.ref(best_ref(session.env))
         if best is None and not config.force:
             raise ConfigError(
-                f"no context of {session.env} was confirmed; run `agentopcd knowledge score {flags}`, "
+                f"no context of {session.env} was confirmed; run `{_command(session, config, 'knowledge score')}`, "
                 "name one with --context, or distil the best guess with --force"
             )
         candidates = [session.store.get_context(best)] if best else pool(session)
         if not candidates:
-            raise ConfigError(f"no context of {session.env} in the store; run `agentopcd play {flags}`")
+            again = _command(session, config, "play")
+            raise ConfigError(f"no context of {session.env} in the store; run `{again}`")
         context = candidates[0]
     session.resume_model("consolidate", context.id)
     if not (config.force or session.confirmed(context)):
         name, verdict = context.id[:12], session.last_verdict(context)
         if verdict:
             raise ConfigError(f"context {name} did not pass the confirm gate: {verdict}; insist with --force")
-        raise ConfigError(
-            f"context {name} never passed the confirm gate; run `agentopcd knowledge confirm --context {name} "
-            f"{flags}`, or insist with --force"
-        )
+        again = _command(session, config, f"knowledge confirm --context {name}")
+        raise ConfigError(f"context {name} never passed the confirm gate; run `{again}`, or insist with --force")
     session.check_handover(context, force=config.force)
     return context
 
@@ -65,16 +67,28 @@ def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
     if len(ranked) < config.mix:
         raise ConfigError(
             f"--mix {config.mix} wants as many contexts that have won a select task with this model and settings, "
-            f"got {len(ranked)}; run `agentopcd knowledge score --candidates {config.mix} {player_flags(config)}`"
+            f"got {len(ranked)}; run `{_command(session, config, f'knowledge score --candidates {config.mix}')}`"
         )
     for context in ranked:
         session.check_handover(context, force=config.force)
     if not config.force and not any(session.confirmed(context) for context in ranked):
         raise ConfigError(
-            f"none of these {len(ranked)} contexts passed the confirm gate; run `agentopcd knowledge score "
-            f"{player_flags(config)}`, or insist with --force"
+            f"none of these {len(ranked)} contexts passed the confirm gate; run "
+            f"`{_command(session, config, 'knowledge score')}`, or insist with --force"
         )
     return Mixture(tuple(ranked), tuple(rates[context].rate for context in ranked))
+
+
+def _command(session: Session, config: ConsolidateConfig, words: str) -> str:
+    """Another command, in this workspace and with every setting that both have.
+
+    Left out are a distance, by which contexts are not ranked, and tasks of each evaluation, which halving does not ask.
+    """
+    verbs: dict[str, type[PlayerConfig]] = {"play": PlayConfig, "score": ScoreConfig, "confirm": ConfirmConfig}
+    verb = verbs[words.partition(" --")[0].split()[-1]]
+    by = "" if config.by == DISTANCE else config.by
+    config = dataclasses.replace(config, by=by, select_tasks=ScoreConfig.select_tasks)
+    return f"agentopcd {words} {flags_for(config, verb)}" + work_flag(session.work)
 
 
 def shares(context: Context | Mixture) -> dict[str, float]:

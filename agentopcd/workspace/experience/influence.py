@@ -13,6 +13,7 @@ from torch import Tensor
 from agentopcd import models
 from agentopcd.core.config import ScoreConfig, player_flags
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import work_flag
 from agentopcd.core.stats import ratio
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode
 from agentopcd.distillation import losses
@@ -106,7 +107,7 @@ def shown_context(session: Session, config: ScoreConfig) -> Context:
     else:
         candidates = pool(session, prefix=config.pool)
         if not candidates:
-            again = f"agentopcd play {player_flags(config)}"
+            again = f"agentopcd play {player_flags(config)}{work_flag(session.work)}"
             raise ConfigError(f"no context of {session.env} in the store; run `{again}`, or name one with --context")
         context = candidates[0]
     if not session.store.items(context_id=context.id):
@@ -141,7 +142,8 @@ def influence(session: Session, config: ScoreConfig, context: Context) -> Influe
     if len(turns) < 2:
         raise ConfigError(
             f"influence wants two or more turns of {session.env} that {loaded.name} has answered without a context on "
-            f"extract or train tasks, got {len(turns)}; run `agentopcd play {player_flags(config)}`"
+            f"extract or train tasks, got {len(turns)}; run `agentopcd play {player_flags(config)}"
+            f"{work_flag(session.work)}`"
         )
     for line in teacher.compare(_samples(chat, turns, context)):
         session.say(line)

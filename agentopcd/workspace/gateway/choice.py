@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from agentopcd.core.config import RECORDED, ServeConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.runs import work_flag
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.students import current_student, env_of, lineage, student_ref
@@ -93,7 +95,7 @@ def canary_model(store: Store, work: Path, config: ServeConfig, served: str) -> 
             return name
     raise ConfigError(
         f"no student of {env} is left to try beside the one that plays; train one with `agentopcd consolidate --env "
-        f"{env}`, or name one with --canary-model"
+        f"{shlex.quote(env)}{work_flag(work)}`, or name one with --canary-model"
     )
 
 
