@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agentopcd.cli.options import Call
 from agentopcd.core.config import (
@@ -20,9 +20,12 @@ from agentopcd.core.config import (
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
+    flag_of,
     flags_for,
     flags_of,
+    without_flag,
 )
+from agentopcd.core.config.toml import toml_value
 from agentopcd.core.runs import work_flag
 from agentopcd.knowledge.students import env_of
 
@@ -45,10 +48,10 @@ def after_gate(call: Call, config: PlayerConfig, context_id: str, outcome: Confi
     if outcome is None:
         next_is(call, command(call, f"knowledge confirm {name}", flags_for(config, ConfirmConfig)))
     elif outcome.passed and not outcome.overtaken:
-        next_is(call, command(call, "consolidate", flags_for(config, ConsolidateConfig)))
+        _next_training(call, config, "consolidate")
     elif outcome.passed or outcome.verdict == "incumbent stays":
         call.say(f"to distil it although {outcome.ref} stays:")
-        next_is(call, command(call, f"consolidate {name}", flags_for(config, ConsolidateConfig)))
+        _next_training(call, config, f"consolidate {name}")
     else:
         call.say("nothing was confirmed, so there is nothing to consolidate; more play gives other candidates")
         next_is(call, command(call, "play", flags_for(config, PlayConfig)))
@@ -87,9 +90,24 @@ def after_forecast(
     if advice == "train" and not confirmed:
         next_is(call, command(call, f"knowledge confirm {name}", flags_for(config, ConfirmConfig)))
     elif advice == "train":
-        next_is(call, command(call, f"consolidate {name}", flags_for(config, ConsolidateConfig)))
+        _next_training(call, config, f"consolidate {name}")
     else:
         next_is(call, command(call, "play", flags_for(config, PlayConfig)))
+
+
+def _next_training(call: Call, config: PlayerConfig, words: str) -> None:
+    """The command that trains, and in a line of its own what it does otherwise than this one, if it has to."""
+    plain: dict[str, Any] = {"top_p": PlayerConfig.top_p, "top_k": PlayerConfig.top_k}
+    plain |= {"temperature": PlayerConfig.temperature} if config.temperature == 0 else {}
+    if changed := {name: value for name, value in plain.items() if getattr(config, name) != value}:
+        given = " and ".join(f"{flag_of(name)} {getattr(config, name)}" for name in changed)
+        call.say(f"note: training learns from samples of the model itself, so the next command is without {given}")
+        config = dataclasses.replace(config, **changed)
+    if config.engine == "api":
+        call.say(f"note: {config.model} behind an API has no weights here; put a model that has in the place of MODEL")
+        config = dataclasses.replace(config, engine="auto", server="", model="MODEL")
+    verb = LearnConfig if words == "learn" else ConsolidateConfig
+    next_is(call, command(call, words, flags_for(config, verb)))
 
 
 def after_training(call: Call, config: ConsolidateConfig, result: Distilled) -> None:
@@ -173,7 +191,7 @@ def after_evaluation(call: Call, config: EvaluateConfig, result: Evaluation) -> 
     if said := verdict(result):
         call.say(said)
     if result.graded:
-        next_is(call, command(call, "learn", flags_for(config, LearnConfig)))
+        _next_training(call, config, "learn")
     else:  # nothing ranks contexts there
         next_is(call, command(call, "status", ""))
 
@@ -216,6 +234,9 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
         return
     call.say("verdict: nothing confirmed, so there is no student; more play gives more candidates:")
     more = {name: 2 * getattr(config, name) for name in ("episodes_per_round", "chains", "candidates")}
+    if others := without_flag(config):
+        written = ", ".join(f"{name} = {toml_value(value)}" for name, value in others.items())
+        call.say(f"note: these settings have no flag; add --config FILE with {written}")
     next_is(call, command(call, "learn", flags_of(dataclasses.replace(config, **more))))
 
 

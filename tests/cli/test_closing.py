@@ -15,6 +15,7 @@ from agentopcd.cli.options import Call
 from agentopcd.core.config import (
     ConsolidateConfig,
     EvaluateConfig,
+    ForecastConfig,
     LearnConfig,
     PlayConfig,
     ScoreConfig,
@@ -77,6 +78,30 @@ def test_after_the_gate(verdict: str, words: str, more: dict[str, Any], call: Ca
     closing.after_gate(call, ScoreConfig(**PLAYER), "abcd", Outcome())  # type: ignore[arg-type]
     kind = ConsolidateConfig if words == "consolidate" else PlayConfig
     assert last() == kind(**PLAYER, **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "note"),
+    [
+        ({"temperature": 0.0}, "is without --temperature 0.0"),
+        ({"top_p": 0.9, "top_k": 4}, "is without --top-p 0.9 and --top-k 4"),
+        ({"engine": "api", "server": "http://localhost:1"}, "a/b behind an API has no weights here"),
+    ],
+)
+def test_what_a_training_cannot_take_over_is_left_out_and_told(given: dict[str, Any], note: str, call: Call) -> None:
+    class Passed:
+        passed, overtaken = True, False
+
+    model = "MODEL" if "engine" in given else PLAYER["model"]
+    score, wanted = ScoreConfig(**PLAYER, **given), ConsolidateConfig(**(PLAYER | {"model": model}))
+    closing.after_gate(call, score, "abcd", Passed())  # type: ignore[arg-type]
+    assert note in HEARD[-2] and last() == wanted
+    if "engine" in given:
+        return
+    closing.after_forecast(call, ForecastConfig(**PLAYER, **given), "abcd", "train")
+    assert note in HEARD[-2] and last() == dataclasses.replace(wanted, context="abcd")
+    closing.after_evaluation(call, EvaluateConfig(**PLAYER, **given), evaluation(places(20), places(1)))
+    assert note in HEARD[-2] and last() == LearnConfig(**PLAYER)
 
 
 def test_after_a_ranking_alone_the_winner_is_to_be_confirmed(call: Call) -> None:
@@ -165,6 +190,8 @@ def test_after_rounds(call: Call, tmp_path: Path) -> None:
     assert HEARD[0] == "round 1: nothing confirmed" and "verdict: nothing confirmed, so there is no student" in HEARD[1]
     more = dataclasses.replace(config, chains=6, episodes_per_round=128, candidates=64)
     assert last() == more
+    closing.after_rounds(call, dataclasses.replace(config, show_earlier=True, clip_norm=2.0), [none])
+    assert HEARD[-2].endswith("have no flag; add --config FILE with clip_norm = 2.0, show_earlier = true")
     two = Round(number=2, model="x", played={}, confirmed=True, distilled=distilled(tmp_path / "s"))
     wanted: dict[str, Any] = PLAYER | {"model": "/models/first"}
     for model in ("", "lake/student"):  # the latter is another student by then
