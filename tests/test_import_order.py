@@ -133,6 +133,7 @@ INSIDE = {
         "page.parts",
         "page.report page.serve",
         "closing",
+        "plans",
         "canary decisions lineage look_up pages push reproduce rollback serve status store verbs",
         "cli",
     ],

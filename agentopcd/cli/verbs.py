@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from agentopcd.cli import closing
+from agentopcd.cli import closing, plans
 from agentopcd.cli.options import NOT_PROMOTED, Call, configured, progress
 from agentopcd.core.config import (
     ConfirmConfig,
@@ -20,7 +20,6 @@ from agentopcd.core.config import (
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
-    ScoringConfig,
     flags_for,
     player_flags,
     since_of,
@@ -104,8 +103,8 @@ def score(config: ScoreConfig, call: Call) -> None:
         if config.method == "subsets":
             return _values(session, config, call, candidates)
         if call.dry_run:
-            plan, episodes = _scoring_plan(session, config, len(candidates))
-            return _plan(session, call, plan, estimate(session, episodes=episodes))
+            plan = plans.scoring(session, config, len(candidates))
+            return _plan(session, call, plan.lines, estimate(session, episodes=plan.episodes))
         from agentopcd.workspace.experience.choose import choose, result_of
 
         run_id = session.ledger.begin("score", pool=[c.id for c in candidates])
@@ -114,34 +113,6 @@ def score(config: ScoreConfig, call: Call) -> None:
         session.ledger.finish(run_id, result)
         call.show(result)
         closing.after_gate(call, config, ranking.best.context_id, outcome)
-
-
-def _scoring_plan(session: Session, config: ScoreConfig, pool: int) -> tuple[list[str], int]:
-    """What ``score`` would play, in words, and the number of its episodes."""
-    from agentopcd.knowledge import PER_CONTEXT
-
-    n, tasks = min(pool, config.candidates), len(session.tasks("select", config.select_tasks))
-    plan, episodes = [f"up to {n} contexts and none on {tasks} select tasks"], (n + 1) * tasks
-    if config.method == "halving":
-        plan = [f"up to {n} contexts on select tasks, {PER_CONTEXT} episodes for each on average, most for the best"]
-        episodes = n * PER_CONTEXT
-    if config.confirm:
-        plan.append(_confirm_plan(session, config))
-        episodes += _confirm_episodes(session, config)
-    return plan, episodes
-
-
-def _confirm_episodes(session: Session, config: ScoringConfig | ConfirmConfig) -> int:
-    """Episodes of a confirmation: the context, none, the placebo and the context before it, on each task."""
-    from agentopcd.knowledge import best_ref
-
-    rivals = 3 + (session.store.ref(best_ref(session.env)) is not None)
-    return rivals * len(session.tasks("confirm", config.confirm_tasks))
-
-
-def _confirm_plan(session: Session, config: ScoringConfig | ConfirmConfig, which: str = "the winner") -> str:
-    n = len(session.tasks("confirm", config.confirm_tasks))
-    return f"{which}, none, its placebo and any context confirmed before on {n} confirm tasks"
 
 
 def _values(session: Session, config: ScoreConfig, call: Call, candidates: Sequence[Context]) -> None:
@@ -194,8 +165,8 @@ def confirm(config: ConfirmConfig, call: Call) -> None:
 
         context = ready.to_confirm(session, config)
         if call.dry_run:
-            time = estimate(session, episodes=_confirm_episodes(session, config))
-            return _plan(session, call, [_confirm_plan(session, config, "the context")], time)
+            time = estimate(session, episodes=plans.confirm_episodes(session, config))
+            return _plan(session, call, [plans.confirming(session, config, "the context")], time)
         from agentopcd.workspace.experience.choose import confirm_one
 
         run_id = session.ledger.begin("confirm", context_id=context.id)
@@ -249,18 +220,9 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
             if not config.mix:  # which contexts are mixed depends on what this model won with them
                 find_context(session, config)
             check_method(session, config)
-            tests, trainings = len(session.tasks("test", config.test_tasks)), 1 + config.placebo
-            plan = [
-                f"{config.steps} steps of {config.batch_size} episodes"
-                + ", and the same for the placebo student" * config.placebo,
-                f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
-                f"test: {tests} tasks, {'four' if config.placebo else 'three'} arms",
-                _gate_plan(session, config),
-                f"memory: {_memory(session, config)}",
-            ]
-            played = (2 + trainings) * tests + 2 * _gate_tasks(session, config)
-            time = estimate(session, episodes=played, steps=trainings * config.steps)
-            return _plan(session, call, plan, time, config.teacher)
+            plan = plans.training(session, config)
+            time = estimate(session, episodes=plan.episodes, steps=plan.steps)
+            return _plan(session, call, plan.lines, time, config.teacher)
         result = distil_context(session, config, find_context(session, config))
         call.show(result.to_dict())
         closing.after_training(call, config, result)
@@ -299,7 +261,6 @@ def learn(config: LearnConfig, call: Call) -> None:
     """
     if call.dry_run:
         from agentopcd.distil import check_launch
-        from agentopcd.knowledge import PER_CONTEXT
         from agentopcd.models.parallel.ranks import launched
         from agentopcd.workspace import ready
         from agentopcd.workspace.pace import estimate
@@ -308,21 +269,10 @@ def learn(config: LearnConfig, call: Call) -> None:
         with _open(config, call) as session:
             ready.to_learn(session, config)
             if session.recording and not session.game.graded:
-                return _plan(session, call, _recorded_plan(session, config), "")
-            tests = len(session.tasks("test", config.test_tasks))
-            episodes = config.episodes_per_round + PER_CONTEXT * config.candidates
-            episodes += _confirm_episodes(session, config) + 3 * tests
-            plan = [
-                f"{config.rounds} rounds, each:",
-                f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions"
-                + closing.extractor(config),
-                f"up to {config.candidates} candidates on select tasks, {PER_CONTEXT} episodes for each on average",
-                _confirm_plan(session, config),
-                f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
-                _gate_plan(session, config),
-            ]
-            time = estimate(session, episodes=config.rounds * episodes, steps=config.rounds * config.steps)
-            return _plan(session, call, plan, time)
+                return _plan(session, call, plans.recorded(session, config), "")
+            plan = plans.rounds(session, config)
+            time = estimate(session, episodes=plan.episodes, steps=plan.steps)
+            return _plan(session, call, plan.lines, time)
     from agentopcd import models
     from agentopcd.core.runs import workspace
     from agentopcd.learn import learn as run
@@ -336,17 +286,6 @@ def learn(config: LearnConfig, call: Call) -> None:
     closing.after_rounds(call, config, rounds)
     if config.since and not closing.after_night(call, config, rounds):
         raise typer.Exit(NOT_PROMOTED)
-
-
-def _recorded_plan(session: Session, config: LearnConfig) -> list[str]:
-    """What ``learn`` does with a recording that nothing grades."""
-    read, train = len(session.tasks("extract")), len(session.tasks("train"))
-    return [
-        f"{config.rounds} rounds, each:",
-        f"at most {config.episodes_per_round} of {read} recorded conversations are read for lessons",
-        "no context is ranked: --context, ENV/best or what is served is distilled",
-        f"{config.steps} steps of {config.batch_size} of {train} recorded conversations, then the gate",
-    ]
 
 
 def _open(config: PlayerConfig, call: Call) -> Session:
@@ -374,25 +313,3 @@ def _plan(session: Session, call: Call, steps: list[str], time: str, *models: st
     if time:
         call.say(time)
     call.say("dry run: nothing was played or trained; leave out --dry-run to start")
-
-
-def _gate_tasks(session: Session, config: ConsolidateConfig | LearnConfig) -> int:
-    return len(session.tasks("confirm", config.gate_tasks))
-
-
-def _gate_plan(session: Session, config: ConsolidateConfig | LearnConfig) -> str:
-    """The plan's line about the gate of students."""
-    if not config.gate_tasks:
-        return "no gate: the student becomes ENV/student at once"
-    n = _gate_tasks(session, config)
-    return f"gate: {n} confirm tasks, by the student and its parent, and 32 neutral prompts (--gate-tasks)"
-
-
-def _memory(session: Session, config: ConsolidateConfig) -> str:
-    from agentopcd.core.errors import ModelError
-    from agentopcd.distillation.memory import memory
-
-    try:
-        return f"about {memory(session.model_name()[0], config, session.compute)}"
-    except ModelError as error:  # a dry run must work without a model
-        return f"not estimated: {error}"

@@ -268,6 +268,14 @@ def test_the_time_comes_from_earlier_runs_here(model: str, work: Path) -> None:
         work, *consolidate, "--test-tasks", "40", "--gate-tasks", "0"
     )
     assert "time: not known" in run(work, "play", "--model", "owner/other", "--dry-run")
+    learn = ["learn", "--model", model, "--dry-run", "--test-tasks", "40", "--steps", "8", "--episodes-per-round", "60"]
+    learn += ["--candidates", "1", "--confirm-tasks", "20"]
+    # 256 games of play, ranking, confirmation and test, and 8 steps; then 60 games of the gate
+    for more, minutes in ((["--gate-tasks", "0"], 15), (["--gate-tasks", "30", "--one-method"], 17)):
+        assert f"time: up to {minutes} min at" in run(work, *learn, *more)
+    # then 4 pilots of 2 steps, 64 games to replay, and another student with its steps, its test and its gate
+    said = run(work, *learn, "--gate-tasks", "30")
+    assert "if it does not pass: 4 pilots of 2 steps" in said and "time: up to 33 min at" in said
 
 
 def test_a_plan_as_json_holds_no_password(model: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
