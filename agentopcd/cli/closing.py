@@ -23,9 +23,8 @@ from agentopcd.core.config import (
     flag_of,
     flags_for,
     flags_of,
-    without_flag,
 )
-from agentopcd.core.config.toml import toml_value
+from agentopcd.core.config.toml import without_flags
 from agentopcd.core.runs import work_flag
 from agentopcd.knowledge.students import env_of
 
@@ -234,9 +233,8 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
         return
     call.say("verdict: nothing confirmed, so there is no student; more play gives more candidates:")
     more = {name: 2 * getattr(config, name) for name in ("episodes_per_round", "chains", "candidates")}
-    if others := without_flag(config):
-        written = ", ".join(f"{name} = {toml_value(value)}" for name, value in others.items())
-        call.say(f"note: these settings have no flag; add --config FILE with {written}")
+    if written := without_flags(config):
+        call.say(f"note: some settings have no flag; add --config FILE with {written}")
     next_is(call, command(call, "learn", flags_of(dataclasses.replace(config, **more))))
 
 

@@ -167,7 +167,10 @@ class Ledger:
         """The newest run of this store that is the same run, though the workspace may have had another path then."""
         for row in self.store.find_runs(verb, identity, status, but=(*MODELS, "folder")):
             config = read_object(row["config"], f"the config of run {row['id']}")
-            if all(self._place(config.get(name)) == self._place(identity.get(name)) for name in (*MODELS, "folder")):
+            pairs = {name: (config.get(name), identity.get(name)) for name in (*MODELS, "folder")}
+            if status != "done" and not all(pairs["model"]):
+                del pairs["model"]  # one left it open, and the id says that it was the same
+            if all(self._place(one) == self._place(other) for one, other in pairs.values()):
                 return row["id"]
         return None
 

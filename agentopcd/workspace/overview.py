@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config import VERBS, flags_of, without_flag
-from agentopcd.core.config.toml import command_of
+from agentopcd.core.config import VERBS, flags_of
+from agentopcd.core.config.toml import command_of, without_flags
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import last_record, read_json
 from agentopcd.core.text import SHORT
@@ -22,11 +22,11 @@ from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.students import student_moves, student_ref
+from agentopcd.knowledge.students import current_student, student_moves, student_ref
 from agentopcd.workspace.holding import is_held
 from agentopcd.workspace.ledger import FORGET, MARKS, SOME_SERVER, config_of, held_as
 from agentopcd.workspace.lineage.found import AUDIT, TURNS
-from agentopcd.workspace.paths import inside
+from agentopcd.workspace.paths import inside, recall
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -92,7 +92,7 @@ def overview(store: Store, work: Path, where: str = "") -> Overview:
         for row in rows:
             row["settings"] = read_object(row["config"], f"the config of run {row['id']}")
         played = store.played_by([row["id"] for row in rows if row["status"] != "done"])
-        jobs = [_job(row, names, played.get(row["id"]), work, where) for row in rows]
+        jobs = [_job(store, row, names, played.get(row["id"]), work, where) for row in rows]
         jobs = sorted([*_commands(work, rows, where), *jobs], key=lambda job: job.started_at)
         refs = store.refs()
         return Overview(
@@ -108,7 +108,7 @@ def overview(store: Store, work: Path, where: str = "") -> Overview:
 # -- runs ---------------------------------------------------------------------------------------------
 
 
-def _job(row: Row, names: Mapping[str, Row], played: Row | None, work: Path, where: str) -> Job:
+def _job(store: Store, row: Row, names: Mapping[str, Row], played: Row | None, work: Path, where: str) -> Job:
     settings, model = row["settings"], names.get(row["settings"].get("model_id", ""))
     job = Job(
         number=row["id"], verb=row["verb"], env=settings.get("env", ""), model=model["name"] if model else "",
@@ -119,7 +119,7 @@ def _job(row: Row, names: Mapping[str, Row], played: Row | None, work: Path, whe
     job.progress, sign = _progress(row, played, folder)
     job.took_s = _seconds(row["started_at"], now() if job.state == "running" else row["finished_at"] or sign)
     if job.open and not job.part_of and row["verb"] in VERBS:
-        _add_command(job, settings, where)
+        _add_command(job, settings, where, folder, model=_model_then(store, work, row))
     elif job.open and row["verb"] in (AUDIT, FORGET):
         job.command = _of_lineage(row["verb"], settings) + where
     return job
@@ -181,7 +181,7 @@ def _commands(work: Path, rows: Sequence[Row], where: str) -> Iterator[Job]:
         rounds = settings.get("rounds")
         job.progress = f"{rounds} rounds" if done else f"round {start.get('round', 1)} of {rounds}"
         if job.open:
-            _add_command(job, settings, where)
+            _add_command(job, settings, where, folder)
         yield job
     for folder in sorted((work / "runs").glob("reproduce-*")) if (work / "runs").is_dir() else ():
         settings, done = _config(folder), (folder / "result.json").is_file()
@@ -196,19 +196,45 @@ def _commands(work: Path, rows: Sequence[Row], where: str) -> Iterator[Job]:
         yield job
 
 
-def _add_command(job: Job, settings: Mapping[str, Any], where: str) -> None:
-    """The command that goes on with a run, from its settings."""
+def _add_command(job: Job, settings: Mapping[str, Any], where: str, folder: Path | None, *, model: str = "") -> None:
+    """The command that goes on with a run, from its settings.
+
+    Args:
+        folder: of the run; the settings in it hold those, too, by which a run is not told from another.
+        model: see :func:`_model_then`.
+    """
     kind: Any = VERBS[job.verb]
     try:
         config = config_of(kind, settings)
     except ConfigError as error:
         job.needs = f"no command can be given: {error}"
         return
+    more: dict[str, Any] = {"model": model} if model else {}
+    if folder is not None and (folder / "config.toml").is_file():
+        with suppress(ConfigError):  # another version wrote it
+            full = kind.load(folder / "config.toml")
+            more |= {name: value for name in ("placebo", "track") if (value := getattr(full, name, None))}
+    config = dataclasses.replace(config, **more)
     job.command = f"{command_of(job.verb)} {flags_of(config)}{where}"
     needs = [f"put the server's address in the place of {SOME_SERVER}"] if SOME_SERVER in job.command else []
-    if others := without_flag(config):
-        needs.append("add --config FILE with " + ", ".join(f"{name} = {value!r}" for name, value in others.items()))
+    if others := without_flags(config):
+        needs.append(f"add --config FILE with {others}")
     job.needs = "; ".join(needs)
+
+
+def _model_then(store: Store, work: Path, row: Row) -> str:
+    """The model that a run plays that was left open, if another one would be taken now; '' if none has to be named.
+
+    A training finds its own again, and evaluate asks what its student was trained from.
+    """
+    settings = row["settings"]
+    if row["verb"] not in ("play", "score", "confirm", "forecast") or settings.get("model"):
+        return ""
+    id_, now_id = settings.get("model_id", ""), current_student(store, settings.get("env", ""))
+    known = store.lookup("model", id=id_)
+    if known is None or id_ == now_id or (now_id is None and known["parent_id"] is None):
+        return ""
+    return recall(work, known) or known["name"]
 
 
 def _of_lineage(verb: str, settings: Mapping[str, Any]) -> str:

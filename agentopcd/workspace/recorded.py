@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from agentopcd.knowledge import Store
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.recordings import Recorded, chain, recordings, sessions
 from agentopcd.workspace.ledger import MARKS, NOT_OF_A_RUN, run_config
+from agentopcd.workspace.paths import recall
 
 BRANCHES = 1000
 """The most conversations of one session: its requests that go on from no other one of it begin one each."""
@@ -71,15 +72,26 @@ def use_snapshot(work: Path, ref: str, snapshot: str) -> None:
 def _unfinished(store: Store, config: PlayerConfig, folder: Path) -> str:
     """The snapshot of the unfinished or failed run of this command, newest first; '' if there is none."""
     wanted, fields = run_config(config), {field.name for field in dataclasses.fields(config)}
-    names = (fields | {"env_ref"}) - {"env", *NOT_OF_A_RUN}  # a setting that is not used stands in neither of the two
+    names = (fields | {"env_ref"}) - {
+        "env",
+        "model",
+        *NOT_OF_A_RUN,
+    }  # a setting that is not used stands in neither of the two
     for row in reversed([*store.runs(status="failed"), *store.runs(status="running")]):
         stored = read_object(row["config"], f"the config of run {row['id']}")
         snapshot = Path(stored.get("snapshot", "")).name
         same = VERBS.get(row["verb"]) is type(config) and all(stored.get(name) == wanted.get(name) for name in names)
         same = same and not any(mark in stored for mark in MARKS)  # a stage of another command
+        same = same and config.model in (stored.get("model"), _played(store, folder.parent.parent, stored))
         if same and snapshot and (folder / snapshot).is_file():
             return snapshot
     return ""
+
+
+def _played(store: Store, work: Path, stored: Mapping[str, Any]) -> str | None:
+    """How ``agentopcd status`` names the model of a run that left it open."""
+    row = None if stored.get("model") else store.lookup("model", id=stored.get("model_id", ""))
+    return recall(work, row) if row else None
 
 
 def new_snapshot(store: Store, work: Path, ref: str, since: str = "") -> str:

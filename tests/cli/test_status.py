@@ -20,6 +20,7 @@ from agentopcd.cli import app
 from agentopcd.cli.options import Call, configured
 from agentopcd.cli.status import lines
 from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig
+from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import StoreError
 from agentopcd.core.runs import Run, write_json
 from agentopcd.core.types import EMPTY, Context
@@ -93,6 +94,17 @@ def test_the_command_of_an_interrupted_run_has_its_settings(config: Any, work: P
     assert settings_of(job.command) == config
 
 
+def test_what_tells_no_run_from_another_is_in_the_command_too(work: Path) -> None:
+    for config in (ConsolidateConfig(**ODD, placebo=True, track="trackio"), LearnConfig(**ODD, track="trackio")):
+        folder = Run(work, KINDS[type(config)], run_config(config), saved(config)[0]).folder
+        if isinstance(config, LearnConfig):
+            write_json(folder / "start.json", {"model": "pocket"})
+        else:
+            begun(work, config, folder=str(folder))
+        (job,) = [job for job in look(work).jobs if job.verb == KINDS[type(config)]]
+        assert settings_of(job.command) == config
+
+
 def test_what_a_command_cannot_hold_is_said(work: Path) -> None:
     begun(work, PlayConfig(env="math", engine="api", server="http://ann:key@host:1", model="m"))
     begun(work, ScoreConfig(env="math", pool="math/mine/"))
@@ -101,7 +113,7 @@ def test_what_a_command_cannot_hold_is_said(work: Path) -> None:
     assert (
         "--server http://ADDRESS" in api.command and "put the server's address" in api.needs and "key" not in str(api)
     )
-    assert pool.needs == "add --config FILE with pool = 'math/mine/'"
+    assert pool.needs == 'add --config FILE with pool = "math/mine/"'
     assert odd.command == "" and odd.needs.startswith("no command can be given: temperature is")
 
 

@@ -16,10 +16,13 @@ from agentopcd.core.types import Context
 from agentopcd.distil import Distilled
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.students import move_student
-from agentopcd.models.find import base_of_adapter
+from agentopcd.models.find import base_of_adapter, fingerprint
+from agentopcd.workspace.overview import overview
 from agentopcd.workspace.paths import inside, recall
 from agentopcd.workspace.session import Session
 from tests import tiny
+from tests.cli.test_status import settings_of
+from tests.recording import keep_many
 
 
 @pytest.fixture
@@ -246,6 +249,40 @@ def test_a_run_is_the_same_whatever_path_names_the_model_of_its_workspace(
     assert begun == [1] * 4 and len({*folders}) == 1
     other = Run(tmp_path / "w", "learn", {"env": "x", "model": str(tmp_path / "moved" / "runs" / "a" / "student")})
     assert other.folder not in folders  # another workspace's model by that path is another model
+
+
+@pytest.mark.parametrize("recording", [False, True])
+def test_a_run_goes_on_with_the_student_that_played_it_after_that_was_taken_back(
+    rows: str, tmp_path: Path, tiny_model_dir: Path, recording: bool
+) -> None:
+    env, work = "recorded:shop" if recording else rows, tmp_path / "w"
+    keep_many(work, 20)
+    shutil.copytree(tiny_model_dir, folder := work / "runs" / "a" / "student")
+    with open_session(env, work) as session:
+        id_ = fingerprint(folder)
+        run_id = session.store.start("consolidate", {"env": session.env}, 0)
+        session.store.add_model("base", "base")
+        session.store.add_model(id_, "runs/a/student", "runs/a/student", "base", run_id)
+        session.store.finish(run_id)
+        move_student(session.store, session.env, id_, "gate")
+        begun, read = session.ledger.begin("play"), session.snapshot
+
+    def command() -> PlayConfig:
+        with Store.open(work / "store.db") as store:
+            (job,) = [job for job in overview(store, work).jobs if job.open]
+        return settings_of(job.command)
+
+    assert command() == PlayConfig(env=env)
+    with Store.open(work / "store.db") as store:
+        move_student(store, session.env, None, "rollback")
+    assert command() == PlayConfig(env=env, model=str(folder))
+    keep_many(work, 5, start=100)
+    with open_session(env, work, model=str(folder)) as session:
+        assert (session.snapshot, session.ledger.begin("play")) == (read, begun)
+        session.ledger.finish(begun, {})
+        assert session.ledger.begin("play") != begun
+    with open_session(env, work, model=str(tiny_model_dir)) as session:
+        assert session.snapshot != read or not recording
 
 
 def test_runs_named_by_the_path_as_it_was_typed_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

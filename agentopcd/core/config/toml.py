@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from agentopcd.core.config.base import VERBS, Config, about, default_of
-from agentopcd.core.config.flags import flag_of, has_flag, panels
+from agentopcd.core.config.flags import flag_of, has_flag, panels, without_flag
 from agentopcd.core.terminal import harmless, without_password
 
 WIDTH = 100
@@ -41,6 +41,11 @@ def toml_value(value: Any) -> str:
             return repr(value)  # also inf
         case _:
             return json.dumps(value)
+
+
+def without_flags(config: Config) -> str:
+    """What a ``--config`` file has to say besides a command's flags, on one line; '' if nothing."""
+    return ", ".join(f"{name} = {toml_value(value)}" for name, value in without_flag(config).items())
 
 
 def _key(name: str) -> str:
