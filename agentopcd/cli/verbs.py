@@ -100,6 +100,8 @@ def score(config: ScoreConfig, call: Call) -> None:
             again = closing.command(call, "play", flags_for(config, PlayConfig))
             raise ConfigError(f"no candidate context of {session.env} to score; run `{again}`")
         candidates = ready.to_score(session, config, candidates)
+        if config.method == "halving" and config.select_tasks != ScoreConfig.select_tasks:
+            call.say("note: halving shares out all select tasks, so --select-tasks changes nothing (it is for uniform)")
         if config.method == "subsets":
             return _values(session, config, call, candidates)
         if call.dry_run:

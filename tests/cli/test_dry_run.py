@@ -77,6 +77,9 @@ def test_candidates_that_could_not_be_distilled_do_not_compete(model: str, work:
     with Store.open(work / "store.db") as store:
         store.event(identify("say 8"), "approve", "person")
     assert "up to 2 contexts" in run(work, *words, "--model", model, "--dry-run")
+    few = ["--model", model, "--dry-run", "--select-tasks", "8"]
+    assert "--select-tasks changes nothing" in run(work, *words, *few)
+    assert "--select-tasks changes nothing" not in run(work, *words, *few, "--method", "uniform")
 
 
 CANNOT: list[tuple[list[str], str]] = [

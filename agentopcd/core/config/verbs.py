@@ -83,8 +83,9 @@ class ScoringConfig(PlayerConfig):
     candidates: int = 32
     """Score at most this many distinct contexts, the latest of each chain first."""
     select_tasks: int = 64
-    """Select tasks per evaluation while training and per candidate of --method uniform; subsets plays so many pairs of
-    halves, and tasks come again if the split has fewer."""
+    """Select tasks per evaluation while training and per candidate of --method uniform; halving shares out all that the
+    split holds, whatever this says; subsets plays so many pairs of halves, and tasks come again if the split has
+    fewer."""
     confirm_tasks: int = 256
     """Confirm tasks that the winner and its rivals play, at most as many as the split holds."""
     by: str = ""
