@@ -14,6 +14,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from math import comb
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ def arms_of(store: Store, recording: str) -> Arms:
     if not canaries:
         raise ConfigError(
             f"no session of {recording!r} was dealt to a canary; deal some with `agentopcd serve --record {recording} "
-            f"--canary 0.1{work_flag(store.path.parent)}`"
+            f"--canary 0.1{work_flag(Path(store.path).parent)}`"
         )
     canary = [one for one in canaries if _who(one) == _who(canaries[-1])]
     beside = [one for one in dealt if one.arm == "control" and one.started_at >= canary[0].started_at]

@@ -35,7 +35,7 @@ def context_named(store: Store, name: str, placement: Placement = "user") -> tup
         if is_export(text):
             raise ConfigError(
                 f"{name!r} is a knowledge export, not a context; import it with `agentopcd knowledge import "
-                f"{shlex.quote(name)}{work_flag(store.path.parent)}`, then name one of its refs"
+                f"{shlex.quote(name)}{work_flag(Path(store.path).parent)}`, then name one of its refs"
             )
         if not text:
             raise ConfigError(f"context file {name!r} is empty; write the context into it")

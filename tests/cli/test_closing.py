@@ -93,7 +93,8 @@ def test_what_a_training_cannot_take_over_is_left_out_and_told(given: dict[str, 
         passed, overtaken = True, False
 
     model = "MODEL" if "engine" in given else PLAYER["model"]
-    score, wanted = ScoreConfig(**PLAYER, **given), ConsolidateConfig(**(PLAYER | {"model": model}))
+    named: dict[str, Any] = PLAYER | {"model": model}
+    score, wanted = ScoreConfig(**PLAYER, **given), ConsolidateConfig(**named)
     closing.after_gate(call, score, "abcd", Passed())  # type: ignore[arg-type]
     assert note in HEARD[-2] and last() == wanted
     if "engine" in given:
