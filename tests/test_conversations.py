@@ -142,6 +142,7 @@ def test_evaluate_measures_to_the_teacher_of_the_training(tmp_path: Path) -> Non
         assert found is not None and far is not None
         same = [found.rows[label] == far.rows[label] for label in ("base", "student")] + [found.closed == far.closed]
         assert all(same) if to == str(teacher) else not any(same)
+        assert ("in-context" in found.rows) == (to == "the base"), "nobody has measured it to another model"
         assert any("distance" in line and (f"to {to} " in line or f"teacher {to} " in line) for line in lines)
         shutil.rmtree(teacher, ignore_errors=True)
 

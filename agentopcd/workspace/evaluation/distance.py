@@ -30,13 +30,16 @@ def distances(
 ) -> Distances:  # fmt: skip
     """The distances of contestants to ``prompted`` with ``context``, on their stored replies to ``tasks``.
 
-    A contestant that is shown a context is that model itself: its distance is 0.
+    The model itself, which is shown a context, has a distance of 0. Another one that is shown a context is left out.
 
     Args:
         known: the sums of each contestant's replies, by label; those that are missing are computed and added.
     """
     rows, totals = {}, {} if known is None else known
     for contestant in contestants:
+        if contestant.context.text and contestant.model.id != prompted.id:
+            session.say_once(f"{contestant.label}: its distance to another model is not measured")
+            continue
         played = played_by(session, contestant, tasks, setup=setup)
         if contestant.label in totals:
             rows[contestant.label] = _spoken(played, totals[contestant.label], shown=bool(contestant.context.text))
