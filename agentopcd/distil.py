@@ -74,7 +74,7 @@ def _distil(
     student = session.loaded
     if config.lora_rank:
         models.check_adapter(student, config.lora_rank)
-    teacher_model = session.load(config.teacher) if config.teacher else student
+    teacher_model = _teacher(session, config, context) if config.teacher else student
     for model in {student.id: student, teacher_model.id: teacher_model}.values():
         check_trainable(session, config, model)
     identity = run_config(config) | {
@@ -125,6 +125,13 @@ def _distil(
     session.ledger.finish(run_id, out.to_dict())
     session.use(None)  # the weights in memory are those of the last step, no longer the base's
     return out, run, known
+
+
+def _teacher(session: Session, config: ConsolidateConfig, context: Context | Mixture) -> models.LoadedModel:
+    """The teacher that is not the student itself; ENV/student may have moved since this command was first given."""
+    moved = session.named(config.teacher) != config.teacher
+    known = session.ledger.taught_by("consolidate", context.id) if moved else None
+    return session.load(known or config.teacher)
 
 
 def _beside_placebo(

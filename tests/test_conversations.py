@@ -19,7 +19,7 @@ from agentopcd.cli.verbs import evaluate as evaluate_command
 from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Context
-from agentopcd.distil import distil_context
+from agentopcd.distil import Distilled, distil_context
 from agentopcd.distillation.methods import drawn
 from agentopcd.distillation.positions import response_logits
 from agentopcd.learn import learn
@@ -127,6 +127,19 @@ def test_a_finished_run_shows_the_same_table_and_trains_nothing(distilled: tuple
         again = distil_context(session, config, CONTEXT)
     assert again.repeated and again.evaluation is not None
     assert again.evaluation.distances == result.evaluation.distances
+
+
+def test_a_repeated_command_is_taught_by_the_student_of_then(tmp_path: Path) -> None:
+    """The student that it trains becomes ENV/student, which it names as its teacher."""
+    config = settings(tmp_path, steps=2, gate_tasks=0, test_tasks=0)
+    taught: list[Distilled] = []
+    for given in ({}, *[{"teacher": f"{config.env}/student"}] * 3):
+        with Session(dataclasses.replace(config, **given), tmp_path / "w", say=lambda line: None) as session:
+            session.store.add_context(CONTEXT)
+            taught.append(distil_context(session, dataclasses.replace(config, **given), CONTEXT))
+    first, second, again, once_more = taught
+    assert second.teacher_id == first.model_id != second.model_id and not second.repeated
+    assert {again.model_id, once_more.model_id} == {second.model_id} and again.repeated and once_more.repeated
 
 
 def test_evaluate_measures_to_the_teacher_of_the_training(tmp_path: Path) -> None:

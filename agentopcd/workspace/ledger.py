@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from agentopcd.core.config import GatherConfig, LearnConfig, PlayerConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import MODELS, read_result
+from agentopcd.core.runs import MODELS, read_json, read_result
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.faults import read_object
@@ -147,21 +147,41 @@ class Ledger:
         Raises:
             ConfigError: that model is gone.
         """
+        config = self._first(verb, context_id)
+        return None if config is None else self._recalled(config["model_id"], "started from", "model")
+
+    def taught_by(self, verb: str, context_id: str) -> str | None:
+        """The teacher of a run of this store with the same settings, of which one may name ENV/student.
+
+        Raises:
+            ConfigError: that model is gone.
+        """
+        config = self._first(verb, context_id)
+        file = self.work / "runs" / Path((config or {}).get("folder", "")).name / "config.json"
+        if config is None or not file.is_file():
+            return None
+        return self._recalled(read_json(file, "remove its folder to train again")["teacher_id"], "learned", "teacher")
+
+    def _first(self, verb: str, context_id: str | None) -> dict[str, Any] | None:
+        """The row's settings of the first run of this store with the settings of this one."""
         wanted = run_config(self.config) | {"env": self.env}
         wanted |= {} if context_id is None else {"context_id": context_id}
         for row in self.store.runs(verb):
             config = read_object(row["config"], f"the config of run {row['id']}")
             if not row["imported"] and all(config.get(name) == value for name, value in wanted.items()):
-                model = self.store.lookup("model", id=config["model_id"])
-                if model is None or not model["path"]:
-                    return None
-                if (name := recall(self.work, model)) is None:
-                    raise ConfigError(
-                        f"this command started from the model {model['name']}, which is no longer at {model['path']}; "
-                        "put it back, or name another one with --model"
-                    )
-                return name
+                return config
         return None
+
+    def _recalled(self, id_: str, did: str, flag: str) -> str | None:
+        model = self.store.lookup("model", id=id_)
+        if model is None or not model["path"]:
+            return None
+        if (name := recall(self.work, model)) is None:
+            raise ConfigError(
+                f"this command {did} from the model {model['name']}, which is no longer at {model['path']}; "
+                f"put it back, or name another one with --{flag}"
+            )
+        return name
 
     def _found(self, verb: str, identity: Mapping[str, object], status: str) -> int | None:
         """The newest run of this store that is the same run, though the workspace may have had another path then."""
