@@ -152,6 +152,11 @@ def test_the_store_weighs_what_is_mixed(session: Session) -> None:
     assert find_context(session, config) == found
     with pytest.raises(ConfigError, match=r"--mix 3 wants .* got 2; run `agentopcd knowledge score --candidates 3"):
         find_context(session, dataclasses.replace(config, mix=3))
+    session._by = "reward"  # of which a context that wins nothing may have some
+    found = find_context(session, dataclasses.replace(config, mix=3))
+    assert isinstance(found, Mixture) and found.parts[2] == useless and found.weights == (1.0, 1.0, 1.0)
+    with pytest.raises(ConfigError, match=r"--mix 4 wants as many contexts that have played a select task .* got 3"):
+        find_context(session, dataclasses.replace(config, mix=4))
 
 
 def test_what_it_says_to_run_keeps_the_settings_and_the_workspace(session: Session) -> None:

@@ -204,7 +204,7 @@ class ConsolidateConfig(TrainConfig, verb="consolidate"):
     """Where a context from a file is placed: in the user message or in the system message."""
     mix: int = 0
     """Distil this many contexts at once, the best ones on select tasks; each episode draws one, weighted by its success
-    there; 0: one context."""
+    there, or all alike where another score chooses (--by); 0: one context."""
     placebo: bool = False
     """Train a second student in the same way on the context's placebo, which has its form and none of its content, and
     compare the two on test tasks: what the form alone gives is no knowledge."""

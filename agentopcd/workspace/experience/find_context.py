@@ -52,21 +52,24 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
 def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
     """The ``config.mix`` contexts of the pool that did best on select tasks with this model, weighted by their success.
 
-    At least one of them must have passed the confirm gate, unless ``force`` is set.
+    By reward or a metric, which may be negative, all have the same weight. At least one of them must have passed the confirm gate, unless ``force`` is set.
 
     Raises:
         ConfigError: too few contexts have won a select task, or none of the best was confirmed.
     """
     session.resume_model("consolidate")
-    candidates, arena = pool(session), Arena(session.env, session.setup(), "select")
+    by = "success" if session.by == DISTANCE else session.by
+    candidates, arena = pool(session), Arena(session.env, session.setup(), "select", by=by)
     arms = {context: Arm(session.loaded.id, context.id) for context in candidates}
     counts = session.store.counts(arms.values(), arena)
     rates = {context: counts[arm].rate for context, arm in arms.items()}
+    able = [context for context in candidates if (rates[context].rate if by == "success" else rates[context].n)]
     # By the lower end of the interval: after halving, some have played a few games only.
-    ranked = sorted((c for c in candidates if rates[c].rate), key=lambda c: rates[c].low, reverse=True)[: config.mix]
+    ranked = sorted(able, key=lambda context: rates[context].low, reverse=True)[: config.mix]
     if len(ranked) < config.mix:
+        did = "won" if by == "success" else "played"
         raise ConfigError(
-            f"--mix {config.mix} wants as many contexts that have won a select task with this model and settings, "
+            f"--mix {config.mix} wants as many contexts that have {did} a select task with this model and settings, "
             f"got {len(ranked)}; run `{_command(session, config, f'knowledge score --candidates {config.mix}')}`"
         )
     for context in ranked:
@@ -76,7 +79,8 @@ def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
             f"none of these {len(ranked)} contexts passed the confirm gate; run "
             f"`{_command(session, config, 'knowledge score')}`, or insist with --force"
         )
-    return Mixture(tuple(ranked), tuple(rates[context].rate for context in ranked))
+    weights = (rates[context].rate if by == "success" else 1.0 for context in ranked)
+    return Mixture(tuple(ranked), tuple(weights))
 
 
 def _command(session: Session, config: ConsolidateConfig, words: str) -> str:
