@@ -149,6 +149,18 @@ def test_the_command_writes_one_file(work: Path, tmp_path: Path) -> None:
     assert out.read_text(encoding="utf-8") == page_of(work, "2")
 
 
+def test_a_folder_that_was_named_is_that_of_a_run_or_a_student(work: Path, tmp_path: Path) -> None:
+    """Both hold JSON files, as a folder with results of reproduce does."""
+    run = tmp_path / "moved" / "runs" / FOLDER
+    (run / "student").mkdir(parents=True)
+    out = tmp_path / "page.html"
+    for folder, same in ((run, "2"), (run / "student", STUDENT[:12])):
+        (folder / "config.json").write_text('{"env": "lake"}')
+        done = CliRunner().invoke(app, ["report", str(folder), "-o", str(out), "--work", str(work)])
+        assert done.exit_code == 0, done.exception
+        assert out.read_text(encoding="utf-8") == page_of(work, same)
+
+
 def test_results_of_reproduce_need_no_workspace(root: Path, tmp_path: Path) -> None:
     out, results = tmp_path / "page.html", root / "docs" / "results"
     words = ["report", str(results), "-o", str(out), "--work", str(tmp_path / "none")]
