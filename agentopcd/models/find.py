@@ -277,8 +277,8 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
         open_to_all(scratch)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"cannot convert {gguf.name}: {first_line(error)}") from error
+    except Exception as error:  # the libraries raise whatever they like: of a file that was cut, struct.error
+        raise ModelError(f"cannot convert {gguf.name}: {first_line(error, type(error).__name__)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
