@@ -15,6 +15,7 @@ from agentopcd.cli import app
 from agentopcd.cli.page import render
 from agentopcd.cli.page import report as pages
 from agentopcd.cli.page.episodes import RULE
+from agentopcd.cli.page.marks import Dot, Series, curves, dots
 from agentopcd.cli.page.report import LARGEST_BYTES, report
 from agentopcd.cli.page.training import tokens_of
 from agentopcd.core.errors import ConfigError, StoreError
@@ -232,6 +233,13 @@ def test_of_many_tokens_the_first_and_the_last_step_come_first(work: Path) -> No
         (1, [5, 5]), (2, [1]), (4, [5, 5])
     ]  # fmt: skip
     assert found["left_out"] == 9 and found["all_steps"] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("value", [1e18, -1e18, 1e300, 3.0, 0.0])
+def test_equal_values_of_any_size_make_a_picture(value: float) -> None:
+    drawn = dots("metric", [Dot("a", value, None, None), Dot("b", value, value, value)], zero=False)
+    assert drawn is not None and 8 <= drawn["rows"][0]["x"] == drawn["rows"][1]["x"] <= 312
+    assert curves("metric", [Series("a", [(0, value), (1, value)])]) is not None
 
 
 # -- what is damaged, or of another kind --------------------------------------------------------------
