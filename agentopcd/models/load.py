@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from agentopcd.core.errors import ModelError
+from agentopcd.core.files import path_of
 from agentopcd.core.text import first_line
 from agentopcd.models import find, tokens
 from agentopcd.models.head import float32_head
@@ -317,7 +318,7 @@ def _save_adapter(loaded: LoadedModel, scratch: Path) -> str:
         return ""
     if folder.name in find.FETCHED:  # whatever name it was loaded by
         return folder.name
-    return str(find.resolved(loaded.name)) if loaded.name.endswith(".gguf") else str(folder)
+    return str(find.resolved(path_of(loaded.name))) if loaded.name.endswith(".gguf") else str(folder)
 
 
 def _base_name(loaded: LoadedModel) -> str | None:

@@ -198,11 +198,13 @@ def test_a_base_of_our_cache_is_named_by_what_it_was(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENTOPCD_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     loaded = models.load_model(str(tiny_model_dir))
     models.add_adapter(loaded, 2, torch.float32, 0)
     hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
     cases = [("smollm2-135m", str(tmp_path / "smollm2-135m"), "smollm2-135m", hub),
-             ("gguf-01", str(tmp_path / "x.gguf"), str(tmp_path / "x.gguf"), None)]  # fmt: skip
+             ("gguf-01", str(tmp_path / "x.gguf"), str(tmp_path / "x.gguf"), None),
+             ("gguf-02", "~/x.gguf", str(tmp_path / "x.gguf"), None)]  # fmt: skip
     for name, asked, base, written in cases:
         (tmp_path / name).symlink_to(tiny_model_dir)
         monkeypatch.setattr(find, "resolved", Path)  # the link is the cache's folder
