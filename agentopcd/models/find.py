@@ -28,6 +28,8 @@ ADAPTER = "adapter_config.json"
 """The file in a PEFT adapter's folder that stands in place of ``config.json``."""
 CARRIED = "base"
 """The folder inside an adapter's own that holds its base, if no hub has it."""
+TEMPLATES = "additional_chat_templates"
+"""The folder inside a model's own with its named chat templates, if it has more than one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +190,7 @@ def is_cached(folder: Path) -> bool:
 def fingerprint(folder: Path) -> str:
     """The model's id: sha256 over all its files except ``agentopcd.json`` and the model card, which describe it.
 
-    The id of an adapter also covers its base.
+    Of its folders only that of its named chat templates counts. The id of an adapter also covers its base.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
@@ -198,6 +200,8 @@ def fingerprint(folder: Path) -> str:
             digest.update(json.dumps(settings, sort_keys=True).encode())
         elif file.is_file() and not describes and not file.name.startswith("."):
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    for file in sorted((folder / TEMPLATES).glob("*.jinja")):
+        digest.update(f"{TEMPLATES}/{file.name}\0{file_sha256(file)}\n".encode())
     if (base := base_of_adapter(folder)) is not None:
         digest.update(fingerprint(find_model(base)).encode())
     return digest.hexdigest()

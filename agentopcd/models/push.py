@@ -17,7 +17,8 @@ from agentopcd.models import find
 ALLOWED = (
     "README.md", "agentopcd.json", "config.json", "generation_config.json", "adapter_config.json",
     "adapter_model.safetensors", "model*.safetensors", "model.safetensors.index.json", "chat_template.jinja",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    f"{find.TEMPLATES}/*.jinja", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "*.model",
 )  # fmt: skip
 """The files of a student, and of the base that an adapter carries. What else lies in the folder stays there."""
 
@@ -96,7 +97,7 @@ def _staged(sent: Parcel, scratch: Path) -> Path:
     """A folder of links to the files, with the two that may name a place on this machine written anew."""
     for name in sent.files:
         target = scratch / name
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with writing(target):
             os.symlink(sent.folder / name, target)
     if (settings := scratch / find.ADAPTER).exists():
