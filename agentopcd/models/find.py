@@ -270,7 +270,11 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
     scratch = Path(tempfile.mkdtemp(dir=target.parent))
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+        model, report = loaded
+        _check_converted(model, report)
         # save_pretrained refuses a model that still calls itself quantised.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -285,6 +289,23 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
         raise ModelError(f"cannot convert {gguf.name}: {first_line(error, type(error).__name__)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_converted(model: Any, report: dict[str, Any]) -> None:
+    """Refuse a model that is not the one in the file, and one whose weights are still quantised.
+
+    Raises:
+        ModelError: it is not what was asked for.
+    """
+    if missing := sorted(report["missing_keys"]):  # transformers only warns and fills them with random numbers
+        raise ModelError(f"it lacks {len(missing)} weights ({missing[0]}, ...); get a complete file")
+    if spare := sorted(report["unexpected_keys"]):  # transformers only warns and leaves them out
+        raise ModelError(f"transformers has no place for {len(spare)} of its weights ({spare[0]}, ...)")
+    if packed := [name for name, weight in model.named_parameters() if not weight.is_floating_point()]:
+        raise ModelError(
+            f"transformers left {len(packed)} weights quantised ({packed[0]}, ...), as it does with the package "
+            "`kernels`; uninstall that, and convert again"
+        )
 
 
 def file_sha256(path: Path) -> str:
