@@ -180,6 +180,15 @@ def base_of_adapter(folder: Path) -> str | None:
     return _where_it_is(base, folder)
 
 
+def is_adapter(name: str) -> bool:
+    """Whether model ``name`` is an adapter itself, as far as this machine can tell."""
+    try:
+        folder = find_cached(name)
+    except ModelError:
+        return False
+    return folder is not None and (folder / ADAPTER).is_file()
+
+
 def _where_it_is(base: str, adapter: Path) -> str:
     """The folder of an adapter's base in the adapter's own workspace, if it has one: both may have been moved."""
     parts = Path(base).parts
