@@ -3,7 +3,8 @@
     python examples/python_loop.py
 
 What the commands `play`, `knowledge score` and `consolidate` do, on the cave of the quickstart, with `pocket`. It takes
-minutes on two cores. A killed script goes on where it stopped when it is started again.
+minutes on two cores. A killed script goes on where it stopped when it is started again: a stage that is done is read
+back, not repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def play(work: Path, episodes: int) -> None:
     """Play on extract tasks, and let the model write down what it saw."""
     config = PlayConfig(env=CAVE, model="pocket", episodes=episodes)
     with Session(config, work) as session:
-        run_id = session.ledger.begin("play")
+        run_id = session.ledger.stage("play")
         gathered = gather(session, config, run_id=run_id)
         session.ledger.finish(run_id, gathered.to_dict())
         print(f"played: {gathered.rate}")
@@ -38,7 +39,7 @@ def score(work: Path, confirm_tasks: int) -> bool:
     config = ScoreConfig(env=CAVE, model="pocket", confirm_tasks=confirm_tasks)
     with Session(config, work) as session:
         candidates = pool(session)
-        run_id = session.ledger.begin("score", pool=[one.id for one in candidates])
+        run_id = session.ledger.stage("score", pool=[one.id for one in candidates])
         ranking, outcome = choose(session, config, candidates, run_id=run_id)
         assert outcome is not None  # None only with confirm=False
         session.ledger.finish(run_id, outcome.to_dict())

@@ -25,6 +25,7 @@ from agentopcd.core.config import (
     flags_of,
 )
 from agentopcd.core.config.toml import without_flags
+from agentopcd.core.files import is_dir
 from agentopcd.core.runs import work_flag
 from agentopcd.knowledge.students import env_of
 
@@ -174,15 +175,35 @@ def use(folder: Path) -> list[str]:
     place = str(folder.resolve())
     load = f"from transformers import pipeline; chat = pipeline('text-generation', {place!r})"
     serve = f"vllm serve {shlex.quote(place)}"
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        from agentopcd.core.runs import read_json
-
-        base = read_json(adapter, "train the student again").get("base_model_name_or_path") or "BASE"
-        serve = f"vllm serve {shlex.quote(str(base))} --enable-lora --lora-modules {shlex.quote(f'student={place}')}"
-        if not (folder / str(base)).is_dir() and not Path(str(base)).is_dir():
-            load += f"  # fetches {base} from the hub; with --merge a student needs nothing else"
+    if (folder / "adapter_config.json").is_file():
+        load, serve = _use_adapter(folder, load)
     return [f"load it: {load}", f"serve it: agentopcd serve --model {shlex.quote(place)}", f"with vLLM: {serve}"]
+
+
+def _use_adapter(folder: Path, load: str) -> tuple[str, str]:
+    """The lines for an adapter: how transformers loads it, and how vLLM serves it.
+
+    Args:
+        load: how transformers loads a model that names its base.
+    """
+    from agentopcd.models import find
+    from agentopcd.rollouts.sampling.vllm_command import LORA_RANKS, max_rank
+
+    settings, place = find.read_json(folder / find.ADAPTER), str(folder.resolve())
+    base, merge = settings.get("base_model_name_or_path"), "with --merge a student needs nothing else"
+    if (carried := folder / find.CARRIED / "config.json").is_file():  # on no hub, and its name is no path
+        base = str(carried.resolve().parent)
+        loaded = f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {place!r})"
+        load = "from peft import PeftModel; from transformers import AutoModelForCausalLM; model = " + loaded
+    elif not base or find.is_adapter(base):
+        why = "its base is an adapter, too, and would be left out" if base else "its base has no name that others know"
+        why = f"{why}; {merge}"
+        return f"with agentopcd.load_model({place!r}) alone: {why}", f"not as it is: {why}"
+    elif not is_dir(base):
+        load += f"  # fetches {base} from the hub; {merge}"
+    rank = max_rank(settings.get("r", 0))
+    ranks = f" --max-lora-rank {rank}" if rank > LORA_RANKS[1] else ""
+    return load, f"vllm serve {shlex.quote(base)} --enable-lora{ranks} --lora-modules {shlex.quote(f'student={place}')}"
 
 
 def after_evaluation(call: Call, config: EvaluateConfig, result: Evaluation) -> None:

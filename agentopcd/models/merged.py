@@ -31,6 +31,7 @@ def merged(model: Any, folder: Path) -> Any:
             warnings.filterwarnings("error", message=".*missing adapter keys.*")  # PEFT only warns and skips them
             wrapped = library.PeftModel.from_pretrained(model, folder)
         _check_all_taken(wrapped, folder)
+        _part_ends(model)
         model = wrapped.merge_and_unload()
     except ModelError:
         raise
@@ -69,6 +70,17 @@ def _resize(model: Any, folder: Path) -> None:
         )
     with torch.random.fork_rng(devices=[]):
         model.resize_token_embeddings(wanted.pop(), mean_resizing=False)
+
+
+def _part_ends(model: Any) -> None:
+    """Give embeddings and head that share their weights weights of their own, if an adapter is on one of them.
+
+    Merged into shared weights, it would change the other end too, or, if it is on both, twice.
+    """
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    body, head = (getattr(end, "base_layer", end) for end in ends)
+    if (body, head) != ends and body.weight is head.weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def _check_all_taken(wrapped: Any, folder: Path) -> None:

@@ -17,7 +17,8 @@ from agentopcd.models import find
 ALLOWED = (
     "README.md", "agentopcd.json", "config.json", "generation_config.json", "adapter_config.json",
     "adapter_model.safetensors", "model*.safetensors", "model.safetensors.index.json", "chat_template.jinja",
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model",
+    f"{find.TEMPLATES}/*.jinja", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
+    "*.model",
 )  # fmt: skip
 """The files of a student, and of the base that an adapter carries. What else lies in the folder stays there."""
 
@@ -52,11 +53,11 @@ def parcel(name: str) -> Parcel:
     return Parcel(
         folder=folder, files=dict(sorted(files.items())),
         left_out=sorted(file.relative_to(folder).as_posix() for file in others),
-        local_base=(folder / find.ADAPTER).is_file() and not carried and not _public_base(folder),
+        local_base=(folder / find.ADAPTER).is_file() and not carried and not public_base(folder),
     )  # fmt: skip
 
 
-def _public_base(folder: Path) -> str | None:
+def public_base(folder: Path) -> str | None:
     """The hub id that an adapter names as its base; None for a folder of this machine."""
     base = find.read_json(folder / find.ADAPTER).get("base_model_name_or_path")
     if not isinstance(base, str) or base.count("/") != 1 or base.startswith((".", "/", "~")) or Path(base).exists():
@@ -96,11 +97,11 @@ def _staged(sent: Parcel, scratch: Path) -> Path:
     """A folder of links to the files, with the two that may name a place on this machine written anew."""
     for name in sent.files:
         target = scratch / name
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with writing(target):
             os.symlink(sent.folder / name, target)
     if (settings := scratch / find.ADAPTER).exists():
-        _rewritten(settings, {"base_model_name_or_path": _public_base(sent.folder)})
+        _rewritten(settings, {"base_model_name_or_path": public_base(sent.folder)})
     if (facts := scratch / "agentopcd.json").exists():
         base = find.sidecar(sent.folder).get("base", "")
         _rewritten(facts, {"base": base if base in find.BUILT_IN else ""})

@@ -25,6 +25,7 @@ from agentopcd.knowledge.evidence import evidence, one_line
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.students import env_of
 from agentopcd.models import find
+from agentopcd.models.push import public_base
 from agentopcd.workspace.evaluation.spoken import SHARES
 from agentopcd.workspace.ledger import config_of
 
@@ -66,7 +67,18 @@ class Facts:
 
     @property
     def hub_id(self) -> str:
+        """The hub's name of the model that it goes back to; '' if none is known."""
         return find.hub_id(self.folder)
+
+    @property
+    def stacked(self) -> bool:
+        """Whether it is an adapter on an adapter."""
+        return self.adapter and (self.base_folder / find.ADAPTER).is_file()
+
+    @property
+    def named_base(self) -> str:
+        """The hub's name of the model that it was trained from, and an adapter belongs to; '' for a local model."""
+        return (public_base(self.folder) or "") if self.adapter else self.hub_id
 
 
 def facts_of(
@@ -135,7 +147,7 @@ def front(facts: Facts) -> str:
     licence: dict[str, Any] = {**_licence(facts.base_folder)}
     on_policy = ["on-policy-distillation"] * (facts.settings.get("method") not in get_args(ByTeacher))
     data = ModelCardData(
-        base_model=facts.hub_id or None, library_name="peft" if facts.adapter else "transformers",
+        base_model=facts.named_base or None, library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="text-generation", tags=["agentopcd", "context-distillation", *on_policy],
         model_name=one_line(facts.folder.parent.name) or "student", eval_results=results or None,
         **licence,
@@ -202,8 +214,11 @@ def _what(facts: Facts) -> list[str]:
         lines += ["", f"Note on the base: {one_line(note)}."]
     if facts.adapter and _carried(facts):
         lines += ["", "The base is on no hub, so it lies in the folder `base` beside this card."]
-    elif facts.adapter and not origin:
+    elif facts.adapter and not facts.named_base:
         lines += ["", "The base is a local model: whoever loads the adapter needs it, and it is not in this folder."]
+    if facts.stacked:
+        lines += ["", "The base is an adapter itself, which transformers and PEFT leave out: load it with agentopcd."]
+        lines += ["A student that is trained with `--merge` needs nothing else."]
     return lines
 
 
@@ -322,8 +337,10 @@ def _load(facts: Facts) -> list[str]:
             "tokenizer = AutoTokenizer.from_pretrained(student)",
             "model = AutoModelForCausalLM.from_pretrained(student)",
         ]  # fmt: skip
+    elif facts.stacked:
+        lines += ["from agentopcd import load_model", "", 'student = load_model("path/to/this/folder")']
     else:
-        base = 'student, subfolder="base"' if _carried(facts) else f'"{facts.hub_id or "path/to/its/base"}"'
+        base = 'student, subfolder="base"' if _carried(facts) else f'"{facts.named_base or "path/to/its/base"}"'
         lines += [
             "from peft import PeftModel", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
             'student = "path/to/this/folder"  # or its id on the hub',

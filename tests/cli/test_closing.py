@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from agentopcd import models
 from agentopcd.cli import closing
 from agentopcd.cli.options import Call
 from agentopcd.core.config import (
@@ -21,11 +24,14 @@ from agentopcd.core.config import (
     ScoreConfig,
     flags_for,
 )
+from agentopcd.core.runs import write_json
 from agentopcd.core.stats import Comparison, Mean, compare
 from agentopcd.distil import Distilled
 from agentopcd.learn import Round
+from agentopcd.models import find
 from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.evaluation.table import Evaluation
+from tests import tiny
 from tests.cli.test_status import settings_of
 
 PLAYER: dict[str, Any] = {
@@ -182,6 +188,40 @@ def test_after_training_the_student_can_be_used(call: Call, tmp_path: Path) -> N
     loading, _, serving = closing.use(folder)
     assert serving == line
     assert loading.endswith("# fetches own/base from the hub; with --merge a student needs nothing else")
+
+
+@pytest.mark.parametrize(("rank", "most"), [(8, 0), (16, 0), (17, 32), (64, 64), (100, 128)])
+def test_vllm_is_told_of_a_rank_that_it_does_not_expect(rank: int, most: int, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "own/base", "r": rank}))
+    wanted = f" --max-lora-rank {most}" if most else ""
+    assert f"with vLLM: vllm serve own/base --enable-lora{wanted} --lora-modules" in closing.use(tmp_path)[2]
+
+
+def test_an_adapter_is_loaded_with_the_base_that_it_carries(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    loaded, student = models.load_model(str(tiny.build(tmp_path / "base"))), tmp_path / "student"
+    models.add_adapter(loaded, 2, torch.float32, 0)
+    models.save_model(loaded, student, parent_id=loaded.id, facts={})
+    shutil.move(tmp_path / "base", student / find.CARRIED)
+    write_json(student / find.ADAPTER, find.read_json(student / find.ADAPTER) | {"base_model_name_or_path": None})
+    loading, _, serving = closing.use(student)
+    assert f"vllm serve {student / find.CARRIED} --enable-lora --lora-modules student={student}" in serving
+    names: dict[str, Any] = {}
+    exec(loading.removeprefix("load it: "), names)
+    assert isinstance(names["model"], PeftModel)
+
+
+@pytest.mark.parametrize("base", ["first", None])
+def test_an_adapter_that_others_cannot_load_says_so(base: str | None, tmp_path: Path) -> None:
+    """PEFT would leave the first of two adapters out, and the base from a .gguf file has no name."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / find.ADAPTER).write_text("{}")
+    named = base and str(tmp_path / base)
+    (tmp_path / find.ADAPTER).write_text(json.dumps({"base_model_name_or_path": named, "r": 2}))
+    for line in closing.use(tmp_path)[::2]:
+        assert "pipeline" not in line and "vllm serve" not in line
+        assert line.endswith("with --merge a student needs nothing else")
 
 
 def test_after_rounds(call: Call, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentopcd import envs
+from agentopcd.knowledge import Store
 from tests.conftest import load_file
 
 EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
@@ -71,8 +72,11 @@ def test_a_system_prompt_goes_into_the_weights(capsys: pytest.CaptureFixture[str
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_circle_in_python(capsys: pytest.CaptureFixture[str]) -> None:
-    loop = load_file(EXAMPLES / "python_loop.py")
-    folder = loop.main(episodes=6, confirm_tasks=4, steps=1, test_tasks=4)
+    loop, small = load_file(EXAMPLES / "python_loop.py"), {"episodes": 6, "confirm_tasks": 4, "steps": 1}
+    folder = loop.main(**small, test_tasks=4)
     assert (Path(folder) / "model.safetensors").is_file()
     said = capsys.readouterr().out
     assert "lesson: " in said and "no notes of the model were confirmed" in said and "student: loop-work" in said
+    assert loop.main(**small, test_tasks=4) == folder  # as after a kill: no stage that is done runs again
+    with Store.open("loop-work/store.db") as store:
+        assert [run["verb"] for run in store.runs()] == ["play", "score", "consolidate"]

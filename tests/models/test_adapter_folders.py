@@ -133,6 +133,27 @@ def test_rows_for_one_end_alone_are_refused(base: Path, tmp_path: Path) -> None:
         models.load_model(str(folder))
 
 
+# -- tied ends ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*(tie|tying):UserWarning")
+@pytest.mark.parametrize("tying", [False, True], ids=["apart", "as one"])
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"], ["up_proj"]])
+def test_an_adapter_on_one_of_two_tied_ends_leaves_the_other(tying: bool, targets: list[str], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, ids = odd.model(tmp_path / "base", odd.tokenizer(), tie=True), torch.tensor([[1, 40, 50]])
+    folder = adapter(base, tmp_path / "a", target_modules=targets, ensure_weight_tying=tying)
+    loaded = models.load_model(str(folder))
+    models.save_model(loaded, tmp_path / "student", parent_id="", facts={})
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)(ids).logits
+        for model in (loaded.model, AutoModelForCausalLM.from_pretrained(tmp_path / "student")):
+            torch.testing.assert_close(model(ids).logits, expected, atol=1e-5, rtol=1e-3)
+    assert loaded.model.config.tie_word_embeddings == (targets == ["up_proj"])
+
+
 # -- which model is meant -------------------------------------------------------------------------------
 
 

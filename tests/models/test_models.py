@@ -93,14 +93,6 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         models.load_model(str(tmp_path))
 
 
-def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AGENTOPCD_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "bad.gguf").write_bytes(b"not a gguf file")
-    with pytest.raises(ModelError, match="bad"):
-        models.load_model(str(tmp_path / "bad.gguf"))
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
 def test_a_tokenizer_without_chat_template_is_refused(own: Path) -> None:
     (own / "chat_template.jinja").unlink()
     with pytest.raises(ModelError, match="chat template"):

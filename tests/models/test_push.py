@@ -102,6 +102,19 @@ def test_only_the_students_files_are_pushed_and_no_path(hub: Any, student: Path,
     assert hub.files["adapter_model.safetensors"] == (student / "adapter_model.safetensors").read_bytes()
 
 
+def test_named_chat_templates_are_pushed_and_count_in_the_id(student: Path, tmp_path: Path) -> None:
+    before = find.fingerprint(student)
+    for place in ("", find.CARRIED):
+        (student / place / find.TEMPLATES).mkdir(parents=True)
+        (student / place / find.TEMPLATES / "tool_use.jinja").write_text("{{ messages }}")
+    assert find.fingerprint(student) != before
+    sent = push.parcel(str(student))
+    names = [f"{find.TEMPLATES}/tool_use.jinja", f"{find.CARRIED}/{find.TEMPLATES}/tool_use.jinja"]
+    assert set(names) <= set(sent.files) and not set(names) & set(sent.left_out)
+    staged = push._staged(sent, tmp_path / "staged")
+    assert all((staged / name).read_text() == "{{ messages }}" for name in names)
+
+
 def test_a_dry_run_lists_the_files_and_asks_nobody(hub: Any, student: Path) -> None:
     done = CliRunner().invoke(app, ["push", str(student), "me/student", "--dry-run", "--json"])
     listed = json.loads(done.stdout[done.stdout.index("{") :])

@@ -73,3 +73,17 @@ def test_a_folder_of_a_sound_model_is_looked_at_without_its_weights(tmp_path: Pa
     (folder / "model.safetensors").unlink()
     assert models.check_files(str(folder)) == ""
     assert "not on this machine yet" in models.check_files("owner/name")
+
+
+def test_a_model_in_the_hubs_cache_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (kept := tmp_path / "models--owner--name" / "refs").mkdir(parents=True)
+    (kept / "main").write_text("0" * 40)
+    folder = tiny.build(kept.parent / "snapshots" / ("0" * 40))
+    assert models.check_files("owner/name") == ""
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="chat template"):
+        models.check_files("owner/name")
+    for file in ("model.safetensors", "tokenizer.json"):  # someone has looked at the config alone
+        (folder / file).unlink()
+    assert "not on this machine yet" in models.check_files("owner/name")

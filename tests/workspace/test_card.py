@@ -148,6 +148,33 @@ def test_the_card_says_how_the_student_was_trained(method: str, says: str, stude
     assert tagged == (method not in ("context-distillation", "seqkd"))
 
 
+def test_the_card_of_an_adapter_names_the_base_that_it_belongs_to(
+    student: Distilled, work: Path, tmp_path: Path, tiny_model_dir: Path
+) -> None:
+    """Not the model that the base was trained from, round after round."""
+    loaded, folder = models.load_model(str(tiny_model_dir)), tmp_path / "student"
+    models.add_adapter(loaded, 2, torch.float32, 0)
+    models.save_model(loaded, folder, parent_id=loaded.id, facts={})
+    write_json(folder / "agentopcd.json", {**find.sidecar(folder), "origin": "Org/first"})
+
+    def made(base: str, base_folder: Path = tiny_model_dir) -> str:
+        write_json(folder / find.ADAPTER, {**find.read_json(folder / find.ADAPTER), "base_model_name_or_path": base})
+        with Store.open(work / "work" / "store.db") as store:
+            facts = card.facts_of(store, Path(student.folder), student.model_id, base_folder)
+            assert facts is not None
+            return card.card(dataclasses.replace(facts, folder=folder))
+
+    text = made(str(tiny_model_dir))
+    assert 'from_pretrained("path/to/its/base"), student)' in text and "The base is a local model" in text
+    assert "which goes back to `Org/first`" in text and "base_model" not in ModelCard(text).data.to_dict()
+    text = made("Org/real")
+    assert 'from_pretrained("Org/real"), student)' in text and "The base is a local model" not in text
+    assert ModelCard(text).data.to_dict()["base_model"] == "Org/real"
+    text = made(str(tiny_model_dir), folder)  # an adapter on an adapter: PEFT would leave the first one out
+    assert "PeftModel" not in text and 'student = load_model("path/to/this/folder")' in text
+    assert "The base is an adapter itself" in text and "`--merge`" in text
+
+
 def test_others_can_read_it_and_it_has_the_dtype(student: Distilled) -> None:
     from safetensors.torch import load_file
 
@@ -198,11 +225,13 @@ def test_a_base_of_our_cache_is_named_by_what_it_was(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AGENTOPCD_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
     loaded = models.load_model(str(tiny_model_dir))
     models.add_adapter(loaded, 2, torch.float32, 0)
     hub = "HuggingFaceTB/SmolLM2-135M-Instruct"
     cases = [("smollm2-135m", str(tmp_path / "smollm2-135m"), "smollm2-135m", hub),
-             ("gguf-01", str(tmp_path / "x.gguf"), str(tmp_path / "x.gguf"), None)]  # fmt: skip
+             ("gguf-01", str(tmp_path / "x.gguf"), str(tmp_path / "x.gguf"), None),
+             ("gguf-02", "~/x.gguf", str(tmp_path / "x.gguf"), None)]  # fmt: skip
     for name, asked, base, written in cases:
         (tmp_path / name).symlink_to(tiny_model_dir)
         monkeypatch.setattr(find, "resolved", Path)  # the link is the cache's folder

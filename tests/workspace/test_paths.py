@@ -159,6 +159,8 @@ def test_paths_to_write_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert kept(Path("w"), "base") == str(tmp_path / "base")
     assert written_down(Path("w"), str(student)) == "runs/a/student"
     assert written_down(Path("w"), "pocket") == "pocket"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert written_down(Path("w"), f"~/{student.relative_to(tmp_path)}") == "runs/a/student"
     assert inside(Path("w"), "/x/runs/old/runs/a/student") == Path("w/runs/a/student")
     assert inside(Path("w"), "base") is None
 

@@ -142,8 +142,9 @@ def _scale(low: float, high: float, start: float, end: float) -> Any:
 
 def _round_out(low: float, high: float) -> tuple[float, float]:
     """The smallest round range that holds both."""
-    if high - low < 1e-9:
-        low, high = low - 0.5 * (low != 0), high + 0.5
+    if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # all equal; of a huge value, a half is too little to see
+        room = max(0.5, 1e-6 * abs(high))
+        low, high = low - room * (low != 0), high + room
     step = _step(high - low)
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
 

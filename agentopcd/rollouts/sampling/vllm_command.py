@@ -12,6 +12,13 @@ from agentopcd.models import LoadedModel
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names of this machine that nobody else can reach it by."""
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for ``--max-lora-rank``; it also takes 1. Without the flag it is 16."""
+
+
+def max_rank(rank: int) -> int:
+    """The least ``--max-lora-rank`` for an adapter of this rank."""
+    return next((most for most in LORA_RANKS if most >= rank), rank)
 
 
 def start_line(loaded: LoadedModel, compute: torch.dtype, url: str) -> str:
@@ -30,6 +37,6 @@ def start_line(loaded: LoadedModel, compute: torch.dtype, url: str) -> str:
         words += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-num-batched-tokens", "32768"]
     adapts = loaded.adapter is not None
     if adapts:
-        words += ["--enable-lora", "--max-lora-rank", str(max(8, loaded.adapter.peft_config["default"].r))]
+        words += ["--enable-lora", "--max-lora-rank", str(max_rank(loaded.adapter.peft_config["default"].r))]
     settings = "VLLM_SERVER_DEV_MODE=1 " + "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 " * adapts
     return f"start one with: {settings}{shlex.join(words)}"

@@ -34,6 +34,7 @@ from agentopcd.models import find
 from agentopcd.rollouts.sampling import vllm_process
 from agentopcd.rollouts.sampling.protocol import Heard, Sampler, check_room
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
+from agentopcd.rollouts.sampling.vllm_command import LORA_RANKS
 
 LONGEST = 32_768
 """The most positions of an engine. vLLM reserves memory for one sequence of full length."""
@@ -41,8 +42,6 @@ BATCHED_TOKENS = 8192
 """Prompt tokens per forward pass; more if one prompt of full length needs it."""
 GPU_SHARE = 0.3
 """The engine's share of the GPU's memory; the rest is for the model that trains."""
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The adapter ranks that vLLM accepts."""
 
 
 def installed() -> bool:

@@ -15,6 +15,7 @@ from agentopcd.cli import app
 from agentopcd.cli.page import render
 from agentopcd.cli.page import report as pages
 from agentopcd.cli.page.episodes import RULE
+from agentopcd.cli.page.marks import Dot, Series, curves, dots
 from agentopcd.cli.page.report import LARGEST_BYTES, report
 from agentopcd.cli.page.training import tokens_of
 from agentopcd.core.errors import ConfigError, StoreError
@@ -149,6 +150,18 @@ def test_the_command_writes_one_file(work: Path, tmp_path: Path) -> None:
     assert out.read_text(encoding="utf-8") == page_of(work, "2")
 
 
+def test_a_folder_that_was_named_is_that_of_a_run_or_a_student(work: Path, tmp_path: Path) -> None:
+    """Both hold JSON files, as a folder with results of reproduce does."""
+    run = tmp_path / "moved" / "runs" / FOLDER
+    (run / "student").mkdir(parents=True)
+    out = tmp_path / "page.html"
+    for folder, same in ((run, "2"), (run / "student", STUDENT[:12])):
+        (folder / "config.json").write_text('{"env": "lake"}')
+        done = CliRunner().invoke(app, ["report", str(folder), "-o", str(out), "--work", str(work)])
+        assert done.exit_code == 0, done.exception
+        assert out.read_text(encoding="utf-8") == page_of(work, same)
+
+
 def test_results_of_reproduce_need_no_workspace(root: Path, tmp_path: Path) -> None:
     out, results = tmp_path / "page.html", root / "docs" / "results"
     words = ["report", str(results), "-o", str(out), "--work", str(tmp_path / "none")]
@@ -220,6 +233,13 @@ def test_of_many_tokens_the_first_and_the_last_step_come_first(work: Path) -> No
         (1, [5, 5]), (2, [1]), (4, [5, 5])
     ]  # fmt: skip
     assert found["left_out"] == 9 and found["all_steps"] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("value", [1e18, -1e18, 1e300, 3.0, 0.0])
+def test_equal_values_of_any_size_make_a_picture(value: float) -> None:
+    drawn = dots("metric", [Dot("a", value, None, None), Dot("b", value, value, value)], zero=False)
+    assert drawn is not None and 8 <= drawn["rows"][0]["x"] == drawn["rows"][1]["x"] <= 312
+    assert curves("metric", [Series("a", [(0, value), (1, value)])]) is not None
 
 
 # -- what is damaged, or of another kind --------------------------------------------------------------

@@ -21,7 +21,7 @@ from agentopcd.core.types import Request
 from agentopcd.rollouts.sampling import requests
 from agentopcd.rollouts.sampling import vllm_server as served
 from agentopcd.rollouts.sampling.requests import KEY
-from agentopcd.rollouts.sampling.vllm_command import start_line
+from agentopcd.rollouts.sampling.vllm_command import max_rank, start_line
 from agentopcd.rollouts.sampling.vllm_server import ServerSampler
 from tests import tiny
 from tests.rollouts.sampling.fake_server import FakeServer
@@ -271,6 +271,7 @@ def test_the_line_to_start_a_server_names_what_it_must_have(loaded: models.Loade
         assert f"--port 8000 --host {host} " in start_line(loaded, torch.float32, f"http://{name}:8000") + " "
         assert served.Server(f"http://ann:pw@{name}:8000").url == f"http://***@{name}:8000"
     assert "--enable-lora --max-lora-rank 8" in start_line(loaded, torch.float32, fake.url)
+    assert [max_rank(rank) for rank in (1, 8, 12, 17, 64, 100)] == [8, 8, 16, 32, 64, 128]  # vLLM takes no other
 
 
 def test_no_thread_keeps_a_process_that_is_done(fake: FakeServer, folder: Path) -> None:
