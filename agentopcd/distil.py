@@ -150,6 +150,8 @@ def _beside_placebo(
         if twin.id == part.id:
             raise ConfigError(f"context {part.id[:12]} is too short for a placebo: it has no two letters to exchange")
         session.store.add_context(twin, {"order": PLACEBO, "of": part.id})
+    if config.teacher and session.named(config.teacher) != config.teacher:  # the student's gate may have moved it
+        config = dataclasses.replace(config, teacher=folder_of(session, out.teacher_id))
     taught = twins[0] if isinstance(context, Context) else dataclasses.replace(context, parts=twins)
     session.say(f"placebo student: the same training, on the placebo {taught.id[:12]} of context {context.id[:12]}")
     session.use(session.load(folder_of(session, out.parent_id)))

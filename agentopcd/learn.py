@@ -159,7 +159,8 @@ def _round(
         if session.recording and not session.tasks("extract"):
             session.say("note: no recorded session is for extraction, so none is read for lessons")
             return _without_ranking(session, config, number, past, {})
-        begun = {"carried": [context.id for context in past.start]} if any(one.text for one in past.start) else {}
+        # By other settings another ranking may have handed on other items.
+        begun = {"carried": [context.id for context in past.start]} if past.start and _scoring(config) else {}
         run_id = session.ledger.stage("play", round=number, **begun)
         gathered = gather(session, play, run_id=run_id, start=past.start)
         session.ledger.finish(run_id, gathered.to_dict())

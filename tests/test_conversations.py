@@ -142,6 +142,17 @@ def test_a_repeated_command_is_taught_by_the_student_of_then(tmp_path: Path) -> 
     assert {again.model_id, once_more.model_id} == {second.model_id} and again.repeated and once_more.repeated
 
 
+def test_a_placebo_student_has_the_teacher_of_its_twin(tmp_path: Path) -> None:
+    """The twin's gate moves ENV/student, which is their teacher, before it is trained."""
+    config = settings(tmp_path, steps=2, gate_tasks=0, test_tasks=0)
+    for given in ({}, {"teacher": f"{config.env}/student", "placebo": True, "test_tasks": 4}):
+        with Session(dataclasses.replace(config, **given), tmp_path / "w", say=lambda line: None) as session:
+            session.store.add_context(CONTEXT)
+            out = distil_context(session, dataclasses.replace(config, **given), CONTEXT)
+    configs = [json.loads(file.read_text()) for file in tmp_path.glob("w/runs/consolidate-*/config.json")]
+    assert out.placebo_id and sorted(one["teacher_id"] == out.teacher_id for one in configs) == [False, True, True]
+
+
 def test_evaluate_measures_to_the_teacher_of_the_training(tmp_path: Path) -> None:
     teacher, lines = tiny.build(tmp_path / "teacher", tie=False, hearing=4.0, seed=1), list[str]()
     config = settings(tmp_path, teacher=str(teacher), steps=2)

@@ -106,7 +106,7 @@ def test_play_that_begins_with_other_items_is_another_play(
     config: LearnConfig, tmp_path: Path, unflagged: None
 ) -> None:
     said: list[str] = []
-    learn(config, tmp_path, say=said.append)
+    learn(config, tmp_path, say=said.append)  # with settings of its own for the ranking
     with Store.open(tmp_path / "store.db") as store:
         first, second = (json.loads(row["config"]) for row in store.runs("play"))
         assert "carried" not in first

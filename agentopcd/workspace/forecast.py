@@ -15,7 +15,7 @@ from agentopcd.core.power import detectable
 from agentopcd.core.runs import work_flag
 from agentopcd.core.stats import Comparison, Difference, Mean, ratio
 from agentopcd.core.types import EMPTY, Context, Job, Task
-from agentopcd.distillation.distance import DISTANCE, Totals
+from agentopcd.distillation.distance import Totals
 from agentopcd.distillation.tokens import BEFORE, text_of
 from agentopcd.knowledge import PLACEBO, USEFUL, Arena, Arm, Bench, Store, best_ref, placebo, places_of
 from agentopcd.knowledge.database import Row
@@ -148,7 +148,7 @@ def forecast(session: Session, config: ForecastConfig, context: Context, *, run_
     bench, tasks = session.bench(run_id), session.tasks("select", config.episodes)
     bench.prepare([context], tasks, "select")
     gain, beyond, smallest, tests = None, None, None, len(session.tasks("test", DEFAULT.test_tasks))
-    by = "success" if session.by == DISTANCE else session.by
+    by = session.score
     if session.game.graded:
         twin = placebo(context)
         session.store.add_context(twin, {"order": PLACEBO, "of": context.id})
@@ -253,7 +253,7 @@ def short(session: Session, context: Context, flags: str = "") -> str:
             return f"forecast: {result['advice']}: {result['why']} ({name}, run {row['id']})"
     if not session.game.graded:
         return ""
-    arena = Arena(session.env, session.setup(), "select", by=session.by if session.by != DISTANCE else "success")
+    arena = Arena(session.env, session.setup(), "select", by=session.score)
     arm, twin = Arm(session.loaded.id, context.id), placebo(context)
     pair, beyond = (store.compare(arm, arm._replace(context_id=one.id), arena) for one in (EMPTY, twin))
     if pair.n:

@@ -335,7 +335,8 @@ def _settings(session: Session, run_id: int) -> tuple[PlayerConfig, str]:
     stored = read_object(session.store.run(run_id)["config"], f"the config of run {run_id}")
     here = session.config
     engine = {name: getattr(here, name) for name in ("engine", "server", "device", "compute")}
-    return dataclasses.replace(config_of(PlayerConfig, stored), model="", **engine), stored.get("by", "")
+    by = stored.get("by", "")
+    return dataclasses.replace(config_of(PlayerConfig, stored), model="", **engine), "" if by == DISTANCE else by
 
 
 def _drift(session: Session, student: LoadedModel) -> tuple[Mean | None, list[str]]:

@@ -81,7 +81,6 @@ def to_train(session: Session, config: ConsolidateConfig | LearnConfig) -> None:
 
     Raises:
         ConfigError: a split that is needed has none.
-        EnvError: the game is another one now.
     """
     for split in ("train", "select", *(["test"] if config.test_tasks else [])):
         session.needed(split)
@@ -90,7 +89,6 @@ def to_train(session: Session, config: ConsolidateConfig | LearnConfig) -> None:
             session.needed("confirm")
         except ConfigError as error:
             raise ConfigError(f"{error}; or train without the gate, which plays them, by --gate-tasks 0") from None
-    session.refuse_changed_game()
 
 
 def to_evaluate(session: Session, config: EvaluateConfig) -> str:
@@ -108,7 +106,6 @@ def to_evaluate(session: Session, config: EvaluateConfig) -> str:
         if base is None or recall(session.work, base) is None:
             raise ConfigError(f"the model that {student} was trained from is not here; give the base with --model")
     session.needed("test", config.test_tasks)
-    session.refuse_changed_game()
     return student
 
 
@@ -137,3 +134,4 @@ def to_learn(session: Session, config: LearnConfig) -> None:
     for split in ("extract", "select", "confirm"):
         session.needed(split)
     to_train(session, config)
+    session.refuse_changed_game()

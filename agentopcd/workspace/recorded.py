@@ -72,11 +72,8 @@ def use_snapshot(work: Path, ref: str, snapshot: str) -> None:
 def _unfinished(store: Store, config: PlayerConfig, folder: Path) -> str:
     """The snapshot of the unfinished or failed run of this command, newest first; '' if there is none."""
     wanted, fields = run_config(config), {field.name for field in dataclasses.fields(config)}
-    names = (fields | {"env_ref"}) - {
-        "env",
-        "model",
-        *NOT_OF_A_RUN,
-    }  # a setting that is not used stands in neither of the two
+    # A setting that is not used stands in neither of the two.
+    names = (fields | {"env_ref"}) - {"env", "model", *NOT_OF_A_RUN}
     for row in reversed([*store.runs(status="failed"), *store.runs(status="running")]):
         stored = read_object(row["config"], f"the config of run {row['id']}")
         snapshot = Path(stored.get("snapshot", "")).name

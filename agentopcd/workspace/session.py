@@ -59,15 +59,9 @@ class Session:
     """
 
     def __init__(
-        self,
-        config: PlayerConfig,
-        work: Path,
-        *,
-        say: Callable[[str], None] = print,
-        progress: Progress = no_progress,
-        snapshot: str = "",
-        by: str = "",
-    ) -> None:
+        self, config: PlayerConfig, work: Path, *, say: Callable[[str], None] = print,
+        progress: Progress = no_progress, snapshot: str = "", by: str = "",
+    ) -> None:  # fmt: skip
         self.config, self.work, self.say, self.progress = config, work, say, progress
         self._by = getattr(config, "by", "") or by
         self.store = Store.open(work / "store.db")
@@ -374,6 +368,11 @@ class Session:
     def by(self) -> str:
         """What contexts and checkpoints are chosen by: success, reward or a metric; a checkpoint also by distance."""
         return self._by or (self.game.spec.judged_by if self.game.graded else "distance")
+
+    @property
+    def score(self) -> str:
+        """What games are compared by: :attr:`by`, or success where that is a distance."""
+        return "success" if self.by == "distance" else self.by
 
     # -- contexts -----------------------------------------------------------------------------------
 

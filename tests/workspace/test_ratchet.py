@@ -176,10 +176,17 @@ def test_what_the_lineage_had_elsewhere_must_be_kept(lab: Lab) -> None:
     assert kept.tests[1].rival == lab.ids["good"] and kept.tests[1].look == 3, "the third look at the first environment"
 
 
-def test_what_a_lineage_had_elsewhere_is_asked_by_the_score_that_it_was_chosen_by(lab: Lab) -> None:
-    lab.promote("good", "base", by="reward")
+@pytest.mark.parametrize(("chosen", "asked"), [("reward", "reward"), ("distance", "success")])
+def test_what_a_lineage_had_elsewhere_is_asked_by_the_score_that_it_was_chosen_by(
+    lab: Lab, chosen: str, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a distance to whatever taught it then, nothing can be asked later."""
+    with monkeypatch.context() as patch:
+        if chosen == "distance":  # which takes a training to measure
+            patch.setattr(Session, "by", "success")
+        lab.promote("good", "base", by=chosen)
     kept = lab.promote("both", "good", env=1, margin=0.3)
-    assert [(test.role, test.by) for test in kept.tests] == [("parent", "success"), ("had", "reward")]
+    assert [(test.role, test.by) for test in kept.tests] == [("parent", "success"), ("had", asked)]
 
 
 def test_too_few_tasks_to_show_that_nothing_is_lost_are_told(lab: Lab) -> None:

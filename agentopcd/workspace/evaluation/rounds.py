@@ -8,7 +8,6 @@ from typing import Any
 
 from agentopcd.core.stats import Comparison, Mean, Rate
 from agentopcd.core.types import Task
-from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arena, Arm, places_of
 from agentopcd.workspace.session import Session
 
@@ -44,13 +43,12 @@ def stages(session: Session, models: Sequence[tuple[str, str, bool]], tasks: Seq
     Args:
         models: label, model id, and whether it was promoted; the first base comes first.
     """
-    by = "success" if session.by == DISTANCE else session.by
-    arena = Arena(session.env, session.setup(), "test", set(places_of(tasks)), by)
+    arena = Arena(session.env, session.setup(), "test", set(places_of(tasks)), session.score)
     base = Arm(models[0][1])
     found = []
     for label, model_id, promoted in models:
         arm = Arm(model_id)
         pair = session.store.compare(arm, base, arena) if arm != base else None
-        rate = session.store.rate(arm, arena) if by == "success" else session.store.counts([arm], arena)[arm].rate
+        rate = session.store.counts([arm], arena)[arm].rate
         found.append(Stage(label=label, model_id=model_id, promoted=promoted, rate=rate, to_first=pair))
     return found

@@ -12,7 +12,6 @@ from typing import Any
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Comparison, Mean, Rate
 from agentopcd.core.types import EMPTY, Context, Job, Task
-from agentopcd.distillation.distance import DISTANCE
 from agentopcd.envs.floors import Floors, floors
 from agentopcd.knowledge import Arena, Arm, Place, places_of
 from agentopcd.models.load import LoadedModel
@@ -151,8 +150,7 @@ def tabulate(
 ) -> Evaluation:
     """Build the table of a run from the stored episodes."""
     places, store = set(places_of(tasks, reps)), session.store
-    by = "success" if session.by == DISTANCE else session.by
-    arena = Arena(session.env, setup, "test", places, by)
+    arena = Arena(session.env, setup, "test", places, session.score)
     counts = store.counts([entry.arm for entry in entries], arena)
     rows = [
         TableRow(
@@ -171,8 +169,8 @@ def tabulate(
         ("student", "in-context"), ("student", "teacher"),
     ]  # fmt: skip
     notes = sorted({entry.note for entry in entries if entry.note})
-    if by != "success":
-        notes.append(f"differences, and the share that is recovered, are of {by}")
+    if arena.by != "success":
+        notes.append(f"differences, and the share that is recovered, are of {arena.by}")
     if session.manifest.protocol == "shared":
         few = f"{session.manifest.distinct} tasks are too few to split"
         notes.append(f"{few}: selected, trained and reported on the same tasks, so this says nothing about other tasks")
@@ -200,7 +198,7 @@ def tabulate(
         seen=store.seen_before(session.env, {task.key for task in tasks}, run_id),
         compared=named,
         header=header(store, session.work, named),
-        by=by,
+        by=arena.by,
     )
 
 

@@ -52,13 +52,15 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
 def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
     """The ``config.mix`` contexts of the pool that did best on select tasks with this model, weighted by their success.
 
-    By reward or a metric, which may be negative, all have the same weight. At least one of them must have passed the confirm gate, unless ``force`` is set.
+    By reward or a metric, which may be negative, all have the same weight. At least one of them must have passed the
+    confirm gate, unless ``force`` is set.
 
     Raises:
-        ConfigError: too few contexts have won a select task, or none of the best was confirmed.
+        ConfigError: too few contexts have won a select task (by another score: played one), or none of the best was
+            confirmed.
     """
     session.resume_model("consolidate")
-    by = "success" if session.by == DISTANCE else session.by
+    by = session.score
     candidates, arena = pool(session), Arena(session.env, session.setup(), "select", by=by)
     arms = {context: Arm(session.loaded.id, context.id) for context in candidates}
     counts = session.store.counts(arms.values(), arena)
