@@ -135,9 +135,7 @@ class _Table:
 
     def close(self) -> None:
         self.player.sampler.drop(self._live)
-        self._steps.close()
-        for episode in self._live.values():
-            episode.close()
+        self._steps.close([*self._live.values()])
 
 
 class _Inline:
@@ -158,8 +156,10 @@ class _Inline:
         while self._done:
             yield self._done.pop(0)
 
-    def close(self) -> None:
-        pass
+    def close(self, others: Sequence[_Live]) -> None:
+        """End everything, and episodes that wait for replies."""
+        for episode in others:
+            episode.close()
 
 
 class _InThreads:
@@ -182,10 +182,12 @@ class _InThreads:
         for future in over:  # one by one: whoever stops in between leaves the others to close()
             yield self._running.pop(future), future.result()
 
-    def close(self) -> None:
-        """End everything, without waiting for steps that nobody needs any more."""
-        for episode in self._running.values():
-            episode.close()  # ends the process or the connection, so the thread that waits for it returns
+    def close(self, others: Sequence[_Live]) -> None:
+        """See :class:`_Inline`; without waiting for steps that nobody needs any more."""
+        every = [*self._running.values(), *others]
+        with ThreadPoolExecutor(len(every) or 1) as closing:  # at once: one environment may take seconds
+            # This ends the process or the connection, so the thread that waits for it returns.
+            list(closing.map(lambda episode: episode.close(), every))
         self._threads.shutdown(cancel_futures=True)
         for episode in self._running.values():  # environments that were still being built the first time
             episode.close()

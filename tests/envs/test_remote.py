@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from concurrent.futures import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from agentopcd.core.types import Job, Sampling, Task
 from agentopcd.envs.remote import RemoteEnv
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.game import Game
-from agentopcd.rollouts.player import Player, play
+from agentopcd.rollouts.player import Player, _InThreads, play
 from tests.rollouts.scripted import Scripted
 
 NAP = '''
@@ -151,6 +153,14 @@ def test_whoever_stops_early_leaves_no_process_behind(tokenizer: Any, tmp_path: 
     assert next(playing).task.seed in (2, 3, 4)
     playing.close()  # seed 0 waits for a partner that never comes
     assert not multiprocessing.active_children()
+
+
+def test_whoever_stops_early_closes_all_at_once() -> None:
+    """Each environment may take seconds to close."""
+    meeting = threading.Barrier(4)
+    episodes: Any = [SimpleNamespace(close=lambda: meeting.wait(20)) for _ in range(4)]
+    _InThreads(4).close(episodes)
+    assert not meeting.broken
 
 
 def test_whoever_stops_while_several_steps_are_done_leaves_no_process_behind(
