@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.text import split_lines
-from agentopcd.core.types import MARKER
+from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.items import Item
+from agentopcd.knowledge.items import Item, identify, item_texts
 from agentopcd.knowledge.poison import flags_of_free_text
 from agentopcd.knowledge.store import Store
 
@@ -63,6 +63,10 @@ def _waiting(store: Store, decision: Decision, name: str, context_id: str) -> li
     return [item for item in items if item.status == "pending"]
 
 
+NO_ITEM = "a line that is none of its items"
+"""The flag of a context with a line that reads like an item and is not among those that a person is asked about."""
+
+
 def decide(store: Store, decision: Decision, targets: Iterable[Target], reason: str | None = None) -> list[Item]:
     """Record the decision in one transaction, for every item that has another status; return these as they are now."""
     with store.write():
@@ -93,4 +97,6 @@ def waiting_flags(store: Store, context_id: str) -> tuple[str, ...]:
     if not (row["imported"] or made == {"order": "file"}):  # the recipe of what version 0.1 imported from text
         return ()
     rest = [line for line in split_lines(row["rendered"]) if not line.startswith(MARKER)]
-    return flags_of_free_text("\n".join(rest))
+    items = {item.id for item in store.items(context_id=context_id)}
+    hidden = [text for text in item_texts(Context(row["rendered"])) if identify(text) not in items]
+    return (*((NO_ITEM,) if hidden else ()), *flags_of_free_text("\n".join([*rest, *hidden])))

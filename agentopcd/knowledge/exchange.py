@@ -16,6 +16,7 @@ from agentopcd.core.transcript import differs, pack
 from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.items import identify, item_ids, normalise, sanitise
+from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.refs import check_ref
 from agentopcd.knowledge.store import EPISODE_KEY, PLACEBO, Store
@@ -160,6 +161,8 @@ class _Load:
         self.episodes: dict[int, int] = {}
         self.items: set[str] = set()
         self.refs: dict[str, list[Row]] = {}
+        self.placebos: dict[str, str] = {}
+        """New contexts that say that they are placebos, and the context whose."""
         self.new: dict[str, int] = dict.fromkeys(KINDS, 0)
 
     def take(self, row: Row) -> None:
@@ -200,15 +203,18 @@ class _Load:
     def _context(self, row: Row) -> bool:
         links = row.pop("items")
         _object_or_null(row, "recipe")
-        placebo = json.loads(row["recipe"]).get("order") == PLACEBO
+        recipe = json.loads(row["recipe"])
+        twin = recipe.get("order") == PLACEBO
         context = Context(row["rendered"], row["placement"])
         if context.id != row["id"]:
             raise StoreError(f"context {row['id'][:12]} does not fit its text; the file was changed")
-        if links not in (([],) if placebo else (item_ids(context), _ids_before(context))):
+        if links not in (([],) if twin else (item_ids(context), _ids_before(context))):
             raise StoreError(f"context {row['id'][:12]} shows other items than it lists; the file was changed")
         given = {**row, "imported": row.get("imported", 0) if self.trusted else 1}
         if self.store.insert("context", given, unique=("id",)) is None:
             return False
+        if twin and not self.trusted:
+            self.placebos[row["id"]] = str(recipe.get("of"))
         for pos, item_id in enumerate(links):
             self.store.insert("context_item", {"context_id": row["id"], "pos": pos, "item_id": item_id})
         return True
@@ -286,6 +292,12 @@ class _Load:
         return self.store.insert("look", row) is not None
 
     def end(self, gate: str) -> None:
+        for id_, of in self.placebos.items():  # whose lines are no items, so nobody is asked about them
+            if not self.store.lookup("context", id=of) or placebo(self.store.get_context(of)).id != id_:
+                raise StoreError(
+                    f"context {id_[:12]} is not the placebo of context {of[:12]}, as it says; import with --gate keep "
+                    "if you trust the file"
+                )
         for name, moves in self.refs.items():
             last, history = moves[-1]["context_id"], self.store.log(name)
             current = history[-1]["context_id"] if history else None

@@ -9,6 +9,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import kept, work_flag
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import check_leaks
+from agentopcd.knowledge.decide import waiting_flags
 from agentopcd.workspace.experience.choose import ranked_by, traced
 from agentopcd.workspace.paths import inside, recall
 from agentopcd.workspace.session import Session
@@ -30,7 +31,7 @@ def to_play(session: Session, config: PlayConfig) -> None:
 
 def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context]) -> list[Context]:
     """The candidates that compete: without those that could not be distilled, because an item of theirs waits or is
-    retired. ``subsets`` needs none of this, since it reads the active items alone.
+    retired, or imported text of theirs has flags. ``subsets`` needs none of this: it reads the active items alone.
 
     Raises:
         ConfigError: nothing is right or wrong here, or there are no tasks, or no episodes for the raw traces, or every
@@ -38,7 +39,8 @@ def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context
         TaskLeak: a candidate holds an item from a held-out task.
     """
     every = config.method == "subsets"
-    found = [one for one in candidates if every or not session.store.blocked(one.id)]
+    store = session.store
+    found = [one for one in candidates if every or not (store.blocked(one.id) or waiting_flags(store, one.id))]
     ranked_by(session)
     session.needed("select")
     if config.confirm and config.method != "subsets":
@@ -51,11 +53,12 @@ def to_score(session: Session, config: ScoreConfig, candidates: Sequence[Context
     pending = f"agentopcd knowledge list items --status pending{work_flag(session.work)}"
     if not found:
         raise ConfigError(
-            f"each of the {len(candidates)} candidates holds an item that is pending or retired, so none could be "
-            f"distilled; to see what waits: {pending}"
+            f"each of the {len(candidates)} candidates holds an item that is pending or retired, or imported text with "
+            f"flags, so none could be distilled; to see what waits: {pending}"
         )
     if left_out := len(candidates) - len(found):
-        session.say(f"{left_out} of {len(candidates)} candidates hold an item that is pending or retired: left out")
+        why = "hold an item that is pending or retired, or imported text with flags"
+        session.say(f"{left_out} of {len(candidates)} candidates {why}: left out")
     return found
 
 

@@ -13,6 +13,7 @@ from agentopcd.cli import verbs
 from agentopcd.cli.options import Call
 from agentopcd.core.config import LearnConfig, PlayConfig, ScoreConfig, pick
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Turn
+from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.learn import learn
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
@@ -330,6 +331,16 @@ def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
     assert any("is the raw traces: a baseline" in line for line in lab.lines)
     with pytest.raises(Exception, match="wanted a number of tokens"):
         ScoreConfig(env="math", method="subsets", traces=5)
+
+
+def test_raw_traces_are_those_of_this_store(lab: Lab) -> None:
+    lab.play()
+    with lab.open() as session:
+        own = choosing.raw_traces(session, 400, "user").text
+        theirs = session.store.episodes()[-1] | {"setup": f"{ELSEWHERE}x"}
+        session.store.insert("episode", {k: v for k, v in theirs.items() if k not in ("id", "split")})
+        assert len(session.store.episodes()) > len(choosing.traced(session))
+        assert choosing.raw_traces(session, 400, "user").text == own  # and needs no transcript of theirs
 
 
 def test_without_an_episode_there_are_no_raw_traces(lab: Lab) -> None:

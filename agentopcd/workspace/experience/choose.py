@@ -12,6 +12,7 @@ from agentopcd.core.runs import work_flag
 from agentopcd.core.types import EMPTY, Context, Placement
 from agentopcd.knowledge import Confirmation, Ranking, confirm, halving, score
 from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.workspace.session import Session
 
@@ -124,13 +125,14 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
 
 
 def traced(session: Session) -> list[Row]:
-    """The stored episodes of extract tasks without a context, oldest first.
+    """The episodes of extract tasks without a context that this store has played itself, oldest first.
 
     Raises:
         ConfigError: there are none.
     """
     split = "extract" if session.manifest.protocol == "disjoint" else "shared"
     rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id)
+    rows = [row for row in rows if not row["setup"].startswith(ELSEWHERE)]
     if not rows:
         raise ConfigError(f"no episode of {session.env} on extract tasks, so there are no raw traces; play first")
     return rows
