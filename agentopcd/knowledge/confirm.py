@@ -174,14 +174,14 @@ def confirm(
         errors = bench.play_missing("confirm", [Job(task, arm, first_rep) for task in tasks for arm in arms])
     except EnvError:
         if not store.outcomes(bench.arm(context), arena):
-            store.drop_look(look["id"])  # of this context, nothing was shown
+            store.drop_look(look)  # of this context, nothing was shown
         raise
     draws = draws_for(look["level"])
     against = {
         name: store.compare(bench.arm(context), bench.arm(rival), arena, draws=draws) for name, rival in rivals.items()
     }
     if not all(pair.n for pair in against.values()):
-        store.drop_look(look["id"])  # it has shown nothing
+        store.drop_look(look)  # it has shown nothing
         check_scores(bench, bench.arm(context), arena, errors)
         raise ConfigError(f"no pair of {env} with {by!r} was played ({errors} environment errors): nothing to confirm")
     looks = len(store.looks(env))
@@ -191,8 +191,13 @@ def confirm(
         by, look["number"], look["level"], left_after(looks), errors, best_ref(env),
     )  # fmt: skip
     with store.write():
-        known = store.lookup("look", id=look["id"])
-        if known is not None and known["verdict"] is not None:  # another process was faster
+        known = store.lookup("look", id=look["id"], at=look["at"])
+        if known is None:
+            raise StoreError(
+                f"another process took look {look['number']} of {env} back, since nothing could be played there; give "
+                "the command again: what was played here is kept"
+            )
+        if known["verdict"] is not None:  # another process was faster
             return _as_found(bench, look | known)
         if result.passed and _incumbent(bench, context) == look["incumbent_id"]:
             _promote(bench, result)

@@ -239,10 +239,10 @@ class Store(Queries):
                 (verdict, canonical(result), look_id),
             )
 
-    def drop_look(self, look_id: int) -> None:
-        """Take back a look that was begun and has shown nothing to anybody."""
+    def drop_look(self, look: Row) -> None:
+        """Take back a look that was begun and has shown nothing to anybody. Its number may go to another one."""
         with self.write():
-            self.change("DELETE FROM look WHERE id = ? AND verdict IS NULL", (look_id,))
+            self.change("DELETE FROM look WHERE id = ? AND at = ? AND verdict IS NULL", (look["id"], look["at"]))
 
     # -- items and contexts -------------------------------------------------------------------------
 

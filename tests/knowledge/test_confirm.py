@@ -291,6 +291,30 @@ def test_two_processes_with_one_look_judge_it_once(kit, tmp_path) -> None:
         assert result.overtaken and store.ref("lake/best") is None and len(store.log("lake/best")) == 2
 
 
+def test_a_look_that_another_process_took_back_promotes_nothing(kit) -> None:
+    """Its games were broken off before they began; its row may be another context's look by then."""
+    store, context, other = kit.open(), kit.context("Holes swallow you."), kit.context("Look twice.")
+    play, stale = rates(kit, holes=0.9, other=0.1), []
+
+    def meanwhile(jobs):
+        if not stale:
+            stale.extend(store.looks(kit.env))
+            store.drop_look(stale[0])
+            store.add_context(other, {"order": "chain"})
+            key = {name: stale[0][name] for name in ("env", "model_id", "setup")}
+            fresh = store.begin_look({**key, "context_id": other.id, "plan": "another"}, {})
+            assert fresh["id"] == stale[0]["id"], "SQLite gives the number away again"
+        yield from play(jobs)
+
+    with pytest.raises(StoreError, match="another process took look 1 of lake back, since"):
+        confirm(kit.bench(store, meanwhile), context, kit.tasks(50, 1000))
+    store.drop_look(stale[0])
+    (left,) = store.looks(kit.env)
+    assert left["context_id"] == other.id and left["verdict"] is None and store.refs() == {}
+    result = confirm(kit.bench(store, meanwhile), context, kit.tasks(50, 1000))
+    assert result.passed and result.look == 2 and len(play.played) == 150
+
+
 def test_a_result_that_another_version_kept_is_told(kit) -> None:
     store, context, tasks = kit.open(), kit.context("Holes swallow you."), kit.tasks(20, 1000)
     confirm(kit.bench(store, rates(kit, holes=0.9, other=0.1)), context, tasks)
