@@ -304,7 +304,7 @@ def answers(
 ) -> list[Episode]:
     """The teacher's episodes with the context, for all ``jobs`` of a run, each played once and written to ``folder``.
 
-    After a kill, the call resumes from the episodes written there.
+    After a kill, the call resumes from the episodes written there. Those that the environment broke are played again.
 
     Raises:
         ConfigError: the environment broke every episode.
@@ -312,6 +312,7 @@ def answers(
     asked = dict.fromkeys((job.task, answered_as(job, config)) for job in jobs)
     wanted = [Job(task, context.drawn(task, rep), rep) for task, rep in asked]
     found = [episode for file in sorted(folder.glob("answers-*.jsonl")) for episode in _read(file)]
+    found = [episode for episode in found if episode.stop_reason != "env_error"]
     have = {(e.task, e.rep) for e in found}
     ranks.wait()  # every process has read before any process writes
     missing = [job for job in wanted if (job.task, job.rep) not in have]

@@ -229,6 +229,32 @@ def test_answers_that_are_there_are_not_asked_for_again(model_dir: Path, tmp_pat
     assert file.read_text().count("\n") == len(TRAIN)
 
 
+def test_answers_that_the_environment_broke_are_asked_for_again(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, student = settings(**{"method": "seqkd"}), models.load_model(str(model_dir))
+    player = Player(
+        game=Game(ref="math"), sampler=TransformersSampler(student, compute=F32), chat=Chat(student.tokenizer),
+        sampling=config.sampling,
+    )  # fmt: skip
+    jobs = [Job(task) for task in TRAIN]
+    play = Player.play
+
+    def broken(self: Player, jobs: Sequence[Job]) -> Any:
+        for episode in play(self, jobs):
+            yield dataclasses.replace(episode, stop_reason="env_error", error="the server is away")
+
+    monkeypatch.setattr(Player, "play", broken)
+    with pytest.raises(ConfigError, match="broke all 5 episodes of the teacher: the server is away"):
+        methods.answers(config, player, LESSONS, jobs, tmp_path, Ranks())
+    monkeypatch.undo()
+    for _ in range(2):  # played again, and then found
+        again = methods.answers(config, player, LESSONS, jobs, tmp_path, Ranks())
+        assert {e.task for e in again} == set(TRAIN) and len(again) == len(TRAIN)
+        assert all(e.stop_reason != "env_error" for e in again)
+    assert (tmp_path / "answers-0.jsonl").read_text().count("\n") == 2 * len(TRAIN)
+
+
 # -- teachers -------------------------------------------------------------------------------------------
 
 
