@@ -153,8 +153,8 @@ def consolidate(
         batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
         norm, moved = learner.step(ranks, step, learned=bool(played.samples))
 
-        # The weights have changed: a moving teacher follows them, an engine with its own copy takes them over.
-        gap_nats = follow(learner, teacher, player, step) if moved else None
+        # A moving teacher follows, after a skipped step too; an engine with its own copy takes over changed weights.
+        gap_nats = follow(learner, teacher, player, step, moved)
         progress.step, progress.skipped = step, progress.skipped + (not moved)
         clock.lap("update")
 
@@ -252,10 +252,10 @@ def learn_from(
     clock.lap("update")
 
 
-def follow(learner: Learner, teacher: FrozenTeacher, player: Player, step: int) -> float | None:
-    """Give the new weights to a moving teacher and to the engine; return how far an engine's copy is off, in nats."""
+def follow(learner: Learner, teacher: FrozenTeacher, player: Player, step: int, moved: bool) -> float | None:
+    """Let a moving teacher follow, and the engine if the weights moved; return how far its copy is off, in nats."""
     teacher.follow(learner.model, step)
-    return player.sampler.update()
+    return player.sampler.update() if moved else None
 
 
 # -- choose, finish -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run
 from agentopcd.core.types import Context, Episode, Job
 from agentopcd.distillation import losses, methods, played
+from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import MovingTeacher, teacher_of
 from agentopcd.models.parallel.ranks import Ranks
@@ -308,6 +309,24 @@ def test_teachers_differ_in_what_the_student_learns(model_dir: Path, tmp_path: P
         for kind, more in kinds.items()
     }
     assert len(set(found.values())) == len(kinds)
+
+
+def test_a_teacher_follows_when_a_step_is_skipped(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step of a periodic teacher's copy was skipped; its weights are the student's of the step before."""
+    step_of, seen = Learner.step, {}
+
+    def step(self: Learner, ranks: Ranks, step: int, *, learned: bool) -> Any:
+        found = step_of(self, ranks, step, learned=learned and step != 2)
+        seen[step] = first_weight(self.model)
+        return found
+
+    monkeypatch.setattr(Learner, "step", step)
+    done = train(model_dir, tmp_path, teacher_kind="periodic", teacher_every=2, steps=3, learning_rate=3e-3)
+    assert done.result.skipped == 1
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
+    assert torch.equal(first_weight(done.teacher.model), seen[2])
 
 
 @pytest.mark.parametrize("kind", ["ema", "periodic", "live"])
