@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,32 @@ def test_answers_that_are_there_are_not_asked_for_again(model_dir: Path, tmp_pat
     replies = [{(e.task, e.rep, e.turns[0].response_ids) for e in some} for some in (again, whole)]
     assert replies[0] == replies[1]
     assert file.read_text().count("\n") == len(TRAIN)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_main_process_alone_mends_a_cut_file_of_answers(index: int, tmp_path: Path) -> None:
+    class Two(Ranks):
+        def __init__(self) -> None:
+            self.count, self.index = 2, index
+
+        def wait(self) -> None:
+            waited.append(_answers_are_whole(file))
+
+        def everyone(self, value: Any) -> list[Any]:
+            return [value]
+
+    waited: list[bool] = []
+    file = _answers(tmp_path)
+    player: Any = types.SimpleNamespace(play=lambda jobs: iter(()))  # nothing is missing
+    config = settings(**{"method": "seqkd"})
+    (found,) = methods.answers(config, player, LESSONS, [Job(TRAIN[0])], tmp_path, Two())
+    assert found.task == TRAIN[0]
+    assert waited == [index == 0] * 2  # mended before the other processes read
+    assert _answers_are_whole(file) == (index == 0)
+
+
+def _answers_are_whole(file: Path) -> bool:
+    return file.read_text().endswith("\n")
 
 
 def test_answers_that_the_environment_broke_are_asked_for_again(
