@@ -136,7 +136,7 @@ def consolidate(
         played = batches.take(step)
         player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
-        compare_shortcuts(learner, teacher, played.samples, run, say)  # at the start of a run only
+        compare_shortcuts(learner, teacher, played.samples, run, say)  # once, at the start of a run
         clock.lap("compare")
 
         # 2. The teacher scores the same tokens, with the context. 3. The student learns from those scores.
@@ -209,15 +209,15 @@ def begin(
     training: Training, learner: Learner, teacher: FrozenTeacher, method: Method, run: Run, say: Callable[[str], None]
 ) -> Progress:
     """Log the definition of the loss and the student's success before training."""
-    progress, ranks = Progress(), Ranks.current()
     method.player.sampler.update()  # an engine that cannot take weights fails now, not after the first step
-    progress.select[0] = score_student(method, training.select, training.by, training.context, learner, teacher)
-    if ranks.main:
+    before = score_student(method, training.select, training.by, training.context, learner, teacher, run, say)
+    progress = Progress(select={0: before})
+    if Ranks.current().main:
         run.rewind(-1)
         said = {"step": 0, "loss/definition": definition(learner.student, teacher, training.context, method)}
         run.log(said | select_record(progress, 0, training.by))
     what = "nats a token from the model that sees it, " if training.by == DISTANCE else ""
-    say(f"before training: {progress.select[0]} {what}on {len(training.select)} select tasks, without the context")
+    say(f"before training: {before} {what}on {len(training.select)} select tasks, without the context")
     return progress
 
 
