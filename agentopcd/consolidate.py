@@ -136,7 +136,7 @@ def consolidate(
         played = batches.take(step)
         player.sampler.rest()  # the engine may free its memory for the passes below
         clock.lap("rollout")
-        compare_shortcuts(learner, teacher, played.samples, run, say)  # at the start of a run only
+        compare_shortcuts(learner, teacher, played.samples, run, say)  # once, at the start of a run
         clock.lap("compare")
 
         # 2. The teacher scores the same tokens, with the context. 3. The student learns from those scores.
@@ -153,8 +153,8 @@ def consolidate(
         batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
         norm, moved = learner.step(ranks, step, learned=bool(played.samples))
 
-        # The weights have changed: a moving teacher follows them, an engine with its own copy takes them over.
-        gap_nats = follow(learner, teacher, player, step) if moved else None
+        # A moving teacher follows, after a skipped step too; an engine with its own copy takes over changed weights.
+        gap_nats = follow(learner, teacher, player, step, moved)
         progress.step, progress.skipped = step, progress.skipped + (not moved)
         clock.lap("update")
 
@@ -209,15 +209,15 @@ def begin(
     training: Training, learner: Learner, teacher: FrozenTeacher, method: Method, run: Run, say: Callable[[str], None]
 ) -> Progress:
     """Log the definition of the loss and the student's success before training."""
-    progress, ranks = Progress(), Ranks.current()
     method.player.sampler.update()  # an engine that cannot take weights fails now, not after the first step
-    progress.select[0] = score_student(method, training.select, training.by, training.context, learner, teacher)
-    if ranks.main:
+    before = score_student(method, training.select, training.by, training.context, learner, teacher, run, say)
+    progress = Progress(select={0: before})
+    if Ranks.current().main:
         run.rewind(-1)
         said = {"step": 0, "loss/definition": definition(learner.student, teacher, training.context, method)}
         run.log(said | select_record(progress, 0, training.by))
     what = "nats a token from the model that sees it, " if training.by == DISTANCE else ""
-    say(f"before training: {progress.select[0]} {what}on {len(training.select)} select tasks, without the context")
+    say(f"before training: {before} {what}on {len(training.select)} select tasks, without the context")
     return progress
 
 
@@ -252,10 +252,10 @@ def learn_from(
     clock.lap("update")
 
 
-def follow(learner: Learner, teacher: FrozenTeacher, player: Player, step: int) -> float | None:
-    """Give the new weights to a moving teacher and to the engine; return how far an engine's copy is off, in nats."""
+def follow(learner: Learner, teacher: FrozenTeacher, player: Player, step: int, moved: bool) -> float | None:
+    """Let a moving teacher follow, and the engine if the weights moved; return how far its copy is off, in nats."""
     teacher.follow(learner.model, step)
-    return player.sampler.update()
+    return player.sampler.update() if moved else None
 
 
 # -- choose, finish -------------------------------------------------------------------------------------

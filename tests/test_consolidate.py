@@ -230,6 +230,28 @@ def test_the_best_checkpoint_follows_the_select_scores(
     assert [r["select/success"] for r in done.run.records()] == [0.9, 0.1, 0.5, 0.5, 0.2]
 
 
+def test_the_shortcuts_are_compared_before_the_first_distance(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def spy(owner: Any, name: str) -> None:
+        whole = getattr(owner, name)
+
+        def noted(*args: Any, **how: Any) -> Any:
+            order.append(name)
+            return whole(*args, **how)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    spy(distance, "deal")
+    spy(learner.Learner, "compare")
+    done = train(model_dir, tmp_path, by="distance", steps=2)
+    assert order == ["compare", "deal", "deal"]  # the distances before training and after step 2
+    assert (done.run.folder / "shortcuts.json").is_file()
+    assert isinstance(done.result.select[0], Mean)
+
+
 def test_the_best_checkpoint_follows_the_mean_reward_if_asked(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -101,8 +101,9 @@ INSIDE = {
         "teacher learner",
         "anchor best deal methods",
         "played",
-        "distance metrics",
+        "metrics",
         "checks",
+        "distance",
     ],
     "workspace": [
         "day evaluation.spoken extraction handover holding paths trackers",

@@ -68,7 +68,7 @@ class Trained:
 def train(
     model_dir: Path, work: Path, *, context: Context | Mixture = LESSONS, kill_at: int = 0,
     ends: tuple[int, ...] = ENDS,
-    share: bool = False, game: dict[str, Any] | None = None, **changes: Any,
+    share: bool = False, game: dict[str, Any] | None = None, by: str = "success", **changes: Any,
 ) -> Trained:  # fmt: skip
     """One run of the loop; with ``kill_at`` it dies while it says its so-many-th line."""
     config = ConsolidateConfig(**SMALL | changes)
@@ -98,8 +98,8 @@ def train(
     episodes = METHODS[config.method].prepare(needs(config, context, player, run.folder)) if config.asks_teacher else []
     public: Any = loop  # the module, called as `from agentopcd import consolidate` gives it
     result = public(
-        loop.Training(config=config, context=context, train=TRAIN, select=SELECT), student=student, teacher=teacher,
-        method=METHODS[config.method](config, player, episodes), run=run, say=say,
+        loop.Training(config=config, context=context, train=TRAIN, select=SELECT, by=by), student=student,
+        teacher=teacher, method=METHODS[config.method](config, player, episodes), run=run, say=say,
     )  # fmt: skip
     return Trained(result, run, student, teacher, lines)
 

@@ -63,7 +63,8 @@ def finish(folder: Path, *, merge: bool, dtype: str = "float32") -> None:
         merge: merge its adapter into a whole model.
         dtype: the dtype of the weights there.
     """
-    best, student = folder / "best", folder / "student"
+    best, student, done = folder / "best", folder / "student", folder / "best.done"
+    shutil.rmtree(done, ignore_errors=True)  # an earlier call was killed while it removed this
     if not best.is_dir():  # an earlier call was killed right after this
         return
     with writing(student):
@@ -74,7 +75,8 @@ def finish(folder: Path, *, merge: bool, dtype: str = "float32") -> None:
             else:
                 shutil.copytree(best, student)
             models.recast(student, dtype)
-            shutil.rmtree(best)  # last: after a kill above, all of this is done again
+            best.rename(done)  # after a kill above, all of this is done again; a half removed ``best`` would be damaged
+            shutil.rmtree(done)
         else:
             best.rename(student)
         shutil.rmtree(folder / "best.old", ignore_errors=True)

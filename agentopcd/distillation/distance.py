@@ -10,17 +10,20 @@ other tasks.
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from agentopcd.core.groups import mean_of_groups
+from agentopcd.core.runs import Run
 from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.types import Context, Job, Mixture, Task
 from agentopcd.distillation import losses
+from agentopcd.distillation.checks import compare_shortcuts
 from agentopcd.distillation.deal import deal
 from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.methods import Method
@@ -38,20 +41,31 @@ ROWS = 128
 
 
 def score_student(
-    method: Method, tasks: Sequence[Task], by: str, context: Context | Mixture, learner: Learner, teacher: FrozenTeacher
-) -> Rate | Mean:
-    """How well the student does on ``tasks`` without the context: by success, reward, a metric or its distance."""
+    method: Method, tasks: Sequence[Task], by: str, context: Context | Mixture, learner: Learner,
+    teacher: FrozenTeacher, run: Run | None = None, say: Callable[[str], None] = print,
+) -> Rate | Mean:  # fmt: skip
+    """How well the student does on ``tasks`` without the context: by success, reward, a metric or its distance.
+
+    Args:
+        run: compare the shortcuts of scoring before they are used, write what was found to this run's folder, and
+            ``say`` it; None: they have been compared.
+    """
     if by != DISTANCE:
         return score_on(method.player, tasks, Ranks.current(), by)
-    return distance_on(method, tasks, context, learner, teacher)
+    compare = functools.partial(compare_shortcuts, learner, teacher, run=run, say=say) if run else None
+    return distance_on(method, tasks, context, learner, teacher, compare)
 
 
 def distance_on(
-    method: Method, tasks: Sequence[Task], context: Context | Mixture, learner: Learner, teacher: FrozenTeacher
-) -> Mean:
+    method: Method, tasks: Sequence[Task], context: Context | Mixture, learner: Learner, teacher: FrozenTeacher,
+    compare: Callable[[Sequence[Sample]], None] | None,
+) -> Mean:  # fmt: skip
     """The student's distance on ``tasks``, in nats a token, over all processes; ``n`` counts replies.
 
     The interval takes tasks for independent, not their tokens.
+
+    Args:
+        compare: compares the shortcuts of scoring on samples before they are used.
     """
     ranks, player, config = Ranks.current(), method.player, method.config
     how: dict[str, Any] = {"items": config.turn_items, "fits": teacher.fits}
@@ -63,6 +77,8 @@ def distance_on(
     played = sorted(itertools.chain.from_iterable(ranks.everyone(mine)), key=lambda entry: entry[0])
     samples = [(key, sample) for key, some in played for sample in some]
     keys = {id(sample): key for key, sample in samples}
+    if compare:
+        compare([sample for _, sample in samples])
     found: list[tuple[str, float, int]] = []
     for batch in deal([sample for _, sample in samples], learner, teacher, ranks):
         with torch.no_grad():

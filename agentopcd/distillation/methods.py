@@ -304,14 +304,20 @@ def answers(
 ) -> list[Episode]:
     """The teacher's episodes with the context, for all ``jobs`` of a run, each played once and written to ``folder``.
 
-    After a kill, the call resumes from the episodes written there.
+    After a kill, the call resumes from the episodes written there. Those that the environment broke are played again.
 
     Raises:
         ConfigError: the environment broke every episode.
     """
     asked = dict.fromkeys((job.task, answered_as(job, config)) for job in jobs)
     wanted = [Job(task, context.drawn(task, rep), rep) for task, rep in asked]
-    found = [episode for file in sorted(folder.glob("answers-*.jsonl")) for episode in _read(file)]
+    files = sorted(folder.glob("answers-*.jsonl"))
+    if ranks.main:
+        for file in files:
+            _mend(file)
+    ranks.wait()  # the main process alone writes here, and every process reads what it has written
+    found = [episode for file in files for episode in _read(file)]
+    found = [episode for episode in found if episode.stop_reason != "env_error"]
     have = {(e.task, e.rep) for e in found}
     ranks.wait()  # every process has read before any process writes
     missing = [job for job in wanted if (job.task, job.rep) not in have]
@@ -335,15 +341,20 @@ def _line(episode: dict[str, Any]) -> str:
     return f"{body}\t{zlib.crc32(body.encode()):08x}\n"
 
 
+def _mend(file: Path) -> None:
+    """Remove a last line that a kill has cut."""
+    *lines, cut = file.read_bytes().split(b"\n")
+    if cut:
+        write_text(file, b"".join(line + b"\n" for line in lines).decode("utf-8", "replace"))
+
+
 def _read(file: Path) -> list[Episode]:
-    """The episodes of the file's complete lines. A last line that a kill has cut is removed from the file, too.
+    """The episodes of the file's complete lines.
 
     Raises:
         ConfigError: a line is damaged. Lines of version 0.1 have no checksum.
     """
-    *lines, cut = file.read_bytes().split(b"\n")
-    if cut:
-        write_text(file, b"".join(line + b"\n" for line in lines).decode("utf-8", "replace"))
+    lines = file.read_bytes().split(b"\n")[:-1]  # after the last newline is nothing, or what a kill has cut
     found = []
     for number, line in enumerate(lines, 1):
         body, _, checksum = line.partition(b"\t")

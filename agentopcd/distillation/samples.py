@@ -125,7 +125,7 @@ def micro_batches(
 
     A batch holds at most ``budget`` tokens, padding included, or a single longer sequence. All samples of a batch have
     the same context, and one model gave their responses. Consecutive turns that stand in one row
-    (:func:`.positions.sequences`) stay together.
+    (:func:`.positions.sequences`) stay together; prompts that only begin alike do so within the budget.
 
     Args:
         weights: the weight of each token of a sample, one number per sample.
@@ -134,9 +134,9 @@ def micro_batches(
     """
     chats: list[_Turns] = []
     for i, sample in enumerate(samples):
-        if not (chats and chats[-1].take(i, sample, reads, branch)):
+        if not (chats and chats[-1].take(i, sample, reads, branch, budget)):
             chats.append(_Turns(sample))
-            chats[-1].take(i, sample, reads, branch)
+            chats[-1].take(i, sample, reads, branch, budget)
     # Similar lengths side by side waste the least padding.
     chats.sort(key=lambda chat: (*chat.kind, chat.length))
     while chats:
@@ -175,17 +175,24 @@ class _Turns:
         self.places: list[int] = []
         self._rows = (Row(), Row())
 
-    def take(self, place: int, sample: Sample, reads: Callable[[Sample], int], branch: bool) -> bool:
-        """Take a sample if it stands in one row with those before; return whether it does."""
+    def take(self, place: int, sample: Sample, reads: Callable[[Sample], int], branch: bool, budget: int) -> bool:
+        """Take a sample if it stands in one row with those before; return whether it does.
+
+        One that does not continue them is not taken if the row would then have more than ``budget`` tokens.
+        """
         both, said = list(zip(self._rows, (sample.student_ids, sample.teacher_ids), strict=True)), sample.response_ids
         shared = [row.shared(prompt, said, branch) for row, prompt in both]
         if self.places and (not all(shared) or _kind(sample) != self.kind):
             return False
+        # What earlier turns alone say, and all of this one.
+        mine, theirs = (len(row.tokens) - n for row, n in zip(self._rows, shared, strict=True))
+        length = max(mine + len(sample.student_ids) + sample.num_tokens, theirs + reads(sample))
+        continues = all(n == len(row.path) for row, n in zip(self._rows, shared, strict=True))
+        if length > budget and not continues:
+            return False
         for (row, prompt), n in zip(both, shared, strict=True):
             row.add(prompt, said, n)
-        mine, theirs = (len(row.tokens) for row in self._rows)
-        elsewhere = theirs - len(sample.teacher_ids) - sample.num_tokens  # what earlier turns alone say
-        self.length = max(mine, reads(sample) + elsewhere)
+        self.length = length
         self.places.append(place)
         return True
 

@@ -14,7 +14,8 @@ import torch
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run, read_json
-from agentopcd.distillation import checkpoint
+from agentopcd.distillation import best, checkpoint
+from agentopcd.models import find
 from tests import tiny
 from tests.training import Killed, Trained, train
 
@@ -145,6 +146,29 @@ def test_a_lost_best_student_is_told(
     assert "the best student so far, that of step 2, is gone or damaged" in again.lines[0]
     assert again.lines[0].endswith("a later one is chosen")
     assert again.result.best_step == 4
+
+
+def test_a_kill_while_the_best_student_is_removed_changes_nothing(
+    whole: Trained, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its recast copy is whole by then, so the training is done."""
+    rmtree, how = shutil.rmtree, {"save_every": 1, "save_dtype": "bfloat16"}
+
+    def killed_in(folder: Path, ignore_errors: bool = False) -> None:
+        if folder.name.startswith("best") and (folder / "model.safetensors").is_file() and folder.name != "best.old":
+            (folder / "model.safetensors").unlink()
+            raise Killed
+        rmtree(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(best.shutil, "rmtree", killed_in)
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path, **how)
+    monkeypatch.undo()
+    again = train(model_dir, tmp_path, **how)
+    assert not any("gone or damaged" in line for line in again.lines)
+    assert again.result.best_step == whole.result.best_step
+    assert find.sidecar(again.result.folder)["step"] == whole.result.best_step
+    assert not [path.name for path in again.run.folder.iterdir() if path.name.startswith("best")]
 
 
 def test_a_lost_best_student_is_written_again_from_its_checkpoint(

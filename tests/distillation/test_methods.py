@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import Run
 from agentopcd.core.types import Context, Episode, Job
 from agentopcd.distillation import losses, methods, played
+from agentopcd.distillation.learner import Learner
 from agentopcd.distillation.samples import Sample
 from agentopcd.distillation.teacher import MovingTeacher, teacher_of
 from agentopcd.models.parallel.ranks import Ranks
@@ -229,6 +231,58 @@ def test_answers_that_are_there_are_not_asked_for_again(model_dir: Path, tmp_pat
     assert file.read_text().count("\n") == len(TRAIN)
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_main_process_alone_mends_a_cut_file_of_answers(index: int, tmp_path: Path) -> None:
+    class Two(Ranks):
+        def __init__(self) -> None:
+            self.count, self.index = 2, index
+
+        def wait(self) -> None:
+            waited.append(_answers_are_whole(file))
+
+        def everyone(self, value: Any) -> list[Any]:
+            return [value]
+
+    waited: list[bool] = []
+    file = _answers(tmp_path)
+    player: Any = types.SimpleNamespace(play=lambda jobs: iter(()))  # nothing is missing
+    config = settings(**{"method": "seqkd"})
+    (found,) = methods.answers(config, player, LESSONS, [Job(TRAIN[0])], tmp_path, Two())
+    assert found.task == TRAIN[0]
+    assert waited == [index == 0] * 2  # mended before the other processes read
+    assert _answers_are_whole(file) == (index == 0)
+
+
+def _answers_are_whole(file: Path) -> bool:
+    return file.read_text().endswith("\n")
+
+
+def test_answers_that_the_environment_broke_are_asked_for_again(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, student = settings(**{"method": "seqkd"}), models.load_model(str(model_dir))
+    player = Player(
+        game=Game(ref="math"), sampler=TransformersSampler(student, compute=F32), chat=Chat(student.tokenizer),
+        sampling=config.sampling,
+    )  # fmt: skip
+    jobs = [Job(task) for task in TRAIN]
+    play = Player.play
+
+    def broken(self: Player, jobs: Sequence[Job]) -> Any:
+        for episode in play(self, jobs):
+            yield dataclasses.replace(episode, stop_reason="env_error", error="the server is away")
+
+    monkeypatch.setattr(Player, "play", broken)
+    with pytest.raises(ConfigError, match="broke all 5 episodes of the teacher: the server is away"):
+        methods.answers(config, player, LESSONS, jobs, tmp_path, Ranks())
+    monkeypatch.undo()
+    for _ in range(2):  # played again, and then found
+        again = methods.answers(config, player, LESSONS, jobs, tmp_path, Ranks())
+        assert {e.task for e in again} == set(TRAIN) and len(again) == len(TRAIN)
+        assert all(e.stop_reason != "env_error" for e in again)
+    assert (tmp_path / "answers-0.jsonl").read_text().count("\n") == 2 * len(TRAIN)
+
+
 # -- teachers -------------------------------------------------------------------------------------------
 
 
@@ -282,6 +336,24 @@ def test_teachers_differ_in_what_the_student_learns(model_dir: Path, tmp_path: P
         for kind, more in kinds.items()
     }
     assert len(set(found.values())) == len(kinds)
+
+
+def test_a_teacher_follows_when_a_step_is_skipped(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step of a periodic teacher's copy was skipped; its weights are the student's of the step before."""
+    step_of, seen = Learner.step, {}
+
+    def step(self: Learner, ranks: Ranks, step: int, *, learned: bool) -> Any:
+        found = step_of(self, ranks, step, learned=learned and step != 2)
+        seen[step] = first_weight(self.model)
+        return found
+
+    monkeypatch.setattr(Learner, "step", step)
+    done = train(model_dir, tmp_path, teacher_kind="periodic", teacher_every=2, steps=3, learning_rate=3e-3)
+    assert done.result.skipped == 1
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
+    assert torch.equal(first_weight(done.teacher.model), seen[2])
 
 
 @pytest.mark.parametrize("kind", ["ema", "periodic", "live"])

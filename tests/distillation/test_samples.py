@@ -109,8 +109,25 @@ def test_the_length_of_a_row_counts_all_its_tokens_on_both_sides() -> None:
         return seen[-1] - 1  # one token is shared by all prompts
 
     (turns,) = [samples._Turns(sampled[0])]
-    assert all(turns.take(i, one, reads, branch=True) for i, one in enumerate(sampled))
+    assert all(turns.take(i, one, reads, branch=True, budget=83) for i, one in enumerate(sampled))
     assert turns.length == 50 + 3 * 11 == 83  # the log once, and each turn's own end and reply
+
+
+@pytest.mark.parametrize("begins", [(40, 20), (20, 40)])
+def test_prompts_that_begin_alike_stay_together_within_the_budget(begins: tuple[int, int]) -> None:
+    mine, theirs = (list(range(20, 20 + n)) for n in begins)
+    sampled = [turn_sample([*mine, 100 + n], [*theirs, 100 + n], range(200, 210)) for n in range(6)]
+    reads = lambda sample: len(sample.teacher_ids) + sample.num_tokens  # noqa: E731
+    whole = 40 + 6 * 11  # the longer beginning once, and each prompt's own end and reply
+    for budget, sizes in ((whole, [6]), (whole - 1, [1, 5]), (1, [1] * 6)):
+        batches = micro_batches(sampled, [1.0] * 6, budget, reads, branch=True)
+        assert [len(batch) for batch, _ in batches] == sizes
+
+
+def test_a_growing_chat_stays_in_one_row_whatever_the_budget() -> None:
+    chat = [turn_sample([5, *range(9 * t)], [7, 5, *range(9 * t)], range(9 * t, 9 * t + 4)) for t in range(3)]
+    ((batch, _),) = micro_batches(chat, [1.0] * 3, 1, branch=True)
+    assert batch == chat
 
 
 def test_turns_that_one_pass_cannot_read_are_counted() -> None:
