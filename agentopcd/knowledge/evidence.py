@@ -7,7 +7,6 @@ import re
 from collections.abc import Collection
 
 from agentopcd.core.files import told
-from agentopcd.core.stats import Rate
 from agentopcd.core.terminal import harmless
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Context
@@ -36,10 +35,10 @@ def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
     """Rate with n, tasks and interval wherever the context has played, and the difference to no context."""
     rows = []
     for row in store.scores(context_id):
-        rate = Rate(row["wins"], row["n"])
+        arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
+        rate = store.rate(arm, arena)
         score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high}
         if context_id != EMPTY.id:
-            arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
             pair = store.compare(arm, Arm(row["model_id"]), arena)
             if pair.n:
                 score["to_empty"] = {

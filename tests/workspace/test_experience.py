@@ -12,6 +12,7 @@ import pytest
 from agentopcd.cli import verbs
 from agentopcd.cli.options import Call
 from agentopcd.core.config import LearnConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.core.crossed import rate_of
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Turn
 from agentopcd.learn import learn
 from agentopcd.rollouts.chat import Chat
@@ -199,12 +200,15 @@ def test_extracting_again_adds_nothing(lab: Lab) -> None:
         assert [session.store.query(f"SELECT count(*) AS n FROM {table}") for table in tables] == before
 
 
-def test_a_finished_run_is_read_back(lab: Lab) -> None:
-    done = lab.play()
+@pytest.mark.parametrize("episodes", [4, 40])
+def test_a_finished_run_is_read_back(lab: Lab, episodes: int) -> None:
+    done = lab.play(episodes=episodes, extract=False)
     asked = lab.samplers[-1].asked
     with lab.open() as session:
         assert gather(session, lab.config(), run_id=done.run_id) == done
+        tasks = {row["task_key"] for row in session.store.episodes()}
     assert lab.samplers[-1].asked == asked
+    assert done.rate == rate_of(("", task, False) for task in tasks for _ in range(done.rate.n // len(tasks)))
 
 
 def test_chains_of_two_runs_get_names_of_their_own(lab: Lab) -> None:
