@@ -331,6 +331,11 @@ def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
         assert len(played) == 10 and {row["split"] for row in played} == {"select"}
         with pytest.raises(Exception, match="raise --traces"):
             choosing.raw_traces(session, 3, "user")
+        # Had they won, --json would still show the reward of the best candidate.
+        session.store.change("DROP TRIGGER episode_frozen")
+        session.store.change("UPDATE episode SET success = 1, reward = 1 WHERE context_id = ?", (raw.id,))
+        ranking, _ = choosing.choose(session, config, [noise], run_id=run_id)
+        assert (ranking.best.context_id, ranking.means["reward"].rate) == (noise.id, 0)
     assert any("is the raw traces: a baseline" in line for line in lab.lines)
     with pytest.raises(Exception, match="wanted a number of tokens"):
         ScoreConfig(env="math", method="subsets", traces=5)
