@@ -1,4 +1,4 @@
-"""What the store knows for or against a context: where it has played, and what looks at confirm tasks have shown."""
+"""What the store knows for or against a context: where it has played, and what its looks have shown."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.episodes import Arena, Arm
 from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.students import CANARY
 
 
 class Competed:
@@ -84,11 +85,16 @@ def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> li
         lines.append(line)
     for look in store.looks(context_id=context_id):
         by = f" with {names[look['model_id']]}" if look["model_id"] in names else ""
-        verdict = f"look {look['number']} at confirm tasks{by}, {look['at'][:10]}: {look['verdict'] or 'broken off'}"
+        verdict = f"look {look['number']} {looked_at(look)}{by}, {look['at'][:10]}: {look['verdict'] or 'broken off'}"
         lines.append(f"{look['env']}, {verdict}")
     refs = [name for name, target in store.refs().items() if target == context_id]
     lines += [f"refs: {', '.join(refs)}"] if refs else []
     return [one_line(line) for line in lines] or ["none: this store has not played with it"]
+
+
+def looked_at(look: Row) -> str:
+    """What a look has compared on."""
+    return "of served sessions" if look["setup"] == CANARY else "at confirm tasks"
 
 
 def one_line(text: str) -> str:
