@@ -9,7 +9,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.evidence import Competed, looked_at, scores
+from agentopcd.knowledge.evidence import Competed, elsewhere, looked_at, scores
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.items import Item
@@ -286,7 +286,8 @@ def _score_lines(scores: list[Row]) -> list[str]:
     for row in scores:
         line = (
             f"  {row['env']} {row['split']}: {row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
-            f"({row['n']} episodes on {row['tasks']} tasks, model {row['model_id'][:8]})"
+            f"({row['n']} episodes on {row['tasks']} tasks, model {row['model_id'][:8]}"
+            f"{', imported' if elsewhere(row) else ''})"
         )
         pair = row.get("to_empty")
         if pair:

@@ -12,6 +12,7 @@ from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.episodes import Arena, Arm
+from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.store import Store
 from agentopcd.knowledge.students import CANARY
 
@@ -61,14 +62,14 @@ def ungraded(store: Store) -> set[str]:
 
 
 def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> list[str]:
-    """The scores of a context, its looks and its refs, a line of text for each.
+    """The scores of a context, its looks and its refs, a line of text for each. What others have played is left out.
 
     Args:
         without: environments in which nothing is right or wrong, besides those of :func:`ungraded`.
     """
     names = {row["id"]: told(row["name"]) for row in store.models()}
     silent = ungraded(store).union(without)
-    found = scores(store, context_id, Competed(store))
+    found = [row for row in scores(store, context_id, Competed(store)) if not elsewhere(row)]
     played = dict.fromkeys(row["env"] for row in found if row["env"] in silent)
     lines = [f"{env}: nothing is right or wrong there, so no success is known" for env in played]
     for row in (row for row in found if row["env"] not in silent):
@@ -90,6 +91,11 @@ def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> li
     refs = [name for name, target in store.refs().items() if target == context_id]
     lines += [f"refs: {', '.join(refs)}"] if refs else []
     return [one_line(line) for line in lines] or ["none: this store has not played with it"]
+
+
+def elsewhere(row: Row) -> bool:
+    """Whether a score comes from episodes of another store."""
+    return row["setup"].startswith(ELSEWHERE)
 
 
 def looked_at(look: Row) -> str:

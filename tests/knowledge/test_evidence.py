@@ -9,6 +9,7 @@ import pytest
 from agentopcd.core.types import Context, Job
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.evidence import Competed, evidence, scores
+from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.students import CANARY
 from tests.knowledge_commands import run
 
@@ -49,3 +50,19 @@ def test_a_comparison_of_served_sessions_is_no_look_at_confirm_tasks(tmp_path: P
     assert "look 1 at confirm tasks: pass" in said and "look 2 of served sessions: pass" in said
     run(tmp_path, "export", context.id, "-o", str(tmp_path / "SKILL.md"))
     assert "look 2 of served sessions" in (tmp_path / "SKILL.md").read_text(encoding="utf-8")
+
+
+def test_what_another_store_has_played_is_no_evidence_of_this_one(tmp_path: Path, kit) -> None:
+    context = kit.context("Avoid holes.")
+    with kit.open(tmp_path / "store.db") as store:
+        store.add_context(context)
+        store.add_tasks(kit.env, kit.tasks(4), "select")
+        for arm in (context, kit.empty):
+            store.add_context(arm)
+            games = [kit.episode(Job(task, arm), arm is context) for task in kit.tasks(4)]
+            store.add_episodes(1, kit.model, f"{ELSEWHERE}{kit.setup}", games)
+        assert evidence(store, context.id) == ["none: this store has not played with it"]
+    assert f"(4 episodes on 4 tasks, model {kit.model[:8]}, imported)" in run(tmp_path, "show", context.id)
+    assert f"(4 pairs, model {kit.model[:8]}, imported)" in run(tmp_path, "diff", "empty", context.id)
+    run(tmp_path, "export", context.id, "-o", str(tmp_path / "SKILL.md"))
+    assert "none: this store has not played with it" in (tmp_path / "SKILL.md").read_text(encoding="utf-8")
