@@ -182,7 +182,9 @@ def _say_edit(ref: str, before: str, result: Edited, work: Path) -> None:
     for old, new in result.superseded:
         print(f"~ {old.id[:12]} retired, {new.id[:12]} in its place: {escaped(new.text)}")
     back = f"agentopcd knowledge move {shlex.quote(ref)} {before[:12]}{work_flag(work)}"
-    undo = _undo("retire", [old for old, _ in result.superseded if old.status != "retired"], work, [back])
+    approved = " ".join(item.id[:12] for item in result.approved)
+    out = [f"agentopcd knowledge retire {approved}{work_flag(work)}"] if approved else []
+    undo = _undo("retire", [old for old, _ in result.superseded if old.status != "retired"], work, [*out, back])
     print(f"{ref} -> {result.context_id[:12]} (was {before[:12]}); {undo}")
 
 
@@ -240,8 +242,8 @@ def _supersede(store: Store, old: str, new: str, reason: str | None, work: Path,
     if as_json:
         emit({"old": first.id, "new": second.id}, indent=1)
         return
-    undo = _undo("retire", [first], work)
-    print(f"{first.id[:12]} retired, {second.id[:12]} in its place; {undo}")
+    undo = _undo("retire", [first] if first.status != "retired" else [], work)
+    print("; ".join(filter(None, [f"{first.id[:12]} retired, {second.id[:12]} in its place", undo])))
 
 
 def _distinct(store: Store, names: tuple[str, str], reason: str | None, as_json: bool) -> None:

@@ -209,7 +209,9 @@ def export(
                 print(piece, end="")
             return
         write_text(path_of(output), pieces)
-    print(f"wrote {output}; agentopcd knowledge import {shlex.quote(str(output))} --work OTHER imports it elsewhere")
+        system = as_text and context_id is not None and store.get_context(context_id).placement == "system"
+    how = f"{shlex.quote(str(output))}{' --placement system' if system else ''}"
+    print(f"wrote {output}; agentopcd knowledge import {how} --work OTHER imports it elsewhere")
     if everything:
         print("recordings and the moves of ENV/student stay behind; to move this store whole: agentopcd store backup")
 

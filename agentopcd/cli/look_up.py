@@ -36,6 +36,7 @@ def diff(
     Example: agentopcd knowledge diff sokoban/pool/00/03 sokoban/best
     """
     from agentopcd.knowledge.changes import changes, score_differences
+    from agentopcd.knowledge.evidence import elsewhere
 
     with read_store(work) as store:
         first, second = store.resolve(a), store.resolve(b)
@@ -48,8 +49,8 @@ def diff(
     print("\n".join(lines) if lines else "no difference")
     for row in scores:
         print(
-            f"{row['env'].removeprefix('imported:')} {row['split']}: {row['diff']:+.3f} [{row['low']:+.3f}, "
-            f"{row['high']:+.3f}] from A to B ({row['pairs']} pairs, model {row['model_id'][:8]})"
+            f"{row['env']} {row['split']}: {row['diff']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}] from A to B "
+            f"({row['pairs']} pairs, model {row['model_id'][:8]}{', imported' if elsewhere(row) else ''})"
         )
 
 

@@ -9,7 +9,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.evidence import Competed, scores
+from agentopcd.knowledge.evidence import Competed, elsewhere, looked_at, scores
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.items import Item
@@ -192,7 +192,7 @@ def context_view(store: Store, context_id: str) -> Row:
         "items": [item_row(item) for item in store.items(context_id=context_id)],
         "scores": scores(store, context_id, Competed(store)),
         "looks": [
-            _keep(row, "env", "model_id", "number", "level", "verdict", "at")
+            _keep(row, "env", "model_id", "setup", "number", "level", "verdict", "at")
             for row in store.looks(context_id=context_id)
         ],
         "leaks": [leak._asdict() for leak in store.leaks(context_id)],
@@ -271,7 +271,7 @@ def _context_lines(view: Row) -> list[str]:
         lines.append(f"  {item['id'][:12]}  {item['status']:<8} support {item['support']}  {_short(item['text'], 60)}")
     lines += _score_lines(view["scores"])
     lines += [
-        f"  {look['env']} look {look['number']} at confirm tasks: {look['verdict'] or 'broken off'}"
+        f"  {look['env']} look {look['number']} {looked_at(look)}: {look['verdict'] or 'broken off'}"
         for look in view["looks"]
     ]
     lines += [
@@ -286,7 +286,8 @@ def _score_lines(scores: list[Row]) -> list[str]:
     for row in scores:
         line = (
             f"  {row['env']} {row['split']}: {row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
-            f"({row['n']} episodes on {row['tasks']} tasks, model {row['model_id'][:8]})"
+            f"({row['n']} episodes on {row['tasks']} tasks, model {row['model_id'][:8]}"
+            f"{', imported' if elsewhere(row) else ''})"
         )
         pair = row.get("to_empty")
         if pair:

@@ -18,6 +18,8 @@ from agentopcd.knowledge.store import Found, Store
 NOTE = "#| "
 """Begins the lines that explain the file. An item may begin with ``#``: in a maze that is a wall."""
 DIGITS = 12
+USED = ("active", "pinned")
+"""Status of items that are in use."""
 _ID = re.compile(r"\s+#\s?([0-9a-f]{12,64})\s*$")
 
 _HEAD = """\
@@ -46,6 +48,8 @@ class Edited(NamedTuple):
     """Old item, as it was before, and new item."""
     removed: list[Item]
     """Items that have left the context and keep their status."""
+    approved: list[Item]
+    """Items that the store had, as they were before: pending or retired. They are active now."""
 
 
 def to_edit(store: Store, ref: str) -> tuple[str, str]:
@@ -135,6 +139,7 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
         return None
     with store.write():
         run_id = store.start("edit", {"ref": ref, "from": before}, 0)
+        before_it = store.items(ids=item_ids(context))
         added, superseded = _store(store, run_id, lines, reason)
         store.add_context(context, {"order": "edit", "from": before})
         for item in store.items(context_id=context.id):  # free text may have got marker lines
@@ -142,8 +147,10 @@ def apply_edit(store: Store, ref: str, before: str, text: str, reason: str | Non
                 store.event(item.id, "approve", PERSON, reason)
         store.move(ref, context.id, PERSON, reason or "edited", run_id, expect=before)
         store.finish(run_id, {"context": context.id})
+        unused = [item for item in before_it if item.status not in USED]
+        approved = [item for item in unused if store.item(item.id).status in USED]
     kept = {line.old for line in lines} | {identify(line.text) for line in lines}
-    return Edited(context.id, added, superseded, [item for item in items if item.id not in kept])
+    return Edited(context.id, added, superseded, [item for item in items if item.id not in kept], approved)
 
 
 def _store(
@@ -160,7 +167,7 @@ def _store(
         if item_id == line.old:
             continue
         store.add_items(run_id, [Found(line.text, line=number, flags=line.flags)], actor=PERSON)
-        if store.item(item_id).status not in ("active", "pinned"):
+        if store.item(item_id).status not in USED:
             store.event(item_id, "approve", PERSON, reason)
         if line.old is None or line.old in standing:
             added += [store.item(item_id)] if item_id not in known else []

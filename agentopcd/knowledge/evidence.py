@@ -1,4 +1,4 @@
-"""What the store knows for or against a context: where it has played, and what looks at confirm tasks have shown."""
+"""What the store knows for or against a context: where it has played, and what its looks have shown."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import re
 from collections.abc import Collection
 
 from agentopcd.core.files import told
-from agentopcd.core.stats import Rate
 from agentopcd.core.terminal import harmless
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.episodes import Arena, Arm
+from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.students import CANARY
 
 
 class Competed:
@@ -36,10 +37,10 @@ def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
     """Rate with n, tasks and interval wherever the context has played, and the difference to no context."""
     rows = []
     for row in store.scores(context_id):
-        rate = Rate(row["wins"], row["n"])
+        arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
+        rate = store.rate(arm, arena)
         score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high}
         if context_id != EMPTY.id:
-            arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
             pair = store.compare(arm, Arm(row["model_id"]), arena)
             if pair.n:
                 score["to_empty"] = {
@@ -61,14 +62,14 @@ def ungraded(store: Store) -> set[str]:
 
 
 def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> list[str]:
-    """The scores of a context, its looks and its refs, a line of text for each.
+    """The scores of a context, its looks and its refs, a line of text for each. What others have played is left out.
 
     Args:
         without: environments in which nothing is right or wrong, besides those of :func:`ungraded`.
     """
     names = {row["id"]: told(row["name"]) for row in store.models()}
     silent = ungraded(store).union(without)
-    found = scores(store, context_id, Competed(store))
+    found = [row for row in scores(store, context_id, Competed(store)) if not elsewhere(row)]
     played = dict.fromkeys(row["env"] for row in found if row["env"] in silent)
     lines = [f"{env}: nothing is right or wrong there, so no success is known" for env in played]
     for row in (row for row in found if row["env"] not in silent):
@@ -85,11 +86,21 @@ def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> li
         lines.append(line)
     for look in store.looks(context_id=context_id):
         by = f" with {names[look['model_id']]}" if look["model_id"] in names else ""
-        verdict = f"look {look['number']} at confirm tasks{by}, {look['at'][:10]}: {look['verdict'] or 'broken off'}"
+        verdict = f"look {look['number']} {looked_at(look)}{by}, {look['at'][:10]}: {look['verdict'] or 'broken off'}"
         lines.append(f"{look['env']}, {verdict}")
     refs = [name for name, target in store.refs().items() if target == context_id]
     lines += [f"refs: {', '.join(refs)}"] if refs else []
     return [one_line(line) for line in lines] or ["none: this store has not played with it"]
+
+
+def elsewhere(row: Row) -> bool:
+    """Whether a score comes from episodes of another store."""
+    return row["setup"].startswith(ELSEWHERE)
+
+
+def looked_at(look: Row) -> str:
+    """What a look has compared on."""
+    return "of served sessions" if look["setup"] == CANARY else "at confirm tasks"
 
 
 def one_line(text: str) -> str:

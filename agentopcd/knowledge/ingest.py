@@ -136,4 +136,4 @@ def _approve(store: Store, item_id: str, gate: Gate) -> None:
 
 def _by_gate(store: Store, item_id: str) -> bool:
     """Whether the gate of support let an item through, and no person."""
-    return _decisions(store, item_id)[-1] == ("approve", "gate:support>=2")
+    return _decisions(store, item_id)[-1:] == [("approve", "gate:support>=2")]

@@ -293,6 +293,7 @@ class _Repair:
         ):
             parent = {"episode_id": "episode", "shown_context_id": "context", "parent_id": "model"}[column]
             self._execute(f"UPDATE {table} SET {column} = NULL WHERE {gone.format(column=column, parent=parent)}")
+        self._keep_spent_looks(gone)
         for table, column, parent in (
             ("item_source", "item_id", "item"), ("item_event", "item_id", "item"), ("item_event", "other_id", "item"),
             ("context_item", "item_id", "item"), ("context_item", "context_id", "context"),
@@ -304,6 +305,19 @@ class _Repair:
             ("feedback", "session_id", "session"), ("student_move", "model_id", "model"),
         ):  # fmt: skip
             self._remove(table, gone.format(column=column, parent=parent))
+
+    def _keep_spent_looks(self, gone: str) -> None:
+        """Keep a look that has a verdict though a context that it was compared with is gone: its level stays spent.
+
+        One that is still being played would go on without that comparison, so it is removed with the other orphans.
+        """
+        frozen = self.store.query("SELECT sql FROM sqlite_master WHERE name = 'look_frozen'")[0]["sql"]
+        self._execute("DROP TRIGGER look_frozen")
+        for column in ("placebo_id", "incumbent_id"):
+            where = gone.format(column=column, parent="context")
+            if count := self._execute(f"UPDATE look SET {column} = NULL WHERE verdict IS NOT NULL AND {where}"):
+                self.lost.append(f"look: {count} rows have lost their {column}")
+        self._execute(frozen)
 
     def _remove(self, table: str, where: str) -> None:
         if count := self._execute(f"DELETE FROM {table} WHERE {where}"):

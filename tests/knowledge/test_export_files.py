@@ -245,6 +245,18 @@ def test_the_name_of_a_text_file_may_be_in_capitals(work: Path, tmp_path: Path) 
     assert (tmp_path / "A.TXT").read_text() == RULE
 
 
+@pytest.mark.parametrize("placement", ["system", "user"])
+def test_the_command_that_imports_a_text_keeps_its_placement(work: Path, tmp_path: Path, placement: str) -> None:
+    context = Context(RULE, placement)  # type: ignore[arg-type]
+    with Store.open(work / "store.db") as store:
+        store.add_context(context)
+    said = run(work, "export", context.id, "-o", str(tmp_path / "a.txt"))
+    words = shlex.split(said.partition("; agentopcd knowledge ")[2].partition(" --work OTHER")[0])
+    run(tmp_path / "other", *words)
+    with Store.open(tmp_path / "other" / "store.db") as store:
+        assert store.get_context(context.id).placement == placement
+
+
 # -- runs of imports -----------------------------------------------------------------------------------
 
 

@@ -75,6 +75,14 @@ def test_a_reply_that_is_read_again_after_a_kill_accepts_what_it_accepted(store:
     assert find(store, kit, "2", "support>=2").accepted == second == [ID]
 
 
+@pytest.mark.parametrize("gate", ["review", "support>=2"])
+def test_an_item_whose_history_is_lost_can_be_found_again(store: Store, kit, gate: str) -> None:
+    """As a repair, or an import without events, leaves it."""
+    store.insert("item", {"id": ID, "text": HOLES, "created_at": "2026-01-01"}, unique=("id",))
+    assert store.events(ID) == []
+    assert find(store, kit, "1", gate).accepted == ([ID] if store.item(ID).status == "active" else [])
+
+
 def test_an_unknown_gate_is_refused(store: Store, kit) -> None:
     with pytest.raises(ConfigError, match="unknown gate 'reveiw'; did you mean 'review'"):
         find(store, kit, "1", "reveiw")

@@ -12,6 +12,7 @@ import pytest
 from agentopcd.cli import verbs
 from agentopcd.cli.options import Call
 from agentopcd.core.config import LearnConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.core.crossed import rate_of
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Turn
 from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.learn import learn
@@ -200,12 +201,15 @@ def test_extracting_again_adds_nothing(lab: Lab) -> None:
         assert [session.store.query(f"SELECT count(*) AS n FROM {table}") for table in tables] == before
 
 
-def test_a_finished_run_is_read_back(lab: Lab) -> None:
-    done = lab.play()
+@pytest.mark.parametrize("episodes", [4, 40])
+def test_a_finished_run_is_read_back(lab: Lab, episodes: int) -> None:
+    done = lab.play(episodes=episodes, extract=False)
     asked = lab.samplers[-1].asked
     with lab.open() as session:
         assert gather(session, lab.config(), run_id=done.run_id) == done
+        tasks = {row["task_key"] for row in session.store.episodes()}
     assert lab.samplers[-1].asked == asked
+    assert done.rate == rate_of(("", task, False) for task in tasks for _ in range(done.rate.n // len(tasks)))
 
 
 def test_chains_of_two_runs_get_names_of_their_own(lab: Lab) -> None:
@@ -328,6 +332,11 @@ def test_raw_traces_are_ranked_and_never_win(lab: Lab) -> None:
         assert len(played) == 10 and {row["split"] for row in played} == {"select"}
         with pytest.raises(Exception, match="raise --traces"):
             choosing.raw_traces(session, 3, "user")
+        # Had they won, --json would still show the reward of the best candidate.
+        session.store.change("DROP TRIGGER episode_frozen")
+        session.store.change("UPDATE episode SET success = 1, reward = 1 WHERE context_id = ?", (raw.id,))
+        ranking, _ = choosing.choose(session, config, [noise], run_id=run_id)
+        assert (ranking.best.context_id, ranking.means["reward"].rate) == (noise.id, 0)
     assert any("is the raw traces: a baseline" in line for line in lab.lines)
     with pytest.raises(Exception, match="wanted a number of tokens"):
         ScoreConfig(env="math", method="subsets", traces=5)

@@ -60,8 +60,11 @@ class Gathered:
     @classmethod
     def from_dict(cls, done: Mapping[str, Any], store: Store) -> Gathered:
         """The result that :meth:`to_dict` wrote, with the contexts read from the store."""
+        rate = Rate(done["wins"], done["episodes"] - done.get("unrated", 0))
+        if (rate.low, rate.high) != (done["low"], done["high"]):  # tasks were played more than once
+            rate = dataclasses.replace(rate, interval=(done["low"], done["high"]))
         return cls(
-            run_id=done["run"], rate=Rate(done["wins"], done["episodes"] - done.get("unrated", 0)),
+            run_id=done["run"], rate=rate,
             unrated=done.get("unrated", 0), items=done["items"], flagged=done["flagged"],
             unparsed=done["replies_without_item"],
             candidates=[store.get_context(id_) for id_ in done["candidates"]],

@@ -10,7 +10,7 @@ from agentopcd.core.config import ConfirmConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import work_flag
 from agentopcd.core.types import EMPTY, Context, Placement
-from agentopcd.knowledge import Confirmation, Ranking, confirm, halving, score
+from agentopcd.knowledge import Arm, Confirmation, Ranking, confirm, halving, places_of, score
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.extract import game_trace, single_trace
@@ -73,13 +73,16 @@ def _rank(session: Session, config: ScoreConfig, candidates: list[Context], run_
         return ranking
     placement = candidates[0].placement if candidates else "user"
     raw = raw_traces(session, config.traces, placement) if config.traces else EMPTY
-    ranking = score(bench, [*candidates, raw], session.tasks("select", config.select_tasks), by=by)
+    tasks = session.tasks("select", config.select_tasks)
+    ranking = score(bench, [*candidates, raw], tasks, by=by)
     session.say(str(ranking))
     if raw.text:
         session.say(f"{raw.id[:12]} is the raw traces: a baseline, which is not confirmed")
-        ranking = dataclasses.replace(ranking, rows=[row for row in ranking.rows if row.context_id != raw.id])
-        if not ranking.rows:
+        rows = [row for row in ranking.rows if row.context_id != raw.id]
+        if not rows:
             raise ConfigError("nothing to score besides the raw traces; play and extract first")
+        best, arena = Arm(bench.model_id, rows[0].context_id), bench.arena("select", places_of(tasks), by)
+        ranking = dataclasses.replace(ranking, rows=rows, means=session.store.means(best, arena))
     return ranking
 
 

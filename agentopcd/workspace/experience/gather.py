@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 
 from agentopcd.core.config import PlayConfig
+from agentopcd.core.crossed import rate_of
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.workspace.experience.chains import Gathered, extract
@@ -38,7 +39,7 @@ def _play(session: Session, config: PlayConfig, run_id: int) -> tuple[Rate, int]
     jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id, context)]
     session.bench(run_id).play_missing("play", jobs)
     rows = session.store.episodes(run_id=run_id)
-    return Rate(sum(r["success"] for r in rows), len(rows)), 0
+    return rate_of(("", row["task_key"], bool(row["success"])) for row in rows), 0
 
 
 def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Context) -> list[tuple[Task, int]]:

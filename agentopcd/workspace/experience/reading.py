@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentopcd.core.config import PlayConfig
+from agentopcd.core.crossed import rate_of
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import Episode, Part, StopReason, Task, Turn
@@ -37,7 +38,8 @@ def read_sessions(session: Session, config: PlayConfig, run_id: int) -> tuple[Ra
         store.add_episodes(run_id, row["model"], setup, [episode_of(session.env, row, answered, rep)])
     rows = store.episodes(run_id=run_id)
     rated = [row for row in rows if row["stop"] != "max_steps"]
-    return Rate(sum(row["success"] for row in rated), len(rated)), len(rows) - len(rated)
+    rate = rate_of(("", row["task_key"], bool(row["success"])) for row in rated)
+    return rate, len(rows) - len(rated)
 
 
 def next_sessions(session: Session, config: PlayConfig, run_id: int) -> list[tuple[Raw, int]]:

@@ -182,3 +182,18 @@ def test_a_fault_of_ours_is_a_page_too(
     answer, body = ask(port)
     assert answer.status == 500 and "KeyError" in body and Seen(body).tags["script"] == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_what_another_store_has_played_is_marked_on_the_page_of_a_context(tmp_path: Path) -> None:
+    work = build(tmp_path / "lake-work", episodes=25)
+    with Store.open(work / "store.db") as store:
+        store.change("DROP TRIGGER episode_frozen")
+        store.change("UPDATE episode SET setup = 'imported:' || setup")
+    with server_of(work, 0) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        port = server.server_address[1]
+        with Store.open(work / "store.db") as store:
+            pages = [ask(port, f"/context/{row['id']}")[1] for row in store.contexts()]
+        server.shutdown()
+    scored = [body for body in pages if "How it did" in body]
+    assert scored and all(", imported</th>" in body for body in scored)
