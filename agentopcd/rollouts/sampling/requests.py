@@ -88,7 +88,7 @@ async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T
             answer = await ask(server)
         except RETRIED as error:
             wait = server.failed()
-            timeouts += _took_too_long(error)
+            timeouts += took_too_long(error)
             if timeouts == TIMEOUTS:
                 raise EngineError(
                     f"{server.url} was reached, but {TIMEOUTS} times a reply was not there in time; lower --max-tokens "
@@ -106,7 +106,7 @@ async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T
     raise AssertionError  # the loop returns or raises
 
 
-def _took_too_long(error: Exception) -> bool:
+def took_too_long(error: Exception) -> bool:
     """Whether the server was reached, and the reply took too long."""
     reached = type(error.__cause__).__name__ != "ConnectTimeout"
     return isinstance(error, openai.APITimeoutError) and reached
@@ -114,11 +114,13 @@ def _took_too_long(error: Exception) -> bool:
 
 def patiently(act: Callable[[], T]) -> T:
     """Call ``act``, and call it again while its server is away."""
+    timeouts = 0
     for attempt in range(RETRIES):
         try:
             return act()
-        except RETRIED:
-            if attempt == RETRIES - 1:
+        except RETRIED as error:
+            timeouts += took_too_long(error)
+            if timeouts == TIMEOUTS or attempt == RETRIES - 1:
                 raise
             time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt))
     raise AssertionError  # the loop returns or raises

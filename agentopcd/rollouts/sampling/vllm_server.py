@@ -39,6 +39,7 @@ from agentopcd.rollouts.sampling.requests import (
     in_background,
     patiently,
     refused,
+    took_too_long,
 )
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 from agentopcd.rollouts.sampling.vllm_command import start_line
@@ -367,6 +368,10 @@ def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> It
     except openai.APIConnectionError as error:
         if not away:
             raise
+        if took_too_long(error):
+            raise EngineError(
+                f"{server.url} was reached, but its answer was not there in time; is it stuck?"
+            ) from error
         raise EngineError(
             f"no server answers at {server.url}; {start_line(sampler.loaded, sampler.compute, server.url)}"
         ) from error

@@ -6,6 +6,7 @@ The contract that all engines share is in ``test_sampling.py``, vLLM's own serve
 from __future__ import annotations
 
 import dataclasses
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import torch
 from agentopcd import models
 from agentopcd.core.errors import AlignmentError, ConfigError, EngineError
 from agentopcd.core.types import Request
-from agentopcd.rollouts.sampling import requests
+from agentopcd.rollouts.sampling import requests, vllm_endpoints
 from agentopcd.rollouts.sampling import vllm_server as served
 from agentopcd.rollouts.sampling.requests import KEY
 from agentopcd.rollouts.sampling.vllm_command import max_rank, start_line
@@ -181,6 +182,27 @@ def test_a_server_that_never_comes_back_ends_the_run_with_a_line(
     fake.stop()
     with pytest.raises(EngineError, match=f"{fake.url} does not answer"):
         replies(sampler)
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_not_waited_for_for_hours(
+    loaded: models.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_endpoints, "LOOK_S", 0.2)
+    asked = 0
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        sampler = ServerSampler(loaded, compute=torch.float32, urls=[f"http://127.0.0.1:{mute.getsockname()[1]}"])
+        (server,) = sampler.servers
+        label = server.label
+
+        def counted() -> str | None:
+            nonlocal asked
+            asked += 1
+            return label()
+
+        monkeypatch.setattr(server, "label", counted)
+        with pytest.raises(EngineError, match="was reached, but its answer was not there in time"):
+            sampler._give_back(server)
+    assert asked == requests.TIMEOUTS
 
 
 def test_a_server_answers_step_by_step_too(loaded: models.LoadedModel, fake: FakeServer) -> None:
