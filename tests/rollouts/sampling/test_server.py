@@ -131,6 +131,31 @@ def test_weights_that_hardly_differ_are_not_mistaken_for_one_another(
     assert replies(sampler) == own(loaded)  # nor what it came back with
 
 
+@pytest.mark.parametrize("coarse", [True, False])
+def test_a_server_that_is_started_anew_during_the_check_gets_the_weights_again(
+    loaded: models.LoadedModel, fake: FakeServer, monkeypatch: pytest.MonkeyPatch, coarse: bool
+) -> None:
+    if coarse:
+        monkeypatch.setattr(served, "GAP_NATS", {torch.float32: 1e9})
+    sampler = sampler_of(loaded, fake)
+    move(loaded)
+    sampler.update()
+    move(loaded)
+    fake.forgets_label_after = len(fake.answered) + 1
+    loads = fake.loads
+    sampler.update()
+    assert fake.loads == loads + 2
+    assert replies(sampler) == own(loaded)
+    assert fake.label == sampler.servers[0].holds
+
+    def lost() -> str:
+        return "default"
+
+    monkeypatch.setattr(sampler.servers[0], "label", lost)
+    with pytest.raises(EngineError, match="lost its weights 3 times"):
+        sampler.update()
+
+
 def test_errors_that_pass_are_waited_for(loaded: models.LoadedModel, fake: FakeServer) -> None:
     sampler = sampler_of(loaded, fake)
     replies(sampler)
