@@ -27,6 +27,12 @@ from agentopcd.rollouts.sampling.requests import Endpoint, at_one_of, in_backgro
 SEED_MASK = (1 << 31) - 1
 """Cuts a seed to 31 bits, because some APIs take 32-bit integers only."""
 
+TOO_LONG = (
+    "context length", "context_length", "context size", "context_size", "context window",
+    "maximum model length", "prompt is too long", "maximum number of tokens allowed",
+)  # fmt: skip
+"""What APIs say, in small letters, of a prompt for which the model has no room."""
+
 
 class ApiServer(Endpoint):
     """One chat endpoint. An address with a path is used unchanged, since not every API lives under ``/v1``."""
@@ -55,7 +61,7 @@ class ApiServer(Endpoint):
             pass  # not every API lists its models; if something is wrong, the first request will show it
 
     async def chat(self, model: str, request: Request, sampling: Sampling, template_args: dict[str, Any]) -> Completion:
-        """One reply. If the API withholds it, the :class:`Completion` has an ``error``."""
+        """One reply. If the API withholds it or the prompt is too long, the :class:`Completion` has an ``error``."""
         extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
         if template_args:
             extra["chat_template_kwargs"] = template_args
@@ -70,6 +76,8 @@ class ApiServer(Endpoint):
                 extra_body={limit: sampling.max_tokens} | extra,
             )  # fmt: skip
         except openai.BadRequestError as error:
+            if any(words in f"{error} {error.body}".lower() for words in TOO_LONG):
+                return Completion(token_ids=(), logprobs=(), finish_reason="stop", error=str(refused(self, error)))
             if limit != "max_tokens" or "max_completion_tokens" not in str(error):
                 raise
             self.limit = "max_completion_tokens"

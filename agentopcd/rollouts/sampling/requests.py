@@ -24,8 +24,8 @@ from agentopcd.core.text import first_line
 E = TypeVar("E", bound="Endpoint")
 T = TypeVar("T")
 
-RETRIES = 60
-"""The most attempts at a request while no server answers: about eight minutes in all."""
+AWAY_S = 480.0
+"""How long a request waits for servers that are away: eight minutes."""
 LONGEST_WAIT_S = 8.0
 REPLY_S, TOKEN_S, CONNECT_S = 600.0, 0.5, 30.0
 """How long a reply may take, and for each token that it may have; and how long a server may take to be reached."""
@@ -80,33 +80,52 @@ async def at_one_of(servers: Sequence[E], ask: Callable[[E], Awaitable[T]]) -> T
     Raises:
         EngineError: no server answers in spite of retries, or a server refuses the request.
     """
-    timeouts = 0
-    for attempt in range(RETRIES):
+    left = _Patience()
+    while True:
         now = time.monotonic()
         server = min(servers, key=lambda s: (s.rests_until > now, s.busy))
         try:
             answer = await ask(server)
         except RETRIED as error:
             wait = server.failed()
-            timeouts += _took_too_long(error)
-            if timeouts == TIMEOUTS:
-                raise EngineError(
-                    f"{server.url} was reached, but {TIMEOUTS} times a reply was not there in time; lower --max-tokens "
-                    "or --sample-batch, or see what else it answers"
-                ) from error
-            if attempt == RETRIES - 1:
-                raise EngineError(f"{server.url} does not answer: {_message(error)}") from error
+            if left.ends_with(error, now):
+                raise _given_up(server, error, left) from error
             if all(s.rests_until > time.monotonic() for s in servers):  # else another one is tried at once
+                left.away_s += wait
                 await asyncio.sleep(wait)
         except openai.APIStatusError as error:
             raise refused(server, error) from error
         else:
             server.failures = 0
             return answer
-    raise AssertionError  # the loop returns or raises
 
 
-def _took_too_long(error: Exception) -> bool:
+class _Patience:
+    """How long one request has waited."""
+
+    def __init__(self) -> None:
+        self.timeouts = 0
+        self.away_s = 0.0
+
+    def ends_with(self, error: Exception, asked: float) -> bool:
+        """Whether the failure of what was asked then, on the clock of :func:`time.monotonic`, is the last one."""
+        self.timeouts += took_too_long(error)
+        # A server that dies in the middle of a long reply was not away for so long.
+        self.away_s += min(time.monotonic() - asked, CONNECT_S)
+        return self.timeouts == TIMEOUTS or self.away_s >= AWAY_S
+
+
+def _given_up(server: Endpoint, error: openai.APIError, left: _Patience) -> EngineError:
+    """The error to raise when there is no patience left."""
+    if left.timeouts < TIMEOUTS:
+        return EngineError(f"{server.url} does not answer: {_message(error)}")
+    return EngineError(
+        f"{server.url} was reached, but {TIMEOUTS} times a reply was not there in time; lower --max-tokens "
+        "or --sample-batch, or see what else it answers"
+    )
+
+
+def took_too_long(error: Exception) -> bool:
     """Whether the server was reached, and the reply took too long."""
     reached = type(error.__cause__).__name__ != "ConnectTimeout"
     return isinstance(error, openai.APITimeoutError) and reached
@@ -114,14 +133,19 @@ def _took_too_long(error: Exception) -> bool:
 
 def patiently(act: Callable[[], T]) -> T:
     """Call ``act``, and call it again while its server is away."""
-    for attempt in range(RETRIES):
+    left = _Patience()
+    wait = 0.5
+    while True:
+        asked = time.monotonic()
         try:
             return act()
-        except RETRIED:
-            if attempt == RETRIES - 1:
+        except RETRIED as error:
+            if left.ends_with(error, asked):
                 raise
-            time.sleep(min(LONGEST_WAIT_S, 0.5 * 2**attempt))
-    raise AssertionError  # the loop returns or raises
+            wait = min(LONGEST_WAIT_S, wait)
+            left.away_s += wait
+            time.sleep(wait)
+            wait *= 2
 
 
 def in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:

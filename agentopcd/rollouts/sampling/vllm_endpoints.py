@@ -11,7 +11,10 @@ import openai
 
 from agentopcd.core.errors import EngineError
 from agentopcd.core.types import Completion, Request, Sampling
-from agentopcd.rollouts.sampling.requests import Endpoint, client_options, patience
+from agentopcd.rollouts.sampling.requests import CONNECT_S, Endpoint, client_options, patience
+
+LOOK_S = 120.0
+"""How long a server may take to say what it serves, or which weights it holds."""
 
 
 class Server(Endpoint):
@@ -119,7 +122,9 @@ class Server(Endpoint):
             self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
     def _get(self, path: str) -> dict[str, Any]:
-        answer: Any = self.control.get(path, cast_to=object)
+        answer: Any = self.control.get(
+            path, cast_to=object, options={"timeout": openai.Timeout(LOOK_S, connect=CONNECT_S)}
+        )
         return answer if isinstance(answer, dict) else {}
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -33,19 +33,15 @@ from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.sampling.protocol import Heard, Sampler, check_room
-from agentopcd.rollouts.sampling.requests import (
-    RETRIED,
-    at_one_of,
-    in_background,
-    patiently,
-    refused,
-)
+from agentopcd.rollouts.sampling.requests import RETRIED, at_one_of, in_background, patiently, refused, took_too_long
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 from agentopcd.rollouts.sampling.vllm_command import start_line
 from agentopcd.rollouts.sampling.vllm_endpoints import Server
 
 SOON_S = 0.02
 """How long :meth:`ServerSampler.advance` waits for a reply."""
+RESTARTS = 3
+"""So many times a server may lose its weights while they are checked."""
 
 
 def sampler_of(
@@ -280,17 +276,19 @@ class ServerSampler:
         that are a few steps from each other. A frozen server is only compared; with ``must`` it is refused. If all
         processes call this ``together``, the main one talks to the server, and all compare.
         """
-        acts, ask = self.ranks.main or not together, functools.partial(self._sample_at, server)
+        acts = self.ranks.main or not together
         server.takeovers += 1
         with one_line(server, self):
-            frozen = acts and self._load(server, must=must)
-            if together:
-                gap = gap_nats(self.loaded, self.compute, lambda *asked: self._from_main(ask, *asked))
-            elif sharding.is_sharded(self.loaded.model):
-                gap = 0.0  # a pass would need all processes; the same file was compared when it was new
+            for _ in range(RESTARTS):
+                frozen = acts and self._load(server, must=must)
+                gap = self._gap(server, together=together)
+                kept = frozen or not acts or patiently(server.label) == self._unchecked(server)
+                if self.ranks.from_main(kept) if together else kept:
+                    break
             else:
-                with models.PASSES:  # the trainer may learn meanwhile
-                    gap = gap_nats(self.loaded, self.compute, ask)
+                raise EngineError(
+                    f"{server.url} lost its weights {RESTARTS} times while they were checked; see its log"
+                )
             if not gap <= GAP_NATS[self.compute]:  # also refuses NaN
                 raise AlignmentError(
                     f"{server.url} serves {server.serves!r} and is off by {gap:.3g} nats a token from "
@@ -305,6 +303,23 @@ class ServerSampler:
         server.doubtful = False
         return gap
 
+    def _gap(self, server: Server, *, together: bool) -> float:
+        """How far the server's log-probabilities are off the model's, in nats."""
+        ask = functools.partial(self._sample_at, server)
+        if together:
+            return gap_nats(self.loaded, self.compute, lambda *asked: self._from_main(ask, *asked))
+        if sharding.is_sharded(self.loaded.model):
+            return 0.0  # a pass would need all processes; the same file was compared when it was new
+        with models.PASSES:  # the trainer may learn meanwhile
+            return gap_nats(self.loaded, self.compute, ask)
+
+    def _unchecked(self, server: Server) -> str:
+        """The label of weights that the server has just read: a server that comes back has it no more.
+
+        It does not begin as :attr:`label` does, so no other process takes these weights for checked ones.
+        """
+        return f"unchecked-{self.label}.{self.ranks.index}.{server.takeovers}"
+
     def _load(self, server: Server, *, must: bool) -> bool:
         """Let ``server`` read the model's weights, and return whether it is frozen.
 
@@ -314,6 +329,7 @@ class ServerSampler:
         frozen = patiently(server.label) is None
         if not frozen:
             self._push(server)
+            server.name_weights(self._unchecked(server))
         elif must or self.loaded.adapter is not None:
             raise EngineError(
                 f"{server.url} cannot take weights (no development endpoints): it can play and write experience "
@@ -367,6 +383,10 @@ def one_line(server: Server, sampler: ServerSampler, *, away: bool = True) -> It
     except openai.APIConnectionError as error:
         if not away:
             raise
+        if took_too_long(error):
+            raise EngineError(
+                f"{server.url} was reached, but its answer was not there in time; is it stuck?"
+            ) from error
         raise EngineError(
             f"no server answers at {server.url}; {start_line(sampler.loaded, sampler.compute, server.url)}"
         ) from error

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class FakeServer:
         self.refusing = ""
         self.withholding = 0
         """Chat replies that are kept back from now on, as a filter does."""
+        self.refuses_chat: Callable[[dict[str, Any]], str] = lambda body: ""
+        """Says why a chat request is refused, if it is."""
         self.limit = "max_tokens"
         self.chats: list[dict[str, Any]] = []
         """Bodies of the chat requests that were answered."""
@@ -164,6 +167,8 @@ class FakeServer:
                     if fake.failing:
                         fake.failing -= 1
                         return 503, {"error": {"message": "busy"}}
+                    if why := fake.refuses_chat(body):
+                        return 400, {"error": {"message": why}}
                     if fake.limit not in body:
                         return 400, {"error": {"message": f"Unsupported parameter. Use '{fake.limit}' instead."}}
                     return 200, fake.chat(body)

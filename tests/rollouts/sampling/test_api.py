@@ -69,6 +69,23 @@ def test_a_server_that_is_only_slow_is_told_apart_from_one_that_is_away(
     assert requests.patience(200).connect == requests.CONNECT_S
 
 
+def test_a_prompt_without_room_costs_itself_and_not_the_run(fake: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    long, short = ([Message(role="user", content=text)] for text in ("go " * 50, "go left or right?"))
+    for told in (
+        "This model's maximum context length is 256 tokens. However, you requested 300 tokens",
+        "'max_tokens' or 'max_completion_tokens' is too large: 8. This model's maximum context length is 256 tokens",
+        "prompt is too long: 210000 tokens > 200000 maximum",
+    ):
+        monkeypatch.setattr(fake, "refuses_chat", lambda body, told=told: told if "go go" in str(body) else "")
+        sampler = sampler_of(fake)
+        lost, found = sampler.sample([ApiChat().request(asked, seed=0) for asked in (long, short)], HOT)
+        assert lost.error and told in lost.error and not found.error and found.text
+        assert sampler.servers[0].limit == "max_tokens"
+    monkeypatch.setattr(fake, "refuses_chat", lambda body: "temperature must be below 2")
+    with pytest.raises(EngineError, match=r"refused a request \(400\): temperature"):
+        sampler_of(fake).sample([ApiChat().request(short, seed=0)], HOT)
+
+
 def test_another_name_for_the_longest_reply_is_learned_once(fake: FakeServer) -> None:
     fake.limit = "max_completion_tokens"
     assert len(sampler_of(fake).sample([ApiChat().request(ASKED, seed=s) for s in range(3)], HOT)) == 3

@@ -5,20 +5,24 @@ The contract that all engines share is in ``test_sampling.py``, vLLM's own serve
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import openai
 import pytest
 import torch
 
 from agentopcd import models
 from agentopcd.core.errors import AlignmentError, ConfigError, EngineError
 from agentopcd.core.types import Request
-from agentopcd.rollouts.sampling import requests
+from agentopcd.rollouts.sampling import requests, vllm_endpoints
 from agentopcd.rollouts.sampling import vllm_server as served
 from agentopcd.rollouts.sampling.requests import KEY
 from agentopcd.rollouts.sampling.vllm_command import max_rank, start_line
@@ -127,6 +131,31 @@ def test_weights_that_hardly_differ_are_not_mistaken_for_one_another(
     assert replies(sampler) == own(loaded)  # nor what it came back with
 
 
+@pytest.mark.parametrize("coarse", [True, False])
+def test_a_server_that_is_started_anew_during_the_check_gets_the_weights_again(
+    loaded: models.LoadedModel, fake: FakeServer, monkeypatch: pytest.MonkeyPatch, coarse: bool
+) -> None:
+    if coarse:
+        monkeypatch.setattr(served, "GAP_NATS", {torch.float32: 1e9})
+    sampler = sampler_of(loaded, fake)
+    move(loaded)
+    sampler.update()
+    move(loaded)
+    fake.forgets_label_after = len(fake.answered) + 1
+    loads = fake.loads
+    sampler.update()
+    assert fake.loads == loads + 2
+    assert replies(sampler) == own(loaded)
+    assert fake.label == sampler.servers[0].holds
+
+    def lost() -> str:
+        return "default"
+
+    monkeypatch.setattr(sampler.servers[0], "label", lost)
+    with pytest.raises(EngineError, match="lost its weights 3 times"):
+        sampler.update()
+
+
 def test_errors_that_pass_are_waited_for(loaded: models.LoadedModel, fake: FakeServer) -> None:
     sampler = sampler_of(loaded, fake)
     replies(sampler)
@@ -158,13 +187,11 @@ def test_where_one_of_two_servers_is_away_the_other_answers(loaded: models.Loade
     assert one.answered and two.answered
     one.stop()
     one.answered.clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(requests, "RETRIES", 200)
-        tickets = [sampler.submit(request, HOT) for request in REQUESTS]
-        again = FakeServer(folder, port=one.http.server_address[1])
-        found: dict[int, Any] = {}
-        while len(found) < len(tickets):
-            found |= sampler.collect()
+    tickets = [sampler.submit(request, HOT) for request in REQUESTS]
+    again = FakeServer(folder, port=one.http.server_address[1])
+    found: dict[int, Any] = {}
+    while len(found) < len(tickets):
+        found |= sampler.collect()
     assert [found[ticket].token_ids for ticket in tickets] == own(loaded)
     assert not one.answered
     two.stop()
@@ -174,13 +201,57 @@ def test_where_one_of_two_servers_is_away_the_other_answers(loaded: models.Loade
 def test_a_server_that_never_comes_back_ends_the_run_with_a_line(
     loaded: models.LoadedModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requests, "RETRIES", 3)
+    monkeypatch.setattr(requests, "AWAY_S", 0.1)
     fake = FakeServer(folder)
     sampler = sampler_of(loaded, fake)
     replies(sampler)
     fake.stop()
     with pytest.raises(EngineError, match=f"{fake.url} does not answer"):
         replies(sampler)
+
+
+@pytest.mark.parametrize("servers", [1, 2, 5])
+def test_servers_are_waited_for_as_long_whether_one_or_several(servers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    away = [requests.Endpoint(f"http://{name}", f"http://{name}/v1") for name in range(servers)]
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    async def ask(server: requests.Endpoint) -> None:
+        nonlocal now
+        now += 0.01
+        raise openai.APIConnectionError(request=cast(Any, None))
+
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(requests, "LONGEST_WAIT_S", 8.0)
+    monkeypatch.setattr(requests, "time", clock)
+    monkeypatch.setattr(requests, "asyncio", SimpleNamespace(sleep=sleep))
+    with pytest.raises(EngineError, match="does not answer"):
+        asyncio.run(requests.at_one_of(away, ask))
+    assert 470 < now < 490
+
+
+def test_a_server_that_takes_connections_and_says_nothing_is_not_waited_for_for_hours(
+    loaded: models.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_endpoints, "LOOK_S", 0.2)
+    asked = 0
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        sampler = ServerSampler(loaded, compute=torch.float32, urls=[f"http://127.0.0.1:{mute.getsockname()[1]}"])
+        (server,) = sampler.servers
+        label = server.label
+
+        def counted() -> str | None:
+            nonlocal asked
+            asked += 1
+            return label()
+
+        monkeypatch.setattr(server, "label", counted)
+        with pytest.raises(EngineError, match="was reached, but its answer was not there in time"):
+            sampler._give_back(server)
+    assert asked == requests.TIMEOUTS
 
 
 def test_a_server_answers_step_by_step_too(loaded: models.LoadedModel, fake: FakeServer) -> None:
@@ -241,7 +312,7 @@ def test_what_does_not_fit_gives_one_line_each(
         assert "\n" not in str(found.value)
         return str(found.value)
 
-    monkeypatch.setattr(requests, "RETRIES", 1)
+    monkeypatch.setattr(requests, "AWAY_S", 0.0)
     nobody = ServerSampler(loaded, compute=torch.float32, urls=["http://127.0.0.1:9"])
     assert line(nobody).startswith("no server answers at http://127.0.0.1:9; start one with: ")
     fake.names = ("one", "two")
