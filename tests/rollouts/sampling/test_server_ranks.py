@@ -24,7 +24,7 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return uneven(tmp_path_factory.mktemp("ranks"))
+    return [*uneven(tmp_path_factory.mktemp("ranks")), "--gate-tasks", "0"]  # whose games would load weights, too
 
 
 @pytest.fixture
