@@ -113,16 +113,15 @@ def recorded(session: Session, config: LearnConfig) -> list[str]:
 def _pilots(session: Session, config: LearnConfig) -> int:
     """How many other ways to train a round would try, see :func:`agentopcd.learn.another_way`."""
     from agentopcd.learn import WAYS
+    from agentopcd.workspace.checks import with_method
 
     if config.one_method or not config.gate_tasks:  # without a gate, each student becomes ENV/student
         return 0
-    logged, known = session.game.spec.logged, list[ConsolidateConfig]()
+    known = list[ConsolidateConfig]()
     for changes in ({}, *WAYS.values()):
         with contextlib.suppress(ConfigError):  # settings that are of no use to this way
-            way = dataclasses.replace(pick(config, ConsolidateConfig), **changes)
-            if logged and way.method == "opcd":
-                way = dataclasses.replace(way, method="prefix-replay")
-            if way not in known and not (logged and way.by_both):
+            way = with_method(session, dataclasses.replace(pick(config, ConsolidateConfig), **changes))
+            if way not in known:
                 known.append(way)
     return len(known) - 1
 

@@ -162,7 +162,7 @@ class _Load:
         self.items: set[str] = set()
         self.refs: dict[str, list[Row]] = {}
         self.placebos: dict[str, str] = {}
-        """New contexts that say that they are placebos, and the context whose."""
+        """New contexts that say that they are placebos, and of which context."""
         self.new: dict[str, int] = dict.fromkeys(KINDS, 0)
 
     def take(self, row: Row) -> None:

@@ -68,13 +68,20 @@ def check_launch(config: TrainConfig, processes: int) -> None:
 
 
 def check_method(session: Session, config: ConsolidateConfig) -> ConsolidateConfig:
+    """The settings of :func:`with_method`; a person is told of another method."""
+    allowed = with_method(session, config)
+    if allowed.method != config.method:
+        session.say(f"method: {allowed.method}, because the prompts of this environment are stored")
+    return allowed
+
+
+def with_method(session: Session, config: ConsolidateConfig) -> ConsolidateConfig:
     """The settings with the method that this environment allows: stored prompts are answered, not played.
 
     Raises:
         ConfigError: a setting is of no use here.
     """
     if session.game.spec.logged and config.method == "opcd":
-        session.say("method: prefix-replay, because the prompts of this environment are stored")
         config = dataclasses.replace(config, method="prefix-replay")
     if session.game.spec.logged and config.by_both:
         raise ConfigError(

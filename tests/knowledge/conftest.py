@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Job, Task, Turn
-from agentopcd.knowledge import Bench, Store
+from agentopcd.knowledge import Bench, Found, Item, Store
 
 ENV, MODEL, SETUP = "lake", "m" * 64, "s" * 64
 
@@ -92,6 +92,12 @@ class Kit:
         return Bench(
             store=store, env=ENV, setup=SETUP, model_id=model, run_id=run_id, play=lambda label, jobs: play(jobs)
         )
+
+    @staticmethod
+    def item(store: Store, text: str) -> Item:
+        """An item of the store, pending."""
+        (item_id,) = store.add_items(1, [Found(text)])
+        return store.item(item_id)
 
 
 @pytest.fixture
