@@ -1,12 +1,12 @@
 """Play by engine: ``python -m benchmarks.rollout``.
 
-Three scenes: ``pocket`` plays Frozen Lake; SmolLM2-135M plays a text game whose transcript grows; SmolLM2-135M
-answers questions with eight contexts of 1,000 tokens. ``ours`` is the in-process engine, ``padded`` is transformers'
-``generate`` on padded batches with the same weights and noise, ``vllm`` is vLLM in the same process, if it is
-installed (docs/engines.md), and ``bare`` is ``LLM.generate`` on all prompts of a scene at once. The arms take turns,
-``--repeats`` times; medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of the
-arithmetic limit: twice the weights times the tokens that ``ours`` reads, at the rate of a large product on this
-machine.
+Three scenes: ``pocket`` plays Frozen Lake; SmolLM2-135M plays a game of up to sixteen turns whose transcript grows;
+SmolLM2-135M answers questions with eight contexts of 1,000 tokens. ``ours`` is the in-process engine, ``padded`` is
+transformers' ``generate`` on padded batches with the same weights and noise, ``vllm`` is vLLM in the same process, if
+it is installed (docs/engines.md), ``bare`` is ``LLM.generate`` on all prompts of a scene at once, and ``old`` is the
+in-process engine of another checkout (``--old``), in a process of its own. The arms take turns, ``--repeats`` times;
+medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of the arithmetic limit: twice
+the weights times the tokens that ``ours`` reads, at the rate of a large product on this machine.
 
 ``--flight`` plays so many games at once, twice, and prints the memory of the process after each.
 """
@@ -15,9 +15,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import json
+import os
 import resource
 import statistics
-import time
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,36 +29,14 @@ from typing import Any
 import torch
 
 from agentopcd import models
-from agentopcd.core.types import MARKER, Context, Job, Request, Sampling
-from agentopcd.envs.splits import build_splits
-from agentopcd.rollouts.chat import Chat
-from agentopcd.rollouts.game import Game
+from agentopcd.core.types import Job, Request, Sampling
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling import vllm_engine
 from agentopcd.rollouts.sampling.rows import Rows
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+from benchmarks.rollout_scene import SCENES, Scene, jobs_of, play, player_of, timed
 
 PADDED_ROWS = 32
-
-
-@dataclasses.dataclass(frozen=True)
-class Scene:
-    """What is played."""
-
-    model: str
-    env: str
-    games: int
-    max_tokens: int
-    max_steps: int = 0
-    context_tokens: int = 0
-    """The length of each of eight contexts; 0: no context."""
-
-
-SCENES = {
-    "lake": Scene("pocket", "frozen-lake-4x4", 128, 128),
-    "text-game": Scene("smollm2-135m", "sokoban", 8, 24, max_steps=8),
-    "contexts": Scene("smollm2-135m", "math", 64, 16, context_tokens=1000),
-}
 
 
 class Padded(TransformersSampler):
@@ -64,53 +46,18 @@ class Padded(TransformersSampler):
         return "padded"
 
 
-def contexts(tokenizer: Any, tokens: int) -> list[Context]:
-    """Eight contexts of about so many tokens, of which no two begin alike."""
-    found = []
-    for number in range(8):
-        lines = [f"{MARKER} Rule {number}: number the steps."]
-        while len(tokenizer("\n".join(lines))["input_ids"]) < tokens:
-            lines.append(f"{MARKER} In case {number}-{len(lines)}, add the larger number first and check the sign.")
-        found.append(Context("\n".join(lines)))
-    return found
-
-
-def jobs_of(scene: Scene, loaded: models.LoadedModel, n: int) -> list[Job]:
-    tasks = build_splits(scene.env, {}).tasks("train")
-    shown = contexts(loaded.tokenizer, scene.context_tokens) if scene.context_tokens else [Context("")]
-    return [
-        Job(tasks[i // len(shown) % len(tasks)], context=shown[i % len(shown)], rep=i // len(shown) // len(tasks))
-        for i in range(n)
-    ]
-
-
-def engines(scene: Scene, loaded: models.LoadedModel, compute: torch.dtype) -> dict[str, Player]:
-    """A player by our engine, and one by transformers' ``generate``."""
-    ours = Player(
-        game=Game(ref=scene.env, max_steps=scene.max_steps), chat=Chat(loaded.tokenizer),
-        sampler=TransformersSampler(loaded, compute=compute),
-        sampling=Sampling(temperature=0.7, max_tokens=scene.max_tokens),
-    )  # fmt: skip
-    padded = dataclasses.replace(ours, sampler=Padded(loaded, compute=compute, batch_size=PADDED_ROWS))
-    return {"ours": ours, "padded": padded}
-
-
-def timed(do: Callable[[], int]) -> tuple[int, float]:
-    """Reply tokens and CPU seconds of ``do``, which returns the tokens."""
-    began = cpu_s()
-    tokens = do()
-    return tokens, cpu_s() - began
-
-
-def cpu_s() -> float:
-    """CPU seconds of this process and of those it has ended: with several threads, shares of a play are processes."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime
-
-
-def play(player: Player, jobs: Sequence[Job]) -> int:
-    """Reply tokens of a game each."""
-    return sum(len(turn.response_ids) for episode in player.play(jobs) for turn in episode.turns)
+def old(tree: Path, name: str, args: argparse.Namespace) -> tuple[int, float]:
+    """Reply tokens and CPU seconds of the engine in another checkout, measured in a process of its own."""
+    script = Path(__file__).with_name("rollout_scene.py")
+    command = [
+        sys.executable, str(script), name, "--repeats", "1", "--games", str(args.games), "--compute", args.compute,
+        "--threads", str(args.threads), "--of", str(tree),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(tree)}, cwd=tree, stdout=subprocess.PIPE, text=True, check=True
+    )
+    tokens, spent = json.loads(done.stdout.splitlines()[-1])[0]
+    return tokens, spent
 
 
 def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
@@ -164,7 +111,8 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
     """Play one scene with every engine and print a table."""
     loaded = models.load_model(scene.model)
     jobs = jobs_of(scene, loaded, args.games or scene.games)
-    ours, padded = engines(scene, loaded, compute).values()
+    ours = player_of(scene, loaded, compute)
+    padded = dataclasses.replace(ours, sampler=Padded(loaded, compute=compute, batch_size=PADDED_ROWS))
     read, asked = counted(ours, jobs)  # a warm-up, too
     arms: dict[str, Callable[[], int]] = {"ours": lambda: play(ours, jobs), "padded": lambda: play(padded, jobs)}
     if args.vllm:
@@ -172,10 +120,13 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
         vllm = dataclasses.replace(ours, sampler=fast)
         arms |= {"vllm": lambda: play(vllm, jobs), "bare": lambda: bare(fast, asked, scene.max_tokens)}
         arms["vllm"]()
-    found: dict[str, list[tuple[int, float]]] = {arm: [] for arm in arms}
+    how = {arm: functools.partial(timed, do) for arm, do in arms.items()}
+    if args.old:
+        how["old"] = functools.partial(old, args.old.resolve(), name, args)
+    found: dict[str, list[tuple[int, float]]] = {arm: [] for arm in how}
     for _ in range(args.repeats):
-        for arm, do in arms.items():
-            found[arm].append(timed(do))
+        for arm, measure in how.items():
+            found[arm].append(measure())
     weights = sum(p.numel() for p in loaded.model.parameters())
     limit_s = 2 * weights * read / rate(compute)
     prompts = sum(len(request.prompt_ids) for request in asked)
@@ -212,6 +163,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--vllm", action="store_true", help="vLLM beside them")
+    parser.add_argument("--old", type=Path, help="a checkout of another commit, whose engine plays beside them")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     models.prepare_process()
