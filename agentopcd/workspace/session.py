@@ -28,6 +28,7 @@ from agentopcd.envs.splits import build_splits, hashed_splits
 from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.students import student_ref
+from agentopcd.models.process import give_back_memory
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.fault_log import fault_log
 from agentopcd.rollouts.player import Player
@@ -187,6 +188,7 @@ class Session:
             self.store.add_model(loaded.id, name)
             return loaded
         name = self.named(name)
+        give_back_memory()  # what a training has left is more than this model takes
         loaded = model_named(self.store, self.work, name, self.device)
         if loaded.note:
             self.say_once(f"note: {loaded.note}")
