@@ -272,7 +272,8 @@ def tools_of(cell: Any) -> list[dict[str, Any]]:
 
     Args:
         cell: a list of ``{"type": "function", "function": {"name", "description", "parameters"}}``, or of what stands
-            under ``function`` there, or such a list as a JSON string.
+            under ``function`` there, or such a list as a JSON string. ``input_schema``, as Anthropic and MCP call
+            it, is read as parameters.
 
     Raises:
         ConfigError: it is no such list, two tools have one name, or parameters are no JSON schema of an object.
@@ -301,11 +302,25 @@ def _tool(one: Any, which: str) -> dict[str, Any]:
         raise ConfigError(f"{which} is called {name!r}; wanted 1 to 64 letters, digits, '_', '-' and '.'")
     if not isinstance(about, str):
         raise ConfigError(f"the description of tool {name!r} is {about!r}; wanted a text")
-    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    function, parameters = _parameters(function, name)
     if not isinstance(parameters, dict) or parameters.get("type") != "object":
         raise ConfigError(f'the parameters of tool {name!r} are no JSON schema with "type": "object"')
     _check_schema(parameters, name)
     return {"type": "function", "function": {**function, "description": about, "parameters": parameters}}
+
+
+_SCHEMAS = ("input_schema", "inputSchema")
+"""Other vendors' names for the parameters of a tool."""
+_BESIDE = {"name", "description", "strict", "type", "return"}
+
+
+def _parameters(function: dict[str, Any], name: str) -> tuple[dict[str, Any], Any]:
+    """A tool without what other vendors call its parameters, and these."""
+    function = {key: value for key, value in function.items() if value is not None}
+    given = [function.pop(key) for key in ("parameters", *_SCHEMAS) if key in function]
+    if not given and (odd := function.keys() - _BESIDE):
+        raise ConfigError(f"tool {name!r} has no parameters, and {min(odd)!r} is not read; give a JSON schema instead")
+    return function, next(filter(None, given), {"type": "object", "properties": {}})
 
 
 def _check_schema(schema: dict[str, Any], name: str) -> None:

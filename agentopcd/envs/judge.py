@@ -152,9 +152,13 @@ class Judge:
         with openai.OpenAI(base_url=root, api_key=key, timeout=TIMEOUT_S, max_retries=RETRIES) as client:
             try:
                 answer = client.chat.completions.create(model=self.name, messages=messages, temperature=0)
-            except openai.OpenAIError as error:
+            except (openai.OpenAIError, ValueError) as error:  # the latter: no JSON
                 raise EnvError(f"the judge at {self.url} does not answer: {first_line(error)}") from error
-        return answer.choices[0].message.content or "" if answer.choices else ""
+        try:
+            said = answer.choices[0].message.content
+        except (AttributeError, IndexError, TypeError):  # what the client takes for an answer may be anything
+            raise EnvError(f"the judge at {self.url} answers without a reply; is that a chat endpoint?") from None
+        return said if isinstance(said, str) else ""
 
 
 def verdict(answer: str) -> float:

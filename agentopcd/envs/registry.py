@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -228,10 +228,11 @@ def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> 
         raise EnvError(f"max_steps must be a whole number above 0, got {limit!r}")
     from agentopcd.envs.guard import SLOW_STEP_LIMIT_S, STEP_LIMIT_S, Guarded
 
-    return Guarded(_build(spec, kwargs), limit, spec.limit_s or (SLOW_STEP_LIMIT_S if spec.slow else STEP_LIMIT_S))
+    limit_s = spec.limit_s or (SLOW_STEP_LIMIT_S if spec.slow else STEP_LIMIT_S)
+    return Guarded(_build(spec, kwargs, limit_s), limit, limit_s)
 
 
-def _build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env[str, str]:
+def _build(spec: EnvSpec, kwargs: Mapping[str, Any], limit_s: float) -> gymnasium.Env[str, str]:
     import gymnasium
 
     from agentopcd.envs.guard import BUILD_LIMIT_S, faults
@@ -246,7 +247,7 @@ def _build(spec: EnvSpec, kwargs: Mapping[str, Any]) -> gymnasium.Env[str, str]:
         env = target(**arguments)
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"{spec.id} built a {type(env).__name__}; an environment is a gymnasium.Env")
-    return _as_text(env)
+    return _as_text(env, (target, repr(sorted(arguments.items()))), limit_s)
 
 
 def _look_first(name: str, target: Callable[..., Any]) -> None:
@@ -261,22 +262,24 @@ def _look_first(name: str, target: Callable[..., Any]) -> None:
         raise EnvError(f"{name} is the class {target.__qualname__}; an environment is a gymnasium.Env")
 
 
-def _as_text(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[str, str]:
-    """Return a text environment unchanged; wrap any other in the Gymnasium bridge.
+def _as_text(env: gymnasium.Env[Any, Any], game: Hashable, limit_s: float) -> gymnasium.Env[str, str]:
+    """Return a text environment; wrap any other in the Gymnasium bridge.
 
     Where no space is declared, text is assumed: that is what people write first.
     """
     from gymnasium.spaces import Text
 
     from agentopcd.envs.base import AnyText
+    from agentopcd.envs.games.gym_bridge import FromGym
 
     for name in ("observation_space", "action_space"):
         if getattr(env, name, None) is None:
             setattr(env.unwrapped, name, AnyText())
         if not isinstance(getattr(env, name), Text):
-            from agentopcd.envs.games.gym_bridge import FromGym
-
-            return FromGym(env)
+            env = FromGym(env)
+            break
+    if isinstance(env, FromGym):
+        env.look(game, limit_s)
     return env
 
 

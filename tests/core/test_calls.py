@@ -217,6 +217,16 @@ def test_tools_in_every_form_are_made_alike() -> None:
     assert tools_of(None) == tools_of("") == tools_of([]) == tools_of("[]") == []
 
 
+def test_parameters_under_the_names_of_other_vendors() -> None:
+    rest = {"name": "lookup", "description": "Looks a word up."}
+    for key in ("input_schema", "inputSchema"):
+        assert tools_of([{**rest, key: LOOKUP["parameters"]}]) == tools_of([LOOKUP])
+        assert tools_of([{**LOOKUP, key: None}]) == tools_of([LOOKUP]), "parquet fills in nulls"
+    assert tools_of([{**NOW, "parameters": {}, "response": {}}])[0]["function"]["response"] == {}
+    written_by_transformers = tools_of([{**LOOKUP, "return": {"type": "string"}, "strict": True}])
+    assert written_by_transformers[0]["function"]["return"] == {"type": "string"}
+
+
 def test_tools_are_a_copy() -> None:
     mine = [{"name": "f", "parameters": {"type": "object", "properties": {}}}]
     tools_of(mine)[0]["function"]["parameters"]["properties"]["x"] = {}
@@ -253,6 +263,8 @@ def schema(**words: Any) -> list[Any]:
         (schema(properties={"a": {"pattern": "("}}), "no JSON schema at properties.a.pattern"),
         (schema(properties={"a": {"$ref": "#/$defs/b"}}), "refer to '#/\\$defs/b', which is not in them"),
         (schema(properties={"a": {"$ref": "http://127.0.0.1:9/x"}}), "refer to 'http://127.0.0.1:9/x'"),
+        ([{"name": "f", "arguments": {"x": {}}}], "tool 'f' has no parameters, and 'arguments' is not read"),
+        ([{"name": "f", "input_schema": {"type": "dict"}}], 'no JSON schema with "type": "object"'),
         ([NOW, LOOKUP, NOW], "two tools are called 'now'"),
     ],
 )

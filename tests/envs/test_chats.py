@@ -104,6 +104,36 @@ def test_all_places_of_a_long_prompt_are_played(tmp_path: Path) -> None:
     assert [env.step("x")[3] for _ in range(3)] == [False, False, True]
 
 
+def test_the_cells_of_a_pair_may_be_text_in_a_file_of_conversations(tmp_path: Path) -> None:
+    rows = [{"prompt": TALK[:2], "completion": "Ho."}, {"prompt": "Say hi.", "completion": "Hello."},
+            {"prompt": "Why?", "completion": [said("So.")]}]  # fmt: skip
+    env = envs.make(write(tmp_path / "rows.jsonl", *rows)).unwrapped
+    read = [row.messages for row in env.rows]  # type: ignore[attr-defined]
+    assert read == [
+        [*TALK[:2], said("Ho.")], [user("Say hi."), said("Hello.")], [user("Why?"), said("So.")]
+    ]  # fmt: skip
+    for row, says in (({"prompt": TALK[:2], "completion": 3}, "completion must be text or a list of messages, got 3"),
+                      ({"prompt": "Hi."}, "has no messages; its keys are prompt")):  # fmt: skip
+        with pytest.raises(EnvError, match=f"row 2: {says}"):
+            envs.make(write(tmp_path / "rows.jsonl", rows[0], row))
+    with pytest.raises(EnvError, match=r"no answer in a row .* as messages, not as text"):
+        envs.make(write(tmp_path / "rows.jsonl", rows[1]))
+    asked = envs.make(write(tmp_path / "rows.jsonl", rows[1]), answer_key="completion")
+    assert asked.reset(seed=0)[0].startswith("Say hi.")
+
+
+@pytest.mark.parametrize("told", ["Be brief.", [{"type": "text", "text": "Be brief."}]])
+def test_a_system_column_stands_first(told: Any) -> None:
+    shared = [{"from": "human", "value": "Hi."}, {"from": "gpt", "value": "LOGGED ONE"}]
+    assert prompts(ConversationEnv([{"conversations": shared, "system": told}])) == [TALK[:2]]
+    assert prompts(ConversationEnv([{"messages": TALK[:3], "system": told}])) == [TALK[:2]]
+    assert prompts(ConversationEnv([{"conversations": shared, "system": told}], system="drop")) == [TALK[1:2]]
+    for nothing in ("", " ", None, 3, []):
+        assert prompts(ConversationEnv([{"conversations": shared, "system": nothing}])) == [TALK[1:2]]
+    with pytest.raises(EnvError, match="row 1: has a column 'system' and a message by the system that says"):
+        ConversationEnv([{"messages": TALK, "system": "Be long."}])
+
+
 @pytest.mark.parametrize("row", [{"prompt": TALK[:2], "answer": "34"}, {"question": "2+2?", "answer": "4"}])
 def test_questions_stay_questions(tmp_path: Path, row: dict[str, Any]) -> None:
     assert not envs.get_spec(write(tmp_path / "rows.jsonl", row)).logged

@@ -35,6 +35,16 @@ def test_a_sound_environment_has_nothing_to_complain_about(faulty: ModuleType) -
     assert_env_ok(faulty.Sound, n=4)
 
 
+def test_what_play_leaves_out_or_reads_as_a_number_is_no_fault(faulty: ModuleType) -> None:
+    report = check(faulty, "OwnInfo")
+    assert (report.errors, report.warnings) == ([], [])
+
+
+def test_one_slow_step_may_be_an_import(faulty: ModuleType) -> None:
+    assert check(faulty, "SlowOnce").warnings == []
+    assert any("set slow=True" in warning for warning in check(faulty, "SlowTwice").warnings)
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -50,7 +60,7 @@ def test_a_sound_environment_has_nothing_to_complain_about(faulty: ModuleType) -
         ("NoSuccess", "no info['success'] at the end"),
         ("WrongSolution", "solution() of seed 0 does not solve it"),
         ("Colours", "ANSI escapes"),
-        ("NotJson", "cannot be written as JSON"),
+        ("NotJson", "info['task_key'] cannot be written as JSON: set"),
         ("Infinite", "not a finite number"),
     ],
 )

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import gymnasium
 import pytest
+from gymnasium.spaces import Discrete
 
-from agentopcd.core.errors import EnvError
-from agentopcd.envs import FromGym, TextEnv, get_spec, make, task_key
+from agentopcd.core.errors import EnvError, GameFault
+from agentopcd.envs import EnvSpec, FromGym, TextEnv, get_spec, make, task_key
 from agentopcd.envs.views import succeeded
 
 
@@ -82,3 +83,52 @@ def test_actions_that_need_names_and_wrong_arguments_are_refused() -> None:
         make("gym:Pendulum-v1")
     with pytest.raises(EnvError, match=r"gym:FrozenLake-v1: .*slipery"):
         make("gym:FrozenLake-v1", slipery=False)
+
+
+class Counted(gymnasium.Env):
+    """Two doors that look alike, with a count of its resets; ``missing`` is a seed that cannot be reset."""
+
+    observation_space = Discrete(1)
+    action_space = Discrete(2)
+    resets = 0
+
+    def __init__(self, missing: int | None = None, doors: int = 2) -> None:
+        self.missing, self.doors = missing, doors
+
+    def reset(self, seed=None):  # type: ignore[override]  # many take no options
+        super().reset(seed=seed)
+        type(self).resets += 1
+        if seed is not None and seed == self.missing:
+            raise FileNotFoundError(f"level {seed} is missing")
+        self.door = int(self.np_random.integers(self.doors))
+        return 0, {}
+
+    def step(self, action):
+        return 0, float(action == self.door), True, False, {}
+
+
+def test_what_is_hidden_is_found_out_once_for_a_game_and_before_its_episodes() -> None:
+    spec = EnvSpec(id="counted", entry_point=Counted, success_at=1.0)
+    make(spec)
+    taken = []
+    for seed in range(3):
+        env, Counted.resets = make(spec), 0
+        env.reset(seed=seed)
+        taken.append(Counted.resets)
+    assert max(taken) < 10, "an instance of its own in every episode asks nothing again"
+    hides = {doors: "task_key" in make(spec, doors=doors).reset(seed=0)[1] for doors in (1, 2)}
+    assert hides == {1: False, 2: True}, "with other arguments it is another game"
+
+
+def test_a_seed_that_cannot_be_reset_breaks_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make(EnvSpec(id="counted", entry_point=Counted, success_at=1.0), missing=7)
+    keys = {task_key(*env.reset(seed=seed)) for seed in range(7)}
+    assert len(keys) == 2
+    with pytest.raises(GameFault, match="level 7 is missing"):
+        env.reset(seed=7)
+    monkeypatch.setattr(Counted, "reset", lambda self, seed=None: 1 / 0)
+    broken = FromGym(Counted())
+    with pytest.raises(ZeroDivisionError):
+        broken.reset(seed=0)
+    monkeypatch.undo()
+    assert "task_key" in broken.reset(seed=0)[1], "where nothing could be reset, nothing was found out"

@@ -25,6 +25,7 @@ class Api:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.answer = ""
+        self.body: tuple[str, str] | None = None
         self.answers = threading.Event()
         self.answers.set()
         outer = self
@@ -40,8 +41,11 @@ class Api:
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
                 data = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m",
                                    "choices": [choice]}).encode()  # fmt: skip
+                kind = "application/json"
+                if outer.body:
+                    kind, data = outer.body[0], outer.body[1].encode()
                 self.send_response(200)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
@@ -107,6 +111,22 @@ def test_a_kept_answer_without_a_verdict_is_asked_again(api: Api, prompt: str) -
     file.write_text(json.dumps({**json.loads(file.read_text()), "answer": "I cannot say."}) + "\n")
     judge._calls.cache_clear()  # as in another process
     assert Judge(prompt, api.address)({"topic": "bikes"}, "User: Hi.", "good day") == 1.0 and len(api.asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/html", "<html>Log in.</html>"), ("text/plain", '{"choices": 1}'), ("application/json", "<html>"),
+        ("application/json", "{}"), ("application/json", '{"choices": []}'), ("application/json", "[1]"),
+        ("application/json", '{"choices": [{"index": 0}]}'), ("application/json", '{"choices": [null]}'),
+        ("application/json", "null"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_none_is_one_line(api: Api, prompt: str, kind: str, body: str) -> None:
+    api.body = (kind, body)
+    with pytest.raises(EnvError, match=r"the judge at http\S+ (answers without a reply; is that|does not answer)"):
+        Judge(prompt, api.address)({"topic": "bikes"}, "User: Hi.", "good day")
+    assert not Path(f"{prompt}.calls.jsonl").exists()
 
 
 def test_closing_the_environment_ends_a_question_under_way(api: Api, prompt: str, tmp_path: Path) -> None:

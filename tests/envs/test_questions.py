@@ -330,3 +330,13 @@ def test_tasks_that_use_the_global_generators_are_held_to_their_seed(task: str) 
     assert (random.getstate(), str(np.random.get_state())) == before
     random.seed(2)
     assert [make(f"rg:{task}").reset(seed=seed)[0] for seed in (1, 2, 3)] == first
+
+
+def test_a_column_whose_name_holds_a_dot_is_found_by_that_name() -> None:
+    flat = {"question.text": "2+5?", "answer.value": "7"}  # as pandas writes a table of objects
+    (row,) = rows_from([flat], "question.text", "answer.value")
+    assert (row.prompt, row.gold) == ("2+5?", "7")
+    (row,) = rows_from([{"question": "2+5?", "reward_model.ground_truth": "7"}])
+    assert row.gold == "7"
+    (row,) = rows_from([{"question": "2+5?", "choices": ["6", "7"], "key.letter": "B"}], None, "key.letter")
+    assert row.gold == "B"

@@ -5,12 +5,13 @@ layout                 messages
 =====================  ==================================================================
 OpenAI, most logs      ``messages``: objects with ``role``, ``content``, ``tool_calls``
 ShareGPT               ``conversations``: objects with ``from`` and ``value``
-TRL, prompt-completion ``prompt`` and ``completion``, both lists of messages
+TRL, prompt-completion ``prompt`` and ``completion``, both lists of messages; text is one
+                       message where another row of the file, or the other cell, is a list
 TRL, prompts only      ``prompt``, a list of messages, and no answer column
 =====================  ==================================================================
 
-A row may have ``tools`` (a list of JSON schemas), a ``split`` and ``checks``
-(:mod:`agentopcd.envs.questions.text_checks`).
+A row may have ``system`` (the text of a message that stands first), ``tools`` (a list of JSON schemas), a ``split`` and
+``checks`` (:mod:`agentopcd.envs.questions.text_checks`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from agentopcd.core.types import SPLITS, Message, Tool
 from agentopcd.envs.questions.files import Raw, read_rows, row_files
 from agentopcd.envs.questions.rows import ANSWER_KEYS
 from agentopcd.envs.questions.text_checks import known_checks
-from agentopcd.envs.questions.values import blank, missing, plain
+from agentopcd.envs.questions.values import blank, cell_at, missing, plain
 from agentopcd.envs.views import hash_text
 
 KEYS = ("messages", "conversations", "conversation")
@@ -67,18 +68,15 @@ def is_conversation(row: Raw) -> bool:
         return True
     if not _messages_in(row.get("prompt")):
         return False
-    return _messages_in(row.get("completion")) or not any(_answered(row, key) for key in ANSWER_KEYS)
+    return _messages_in(row.get("completion")) or not _answered(row)
 
 
 def _messages_in(cell: Any) -> bool:
     return isinstance(cell, list) and bool(cell) and all(isinstance(one, Mapping) and "role" in one for one in cell)
 
 
-def _answered(row: Raw, key: str) -> bool:
-    value: Any = row
-    for name in key.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return not blank(value)
+def _answered(row: Raw) -> bool:
+    return any(not blank(cell_at(row, key)) for key in ANSWER_KEYS)
 
 
 def stamps(path: str) -> tuple[tuple[str, int, int], ...]:
@@ -198,14 +196,39 @@ def _merged(found: Sequence[Conversation], longer: Mapping[int, Iterable[int]]) 
     return [dataclasses.replace(one, split=splits[n]) for n, one in enumerate(found) if n not in longer]
 
 
-def _conversation(name: str, row: Raw, turns: str, system: str) -> Conversation:
+def _messages(row: Raw) -> list[Message]:
     if not is_conversation(row):
-        raise EnvError(f"has no messages; its keys are {', '.join(map(str, row))}")
-    given = plain(row)
-    cell = next((given[key] for key in KEYS if not blank(given.get(key))), None)
+        pair = all(isinstance(row.get(key), str | list) and not blank(row[key]) for key in ("prompt", "completion"))
+        if not pair or _answered(row):
+            raise EnvError(f"has no messages; its keys are {', '.join(map(str, row))}")
+    cell = next((row[key] for key in KEYS if not blank(row.get(key))), None)
     if cell is None:
-        cell = [*given["prompt"], *(given.get("completion") or ())]
-    messages = read_messages(cell)
+        cell = [*_said(row, "prompt", "user"), *_said(row, "completion", "assistant")]
+    messages, told = read_messages(cell), row.get("system")
+    if blank(told) or not isinstance(told, str | list) or not told:
+        return messages
+    first = read_messages([{"role": "system", "content": told}])
+    there = [message for message in messages if message["role"] == "system"]
+    if there not in ([], first):
+        raise EnvError("has a column 'system' and a message by the system that says something else; leave one out")
+    return messages if there else first + messages
+
+
+def _said(row: Raw, key: str, role: str) -> list[Any]:
+    """The messages of a cell; text is one message."""
+    cell = row.get(key)
+    if blank(cell):
+        return []
+    if isinstance(cell, str):
+        return [{"role": role, "content": cell}]
+    if not isinstance(cell, list):
+        raise EnvError(f"{key} must be text or a list of messages, got {cell!r:.60}")
+    return cell
+
+
+def _conversation(name: str, row: Raw, turns: str, system: str) -> Conversation:
+    given = plain(row)
+    messages = _messages(given)
     if system == "drop":
         messages = [message for message in messages if message["role"] != "system"]
     places = [

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-import random
+import contextlib
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Discrete, Text
 
-from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
+from agentopcd.core.errors import DependencyError, EnvError, GameFault, did_you_mean
 from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv, last_bracket
 from agentopcd.envs.games import minigrid
-from agentopcd.envs.games.inside import canonical
+from agentopcd.envs.games.inside import course, differs_later
 from agentopcd.envs.games.solvers import Cell, Lake, shortest
+from agentopcd.envs.guard import BUILD_LIMIT_S, faults
 from agentopcd.envs.load import load_module
 from agentopcd.envs.views import hash_text
 
@@ -161,14 +161,15 @@ class FromGym(TextEnv):
         self._rules = rules
         self._key = key
         self._seen = ""
-        self._name = repr((env, sorted(kwargs.items()))) if isinstance(env, str) else ""
-        self._hides = _HIDES.get(self._name)
+        self._game: Hashable = repr((env, sorted(kwargs.items()))) if isinstance(env, str) else ""
+        self._hides = _HIDES.get(self._game)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         inner_seed = int(self.np_random.integers(2**31)) if seed is None else seed
         course = self._course(inner_seed) if self._key is None and self._hidden() else None
-        obs, inner = self._env.reset(seed=inner_seed, options=options)
+        given: dict[str, Any] = {} if options is None else {"options": options}  # many resets take a seed only
+        obs, inner = self._env.reset(seed=inner_seed, **given)
         self._seen = self._words(obs)
         text, info = self.first(rules=self._rules, state=self._seen, actions=self._how)
         if course is not None:
@@ -178,41 +179,41 @@ class FromGym(TextEnv):
         info.update(_kept(inner), **self._legal())
         return text, info
 
+    def look(self, game: Hashable, limit_s: float) -> None:
+        """Find out whether seeds that look alike at first go on differently: before the first episode, because it
+        takes dozens of resets, and once for each game.
+
+        Args:
+            game: what is built, with its arguments.
+            limit_s: seconds that one reset may take.
+        """
+        self._game = game
+        if game not in _HIDES and type(self) is FromGym and self._key is None:  # others may need their own reset
+            _HIDES[game] = None
+            with contextlib.suppress(GameFault):  # it shows in the first episode
+                with faults("reset", limit_s):
+                    self._env.reset(seed=0)
+                with faults("looking at seeds", BUILD_LIMIT_S):
+                    self._hidden()
+        self._hides = _HIDES.get(game)
+
     def _hidden(self) -> bool:
         """Whether some of the first seeds look the same at first and go on differently."""
         if self._hides is None:
-            self._hides = self._actions is not None and self._differs_later()
-            if self._name:
-                _HIDES[self._name] = self._hides
-        return self._hides
-
-    def _differs_later(self) -> bool:
-        alike: dict[str, list[int]] = {}
-        for seed in range(_LOOK_AT_SEEDS):
-            obs, inner = self._env.reset(seed=seed)
-            if "task_key" in inner:  # the environment says itself what its tasks are
-                return False
-            alike.setdefault(self._words(obs), []).append(seed)
-        for seeds in (seeds for seeds in alike.values() if len(seeds) > 1):
-            courses = [self._course(seed) for seed in seeds[:_MOST_ALIKE]]
-            if len(set(courses)) > 1 and self._course(seeds[0]) == courses[0]:  # and the seed decides which way
-                return True
-        return False
+            self._hides = self._differs_later() if self._actions is not None else False
+            if self._game:
+                _HIDES[self._game] = self._hides
+        return bool(self._hides)
 
     def _course(self, seed: int) -> str:
-        """How this seed goes on under fixed sequences of actions."""
-        actions = list((self._actions or {}).values())
-        always = [itertools.repeat(action) for action in actions[:_SEQUENCES]]
-        mixed = [random.Random(number).choices(actions, k=_LOOK_AHEAD) for number in range(_SEQUENCES)]
-        course: list[str] = []
-        for sequence in (*always, *mixed):
-            self._env.reset(seed=seed)
-            for action in itertools.islice(sequence, _LOOK_AHEAD):
-                obs, reward, terminated, truncated, _ = self._env.step(action)
-                course.append(f"{canonical(obs)} {float(reward)} {bool(terminated)}")
-                if terminated or truncated:
-                    break
-        return hash_text("\n".join(course))
+        return course(self._env, list((self._actions or {}).values()), seed)
+
+    def _differs_later(self) -> bool | None:
+        def first(seed: int) -> str | None:
+            obs, inner = self._env.reset(seed=seed)
+            return None if "task_key" in inner else self._words(obs)
+
+        return differs_later(first, self._course)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         chosen = self._chosen(action)
@@ -270,12 +271,8 @@ class FromGym(TextEnv):
 _NOTHING = object()
 _MOST_CHARS = 50_000
 """Longest observation that is written out as numbers."""
-_LOOK_AT_SEEDS, _MOST_ALIKE = 32, 6
-"""How many first states are compared to see whether anything is hidden, and how many seeds that look alike."""
-_SEQUENCES, _LOOK_AHEAD = 3, 20
-"""Sequences of one action, as many of mixed ones, and the steps of each. Steps cost time at every reset."""
-_HIDES: dict[str, bool] = {}
-"""Whether Gymnasium's environment of this id, with these arguments, hides something; found out once."""
+_HIDES: dict[Hashable, bool | None] = {}
+"""Whether a game with these arguments hides something; found out once, and None where no seed could be reset."""
 
 
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:

@@ -1,15 +1,18 @@
-"""The inside of a game: its whole state, whether its steps draw at random, for how many it is, its result."""
+"""The inside of a game: its whole state, whether its steps draw at random, how a seed goes on, for how many it is, its
+result."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import importlib
 import inspect
+import itertools
 import random
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -28,6 +31,10 @@ _NLTK_DATA = re.compile(r"Resource\s+(?:\x1b\[\d+m)?'?(\w+)")
 _SEVERAL = {"TwoPlayerState", "FFAMultiPlayerState", "TeamMultiPlayerState", "MinimalMultiPlayerState", "State"}
 _NOT_STATE = {"state", "env_id", "entry_point", "action_space"}
 _DEEPEST = 12
+_LOOK_AT_SEEDS, _MOST_ALIKE = 32, 6
+"""How many first states are compared to see whether anything is hidden, and how many seeds that look alike."""
+_SEQUENCES, _LOOK_AHEAD = 3, 20
+"""Sequences of one action, as many of mixed ones, and the steps of each. Steps cost time at every reset."""
 
 
 def is_open(env_id: str) -> bool:
@@ -71,6 +78,48 @@ def canonical(value: Any, depth: int = 0) -> str:
     if callable(value) or isinstance(value, ModuleType) or not hasattr(value, "__dict__"):
         return type(value).__name__
     return f"{type(value).__name__}{canonical(vars(value), depth + 1)}"
+
+
+def differs_later(first: Callable[[int], str | None], course_of: Callable[[int], str]) -> bool | None:
+    """Whether some of the first seeds look the same at first and go on differently; ``None`` if none can be reset.
+
+    A seed that cannot be reset or played is left out.
+
+    Args:
+        first: what a seed shows first; ``None`` if the environment says itself what its tasks are.
+        course_of: see :func:`course`.
+    """
+    alike: dict[str, list[int]] = {}
+    for seed in range(_LOOK_AT_SEEDS):
+        with contextlib.suppress(Exception):
+            if (seen := first(seed)) is None:
+                return False
+            alike.setdefault(seen, []).append(seed)
+    for seeds in (seeds for seeds in alike.values() if len(seeds) > 1):
+        courses: dict[int, str] = {}
+        for seed in seeds[:_MOST_ALIKE]:
+            with contextlib.suppress(Exception):
+                courses[seed] = course_of(seed)
+        if len(set(courses.values())) > 1:
+            seed = next(iter(courses))
+            if course_of(seed) == courses[seed]:  # and the seed decides which way
+                return True
+    return False if alike else None
+
+
+def course(env: Any, actions: Sequence[Any], seed: int) -> str:
+    """How this seed goes on under fixed sequences of actions."""
+    always = [itertools.repeat(action) for action in actions[:_SEQUENCES]]
+    mixed = [random.Random(number).choices(actions, k=_LOOK_AHEAD) for number in range(_SEQUENCES)]
+    told: list[str] = []
+    for sequence in (*always, *mixed):
+        env.reset(seed=seed)
+        for action in itertools.islice(sequence, _LOOK_AHEAD):
+            obs, reward, terminated, truncated, _ = env.step(action)
+            told.append(f"{canonical(obs)} {float(reward)} {bool(terminated)}")
+            if terminated or truncated:
+                break
+    return hash_text("\n".join(told))
 
 
 def draws_later(cls: type) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from agentopcd.core.errors import EnvError
 from agentopcd.envs.questions.answers import same_choice
 from agentopcd.envs.questions.files import Raw
-from agentopcd.envs.questions.values import blank, question_of, whole
+from agentopcd.envs.questions.values import blank, cell_at, question_of, whole
 
 ACTIONS = "Reply with the letter of the right choice like this: <answer>A</answer>."
 
@@ -160,9 +160,7 @@ def of_row(question: str, row: Raw, counts_from: int | None, keys: Sequence[str]
 def right_of(row: Raw, keys: Sequence[str] = RIGHT) -> Any:
     """What a row names as its right choice; ``None`` if nothing."""
     for name in keys:
-        value: Any = row
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = cell_at(row, name)
         if isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 1:
             value = value[0]
         if not blank(value):

@@ -47,6 +47,16 @@ def blank(value: Any) -> bool:
     return missing(value) or (isinstance(value, str) and not value.strip())
 
 
+def cell_at(row: Mapping[str, Any], key: str) -> Any:
+    """The cell of a column; ``a.b`` is ``b`` of the object in ``a``, unless a column has that name."""
+    if key in row:
+        return row[key]
+    value: Any = row
+    for name in key.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
 def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """The first column, beside the split, in which two rows differ by more than space and letter case; '' if none."""
     for name in dict.fromkeys((*one, *other)):

@@ -3,6 +3,8 @@
 import random
 import time
 
+import numpy as np
+
 from agentopcd.envs import TextEnv, last_bracket
 
 
@@ -119,7 +121,42 @@ class Colours(Sound):
 class NotJson(Sound):
     def reset(self, *, seed=None, options=None):
         obs, info = super().reset(seed=seed)
-        return obs, {**info, "seen": {1, 2}}
+        return obs, {**info, "task_key": {1, 2}}
+
+
+class OwnInfo(Sound):
+    """Nothing is wrong with it either: what is not ours is not read, and numpy's numbers are numbers."""
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs, {**info, "seen": {1, 2}, "grid": np.zeros(3), "task_key": np.int64(self.pair[0])}
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        extra = {"metrics": {"x": np.float32(1)}, "invalid": np.bool_(info["invalid"]), "grid": np.ones(3)}
+        return obs, reward, terminated, truncated, {**info, **extra}
+
+
+class SlowOnce(Sound):
+    """Imports something when it is first reset."""
+
+    late = 0
+
+    def reset(self, *, seed=None, options=None):
+        if type(self).late < 1:
+            type(self).late += 1
+            time.sleep(1.1)
+        return super().reset(seed=seed)
+
+
+class SlowTwice(Sound):
+    late = 0
+
+    def reset(self, *, seed=None, options=None):
+        if type(self).late < 2:
+            type(self).late += 1
+            time.sleep(1.1)
+        return super().reset(seed=seed)
 
 
 class Infinite(Sound):
