@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
+from agentopcd.core.config.engine import KEY
 from agentopcd.core.errors import EnvError, GameFault
 from agentopcd.envs import judge
 from agentopcd.envs.judge import Judge, verdict
@@ -25,6 +26,8 @@ class Api:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.answer = ""
+        self.body = b""
+        """The whole of what is answered, if it is not what an API would say."""
         self.answers = threading.Event()
         self.answers.set()
         outer = self
@@ -40,6 +43,7 @@ class Api:
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
                 data = json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m",
                                    "choices": [choice]}).encode()  # fmt: skip
+                data = outer.body or data
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
@@ -160,3 +164,18 @@ def test_what_is_wrong_is_one_line(prompt: str, tmp_path: Path) -> None:
         assert "secret" not in str(raised.value)
     with pytest.raises(EnvError, match=r"names \{topic\}, and the row has no such column"):
         Judge(prompt, "http://127.0.0.1:9#m")({}, "a", "b")
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"[]", b'{"choices": [', b'{"choices": []}', b'{"choices": [{"index": 0}]}']
+)
+def test_what_is_no_api_is_no_judge(api: Api, prompt: str, body: bytes) -> None:
+    api.body = body
+    with pytest.raises(EnvError, match=r"the judge at http://\S+ answers, but not as an OpenAI-compatible chat API"):
+        Judge(prompt, api.address)({"topic": "bikes"}, "User: Hi.", "good day")
+
+
+def test_a_key_that_no_header_carries_is_refused_at_once(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "schlüssel")
+    with pytest.raises(EnvError, match=KEY):
+        Judge(prompt, "http://127.0.0.1:9#m")
