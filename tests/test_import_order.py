@@ -34,7 +34,7 @@ INSIDE = {
         "apart crossed groups",
         "calibration",
         "config.engine",
-        "config.player config.serve",
+        "api config.player config.serve",
         "config.training",
         "config.flags config.verbs",
         "config.toml",

@@ -49,6 +49,9 @@ class ModelError(ConfigError):
 class EngineError(ConfigError):
     """A sampling server that cannot be reached, does not fit the settings, or refuses a request."""
 
+    ticket: int | None = None
+    """The sampler's ticket of the request that failed, if it is about that request alone."""
+
 
 class StoreError(ConfigError):
     """A knowledge store that cannot be opened, or an unknown or ambiguous reference."""

@@ -182,9 +182,9 @@ class PrefixReplay(Method):
 
     def _too_long(self, request: Request) -> str:
         """Why a stored prompt leaves no room for a reply; '' if it does."""
-        sampler = self.player.sampler
+        room = self.player.sampler.room  # if no server can say it, the run ends
         try:
-            check_room([request], self.player.sampling, sampler.room, "the model")
+            check_room([request], self.player.sampling, room, "the model")
         except ConfigError as error:
             return str(error)
         return ""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
 import re
 import threading
 from collections.abc import Mapping
@@ -18,7 +17,8 @@ from concurrent.futures import CancelledError, Future, InvalidStateError
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.config.engine import KEY, check_address
+from agentopcd.core.api import api_key, as_api
+from agentopcd.core.config.engine import check_address
 from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.core.files import is_file, path_of
@@ -78,6 +78,7 @@ class Judge:
         url, _, self.name = address.partition("#")
         try:
             check_address(url)
+            api_key()
             if without_password(url) != url or not self.name:
                 raise ConfigError(
                     f"judge is {without_password(address)!r}; wanted http://HOST:PORT#NAME without a password"
@@ -148,17 +149,13 @@ class Judge:
         import openai
 
         root = self.url if re.search(r"//[^/]+/.", self.url) else f"{self.url}/v1"
-        key = os.environ.get(KEY) or "none"
-        with openai.OpenAI(base_url=root, api_key=key, timeout=TIMEOUT_S, max_retries=RETRIES) as client:
+        with openai.OpenAI(base_url=root, api_key=api_key(), timeout=TIMEOUT_S, max_retries=RETRIES) as client:
             try:
-                answer = client.chat.completions.create(model=self.name, messages=messages, temperature=0)
-            except (openai.OpenAIError, ValueError) as error:  # the latter: no JSON
+                with as_api(f"the judge at {self.url}", EnvError):
+                    answer = client.chat.completions.create(model=self.name, messages=messages, temperature=0)
+                    return answer.choices[0].message.content or ""
+            except openai.OpenAIError as error:
                 raise EnvError(f"the judge at {self.url} does not answer: {first_line(error)}") from error
-        try:
-            said = answer.choices[0].message.content
-        except (AttributeError, IndexError, TypeError):  # what the client takes for an answer may be anything
-            raise EnvError(f"the judge at {self.url} answers without a reply; is that a chat endpoint?") from None
-        return said if isinstance(said, str) else ""
 
 
 def verdict(answer: str) -> float:

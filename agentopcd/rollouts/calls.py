@@ -101,17 +101,18 @@ class Layout:
     """The opening marks that count, keys of :data:`FENCES`."""
     kept: Mapping[int, str]
     """Special tokens that may mark calls or thinking, which decoding would leave out."""
-    thinking: Mapping[str, str]
-    """Marks that open and close the thinking."""
+    reader: replies.Reader | None
+    """Knows the marks around the thinking, and what ends a reply; None if the tokenizer is not known."""
 
     def said(self, tokenizer: Any, ids: Sequence[int], text: str, *, special: bool = False) -> str:
         """A reply after its thinking, with the tokens that mark calls; with ``special``: with all special tokens."""
-        if not ids:
+        if not ids or self.reader is None:
             return "" if self.channels else after_thinking(text)
-        said = tokenizer.decode(list(ids)) if special else replies.decoded(tokenizer, ids, self.kept)
+        spoken = self.reader.spoken(ids)
+        said = tokenizer.decode(list(ids)) if special else replies.decoded(tokenizer, spoken, self.kept)
         if self.channels:
             return said
-        ends = [at + len(mark) for mark in self.thinking.values() if (at := said.rfind(mark)) >= 0]
+        ends = [at + len(mark) for mark in self.reader.marks.values() if (at := said.rfind(mark)) >= 0]
         return said[max(ends, default=0) :]
 
 
@@ -123,7 +124,7 @@ def layout_of(tokenizer: Any) -> Layout:
 @functools.lru_cache(maxsize=8)
 def _layout(tokenizer: Any, template: str) -> Layout:
     if tokenizer is None:
-        return Layout(parser=False, channels=False, bare=True, fences=tuple(FENCES), kept={}, thinking={})
+        return Layout(parser=False, channels=False, bare=True, fences=tuple(FENCES), kept={}, reader=None)
     reader = replies.Reader(tokenizer, "")
     tokens = tokenizer.added_tokens_decoder
     names = {token.content for token in tokens.values()}
@@ -135,7 +136,7 @@ def _layout(tokenizer: Any, template: str) -> Layout:
         bare=shown <= {"<|python_tag|>"},
         fences=tuple(shown or FENCES),
         kept={**reader.vanishing, **matter},
-        thinking=reader.marks,
+        reader=reader,
     )
 
 

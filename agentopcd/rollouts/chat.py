@@ -280,7 +280,7 @@ class Chat:
                 list(messages), tokenize=False, add_generation_prompt=header, **given, **self.template_args
             )
         except Exception as error:  # a template can raise errors of its own
-            if messages[0]["role"] == "system":
+            if not self._takes_system and messages[0]["role"] == "system":
                 raise ConfigError(
                     f"this chat template takes no system message ({error}); place the context with --placement user"
                 ) from error

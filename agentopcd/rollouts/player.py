@@ -246,6 +246,7 @@ class _Live:
                 f"{self.job.task.key}; the environment changed, so make new splits (and a new workspace)"
             )
         self.parts = self._seen(obs, info)
+        self._check_choices()  # which ends the run, before anything is played with these settings
 
     def request(self) -> Request | None:
         """The request for the next reply; None if there is no room for one, which ends the episode."""
@@ -259,9 +260,11 @@ class _Live:
             self._messages, self.job.context, seed=seed, choices=self.choices, tools=self.tools
         )
         sampler, sampling = self.player.sampler, self.player.sampling
+        room = sampler.room  # if no server can say it, the run ends
         try:
-            check_room([self._asked], sampling, sampler.room, "the model")
-        except ConfigError as error:  # the observations have grown too long; other episodes go on
+            self._check_choices()
+            check_room([self._asked], sampling, room, "the model")
+        except ConfigError as error:  # the observations or the choices have grown too long; other episodes go on
             self.error = f"{type(error).__name__}: {error}"
             self._write_down(self.error)
             self.episode = self.finish("env_error", success=False)
@@ -323,6 +326,15 @@ class _Live:
         self.tools = info.get("tools", self.tools)
         self.given = told(info, game.view)
         return envs.apply_view(envs.parts_of(obs, info), game.view)
+
+    def _check_choices(self) -> None:
+        """Refuse listed replies that would be cut, so that they count as invalid."""
+        longest, most = max(map(len, self.choices), default=0), self.player.sampling.max_tokens
+        if longest > most:
+            raise ConfigError(
+                f"--constrain: a listed reply has {longest} tokens with its end, and a reply may have {most}; raise "
+                f"--max-tokens to {longest}"
+            )
 
     def close(self) -> None:
         """Close the environment, once: the thread that steps it and the one that stops all of them may both come."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from agentopcd.core.text import END_OF_THINKING, THINKING, still_thinking
+from agentopcd.models.tokens import end_of_turn
 
 MARKS = {
     THINKING: END_OF_THINKING,
@@ -76,6 +77,11 @@ class Reader:
             id_: token.content for id_, token in tokens.items() if token.special and token.content in wanted
         }
         """Tokens that matter here and that decoding leaves out."""
+        ends = {end_of_turn(tokenizer), tokenizer.eos_token_id}
+        self._ends = {
+            id_ for id_ in ends & tokens.keys() if not tokens[id_].special and tokens[id_].content not in wanted
+        }
+        """Tokens that end a reply and that decoding would leave in its text."""
         self.begins = prompt_end[prompt_end.rfind(START) :] if self.channels and START in prompt_end else ""
         """With channels: the head of a reply's first message, which the prompt has opened."""
         self.thinks = not self.channels and still_thinking(plain(prompt_end, self.marks))
@@ -97,9 +103,13 @@ class Reader:
         Args:
             begun: the answer itself had begun before: its first words were given, or it was held to a list.
         """
-        raw = decoded(self.tokenizer, ids, self.vanishing)
+        raw = decoded(self.tokenizer, self.spoken(ids), self.vanishing)
         said = channels(raw, FINAL if begun else self.begins) if self.channels else plain(raw, self.marks)
         return THINKING + said if self.thinks and not begun and END_OF_THINKING not in said else said
+
+    def spoken(self, ids: Sequence[int]) -> Sequence[int]:
+        """A reply without the token that ends it, if that would be read as words."""
+        return ids[:-1] if ids and ids[-1] in self._ends else ids
 
 
 def decoded(tokenizer: Any, ids: Sequence[int], kept: Mapping[int, str]) -> str:

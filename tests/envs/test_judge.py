@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
+from agentopcd.core.config.engine import KEY
 from agentopcd.core.errors import EnvError, GameFault
 from agentopcd.envs import judge
 from agentopcd.envs.judge import Judge, verdict
@@ -124,7 +125,7 @@ def test_a_kept_answer_without_a_verdict_is_asked_again(api: Api, prompt: str) -
 )  # fmt: skip
 def test_an_answer_that_is_none_is_one_line(api: Api, prompt: str, kind: str, body: str) -> None:
     api.body = (kind, body)
-    with pytest.raises(EnvError, match=r"the judge at http\S+ (answers without a reply; is that|does not answer)"):
+    with pytest.raises(EnvError, match=r"the judge at http://\S+ answers, but not as an OpenAI-compatible chat API"):
         Judge(prompt, api.address)({"topic": "bikes"}, "User: Hi.", "good day")
     assert not Path(f"{prompt}.calls.jsonl").exists()
 
@@ -180,3 +181,9 @@ def test_what_is_wrong_is_one_line(prompt: str, tmp_path: Path) -> None:
         assert "secret" not in str(raised.value)
     with pytest.raises(EnvError, match=r"names \{topic\}, and the row has no such column"):
         Judge(prompt, "http://127.0.0.1:9#m")({}, "a", "b")
+
+
+def test_a_key_that_no_header_carries_is_refused_at_once(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEY, "schlüssel")
+    with pytest.raises(EnvError, match=KEY):
+        Judge(prompt, "http://127.0.0.1:9#m")

@@ -140,6 +140,13 @@ def test_a_template_that_fails_otherwise_is_a_config_error(tokenizer: Any) -> No
         chat.render(ONE)
 
 
+def test_a_fault_of_a_template_that_takes_system_messages_is_not_put_down_to_them(tokenizer: Any) -> None:
+    chat = chat_of(tokenizer, "chatml")
+    chat.tokenizer.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(ConfigError, match="chat template failed: no"):
+        chat.render(ONE, Context(LESSON, "system"))
+
+
 def test_a_template_that_drops_the_context_is_refused(tokenizer: Any) -> None:
     """Else the teacher would be the student, and nothing would be learned."""
     own = copy.deepcopy(tokenizer)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
-from agentopcd.core.errors import EnvError
+from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.core.types import Context, Job, Sampling, Task
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.game import Game
@@ -133,6 +133,35 @@ def test_an_environment_that_lists_no_actions_cannot_hold_replies_to_them(tokeni
     player = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=True))
     with pytest.raises(EnvError, match=r"lists no legal actions .* leave --constrain out"):
         list(play(player, walks(1)))
+
+
+def test_listed_replies_that_would_be_cut_end_the_run_or_where_they_come_later_the_episode(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, step = Walk.reset, Walk.step
+    long = "go on and on and on"
+
+    def reset(self: Walk, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = usual(self, seed=seed)
+        return obs, info | {"choices": [long if seed == 3 else "go", "stay"]}
+
+    def later(self: Walk, action: str) -> Any:
+        obs, *rest, info = step(self, action)
+        return obs, *rest, info | {"choices": [long if self.seed_now == 1 else "go"]}
+
+    monkeypatch.setattr(Walk, "reset", reset)
+    monkeypatch.setattr(Walk, "step", later)
+    player = player_of(tokenizer, lambda prompt: "go")
+    needs = max(map(len, player.chat.choices([long])))
+    held = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=True))
+    assert all(episode.success for episode in play(held, walks(1, 2, 3)))  # there is room
+    held = dataclasses.replace(held, sampling=dataclasses.replace(held.sampling, max_tokens=needs - 1))
+    told = f"has {needs} tokens with its end, and a reply may have {needs - 1}; raise --max-tokens to {needs}"
+    one_, two = sorted(play(held, walks(1, 2)), key=lambda episode: episode.task.seed)
+    assert (one_.stop_reason, len(one_.turns)) == ("env_error", 1) and told in str(one_.error)
+    assert two.success
+    with pytest.raises(ConfigError, match=told):
+        list(play(held, walks(3)))
 
 
 def test_a_state_can_list_its_own_actions(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,17 @@ def test_words_of_the_family_mean_nothing_to_other_models(plain: Any) -> None:
     assert Reader(plain, "<|im_end|>\n<|im_start|>assistant\n").vanishing == {}
 
 
+def test_an_end_of_turn_that_is_not_special_is_no_word(plain: Any) -> None:
+    tokenizer = with_tokens(plain, "<|turn_end|>", special=False)
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "<|turn_end|>")
+    chat = Chat(tokenizer)
+    (said,) = chat.choices(["north"])
+    assert tokenizer.decode(said, skip_special_tokens=True) == "north<|turn_end|>" and said[-1] == chat.end != tiny.END
+    assert chat.reply_text(said) == chat.reply_text(said[:-1]) == "north"
+    assert chat.reply(Completion(token_ids=said, logprobs=(), finish_reason="stop"), begun=True) == "north"
+    assert chat.reply_text([*said, *said]) == "north<|turn_end|>north"  # only at the end
+
+
 def test_replies_without_marks_are_decoded_as_before(plain: Any) -> None:
     for tokenizer in (plain, with_tokens(plain, "[THINK]", "[/THINK]"), with_tokens(plain, *HARMONY)):
         ids = [*tokenizer("go  [up] 🦓 \n", add_special_tokens=False)["input_ids"], tiny.END, 0]

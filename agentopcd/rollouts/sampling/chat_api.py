@@ -17,12 +17,13 @@ from urllib.parse import urlsplit
 import openai
 import torch
 
+from agentopcd.core.api import as_api
 from agentopcd.core.calls import calls_from, unread, written
 from agentopcd.core.errors import CallError, EngineError
 from agentopcd.core.types import Completion, Message, Request, Sampling
 from agentopcd.models.load import LoadedModel
-from agentopcd.rollouts.sampling.protocol import Sampler
-from agentopcd.rollouts.sampling.requests import Endpoint, at_one_of, in_background, patience, refused
+from agentopcd.rollouts.sampling.protocol import Sampler, all_of
+from agentopcd.rollouts.sampling.requests import Endpoint, arrived, at_one_of, in_background, patience, refused
 
 SEED_MASK = (1 << 31) - 1
 """Cuts a seed to 31 bits, because some APIs take 32-bit integers only."""
@@ -32,6 +33,13 @@ TOO_LONG = (
     "maximum model length", "prompt is too long", "maximum number of tokens allowed",
 )  # fmt: skip
 """What APIs say, in small letters, of a prompt for which the model has no room."""
+
+KEPT = ("content_filter", "safety", "refusal", "recitation", "abort", "error")
+"""Why a reply ended that the API keeps back, or that it broke off."""
+CUT = ("length", "max_tokens", "model_length")
+"""Why a reply ended that is as long as it may be."""
+ENDED = ("stop", *CUT)
+"""Why a reply may have ended that says nothing."""
 
 
 class ApiServer(Endpoint):
@@ -47,10 +55,11 @@ class ApiServer(Endpoint):
         """Check that the API answers and accepts the key.
 
         Raises:
-            EngineError: nothing answers, or the key is refused.
+            EngineError: nothing answers, what answers is no such API, or the key is refused.
         """
         try:
-            await self.replies.models.list()
+            with as_api(self.url):
+                await self.replies.models.list()
         except openai.APIConnectionError as error:
             raise EngineError(
                 f"no API answers at {self.url}; is that its address? (--server URL, --extractor URL#NAME)"
@@ -62,19 +71,21 @@ class ApiServer(Endpoint):
 
     async def chat(self, model: str, request: Request, sampling: Sampling, template_args: dict[str, Any]) -> Completion:
         """One reply. If the API withholds it or the prompt is too long, the :class:`Completion` has an ``error``."""
-        extra: dict[str, Any] = {"top_k": sampling.top_k} if sampling.top_k else {}
+        limit = self.limit
+        extra: dict[str, Any] = {limit: sampling.max_tokens} | ({"top_k": sampling.top_k} if sampling.top_k else {})
         if template_args:
             extra["chat_template_kwargs"] = template_args
         if request.tools:
             extra["tools"] = [dict(tool) for tool in request.tools]
-        limit = self.limit
+        messages = _as_api(request.messages)
         self.busy += 1
         try:
-            answer: Any = await self.replies.chat.completions.create(
-                model=model, messages=_as_api(request.messages), seed=request.seed & SEED_MASK,  # type: ignore[arg-type]
-                temperature=sampling.temperature, top_p=sampling.top_p, timeout=patience(sampling.max_tokens),
-                extra_body={limit: sampling.max_tokens} | extra,
-            )  # fmt: skip
+            with as_api(self.url):
+                answer: Any = await self.replies.chat.completions.create(
+                    model=model, messages=messages, seed=request.seed & SEED_MASK, extra_body=extra,
+                    temperature=sampling.temperature, top_p=sampling.top_p, timeout=patience(sampling.max_tokens),
+                )  # fmt: skip
+                return _read(self.url, answer.choices[0], answer.usage)
         except openai.BadRequestError as error:
             if any(words in f"{error} {error.body}".lower() for words in TOO_LONG):
                 return Completion(token_ids=(), logprobs=(), finish_reason="stop", error=str(refused(self, error)))
@@ -84,18 +95,21 @@ class ApiServer(Endpoint):
             return await self.chat(model, request, sampling, template_args)
         finally:
             self.busy -= 1
-        if not answer.choices:
-            raise EngineError(f"{self.url} answers without a reply; is that a chat endpoint?")
-        choice, used = answer.choices[0], answer.usage
-        text, why = choice.message.content or "", choice.finish_reason
-        if choice.message.tool_calls:
-            text, why = _with_calls(text, choice.message.tool_calls), "stop" if why == "tool_calls" else why
-        if why not in ("stop", "length"):
-            return Completion(token_ids=(), logprobs=(), finish_reason="stop", error=f"{self.url} kept a reply: {why}")
+
+
+def _read(url: str, choice: Any, used: Any) -> Completion:
+    """A reply of the API. Servers have many words for its end, so what is neither cut nor kept back is complete."""
+    text, why = choice.message.content or "", str(choice.finish_reason or "").lower()
+    if choice.message.tool_calls:
+        text = _with_calls(text, choice.message.tool_calls)
+    if why in KEPT or not (text or why in ENDED):
         return Completion(
-            token_ids=(), logprobs=(), finish_reason=why, text=text,
-            usage=(used.prompt_tokens, used.completion_tokens) if used else (0, 0),
-        )  # fmt: skip
+            token_ids=(), logprobs=(), finish_reason="stop", error=f"{url} kept a reply: {why or 'it is empty'}"
+        )
+    return Completion(
+        token_ids=(), logprobs=(), finish_reason="length" if why in CUT else "stop", text=text,
+        usage=(used.prompt_tokens, used.completion_tokens) if used else (0, 0),
+    )  # fmt: skip
 
 
 def _as_api(messages: Sequence[Message]) -> list[Any]:
@@ -149,11 +163,7 @@ class ApiSampler:
         Raises:
             EngineError: the API cannot answer, or refuses to.
         """
-        tickets = [self.submit(request, sampling) for request in requests]
-        replies: dict[int, Completion] = {}
-        while len(replies) < len(tickets):
-            replies |= self.collect()
-        return [replies[ticket] for ticket in tickets]
+        return all_of(self, [self.submit(request, sampling) for request in requests])
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`agentopcd.rollouts.sampling.Sampler`."""
@@ -167,8 +177,7 @@ class ApiSampler:
 
     def collect(self) -> list[tuple[int, Completion]]:
         """See :class:`agentopcd.rollouts.sampling.Sampler`."""
-        done, _ = concurrent.futures.wait(self._running, return_when=concurrent.futures.FIRST_COMPLETED)
-        return [(self._running.pop(future), future.result()) for future in done]
+        return arrived(self._running)
 
     def drop(self, tickets: Iterable[int]) -> None:
         """See :class:`agentopcd.rollouts.sampling.Sampler`."""

@@ -125,6 +125,18 @@ class InBatches:
         """Do nothing: the weights that sample are the weights that train."""
 
 
+def all_of(sampler: Sampler, tickets: Sequence[int]) -> list[Completion]:
+    """The completions of all tickets, in order; none is left with the sampler, also if one fails."""
+    replies: dict[int, Completion] = {}
+    try:
+        while len(replies) < len(tickets):
+            replies |= sampler.collect()
+    except BaseException:
+        sampler.drop(tickets)
+        raise
+    return [replies[ticket] for ticket in tickets]
+
+
 def check_room(requests: Sequence[Request], sampling: Sampling, room: int, name: str) -> None:
     """Refuse prompts that leave no room for the longest reply.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import functools
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import openai
 
+from agentopcd.core.api import api_key
 from agentopcd.core.config.engine import KEY
 from agentopcd.core.errors import EngineError
 from agentopcd.core.terminal import without_password
@@ -36,7 +36,7 @@ RETRIED = (openai.APIConnectionError, openai.APITimeoutError, openai.InternalSer
 
 def client_options() -> dict[str, Any]:
     """Options of every client: the user's key, and no retries of the client's own."""
-    return {"api_key": os.environ.get(KEY) or "none", "max_retries": 0, "timeout": patience(0)}
+    return {"api_key": api_key(), "max_retries": 0, "timeout": patience(0)}
 
 
 def patience(tokens: int) -> openai.Timeout:
@@ -146,6 +146,26 @@ def patiently(act: Callable[[], T]) -> T:
             left.away_s += wait
             time.sleep(wait)
             wait *= 2
+
+
+def arrived(running: dict[concurrent.futures.Future[T], int], wait_s: float | None = None) -> list[tuple[int, T]]:
+    """Take out what has arrived, with its ticket. A failure waits until what has arrived beside it was taken.
+
+    Args:
+        running: the requests under way, with their tickets.
+        wait_s: the most seconds to wait for an answer; None: until there is one.
+
+    Raises:
+        EngineError: the error of a request, with its ticket.
+    """
+    done, _ = concurrent.futures.wait(running, wait_s, return_when=concurrent.futures.FIRST_COMPLETED)
+    sound = [future for future in done if future.exception() is None]
+    for future in done if not sound else ():
+        ticket, error = running.pop(future), future.exception()
+        if isinstance(error, EngineError):
+            error.ticket = ticket
+        future.result()
+    return [(running.pop(future), future.result()) for future in sound]
 
 
 def in_background(work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:

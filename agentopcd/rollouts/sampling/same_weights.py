@@ -87,9 +87,14 @@ def _logits(model: Any, prompt: Sequence[int], response: Sequence[int]) -> torch
 
 
 def named_weights(loaded: models.LoadedModel) -> dict[str, torch.Tensor]:
-    """All parameters by name. The output head is among them even if it is tied to the embeddings.
+    """All parameters by name; of a model with an adapter, those below it, under the names that they have without it.
 
-    ``named_parameters`` leaves a tied head out, but an engine keeps its own packed copy of the head.
+    The output head is among them even if it is tied to the embeddings: ``named_parameters`` leaves a tied head out, but
+    an engine keeps its own packed copy of the head.
     """
-    weights = {name: p.detach() for name, p in loaded.model.named_parameters()}
+    weights = {
+        name.replace(".base_layer.", "."): p.detach()
+        for name, p in loaded.model.named_parameters()
+        if ".lora_" not in name
+    }
     return weights | {"lm_head.weight": loaded.model.get_output_embeddings().weight.detach()}

@@ -19,7 +19,8 @@ class Constrain(AdapterLogitsProcessor):
         return False
 
     def new_req_logits_processor(self, params: Any) -> Any:
-        choices: Choices = (params.extra_args or {}).get(ARGUMENT, ())
+        # From another process they come as lists.
+        choices: Choices = tuple(map(tuple, (params.extra_args or {}).get(ARGUMENT, ())))
         if not choices:
             return None
 

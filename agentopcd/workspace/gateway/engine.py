@@ -143,10 +143,13 @@ class Engine:
                 self._loop.call_soon_threadsafe(_hand_out, news, ended)
 
     def _fail(self, error: BaseException) -> None:
-        live, self._live, self._news = self._live, {}, {}
+        """End the request that failed or, if the error does not say which, all of them."""
+        ticket = getattr(error, "ticket", None)
+        gone = {at: handle for at, handle in self._live.items() if ticket is None or at == ticket}
+        self._live = {at: handle for at, handle in self._live.items() if at not in gone}
         with contextlib.suppress(Exception):
-            self._sampler.drop(list(live))
-        self._deliver([(handle, error) for handle in live.values()])
+            self._sampler.drop(list(gone))
+        self._deliver([(handle, error) for handle in gone.values()])
 
 
 def _hand_out(news: list[tuple[Handle, Any, Any]], ended: list[tuple[Handle, Completion | BaseException]]) -> None:

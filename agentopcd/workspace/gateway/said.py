@@ -87,7 +87,7 @@ class Words:
         """
         ids, logprobs = (reply.token_ids, reply.logprobs) if reply else (tuple(self.ids), tuple(self.logprobs))
         text = self.chat.reply_text(ids)
-        thinking, content = self._apart(decoded(self.chat.tokenizer, ids, self._reader.vanishing))
+        thinking, content = self._apart(decoded(self.chat.tokenizer, self._reader.spoken(ids), self._reader.vanishing))
         cut = self._stops_at(content)
         reason = "stop" if cut >= 0 or reply is None else reply.finish_reason
         calls: list[Call] = []
@@ -112,7 +112,7 @@ class Words:
     def _decode(self) -> None:
         """Decode the last token behind those before it, since some characters and spaces need their neighbours."""
         before = decoded(self.chat.tokenizer, self.ids[self._window : self._read], self._kept)
-        now = decoded(self.chat.tokenizer, self.ids[self._window :], self._kept)
+        now = decoded(self.chat.tokenizer, self._reader.spoken(self.ids[self._window :]), self._kept)
         if len(now) > len(before) and not now.endswith(HALF):
             self._raw += now[len(before) :]
             self._window, self._read = self._read, len(self.ids)

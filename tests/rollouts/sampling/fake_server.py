@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import threading
@@ -32,6 +33,8 @@ class FakeServer:
         self.aborting = 0
         """Replies that break off after a token from now on, as when somebody pauses the server."""
         self.refusing = ""
+        self.refuses: Callable[[dict[str, Any]], str] = lambda body: ""
+        """Says why a request for tokens is refused, if it is."""
         self.withholding = 0
         """Chat replies that are kept back from now on, as a filter does."""
         self.refuses_chat: Callable[[dict[str, Any]], str] = lambda body: ""
@@ -61,6 +64,7 @@ class FakeServer:
     def restart(self) -> None:
         self.loaded = models.load_model(str(self.folder))
         self.label = "default"
+        self.adapters: dict[str, Path] = {}
 
     def stop(self) -> None:
         self.stopped = True  # connections that are open hang up at their next request
@@ -71,7 +75,7 @@ class FakeServer:
         time.sleep(self.delay_s)
         self.loaded.end_ids = tuple(body["stop_token_ids"])
         sampling = Sampling(temperature=body["temperature"], top_p=body["top_p"], max_tokens=body["max_tokens"])
-        sampler = TransformersSampler(self.loaded, compute=torch.float32)
+        sampler = TransformersSampler(self._named(body["model"]), compute=torch.float32)
         (reply,) = sampler.sample([Request(prompt_ids=tuple(body["prompt"]), seed=body["seed"])], sampling)
         self.answered.append(body["seed"])
         if len(self.answered) == self.forgets_label_after:
@@ -90,6 +94,16 @@ class FakeServer:
         if self.token_ids:
             choice["token_ids"] = list(reply.token_ids)
         return {"id": "1", "object": "text_completion", "created": 1, "model": "tiny", "choices": [choice]}
+
+    def _named(self, name: str) -> models.LoadedModel:
+        """The model of this name: the one that is served, or an adapter on it."""
+        if name not in self.adapters:
+            return self.loaded
+        from peft import PeftModel
+
+        own = dataclasses.replace(self.loaded, model=copy.deepcopy(self.loaded.model))
+        own.adapter = PeftModel.from_pretrained(own.model, str(self.adapters[name]))
+        return own
 
     def chat(self, body: dict[str, Any]) -> dict[str, Any]:
         """As an API does it: messages in, text out, no ids."""
@@ -124,6 +138,10 @@ class FakeServer:
                         own[name].copy_(tensor)
         elif path == "/update_weight_version":
             self.label = body["new_version"]
+        elif path == "/v1/load_lora_adapter":
+            self.adapters[body["lora_name"]] = Path(body["lora_path"])
+        elif path == "/v1/unload_lora_adapter" and body["lora_name"] in self.adapters:
+            del self.adapters[body["lora_name"]]
         elif path == "/reset_prefix_cache":
             return {"success": True}
         elif path not in ("/pause?mode=abort", "/resume"):
@@ -172,12 +190,14 @@ class FakeServer:
                     if fake.limit not in body:
                         return 400, {"error": {"message": f"Unsupported parameter. Use '{fake.limit}' instead."}}
                     return 200, fake.chat(body)
-                if self.path == "/v1/completions":
+                if self.path == "/v1/completions" and self.model_is_known(body):
                     if fake.failing:
                         fake.failing -= 1
                         return 503, {"error": {"message": "busy"}}
                     if fake.refusing:
                         return 400, {"error": {"message": fake.refusing}}
+                    if why := fake.refuses(body):
+                        return 400, {"error": {"message": why}}
                     return 200, fake.complete(body)
                 if fake.dev and self.path == "/weight_info":
                     return 200, {"weight_version": fake.label}
@@ -186,6 +206,6 @@ class FakeServer:
                 return 404, {"error": {"message": "not found"}}
 
             def model_is_known(self, body: dict[str, Any]) -> bool:
-                return body["model"] in fake.names
+                return body["model"] in (*fake.names, *fake.adapters)
 
         return Handler

@@ -70,7 +70,10 @@ def test_the_model_is_left_as_it_was_also_after_an_error(
     assert NAME not in ALL_ATTENTION_FUNCTIONS
 
 
-def test_a_layer_that_does_more_than_a_product_is_left_alone() -> None:
+def test_a_layer_that_does_more_than_a_product_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "can_pack", lambda compute: True)
+    monkeypatch.setattr(decoding, "_packed", decoding._plain)
+
     class Router(torch.nn.Linear):
         def forward(self, input: torch.Tensor) -> Any:
             return super().forward(input).topk(2)

@@ -88,6 +88,23 @@ def test_characters_of_several_tokens_are_sent_whole(chat: Chat) -> None:
     assert "\ufffd" not in "".join(early) and len([part for part in early if part]) > 5
 
 
+def test_an_end_of_turn_that_is_not_special_is_not_sent(plain: Any) -> None:
+    own = copy.deepcopy(plain)
+    own.add_tokens([AddedToken("<|turn_end|>", special=False, normalized=False)])
+    own.chat_template = tiny.TEMPLATE.replace("<|im_end|>", "<|turn_end|>")
+    chat = Chat(own)
+    for tools in ((), TOOLS):
+        ids = [*ids_of(chat, "go north")[:-1], chat.end or 0]
+        said, sent, _ = streamed(chat, ids, tools=tools)
+        assert said.text == said.message["content"] == sent["content"] == "go north"
+    ids = [
+        *ids_of(chat, 'So: <tool_call>{"name": "lookup", "arguments": {"word": "a"}}</tool_call>')[:-1],
+        chat.end or 0,
+    ]
+    said, sent, _ = streamed(chat, ids, tools=TOOLS)
+    assert said.message.get("tool_calls") and said.message["content"] == sent["content"] == "So:"
+
+
 def test_half_a_character_at_the_end_is_told_as_it_decodes(chat: Chat) -> None:
     ids = ids_of(chat, "ab你")[:-2]
     said, sent, early = streamed(chat, ids)

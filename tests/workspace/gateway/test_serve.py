@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from agentopcd import models
-from agentopcd.core.errors import StoreError
-from agentopcd.core.types import Context
+from agentopcd.core.errors import EngineError, StoreError
+from agentopcd.core.types import Completion, Context
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.care import problems
 from agentopcd.knowledge.recordings import Answered, Rating
 from agentopcd.workspace.gateway import desk
 from tests import tiny
-from tests.workspace.gateway.running import NAME, Running, Says, load, says, text_of
+from tests.workspace.gateway.running import NAME, Running, Says, Stuck, load, says, text_of
 
 TOOL: Any = {"type": "function", "function": {"name": "price", "description": "Looks up a price.", "parameters": {
     "type": "object", "properties": {"item": {"type": "string"}}, "required": ["item"]}}}  # fmt: skip
@@ -297,6 +297,23 @@ def test_a_failing_engine_costs_the_requests_under_way_and_no_more(loaded: model
         assert text_of(server.ask("hello")) == "ok"
         assert len(server.recorded()) == 1 and not any("secret" in line for line in server.lines)
         assert any("RuntimeError" in line for line in server.lines)
+
+
+def test_a_request_that_fails_alone_ends_no_other(loaded: models.LoadedModel, tmp_path: Path) -> None:
+    class Refuses(Stuck):
+        def advance(self) -> list[tuple[int, Completion]]:  # type: ignore[override]
+            if not self.go.is_set() and len(self._asked) == 2:
+                self.go.set()
+                error = EngineError("no room")
+                error.ticket = min(self._asked)
+                raise error
+            return super().advance()
+
+    sampler = says(loaded, "hello", kind=Refuses)
+    with Running(loaded, tmp_path, sampler=sampler) as server, ThreadPoolExecutor(2) as threads:
+        both = [answer.result() for answer in [threads.submit(server.ask, text) for text in ("one", "two")]]
+    assert sorted(answer.status_code for answer in both) == [200, 503]
+    assert sampler.dropped == [0]
 
 
 def test_the_description_is_served(loaded: models.LoadedModel, tmp_path: Path) -> None:
