@@ -230,7 +230,8 @@ class Hold_of:
     def __init__(self, work: Path, name: str) -> None:
         self.hold = Hold(work, name)
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> Hold:
+        return self.hold
 
     def __exit__(self, *_: object) -> None:
         self.hold.close()
