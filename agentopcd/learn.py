@@ -114,9 +114,7 @@ def learn(
     config = dataclasses.replace(config, since=since_of(config.since))
     check_launch(pick(config, ConsolidateConfig), Ranks.current().count)
     run = Run(work, "learn", run_config(config), saved(config)[0])
-    with contextlib.closing(Hold(work, run.folder.name)) as hold:
-        if hold.shared:
-            say("warning: another process runs this command; let one of the two do it")
+    with contextlib.closing(Hold(work, run.folder.name, "this command")):
         return _rounds(config, run, work, say, progress)
 
 

@@ -29,7 +29,7 @@ FOLDERS = {
 INSIDE = {
     "core": [
         "errors text callable_module files hosts",
-        "calls types terminal",
+        "calls launch types terminal",
         "encoding messages power stats runs transcript config.base",
         "apart crossed groups",
         "calibration",
@@ -108,7 +108,7 @@ INSIDE = {
     "workspace": [
         "day evaluation.spoken extraction handover holding paths trackers",
         "canary ledger lineage.found named",
-        "recorded",
+        "recorded strangers",
         "card lineage.measure lineage.proof lineage.recorded overview session gateway.connection gateway.schema "
         "gateway.redact gateway.said gateway.engine",
         "gateway.answers gateway.asked",

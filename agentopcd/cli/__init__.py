@@ -37,6 +37,7 @@ from agentopcd.cli import (
 from agentopcd.cli.help import App
 from agentopcd.core import terminal
 from agentopcd.core.errors import AgentOpcdError
+from agentopcd.core.launch import launched
 from agentopcd.core.terminal import without_password
 from agentopcd.core.text import first_line
 
@@ -144,7 +145,7 @@ def _complete() -> NoReturn:
 
 def _run() -> Any:
     """Run the command. If a launcher started several processes, only the first runs it; the others help it train."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         return app(standalone_mode=False, prog_name=NAME)
     from agentopcd import models
     from agentopcd.distil import follow

@@ -34,9 +34,9 @@ def refs(ctx: typer.Context) -> list[str]:
 
     file = Path(ctx.params.get("work") or default_workspace()).expanduser() / "store.db"
     try:
-        with Store.open(file, create=False, to_read=True) as store:
+        with Store.watch(file) as store:  # nothing is written, not even a schema brought up to date
             return list(store.refs())
-    except Exception:  # no store, a locked one, a damaged one
+    except Exception:  # no store, a locked one, a damaged one, one of another version
         return []
 
 

@@ -12,6 +12,7 @@ import typer
 
 from agentopcd.cli.help import App
 from agentopcd.cli.options import json_option, parse_env_args, progress
+from agentopcd.core.files import path_of
 from agentopcd.core.terminal import emit
 
 app = App(
@@ -276,7 +277,7 @@ def splits(
     kwargs = _arguments(env_arg, grader)
     manifest = build_splits(ref, kwargs, seeds=seeds, salt=salt, sizes=sizes or None, progress=progress)
     if out is not None:
-        manifest.save(out)
+        manifest.save(path_of(out))
     if as_json:
         emit(json.loads(manifest.to_json()))
         return

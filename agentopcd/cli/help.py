@@ -13,6 +13,8 @@ from typing import Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup
 
+from agentopcd.core.terminal import roomy
+
 EVERYTHING = "agentopcd.help_all"
 """The key of a context's ``meta`` that is set while ``--help-all`` is answered."""
 REST = "--help-all shows the other options, in panels."
@@ -131,7 +133,7 @@ def print_help(command: Any, ctx: typer.Context) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    everything, console = EVERYTHING in ctx.meta, Console(highlight=False)
+    everything, console = EVERYTHING in ctx.meta, roomy(Console(highlight=False))
 
     def tell(text: str) -> None:
         console.print(Text("\n".join(_wrapped(" ".join(text.split()), console.width - 1, " "))))

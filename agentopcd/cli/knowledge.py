@@ -194,6 +194,7 @@ def export(
     if as_text and name is None:
         raise ConfigError("the whole store does not fit into a text file; use a name that ends in .jsonl")
     if output is not None:
+        output = path_of(output)
         refuse_store(output, work)
     if name is not None and name.endswith("/"):
         return _export_folder(name, output, work)
@@ -208,7 +209,7 @@ def export(
             for piece in pieces:
                 print(piece, end="")
             return
-        write_text(path_of(output), pieces)
+        write_text(output, pieces)
         system = as_text and context_id is not None and store.get_context(context_id).placement == "system"
     how = f"{shlex.quote(str(output))}{' --placement system' if system else ''}"
     print(f"wrote {output}; agentopcd knowledge import {how} --work OTHER imports it elsewhere")
@@ -223,7 +224,7 @@ def _export_folder(prefix: str, output: Path | None, work: Path) -> None:
     if output is None:
         raise ConfigError(f"{prefix} stands for several contexts; give -o a new folder for them")
     with read_store(work) as store:
-        written, left_out = export_folder(store, prefix, path_of(output))
+        written, left_out = export_folder(store, prefix, output)
     others = f"; {left_out} refs have other names and were left out" if left_out else ""
     print(f"wrote {written} files into {output}{others}")
 

@@ -11,7 +11,8 @@ import typer
 from agentopcd.cli.knowledge import open_store
 from agentopcd.cli.options import DRY_RUN, JSON, WORK, Call, goes_on, progress
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.runs import work_flag, workspace
+from agentopcd.core.files import path_of
+from agentopcd.core.runs import default_workspace, work_flag
 from agentopcd.core.text import SHORT
 from agentopcd.workspace.lineage.found import NO_LINES, TURNS
 
@@ -53,7 +54,7 @@ def audit(
     from agentopcd.workspace.lineage.found import audits, curves, to_audit
 
     call = Call(work, as_json, dry_run)
-    folder = workspace(work)
+    folder = path_of(work) if work else default_workspace()  # which holds a store, or is left alone
     with goes_on(), open_store(folder) as store:
         row = _student(store, folder, student)
         others = [one.id for one in _items(store, item or ())]
@@ -108,7 +109,7 @@ def forget(
     from agentopcd.workspace.lineage.recorded import student_named
 
     call = Call(work, as_json, dry_run)
-    folder = workspace(work)
+    folder = path_of(work) if work else default_workspace()  # which holds a store, or is left alone
     models.prepare_process()
     with goes_on(), open_store(folder) as store:
         found = _items(store, items)

@@ -8,7 +8,6 @@ import functools
 import inspect
 import itertools
 import json
-import os
 import shlex
 import sys
 import tomllib
@@ -41,6 +40,7 @@ from agentopcd.core.config import (
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import path_of
+from agentopcd.core.launch import launched
 from agentopcd.core.runs import write_new
 from agentopcd.core.terminal import Guarded, emit, only_results, without_password
 
@@ -95,7 +95,7 @@ def goes_on() -> Iterator[dict[str, str]]:
         with pulse.beating():
             yield fixed
     except KeyboardInterrupt as error:
-        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1  # else the command begins with a launcher
+        alone = launched() == 1  # else the command begins with a launcher
         words = ["agentopcd", *sys.argv[1:]]
         for flag, value in fixed.items():
             words = _with_flag(words, flag, value)

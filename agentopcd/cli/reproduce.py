@@ -66,8 +66,8 @@ def reproduce(
     results: list[dict[str, Any]] = []
     words = shlex.join([recipe, "--size", size, "--report", report, *(["--row", row] if row else [])])
     whole = Run(folder, "reproduce", {"recipe": file.stem, "words": words})
-    (whole.folder / "result.json").unlink(missing_ok=True)
-    with goes_on(), contextlib.closing(Hold(folder, whole.folder.name)):
+    with goes_on(), contextlib.closing(Hold(folder, whole.folder.name, "this command")):
+        (whole.folder / "result.json").unlink(missing_ok=True)
         for plan in chosen:
             result = run(plan, folder, report=report, say=call.say, progress=progress)
             results.append(result.to_dict())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentopcd.cli.knowledge import WORK, Work
+from agentopcd.cli.knowledge import WORK, Work, open_store, read_store
 from agentopcd.cli.options import DRY_RUN, JSON, Call
 
 if TYPE_CHECKING:
@@ -32,12 +34,11 @@ def rollback(
     Example: agentopcd rollback frozen-lake-4x4
     """
     from agentopcd.core.errors import ConfigError
-    from agentopcd.knowledge import Store
     from agentopcd.knowledge.students import move_student, past_students, student_moves, student_ref
     from agentopcd.workspace.lineage.recorded import forgotten
 
     call = Call(work, as_json, dry_run)
-    with Store.open(work / "store.db", create=False) as store, store.write():
+    with _opened(work, to_read=dry_run) as store:
         name = _env(store, env, trained=bool(to))
         past = past_students(student_moves(store, name))
         now = past[-1] if past else None
@@ -62,6 +63,12 @@ def rollback(
         back = f"agentopcd rollback {shlex.quote(name)} --to {now[:12] if now else 'base'}{_flag(work)}"
         call.say(f"undo: {back}")
         call.say(f"log: agentopcd knowledge log {shlex.quote(student_ref(name))}{_flag(work)}")
+
+
+@contextlib.contextmanager
+def _opened(work: Path, *, to_read: bool) -> Iterator[Store]:
+    with read_store(work) if to_read else open_store(work) as store, store.read() if to_read else store.write():
+        yield store
 
 
 def _env(store: Store, given: str, *, trained: bool) -> str:

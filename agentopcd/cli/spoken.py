@@ -6,7 +6,7 @@ import re
 import textwrap
 from typing import Any
 
-from agentopcd.core.terminal import harmless
+from agentopcd.core.terminal import harmless, roomy
 
 VERDICT = re.compile(r"^verdict: ([^,;:]+)")
 COLOURS = {
@@ -31,7 +31,7 @@ def write(line: str, stream: Any) -> None:
     from rich.text import Text
 
     # Behind the guard, which would spell out the colours; so what is written is made harmless here.
-    console = Console(file=getattr(stream, "rich_proxied_file", stream), highlight=False)
+    console = roomy(Console(file=getattr(stream, "rich_proxied_file", stream), highlight=False))
     for part in wrapped(harmless(line), console.width):
         text = Text(part)
         if (found := VERDICT.match(part)) and (style := COLOURS.get(found[1])):

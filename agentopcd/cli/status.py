@@ -20,8 +20,8 @@ SHOWN = 20
 def status(work: Work = WORK, as_json: AsJson = False) -> None:
     """Say what a workspace holds, and how to go on with what was interrupted.
 
-    Runs and how far they are, students, contexts, sizes, and commands. Nothing is changed, and another process may be
-    working there.
+    Runs and how far they are, students, contexts, sizes, and commands. Nothing is changed, but a store of an
+    older version is brought up to date, and another process may be working there.
 
     Example: agentopcd status --work agentopcd-work
     """

@@ -6,14 +6,16 @@ The settings identify a run: the same command opens the same folder.
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +74,37 @@ def written_down(work: Path, name: str) -> str:
     return path if is_dir(name) and not Path(path).is_absolute() else name
 
 
+def slug_of(env: str) -> str:
+    """An environment's name in the names of run folders."""
+    return re.sub(r"[^a-z0-9]+", "-", env.lower()).strip("-")[-40:]
+
+
 def _named(root: Path, verb: str, identity: Mapping[str, Any]) -> Path:
     """The folder of a run of a workspace."""
-    text = json.dumps(identity, sort_keys=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", str(identity.get("env", "")).lower()).strip("-")[-40:]
-    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-    return root / "runs" / "-".join(part for part in (verb, slug, digest) if part)
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    return root / "runs" / "-".join(part for part in (verb, slug_of(str(identity.get("env", ""))), digest) if part)
+
+
+def alike(settings: Mapping[str, Any], but: Sequence[str] = ()) -> str:
+    """Settings as a text that is the same for equal ones, whether a whole number is written 1.0, or 1 as older versions
+    did.
+
+    Args:
+        but: names that are left out.
+    """
+    pairs = ((name, value) for name, value in settings.items() if name not in but)
+    whole = {name: int(value) if isinstance(value, float) and value.is_integer() else value for name, value in pairs}
+    return json.dumps(whole, sort_keys=True)
+
+
+def _of_older(folder: Path, identity: Mapping[str, Any]) -> Path:
+    """The folder of the same run by a version that wrote 1 for 1.0, if there is one, else ``folder``."""
+    for other in sorted(folder.parent.glob(f"{glob.escape(folder.name.rpartition('-')[0])}-*")):
+        with suppress(ConfigError):
+            known = read_json(other / "config.json", "")
+            if isinstance(known, dict) and alike(known) == alike(identity):
+                return other
+    return folder
 
 
 class Run:
@@ -96,6 +123,8 @@ class Run:
         if not self.folder.is_dir():  # version 0.1 took the paths as they were typed
             models = {name: written_down(root, str(identity[name])) for name in MODELS if identity.get(name)}
             self.folder = _named(root, verb, {**identity, **models})
+        if not self.folder.is_dir():
+            self.folder = _of_older(self.folder, identity)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             file, text = self.folder / "config.json", json_text(identity)
@@ -248,10 +277,10 @@ def write_text(path: Path, text: str | Iterable[str]) -> None:
         scratch = path
     else:
         path = resolved(path)  # a link stays a link
-        scratch = path.with_name(path.name + ".tmp")
+        scratch = path.with_name(f"{path.name[:50]}.{secrets.token_hex(4)}.tmp")  # no other process's, nor a person's
     with writing(path):
         try:
-            with scratch.open("w", encoding="utf-8", newline="") as file:
+            with scratch.open("w" if scratch == path else "x", encoding="utf-8", newline="") as file:
                 file.writelines([text] if isinstance(text, str) else text)
             if scratch != path:
                 scratch.replace(path)

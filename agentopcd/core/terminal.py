@@ -21,6 +21,8 @@ from agentopcd.core.errors import OutputError
 HARMFUL = re.compile(r"\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What is not written raw: control characters besides tab and line end, characters that turn the direction of the text
 around, and halves of surrogate pairs, which no encoding has."""
+NARROWEST = 20
+"""Columns that a terminal has at least, whatever it says."""
 SECRET = re.compile(r"(?<=://)[^\s/]+(?=@)")
 """The user and the password, or the key, in an address."""
 
@@ -37,6 +39,12 @@ def harmless(text: str) -> str:
 def without_password(text: str) -> str:
     """``text`` with the users and passwords of the addresses in it replaced by ``***``."""
     return SECRET.sub("***", text)
+
+
+def roomy(console: Any) -> Any:
+    """A console of rich with a width that words can be wrapped in: a terminal may say that it has no columns."""
+    console.width = max(NARROWEST, console.width)
+    return console
 
 
 def plain(value: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import agentopcd
 from agentopcd.core.errors import StoreError, TaskLeak, did_you_mean
+from agentopcd.core.runs import alike
 from agentopcd.core.transcript import facts, pack, to_json
 from agentopcd.core.types import EMPTY, SPLITS, Context, Episode, Task
 from agentopcd.knowledge.database import Row, now
@@ -55,6 +56,13 @@ class Found(NamedTuple):
 def canonical(config: Mapping[str, Any]) -> str:
     """Canonical JSON of a config: keys sorted, no spaces."""
     return json.dumps(config, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _alike(text: str, but: Sequence[str]) -> str | None:
+    try:
+        return alike(json.loads(text), but)
+    except (ValueError, TypeError, AttributeError, RecursionError):  # damaged: another's fault, and no run of ours
+        return None
 
 
 def setup_id(setup: Mapping[str, Any]) -> str:
@@ -99,13 +107,11 @@ class Store(Queries):
         Args:
             but: names of the config that need not agree.
         """
-        names = ", ".join(f"'$.{name}'" for name in but)
-        alike = f"CASE WHEN json_valid(config) THEN json_remove(config, {names}) = json_remove(?, {names}) END"
-        where = alike if but else "config = ?"
-        return self.query(
-            f"SELECT * FROM run WHERE verb = ? AND status = ? AND NOT imported AND {where} ORDER BY id DESC",
-            (verb, status, canonical(config)),
+        rows = self.query(
+            "SELECT * FROM run WHERE verb = ? AND status = ? AND NOT imported ORDER BY id DESC", (verb, status)
         )
+        wanted = alike(config, but)
+        return [row for row in rows if _alike(row["config"], but) == wanted]
 
     # -- tasks, models, episodes --------------------------------------------------------------------
 

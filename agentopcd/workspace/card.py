@@ -18,16 +18,17 @@ from agentopcd.core.config.toml import toml_value
 from agentopcd.core.config.training import ByTeacher
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import told
-from agentopcd.core.runs import read_json, write_text
-from agentopcd.core.terminal import harmless, without_password
+from agentopcd.core.runs import read_json, slug_of, write_text
+from agentopcd.core.terminal import harmless
 from agentopcd.knowledge import PLACEBO, Store
 from agentopcd.knowledge.evidence import evidence, one_line
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.students import env_of
 from agentopcd.models import find
 from agentopcd.models.push import public_base
-from agentopcd.workspace.evaluation.spoken import SHARES
+from agentopcd.workspace.evaluation.spoken import FLOORS, SHARES
 from agentopcd.workspace.ledger import config_of
+from agentopcd.workspace.strangers import nowhere, public
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
@@ -38,7 +39,6 @@ OFF_POLICY = {
     "mixed": "context distillation, half on-policy and half off-policy",
 }
 """How a student was trained, by its method; by all others on-policy."""
-FLOORS = {"random": "uniform random", "blind": "best blind sequence", "solvable": "solvable within the limit"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,7 @@ class Facts:
     folder: Path
     """The student's folder."""
     env: str
+    """The environment's name, as strangers may read it."""
     settings: Mapping[str, Any]
     """The settings of the training, as its run holds them."""
     base: str
@@ -60,6 +61,13 @@ class Facts:
     """The table, as JSON; None before it is played."""
     drift: Mapping[str, Any] | None = None
     """How far its replies are from the base's, as ``agentopcd evaluate`` measures it."""
+
+    def told(self, text: str) -> str:
+        """A text of the workspace, such as a run's name, in which the environment has its public name."""
+        known = str(self.settings["env"])
+        for raw, said in ((known, self.env), (slug_of(known), slug_of(self.env))) if known != self.env else ():
+            text = text.replace(raw, said)
+        return text
 
     @property
     def adapter(self) -> bool:
@@ -97,8 +105,8 @@ def facts_of(
         settings |= made | {"splits": settings.get("splits", "")}  # which there is how many tasks each split has
     result = read_object(run["result"], f"the result of run {run['id']}") if run["result"] else {}
     return Facts(
-        store=store, folder=folder, env=settings["env"], settings=settings, base=parent["name"] if parent else "",
-        base_folder=base_folder, contexts=store.model_contexts(model_id),
+        store=store, folder=folder, env=nowhere(settings["env"]), settings=settings,
+        base=parent["name"] if parent else "", base_folder=base_folder, contexts=store.model_contexts(model_id),
         evaluation=evaluation or result.get("evaluation"), drift=_newest_drift(store, model_id),
     )  # fmt: skip
 
@@ -149,7 +157,7 @@ def front(facts: Facts) -> str:
     data = ModelCardData(
         base_model=facts.named_base or None, library_name="peft" if facts.adapter else "transformers",
         pipeline_tag="text-generation", tags=["agentopcd", "context-distillation", *on_policy],
-        model_name=one_line(facts.folder.parent.name) or "student", eval_results=results or None,
+        model_name=one_line(facts.told(facts.folder.parent.name)) or "student", eval_results=results or None,
         **licence,
     )  # fmt: skip
     return data.to_yaml(line_break="\n").strip()
@@ -184,13 +192,13 @@ def _licence(base: Path) -> dict[str, str]:
 
 
 def _title(facts: Facts) -> str:
-    return f"# {one_line(facts.folder.parent.name)}"
+    return f"# {one_line(facts.told(facts.folder.parent.name))}"
 
 
 def _what(facts: Facts) -> list[str]:
     kind = "A LoRA adapter" if facts.adapter else "A model"
     origin = facts.hub_id
-    base = told(facts.base) if facts.base else "a model that is not known here"
+    base = facts.told(told(facts.base)) if facts.base else "a model that is not known here"
     trained = f", which goes back to `{origin}`," if origin and base != origin else ""
     step = find.sidecar(facts.folder).get("step")
     way = OFF_POLICY.get(facts.settings.get("method", ""), "on-policy context distillation")
@@ -236,7 +244,7 @@ def _contexts(facts: Facts) -> list[str]:
         lines += [
             "", f"Context `{context_id[:12]}`, shown to the teacher in the {context.placement} message{drawn}:", "",
             fenced(context.text), "", _origin(facts.store, context_id), "",
-            *(f"- {escaped(line)}" for line in evidence(facts.store, context_id, silent)),
+            *(f"- {escaped(nowhere(facts.told(line)))}" for line in evidence(facts.store, context_id, silent)),
         ]  # fmt: skip
     return lines
 
@@ -293,7 +301,7 @@ def _results(facts: Facts) -> list[str]:
             f"- {words}: {share['mean']:.3f} {_ends(share['low'], share['high'])}, n = {share['n']} tasks"
             for words, share in shares.items()
         ]
-    lines += [f"- note: {escaped(note)}" for note in found.get("notes", ())]
+    lines += [f"- note: {escaped(facts.told(note))}" for note in found.get("notes", ())]
     if facts.drift:
         lines += ["", "How far replies have moved, in tokens of each model's own:", ""]
         lines += [
@@ -371,6 +379,7 @@ def command(config: ConsolidateConfig, base: str) -> tuple[str, list[str]]:
         config = dataclasses.replace(config, model=base)
     names = [field.name for field in dataclasses.fields(config)]
     shown: dict[str, Any] = {name: public(getattr(config, name)) for name in names}
+    shown["judge"] = nowhere(config.judge)
     for name in ("model", "teacher"):
         if shown[name]:
             known = told(getattr(config, name))
@@ -383,15 +392,3 @@ def command(config: ConsolidateConfig, base: str) -> tuple[str, list[str]]:
     if file:
         words.append("--config settings.toml")
     return " \\\n    ".join(words), file
-
-
-def public(value: Any) -> Any:
-    """A setting as strangers may read it: of a path its last part, of an address no password."""
-    if isinstance(value, Mapping):
-        return {name: public(entry) for name, entry in value.items()}
-    if not isinstance(value, str):
-        return value
-    path, colon, name = value.partition(":")
-    if path.startswith(("/", "~", "..")):
-        value = f"{Path(path).name}{colon}{name}"
-    return one_line(without_password(value))

@@ -68,19 +68,22 @@ class Ledger:
     _open: dict[int, Hold] = dataclasses.field(default_factory=dict)
 
     def begin(self, verb: str, **facts: object) -> int:
-        """The run of this verb: the unfinished or failed run with the same settings and model, else a new one."""
+        """The run of this verb: the unfinished or failed run with the same settings and model, else a new one.
+
+        Raises:
+            ConfigError: another process works on it.
+        """
         identity = self._identity(facts)
-        run_id = self._found(verb, identity, "running")
-        if run_id is None and (run_id := self._found(verb, identity, "failed")) is not None:
-            self.store.reopen(run_id)
-        if run_id is not None:
-            self.say(f"resuming {verb} run {run_id}")
-        else:
+        known = self._found(verb, identity, "running")
+        failed = self._found(verb, identity, "failed") if known is None else None
+        if (run_id := known or failed) is None:
             run_id = self.store.start(verb, identity, self.config.seed)
         if run_id not in self._open:
-            self._open[run_id] = hold = Hold(self.work, held_as(run_id))
-            if hold.shared:
-                self.say(f"warning: another process works on {verb} run {run_id}; let one of the two do it")
+            self._open[run_id] = Hold(self.work, held_as(run_id), f"{verb} run {run_id}")
+        if failed is not None:
+            self.store.reopen(failed)
+        if known or failed:
+            self.say(f"resuming {verb} run {run_id}")
         return run_id
 
     def stage(self, verb: str, **facts: object) -> int:

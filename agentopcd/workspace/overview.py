@@ -156,44 +156,55 @@ def _progress(row: Row, played: Row | None, folder: Path | None) -> tuple[str, s
 
 
 def _commands(work: Path, rows: Sequence[Row], where: str) -> Iterator[Job]:
-    """The commands that consist of several runs: learn and reproduce, each with a folder of its own."""
-    for folder in sorted((work / "runs").glob("learn-*")) if (work / "runs").is_dir() else ():
-        begun = folder / "start.json"
-        if not begun.is_file():  # refused before it began
+    """The commands that consist of several runs: learn and reproduce, each with a folder of its own.
+
+    A folder whose files cannot be read is told with the reason; the others can.
+    """
+    for folder in sorted((work / "runs").glob("*")) if (work / "runs").is_dir() else ():
+        verb = folder.name.partition("-")[0]
+        begun = {"learn": "start.json", "reproduce": "config.json"}.get(verb)
+        if begun is None or not (folder / begun).is_file():  # another's, or killed or refused before it began
             continue
-        settings, start = _config(folder), read_json(begun, f"remove {folder} to begin again")
         done = (folder / "result.json").is_file()
         job = Job(
-            number=None, verb="learn", env=settings.get("env", ""), model=start["model"],
-            state="done" if done else _state(work, folder.name),
-            started_at=start.get("started_at") or _time_of(folder / "config.json"),
+            number=None, verb=verb, env="", model="", state="done" if done else _state(work, folder.name),
+            started_at=_time_of(folder / "config.json"),
         )  # fmt: skip
-        ended = now() if job.state == "running" else _time_of(folder / "result.json" if done else begun)
-        stages = [
-            row for row in rows
-            if _part_of(row) == "learn" and row["started_at"] >= job.started_at
-            and row["settings"].get("env_ref") == settings.get("env_ref")
-        ]  # fmt: skip
-        if not done and job.state != "running" and stages:
-            ended, job.why = stages[-1]["finished_at"] or ended, stages[-1]["error"] or ""
-            job.state = "failed" if job.why else job.state
-        job.took_s = _seconds(job.started_at, ended)
-        rounds = settings.get("rounds")
-        job.progress = f"{rounds} rounds" if done else f"round {start.get('round', 1)} of {rounds}"
-        if job.open:
-            _add_command(job, settings, where, folder)
+        try:
+            (_of_learn if verb == "learn" else _of_reproduce)(job, folder, rows, where)
+        except ConfigError as error:
+            job.state, job.why = "failed" if job.open else job.state, str(error)
         yield job
-    for folder in sorted((work / "runs").glob("reproduce-*")) if (work / "runs").is_dir() else ():
-        settings, done = _config(folder), (folder / "result.json").is_file()
-        job = Job(
-            number=None, verb="reproduce", env=settings["recipe"], model="",
-            state="done" if done else _state(work, folder.name), started_at=_time_of(folder / "config.json"),
-        )  # fmt: skip
-        if done:
-            job.took_s = _seconds(job.started_at, _time_of(folder / "result.json"))
-        elif job.open:
-            job.command = f"agentopcd reproduce {settings['words']}{where}"
-        yield job
+
+
+def _of_learn(job: Job, folder: Path, rows: Sequence[Row], where: str) -> None:
+    begun, done = folder / "start.json", job.state == "done"
+    settings, start = _config(folder), _object(begun, f"remove {folder} to begin again")
+    job.env, job.model = settings.get("env", ""), start.get("model", "")
+    job.started_at = start.get("started_at") or job.started_at
+    ended = now() if job.state == "running" else _time_of(folder / "result.json" if done else begun)
+    stages = [
+        row for row in rows
+        if _part_of(row) == "learn" and row["started_at"] >= job.started_at
+        and row["settings"].get("env_ref") == settings.get("env_ref")
+    ]  # fmt: skip
+    if not done and job.state != "running" and stages:
+        ended, job.why = stages[-1]["finished_at"] or ended, stages[-1]["error"] or ""
+        job.state = "failed" if job.why else job.state
+    job.took_s = _seconds(job.started_at, ended)
+    rounds = settings.get("rounds")
+    job.progress = f"{rounds} rounds" if done else f"round {start.get('round', 1)} of {rounds}"
+    if job.open:
+        _add_command(job, settings, where, folder)
+
+
+def _of_reproduce(job: Job, folder: Path, rows: Sequence[Row], where: str) -> None:
+    settings = _config(folder)
+    job.env = settings.get("recipe", "")
+    if job.state == "done":
+        job.took_s = _seconds(job.started_at, _time_of(folder / "result.json"))
+    elif job.open and settings.get("words"):
+        job.command = f"agentopcd reproduce {settings['words']}{where}"
 
 
 def _add_command(job: Job, settings: Mapping[str, Any], where: str, folder: Path | None, *, model: str = "") -> None:
@@ -248,7 +259,13 @@ def _of_lineage(verb: str, settings: Mapping[str, Any]) -> str:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "config.json", f"remove {folder} to begin again")
+    return _object(folder / "config.json", f"remove {folder} to begin again")
+
+
+def _object(file: Path, remedy: str) -> dict[str, Any]:
+    if not isinstance(found := read_json(file, remedy), dict):
+        raise ConfigError(f"{file} is no object of JSON; {remedy}")
+    return found
 
 
 # -- students, contexts, sizes ------------------------------------------------------------------------

@@ -90,8 +90,14 @@ class Tracking:
         self._safely(self._finish, summary)
 
     def close(self) -> None:
-        """End the record, whether the run has ended or goes on later."""
-        if self._record is not None:
+        """End the record, whether the run has ended or goes on later; also one that takes no more figures, because the
+        libraries begin no other before."""
+        if self._record is None:
+            return
+        if self._off:
+            with contextlib.suppress(Exception):
+                self._record.tracker.finish()
+        else:
             self._safely(self._record.tracker.finish)
 
     def _open(self) -> None:
@@ -173,7 +179,14 @@ class Record:
         self.run, self.file = run, run.folder / "tracking.json"
         self.held = -1
         """The last step that the tracker has."""
-        self.tracker = self.begin(dict(settings))
+        self._started: Any = None
+        try:
+            self.tracker = self.begin(dict(settings))
+        except BaseException:
+            if self._started is not None:
+                with contextlib.suppress(Exception):
+                    self._started.finish()
+            raise
 
     def begin(self, settings: dict[str, Any]) -> Any:
         """Start or resume the record; sets ``held`` and returns the tracker of accelerate."""
@@ -183,6 +196,7 @@ class Record:
         from accelerate import PartialState
 
         PartialState()  # accelerate's log wants it; where several processes train, Ranks has made it
+        self._started = tracker
         tracker.start()
         return tracker
 

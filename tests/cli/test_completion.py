@@ -45,7 +45,7 @@ def complete(monkeypatch: pytest.MonkeyPatch, shell: str, line: str) -> str:
     return done.stdout
 
 
-def test_values_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_offered(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def offered(line: str) -> list[str]:
@@ -69,6 +69,10 @@ def test_values_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             store.move(f"math/{work}", context.id, "person")
     assert offered("consolidate --context ma") == ["math/agentopcd-work"]
     assert offered("play --work elsewhere --context math/") == ["math/elsewhere"]
+    older = (root / "tests/fixtures/store-0.1.0/store.db").read_bytes()
+    (tmp_path / "elsewhere" / "store.db").write_bytes(older)
+    assert offered("play --work elsewhere --context ") == [""]
+    assert (tmp_path / "elsewhere" / "store.db").read_bytes() == older, "TAB brings no store up to date"
     (tmp_path / "elsewhere" / "store.db").write_bytes(b"this is no store" * 100)
     assert offered("play --work elsewhere --context ") == [""]
 

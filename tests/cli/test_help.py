@@ -117,6 +117,12 @@ def test_through_the_real_command_line(root: Path) -> None:
         assert not done.stderr.strip() and max(map(len, done.stdout.splitlines())) <= 80
         return done.returncode, done.stdout
 
+    for columns in ("0", "5"):
+        done = subprocess.run(
+            [sys.executable, "-m", "agentopcd", "play", "--help"], cwd=root, env={**os.environ, "COLUMNS": columns},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "") and "--episodes" in done.stdout
     code, text = run()
     assert code == 2 and "Usage: agentopcd [OPTIONS]" in text and "First: agentopcd envs list\n" in text
     assert text.count("\n Then: agentopcd ") == 2 and len(text.splitlines()) < 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,16 @@ def test_the_command_audits_a_lineage(
     assert shown.count("audited: ") == 3 and shown.count("from: unknown") == 3
     view = json.loads(told(capsys, monkeypatch, lab, "show", second[:12], "--json"))
     assert [len(one["items"]) for one in view["lineage"]] == [0, 2, 1]
+
+
+@pytest.mark.parametrize("words", [["audit"], ["forget", "1f0c9a"]])
+def test_a_workspace_that_is_not_there_is_not_made(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["agentopcd", "knowledge", *words, "--work", str(tmp_path / "no"), "--dry-run"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and "no knowledge store" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_the_command_forgets(lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,8 @@ def test_a_student_that_was_there_can_be_put_back_wherever_it_was_trained(cli: C
 
 
 def test_a_dry_run_moves_nothing(cli: Cli, work: Path) -> None:
-    done = cli("rollback", "lake", "--dry-run", "--work", str(work))
+    with Store.open(work / "store.db") as store, store.write():  # a dry run waits for no writer
+        done = cli("rollback", "lake", "--dry-run", "--work", str(work))
     assert "dry run: lake/student: bbbbbbbbbbbb -> runs/aaaa/student" in done.out
     assert current(work, "lake") == "bbbb" * 16
 

@@ -52,6 +52,7 @@ def test_on_a_terminal(root: Path) -> None:
     assert lines[-1] == "next: agentopcd consolidate " + "--env-arg a=b " * 9  # copied in one piece
     assert all(len(line) <= 60 for line in lines[3:-1]) and said.count("0123456789ab") == 9
     assert lines[-2].startswith("    0123456789ab")
+    assert "next: agentopcd consolidate" in shown(root, COLUMNS="0")  # a terminal that says that it has no columns
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no pseudo-terminal")

@@ -21,12 +21,12 @@ from agentopcd.cli.options import Call, configured
 from agentopcd.cli.status import lines
 from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig
 from agentopcd.core.config.toml import saved
-from agentopcd.core.errors import StoreError
+from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.runs import Run, write_json
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import Store
 from agentopcd.workspace.holding import Hold
-from agentopcd.workspace.ledger import held_as, run_config
+from agentopcd.workspace.ledger import Ledger, held_as, run_config
 from agentopcd.workspace.overview import VERBS, Job, overview
 
 FACTS = {"env": "rooms(n=3)", "model_id": "a" * 64, "kind": "game"}
@@ -126,7 +126,6 @@ from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import held_as
 work = Path(sys.argv[1])
 hold = Hold(work, held_as(1))
-assert not hold.shared
 with Store.open(work / "store.db") as store:
     store.add_tasks("rooms(n=3)", [f"k{n}" for n in range(900)], "extract")
     for n in range(900):
@@ -146,11 +145,30 @@ def test_a_run_of_another_process_runs_and_is_interrupted_when_that_is_killed(wo
         (job,) = look(work).jobs  # while the other writes
         assert (job.state, job.command, job.env, job.model) == ("running", "", "rooms(n=3)", "pocket")
         assert int(job.progress.removesuffix(" of 40 episodes")) >= 3
-        assert Hold(work, held_as(1)).shared  # who begins it as well is told
+        with pytest.raises(ConfigError, match=rf"works on play run 1 \(process {other.pid} on .*remove"):
+            Hold(work, held_as(1), "play run 1")
         other.kill()
     (job,) = look(work).jobs
     assert job.state == "interrupted" and job.command.startswith("agentopcd play --env rooms --episodes 40")
     assert job.took_s is not None and job.took_s >= 0
+
+
+def test_what_another_process_works_on_is_refused_and_left_as_it_is(work: Path) -> None:
+    with Store.open(work / "store.db") as store:
+        store.add_model("a" * 64, "pocket")
+        parts: dict[str, Any] = {"store": store, "env": "rooms", "kind": "state", "work": work, "say": print}
+        one, other = (Ledger(config=PlayConfig(env="rooms"), model_id=lambda: "a" * 64, **parts) for _ in range(2))
+        run_id = one.begin("play")
+        with pytest.raises(ConfigError, match=f"another process works on play run {run_id}"):
+            other.begin("play")
+        one.close()
+        assert other.begin("play") == run_id
+        other.close()
+    whole = Run(work, "reproduce", {"recipe": "placebo", "words": "placebo --size mini --report select"})
+    write_json(whole.folder / "result.json", {})
+    with Hold_of(work, whole.folder.name), pytest.raises(ConfigError, match="another process works on this command"):
+        CliRunner().invoke(app, ["reproduce", "placebo", "--work", str(work)], catch_exceptions=False)
+    assert whole.result == {}
 
 
 def test_a_run_that_was_let_go_is_not_held(work: Path) -> None:
@@ -174,6 +192,23 @@ def test_how_runs_ended(work: Path) -> None:
     assert (other.state, other.why) == ("failed", "no server answers") and "--seed 2" in other.command
 
 
+def test_a_folder_that_a_kill_left_hides_nothing(work: Path) -> None:
+    begun(work, PlayConfig(env="rooms"))
+    for name in ("reproduce-x", "learn-x", "learn-y", "learn-z"):
+        (work / "runs" / name).mkdir(parents=True)
+    for name, text in (("learn-x", "{}"), ("learn-y", '{"model": "po'), ("learn-z", "[]")):
+        (work / "runs" / name / "start.json").write_text(text)
+        (work / "runs" / name / "config.json").write_text('{"env": "rooms"}')
+    jobs = look(work).jobs
+    assert sorted((job.verb, job.state) for job in jobs) == [
+        ("learn", "failed"), ("learn", "failed"), ("learn", "interrupted"), ("play", "interrupted"),
+    ]  # fmt: skip
+    assert sorted(job.why.partition("learn-")[2][:14] for job in jobs if job.why) == [
+        "y/start.json c",
+        "z/start.json i",
+    ]
+
+
 def test_stages_of_learn_go_on_with_learn(work: Path) -> None:
     config = LearnConfig(env="rooms", rounds=2)
     folder = Run(work, "learn", run_config(config)).folder
@@ -195,8 +230,8 @@ class Hold_of:
     def __init__(self, work: Path, name: str) -> None:
         self.hold = Hold(work, name)
 
-    def __enter__(self) -> None:
-        assert not self.hold.shared
+    def __enter__(self) -> Hold:
+        return self.hold
 
     def __exit__(self, *_: object) -> None:
         self.hold.close()

@@ -270,3 +270,11 @@ def test_the_flags_for_the_next_command_are_flags_that_it_has() -> None:
     for cls in ALL:
         offered = {flag_of(field.name) for field in dataclasses.fields(cls) if has_flag(cls, field.name)}
         assert {word for word in player_flags(config, cls).split() if word.startswith("--")} <= offered
+
+
+def test_a_whole_number_of_a_file_is_the_flag_s(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('env = "math"\ntemperature = 1\nsteps = 7\n')
+    by_file = ConsolidateConfig.load(tmp_path / "run.toml")
+    assert by_file.to_json() == ConsolidateConfig.load(env="math", temperature=1.0, steps=7).to_json()
+    assert ConsolidateConfig(env="math", temperature=1, steps=7).to_json() == by_file.to_json()
+    assert '"steps": 7,' in by_file.to_json() and '"clip_norm": 1.0,' in by_file.to_json()

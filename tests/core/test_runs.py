@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.launch import launched
 from agentopcd.core.runs import Run, workspace, write_text
 from agentopcd.distillation import checkpoint
 from agentopcd.distillation.metrics import console_line
@@ -153,3 +154,33 @@ def test_the_console_line_fits_a_screen() -> None:
         "step 012/050 | kl_topk256_tail 0.0841 nats/tok | response 212 tok | success 0.41 (64 ep) | grad 0.93"
         " | 18.2 s (roll 11.0 score 3.9 train 3.3) | eta 11.5 min"
     )
+
+
+def test_a_folder_of_a_version_that_wrote_whole_numbers_without_a_point_is_found(tmp_path: Path) -> None:
+    older = Run(tmp_path, "consolidate", {"env": "math", "temperature": 1, "env_args": {"n": 1}})
+    found = Run(tmp_path, "consolidate", {"env": "math", "temperature": 1.0, "env_args": {"n": 1}})
+    assert found.folder == older.folder
+    for other in ({"temperature": 1.5, "env_args": {"n": 1}}, {"temperature": 1.0, "env_args": {"n": True}}):
+        assert Run(tmp_path, "consolidate", {"env": "math"} | other).folder != older.folder
+
+
+def test_a_person_s_own_file_beside_it_stays(tmp_path: Path) -> None:
+    (tmp_path / "best.txt.tmp").write_text("mine")
+    write_text(tmp_path / "best.txt", "new")
+    with pytest.raises(ZeroDivisionError):
+        write_text(tmp_path / "best.txt", (str(1 // n) for n in (1, 0)))
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"best.txt.tmp": "mine", "best.txt": "new"}
+    (tmp_path / "other").touch()
+    assert (tmp_path / "best.txt").stat().st_mode == (tmp_path / "other").stat().st_mode
+    write_text(tmp_path / ("é" * 120), "a long name")
+
+
+@pytest.mark.parametrize("text", ["abc", "0", "-1", "1.5"])
+def test_a_number_of_processes_that_is_none(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", text)
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE is '.*torchrun"):
+        launched()
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert launched() == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launched() == 2

@@ -230,6 +230,12 @@ def test_a_failed_export_leaves_the_file_before(work: Path, tmp_path: Path, monk
     assert "Is a directory" in refused(work, "export", "--all", "-o", str(tmp_path))
 
 
+def test_the_store_is_no_file_to_write_to(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(work.parent))
+    assert "is the store itself" in refused(work, "export", "--all", f"--output=~/{work.name}/store.db")
+    assert run(work, "list")
+
+
 def test_links_pipes_and_devices_are_written_through(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_text(tmp_path / "link", ["a", "b"])

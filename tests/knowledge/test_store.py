@@ -104,6 +104,7 @@ def test_runs_are_found_again_until_they_are_finished(store: Store) -> None:
     first, second = store.start("play", config, 1), store.start("play", config, 1)
     assert store.find_run("play", {"n": 3, "env": "lake"}) == second
     assert store.find_run("play", {"n": 4, "env": "lake"}) is None
+    assert store.find_run("play", {"n": 3.0, "env": "lake"}) == second, "older versions wrote no point"
     store.finish(second, {"won": 2})
     assert store.find_run("play", config) == first
     store.finish(first, status="failed")

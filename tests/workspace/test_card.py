@@ -17,14 +17,16 @@ from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ModelError
 from agentopcd.core.files import told
-from agentopcd.core.runs import write_json
+from agentopcd.core.runs import Run, slug_of, write_json
 from agentopcd.core.types import Context
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import Store
 from agentopcd.models import find
 from agentopcd.workspace import card
 from agentopcd.workspace.experience.find_context import find_context
+from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.session import Session
+from agentopcd.workspace.strangers import nowhere, public
 from tests import tiny
 
 HOSTILE = "---\nlicense: mit\n---\n```\n# Out of the fence\n````text\n<script>\x1b[2J</script>\n- always say seven"
@@ -115,6 +117,56 @@ def test_the_settings_are_those_of_the_students_own_training(tmp_path: Path) -> 
         facts = card.facts_of(store, tmp_path / "runs/two/student", "two", tmp_path)
     assert facts is not None and (facts.settings["seed"], facts.settings["steps"]) == (4, 5)
     assert facts.settings["splits"] == ""
+
+
+def test_the_card_of_a_game_of_files_tells_no_path(tmp_path: Path) -> None:
+    label = "/home/me/secret/rows.jsonl,grader=/home/me/secret/g.py:f,judge=http://10.0.0.7:8000#m"
+    config = ConsolidateConfig(
+        env="/home/me/secret/rows.jsonl", context="/home/me/secret/notes.txt", judge="http://10.0.0.7:8000#m",
+        env_args={"files": ["/home/me/secret/x.txt"]}, grader="/home/me/secret/g.py:f",
+    )  # fmt: skip
+    settings = run_config(config) | {"env": label}
+    run = Run(tmp_path, "consolidate", settings)
+    table: dict[str, Any] = {"env": label, "rows": [], "notes": [f"seen in {label}"], "differences": {}}
+    table["rows"] = [
+        {"label": "student", "success": 0.5, "low": 0.1, "high": 0.9, "n": 3, "tokens": 1, "reply_tokens": 2.0}
+    ]
+    with Store.open(tmp_path / "store.db") as store:
+        context = Context("Be brief.")
+        store.add_context(context)
+        store.move(f"{label}/best", context.id, "person")
+        store.add_model("base", "pocket")
+        run_id = store.start("consolidate", settings, 0)
+        student = run.folder / "student"
+        store.add_model("one", str(student), str(student), "base", run_id, {context.id: 1.0})
+        facts = card.facts_of(store, student, "one", tmp_path, table)
+        assert facts is not None
+        text = card.card(facts)
+    assert not [word for word in ("secret", "home", "10.0.0.7", str(tmp_path)) if word in text], text
+    assert "environment `rows.jsonl,grader=g.py:f,judge=http://ADDRESS#m`" in text
+    assert r"refs: rows.jsonl,grader=g.py:f,judge=http://ADDRESS\#m/best" in text
+    assert text.count(f"consolidate-{slug_of(nowhere(label))}-") == 2  # in front and in the title
+    assert "--env rows.jsonl" in text and "--judge 'http://ADDRESS#m'" in text and "x.txt" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("/home/me/a.jsonl", "a.jsonl"), ("/home/me/my files/a (b).jsonl", "a (b).jsonl"), ("~/x/g.py:f", "g.py:f"),
+        ("/home/me/a.jsonl,/home/me/b.jsonl", "a.jsonl,b.jsonl"), ("a.jsonl,/home/me/b.jsonl", "a.jsonl,b.jsonl"),
+        ('["/home/me/x", "~me/y"]', '["x", "y"]'), (["/home/me/x", 1], ["x", 1]), ({"a": ["../x"]}, {"a": ["x"]}),
+        ("recorded:/home/me/store.db", "recorded:store.db"), ("file:///home/me/x", "file:x"),
+        ("http://me:key@host:1/v1/x", "http://***@host:1/v1/x"), ("reward / 2 > 1", "reward / 2 > 1"), (3, 3),
+        ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-1.7B"), ("openenv:owner/name", "openenv:owner/name"), ("/", "/"),
+    ],
+)  # fmt: skip
+def test_settings_as_strangers_may_read_them(value: Any, said: Any) -> None:
+    assert public(value) == said
+
+
+def test_an_environment_as_strangers_may_read_it() -> None:
+    assert nowhere("rows.jsonl,judge=https://me:key@host/v1#m,n=2") == "rows.jsonl,judge=http://ADDRESS#m,n=2"
+    assert nowhere("frozen-lake-4x4,size=4") == "frozen-lake-4x4,size=4"
 
 
 def test_the_card_takes_up_what_evaluate_measures(student: Distilled, work: Path) -> None:

@@ -31,10 +31,14 @@ class Kept(trackers.Record):
 
     fails_at = 99
     has = -1
+    begins = True
 
     def begin(self, settings: dict[str, Any]) -> Any:
         self.settings, self.rows, self.ended, self.held = settings, [], 0, self.has
         made.append(self)
+        if not self.begins:
+            self.started(SimpleNamespace(start=int, finish=self.end))
+            raise OSError("it is away")
         return SimpleNamespace(finish=self.end)
 
     def end(self) -> None:
@@ -89,6 +93,16 @@ def test_a_tracker_that_fails_is_told_once_and_ends_nothing(kept: type[Kept], tm
     follow(run, said, 1, 2, 3)
     assert [record["step"] for record in run.records()] == [1, 2, 3]
     assert len(said) == 1 and "wandb takes no more figures (https://***@host is away)" in said[0]
+    assert made[0].ended == 1  # else the next training could begin no other record
+
+
+def test_a_tracker_that_fails_as_it_begins_is_closed(
+    kept: type[Kept], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kept, "begins", False)
+    said: list[str] = []
+    follow(Run(tmp_path, "consolidate", {"env": "math"}), said, 1)
+    assert len(said) == 1 and "it is away" in said[0] and made[0].ended == 1
 
 
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

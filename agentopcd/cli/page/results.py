@@ -11,9 +11,7 @@ from typing import Any
 
 from agentopcd.cli.page.marks import Dot, Line, dots, number
 from agentopcd.cli.paper.verdicts import without_outcomes
-from agentopcd.workspace.evaluation.spoken import SHARES
-
-FLOORS = {"random": "uniform random", "blind": "best blind sequence", "solvable": "solvable within the limit"}
+from agentopcd.workspace.evaluation.spoken import FLOORS, SHARES
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
@@ -150,7 +148,7 @@ def confirmation(result: Any) -> dict[str, Any] | None:
 
 
 def values(result: Any, most: int = 40) -> list[dict[str, Any]]:
-    """What items are worth, by a run of ``knowledge score --values``; the best first."""
+    """What items are worth, by a run of ``knowledge score --method subsets``; the best first."""
     found = []
     for row in map(mapping, sequence(mapping(result).get("values"))):
         value = number(row.get("value"))

@@ -52,7 +52,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_value(field.name, getattr(self, field.name))
+            _check_value(field.name, value := getattr(self, field.name))
+            if type(value) is int and hints(type(self))[field.name] is float:  # one setting has one form in JSON
+                object.__setattr__(self, field.name, float(value))
         for name, known in choices(type(self)).items():
             got = getattr(self, name)
             if got not in known:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self, TypeVar
@@ -20,6 +19,8 @@ from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.launch import launched
+from agentopcd.core.text import first_line
 
 T = TypeVar("T")
 
@@ -28,11 +29,6 @@ PATIENCE = datetime.timedelta(days=1)
 TURN = "agentopcd/turn"
 """The key of the launcher's store that says whose turn it is in :meth:`Ranks.one_at_a_time`."""
 LOOK_EVERY_S = 0.05
-
-
-def launched() -> int:
-    """The number of processes that were launched together with this one, itself included."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Ranks:
@@ -48,7 +44,14 @@ class Ranks:
         """Whether the other processes take part in the main one's work, and so cannot receive an assignment."""
         if launched() > 1 and not alone:
             on_cpu = torch.accelerator.current_accelerator(check_available=True) is None
-            self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+            try:
+                self.state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+            except (ValueError, KeyError, RuntimeError, OSError) as error:  # torchrun sets what they need of each other
+                why = first_line(error, type(error).__name__)
+                raise ConfigError(
+                    f"WORLD_SIZE says {launched()} processes, which do not find each other ({why}); launch with "
+                    "torchrun, or unset WORLD_SIZE"
+                ) from error
             self.count, self.index = self.state.num_processes, self.state.process_index
             if self.count != launched():
                 raise ConfigError(f"{launched()} processes were launched, {self.count} found; launch with torchrun")

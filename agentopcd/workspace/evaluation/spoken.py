@@ -14,6 +14,8 @@ SHARES = {
     "beyond": "closed by the student of the distance that the placebo student leaves",
 }
 """Shares of :class:`Distances` by field, in words."""
+FLOORS = {"random": "uniform random", "blind": "best blind sequence", "solvable": "solvable within the limit"}
+"""What is reached without a model, by its name in a table, in words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

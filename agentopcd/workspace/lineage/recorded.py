@@ -108,16 +108,15 @@ def recorded(
 
     An error closes it as failed. Whoever finishes it calls ``store.finish``.
     """
-    run_id = store.find_run(verb, settings)
-    if run_id is None and (run_id := store.find_run(verb, settings, status="failed")) is not None:
-        store.reopen(run_id)
-    if run_id is None:
+    known = store.find_run(verb, settings)
+    failed = store.find_run(verb, settings, status="failed") if known is None else None
+    if (run_id := known or failed) is None:
         run_id = store.start(verb, settings, 0)
-    else:
-        say(f"resuming {verb} run {run_id}")
-    with closing(Hold(work, held_as(run_id))) as hold:
-        if hold.shared:
-            say(f"warning: another process works on {verb} run {run_id}; let one of the two do it")
+    with closing(Hold(work, held_as(run_id), f"{verb} run {run_id}")):
+        if failed is not None:
+            store.reopen(failed)
+        if known or failed:
+            say(f"resuming {verb} run {run_id}")
         try:
             yield run_id
         except AgentOpcdError as error:
