@@ -175,6 +175,11 @@ class TrainConfig(PlayerConfig):
     def _check_method(self) -> None:
         self._only_with("turn_items", not self.asks_teacher, "the student's own answers")
         self._only_with("anchor", not self.by_teacher, "methods that learn from the student's own answers")
+        if self.anchor > 0 and round(self.anchor * self.batch_size) == 0:
+            raise ConfigError(
+                f"anchor is {self.anchor}, which adds no reply to a step of {self.batch_size} episodes; "
+                f"{1 / self.batch_size:.4g} adds one"
+            )
         self._only_with("answers", self.asks_teacher, "--method context-distillation, seqkd or mixed")
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
             what = "--divergence stopgrad and --importance-cap are about the student's own answers"
