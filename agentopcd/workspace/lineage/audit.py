@@ -249,8 +249,9 @@ def stored_turns(
 ) -> list[Episode]:  # fmt: skip
     """Stored turns that a base has answered without a context, the same for every student, each as an episode.
 
-    Each has room for the context however ``edits`` change it. Those of tasks that nothing is learned from come first,
-    then those of extract tasks; none of train tasks.
+    They are of two tasks or more, so the last place is kept for another task while all are of one. Each has room for
+    the context however ``edits`` change it. Those of tasks that nothing is learned from come first, then those of
+    extract tasks; none of train tasks.
 
     Raises:
         ConfigError: there are not two tasks with such turns.
@@ -261,19 +262,23 @@ def stored_turns(
               if row["split"] != "train"]  # fmt: skip
     random.Random(f"audit:{parent.id}").shuffle(places)
     kept: list[Episode] = []
+    tasks: set[str] = set()
     for _, episode_id, turn in sorted(places, key=lambda place: place[0]):
         episode = store.transcript(episode_id)
         one = dataclasses.replace(episode, turns=[episode.turns[turn]])
+        if len(kept) >= max(1, n - 1) and tasks == {one.task.key}:
+            continue
         if one.turns[0].response_ids and reader.fits(one, context, edits):
             kept.append(one)
-        if len(kept) == n:
+            tasks.add(one.task.key)
+        if len(kept) >= n and len(tasks) > 1:
             break
-    if len({one.task.key for one in kept}) < 2:
+    if len(tasks) < 2:
         same = player_flags(dataclasses.replace(training.config, model=parent.name), PlayConfig)
         play = f"agentopcd play --no-extract {same}{work_flag(session.work)}"
         raise ConfigError(
             f"an audit wants stored turns of {session.env} on two tasks or more, none of them a train task, that "
-            f"{parent.name} has answered without a context, got {len(kept)}; play some with the settings of the "
+            f"{parent.name} has answered without a context, got {len(tasks)}; play some with the settings of the "
             f"training: {play}"
         )
     return kept
