@@ -123,8 +123,8 @@ def test_a_student_whose_folder_is_gone_cannot_play(cli: Cli, work: Path, given:
             move_student(store, "lake", name * 16, "gate")
     for name in ("aaaa", "ffff", *(["dddd"] if known == "base" else [])):
         (work / f"runs/{name}/student").rmdir()
-    done = cli("rollback", "lake", *given, "--work", str(work))
-    assert done.code == 2 and f"is gone; put it back, or take {known == 'base' and 'none' or 'the newest'}" in done.err
+    done, which = cli("rollback", "lake", *given, "--work", str(work)), "none" if known == "base" else "the newest"
+    assert done.code == 2 and f"is gone; put it back, or take {which}" in done.err
     assert f": agentopcd rollback lake --to {known}" in done.err and current(work, "lake") == "bbbb" * 16
     assert cli("rollback", "lake", "--to", known, "--work", str(work)).code == 0
 
