@@ -30,10 +30,10 @@ from agentopcd.knowledge.nearest import notes_for
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
+from agentopcd.workspace.known import load_known
 from agentopcd.workspace.lineage.found import AUDIT, TURNS, Audit, Found, to_audit
 from agentopcd.workspace.lineage.measure import Logits, Sums, by_task, shown, sums
 from agentopcd.workspace.lineage.recorded import Training, finished, recorded
-from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
 
 
@@ -92,23 +92,6 @@ def _env(store: Store, student: Row) -> str:
 def _as_played(training: Training) -> PlayerConfig:
     """The settings to read the stored turns of a training's base with. Nothing is sampled, so no engine is needed."""
     return pick(training.config, PlayerConfig, engine="transformers", server="")
-
-
-def load_known(session: Session, model_id: str) -> LoadedModel:
-    """A model of the store, with the weights that it is known by.
-
-    Raises:
-        ConfigError: it is gone, or was changed.
-    """
-    row = session.store.lookup("model", id=model_id)
-    name = recall(session.work, row) if row else None
-    known = row["name"] if row else "?"
-    if name is None:
-        raise ConfigError(f"the model {known} ({model_id[:SHORT]}) is needed and no longer here; put it back")
-    loaded = session.load(name)
-    if loaded.id != model_id:
-        raise ConfigError(f"{name} is no longer model {model_id[:SHORT]}: its files were changed; put them back")
-    return loaded
 
 
 def _group(
