@@ -147,10 +147,9 @@ class Calibration:
 
 def rate_given(row: Mapping[str, Any] | None) -> Rate | None:
     """A success rate as reports write it; None if there is none, or if it is another score."""
-    if not row or None in (known := [row.get(name) for name in ("success", "n", "low", "high")]):
+    if not row or any(row.get(name) is None for name in ("success", "n", "low", "high")):
         return None
-    success, n, low, high = known
-    return Rate(round(success * n), n, (low, high))
+    return Rate(round(row["success"] * row["n"]), row["n"], (row["low"], row["high"]))
 
 
 def _interval(rate: Rate) -> str:
