@@ -37,6 +37,8 @@ from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.evaluation.table import evaluate, row_lines
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.forecast import short
+from agentopcd.workspace.gated import to_gate
+from agentopcd.workspace.known import load_known
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.ratchet import Taught, play_parent, promote
 from agentopcd.workspace.recorded import use_snapshot
@@ -93,6 +95,8 @@ def _distil(
             session.say(said)
     marked |= {"by": config.by} if config.by else {}
     run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder), **marked)
+    if moves and not control and config.gate_tasks:
+        to_gate(session, config, student.id, run_id)
     arms = arms_of(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
     known: dict[str, list[Totals]] = {}
@@ -154,11 +158,11 @@ def _beside_placebo(
         config = dataclasses.replace(config, teacher=folder_of(session, out.teacher_id))
     taught = twins[0] if isinstance(context, Context) else dataclasses.replace(context, parts=twins)
     session.say(f"placebo student: the same training, on the placebo {taught.id[:12]} of context {context.id[:12]}")
-    session.use(session.load(folder_of(session, out.parent_id)))
+    session.use(load_known(session, out.parent_id))
     trained, *_ = _distil(session, dataclasses.replace(config, placebo=False, test_tasks=0), taught, control=True)
     if out.placebo_id == trained.model_id:
         return out
-    session.use(session.load(folder_of(session, out.parent_id)))
+    session.use(load_known(session, out.parent_id))
     out = dataclasses.replace(out, placebo_id=trained.model_id)
     run_id = _row_of(session, run)
     out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, known))

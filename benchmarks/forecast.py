@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from agentopcd.cli.paper.plan import RECIPES, read
-from agentopcd.core.calibration import Calibration, Past
+from agentopcd.core.calibration import Calibration, Past, rate_given
 from agentopcd.core.crossed import t_quantile
 from agentopcd.core.stats import Difference, Rate, ratio, wilson
 from agentopcd.knowledge import Store
@@ -62,7 +62,8 @@ def of_results(rows: Iterator[Mapping[str, Any]]) -> list[Past]:
             key = (row["env"], row["model"], *same, row["reply_tokens"][arm])  # arms have other names elsewhere
             name = f"{row['title'].partition(':')[0]}, {row['row']}, {arm}"
             gain, student = (apart(rates[one], rates["base"]) for one in ("in-context", arm))
-            found.setdefault(key, Past(name=name, gain=gain, beyond=None, student=student))
+            base = rate_given(rates["base"])
+            found.setdefault(key, Past(name=name, gain=gain, beyond=None, student=student, base=base))
     return [*found.values()]
 
 

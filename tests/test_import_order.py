@@ -116,9 +116,9 @@ INSIDE = {
         "gateway.dealer",
         "gateway.app",
         "gateway.serve",
-        "checks pace resolved",
+        "checks known pace resolved",
         "evaluation.names experience.chains experience.choose experience.reading",
-        "ready",
+        "gated ready",
         "evaluation.table",
         "evaluation.distance evaluation.drift evaluation.neutral evaluation.rounds experience.carry "
         "experience.find_context experience.gather experience.influence experience.worth",

@@ -136,7 +136,7 @@ def test_a_student_that_does_not_pass_its_gate_plays_no_further_round(
     config: LearnConfig, tmp_path: Path, unflagged: None
 ) -> None:
     said: list[str] = []
-    held = dataclasses.replace(config, force=True, gate_tasks=6)
+    held = dataclasses.replace(config, force=True, gate_tasks=16)  # fewer could not pass at the later looks
     rounds = learn(held, tmp_path, say=said.append)
     first, second = (one.distilled for one in rounds)
     assert first is not None and second is not None and not first.promoted and not second.promoted

@@ -14,6 +14,8 @@ from agentopcd.cli.knowledge import WORK, Work, open_store, read_store
 from agentopcd.cli.options import DRY_RUN, JSON, Call
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from agentopcd.knowledge import Store
     from agentopcd.knowledge.database import Row
 
@@ -52,6 +54,8 @@ def rollback(
             raise ConfigError(f"{student_ref(name)} has no student before it; name one with --to")
         else:
             target = past[-2] if len(past) > 1 else None
+        if target is not None:
+            _check_here(store, work, target, name, past)
         if not dry_run:
             move_student(store, name, target, "person" if to else "rollback", f"from {now[:12] if now else 'none'}")
         spoken, held = _spoken(store, target), forgotten(store, target) if target else []
@@ -131,6 +135,27 @@ def _model(store: Store, work: Path, name: str, env: str) -> str:
                 f"{name!r} was trained on {made['env']}, not on {env}; to play with it, give it as --model"
             )
     return id_
+
+
+def _check_here(store: Store, work: Path, target: str, env: str, past: Sequence[str | None]) -> None:
+    """Refuse to move ENV/student to a model that could not play.
+
+    Raises:
+        ConfigError: its folder is gone.
+    """
+    from agentopcd.core.errors import ConfigError
+    from agentopcd.workspace.paths import recall
+
+    def here(model_id: str | None) -> bool:
+        return model_id is None or ((row := store.lookup("model", id=model_id)) and recall(work, row)) is not None
+
+    if not here(target):
+        other = next((one for one in reversed(past[:-1]) if here(one)), None)
+        which, name = ("the newest one before it that is here", other[:12]) if other else ("none", "base")
+        raise ConfigError(
+            f"{_spoken(store, target)} is gone; put it back, or take {which}: agentopcd rollback {shlex.quote(env)} "
+            f"--to {name}{_flag(work)}"
+        )
 
 
 def _spoken(store: Store, model_id: str | None) -> str:

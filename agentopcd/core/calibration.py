@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from agentopcd.core.crossed import t_quantile
@@ -15,20 +15,27 @@ NOISE_NATS = 0.002
 """A context that moves the model by less than this, in nats a token, does not move it: rounding in bfloat16 alone moves
 it by about a thousandth of a nat."""
 
+ROOM = 0.1
+"""A model that may fail so few of its tasks, or fewer, wins them: too little is left for a context to gain."""
 
-def advise(gain: Difference | None, beyond: Difference | None, moved: Mean | None) -> tuple[Advice, str]:
+
+def advise(
+    gain: Difference | None, beyond: Difference | None, moved: Mean | None, base: Rate | Mean | None = None
+) -> tuple[Advice, str]:
     """What to do with a context before training on it, and why. The first line that holds decides:
 
     1. *do not*, where the context does not move the model: the upper end of ``moved`` is below :data:`NOISE_NATS`.
     2. *do not*, where the upper end of ``gain`` is 0 or less.
-    3. *collect better notes*, where the lower end of ``gain`` is 0 or less: it may help or not.
-    4. *collect better notes*, where the lower end of ``beyond`` is 0 or less: its form alone may help.
-    5. *train*.
+    3. *do not*, where the lower end of ``gain`` is 0 or less and that of ``base`` is :data:`ROOM` or less below 1.
+    4. *collect better notes*, where the lower end of ``gain`` is 0 or less: it may help or not.
+    5. *collect better notes*, where the lower end of ``beyond`` is 0 or less: its form alone may help.
+    6. *train*.
 
     Args:
         gain: success with the context minus success without it; None where nothing is right or wrong.
         beyond: success with the context minus success with its placebo; None if that was not measured.
         moved: how far the context moves the model, in nats a token; None if that was not measured.
+        base: success without the context; None, or the mean of another score, if it is not known how much is left.
     """
     if moved is not None and moved.high < NOISE_NATS:
         return "do not", "the context does not move the model, so there is nothing to distil"
@@ -38,6 +45,8 @@ def advise(gain: Difference | None, beyond: Difference | None, moved: Mean | Non
         return "train", "the context moves the model; nothing here says whether that is for the better"
     if gain.high <= 0:
         return "do not", "the context does not help, so there is no gain to distil"
+    if gain.low <= 0 and isinstance(base, Rate) and 1 - base.low <= ROOM:
+        return "do not", f"the model wins without it: {base} leaves {1 - base.low:.3f} to gain at most"
     if gain.low <= 0:
         return "collect better notes", "it is not shown that the context helps, so there may be no gain to distil"
     if beyond is not None and beyond.low <= 0:
@@ -53,13 +62,15 @@ class Past:
     gain: Difference
     """In-context minus base."""
     beyond: Difference | None
-    """In-context minus the placebo in context; None if that was not measured, so that rule 4 is not applied."""
+    """In-context minus the placebo in context; None if that was not measured, so that rule 5 is not applied."""
     student: Difference
     """Student minus base."""
+    base: Rate | None = None
+    """The base's success; None if it is not known, so that rule 3 is not applied."""
 
     @property
     def advice(self) -> Advice:
-        return advise(self.gain, self.beyond, None)[0]
+        return advise(self.gain, self.beyond, None, self.base)[0]
 
     @property
     def gained(self) -> bool:
@@ -132,6 +143,13 @@ class Calibration:
             "other": self.other.to_dict() | {"not_gained": self.other.wins},
             "handed_over": None if self.handed is None else self.handed.to_dict(),
         }
+
+
+def rate_given(row: Mapping[str, Any] | None) -> Rate | None:
+    """A success rate as reports write it; None if there is none, or if it is another score."""
+    if not row or any(row.get(name) is None for name in ("success", "n", "low", "high")):
+        return None
+    return Rate(round(row["success"] * row["n"]), row["n"], (row["low"], row["high"]))
 
 
 def _interval(rate: Rate) -> str:

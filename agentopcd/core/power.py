@@ -1,8 +1,8 @@
-"""How many pairs a comparison needs, and what rise a number of pairs can show."""
+"""How many pairs a comparison needs, and what a number of pairs can show."""
 
 from __future__ import annotations
 
-from math import sqrt
+from math import floor, log2, sqrt
 from statistics import NormalDist
 
 from agentopcd.core.errors import ConfigError
@@ -45,3 +45,18 @@ def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.02
         else:
             high = middle
     return high
+
+
+def least_p(tasks: int, *, success: bool) -> float:
+    """The smallest one-sided p-value that so many paired tasks can have, whatever comes of them.
+
+    Args:
+        success: the test is :func:`~agentopcd.core.stats.mid_p`, which counts half of what was seen; otherwise
+            :func:`~agentopcd.core.stats.sign_flip`.
+    """
+    return 0.5 ** (tasks + success)
+
+
+def tasks_to_pass(level: float, *, success: bool) -> int:
+    """The smallest number of tasks whose :func:`least_p` is below a level."""
+    return max(1, floor(-log2(level)) + 1 - success)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from agentopcd.core.apart import Apart, compare_apart
 from agentopcd.core.config import RECORDED
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.power import least_p
 from agentopcd.core.runs import work_flag
 from agentopcd.core.stats import Comparison, compare, draws_for
 from agentopcd.core.types import EMPTY
@@ -227,13 +228,12 @@ class _Scores:
     @property
     def reach(self) -> float:
         """The smallest p-value that so many ratings can have, whatever they are."""
-        least = 1 / comb(len(self.first) + len(self.second), len(self.first))
-        repeated = False
+        success = all(isinstance(value, bool) for value in (*self.first.values(), *self.second.values()))
         if self.tasks is not None:
             distinct = len(set(self.tasks.values()))
-            least, repeated = 0.5**distinct, distinct < len(self.tasks)
-        success = all(isinstance(value, bool) for value in (*self.first.values(), *self.second.values()))
-        return least / 2 if success and not repeated else least  # a mid-p counts half of what was seen
+            return least_p(distinct, success=success and distinct == len(self.tasks))
+        least = 1 / comb(len(self.first) + len(self.second), len(self.first))
+        return least / 2 if success else least  # a mid-p counts half of what was seen
 
     def compared(self, level: float) -> tuple[Comparison | Apart, float]:
         """The comparison, and the p-value of the other direction."""

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentopcd.core.calibration import Advice, Calibration, Past, advise, told
+from agentopcd.core.calibration import Advice, Calibration, Past, advise, rate_given, told
 from agentopcd.core.config import ConsolidateConfig, ForecastConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.groups import mean_of_groups
 from agentopcd.core.power import detectable
 from agentopcd.core.runs import work_flag
-from agentopcd.core.stats import Comparison, Difference, Mean, ratio
+from agentopcd.core.stats import Comparison, Difference, Mean, Rate, ratio
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.distillation.distance import Totals
 from agentopcd.distillation.tokens import BEFORE, text_of
@@ -87,7 +87,8 @@ class Forecast:
 
     @property
     def advice(self) -> tuple[Advice, str]:
-        return advise(_difference(self.gain), _difference(self.beyond), self.moved.all)
+        base = self.gain.second if self.gain else None
+        return advise(_difference(self.gain), _difference(self.beyond), self.moved.all, base)
 
     def to_dict(self) -> dict[str, Any]:
         """The forecast as JSON."""
@@ -257,7 +258,7 @@ def short(session: Session, context: Context, flags: str = "") -> str:
     arm, twin = Arm(session.loaded.id, context.id), placebo(context)
     pair, beyond = (store.compare(arm, arm._replace(context_id=one.id), arena) for one in (EMPTY, twin))
     if pair.n:
-        advice, why = advise(pair.difference, beyond.difference if beyond.n else None, None)
+        advice, why = advise(pair.difference, beyond.difference if beyond.n else None, None, pair.second)
         found = f"on select tasks {pair.difference} to none (n={pair.n})"
         return f"forecast: {advice}: {why}: {name} {found}; not confirmed"
     if any(look["verdict"] in USEFUL for look in looks):
@@ -291,8 +292,8 @@ def _of_look(name: str, look: Row) -> str:
     if look["verdict"] in USEFUL:
         return f"forecast: train: {name} helps this model: it passed the confirm gate{figures} {number}"
     advice, why = "collect better notes", look["verdict"]
-    if gain is not None and gain.high <= 0:
-        advice, why = "do not", f"{why}, so there is no gain to distil"
+    if gain is not None and (said := advise(gain, None, None, _base(look)))[0] == "do not":
+        advice, why = said[0], f"{why}; {said[1]}"
     return f"forecast: {advice}: {name} did not pass the confirm gate: {why}{figures} {number}"
 
 
@@ -314,12 +315,14 @@ def past_trainings(store: Store, by: str = "success") -> list[Past]:
             continue
         if table.get("by", "success") != by:
             continue
+        bases = (one for one in table.get("rows") or () if one.get("label") == "base")
         looks = _looks(store, config.get("env"), str(config.get("context_id")))
         looks = [look for look in looks if look["model_id"] == config.get("model_id")]
         found.append(
             Past(
                 name=f"run {row['id']}, {config.get('env')}, context {str(config.get('context_id'))[:12]}",
                 gain=gain, student=student, beyond=_against(looks[-1]).get("placebo") if looks else None,
+                base=rate_given(next(bases, None)) if by == "success" else None,
             )
         )  # fmt: skip
     return found
@@ -339,6 +342,15 @@ def _against(look: Row) -> dict[str, Difference]:
         return {}
     given = read_object(str(look["result"]), f"the result of look {look['id']}").get("against", {})
     return {name: found for name, one in given.items() if (found := _given(one)) is not None}
+
+
+def _base(look: Row) -> Rate | None:
+    """The success without a context that a look has found; None if it compared another score."""
+    found = read_object(str(look["result"]), f"the result of look {look['id']}") if look["result"] else {}
+    one = found.get("against", {}).get("empty", {})
+    if found.get("by") != "success" or "score" not in one:
+        return None
+    return Rate(round(one["score"] * one["n"]), one["n"])
 
 
 def _given(one: Mapping[str, Any] | None) -> Difference | None:

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
-from statistics import NormalDist
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist, pstdev
 from typing import Any, Literal
 
-from agentopcd.core.config import PlayerConfig
 from agentopcd.core.config.training import TrainConfig
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.stats import Comparison, Mean, compare, draws_for
@@ -28,21 +27,20 @@ from agentopcd.core.text import SHORT
 from agentopcd.core.types import EMPTY, Context, Job, Mixture
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arm, Bench, Place, canonical, left_after
-from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.students import current_student, lineage, move_student, student_moves, student_ref
+from agentopcd.knowledge.students import current_student, lineage, move_student, student_ref
 from agentopcd.models.load import LoadedModel
 from agentopcd.workspace.evaluation.distance import nats_by_place
 from agentopcd.workspace.evaluation.neutral import neutral_drift
 from agentopcd.workspace.evaluation.table import Contestant
-from agentopcd.workspace.experience.choose import first_rep
-from agentopcd.workspace.ledger import config_of
-from agentopcd.workspace.paths import recall
+from agentopcd.workspace.gated import UNGATED, abilities, as_made, confirm_jobs, incumbent, made_by, moved, too_few
+from agentopcd.workspace.known import load_known
 from agentopcd.workspace.session import Session
 
-Verdict = Literal["promoted", "not better", "student stays", "lost", "drifted", "overtaken"]
-"""``not better`` than the parent; better than that, but the model at ENV/student stays; something was ``lost`` in an
-earlier environment; replies to neutral prompts have ``drifted``; it passed all this, but was ``overtaken`` by another
-move of ENV/student; or ``promoted``."""
+Verdict = Literal["promoted", "too few", "not better", "student stays", "lost", "drifted", "overtaken"]
+"""``too few`` confirm tasks to pass at this look's level, whatever comes of them; that spends no look. ``not better``
+than the parent; better than that, but the model at ENV/student stays; something was ``lost`` in an earlier environment;
+replies to neutral prompts have ``drifted``; it passed all this, but was ``overtaken`` by another move of ENV/student;
+or ``promoted``."""
 
 Role = Literal["parent", "student", "had"]
 """Who a student meets: its parent, the model at ENV/student, or the model whose ability must be kept."""
@@ -63,6 +61,8 @@ class Test:
     passed: bool
     by: str = "success"
     """What was compared: success, reward, a metric, or a distance, with a minus sign, so that more is better."""
+    allowed: float = 0.0
+    """How much less an ability may be, in the unit of ``by``."""
 
     def __str__(self) -> str:
         pair, gain = self.pair, self.pair.difference
@@ -70,7 +70,8 @@ class Test:
         if self.by == DISTANCE:
             rates = f"distance {-pair.first.rate:.3f} against {-pair.second.rate:.3f}, nearer by"
         what = {"parent": "its parent", "student": "the student before it", "had": f"what it had in {self.env}"}
-        asked = f"p = {pair.p:.2g}" if self.role != "had" else f"at worst {gain.low:+.3f}"
+        worst = f"at worst {gain.low:+.3f}, {-self.allowed:+.3g} is allowed"
+        asked = f"p = {pair.p:.2g}" if self.role != "had" else worst
         return (
             f"  against {what[self.role]} {self.rival[:SHORT]}: {rates} {gain.diff:+.3f}, {asked} (n={pair.n}; look "
             f"{self.look}, level {self.level:.2g}): {'yes' if self.passed else 'no'}"
@@ -80,7 +81,7 @@ class Test:
         return {
             "env": self.env, "rival": self.rival, "role": self.role, **self.pair.to_dict(),
             "by": self.by, "first": self.pair.first.rate, "second": self.pair.second.rate, "passed": self.passed,
-            "look": self.look, "level": self.level, "left": left_after(self.look),
+            "allowed": self.allowed, "look": self.look, "level": self.level, "left": left_after(self.look),
         }  # fmt: skip
 
 
@@ -99,6 +100,8 @@ class Promotion:
     """The most that ``drift`` may be, in nats a token."""
     notes: Sequence[str] = ()
     """What could not be asked, and why."""
+    asked: bool = True
+    """False: it was refused for something that could not be asked, which another way to train would not change."""
 
     @property
     def promoted(self) -> bool:
@@ -116,7 +119,8 @@ class Promotion:
             "promoted": f"promoted, {student_ref(self.env)} moved",
             "not better": f"not promoted, it is not shown to be better than its parent here; {stays}",
             "student stays": f"not promoted, it is not shown to be better than the student before it; {stays}",
-            "lost": f"not promoted, it may have lost more than {self.margin:g} elsewhere; {stays}",
+            "lost": f"not promoted, it may have lost more elsewhere than a margin of {self.margin:g} allows; {stays}",
+            "too few": f"not promoted, so few confirm tasks cannot show that it is better, no look was spent; {stays}",
             "drifted": f"not promoted, its replies to neutral prompts are not shown to be near the base's; {stays}",
             "overtaken": f"not promoted, it passed, but {student_ref(self.env)} was moved meanwhile; {stays}",
         }
@@ -126,6 +130,7 @@ class Promotion:
         return {
             "env": self.env, "student": self.student, "verdict": self.verdict, "margin": self.margin,
             "budget": self.budget, "drift": self.drift and self.drift.to_dict(), "notes": [*self.notes],
+            "asked": self.asked,
             "tests": [test.to_dict() for test in self.tests], "lines": self.lines(),
         }  # fmt: skip
 
@@ -150,8 +155,7 @@ class _Ground:
 
     @classmethod
     def of(cls, session: Session, tasks: int, run_id: int, taught: Taught | None = None) -> _Ground:
-        jobs = [Job(task, rep=first_rep(session)) for task in session.tasks("confirm", tasks)]
-        return cls(session=session, run_id=run_id, jobs=jobs, taught=taught)
+        return cls(session=session, run_id=run_id, jobs=confirm_jobs(session, tasks), taught=taught)
 
     @property
     def places(self) -> list[Place]:
@@ -168,15 +172,12 @@ class _Ground:
         """What a model has reached on the tasks, by place. It is loaded only if something is missing.
 
         Raises:
-            ConfigError: it would have to play, and is not here.
+            ConfigError: it would have to play, and is gone or was changed.
         """
         measured = self.session.by == DISTANCE
         done = bench.store.outcomes(Arm(model_id), bench.arena(places=self.places))
         if model is None and (measured or len(done) < len(self.jobs)):
-            row = bench.store.lookup("model", id=model_id)
-            if (name := recall(self.session.work, row) if row else None) is None:
-                raise ConfigError(f"model {model_id[:SHORT]} is not here, and has to play confirm tasks of {bench.env}")
-            model = self.session.load(name)
+            model = load_known(self.session, model_id)
         if len(done) < len(self.jobs):
             assert model is not None
             self.play(model_id[:SHORT], model)
@@ -208,14 +209,23 @@ class _Ground:
                 mine, theirs[rival], {place: place[0] for place in mine}, draws=draws_for(level),
                 z=NormalDist().inv_cdf(1 - level),
             )  # fmt: skip
-            passed = pair.difference.low > -margin if role == "had" else pair.p < level
+            allowed = margin * _spread(theirs[rival].values(), self.session.by)
+            passed = pair.p < level if role != "had" else pair.difference.low > -allowed or pair.difference.low >= 0
             tests.append(
                 Test(
                     env=bench.env, rival=rival, role=role, pair=pair, look=look["number"], level=level, passed=passed,
-                    by=self.session.by,
+                    by=self.session.by, allowed=allowed,
                 )
             )  # fmt: skip
         return tests, look
+
+
+def _spread(scores: Iterable[float], by: str) -> float:
+    """What a margin is a share of: 1 for success rates; for other scores twice their standard deviation over tasks.
+
+    That is 1, too, for a score of 0 and 1 that is as often one as the other, and follows the scale of any other score.
+    """
+    return 1.0 if by == "success" else 2 * pstdev(map(float, scores))
 
 
 def play_parent(session: Session, parent: LoadedModel, tasks: int, run_id: int) -> None:
@@ -237,31 +247,35 @@ def promote(
         config: ``gate_tasks``, ``margin`` and ``drift_budget``.
     """
     store, env = session.store, session.env
+    if few := too_few(session, config, run_id):
+        return Promotion(
+            env=env, student=student.id, verdict="too few", tests=[], drift=None, margin=config.most_lost,
+            budget=config.budget_nats, notes=[few], asked=False,
+        )  # fmt: skip
     ground = _Ground.of(session, config.gate_tasks, run_id, taught)
     bench = ground.play("student", student)
     rivals: dict[str, Role] = {parent_id: "parent"}
-    if (met := _incumbent(session, run_id)) not in (None, student.id):
+    if (met := incumbent(session, run_id)) not in (None, student.id):
         rivals.setdefault(str(met), "student")
     tests, look = ground.meet(bench, student, rivals, 0.0)
     verdict: Verdict = "promoted"
-    drift, notes = None, []
+    drift, kept = None, _Kept()
     if failed := [test for test in tests if not test.passed]:
         verdict = "not better" if failed[0].role == "parent" else "student stays"
     else:
-        kept, notes, whole = _kept(session, student, parent_id, config, run_id)
-        tests += kept
-        if not whole:
+        kept = _kept(session, student, parent_id, config, run_id)
+        tests += kept.tests
+        if not kept.whole:
             verdict = "lost"
         else:
-            drift, more = _drift(session, student)
-            notes += more
+            drift = _drift(session, student, kept)
             verdict = "promoted" if drift is not None and drift.high <= config.budget_nats else "drifted"
     result = Promotion(
         env=env, student=student.id, verdict=verdict, tests=tests, drift=drift, margin=config.most_lost,
-        budget=config.budget_nats, notes=notes,
+        budget=config.budget_nats, notes=kept.notes, asked=kept.asked,
     )  # fmt: skip
     with store.write():
-        moves = result.promoted and current_student(store, env) != student.id and _moved(session, run_id) is None
+        moves = result.promoted and current_student(store, env) != student.id and moved(session, run_id) is None
         if moves and current_student(store, env) != met:  # minutes have passed since it was read
             result = dataclasses.replace(result, verdict="overtaken")
         store.end_look(look["id"], "pass" if result.promoted else result.verdict, result.to_dict())
@@ -271,81 +285,60 @@ def promote(
     return result
 
 
-def _incumbent(session: Session, run_id: int) -> str | None:
-    """The model at ENV/student before this run moved it."""
-    own = _moved(session, run_id)
-    if own is None:
-        return current_student(session.store, session.env)
-    return student_moves(session.store, session.env)[own - 1]["model_id"] if own else None
+@dataclasses.dataclass
+class _Kept:
+    """What was found out about what a lineage had."""
+
+    tests: list[Test] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    whole: bool = True
+    """Whether nothing is lost."""
+    asked: bool = True
+    """Whether all could be asked that had to be."""
 
 
-def _moved(session: Session, run_id: int) -> int | None:
-    """The place, among the moves of ENV/student, of the one that a run has made; None if it has made none."""
-    moves = student_moves(session.store, session.env)
-    return next((place for place, move in enumerate(moves) if move["run_id"] == run_id), None)
-
-
-def _kept(
-    session: Session, student: LoadedModel, parent_id: str, config: TrainConfig, run_id: int
-) -> tuple[list[Test], list[str], bool]:
-    """The student against what its lineage had in other environments, notes, and whether nothing is lost.
+def _kept(session: Session, student: LoadedModel, parent_id: str, config: TrainConfig, run_id: int) -> _Kept:
+    """The student against what its lineage had in other environments.
 
     What cannot be asked counts as lost: promoting it unasked would be no ratchet.
     """
-    tests: list[Test] = []
-    notes: list[str] = []
-    whole = True
+    kept = _Kept()
     for env, had in abilities(session, parent_id).items():
         try:
-            settings, by = _settings(session, had["run_id"])
-            with Session(settings, session.work, say=session.say_once, by=by) as other:
+            made = made_by(session, had)
+            if (trained_on := made.get("env", env)) != env:  # a canary has put it there
+                kept.notes.append(f"{env} was not asked: its student was trained on {trained_on}")
+                continue
+            with as_made(session, made) as other:
                 if not other.game.graded:
-                    notes.append(f"{env} was not asked: nothing is right or wrong there")
+                    kept.notes.append(f"{env} was not asked: nothing is right or wrong there")
                     continue
                 ground = _Ground.of(other, config.gate_tasks, run_id)
                 bench = ground.play(f"student in {env}", student)
-                found, look = ground.meet(bench, student, {had["id"]: "had"}, config.most_lost)
-                other.store.end_look(look["id"], "pass" if found[0].passed else "lost", found[0].to_dict())
+                (test,), look = ground.meet(bench, student, {had["id"]: "had"}, config.most_lost)
+                other.store.end_look(look["id"], "pass" if test.passed else "lost", test.to_dict())
         except AgentOpcdError as error:
-            notes.append(f"{env} could not be asked, so it counts as lost: {error}")
-            whole = False
+            kept.notes.append(
+                f"{env} could not be asked, so it counts as lost: {error}; put back what is missing, {UNGATED}"
+            )
+            kept.whole = kept.asked = False
             continue
-        tests += found
-        whole &= found[0].passed
-        if not found[0].passed and found[0].pair.losses <= found[0].pair.wins:
-            n = found[0].pair.n
-            notes.append(f"the {n} pairs of {env} are too few to show a loss below {config.most_lost:g}; see --margin")
-    return tests, notes, whole
+        kept.tests.append(test)
+        kept.whole &= test.passed
+        if not test.passed and test.pair.losses <= test.pair.wins:
+            few = f"the {test.pair.n} pairs of {env} are too few to show a loss below {test.allowed:.3g}; see --margin"
+            kept.notes.append(few)
+    return kept
 
 
-def abilities(session: Session, parent_id: str) -> dict[str, Mapping[str, Any]]:
-    """What a lineage was promoted in besides this environment: the model of the last such move, by environment."""
-    line = lineage(session.store, parent_id)
-    last = {move["env"]: move["model_id"] for move in student_moves(session.store) if move["model_id"] in line}
-    rows = {env: session.store.lookup("model", id=id_) for env, id_ in last.items() if env != session.env}
-    return {env: row for env, row in rows.items() if row is not None and row["run_id"] is not None}
-
-
-def _settings(session: Session, run_id: int) -> tuple[PlayerConfig, str]:
-    """How an earlier run played its environment, with the engine of this session, and what it chose by.
-
-    Raises:
-        ConfigError: another version wrote that run.
-    """
-    stored = read_object(session.store.run(run_id)["config"], f"the config of run {run_id}")
-    here = session.config
-    engine = {name: getattr(here, name) for name in ("engine", "server", "device", "compute")}
-    by = stored.get("by", "")
-    return dataclasses.replace(config_of(PlayerConfig, stored), model="", **engine), "" if by == DISTANCE else by
-
-
-def _drift(session: Session, student: LoadedModel) -> tuple[Mean | None, list[str]]:
-    """How far the student's replies to neutral prompts are from those of the base of its lineage."""
-    base = session.store.lookup("model", id=lineage(session.store, student.id)[-1])
-    name = recall(session.work, base) if base else None
-    if name is None:
-        return None, ["the drift on neutral prompts was not measured: the base of the lineage is not here; put it back"]
+def _drift(session: Session, student: LoadedModel, kept: _Kept) -> Mean | None:
+    """How far the student's replies to neutral prompts are from those of the base of its lineage; None if that cannot
+    be measured, which is noted."""
+    base, what = None, "the drift on neutral prompts was not measured"
     try:
-        return neutral_drift(session, student, session.load(name)), []
+        base = load_known(session, lineage(session.store, student.id)[-1])
+        return neutral_drift(session, student, base)
     except AgentOpcdError as error:
-        return None, [f"the drift on neutral prompts was not measured: {error}"]
+        kept.asked = base is not None  # of the replies of another student it may be measured
+        kept.notes.append(f"{what}: {error}" + ("" if kept.asked else f", {UNGATED}"))
+        return None

@@ -87,6 +87,7 @@ def test_the_line_that_takes_it_back_does(cli: Cli, work: Path, env: str, before
 def trained(store: Store, name: str, **settings: Any) -> None:
     """A student of a finished run that no move has put anywhere."""
     run_id = store.start("consolidate", settings, 0)
+    (Path(store.path).parent / f"runs/{name}/student").mkdir(parents=True)
     store.add_model(name * 16, name, f"runs/{name}/student", "base" * 16, run_id)
     store.finish(run_id, {})
 
@@ -107,6 +108,25 @@ def test_a_student_that_was_there_can_be_put_back_wherever_it_was_trained(cli: C
         move_student(store, "lake", "cccc" * 16, "gate", "the canary won")
     undo = cli("rollback", "lake", "--work", str(work)).out.partition("undo: agentopcd ")[2].splitlines()[0]
     assert cli(*undo.split()).code == 0 and current(work, "lake") == "cccc" * 16
+
+
+@pytest.mark.parametrize(
+    ("given", "known"), [([], "dddd"), (["--dry-run"], "dddd"), (["--to", "aaaa"], "base"), (["--to", "ffff"], "dddd")]
+)
+def test_a_student_whose_folder_is_gone_cannot_play(cli: Cli, work: Path, given: list[str], known: str) -> None:
+    """``dddd`` was there before ``aaaa`` and ``bbbb``, unless it is gone, too."""
+    with Store.open(work / "store.db") as store, store.write():
+        trained(store, "dddd", env="lake")
+        trained(store, "ffff", env="lake")
+        store.change("DELETE FROM student_move WHERE env = 'lake'", ())
+        for name in ("dddd", "aaaa", "bbbb"):
+            move_student(store, "lake", name * 16, "gate")
+    for name in ("aaaa", "ffff", *(["dddd"] if known == "base" else [])):
+        (work / f"runs/{name}/student").rmdir()
+    done, which = cli("rollback", "lake", *given, "--work", str(work)), "none" if known == "base" else "the newest"
+    assert done.code == 2 and f"is gone; put it back, or take {which}" in done.err
+    assert f": agentopcd rollback lake --to {known}" in done.err and current(work, "lake") == "bbbb" * 16
+    assert cli("rollback", "lake", "--to", known, "--work", str(work)).code == 0
 
 
 def test_a_dry_run_moves_nothing(cli: Cli, work: Path) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from agentopcd.core.calibration import NOISE_NATS, Calibration, Past, advise, told
-from agentopcd.core.stats import Difference, Mean
+from agentopcd.core.stats import Difference, Mean, Rate
 
 
 def ends(low: float, high: float) -> Difference:
@@ -41,6 +41,20 @@ def test_the_first_line_that_holds_decides(
 ) -> None:
     found = advise(gain, beyond, moved)
     assert found[0] == advice and why in found[1]
+
+
+@pytest.mark.parametrize(
+    ("wins", "n", "gain", "advice"),
+    [
+        (64, 64, ends(-0.06, 0.06), "do not"), (63, 64, MAY, "do not"), (62, 64, MAY, "collect better notes"),
+        (8, 8, MAY, "collect better notes"), (640, 660, HELPS, "train"), (64, 64, NO, "do not"),
+    ],
+)  # fmt: skip
+def test_a_model_that_wins_already_has_nothing_to_gain(wins: int, n: int, gain: Difference, advice: str) -> None:
+    """62 of 64 and 8 of 8 leave more than a tenth by their intervals."""
+    found = advise(gain, HELPS, MOVES, Rate(wins, n))
+    assert found[0] == advice and ("the model wins without it" in found[1]) is (advice == "do not" and gain is not NO)
+    assert advise(MAY, HELPS, MOVES, Mean(1.0, 1.0, 1.0, 64))[0] == "collect better notes", "a score without an end"
 
 
 def past(gain: Difference, student: Difference, beyond: Difference | None = None) -> Past:

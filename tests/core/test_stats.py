@@ -11,7 +11,7 @@ import pytest
 
 from agentopcd.core.apart import compare_apart
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.power import detectable, pairs_needed
+from agentopcd.core.power import detectable, least_p, pairs_needed, tasks_to_pass
 from agentopcd.core.stats import (
     Mean,
     Rate,
@@ -265,3 +265,12 @@ def test_scores_without_pairs_are_dealt_anew() -> None:
 @pytest.mark.parametrize("mean", [Mean(0.5, 0.25, 0.75, 8), Mean(1.0, -inf, inf, 1)])
 def test_a_mean_is_read_back_as_it_was_written(mean: Mean) -> None:
     assert Mean.from_dict(mean.to_dict()) == mean
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_as_many_tasks_as_can_pass_a_level(success: bool) -> None:
+    """Won all, with no other pair in between; a task fewer does not do."""
+    assert least_p(8, success=True) == mid_p(8, 0)
+    for level in (0.025, 0.0125, 2**-9, 0.00125, 1e-6):
+        needed = tasks_to_pass(level, success=success)
+        assert least_p(needed, success=success) < level <= least_p(needed - 1, success=success)

@@ -118,6 +118,14 @@ def test_a_killed_run_with_an_anchor_ends_as_an_unbroken_one(model_dir: Path, tm
     assert train(model_dir, tmp_path / "cut", anchor=0.7).weights == whole.weights
 
 
+def test_an_anchor_that_adds_nothing_is_refused_with_one_that_does() -> None:
+    for size in (3, 7, 32, 48):
+        with pytest.raises(ConfigError, match=rf"adds no reply to a step of {size} episodes; 0\.\d+ adds one") as told:
+            ConsolidateConfig(**SMALL | {"batch_size": size, "anchor": 0.5 / size})
+        least = float(str(told.value).split()[-3])
+        assert round(ConsolidateConfig(**SMALL | {"batch_size": size, "anchor": least}).anchor * size) == 1
+
+
 def test_an_anchor_needs_the_students_answers() -> None:
     with pytest.raises(ConfigError, match="--anchor is for methods that learn from the student's own answers"):
         ConsolidateConfig(**SMALL | {"anchor": 0.5, "method": "seqkd"})

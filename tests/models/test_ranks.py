@@ -9,7 +9,7 @@ import pytest
 
 from agentopcd.cli import main
 from agentopcd.core.config import ConsolidateConfig
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.types import Context, Mixture
 from agentopcd.models.parallel.ranks import Ranks
 from tests.models import architectures
@@ -167,3 +167,16 @@ def test_alone_every_call_is_trivial() -> None:
     assert ranks.everyone("x") == ["x"]
     assert ranks.from_main("x") == "x"
     ranks.wait()
+
+
+@pytest.mark.parametrize(("error", "sent"), [(TrainingError, ["work", None]), (ConfigError, ["work"])])
+def test_after_a_training_that_failed_everywhere_the_others_are_told_to_end(
+    error: type[Exception], sent: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any other error they know nothing, and wait where no message reaches them."""
+    ranks, said = Ranks(), list[object]()
+    monkeypatch.setattr(ranks, "from_main", said.append)
+    with pytest.raises(error), ranks.led("work"):
+        raise error("the loss is not finite")
+    ranks.dismiss()
+    assert said == sent

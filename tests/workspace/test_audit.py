@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shlex
 from contextlib import closing
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +14,14 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.types import EMPTY, Context
+from agentopcd.core.types import EMPTY, Context, Task
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.knowledge import identify, render
 from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import held_as
-from agentopcd.workspace.lineage.audit import Reader, audit
+from agentopcd.workspace.lineage.audit import Reader, audit, stored_turns
 from agentopcd.workspace.lineage.found import Audit, audits, curves
-from agentopcd.workspace.lineage.recorded import student_named
+from agentopcd.workspace.lineage.recorded import Training, student_named
 from tests.lineage import FIRST, ONE, THREE, TWO, Killed, Lab, audit_of, base_of, dies, lab, made, row_of
 
 __all__ = ["lab", "made"]
@@ -178,6 +179,30 @@ def test_where_turns_show_one_item_its_placebo_stands_beside_it(lab: Lab, monkey
     assert shown.text == ONE and shown.verdict == "shown" and shown.own.share.rate == pytest.approx(1.0, abs=1e-3)
     assert shown.placebo.effect.rate > 0, "the placebo was read"
     assert other.verdict == "inert", "no turn shows it, and none would if the other were not there"
+
+
+@pytest.mark.parametrize(("n", "kept"), [(1, "ab"), (2, "ab"), (3, "aab"), (5, "aaaab"), (6, "aaaabb")])
+def test_turns_of_one_task_leave_a_place_for_another(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, n: int, kept: str
+) -> None:
+    """Where the turns of one task come first, another one is still found."""
+    with lab.open() as store:
+        rows = store.episodes(model_id=row_of(lab, 0)["parent_id"], context_id=EMPTY.id, split="test")
+        one = store.transcript(rows[0]["id"])
+    turns = {key: dataclasses.replace(one, task=Task(0, key), turns=one.turns * 4) for key in "ab"}
+    known = [{"id": key, "split": "test", "turns": 4} for key in "ab"]
+    stored: Any = SimpleNamespace(episodes=lambda **_: known, transcript=turns.__getitem__)
+    session: Any = SimpleNamespace(store=stored, env="math", work=lab.work)
+    parent: Any = SimpleNamespace(id="base", name="base")
+    with lab.open() as store:
+        training = Training.of(store, lab.work, row_of(lab, 0)["id"])
+    reader: Any = SimpleNamespace(fits=lambda *_: True)
+    monkeypatch.setattr("random.Random.shuffle", lambda *_: None)
+    found = stored_turns(session, parent, training, reader, EMPTY, [], n)
+    assert "".join(episode.task.key for episode in found) == kept
+    del known[1]
+    with pytest.raises(ConfigError, match=r"on two tasks or more, .* without a context, got 1; play some"):
+        stored_turns(session, parent, training, reader, EMPTY, [], n)
 
 
 def test_an_audit_wants_stored_turns_and_items(lab: Lab) -> None:

@@ -15,6 +15,7 @@ from agentopcd.cli.verbs import forecast as command
 from agentopcd.core.calibration import Calibration
 from agentopcd.core.config import ConfirmConfig, EvaluateConfig, ForecastConfig, flags_for
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.stats import Difference, Rate
 from agentopcd.core.types import EMPTY, Context, Episode, Task
 from agentopcd.distillation.positions import response_logits
 from agentopcd.knowledge import Store, placebo
@@ -77,6 +78,9 @@ def test_its_own_look_decides(session: Session) -> None:
     assert short(session, CLUE).startswith("forecast: collect better notes: ")
     looked(session, "form only", against={"empty": {"difference": -0.2, "low": -0.3, "high": -0.1}})
     assert short(session, CLUE).startswith("forecast: do not: ") and "no gain to distil" in short(session, CLUE)
+    even = {"difference": 0.0, "low": -0.06, "high": 0.06, "n": 64, "score": 1.0}
+    looked(session, "not better ", against={"empty": even}, by="success")
+    assert "do not: " in (said := short(session, CLUE)) and "the model wins without it: 1.000 [0.943, 1.000]" in said
 
 
 def test_looks_of_canaries_and_of_students_are_no_looks_of_a_context(session: Session) -> None:
@@ -220,6 +224,18 @@ def test_a_context_that_helps_beyond_its_form_is_to_be_trained_on(clued: Any, mo
     assert {row["split"] for row in session.store.episodes()} == {"select"}
     ahead(session)
     assert sum(one.asked for one in asked) == 27  # read back
+
+
+def test_a_model_that_wins_already_needs_no_better_notes(clued: Any) -> None:
+    session, _ = clued
+    found = ahead(session)
+    assert found.gain is not None
+    even = dataclasses.replace(found.gain, second=Rate(64, 64), difference=Difference(0.0, -0.06, 0.06, 64))
+    assert dataclasses.replace(found, gain=even).advice[1].startswith("the model wins without it: 1.000")
+    config = dataclasses.replace(session.config, env=tiny.questions(session.work / "many.jsonl", 400))
+    with Session(config, session.work, say=lambda line: None) as other:
+        played(other, SEVEN, 64, 64), played(other, EMPTY, 64, 64)
+        assert "do not: the model wins without it: 1.000" in short(other, SEVEN)
 
 
 def test_a_context_that_helps_by_its_form_alone_is_not(clued: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -253,6 +253,17 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_changed(lab: Lab) -> None
     assert item_ids(FIRST) == [identify(ONE), identify(TWO)]
 
 
+def test_what_was_sharded_is_forgotten_under_torchrun(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = lab.work / Path(row_of(lab, 1)["path"]).parent / "config.toml"
+    settings.write_text(settings.read_text().replace("shard = false", "shard = true"))
+    with lab.open() as store:
+        with pytest.raises(ConfigError, match=r"was trained with --shard, .*; give the command under torchrun"):
+            lab.plan(store, TWO)
+        assert store.item(identify(TWO)).status != "retired"
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert len(lab.plan(store, TWO).steps) == 2
+
+
 def test_a_teacher_that_knows_it_is_refused(lab: Lab) -> None:
     first = lab.work / row_of(lab, 0)["path"]
     lab.train(Context(render([TWO, THREE])), base_of(lab), teacher=str(first), test_tasks=0)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -284,3 +286,18 @@ def test_a_plan_counts_both_trainings(work: Path, tmp_path: Path, capsys: pytest
     command(settings(work, placebo=True, context=str(tmp_path / "c.txt")), Call(tmp_path / "w", False, True))
     printed = capsys.readouterr().out
     assert "2 episodes, and the same for the placebo student" in printed and "3 tasks, four arms" in printed
+
+
+def test_a_base_that_was_changed_meanwhile_trains_no_placebo_student(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, weights = sys.modules["agentopcd.distil"], tiny.build(tmp_path / "base") / "model.safetensors"
+    monkeypatch.setattr(module, "_distil", lambda *_, **__: pytest.fail("it was trained"))
+    config: Any = settings(tmp_path, placebo=True)
+    with Session(config, tmp_path / "work", say=lambda line: None) as session:
+        session.store.add_context(CONTEXT)
+        out: Any = SimpleNamespace(parent_id=session.loaded.id)
+        weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+        run: Any = None
+        with pytest.raises(ConfigError, match="its files were changed; put them back"):
+            module._beside_placebo(session, config, CONTEXT, out, run, {})

@@ -14,13 +14,15 @@ from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Mean
 from agentopcd.core.types import EMPTY, Completion, Context
-from agentopcd.knowledge import level_of
+from agentopcd.knowledge import Store, level_of
 from agentopcd.knowledge.students import current_student, move_student, student_moves
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling.protocol import InBatches
 from agentopcd.workspace import ratchet
+from agentopcd.workspace.evaluation.distilled import Distilled
+from agentopcd.workspace.gated import to_gate, too_few
 from agentopcd.workspace.ratchet import Promotion, Taught, play_parent, promote
 from agentopcd.workspace.session import Session
 from tests import tiny
@@ -212,6 +214,127 @@ def test_an_environment_that_cannot_be_asked_counts_as_lost(lab: Lab) -> None:
     Path(lab.envs[0]).unlink()
     done = lab.promote("both", "good", env=1)
     assert done.verdict == "lost" and "could not be asked, so it counts as lost" in done.notes[0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 500.0])
+def test_a_margin_follows_the_scale_of_rewards(lab: Lab, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = Store.outcomes
+
+    def scaled(store: Store, arm: Any, arena: Any) -> Any:
+        found = outcomes(store, arm, arena)
+        return found if arena.by != "reward" else {place: scale * value for place, value in found.items()}
+
+    monkeypatch.setattr(Store, "outcomes", scaled)
+    lab.promote("good", "base", by="reward")
+    lost = lab.promote("traded", "good", env=1, margin=0.9)
+    kept = lab.promote("slipped", "good", env=1, margin=0.9)
+    assert (lost.verdict, kept.verdict) == ("lost", "promoted")
+    had = kept.tests[-1]
+    won = had.pair.second.rate / scale
+    assert had.pair.difference.diff < 0 and had.allowed / scale == pytest.approx(0.9 * 2 * (won * (1 - won)) ** 0.5)
+    assert f"{-had.allowed:+.3g} is allowed" in kept.lines()[2]
+
+
+# -- what cannot be asked -------------------------------------------------------------------------------
+
+
+def passed(done: Promotion) -> bool:
+    """Whether `learn` tries no other way to train after this."""
+    return Distilled(
+        folder="", model_id="", parent_id="", teacher_id="", context_id="", best_step=1, steps=1, skipped=0,
+        evaluation=None, promotion=done.to_dict(),
+    ).passed  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gone", "why"),
+    [
+        ("environment", "which the parent's lineage has learned, cannot be asked"),
+        ("model", "cannot be asked, so no student would pass the gate: its model, runs/good "),
+        ("base", "the base of the lineage, .* is gone, .* put it back"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_a_training(lab: Lab, tmp_path: Path, gone: str, why: str) -> None:
+    lab.promote("good", "base", gate_tasks=12)
+    if gone == "environment":
+        Path(lab.envs[0]).unlink()
+    if gone == "model":
+        lab.folders["good"].rename(tmp_path / "good")
+    with Session(lab.config(1), lab.work, say=lab.lines.append) as session:
+        if gone == "base":
+            session.store.change("UPDATE model SET path = 'none' WHERE parent_id IS NULL", ())
+        if gone == "model":
+            to_gate(session, lab.config(1, gate_tasks=12), lab.ids["good"], 99)  # what it has played is stored
+        with pytest.raises(ConfigError, match=rf"{why}.*, or train without the gate, by --gate-tasks 0"):
+            to_gate(session, lab.config(1), lab.ids["good"], 99)
+
+
+def test_the_student_before_is_there_or_has_played_before_the_next_one_is_trained(lab: Lab, tmp_path: Path) -> None:
+    lab.promote("good", "base", gate_tasks=12)
+    lab.folders["good"].rename(tmp_path / "good")
+    with Session(lab.config(), lab.work, say=lab.lines.append) as session:
+        base = session.loaded
+        to_gate(session, lab.config(gate_tasks=12), base.id, 99)
+        with pytest.raises(ConfigError, match=r"/student is runs/good .*put it back, .* \(agentopcd rollback .*--work"):
+            to_gate(session, lab.config(), base.id, 99)
+
+
+def test_no_other_way_to_train_is_tried_for_what_cannot_be_asked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.promote("good", "base")
+    with monkeypatch.context() as patch:
+        patch.setattr(ratchet, "neutral_drift", lambda *_: Mean(0.6, 0.6, 0.6, 32))
+        far = lab.promote("both", "good", env=1, margin=0.3)
+    assert far.verdict == "drifted" and not passed(far), "another way may stay nearer"
+    Path(lab.envs[0]).unlink()
+    lost = lab.promote("both", "good", env=1)
+    assert lost.verdict == "lost" and passed(lost) and "or train without the gate" in lost.notes[0]
+
+
+@pytest.mark.parametrize(("what", "why"), [("gone", "no longer here; put it back"), ("changed", "files were changed")])
+def test_drift_is_measured_to_the_base_as_it_was(lab: Lab, tmp_path: Path, what: str, why: str) -> None:
+    shutil.copytree(lab.folders["base"], tmp_path / "base")
+    lab.folders["base"], train = tmp_path / "base", lab.trained
+    weights = tmp_path / "base" / "model.safetensors"
+
+    def trained(*given: Any) -> LoadedModel:
+        student = train(*given)
+        weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+        if what == "gone":
+            shutil.rmtree(tmp_path / "base")
+        return student
+
+    lab.trained = trained  # type: ignore[method-assign]
+    done = lab.promote("good", "base")
+    assert done.verdict == "drifted" and done.drift is None and passed(done)
+    assert why in done.notes[0]
+
+
+def test_a_model_that_a_canary_moved_is_not_asked_where_it_was_trained(lab: Lab) -> None:
+    lab.promote("good", "base")
+    with Session(lab.config(), lab.work, say=lab.lines.append) as session:
+        move_student(session.store, "recorded:shop", lab.ids["good"], "gate", "the canary won")
+        env = session.env
+    done = lab.promote("both", "good", env=1, margin=0.3)
+    assert done.notes == [f"recorded:shop was not asked: its student was trained on {env}"]
+    assert [test.role for test in done.tests] == ["parent", "had"] and done.verdict == "promoted"
+
+
+def test_too_few_tasks_to_pass_spend_no_look_and_are_told_before(lab: Lab) -> None:
+    for name in ("poor", "worse", "traded"):
+        lab.promote(name, "base", gate_tasks=8)
+    few, enough = lab.config(gate_tasks=8), lab.config(gate_tasks=9)
+    with Session(few, lab.work, say=lab.lines.append) as session:
+        to_gate(session, few, session.loaded.id, 99)
+        to_gate(session, enough, session.loaded.id, 99)
+        own = session.store.looks(session.env)[-1]
+        assert too_few(session, few, own["run_id"]) == "", "a look that was begun keeps its level"
+    (told,) = [line for line in lab.lines if line.startswith("warning: ")]
+    assert told.startswith("warning: 8 confirm tasks cannot reach level 0.0013 of look 4, whatever comes of them")
+    assert "; --gate-tasks 9 could, so this student will not become" in told
+    done = lab.promote("good", "base", gate_tasks=8)
+    assert done.verdict == "too few" and not done.tests and "--gate-tasks 9 could" in done.notes[0] and passed(done)
+    assert "no look was spent" in done.lines()[-1]
+    assert lab.promote("good", "base", gate_tasks=9).tests[0].look == 4
 
 
 def test_drift_on_neutral_prompts_has_a_budget(lab: Lab) -> None:

@@ -17,6 +17,8 @@ from agentopcd.core.types import SPLITS, Context
 from agentopcd.distil import distil_context
 from agentopcd.knowledge import Store, identify, render
 from agentopcd.knowledge.recordings import Place, record
+from agentopcd.workspace.gated import as_made
+from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.lineage.forget import forget, plan_of
 from agentopcd.workspace.session import Session
 from tests.recording import answer, keep, keep_many, model, said
@@ -209,6 +211,16 @@ def test_a_forgetting_reads_the_sessions_of_the_first_training(tmp_path: Path, m
 
         forget(store, work, plan, distil=distil, say=lambda line: None)
     assert seen == [first] and len(list((work / "recorded" / "shop").iterdir())) == 1
+
+
+def test_a_gate_asks_the_sessions_that_an_earlier_training_read(tmp_path: Path) -> None:
+    keep_many(tmp_path, 30)
+    with session_of(tmp_path) as first:
+        made = run_config(first.config) | {"env": first.env, "snapshot": first.snapshot}
+    keep_many(tmp_path, 20, start=30)
+    with session_of(tmp_path, env="math") as session, as_made(session, made) as other:
+        assert (other.env, other.snapshot) == ("recorded:shop", first.snapshot)
+        assert other.tasks("confirm") == first.tasks("confirm")
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ class TrainConfig(PlayerConfig):
     beat its parent. With 0 it becomes ENV/student at once."""
     margin: float = 0.0
     """How much worse the student may be, in environments that its lineage has learned before, to become ENV/student; 0:
-    0.1."""
+    0.1. A difference of success rates; of another score, a share of twice its standard deviation over tasks."""
     drift_budget: float = 0.0
     """How far its replies to neutral prompts may be from the base's, in nats a token; 0: 0.5."""
     force: bool = False
@@ -153,7 +153,8 @@ class TrainConfig(PlayerConfig):
         self._not_negative("importance_cap", "async_steps", "tokens_per_batch", "patience", "warmup_steps")
         self._not_negative("anchor", "token_cap", "teacher_strength", "turn_items", "gate_tasks", "drift_budget")
         if not 0 <= self.margin < 1:
-            raise ConfigError(f"margin is {self.margin}; it is a difference of success rates, 0 or more and below 1")
+            what = "a difference of success rates, or a share of the spread of another score"
+            raise ConfigError(f"margin is {self.margin}; it is {what}, 0 or more and below 1")
         self._temperature("loss_temperature")
         self._check_adapter()
 
@@ -175,6 +176,11 @@ class TrainConfig(PlayerConfig):
     def _check_method(self) -> None:
         self._only_with("turn_items", not self.asks_teacher, "the student's own answers")
         self._only_with("anchor", not self.by_teacher, "methods that learn from the student's own answers")
+        if self.anchor > 0 and round(self.anchor * self.batch_size) == 0:
+            raise ConfigError(
+                f"anchor is {self.anchor}, which adds no reply to a step of {self.batch_size} episodes; "
+                f"{1 / self.batch_size:.4g} adds one"
+            )
         self._only_with("answers", self.asks_teacher, "--method context-distillation, seqkd or mixed")
         if self.by_teacher and (self.divergence == "stopgrad" or self.importance_cap):
             what = "--divergence stopgrad and --importance-cap are about the student's own answers"

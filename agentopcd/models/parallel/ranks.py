@@ -18,7 +18,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch.distributed.tensor import DTensor
 
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.launch import launched
 from agentopcd.core.text import first_line
 
@@ -107,12 +107,17 @@ class Ranks:
         """Let the other processes take part in the main one's work in this block.
 
         The other processes get ``assignment`` from :meth:`from_main`. After an error in the block, they keep waiting
-        for the main process in the middle of their work, where no message reaches them. The launcher ends them.
+        for the main process in the middle of their work, where no message reaches them. The launcher ends them. A
+        ``TrainingError`` is raised in all processes alike, so after one they wait for the next assignment.
         """
         self._led = True
         self.from_main(assignment)
-        yield
-        self._led = False  # not in a ``finally``: after an error, ``dismiss`` must not send anything
+        try:
+            yield
+        except TrainingError:
+            self._led = False
+            raise
+        self._led = False  # not in a ``finally``: after another error, ``dismiss`` must not send anything
 
     def dismiss(self) -> None:
         """Let the processes that wait for an assignment end: they receive None."""

@@ -59,8 +59,10 @@ class Distilled:
 
     @property
     def passed(self) -> bool:
-        """Whether no other way to train is worth a try: it was promoted, or only came too late for that."""
-        return self.promoted or (self.promotion or {}).get("verdict") == "overtaken"
+        """Whether no other way to train is worth a try: it was promoted, or only came too late for that, or its gate
+        could not be asked."""
+        found = self.promotion or {}
+        return self.promoted or found.get("verdict") == "overtaken" or not found.get("asked", True)
 
     def to_dict(self) -> dict[str, Any]:
         return {

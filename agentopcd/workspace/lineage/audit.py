@@ -30,10 +30,10 @@ from agentopcd.knowledge.nearest import notes_for
 from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
+from agentopcd.workspace.known import load_known
 from agentopcd.workspace.lineage.found import AUDIT, TURNS, Audit, Found, to_audit
 from agentopcd.workspace.lineage.measure import Logits, Sums, by_task, shown, sums
 from agentopcd.workspace.lineage.recorded import Training, finished, recorded
-from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
 
 
@@ -92,23 +92,6 @@ def _env(store: Store, student: Row) -> str:
 def _as_played(training: Training) -> PlayerConfig:
     """The settings to read the stored turns of a training's base with. Nothing is sampled, so no engine is needed."""
     return pick(training.config, PlayerConfig, engine="transformers", server="")
-
-
-def load_known(session: Session, model_id: str) -> LoadedModel:
-    """A model of the store, with the weights that it is known by.
-
-    Raises:
-        ConfigError: it is gone, or was changed.
-    """
-    row = session.store.lookup("model", id=model_id)
-    name = recall(session.work, row) if row else None
-    known = row["name"] if row else "?"
-    if name is None:
-        raise ConfigError(f"the model {known} ({model_id[:SHORT]}) is needed and no longer here; put it back")
-    loaded = session.load(name)
-    if loaded.id != model_id:
-        raise ConfigError(f"{name} is no longer model {model_id[:SHORT]}: its files were changed; put them back")
-    return loaded
 
 
 def _group(
@@ -249,8 +232,9 @@ def stored_turns(
 ) -> list[Episode]:  # fmt: skip
     """Stored turns that a base has answered without a context, the same for every student, each as an episode.
 
-    Each has room for the context however ``edits`` change it. Those of tasks that nothing is learned from come first,
-    then those of extract tasks; none of train tasks.
+    They are of two tasks or more, so the last place is kept for another task while all are of one. Each has room for
+    the context however ``edits`` change it. Those of tasks that nothing is learned from come first, then those of
+    extract tasks; none of train tasks.
 
     Raises:
         ConfigError: there are not two tasks with such turns.
@@ -261,19 +245,23 @@ def stored_turns(
               if row["split"] != "train"]  # fmt: skip
     random.Random(f"audit:{parent.id}").shuffle(places)
     kept: list[Episode] = []
+    tasks: set[str] = set()
     for _, episode_id, turn in sorted(places, key=lambda place: place[0]):
         episode = store.transcript(episode_id)
         one = dataclasses.replace(episode, turns=[episode.turns[turn]])
+        if len(kept) >= max(1, n - 1) and tasks == {one.task.key}:
+            continue
         if one.turns[0].response_ids and reader.fits(one, context, edits):
             kept.append(one)
-        if len(kept) == n:
+            tasks.add(one.task.key)
+        if len(kept) >= n and len(tasks) > 1:
             break
-    if len({one.task.key for one in kept}) < 2:
+    if len(tasks) < 2:
         same = player_flags(dataclasses.replace(training.config, model=parent.name), PlayConfig)
         play = f"agentopcd play --no-extract {same}{work_flag(session.work)}"
         raise ConfigError(
             f"an audit wants stored turns of {session.env} on two tasks or more, none of them a train task, that "
-            f"{parent.name} has answered without a context, got {len(kept)}; play some with the settings of the "
+            f"{parent.name} has answered without a context, got {len(tasks)}; play some with the settings of the "
             f"training: {play}"
         )
     return kept

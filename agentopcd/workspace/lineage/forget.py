@@ -20,6 +20,8 @@ from agentopcd.knowledge.decide import Target, decide
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.lineage import Generation, generations, passages, repeats
 from agentopcd.knowledge.students import current_student, move_student, student_moves, student_ref
+from agentopcd.models.parallel.ranks import launched
+from agentopcd.workspace.checks import check_launch
 from agentopcd.workspace.ledger import FORGET
 from agentopcd.workspace.lineage.proof import Forgotten, fingerprint, holds, proved, teachers
 from agentopcd.workspace.lineage.recorded import Training, finished, recorded
@@ -158,7 +160,22 @@ def _step(store: Store, work: Path, one: Generation, ids: set[str]) -> Step:
     context = _rest(store, one.contexts, ids)
     if context is not None:
         _teacher(store, work, training)  # what is not here is refused before anything is trained
+        _check_launch(one.model, training.config)
     return Step(before=one, training=training, context=context)
+
+
+def _check_launch(student: Row, config: ConsolidateConfig) -> None:
+    """Refuse a training that this launch cannot repeat, before an item is retired.
+
+    Raises:
+        ConfigError: it does not fit the number of processes or the installed packages.
+    """
+    if config.shard and launched() == 1:
+        raise ConfigError(
+            f"student {student['id'][:SHORT]} was trained with --shard, and there is one process to shard over; give "
+            "the command under torchrun"
+        )
+    check_launch(config, launched())
 
 
 def _teacher(store: Store, work: Path, training: Training) -> str:
