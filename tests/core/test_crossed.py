@@ -75,6 +75,26 @@ def test_an_interval_is_never_narrower_than_that_of_paired_games_and_has_a_width
         assert (seen.p < 0.05) == (seen.low > 0 or seen.high < 0)
 
 
+def test_repetitions_that_came_out_alike_are_no_other_tasks() -> None:
+    for tasks in (1, 5, 20):
+        won, lost = of_seeds(*["1" * tasks] * 4), of_seeds(*["0" * tasks] * 4)
+        seen, alone = contrast(won, lost), paired_difference(0, tasks, 0, 0)
+        assert (seen.low, seen.high, seen.n, seen.tasks) == (alone.low, alone.high, 4 * tasks, tasks)
+        assert seen.p == pytest.approx(0.5**tasks)
+        once = {key: ok for key, ok in won.items() if key[0] == 0}
+        assert (contrast(once, lost).low, contrast(once, lost).p) == (seen.low, seen.p)
+
+
+def test_equal_arms_that_are_sure_of_each_task_seldom_get_a_verdict() -> None:
+    """What an arm can do it always does, so that repetitions say nothing; five tasks are the fewest of a verdict."""
+    rng, wrong = np.random.default_rng(2), 0
+    for _ in range(1000):
+        a, b = (of_seeds(*["".join(map(str, rng.integers(0, 2, 5)))] * 4) for _ in range(2))
+        seen = contrast(a, b)
+        wrong += seen.low > 0 or seen.high < 0
+    assert wrong <= 70  # three standard errors above 5 %
+
+
 def test_equal_arms_seldom_get_a_verdict_though_their_seeds_differ() -> None:
     """At 5 %, 150 trials: up to 13 are within three standard errors. Whoever ignores seeds makes far more."""
     for seeds in (4, 8):
