@@ -9,7 +9,7 @@ import pytest
 
 from agentopcd.core.crossed import Outcomes, contrast, rate_of, spread, t_quantile, two_sided_t
 from agentopcd.core.stats import Rate, paired_difference, ratio
-from benchmarks.false_verdicts import draw, false_verdicts
+from benchmarks.false_verdicts import draw, false_verdicts, main
 
 
 def of_seeds(*rows: str) -> Outcomes:
@@ -101,6 +101,12 @@ def test_equal_arms_seldom_get_a_verdict_though_their_seeds_differ() -> None:
         found = false_verdicts(seeds, 60, 0.6, 150, seed=seeds)
         assert found["crossed"].wins <= 13
         assert found["games"].wins >= 30
+
+
+def test_the_benchmark_refuses_a_single_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--trials", "1", "--seeds", "4", "1"])
+    assert "--seeds 1: a spread over seeds takes two" in capsys.readouterr().err
 
 
 def test_a_difference_is_still_seen() -> None:
