@@ -137,6 +137,17 @@ def mean(values: Sequence[float]) -> str:
     return f"{fmean(values):.4f} ± {half:.4f}"
 
 
+def summary(name: str, chosen: Sequence[Chosen], first: int, perfect: float) -> str:
+    """A method's line; ``first`` is the number of repetitions that both methods have, 0 if uniform was left out."""
+    regrets = [one.regret for one in chosen]
+    both = f"{mean(regrets[:first])} (first {first} repetitions), " if first else ""
+    return (
+        f"{name:8s} {fmean(one.episodes for one in chosen):8.0f} episodes  regret {both}{mean(regrets)} (all "
+        f"{len(chosen)})  confirmed interval covers {Rate(sum(one.covered for one in chosen), len(chosen))} (a perfect "
+        f"one: {perfect:.3f})"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("choose-work"))
@@ -153,6 +164,8 @@ def main() -> None:
     parser.add_argument("--sample-batch", type=int, default=32)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.repetitions < 1:
+        parser.error(f"--repetitions {args.repetitions}: at least one")
     models.prepare_process()
     matrix = played(args)
     rates = [matrix.rate(context, matrix.tasks) for context in matrix.contexts]
@@ -166,12 +179,8 @@ def main() -> None:
     held_out = len(matrix.tasks) - max(args.select, args.uniform_tasks) - args.confirm
     perfect = expected_coverage(args.confirm, held_out)
     for name, chosen in found.items():
-        first, regrets = args.uniform, [one.regret for one in chosen]
-        print(
-            f"{name:8s} {fmean(one.episodes for one in chosen):8.0f} episodes  regret {mean(regrets[:first])} (first "
-            f"{first} repetitions), {mean(regrets)} (all {len(chosen)})  confirmed interval covers "
-            f"{Rate(sum(one.covered for one in chosen), len(chosen))} (a perfect one: {perfect:.3f})"
-        )
+        if chosen:
+            print(summary(name, chosen, len(found["uniform"]), perfect))
     if args.json:
         rows = {
             name: [{**dataclasses.asdict(one), "covered": one.covered} for one in some] for name, some in found.items()

@@ -14,7 +14,7 @@ crossed   :mod:`agentopcd.core.crossed`, which makes the verdicts now
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
@@ -64,14 +64,20 @@ def false_verdicts(seeds: int, tasks: int, sd: float, trials: int, seed: int = 0
     return {name: Rate(count, trials) for name, count in wrong.items()}
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--tasks", type=int, default=128)
     parser.add_argument("--sd", type=float, nargs="+", default=[0.1, 0.3, 0.6])
     parser.add_argument("--seeds", type=int, nargs="+", default=[2, 4, 8])
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if min(args.seeds) < 2:
+        parser.error(f"--seeds {min(args.seeds)}: a spread over seeds takes two")
     for seeds in args.seeds:
         for sd in args.sd:
             found = false_verdicts(seeds, args.tasks, sd, args.trials)
             print(f"{seeds} seeds of sd {sd}:", ", ".join(f"{name} {rate}" for name, rate in found.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

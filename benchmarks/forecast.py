@@ -5,8 +5,9 @@
 Without a workspace it reads the trained arms of docs/results/*.json, what `agentopcd reproduce` measured, each beside
 its row's `in-context` arm. What this can tell, and what it cannot:
 
-- The rates stand there and not the pairs, so intervals are those of two independent rates (Newcombe's). A forecast has
-  paired ones, which are narrower. Where a row has several training seeds, tasks come again, and that is not counted.
+- Where a file holds who won what, intervals are those of pairs, over seeds and tasks. Of all files but one, the rates
+  alone were kept, so intervals are those of two independent rates (Newcombe's). A forecast has paired ones, which are
+  narrower. Where such a row has several training seeds, tasks come again, and that is not counted.
 - Both gains are against the same base on the same test tasks: a base that was unlucky makes both look better.
 - The placebo in context and the divergence were not measured, so lines 1 and 4 of the rule are not applied.
 - Contexts that nobody thought useful are hardly among them. So it tells what the advice *train* is worth, and little
@@ -22,17 +23,18 @@ context was confirmed. Prints a line for each training, and the calibration.
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from math import hypot
 from pathlib import Path
 from typing import Any
 
 from agentopcd.cli.paper.plan import RECIPES, read
+from agentopcd.cli.paper.verdicts import unpack
 from agentopcd.core.calibration import Calibration, Past, rate_given
-from agentopcd.core.crossed import t_quantile
+from agentopcd.core.crossed import contrast, t_quantile
 from agentopcd.core.stats import Difference, Rate, ratio, wilson
 from agentopcd.knowledge import Store
 from agentopcd.workspace.forecast import past_trainings
@@ -50,6 +52,15 @@ def apart(one: Mapping[str, Any], other: Mapping[str, Any]) -> Difference:
     )
 
 
+def gained(row: Mapping[str, Any], arm: str) -> Difference:
+    """What an arm won more than the base: in pairs, if the file has them."""
+    if not row.get("outcomes"):
+        return apart(row["rates"][arm], row["rates"]["base"])
+    games = unpack(row["outcomes"])
+    seen = contrast(games[arm], games["base"])
+    return Difference(seen.diff, seen.low, seen.high, seen.n)
+
+
 def of_results(rows: Iterator[Mapping[str, Any]]) -> list[Past]:
     """The trained arms of the paper's tables, each once."""
     found: dict[tuple[Any, ...], Past] = {}
@@ -61,7 +72,7 @@ def of_results(rows: Iterator[Mapping[str, Any]]) -> list[Past]:
             same = [rates[name]["success"] for name in ("base", "in-context", arm)]
             key = (row["env"], row["model"], *same, row["reply_tokens"][arm])  # arms have other names elsewhere
             name = f"{row['title'].partition(':')[0]}, {row['row']}, {arm}"
-            gain, student = (apart(rates[one], rates["base"]) for one in ("in-context", arm))
+            gain, student = (gained(row, one) for one in ("in-context", arm))
             base = rate_given(rates["base"])
             found.setdefault(key, Past(name=name, gain=gain, beyond=None, student=student, base=base))
     return [*found.values()]
@@ -115,10 +126,20 @@ def of_workspaces(folders: list[str]) -> list[Past]:
     return found
 
 
-if __name__ == "__main__":
-    past = of_workspaces(sys.argv[1:]) if len(sys.argv) > 1 else of_results(results())
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", nargs="*", metavar="WORK", help="a workspace; without any, docs/results")
+    folders = parser.parse_args(arguments).work
+    for folder in folders:
+        if not (Path(folder) / "store.db").is_file():
+            parser.error(f"{folder} is no workspace: it has no store.db")
+    past = of_workspaces(folders) if folders else of_results(results())
     for one in past:
         print(one)
     print("\n".join(Calibration.of(past).lines()))
-    if len(sys.argv) == 1:
+    if not folders:
         print(by_context(past, contexts()))
+
+
+if __name__ == "__main__":
+    main()

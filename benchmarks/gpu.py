@@ -159,7 +159,8 @@ class Book:
 
     def rollout(self) -> dict[str, Any]:
         """Reply tokens a second of our engine and of transformers' ``generate``; the second of two runs counts."""
-        from benchmarks.rollout import SCENES, engines, jobs_of, play
+        from benchmarks.rollout import engines
+        from benchmarks.rollout_scene import SCENES, jobs_of, play
 
         scene = SCENES["lake"]
         loaded = models.load_model(scene.model, device=self.device)

@@ -33,9 +33,10 @@ from typing import Any
 from agentopcd import models
 from agentopcd.cli.options import progress
 from agentopcd.core.config import GatherConfig, PlayConfig, ScoreConfig, pick
+from agentopcd.core.crossed import t_quantile
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.runs import workspace, write_json
-from agentopcd.core.stats import ratio
+from agentopcd.core.stats import finite, ratio
 from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.knowledge import (
     Bench,
@@ -206,6 +207,15 @@ def run(seed: int, work: Path, args: argparse.Namespace) -> Result:
         return result
 
 
+def means_of(results: Sequence[Result]) -> dict[str, tuple[float, float, float]]:
+    """Mean over seeds and its interval, Student's, since seeds are few."""
+    n = len(results)
+    return {
+        name: ratio([getattr(one, name) for one in results], [1] * n, t_quantile(max(1, n - 1)))
+        for name in ("chance", "precision", "auc", "harmful_below_0")
+    }
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("planted-work"), help="folder of the workspaces")
@@ -227,10 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(results[-1], flush=True)
     except AgentOpcdError as error:
         parser.exit(2, f"error: {error}\n")
-    means = {
-        name: ratio([getattr(one, name) for one in results], [1] * len(results))
-        for name in ("chance", "precision", "auc", "harmful_below_0")
-    }
+    means = means_of(results)
     for name, (value, low, high) in means.items():
         print(f"{name}: {value:.3f} [{low:.3f}, {high:.3f}] over {len(results)} seeds")
     print(f"precision at {PLANTED} {'reaches' if means['precision'][0] >= GOAL else 'misses'} {GOAL}")
@@ -243,8 +250,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "confirm_tasks": args.confirm_tasks, "turns": args.turns,
         }  # fmt: skip
         write_json(
-            args.json, {"settings": settings, "means": means, "results": [dataclasses.asdict(r) for r in results]}
-        )
+            args.json,
+            {
+                "settings": settings, "means": {name: [*map(finite, ends)] for name, ends in means.items()},
+                "results": [dataclasses.asdict(r) for r in results],
+            },
+        )  # fmt: skip
         print(f"figures: {args.json}")
 
 

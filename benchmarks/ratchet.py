@@ -18,7 +18,7 @@ import argparse
 import itertools
 import multiprocessing
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -137,9 +137,16 @@ def rates(records: list[dict[str, Any]]) -> None:
                 print(f"{loop:8s} {env:16s} round {number}: {rate_of(games)} over {len(seeds)} seeds")
             if won:
                 best = max(won, key=lambda of_round: sum(of_round.values()))
-                lost = contrast(won[-1], best)
-                kept = "not inferior" if lost.low > -MARGIN else "may be inferior"
-                print(f"{loop:8s} {env:16s} last against best {lost}, n={lost.n}: {kept} by {MARGIN}")
+                print(f"{loop:8s} {env:16s} {kept(won[-1], best)}")
+
+
+def kept(last: Outcomes, best: Outcomes) -> str:
+    """What was lost from the best round to the last; a round is not compared with its own games."""
+    if last == best:
+        return "the last round is the best"
+    lost = contrast(last, best)
+    verdict = "not inferior" if lost.low > -MARGIN else "may be inferior"
+    return f"last against best {lost}, n={lost.n}: {verdict} by {MARGIN}"
 
 
 def outcomes(records: list[dict[str, Any]], env: str, number: int) -> Outcomes:
@@ -188,7 +195,7 @@ def both(seed: int, given: argparse.Namespace) -> None:
         theirs = records
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("ratchet-work"))
     parser.add_argument("--seeds", type=int, default=4)
@@ -198,7 +205,9 @@ def main() -> None:
     parser.add_argument("--compute", default="float32", help="float32 or bfloat16")
     parser.add_argument("--sample-batch", type=int, default=32)
     parser.add_argument("--read", type=Path, help="print the table of a result or of a work folder; play nothing")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    if given.read is not None and not (given.read.is_file() or [*given.read.glob("records-*.json")]):
+        parser.error(f"--read {given.read}: no result, and no folder in which the loops have run")
     if given.read is None:
         with ProcessPoolExecutor(given.processes, multiprocessing.get_context("spawn")) as pool:
             running = [pool.submit(both, seed, given) for seed in range(given.seeds)]

@@ -46,6 +46,13 @@ class Padded(TransformersSampler):
         return "padded"
 
 
+def engines(scene: Scene, loaded: models.LoadedModel, compute: torch.dtype) -> dict[str, Player]:
+    """A player by our engine, and one by transformers' ``generate``."""
+    ours = player_of(scene, loaded, compute)
+    padded = Padded(loaded, compute=compute, batch_size=PADDED_ROWS)
+    return {"ours": ours, "padded": dataclasses.replace(ours, sampler=padded)}
+
+
 def old(tree: Path, name: str, args: argparse.Namespace) -> tuple[int, float]:
     """Reply tokens and CPU seconds of the engine in another checkout, measured in a process of its own."""
     script = Path(__file__).with_name("rollout_scene.py")
@@ -111,8 +118,7 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
     """Play one scene with every engine and print a table."""
     loaded = models.load_model(scene.model)
     jobs = jobs_of(scene, loaded, args.games or scene.games)
-    ours = player_of(scene, loaded, compute)
-    padded = dataclasses.replace(ours, sampler=Padded(loaded, compute=compute, batch_size=PADDED_ROWS))
+    ours, padded = engines(scene, loaded, compute).values()
     read, asked = counted(ours, jobs)  # a warm-up, too
     arms: dict[str, Callable[[], int]] = {"ours": lambda: play(ours, jobs), "padded": lambda: play(padded, jobs)}
     if args.vllm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -50,6 +51,7 @@ def reproduce(
         raise ConfigError(f"no row of {file.stem} at size {size} contains {row!r} in its name; the rows are: {names}")
     models.prepare_process()
     folder = workspace(work)
+    files = {plan.name: _file(folder, f"{file.stem}-{size}-{plan.slug}", title, plan.name) for plan in chosen}
     call.say(title)
     if dry_run:
         lacking = []
@@ -71,7 +73,7 @@ def reproduce(
         for plan in chosen:
             result = run(plan, folder, report=report, say=call.say, progress=progress)
             results.append(result.to_dict())
-            out = folder / "reproduce" / f"{file.stem}-{size}-{plan.slug}.json"
+            out = files[plan.name]
             out.parent.mkdir(exist_ok=True)
             write_json(out, {"title": title, "size": size} | results[-1])
             for line in lines(result):
@@ -79,3 +81,21 @@ def reproduce(
             call.say(f"written: {out}")
     whole.finish({"rows": [plan.name for plan in chosen]})
     call.show(results)
+
+
+def _file(work: Path, name: str, title: str, row: str) -> Path:
+    """Where the result of a row goes; a result of another recipe, or of another row, is not written over."""
+    from agentopcd.core.errors import ConfigError
+    from agentopcd.core.files import is_file
+    from agentopcd.core.runs import read_json
+
+    out = work / "reproduce" / f"{name}.json"
+    if is_file(out):
+        found = read_json(out, "move it away")
+        told = [found.get(key) for key in ("title", "row")] if isinstance(found, dict) else []
+        if told != [title, row]:
+            raise ConfigError(
+                f"{out} holds the result of another recipe ({', '.join(map(str, told)) or 'unknown'}); move it away, "
+                "rename this recipe's file, or give another --work"
+            )
+    return out

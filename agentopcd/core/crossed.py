@@ -53,8 +53,9 @@ def contrast(a: Outcomes, b: Outcomes) -> Contrast:
     """Compare two arms over the games that both have played.
 
     The interval is the hull of the one over seeds and tasks and of Newcombe's for paired games, which still has a width
-    where all games came out alike. With a single seed or a single task, only the other is resampled, and the
-    caller has to say that this is too little. Without games it is all of [-1, 1].
+    where all games came out alike. In that case nothing is seen of the variance, and as many games count as there are
+    tasks. With a single seed or a single task, only the other is resampled, and a few tasks may all come out alike by
+    chance: the caller has to say that this is too little. Without games it is all of [-1, 1].
     """
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     gains: list[tuple[Hashable, Hashable, int]] = []
@@ -62,16 +63,19 @@ def contrast(a: Outcomes, b: Outcomes) -> Contrast:
         first, second = bool(a[key]), bool(b[key])
         cells[first, second] += 1
         gains.append((key[0], key[1], first - second))
-    both, wins, losses, neither = cells.values()
-    paired = paired_difference(both, wins, losses, neither)
+    _, wins, losses, _ = cells.values()
     variance, freedom = spread(gains)
+    tasks = len({task for _, task, _ in gains})
+    each = 1.0 if variance or not gains else tasks / len(gains)
+    paired = paired_difference(*(count * each for count in cells.values()))
     half = t_quantile(freedom) * sqrt(variance)
-    p = min(1.0, 2 * min(mid_p(wins, losses), mid_p(losses, wins)))
+    first, second = round(wins * each), round(losses * each)
+    p = min(1.0, 2 * min(mid_p(first, second), mid_p(second, first)))
     if variance:
         p = max(p, two_sided_t(abs(paired.diff) / sqrt(variance), freedom))
     return Contrast(
         paired.diff, max(-1.0, min(paired.low, paired.diff - half)), min(1.0, max(paired.high, paired.diff + half)), p,
-        len(gains), len({seed for seed, _, _ in gains}), len({task for _, task, _ in gains}), wins, losses,
+        len(gains), len({seed for seed, _, _ in gains}), tasks, wins, losses,
     )  # fmt: skip
 
 

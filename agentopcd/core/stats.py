@@ -276,8 +276,10 @@ def ratio(totals: Sequence[float], sizes: Sequence[float], z: float = Z95) -> tu
     return value, value - half, value + half
 
 
-def paired_difference(both: int, wins: int, losses: int, neither: int, z: float = Z95) -> Difference:
+def paired_difference(both: float, wins: float, losses: float, neither: float, z: float = Z95) -> Difference:
     """Difference of paired proportions with Newcombe's interval (method 10: Statist. Med. 1998, 17, 2635).
+
+    The counts need not be whole numbers, as in :func:`wilson`.
 
     Args:
         both: pairs that both arms won.
@@ -298,10 +300,10 @@ def paired_difference(both: int, wins: int, losses: int, neither: int, z: float 
     diff = (wins - losses) / n
     below = _hypotenuse(first - low1, high2 - second, phi)
     above = _hypotenuse(high1 - first, second - low2, phi)
-    return Difference(diff, max(-1.0, diff - below), min(1.0, diff + above), n)
+    return Difference(diff, max(-1.0, diff - below), min(1.0, diff + above), round(n))
 
 
-def _phi(both: int, wins: int, losses: int, neither: int) -> float:
+def _phi(both: float, wins: float, losses: float, neither: float) -> float:
     """Correlation of the two arms over pairs, shrunk by n/2 when positive; 0 when a margin is empty."""
     margins = (both + wins) * (losses + neither) * (both + losses) * (wins + neither)
     if margins == 0:

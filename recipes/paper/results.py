@@ -51,12 +51,13 @@ claims and published for its own models beside what we saw with small ones.
   trained, a seed is only a repetition, with other noise in the replies. Own notes and chains of a row all come from one
   run of play (one seed), so no interval covers another run. How: `agentopcd/core/crossed.py`; how often such an
   interval is wrong: `python -m benchmarks.false_verdicts`.
-- **A verdict** takes four training seeds, and eight chains where seeds draw chains. Above 0 it is "reproduced", below 0
-  "refuted", else undecided. Our models, contexts and sizes are not the paper's: a refuted claim is refuted here.
-- **Files from before outcomes were kept** have intervals over tasks alone, marked †. They decide nothing. They are also
-  older than the recipes, which now take four seeds, and eight chains where seeds draw chains: the command gives other
-  figures today. How many seeds a file has stands with each row. Three files hold the first seed of a run that was
-  stopped, as their notes say.
+- **A verdict** takes four training seeds, eight chains where seeds draw chains, and five tasks. Above 0 it is
+  "reproduced", below 0 "refuted", else undecided. Our models, contexts and sizes are not the paper's: a refuted claim
+  is refuted here.
+- **Files from before outcomes were kept** have intervals over tasks alone, marked †. They decide nothing: with seeds
+  enough, the verdict is "undecided: outcomes by seed were not kept". They are also older than the recipes, which now
+  take four seeds, and eight chains where seeds draw chains: the command gives other figures today. How many seeds a
+  file has stands with each row. Three files hold the first seed of a run that was stopped, as their notes say.
 - **Anyone can compute it again**: `python -m recipes.paper.recompute docs/results/*.json`. The files hold who won what,
   by arm, seed and task; those marked † do not.
 - **Entropy and KL** are of the arm's own replies to the first 64 test tasks (first training seed), in nats a token.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,25 @@ def test_regret_is_measured_on_tasks_that_chose_nothing() -> None:
         assert chosen.regret == 0 and chosen.confirmed.n == 60 and 0.8 < chosen.truth < 1
     assert choose.repetition(world, 0, ARGS, halving).episodes == 8 * 8 + 4 * 10 + 2 * 10
     assert choose.repetition(world, 0, ARGS, score).episodes == 9 * 40
+
+
+def test_uniform_scoring_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = matrix([0.1] * 3 + [0.9], 400)
+    monkeypatch.setattr(choose, "played", lambda args: world)
+    monkeypatch.setattr(choose.models, "prepare_process", lambda: None)
+    for uniform, said in (("0", "(all 2)"), ("1", "(first 1 repetitions), ")):
+        file = tmp_path / f"{uniform}.json"
+        monkeypatch.setattr(
+            "sys.argv",
+            ["choose", "--repetitions", "2", "--select", "120", "--uniform", uniform, "--json", str(file)],
+        )
+        choose.main()
+        printed = capsys.readouterr().out
+        assert said in printed and ("uniform" in printed) == (uniform == "1")
+        found = json.loads(file.read_text())
+        assert len(found["halving"]) == 2 and len(found["uniform"]) == int(uniform)
 
 
 def test_a_wrong_choice_costs_what_the_best_one_has_more() -> None:

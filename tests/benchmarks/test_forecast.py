@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agentopcd.cli.paper.verdicts import pack
 from agentopcd.core.calibration import Calibration
+from agentopcd.core.crossed import contrast
 from benchmarks import forecast
 
 
@@ -59,3 +62,19 @@ def test_the_interval_of_two_independent_rates() -> None:
 
 def test_the_tables_of_this_repository_hold_enough_trainings() -> None:
     assert len(forecast.of_results(forecast.results())) >= 20
+
+
+def test_pairs_are_used_where_a_file_has_them() -> None:
+    wins = {"base": 10, "in-context": 60, "opcd": 55}
+    games = {arm: {(0, f"t{i:03d}", 0): i < won for i in range(100)} for arm, won in wins.items()}
+    (found,) = forecast.of_results(iter([row("T1", 60, opcd=55) | {"outcomes": pack(games)}]))
+    pairs = contrast(games["opcd"], games["base"])
+    assert (found.student.low, found.student.high) == (pairs.low, pairs.high)
+    assert found.student.low > forecast.apart(rate(55), rate(10)).low  # narrower, as pairs are
+
+
+def test_a_folder_without_a_store_is_refused_and_not_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        forecast.main([str(tmp_path / "none")])
+    assert "is no workspace: it has no store.db" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_the_figures_by_hand() -> None:
     assert "precision at 10 0.20 (chance 0.40), AUC 0.833" in str(found)
 
 
+def test_means_over_few_seeds_have_student_s_interval() -> None:
+    def of(seed: int, value: float) -> planted.Result:
+        return planted.Result(
+            seed, 9, {}, [], chance=value, precision=value, auc=value, harmful_below_0=value, named={}
+        )
+
+    # 1, 2 and 3: standard deviation 1, and 4.303 standard errors to each side for two degrees of freedom.
+    found = planted.means_of([of(seed, seed) for seed in (1, 2, 3)])["auc"]
+    assert found == (2, pytest.approx(2 - 4.30265 / 3**0.5, abs=1e-4), pytest.approx(2 + 4.30265 / 3**0.5, abs=1e-4))
+    assert planted.means_of([of(1, 0.5)])["auc"] == (0.5, -inf, inf)
+
+
 @pytest.mark.slow
 def test_a_finished_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--work", str(tmp_path), "--model", "pocket-s", "--seeds", "3", "--episodes", "32", "--play", "8"]
@@ -68,7 +81,9 @@ def test_a_finished_run_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     planted.main([*words, "--json", str(tmp_path / "one.json")])
     monkeypatch.setattr(Player, "play", None)
     planted.main([*words, "--json", str(tmp_path / "two.json")])
-    found = json.loads((tmp_path / "one.json").read_text())["results"][0]
+    whole = json.loads((tmp_path / "one.json").read_text())
+    assert all(ends[1:] == [None, None] for ends in whole["means"].values())  # one seed; JSON has no infinity
+    found = whole["results"][0]
     assert {row["n"] for row in found["items"]} == {12} and found["episodes"] == 32
     assert {row["n"] for row in found["confirm"].values()} == {4}
     assert int(found["inert"]["inert"].rpartition(" of ")[2]) >= planted.PLANTED  # and its own

@@ -61,4 +61,12 @@ def test_a_result_says_what_was_lost_and_comes_out_of_its_file_again(capsys: pyt
     assert "plain    frozen-lake-4x4  round 1: 0.900" in said and "over 4 seeds" in said
     (line,) = [line for line in said.splitlines() if "frozen-lake-4x4  last against best" in line]
     assert "-0.400" in line and line.endswith("may be inferior by 0.1")
-    assert "sokoban          last against best +0.000" in said
+    assert "sokoban          the last round is the best" in said  # all rounds are alike
+
+
+def test_what_is_not_there_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for missing in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(SystemExit):
+            loops.main(["--read", str(missing)])
+        assert "no folder in which the loops have run" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]

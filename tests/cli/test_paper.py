@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ from agentopcd.cli.paper import run as paper_run
 from agentopcd.cli.paper.plan import find_recipe, read
 from agentopcd.cli.reproduce import reproduce as command
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.types import EMPTY
+from agentopcd.core.stats import Rate
+from agentopcd.core.types import EMPTY, Context
 from agentopcd.envs.scan import no_progress
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.students import student_moves
+from agentopcd.workspace.experience.chains import Gathered
+from agentopcd.workspace.session import Session
 from recipes.paper import recompute
 from tests import tiny
 
@@ -177,7 +181,7 @@ def test_the_row_s_settings_of_its_environment_are_not_the_probe_s(small: Path) 
     row, probe = text[: (start := text.index("[row.mini.probe]"))], text[start:]
     small.write_text(row.replace('env = "math"', 'env = "math"\nenv_args = { level = 2 }') + probe)
     (plan,) = read(small, "mini")[1]
-    assert plan.config("base", 0).env_args == {"level": 2} and paper_run._probe_config(plan, 0).env_args == {}
+    assert plan.config("base", 0).env_args == {"level": 2} and plan.probing(0).env_args == {}
 
 
 def test_what_is_wrong_is_said(small: Path, tmp_path: Path) -> None:
@@ -282,6 +286,60 @@ def test_a_row_gathers_its_own_experience_once(tmp_path: Path, capsys: pytest.Ca
     assert set(distilled) == {found.context("random", 0), found.context("random", 1), found.best}  # best: the mixture
     with Store.open(tmp_path / "work" / "store.db") as store:
         assert len(store.table("run", "id")) == runs  # it was read back
-    file.write_text(OWN.replace("[row.mini.experience]", "[row.mini.unused]"))
+
+
+def test_a_kind_of_context_wants_an_experience(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    before, _, after = OWN.partition("[row.mini.experience]")
+    file.write_text(before + after[after.index("[row.mini.shown]") :])
     with pytest.raises(ConfigError, match="gathers no experience"):
         read(file, "mini")
+
+
+def test_an_empty_chain_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both chains are drawn, by another seed each; the second of them has read no item."""
+    file = tmp_path / "own.toml"
+    file.write_text(OWN)
+    (plan,) = read(file, "mini")[1]
+    notes, asked = Context("- Push boxes."), []
+
+    def gather(session: Session, config: Any, *, run_id: int) -> Gathered:
+        asked.append(run_id)
+        session.store.add_context(notes)
+        return Gathered(run_id=run_id, rate=Rate(1, 2), items=[], flagged=0, unparsed=0, candidates=[notes])
+
+    def traces(session: Session, budget: int, placement: str, run_id: int) -> Context:
+        asked.append(run_id)
+        return notes
+
+    ranking = SimpleNamespace(best=SimpleNamespace(context_id=notes.id))
+    monkeypatch.setattr(paper_run, "gather", gather)
+    monkeypatch.setattr(paper_run, "raw_traces", traces)
+    monkeypatch.setattr(paper_run, "choose", lambda *_, **__: (ranking, None))
+    for chains in ([[EMPTY.id, notes.id], [EMPTY.id, EMPTY.id]], [[EMPTY.id, EMPTY.id], [EMPTY.id, notes.id]]):
+        monkeypatch.setattr(paper_run, "chains_of", lambda *_, chains=chains: chains)
+        with pytest.raises(ConfigError, match=r"'Notes': the context 'random' of 'opcd' with seed \d is empty: "):
+            paper_run.gathered(plan, tmp_path / "work", say=print, progress=no_progress)
+    monkeypatch.setattr(paper_run, "chains_of", lambda *_: [[EMPTY.id, notes.id]] * 2)
+    assert paper_run.gathered(plan, tmp_path / "work", say=print, progress=no_progress).traces == notes.id
+    assert len(set(asked)) == 1  # the raw traces are those of the row's own play
+
+
+def test_curves_go_on_where_one_seed_stopped_early(tmp_path: Path) -> None:
+    files = []
+    for seed, losses in enumerate(([0.4, 0.2, 0.1], [0.6])):
+        files.append(tmp_path / f"{seed}.jsonl")
+        steps = [{"step": step, "loss/value_nats": loss} for step, loss in enumerate([9.0, *losses])]
+        files[-1].write_text("".join(json.dumps(step) + "\n" for step in steps))
+    assert paper_run._curves(files) == {"loss_nats": [0.5, 0.2, 0.1]}
+
+
+def test_a_result_of_another_recipe_is_not_written_over(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "work" / "reproduce" / "small-mini-sums-tiny.json"
+    out.parent.mkdir(parents=True)
+    for title, row in (("Another", "Sums (tiny)"), ("small", "Sums tiny")):
+        out.write_text(json.dumps({"title": title, "row": row}))
+        with pytest.raises(ConfigError, match="holds the result of another recipe"):
+            command(str(small), work=tmp_path / "work", dry_run=True)
+    out.write_text(json.dumps({"title": "small", "row": "Sums (tiny)"}))
+    command(str(small), work=tmp_path / "work", dry_run=True)

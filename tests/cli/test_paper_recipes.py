@@ -43,6 +43,74 @@ def test_claims_that_are_no_pairs_are_refused_in_one_line(claims: str, tmp_path:
         read(file, "mini")
 
 
+ROW = """
+title = "t"
+[defaults]
+[[row]]
+name = "r"
+claims = []
+[row.paper]
+[row.mini]
+seeds = [0, 1]
+[row.mini.settings]
+env = "math"
+model = "pocket"
+[row.mini.shown]
+in-context = "x"
+[row.mini.arms.opcd]
+[row.mini.probe]
+env = "math"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("seeds = [0, 1]", "seed = [0, 1]", "the row 'r' of the recipe .* has 'seed'; did you mean 'seeds'"),
+        ("[row.paper]", "[row.papers]", "has 'papers'; did you mean 'paper'"),
+        ("[defaults]", "[defaults]\nclaim = []", "defaults of the recipe .* has 'claim'; did you mean 'claims'"),
+        ("[row.paper]", "[row.full]\nnotes = 'x'\n[row.paper]", "has 'notes'; did you mean 'note'"),
+        ("arms.opcd", "arms.base", "'r' has more than one arm 'base'"),
+        ("arms.opcd", "arms.in-context", "'r' has more than one arm 'in-context'"),
+        ("in-context =", "base =", "'r' has more than one arm 'base'"),
+        ('name = "r"', "name = 3", "has 3 as name; wanted a text"),
+        ('name = "r"\n', "", "a row without a name has no name; add name = "),
+        ("[row.mini.arms.opcd]", "", r"'r' has no arms; add \[row.arms.NAME\]; without training, arms = {}"),
+        ("[row.mini.arms.opcd]", "[row.mini.arms]\nopcd = 3", "has 3 as arm 'opcd'; wanted a table"),
+        ("settings", "playing", r"'r' has no settings; add \[row.settings\]"),
+        ('settings]\nenv = "math"', "settings]", "'r' names no environment; add `env` to its settings"),
+        ('probe]\nenv = "math"', "probe]\ntest_tasks = 3", "'r' has a probe without an environment"),
+        ("[row.mini.probe]", "[row.mini.probe]\nstepz = 1", "'stepz'"),
+        ("[row.paper]", '[row.paper]\nbase = "6.3"', "'r' has '6.3' for 'base' of the paper; wanted a number"),
+        ("[row.paper]", "[row.paper]\nwhat = 6.3", "'r' has 6.3 for 'what' of the paper; wanted a text"),
+        ("[row.paper]\n", "paper = 5\n", "'r' has 5 as paper; wanted a table"),
+        ('in-context = "x"', "in-context = 1", "'r' has 1 shown in 'in-context'"),
+        ("seeds = [0, 1]", "seeds = [0, -1]", "seed must be 0 or more"),
+        ("seeds = [0, 1]", "seeds = [0, 0]", "wanted each once"),
+        ("[[row]]", "[row]", r"has no list of rows; each row begins with \[\[row\]\]"),
+        ('title = "t"', "", "has no title; add `title"),
+        ('name = "r"', 'name = "\u4e00"', "has no letter a-z and no digit for a file name"),
+    ],
+)
+def test_a_wrong_row_is_refused_in_one_line(old: str, new: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    file.write_text(ROW)
+    assert len(read(file, "mini")[1]) == 1
+    assert old in ROW
+    file.write_text(ROW.replace(old, new))
+    with pytest.raises(ConfigError, match=says) as raised:
+        read(file, "mini")
+    assert "\n" not in str(raised.value) and "Error(" not in str(raised.value)
+
+
+def test_two_rows_of_one_file_name_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "t.toml"
+    second = ROW.partition("[[row]]")[2].replace('"r"', '"R!"')
+    file.write_text(f"{ROW}[[row]]{second}")
+    with pytest.raises(ConfigError, match="the rows 'r' and 'R!' would write one file; rename one"):
+        read(file, "mini")
+
+
 def test_a_row_starts_from_the_defaults_and_wins_over_them(tmp_path: Path) -> None:
     whole = """
     title = "t"

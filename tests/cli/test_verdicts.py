@@ -40,6 +40,14 @@ def test_a_verdict_takes_four_seeds_or_eight_chains(
     assert finding(("a", "b"), arms, chains).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("tasks", "verdict"), [(1, "undecided: too few tasks"), (4, "undecided: too few tasks"), (5, "reproduced")]
+)
+def test_a_verdict_takes_five_tasks(tasks: int, verdict: str) -> None:
+    arms = {"a": played(1, 4, tasks), "b": played(0, 4, tasks)}
+    assert finding(("a", "b"), arms, None).verdict == verdict
+
+
 def test_one_chain_of_eight_decides_nothing() -> None:
     """As it was in Figure 7: one chain rose by 0.72, the others stayed, and the page said reproduced."""
     arms = {"a": played(0.1, 8, seed=1), "b": played(0.1, 8, seed=1)}

@@ -9,7 +9,7 @@ import pytest
 
 from agentopcd.core.crossed import Outcomes, contrast, rate_of, spread, t_quantile, two_sided_t
 from agentopcd.core.stats import Rate, paired_difference, ratio
-from benchmarks.false_verdicts import draw, false_verdicts
+from benchmarks.false_verdicts import draw, false_verdicts, main
 
 
 def of_seeds(*rows: str) -> Outcomes:
@@ -75,12 +75,38 @@ def test_an_interval_is_never_narrower_than_that_of_paired_games_and_has_a_width
         assert (seen.p < 0.05) == (seen.low > 0 or seen.high < 0)
 
 
+def test_repetitions_that_came_out_alike_are_no_other_tasks() -> None:
+    for tasks in (1, 5, 20):
+        won, lost = of_seeds(*["1" * tasks] * 4), of_seeds(*["0" * tasks] * 4)
+        seen, alone = contrast(won, lost), paired_difference(0, tasks, 0, 0)
+        assert (seen.low, seen.high, seen.n, seen.tasks) == (alone.low, alone.high, 4 * tasks, tasks)
+        assert seen.p == pytest.approx(0.5**tasks)
+        once = {key: ok for key, ok in won.items() if key[0] == 0}
+        assert (contrast(once, lost).low, contrast(once, lost).p) == (seen.low, seen.p)
+
+
+def test_equal_arms_that_are_sure_of_each_task_seldom_get_a_verdict() -> None:
+    """What an arm can do it always does, so that repetitions say nothing; five tasks are the fewest of a verdict."""
+    rng, wrong = np.random.default_rng(2), 0
+    for _ in range(1000):
+        a, b = (of_seeds(*["".join(map(str, rng.integers(0, 2, 5)))] * 4) for _ in range(2))
+        seen = contrast(a, b)
+        wrong += seen.low > 0 or seen.high < 0
+    assert wrong <= 70  # three standard errors above 5 %
+
+
 def test_equal_arms_seldom_get_a_verdict_though_their_seeds_differ() -> None:
     """At 5 %, 150 trials: up to 13 are within three standard errors. Whoever ignores seeds makes far more."""
     for seeds in (4, 8):
         found = false_verdicts(seeds, 60, 0.6, 150, seed=seeds)
         assert found["crossed"].wins <= 13
         assert found["games"].wins >= 30
+
+
+def test_the_benchmark_refuses_a_single_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--trials", "1", "--seeds", "4", "1"])
+    assert "--seeds 1: a spread over seeds takes two" in capsys.readouterr().err
 
 
 def test_a_difference_is_still_seen() -> None:

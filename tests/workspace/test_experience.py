@@ -352,6 +352,16 @@ def test_raw_traces_are_those_of_this_store(lab: Lab) -> None:
         assert choosing.raw_traces(session, 400, "user").text == own  # and needs no transcript of theirs
 
 
+def test_raw_traces_of_a_run_do_not_depend_on_what_else_was_played(lab: Lab) -> None:
+    first = lab.play().run_id
+    with lab.open() as session:
+        alone = choosing.raw_traces(session, 400, "user", first).text
+    lab.play(seed=1)
+    with lab.open() as session:
+        assert choosing.raw_traces(session, 400, "user").text != alone
+        assert choosing.raw_traces(session, 400, "user", first).text == alone
+
+
 def test_without_an_episode_there_are_no_raw_traces(lab: Lab) -> None:
     with lab.open() as session, pytest.raises(Exception, match="play first"):
         choosing.raw_traces(session, 400, "user")

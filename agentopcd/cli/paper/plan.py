@@ -46,6 +46,12 @@ REPORTS = ("select", "paper")
 KINDS = ("best", "random", "traces")
 """Kinds of context that a row's experience yields: the best on select tasks (the paper's "filtered"), one drawn without
 looking at scores ("test-time"), and the raw episodes. ``step N`` is the context of a chain after N episodes."""
+ENTRIES: Mapping[str, tuple[type, str]] = {
+    **dict.fromkeys(("name", "note"), (str, "a text")), "departures": (list, "a list of texts"),
+    **dict.fromkeys(("seeds", "claims"), (object, "")),  # checked by themselves
+    **dict.fromkeys(("settings", "arms", "paper", "shown", "experience", "playing", "probe"), (dict, "a table")),
+}  # fmt: skip
+"""What a row may say, and of which type each entry is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,12 @@ class Plan:
         shared = pick(self.config("base", seed), EvaluateConfig).to_dict()
         return EvaluateConfig.load(None, **shared | dict(self.playing))
 
+    def probing(self, seed: int) -> EvaluateConfig:
+        """The settings with which the base and all students play the probe, which has not the row's environment."""
+        reset = {"env_args": {}, "splits": "", "context": "", "placement": "user"}
+        shared = pick(self.config("base", seed), EvaluateConfig, **reset).to_dict()
+        return EvaluateConfig.load(None, **shared | dict(self.probe))
+
     def gathering(self) -> LearnConfig:
         """The settings that gather and score the row's experience."""
         names = {field.name for field in dataclasses.fields(LearnConfig)} - {"context"}  # what a recording showed
@@ -151,17 +163,44 @@ def read(file: Path, size: str) -> tuple[str, list[Plan]]:
     """
     if size not in SIZES:
         raise ConfigError(f"size is {size!r}{did_you_mean(size, SIZES)}")
-    data = read_toml(file, "the recipe")
+    data, where = read_toml(file, "the recipe"), f"the recipe {str(file)!r}"
+    _refuse_unknown(data, ("title", "defaults", "row"), where)
+    if not isinstance(data.get("title"), str):
+        raise ConfigError(f'{where} has no title; add `title = "..."` above its rows')
+    if not isinstance(data.get("row"), list):
+        raise ConfigError(f"{where} has no list of rows; each row begins with [[row]]")
+    for one, which in ((data.get("defaults", {}), "defaults"), *((row, _which(row)) for row in data["row"])):
+        for table in (one, *(one[name] for name in SIZES if isinstance(one, dict) and name in one)):
+            if not isinstance(table, dict):
+                raise ConfigError(f"cannot read {where}: {which} has {table!r} where a table was wanted")
+            _refuse_unknown(table, (*ENTRIES, *(SIZES if table is one else ())), f"{which} of {where}")
     try:
-        for name in data.keys() - {"title", "defaults", "row"}:
-            raise ConfigError(
-                f"the recipe {str(file)!r} has {name!r}{did_you_mean(name, ('title', 'defaults', 'row'))}"
-            )
         shared = _sized(data.get("defaults", {}), size)
         rows = [_merged(shared, _sized(row, size)) for row in data["row"] if size in row]
-        return data["title"], [_plan(row, file.parent) for row in rows]
+        plans = [_plan(row, file.parent) for row in rows]
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"cannot read the recipe {str(file)!r}: {error!r}") from error
+    for number, plan in enumerate(plans):
+        if not plan.slug:
+            raise ConfigError(
+                f"{where}: the name {plan.name!r} has no letter a-z and no digit for a file name; add one"
+            )
+        for other in plans[:number]:
+            if plan.slug == other.slug:
+                raise ConfigError(
+                    f"{where}: the rows {other.name!r} and {plan.name!r} would write one file; rename one"
+                )
+    return data["title"], plans
+
+
+def _which(row: Any) -> str:
+    """A row as messages name it, though its name may be missing."""
+    return f"the row {row['name']!r}" if isinstance(row, dict) and "name" in row else "a row without a name"
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    for name in sorted(table.keys() - set(known)):
+        raise ConfigError(f"{where} has {name!r}{did_you_mean(name, known)}")
 
 
 def _sized(table: Mapping[str, Any], size: str) -> dict[str, Any]:
@@ -185,9 +224,8 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         files = {name: folder / values[name] for name in ("context", "env") if values.get(name)}
         return dict(values) | {name: str(file) for name, file in files.items() if is_file(file)}
 
+    _check_entries(row)
     settings, claims = located(row["settings"]), row.get("claims", [])
-    if not isinstance(claims, list) or not all(isinstance(claim, list) and len(claim) == 2 for claim in claims):
-        raise ConfigError(f'{row["name"]!r} has the claims {claims!r}; wanted pairs of arms: [["better", "worse"]]')
     shown = row.get("shown", {"in-context": settings.get("context", "")})
     plan = Plan(
         name=row["name"], settings=settings, arms={arm: located(values) for arm, values in row["arms"].items()},
@@ -197,24 +235,62 @@ def _plan(row: Mapping[str, Any], folder: Path) -> Plan:
         experience=row.get("experience"), playing=row.get("playing", {}), departures=row.get("departures", ()),
         note=row.get("note", ""),
     )  # fmt: skip
-    if not isinstance(plan.seeds, list) or not plan.seeds or not all(type(seed) is int for seed in plan.seeds):
-        raise ConfigError(f"{plan.name!r} has the seeds {plan.seeds!r}; wanted a list of whole numbers like [0, 1]")
-    for arm in (*plan.untrained, *plan.arms):
-        config = plan.config(arm, 0)  # an invalid setting fails here
+    known = (*plan.untrained, *plan.arms)
+    for arm in known:
+        if known.count(arm) > 1:
+            raise ConfigError(f"{plan.name!r} has more than one arm {arm!r}, one of them untrained; rename one")
+        for seed in plan.seeds:
+            config = plan.config(arm, seed)  # an invalid setting fails here
         if not config.model:  # what plays where none is named is another one in each workspace
             raise ConfigError(f"{plan.name!r} names no model for {arm!r}; add `model` to its settings")
         if of_experience(config.context) and plan.experience is None:
             raise ConfigError(f"{plan.name!r} wants the context {config.context!r}, but gathers no experience")
     plan.tested(0)
+    if plan.probe:
+        plan.probing(0)
     for name in plan.playing.keys() - {field.name for field in dataclasses.fields(PlayerConfig)}:
         raise ConfigError(f"{plan.name!r} has {name!r} in playing; wanted a setting of play, such as top_p")
     if plan.experience is not None:
         _check_chains(plan)
-    known = (*plan.untrained, *plan.arms)
     for arm in (arm for claim in plan.claims for arm in claim):
         if arm not in known:
             raise ConfigError(f"a claim of {plan.name!r} is about {arm!r}{did_you_mean(arm, known)}")
     return plan
+
+
+def _check_entries(row: Mapping[str, Any]) -> None:
+    """Check that a row says what it must, and that each entry is of its type."""
+    which = _which(row)
+    for name, value in row.items():
+        wanted, kind = ENTRIES[name]
+        if not isinstance(value, wanted):
+            raise ConfigError(f"{which} has {value!r} as {name}; wanted {kind}")
+    claims, seeds = row.get("claims", []), row.get("seeds", [0])
+    if not isinstance(claims, list) or not all(isinstance(claim, list) and len(claim) == 2 for claim in claims):
+        raise ConfigError(f'{row.get("name")!r} has the claims {claims!r}; wanted pairs of arms: [["better", "worse"]]')
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
+        raise ConfigError(f"{row.get('name')!r} has the seeds {seeds!r}; wanted a list of whole numbers like [0, 1]")
+    if len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{row.get('name')!r} has the seeds {seeds!r}; wanted each once")
+    for name, remedy in (("name", 'name = "..."'), ("settings", "[row.settings]"), ("arms", "[row.arms.NAME]")):
+        if name not in row:
+            raise ConfigError(
+                f"{which} has no {name}; add {remedy}" + "; without training, arms = {}" * (name == "arms")
+            )
+    if not row["settings"].get("env"):
+        raise ConfigError(f"{which} names no environment; add `env` to its settings")
+    if row.get("probe") and not row["probe"].get("env"):
+        raise ConfigError(f"{which} has a probe without an environment; add `env` to it")
+    for arm, value in row["arms"].items():
+        if not isinstance(value, dict):
+            raise ConfigError(f"{which} has {value!r} as arm {arm!r}; wanted a table")
+    for arm, value in row.get("shown", {}).items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{which} has {value!r} shown in {arm!r}; wanted a file or a kind of context")
+    for arm, value in row.get("paper", {}).items():
+        if not (isinstance(value, str) if arm == "what" else type(value) in (int, float)):
+            wanted = "a text" if arm == "what" else "a number, success in percent"
+            raise ConfigError(f"{which} has {value!r} for {arm!r} of the paper; wanted {wanted}")
 
 
 def _check_chains(plan: Plan) -> None:

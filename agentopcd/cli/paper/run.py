@@ -17,7 +17,7 @@ from statistics import fmean
 from agentopcd.cli.paper.plan import Plan, of_experience
 from agentopcd.cli.paper.report import Chosen, Result
 from agentopcd.cli.paper.verdicts import finding, success
-from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, PlayConfig, PlayerConfig, ScoreConfig, pick
+from agentopcd.core.config import ConsolidateConfig, PlayConfig, PlayerConfig, ScoreConfig, pick
 from agentopcd.core.errors import ConfigError, DependencyError, EnvError
 from agentopcd.core.files import is_file
 from agentopcd.core.runs import CHECKPOINTS, read_records
@@ -169,7 +169,7 @@ class _Row:
 
     def play_probe(self, students: Mapping[str, str], seed: int) -> None:
         """Play the base and one training seed's students on the probe task, which no arm was trained on."""
-        probe = _probe_config(self.plan, seed)
+        probe = self.plan.probing(seed)
         with self.open(probe) as session:
             context = session.context(probe.context, probe.placement)[0] if probe.context else EMPTY
             base = {"base": self.plan.config("base", seed).model}
@@ -199,7 +199,7 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
     """Gather the experience of a row: play, extract and score.
 
     Raises:
-        ConfigError: nothing could be extracted.
+        ConfigError: nothing could be extracted, or an arm would be trained on an empty context.
     """
     config = plan.gathering()
     play = pick(config, PlayConfig, episodes=config.episodes_per_round, **plan.playing)
@@ -216,11 +216,28 @@ def gathered(plan: Plan, work: Path, *, say: Callable[[str], None], progress: Pr
         session.ledger.finish(scoring, {"text": str(ranking)})
         row = session.store.run(run_id)
         chains = chains_of(session.store, row | {"config": json.loads(row["config"])})
-        return Experience(
+        found = Experience(
             best=ranking.best.context_id,
-            traces=raw_traces(session, config.budget_tokens, config.placement).id,
+            traces=raw_traces(session, config.budget_tokens, config.placement, run_id).id,
             chains=random.Random(config.seed).sample(chains, len(chains)),
         )
+    check_taught(plan, found)
+    return found
+
+
+def check_taught(plan: Plan, experience: Experience) -> None:
+    """Refuse a row of which an arm would be trained on a chain that has found nothing, before any other is trained.
+
+    Raises:
+        ConfigError: the context of an arm is empty.
+    """
+    for arm, seed in itertools.product(plan.arms, plan.seeds):
+        kind = plan.config(arm, seed).context
+        if of_experience(kind) and experience.context(kind, seed) == EMPTY.id:
+            raise ConfigError(
+                f"{plan.name!r}: the context {kind!r} of {arm!r} with seed {seed} is empty: nothing was read from its "
+                "chain's episodes; raise chain_steps or episodes_per_round in the row's experience, or its seed"
+            )
 
 
 def play_train(
@@ -234,14 +251,9 @@ def play_train(
         session.ledger.finish(run_id, gather(session, play, run_id=run_id).to_dict())
 
 
-def _probe_config(plan: Plan, seed: int) -> EvaluateConfig:
-    reset = {"env_args": {}, "splits": "", "context": "", "placement": "user"}  # not those of the row's environment
-    return pick(plan.config("base", seed), EvaluateConfig, **reset | dict(plan.probe))
-
-
 def _probe_tasks(plan: Plan, work: Path) -> int:
     """The number of tasks that the probe plays; its data and its context are read to count them."""
-    config = _probe_config(plan, plan.seeds[0])
+    config = plan.probing(plan.seeds[0])
     with Session(config, work, say=lambda line: None) as session:
         if config.context:
             session.context(config.context, config.placement)
@@ -273,7 +285,7 @@ def with_probe(plan: Plan, work: Path, say: Callable[[str], None]) -> Plan:
     """
     if not plan.probe:
         return plan
-    config = _probe_config(plan, plan.seeds[0])
+    config = plan.probing(plan.seeds[0])
     file = config.env if is_rows(config.env) else config.env_args.get("file", "")
     try:
         _probe_tasks(plan, work)
@@ -318,10 +330,12 @@ def _of_seed(outcomes: Mapping[Place, float], seed: int) -> Played:
 
 
 def _curves(logs: Sequence[Path]) -> dict[str, list[float | None]]:
+    """Means over the seeds that reached each step; with ``patience`` some stop early."""
     seeds = [read_records(file)[1:] for file in logs]  # the first is step 0
     found: dict[str, list[float | None]] = {}
+    steps_of = [*itertools.zip_longest(*seeds, fillvalue={})]
     for name, key in CURVES.items():
-        steps = [[record[key] for record in step if key in record] for step in zip(*seeds, strict=True)]
+        steps = [[record[key] for record in step if key in record] for step in steps_of]
         if any(steps):
             found[name] = [float(f"{fmean(step):.4g}") if step else None for step in steps]
     return found

@@ -22,6 +22,9 @@ FEWEST_SEEDS = 4
 """Training seeds that a verdict takes."""
 FEWEST_CHAINS = 8
 """Chains that a verdict takes where each seed draws another one: chains differ more than trainings do."""
+FEWEST_TASKS = 5
+"""Tasks that a verdict takes: of fewer, one of two equal arms may win every one by chance (a sign test's mid-p is 0.06
+for four, 0.03 for five)."""
 UNDECIDED = "undecided at this size"
 SIGNS = {True: "1", False: "0", None: "-"}
 
@@ -38,7 +41,8 @@ class Finding:
 
     @property
     def verdict(self) -> str:
-        few = too_few(self.seen.seeds, self.chains) or ("" if self.seen.tasks > 1 else "undecided: too few tasks")
+        few = too_few(self.seen.seeds, self.chains)
+        few = few or ("undecided: too few tasks" if self.seen.tasks < FEWEST_TASKS else "")
         return few or ("reproduced" if self.seen.low > 0 else "refuted" if self.seen.high < 0 else UNDECIDED)
 
     def to_dict(self) -> dict[str, Any]:

@@ -101,16 +101,17 @@ def confirm_one(
     return outcome
 
 
-def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
+def raw_traces(session: Session, budget: int, placement: Placement, run_id: int | None = None) -> Context:
     """The episodes that extraction reads, as a context: the newest ones of extract tasks that fit (paper, Table 6).
 
     Args:
         budget: the most tokens of the context.
+        run_id: only episodes of this run of play; None: of all of this store.
 
     Raises:
         ConfigError: no such episode was played, or not even the newest one fits.
     """
-    rows = traced(session)
+    rows = traced(session, run_id)
     trace = single_trace if session.kind == "single" else game_trace
     text, shown = "", 0
     for row in reversed(rows):
@@ -127,14 +128,14 @@ def raw_traces(session: Session, budget: int, placement: Placement) -> Context:
     return context
 
 
-def traced(session: Session) -> list[Row]:
-    """The episodes of extract tasks without a context that this store has played itself, oldest first.
+def traced(session: Session, run_id: int | None = None) -> list[Row]:
+    """The episodes of extract tasks without a context that this store, or this run, has played itself, oldest first.
 
     Raises:
         ConfigError: there are none.
     """
     split = "extract" if session.manifest.protocol == "disjoint" else "shared"
-    rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id)
+    rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id, run_id=run_id)
     rows = [row for row in rows if not row["setup"].startswith(ELSEWHERE)]
     if not rows:
         raise ConfigError(f"no episode of {session.env} on extract tasks, so there are no raw traces; play first")
