@@ -97,6 +97,8 @@ def test_the_simulators_write_what_the_real_games_write(ref: str) -> None:
 class Characters:
     """A tokenizer with one id per character and pocket's chat template."""
 
+    eos_token_id = None
+
     def __init__(self) -> None:
         from jinja2 import Environment
 

@@ -19,6 +19,8 @@ from tests.rollouts.layouts import CALL_NOW, LAYOUTS, TOOLS
 class Letters:
     """A tokenizer that decodes at once: the marks of all layouts, and letters."""
 
+    eos_token_id = None
+
     def __init__(self, shown: str, special: tuple[str, ...]) -> None:
         self.chat_template = shown
         self.words = special
