@@ -26,7 +26,7 @@ from tests.rollouts.sampling.vllm_server import VllmServer
 
 LEARN = """learn --env frozen-lake-4x4 --model pocket --compute float32 --episodes-per-round 48 --chains 1
     --chain-steps 2 --candidates 2 --select-tasks 8 --confirm-tasks 8 --steps 3 --select-every 3 --batch-size 8
-    --test-tasks 8 --sample-batch 4 --force --json"""
+    --test-tasks 8 --gate-tasks 0 --sample-batch 4 --force --json"""
 
 
 @pytest.fixture(autouse=True)
