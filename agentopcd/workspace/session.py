@@ -188,7 +188,7 @@ class Session:
             self.store.add_model(loaded.id, name)
             return loaded
         name = self.named(name)
-        give_back_memory()  # what a training has left is more than this model takes
+        give_back_memory()  # a training may have left more than this model takes
         loaded = model_named(self.store, self.work, name, self.device)
         if loaded.note:
             self.say_once(f"note: {loaded.note}")
