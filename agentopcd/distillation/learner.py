@@ -101,7 +101,7 @@ class Learner:
             group["lr"] = self.rate
         if moved:
             self.optimizer.step()
-            if not math.isfinite(sharding.largest(self.trained.values())):
+            if not math.isfinite(sharding.norm_of(self.trained.values())):
                 raise TrainingError(
                     f"weights are not finite any more (learning rate {self.learning_rate:g}), so there is no student; "
                     "lower --learning-rate"

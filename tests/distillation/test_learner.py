@@ -190,9 +190,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(
         train(model_dir, tmp_path, steps=2)
 
 
-@pytest.mark.parametrize(("values", "largest"), [([1.0, -3.0, 2.0], 3.0), ([1.0, float("inf")], float("inf"))])
-def test_the_largest_weight_is_by_its_absolute_value(values: list[float], largest: float) -> None:
+@pytest.mark.parametrize(("values", "norm"), [([1.0, -2.0, 2.0], 3.0), ([1.0, float("-inf")], float("inf"))])
+def test_the_norm_of_weights_shows_one_that_is_not_finite(values: list[float], norm: float) -> None:
     parts = [torch.nn.Parameter(torch.tensor(values)), torch.nn.Parameter(torch.zeros(2, 2))]
-    assert sharding.largest(parts) == largest
+    assert sharding.norm_of(parts) == norm
     parts[1].data[1, 0] = float("nan")
-    assert math.isnan(sharding.largest(parts))
+    assert math.isnan(sharding.norm_of(parts))
