@@ -25,7 +25,7 @@ ADMIT_EVERY = 8
 """Steps between looks for new requests where steps of one token are recorded: those that read prompts are not."""
 SHARED_TOKENS = 16
 """A prompt waits for one that is being read if that saves it so many tokens."""
-LOOK_EVERY = 64
+LOOK_EVERY = 8
 """Steps between looks at the memory of this process."""
 ROWS_BYTES, PREFIXES_BYTES = 1 << 30, 1 << 29
 """Bounds for the keys and values of requests under way, and of what was read before."""
