@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import gc
 import logging
 import os
 import warnings
@@ -102,7 +101,6 @@ def give_back_memory() -> None:
 
     Without glibc the function does nothing.
     """
-    gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -176,6 +176,8 @@ class Session:
     def use(self, model: models.LoadedModel | None) -> None:
         """Play with ``model`` from now on; None: load a model again on the next use."""
         self._model, self._player = model, None
+        if model is None:
+            give_back_memory()  # a training has left more than the next model takes
 
     def load(self, name: str, *, engine: str = "") -> models.LoadedModel:
         """Load a model and register it in the store.
@@ -188,7 +190,6 @@ class Session:
             self.store.add_model(loaded.id, name)
             return loaded
         name = self.named(name)
-        give_back_memory()  # a training may have left more than this model takes
         loaded = model_named(self.store, self.work, name, self.device)
         if loaded.note:
             self.say_once(f"note: {loaded.note}")

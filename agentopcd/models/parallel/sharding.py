@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import gc
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,7 @@ def sharded(student: LoadedModel, *, plays: bool) -> LoadedModel:
     """
     if not plays:
         shard(student.model)
+        gc.collect()
         give_back_memory()
         return student
     model = copy.deepcopy(student.model)
