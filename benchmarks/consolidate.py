@@ -190,16 +190,11 @@ def limits_s(step: Step, reads: Sequence[int], said: int) -> dict[str, float]:
     """
     import torch
 
-    from benchmarks.rollout import rate
+    from benchmarks.rollout import products_flop, rate
 
     if torch.cuda.is_available():
         return {}
-    model = step.student.model
-    head = model.get_output_embeddings().weight.numel()
-    tables = {id(p): p.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    tables[id(model.get_output_embeddings().weight)] = head
-    body = sum(p.numel() for p in model.parameters()) - sum(tables.values())
-    student, teacher = (2 * (body * tokens + head * said) for tokens in reads)
+    student, teacher = (products_flop(step.student.model, tokens, said) for tokens in reads)
     one_second = rate({"float32": torch.float32, "bfloat16": torch.bfloat16}[step.args.compute])
     back = 2 if step.config.lora_rank else 3
     return {"rollout": student / one_second, "teacher": teacher / one_second, "update": back * student / one_second}

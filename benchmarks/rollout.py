@@ -5,8 +5,8 @@ SmolLM2-135M answers questions with eight contexts of 1,000 tokens. ``ours`` is 
 transformers' ``generate`` on padded batches with the same weights and noise, ``vllm`` is vLLM in the same process, if
 it is installed (docs/engines.md), ``bare`` is ``LLM.generate`` on all prompts of a scene at once, and ``old`` is the
 in-process engine of another checkout (``--old``), in a process of its own. The arms take turns, ``--repeats`` times;
-medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of the arithmetic limit: twice
-the weights times the tokens that ``ours`` reads, at the rate of a large product on this machine.
+medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of the arithmetic limit: what the
+products of the tokens that ``ours`` reads would take at the rate of a large product on this machine.
 
 ``--flight`` plays so many games at once, twice, and prints the memory of the process after each.
 """
@@ -42,7 +42,7 @@ PADDED_ROWS = 32
 class Padded(TransformersSampler):
     """The in-process engine, held to transformers' own decoding."""
 
-    def _way(self, requests: Sequence[Request], sampling: Sampling) -> str:
+    def way(self, requests: Sequence[Request], sampling: Sampling) -> str:
         return "padded"
 
 
@@ -68,9 +68,11 @@ def old(tree: Path, name: str, args: argparse.Namespace) -> tuple[int, float]:
 
 
 def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
-    """How many tokens the engine reads while it plays ``jobs``, and what it is asked."""
+    """How many tokens the engine reads while it plays ``jobs``, and what it is asked; with one thread, so that all of
+    it is in this process."""
     read, asked = [], []
-    usual, submit = Rows.read, player.sampler.submit
+    usual, submit, threads = Rows.read, player.sampler.submit, torch.get_num_threads()
+    torch.set_num_threads(1)
 
     def note(self: Rows, parts: Any) -> torch.Tensor:
         read.append(sum(len(part.ids) for part in parts))
@@ -87,6 +89,7 @@ def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
     finally:
         Rows.read = usual  # type: ignore[method-assign]
         player.sampler.submit = submit  # type: ignore[method-assign]
+        torch.set_num_threads(threads)
     return sum(read), asked
 
 
@@ -114,6 +117,15 @@ def rate(compute: torch.dtype) -> float:
     return max(2 * 1024**3 / timed(lambda: (one @ other).shape[0])[1] for _ in range(10))
 
 
+def products_flop(model: Any, read: int, said: int) -> int:
+    """Operations of the products that read so many tokens: two a weight. The output head reads only those whose
+    next token is asked for."""
+    head = model.get_output_embeddings().weight
+    tables = {id(p): p.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    body = sum(p.numel() for p in model.parameters()) - sum((tables | {id(head): head.numel()}).values())
+    return 2 * (body * read + head.numel() * said)
+
+
 def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype) -> None:
     """Play one scene with every engine and print a table."""
     loaded = models.load_model(scene.model)
@@ -133,8 +145,8 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
     for _ in range(args.repeats):
         for arm, measure in how.items():
             found[arm].append(measure())
-    weights = sum(p.numel() for p in loaded.model.parameters())
-    limit_s = 2 * weights * read / rate(compute)
+    said = found["ours"][0][0]
+    limit_s = products_flop(loaded.model, read, said) / rate(compute)
     prompts = sum(len(request.prompt_ids) for request in asked)
     print(f"{name}: {scene.model}, {scene.env}, {len(jobs)} games, {len(asked)} replies, {prompts} prompt tokens, "
           f"{read} read by ours, {args.compute}, {args.threads} thread(s), n = {args.repeats}")  # fmt: skip

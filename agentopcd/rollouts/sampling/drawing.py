@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from agentopcd.core.errors import AlignmentError
 from agentopcd.core.types import Request, Sampling
 from agentopcd.rollouts.sampling.choices import allowed_ids, keep
 
@@ -22,6 +24,9 @@ def draw(
     Args:
         logits_BV: float32.
         rows: each row's request and its reply so far.
+
+    Raises:
+        AlignmentError: the logits of a row are no numbers.
     """
     if any(request.choices for request, _ in rows):
         logits_BV = keep(logits_BV, [allowed_ids(request.choices, said) for request, said in rows])
@@ -35,7 +40,13 @@ def draw(
             chosen_B = at_noise(logprobs_BV.cpu(), noise).to(logprobs_BV.device)
         else:
             chosen_B = at_noise(logprobs_BV, noise)
-    return chosen_B.tolist(), logprobs_BV.gather(1, chosen_B[:, None])[:, 0].tolist()
+    ids, logprobs = chosen_B.tolist(), logprobs_BV.gather(1, chosen_B[:, None])[:, 0].tolist()
+    if any(map(math.isnan, logprobs)):
+        raise AlignmentError(
+            "the model's logits are no numbers (NaN), so no token can be drawn; its weights are damaged, or its numbers "
+            "leave the range of --compute: try --compute float32"
+        )
+    return ids, logprobs
 
 
 def at_noise(logprobs_BV: Tensor, noise: Sequence[float]) -> Tensor:

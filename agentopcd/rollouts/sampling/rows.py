@@ -23,11 +23,13 @@ from agentopcd.rollouts.sampling.prefixes import Read
 from agentopcd.rollouts.sampling.recorded import Record, Recorded, cuda_graph
 
 NAME = "agentopcd-rows"
-"""What transformers knows this attention as."""
+"""What transformers knows this attention as, with a number for each object: two models may answer at once."""
 GROWTH = 64
 """Rows get longer by a multiple of so many tokens."""
 MASKED = ("sliding_attention", "chunked_attention")
 """Kinds of layers that see no more than a part of what is before a token."""
+STATES = ("linear", "mamba", "conv", "recurrent")
+"""Words in the kinds of layers that keep a state, which rows do not hold."""
 IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
 """Arguments of an attention call that change nothing here."""
 
@@ -98,11 +100,14 @@ class Rows:
             self._replace(1, _rounded(width), 0)
 
     def _replace(self, rows: int, width: int, held: int) -> None:
-        for i, old in enumerate(self._stores):
+        for i in range(len(self._stores)):
+            if not held:  # nothing is copied, so the old one and the new one need not be there at once
+                self._stores[i] = self._stores[i][:, :0].clone()
+            old = self._stores[i]
             # Zeros, since what is masked is still multiplied, by 0.
-            self._stores[i] = new = old.new_zeros(old.shape[0], rows, old.shape[2], width, old.shape[4])
-            if held:
-                new[:, :held, :, : old.shape[3]] = old[:, :held]
+            new = old.new_zeros(old.shape[0], rows, old.shape[2], width, old.shape[4])
+            new[:, :held, :, : old.shape[3]] = old[:, :held]
+            self._stores[i] = new
         if self.recorded is not None:
             self.recorded.forget()  # they read the old ones
 
@@ -168,6 +173,8 @@ class Rows:
             for shape in ((tensor.shape[1], tensor.shape[3]) for tensor in both):
                 places.append((list({**counts, shape: 0}).index(shape), counts.get(shape, 0)))
                 counts[shape] = counts.get(shape, 0) + 1
+        if states := {kind for kind in kinds if any(word in kind for word in STATES)}:
+            raise ValueError(f"it has layers that keep a state ({', '.join(sorted(states))})")
         if len(self._places) != len(seen) or not seen:
             raise ValueError("its layers do not call one attention each")
         # Attention on a CPU reads float32, whatever the products are computed in; on a GPU it is a product, too.
@@ -186,13 +193,14 @@ class Rows:
         """Inside this block the model's layers call ``attend``."""
         config = models.decoder(self.model).config
         usual = config._attn_implementation
-        ALL_ATTENTION_FUNCTIONS[NAME] = attend
-        config._attn_implementation = NAME
+        name = f"{NAME}-{id(self)}"
+        ALL_ATTENTION_FUNCTIONS[name] = attend
+        config._attn_implementation = name
         try:
             yield
         finally:
             config._attn_implementation = usual
-            del ALL_ATTENTION_FUNCTIONS[NAME]
+            del ALL_ATTENTION_FUNCTIONS[name]
 
     def _attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, *,

@@ -1,4 +1,4 @@
-"""The transformers engine: ``generate`` on padded batches of prompts of similar length."""
+"""The transformers engine: samples in this process, in the fastest of several ways that the model bears."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from agentopcd.rollouts.sampling.protocol import Heard, InBatches, Sampler, chec
 from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
 
 WAYS = ("fast", "padded", "alone")
-"""Ways to sample, the cheapest first: by :mod:`.decoding`; by transformers' own decoding; without batches either."""
+"""Ways to sample, the cheapest first: by :mod:`.continuous`; by ``generate`` on padded batches of prompts of similar
+length; by ``generate`` on one prompt at a time."""
 CHECKED_TOKENS = 1024
 """The most tokens of a prompt that the ways are compared on."""
 
@@ -36,7 +37,7 @@ class TransformersSampler(InBatches):
     Args:
         loaded: the model; it is in eval mode while it samples.
         compute: dtype of matrix products, see :func:`agentopcd.models.compute.pick_compute`.
-        batch_size: sequences per ``generate`` call. Requests are sorted by prompt length first.
+        batch_size: sequences per ``generate`` call; four times as many requests are under way at once.
         say: takes the line that names a way which was set aside.
         in_order: see :class:`.continuous.Continuous`.
     """
