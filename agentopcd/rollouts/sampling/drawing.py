@@ -43,8 +43,8 @@ def draw(
     ids, logprobs = chosen_B.tolist(), logprobs_BV.gather(1, chosen_B[:, None])[:, 0].tolist()
     if any(map(math.isnan, logprobs)):
         raise AlignmentError(
-            "the model's logits are no numbers (NaN), so no token can be drawn; its weights are damaged, or its numbers "
-            "leave the range of --compute: try --compute float32"
+            "the model's logits are no numbers (NaN), so no token can be drawn; its weights are damaged, or its "
+            "numbers leave the range of --compute: try --compute float32"
         )
     return ids, logprobs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from agentopcd.core.errors import AlignmentError
 from agentopcd.core.types import Request, Sampling
 from agentopcd.rollouts.sampling import drawing
 
@@ -24,3 +25,11 @@ def test_no_draw_hits_a_token_without_probability(noise: float, token: int, monk
     monkeypatch.setattr(drawing.random, "Random", Fixed)
     request = Request(prompt_ids=(5,), seed=0)
     assert drawing.draw(LOGITS, [(request, ())], Sampling(temperature=1.0, top_k=3))[0] == [token]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(temperature: float) -> None:
+    rows = [(Request(prompt_ids=(5,), seed=i), ()) for i in range(2)]
+    broken = torch.cat([LOGITS, torch.full_like(LOGITS, torch.nan)])
+    with pytest.raises(AlignmentError, match="no numbers"):
+        drawing.draw(broken, rows, Sampling(temperature=temperature))
