@@ -106,7 +106,8 @@ class Rows:
             old = self._stores[i]
             # Zeros, since what is masked is still multiplied, by 0.
             new = old.new_zeros(old.shape[0], rows, old.shape[2], width, old.shape[4])
-            new[:, :held, :, : old.shape[3]] = old[:, :held]
+            if held:
+                new[:, :held, :, : old.shape[3]] = old[:, :held]
             self._stores[i] = new
         if self.recorded is not None:
             self.recorded.forget()  # they read the old ones
