@@ -57,6 +57,28 @@ def test_replies_are_those_of_the_model_with_windows_caps_and_sinks_too(name: st
     assert len({len(reply.token_ids) for reply in replies}) > 1 or len(replies[0].token_ids) == HOT.max_tokens
 
 
+@torch.no_grad()
+def test_two_models_that_answer_at_once_keep_their_rows_apart(tmp_path: Path) -> None:
+    """One step of the second engine runs inside a forward pass of the first, as with two threads of a server."""
+    first, second = (load(tmp_path / name, "gpt2") for name in ("one", "two"))
+    asked = prompts(6)
+    wanted = [Continuous(loaded, torch.float32, rows=3).sample(asked, HOT) for loaded in (first, second)]
+    inner, outer = (Continuous(loaded, torch.float32, rows=3) for loaded in (second, first))
+    for ticket, request in enumerate(asked):
+        inner.submit(ticket, request, HOT)
+    found: dict[int, Any] = {}
+    usual = outer._rows._attend
+
+    def between(*args: Any, **kwargs: Any) -> Any:
+        if not inner.idle:
+            found.update(inner.advance())
+        return usual(*args, **kwargs)
+
+    outer._rows._attend = between  # type: ignore[method-assign]
+    assert outer.sample(asked, HOT) == wanted[0]
+    assert [found[ticket] for ticket in range(len(asked))] == wanted[1]
+
+
 def test_a_reply_does_not_depend_on_what_runs_beside_it_or_was_read_before(tmp_path: Path) -> None:
     loaded, asked = load(tmp_path), prompts(20)
     alone = [Continuous(loaded, torch.float32, rows=1).sample([request], HOT)[0] for request in asked]
