@@ -29,7 +29,9 @@ def compare_shortcuts(
     """
     if not samples or "together" in models.shortcuts_of(teacher.model).off_nats:
         return
-    for line in (*learner.compare(samples), *teacher.compare(samples)):
+    with models.PASSES:  # a thread may play the next batch already, and compare it with a server's
+        lines = [*learner.compare(samples), *teacher.compare(samples)]
+    for line in lines:
         say(line)
     for who, model in (("student", learner.model), ("teacher", teacher.model)):
         known, kind = models.shortcuts_of(model), type(learner.whole.model).__name__.removeprefix("FSDP")
