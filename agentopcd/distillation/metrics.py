@@ -28,7 +28,7 @@ from agentopcd.models.load import LoadedModel
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
 
-LATER = ("teacher_strength", "token_cap", "turn_fade")
+LATER = ("teacher_strength", "token_cap", "turn_fade", "turn_decay", "turn_items", "anchor")
 """Settings of the loss that its definition names where they are used."""
 FULL_EVERY = 4
 """The full KL is computed on every fourth token, which is enough to see what the support leaves out."""
@@ -66,7 +66,8 @@ class StepMeter:
         self.allowed = [ids for s in samples for ids in choices.allowed_in(s.choices, s.response_ids)]
         self.rows["position"].append(torch.cat([torch.arange(s.num_tokens) for s in samples]).float())
         self.rows["turn"].append(torch.cat([torch.full((s.num_tokens,), s.turn) for s in samples]).float())
-        self.rows["by_teacher"].append(torch.cat([torch.full((s.num_tokens,), float(s.by_teacher)) for s in samples]))
+        of = torch.tensor([2 if s.context == EMPTY.id else int(s.by_teacher) for s in samples])
+        self.rows["of"].append(of.repeat_interleave(torch.tensor([s.num_tokens for s in samples])))
         if self.watch:
             self.watch.begin(samples)
 
@@ -167,9 +168,9 @@ class StepMeter:
         return {name: round(float(figure), 7) for name, figure in figures.items()}
 
     def apart(self) -> dict[str, float]:
-        """The loss on the student's answers and on the teacher's; none of who gave none."""
-        value, by_teacher = (torch.cat(self.rows[name]) for name in ("value", "by_teacher"))
-        parts = {"on_policy": value[by_teacher == 0], "off_policy": value[by_teacher == 1]}
+        """The loss on the student's answers, on the teacher's and on neutral prompts; none of what there is not."""
+        value, of = torch.cat(self.rows["value"]), torch.cat(self.rows["of"])
+        parts = {name: value[of == kind] for kind, name in enumerate(("on_policy", "off_policy", "anchor"))}
         return {f"loss/{name}_nats": round(float(part.mean()), 7) for name, part in parts.items() if len(part)}
 
 
@@ -177,9 +178,10 @@ def step_record(method: Method, context: Context | Mixture, played: Played, mete
     """What is logged of a step's episodes and of its loss. Of a mixed step, rollout figures are the student's."""
     record = meter.result() if played.samples else {"loss/value_nats": 0.0}
     own: Sequence[Episode] = played.episodes
+    if played.samples and (len(method.parts) > 1 or method.config.anchor):
+        record |= meter.apart()
     if len(method.parts) > 1:
         own, theirs = ([e for e in own if (e.context_id != EMPTY.id) == shown] for shown in (False, True))
-        record |= meter.apart() if played.samples else {}
         record |= off_policy_record(theirs, played.samples)
     record |= method.measured(rollout_record(own, played.samples, played.dropped))
     tokens = context_tokens(method.player.chat, context)

@@ -55,6 +55,18 @@ def test_the_loss_is_defined_once_per_run(whole: Trained) -> None:
     assert not any("loss/definition" in record for record in rest)
 
 
+def test_the_loss_on_neutral_prompts_stands_apart_and_a_definition_names_the_anchor(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    held = train(model_dir, tmp_path, steps=2, anchor=1.0)
+    first, second = held.steps
+    assert abs(first["loss/anchor_nats"]) < 1e-6, "teacher and student are still the same model"
+    for record in (first, second):
+        low, high = sorted((record["loss/anchor_nats"], record["loss/on_policy_nats"]))
+        assert low < record["loss/value_nats"] < high
+    assert held.run.records()[0]["loss/definition"]["anchor"] == 1.0
+
+
 def test_sampler_and_trainer_agree_on_the_sampled_tokens(whole: Trained) -> None:
     assert max(record["engine/logprob_gap_max_nats"] for record in whole.steps) < 1e-3
 
