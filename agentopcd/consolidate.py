@@ -151,7 +151,7 @@ def consolidate(
             watch.gather(ranks.everyone(watch.rows))
         check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
         batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
-        norm, moved = learner.step(ranks, step, learned=bool(played.samples))
+        norm, moved = learner.step(ranks, step, learned=played.teaches)
 
         # A moving teacher follows, after a skipped step too; an engine with its own copy takes over changed weights.
         gap_nats = follow(learner, teacher, player, step, moved)

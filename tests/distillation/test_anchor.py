@@ -11,7 +11,7 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.types import EMPTY, Message
 from agentopcd.distillation import played
 from agentopcd.distillation.anchor import anchors, neutral_prompts, neutral_samples
@@ -131,3 +131,10 @@ def test_an_anchor_needs_the_students_answers() -> None:
         ConsolidateConfig(**SMALL | {"anchor": 0.5, "method": "seqkd"})
     with pytest.raises(ConfigError, match="anchor"):
         replace(ConsolidateConfig(**SMALL), anchor=-1.0)
+
+
+def test_neutral_replies_alone_teach_nothing(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reply of the games is cut or does not fit, and the anchor's replies are there."""
+    monkeypatch.setattr(played, "samples_of", lambda episodes, *_, **__: ([], len(episodes)))
+    with pytest.raises(TrainingError, match=r"2 of 2 steps were skipped.*nothing was learned, so there is no student"):
+        train(model_dir, tmp_path, anchor=1.0, steps=2)
