@@ -137,6 +137,16 @@ def test_a_weak_context_teaches_less(model_dir: Path, tmp_path: Path) -> None:
     assert falls[0.01] < 0.01 * falls[1.0] < falls[1.0] < falls[2.0]
 
 
+def test_the_distance_is_that_to_the_teacher_that_teaches(model_dir: Path, tmp_path: Path) -> None:
+    """Before training the student is the teacher without the context, so a weak context is hardly any distance."""
+    far = {}
+    for strength in (0.0, 1.0, 0.01):
+        how: dict[str, Any] = {"teacher_strength": strength, "steps": 1, "select_every": 1, "by": "distance"}
+        far[strength] = train(model_dir, tmp_path / str(strength), **how).result.select[0].rate
+    assert far[1.0] == far[0.0]
+    assert far[0.01] < 0.01 * far[1.0]
+
+
 # ---------------------------------------------------------------- weights and steps
 
 
