@@ -89,6 +89,8 @@ class Consolidated:
     """The best checkpoint, as an ordinary Hugging Face folder."""
     model_id: str
     best_step: int
+    steps: int
+    """Steps taken: all, unless training stopped early."""
     skipped: int
     """Steps that changed nothing."""
     select: dict[int, Rate | Mean]
@@ -291,8 +293,8 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callabl
         model_id = find.fingerprint(folder)
     Ranks.current().wait()
     return Consolidated(
-        folder=folder, model_id=model_id, best_step=progress.best_step, skipped=progress.skipped,
-        select={**progress.select}
+        folder=folder, model_id=model_id, best_step=progress.best_step, steps=progress.step,
+        skipped=progress.skipped, select={**progress.select},
     )  # fmt: skip
 
 

@@ -115,7 +115,7 @@ def _distil(
         session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
         out = Distilled(
             folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
-            context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped,
+            context_id=context.id, best_step=result.best_step, steps=result.steps, skipped=result.skipped,
             evaluation=None,
         )  # fmt: skip
         describe(session.store, result.folder, result.model_id, student.folder)  # a kill below leaves a card, too

@@ -199,6 +199,7 @@ def test_training_stops_when_nothing_gets_better(
     monkeypatch.setattr(loop, "score_student", lambda *_: next(scores))
     done = train(model_dir, tmp_path, steps=8, select_every=2, patience=2)
     assert [one["step"] for one in done.steps] == [1, 2, 3, 4, 5, 6] and done.result.best_step == 2
+    assert done.result.steps == 6
     assert "stopped before step 7: 2 evaluations on select tasks brought nothing better" in done.lines
 
 
