@@ -91,7 +91,8 @@ class TrainConfig(PlayerConfig):
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
     """Form of the divergence; raw is the paper's."""
     support: int = 256
-    """Number of tokens in the top-k support: the student's likeliest tokens, or the teacher's where it answered."""
+    """Number of tokens in the top-k support: the student's likeliest; with --direction forward, and where the teacher
+    answered, the teacher's; with jensen-shannon so many of each."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the loss; 0: as --temperature."""
     importance_cap: float = 0.0
