@@ -22,7 +22,7 @@ from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
-from tests.training import LESSONS, SMALL, Killed, train
+from tests.training import ENDS, LESSONS, SMALL, Killed, train
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,25 @@ def test_an_anchor_that_adds_nothing_is_refused_with_one_that_does() -> None:
             ConsolidateConfig(**SMALL | {"batch_size": size, "anchor": 0.5 / size})
         least = float(str(told.value).split()[-3])
         assert round(ConsolidateConfig(**SMALL | {"batch_size": size, "anchor": least}).anchor * size) == 1
+
+
+def test_cut_neutral_replies_are_dropped_where_cut_replies_are(model_dir: Path) -> None:
+    config = replace(ConsolidateConfig(**SMALL), anchor=1.0)
+    loaded = models.load_model(str(model_dir))
+    loaded.end_ids = ENDS
+    sampler = TransformersSampler(loaded, compute=torch.float32)
+    player = replace(player_of(model_dir, config), sampler=sampler)
+    found = anchors(player, 1, config, Ranks())
+    whole = {place: one for place, one in found.items() if one.response_ids[-1] in ENDS}
+    assert whole, "some are not cut"
+    assert anchors(player, 1, replace(config, cut_replies="drop"), Ranks()) == whole != found
+
+
+def test_an_anchor_has_an_upper_bound() -> None:
+    with pytest.raises(ConfigError, match=r"anchor is 10\.5; .* at most 10"):
+        replace(ConsolidateConfig(**SMALL), anchor=10.5)
+    with pytest.raises(ConfigError, match="anchor is inf"):
+        replace(ConsolidateConfig(**SMALL), anchor=float("inf"))
 
 
 def test_an_anchor_needs_the_students_answers() -> None:

@@ -291,6 +291,7 @@ def test_no_gradient_reaches_a_teacher_that_moves(model_dir: Path, tmp_path: Pat
         ({"teacher_kind": "ema", "lora_rank": 4}, "--lora-rank wants a teacher that stands still"),
         ({"teacher_kind": "live", "shard": True}, "--shard wants"),
         ({"teacher_kind": "live", "method": "seqkd"}, "--method wants"),
+        ({"teacher_kind": "live", "anchor": 0.5}, "--anchor wants a teacher that stands still"),
         ({"teacher_kind": "live", "teacher": "pocket"}, "leave out --teacher pocket"),
         ({"teacher_keeps": 0.5}, "--teacher-keeps is for --teacher-kind ema"),
         ({"teacher_every": 2, "teacher_kind": "ema"}, "--teacher-every is for"),

@@ -27,6 +27,8 @@ MARGIN = 0.1
 """Margin of non-inferiority where none is set."""
 DRIFT_BUDGET = 0.5
 """Budget of drift where none is set, in nats a token."""
+MOST_ANCHORED = 10
+"""The most replies to neutral prompts for each episode."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,7 +165,10 @@ class TrainConfig(PlayerConfig):
         if not 0 <= self.teacher_keeps <= 1:
             raise ConfigError(f"teacher_keeps is {self.teacher_keeps}; it is a share, from 0 to 1")
         if self.teacher_kind != "frozen":
-            frozen_only = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.asks_teacher}
+            frozen_only = {
+                "--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.asks_teacher,
+                "--anchor": self.anchor,
+            }  # fmt: skip
             for flag in (flag for flag, on in frozen_only.items() if on):
                 raise ConfigError(f"{flag} wants a teacher that stands still; leave out {flag} or --teacher-kind")
         if self.teacher_strength and getattr(self, "teacher", ""):
@@ -177,6 +182,11 @@ class TrainConfig(PlayerConfig):
     def _check_method(self) -> None:
         self._only_with("turn_items", not self.asks_teacher, "the student's own answers")
         self._only_with("anchor", not self.by_teacher, "methods that learn from the student's own answers")
+        if self.anchor > MOST_ANCHORED:
+            raise ConfigError(
+                f"anchor is {self.anchor:g}; it is so many replies to neutral prompts for each episode, at most "
+                f"{MOST_ANCHORED}"
+            )
         if self.anchor > 0 and round(self.anchor * self.batch_size) == 0:
             raise ConfigError(
                 f"anchor is {self.anchor}, which adds no reply to a step of {self.batch_size} episodes; "
