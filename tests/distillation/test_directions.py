@@ -169,6 +169,9 @@ def test_later_turns_may_weigh_less() -> None:
     assert token_weights([2, 4, 0], "seq_mean", turns=[0, 1, 2], fade=0.5) == pytest.approx([1 / 3, 1 / 12, 0])
     assert token_weights([2, 4, 0], "token_mean", turns=[0, 1, 2], fade=0.5) == pytest.approx([1 / 4, 1 / 8, 0])
     assert token_weights([2, 4], "seq_mean", turns=[0, 1]) == [1 / 4, 1 / 8]
+    assert token_weights([3, 4], "seq_mean", turns=[200, 201], fade=0.99) == pytest.approx([1 / 3.03, 0.01 / 4.04])
+    late = token_weights([0, 3, 4], "token_mean", turns=[0, 200, 201], fade=0.99)
+    assert late == pytest.approx([0, 1 / 3.04, 0.01 / 3.04]), "an empty reply does not count"
     with pytest.raises(ConfigError, match="fade of later turns"):
         token_weights([1], "seq_mean", turns=[0], fade=1.0)
 
