@@ -176,6 +176,9 @@ class TrainConfig(PlayerConfig):
                 "--teacher-strength compares the teacher with itself without the context, on the student's prompts; "
                 "leave it out, or leave out --teacher"
             )
+        self._only_with(
+            "teacher_strength", self.method != "seqkd", "methods that learn from the teacher's probabilities, not seqkd"
+        )
         self._only_with("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic")
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
