@@ -274,6 +274,8 @@ def test_settings_and_formulas_have_the_same_forms() -> None:
         ({"turn_fade": 1.0}, "turn_fade is 1.0"),
         ({"warmup_steps": 30}, "warmup_steps is 30, more than the 24 steps"),
         ({"patience": -1}, "patience"),
+        ({"patience": 2}, "could stop after step 24 at the earliest, and has 24"),
+        ({"decay": "linear", "warmup_steps": 24}, "warmup_steps is 24 of 24 steps, which leaves none for --decay"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, object], said: str) -> None:
@@ -281,11 +283,18 @@ def test_what_does_not_fit_is_refused(given: dict[str, object], said: str) -> No
         ConsolidateConfig(env="math", **given)  # type: ignore[arg-type]
 
 
+def test_settings_that_act_once_are_taken() -> None:
+    ConsolidateConfig(env="math", patience=1)  # may stop after step 16 of 24
+    ConsolidateConfig(env="math", decay="cosine", warmup_steps=23)
+    ConsolidateConfig(env="math", warmup_steps=24)
+
+
 @pytest.mark.parametrize("direction", ["forward", "jensen-shannon"])
 def test_a_run_learns_by_another_direction_and_resumes_bit_equal(
     direction: str, model_dir: Path, tmp_path: Path
 ) -> None:
-    how: dict[str, Any] = {"direction": direction, "decay": "cosine", "patience": 9, "teacher_strength": 1.5}
+    how: dict[str, Any] = {"direction": direction, "decay": "cosine", "teacher_strength": 1.5}
+    how |= {"steps": 6, "patience": 1}
     straight = train(model_dir, tmp_path / "straight", **how)
     with pytest.raises(Killed):
         train(model_dir, tmp_path / "killed", kill_at=6, **how)

@@ -151,6 +151,7 @@ class TrainConfig(PlayerConfig):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
         self._check_teacher()
         self._check_method()
+        self._check_schedule()
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
         self._not_negative("importance_cap", "async_steps", "tokens_per_batch", "patience", "warmup_steps")
@@ -205,8 +206,6 @@ class TrainConfig(PlayerConfig):
             raise ConfigError(
                 "--method mixed needs --batch-size 2 or more: an episode of the student's and one of the teacher's"
             )
-        if self.warmup_steps > self.steps:
-            raise ConfigError(f"warmup_steps is {self.warmup_steps}, more than the {self.steps} steps; lower it")
         if self.direction and self.by_teacher:
             raise ConfigError(
                 f"--direction is about the student's own answers; {self.method} learns from the teacher's"
@@ -217,6 +216,21 @@ class TrainConfig(PlayerConfig):
                 f"--direction {self.direction} has no form {self.divergence!r}; its forms: {', '.join(allowed)}"
             )
         self._only_with("async_steps", bool(self.server) and not self.by_teacher, "--server and the student's answers")
+
+    def _check_schedule(self) -> None:
+        if self.warmup_steps > self.steps:
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}, more than the {self.steps} steps; lower it")
+        if self.decay and self.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps, which leaves none for --decay; lower it, "
+                "or leave out --decay"
+            )
+        stops = (1 + self.patience) * self.select_every
+        if self.patience > 0 and stops >= self.steps:
+            raise ConfigError(
+                f"patience is {self.patience}: with an evaluation every {self.select_every} steps, training could stop "
+                f"after step {stops} at the earliest, and has {self.steps}; lower it or --select-every, or leave it out"
+            )
 
     def _check_samples(self) -> None:
         if self.top_p != 1 or self.top_k != 0 or self.temperature == 0:
