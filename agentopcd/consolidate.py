@@ -89,6 +89,8 @@ class Consolidated:
     """The best checkpoint, as an ordinary Hugging Face folder."""
     model_id: str
     best_step: int
+    steps: int
+    """Steps taken: all, unless training stopped early."""
     skipped: int
     """Steps that changed nothing."""
     select: dict[int, Rate | Mean]
@@ -151,7 +153,7 @@ def consolidate(
             watch.gather(ranks.everyone(watch.rows))
         check_sampler(meter, config, teacher.compute, on_policy=played.policy_step == step - 1)
         batches.settle(clock.lap)  # with --async-steps, servers have played the next batch meanwhile
-        norm, moved = learner.step(ranks, step, learned=bool(played.samples))
+        norm, moved = learner.step(ranks, step, learned=played.teaches)
 
         # A moving teacher follows, after a skipped step too; an engine with its own copy takes over changed weights.
         gap_nats = follow(learner, teacher, player, step, moved)
@@ -291,8 +293,8 @@ def finish(progress: Progress, config: ConsolidateConfig, run: Run, say: Callabl
         model_id = find.fingerprint(folder)
     Ranks.current().wait()
     return Consolidated(
-        folder=folder, model_id=model_id, best_step=progress.best_step, skipped=progress.skipped,
-        select={**progress.select}
+        folder=folder, model_id=model_id, best_step=progress.best_step, steps=progress.step,
+        skipped=progress.skipped, select={**progress.select},
     )  # fmt: skip
 
 

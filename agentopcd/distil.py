@@ -23,7 +23,7 @@ from agentopcd.distillation.played import draw
 from agentopcd.distillation.teacher import teacher_of
 from agentopcd.knowledge import PLACEBO
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.placebo import placebo
+from agentopcd.knowledge.placebo import twin_of
 from agentopcd.knowledge.students import leads, move_student, student_moves
 from agentopcd.models.parallel import sharding
 from agentopcd.models.parallel.ranks import Ranks
@@ -57,7 +57,12 @@ def distil_context(
 
     Args:
         moves: whether the student may become ENV/student, by its gate or without one; False: ENV/student stays.
+
+    Raises:
+        ConfigError: there is to be a placebo student, and the context has no twin.
     """
+    if config.placebo:
+        twin_of(context)  # refused now, if there is none, and not after the first training
     out, run, known = _distil(session, config, context, moves=moves)
     return _beside_placebo(session, config, context, out, run, known) if config.placebo else out
 
@@ -115,7 +120,7 @@ def _distil(
         session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
         out = Distilled(
             folder=str(result.folder), model_id=result.model_id, parent_id=student.id, teacher_id=teacher_model.id,
-            context_id=context.id, best_step=result.best_step, steps=config.steps, skipped=result.skipped,
+            context_id=context.id, best_step=result.best_step, steps=result.steps, skipped=result.skipped,
             evaluation=None,
         )  # fmt: skip
         describe(session.store, result.folder, result.model_id, student.folder)  # a kill below leaves a card, too
@@ -145,18 +150,12 @@ def _beside_placebo(
     """The result with a placebo student in its table: one trained in the same way, from the same seeds, on the twin.
 
     It has a run of its own. The gate of :mod:`agentopcd.workspace.handover` refuses placebos; this is the one way by.
-
-    Raises:
-        ConfigError: the context has no twin.
     """
-    twins = tuple(placebo(part) for part in context.parts)
-    for part, twin in zip(context.parts, twins, strict=True):
-        if twin.id == part.id:
-            raise ConfigError(f"context {part.id[:12]} is too short for a placebo: it has no two letters to exchange")
+    taught = twin_of(context)
+    for part, twin in zip(context.parts, taught.parts, strict=True):
         session.store.add_context(twin, {"order": PLACEBO, "of": part.id})
     if config.teacher and session.named(config.teacher) != config.teacher:  # the student's gate may have moved it
         config = dataclasses.replace(config, teacher=folder_of(session, out.teacher_id))
-    taught = twins[0] if isinstance(context, Context) else dataclasses.replace(context, parts=twins)
     session.say(f"placebo student: the same training, on the placebo {taught.id[:12]} of context {context.id[:12]}")
     session.use(load_known(session, out.parent_id))
     trained, *_ = _distil(session, dataclasses.replace(config, placebo=False, test_tasks=0), taught, control=True)

@@ -250,7 +250,7 @@ def another_way(
 ) -> tuple[str, ConsolidateConfig] | None:
     """The way to train whose pilot did best on select tasks, and its settings; None if no other way can be taken.
 
-    A pilot takes a quarter of the steps, from the same parent.
+    A pilot takes a quarter of the steps, and of those that warm up, from the same parent.
     """
     found: dict[str, tuple[float, ConsolidateConfig]] = {}
     known = [check_method(session, training)]
@@ -265,7 +265,11 @@ def another_way(
         known.append(config)
         steps = max(1, config.steps // 4)
         short = dataclasses.replace(
-            config, steps=steps, select_every=steps, warmup_steps=min(config.warmup_steps, steps), patience=0
+            config,
+            steps=steps,
+            select_every=steps,
+            warmup_steps=config.warmup_steps * steps // config.steps,
+            patience=0,
         )
         if short.replays and not session.game.spec.logged:
             _play_to_replay(session, round_number)

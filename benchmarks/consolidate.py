@@ -126,14 +126,14 @@ class Step:
             for (one, other), r in zip(views, replies, strict=True)
         ]
 
-    def run(self, clock: CpuClock | None = None) -> dict[str, tuple[float, float]]:
+    def run(self, timed: CpuClock | None = None) -> dict[str, tuple[float, float]]:
         """One step; every arm but ``plain`` calls the loop's own functions, its meter included."""
         from agentopcd.consolidate import deal, learn_from
         from agentopcd.distillation.metrics import StepMeter
         from agentopcd.models.parallel.ranks import Ranks
 
         config, ranks = self.config, Ranks.current()
-        clock: Any = clock or CpuClock()
+        clock: Any = timed or CpuClock()
         samples = self.rollout()
         clock.lap("rollout")
         meter = StepMeter(self.method.temperature, config.temperature, config.importance_cap)

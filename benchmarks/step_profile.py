@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ class ProfiledClock(CpuClock):
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.vocabulary = vocabulary
-        self.kinds: dict[str, Counter[str]] = {phase: Counter() for phase in PHASES}
+        self.kinds: dict[str, dict[str, float]] = {phase: defaultdict(float) for phase in PHASES}
         self.begin()
 
     def begin(self) -> None:
@@ -67,12 +67,13 @@ class ProfiledClock(CpuClock):
         before = self.phases.get(phase, (0.0, 0.0))[1]
         super().lap(phase)
         self.profiler.stop()
-        spent = Counter[str]()
+        spent: dict[str, float] = defaultdict(float)
         for event in self.profiler.events() or []:
             if not event.name.startswith("autograd::"):  # its own time is the engine's
                 spent[kind_of(event.name, event.input_shapes, self.vocabulary)] += event.self_cpu_time_total / 1e6
         spent["between"] = max(0.0, self.phases[phase][1] - before - sum(spent.values()))
-        self.kinds[phase].update(spent)
+        for kind, seconds in spent.items():
+            self.kinds[phase][kind] += seconds
         self.begin()
 
 

@@ -131,6 +131,38 @@ def test_a_pilot_that_fails_leaves_its_weights_to_nobody(
         assert session.loaded is not given[0]
 
 
+def test_a_pilot_is_the_training_at_a_quarter_of_the_steps(
+    config: LearnConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[ConsolidateConfig] = []
+    monkeypatch.setattr(learning, "_play_to_replay", lambda *_: None)
+    monkeypatch.setattr(learning, "pilot", lambda session, short, context: tried.append(short) or 0.5)
+    training = ConsolidateConfig(
+        env="math", model=config.model, steps=16, select_every=2, patience=2, warmup_steps=8, decay="linear"
+    )
+    for given in ({}, {"warmup_steps": 15}, {"steps": 3, "patience": 0, "warmup_steps": 2}):
+        one = dataclasses.replace(training, **given)
+        with Session(one, tmp_path, say=lambda line: None) as session:
+            learning.another_way(session, one, Context(f"{MARKER} Say it."), round_number=1)
+    assert [(one.steps, one.warmup_steps, one.patience) for one in tried] == [
+        *[(4, 2, 0)] * 4, *[(4, 3, 0)] * 4, *[(1, 0, 0)] * 4,
+    ]  # fmt: skip
+
+
+def test_no_pilot_holds_a_student_to_a_teacher_that_moves(
+    config: LearnConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[ConsolidateConfig] = []
+    said: list[str] = []
+    monkeypatch.setattr(learning, "_play_to_replay", lambda *_: None)
+    monkeypatch.setattr(learning, "pilot", lambda session, short, context: tried.append(short) or 0.5)
+    training = ConsolidateConfig(env="math", model=config.model, teacher_kind="live")
+    with Session(training, tmp_path, say=said.append) as session:
+        learning.another_way(session, training, Context(f"{MARKER} Say it."), round_number=1)
+    assert [(one.method, one.anchor) for one in tried] == [("prefix-replay", 0.0)]
+    assert any(line.startswith("no pilot of opcd, anchored: --anchor wants a teacher that stands") for line in said)
+
+
 @pytest.mark.slow
 def test_a_student_that_does_not_pass_its_gate_plays_no_further_round(
     config: LearnConfig, tmp_path: Path, unflagged: None

@@ -207,6 +207,8 @@ class Mixture:
     """Best first. None is empty, and all have the same placement."""
     weights: tuple[float, ...]
     """Relative frequency with which each context is drawn; above 0."""
+    drawn_as: str = ""
+    """The id of another mixture, whose draws this one takes; '': its own."""
 
     @property
     def id(self) -> str:
@@ -224,7 +226,9 @@ class Mixture:
 
     def drawn(self, task: Task, rep: int) -> Context:
         """The context for one episode, determined by the task, its repetition and the mixture."""
-        return random.Random(f"{self.id}:{task.key}:{task.seed}:{rep}").choices(self.parts, self.weights)[0]
+        return random.Random(f"{self.drawn_as or self.id}:{task.key}:{task.seed}:{rep}").choices(
+            self.parts, self.weights
+        )[0]
 
 
 EMPTY = Context()

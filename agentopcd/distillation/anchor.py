@@ -27,13 +27,15 @@ def neutral_prompts(part: Literal["train", "test"]) -> tuple[str, ...]:
 
 
 def neutral_samples(
-    player: Player, prompts: dict[int, str], *, seed: int, what: str, max_tokens: int, temperature: float
-) -> dict[int, Sample]:
+    player: Player, prompts: dict[int, str], *, seed: int, what: str, max_tokens: int, temperature: float,
+    cut_replies: str = "keep",
+) -> dict[int, Sample]:  # fmt: skip
     """The student's replies to neutral prompts, by the prompts' numbers; empty replies are left out.
 
     Args:
         prompts: the prompts by number. Number, seed and ``what`` fix the noise of a reply.
         max_tokens: longest reply.
+        cut_replies: ``drop``: replies that were cut at ``max_tokens`` are left out, too.
     """
     said = {place: [Message(role="user", content=text)] for place, text in prompts.items()}
     asked = {
@@ -47,7 +49,8 @@ def neutral_samples(
             student_ids=request.prompt_ids, teacher_ids=judge.render(said[place]),
             response_ids=reply.token_ids, logprobs=reply.logprobs, turn=0, context=EMPTY.id,
         )
-        for (place, request), reply in zip(asked.items(), replies, strict=True) if reply.token_ids
+        for (place, request), reply in zip(asked.items(), replies, strict=True)
+        if reply.token_ids and not (cut_replies == "drop" and reply.finish_reason == "length")
     }  # fmt: skip
 
 
@@ -61,5 +64,5 @@ def anchors(player: Player, step: int, config: TrainConfig, ranks: Ranks) -> dic
         return {}
     return neutral_samples(
         player, mine, seed=config.seed, what=f"anchor:{step}", max_tokens=config.max_tokens,
-        temperature=config.temperature,
+        temperature=config.temperature, cut_replies=config.cut_replies,
     )  # fmt: skip

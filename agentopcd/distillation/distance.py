@@ -118,11 +118,13 @@ def totals_nats(
         keys: the task key of each sample by its ``id()``.
     """
     teacher_NH = teacher.hidden(batch.samples, passes=batch.passes)
+    bare_NH = teacher.hidden_without(batch.samples) if teacher.strength != 1 else None
     allowed = [ids for s in batch.samples for ids in choices.allowed_in(s.choices, s.response_ids)]
     kl, entropy = [], []
     for start in range(0, len(allowed), ROWS):
         where = slice(start, start + ROWS)
-        teacher_RV = choices.keep(teacher.logits(teacher_NH[where])[:, : teacher.rows], allowed[where])
+        bare_RH = None if bare_NH is None else bare_NH[where]
+        teacher_RV = choices.keep(teacher.logits(teacher_NH[where], bare_RH)[:, : teacher.rows], allowed[where])
         own_RV = teacher_RV
         if student_NH is not None:
             own_RV = choices.keep(logits_of(model, student_NH[where])[:, : teacher.rows], allowed[where])

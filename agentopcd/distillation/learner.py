@@ -83,10 +83,10 @@ class Learner:
 
         Args:
             number: the number of this step, from 1.
-            learned: whether this step had any samples.
+            learned: whether this step had any samples of what is taught; neutral ones do not count.
 
         Returns:
-            The gradient norm before clipping, and whether the weights changed. They do not change if there were no
+            The gradient norm before clipping, and whether the weights changed. They do not change if there were no such
             samples or if the norm is not finite.
 
         Raises:

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Mean, Rate, mean_of
-from agentopcd.core.types import Context, Episode, Job, Mixture, Task
+from agentopcd.core.types import EMPTY, Context, Episode, Job, Mixture, Task
 from agentopcd.distillation.anchor import anchors
 from agentopcd.distillation.methods import Method
 from agentopcd.distillation.samples import Sample, read_apart, samples_of
@@ -51,6 +51,11 @@ class Played:
     policy_step: int
     """The step after which the student had the weights that played: the step before, or with ``async_steps`` the one
     before that."""
+
+    @property
+    def teaches(self) -> bool:
+        """Whether a reply was scored with a context: replies to neutral prompts alone teach nothing."""
+        return any(sample.context != EMPTY.id for sample in self.samples)
 
 
 class _Share(NamedTuple):

@@ -48,7 +48,9 @@ def token_weights(
         raise ConfigError(f"a response cannot have {min(lengths)} tokens; lengths must be 0 or more")
     if not 0 <= fade < 1:
         raise ConfigError(f"the fade of later turns must be at least 0 and below 1, got {fade}")
-    values = [(1 - fade) ** turn for turn in turns] if fade else [1] * len(lengths)
+    # Counted from the earliest turn that has a reply: the same weights, and those of late turns do not all become 0.
+    first = min((turn for turn, length in zip(turns, lengths, strict=True) if length), default=0) if fade else 0
+    values = [(1 - fade) ** max(0, turn - first) for turn in turns] if fade else [1] * len(lengths)
     counted = list(zip(values, lengths, strict=True))
     if reduction == "seq_mean":
         total = sum(value for value, length in counted if length)

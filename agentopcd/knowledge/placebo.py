@@ -8,10 +8,12 @@ word stay. The order is drawn with a seed and the context's id, so a context alw
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 
-from agentopcd.core.types import MARKER, Context
+from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import MARKER, Context, Mixture
 
 _WORDS = """
 a about above after again all also am an and any are as at be because been before being below between both but by can
@@ -58,6 +60,19 @@ def placebo(context: Context, seed: int = 0) -> Context:
         out += [text[end:start], word]
         end = stop
     return Context("".join([*out, text[end:]]), context.placement)
+
+
+def twin_of(context: Context | Mixture) -> Context | Mixture:
+    """The placebo of a context; of a mixture one of each part, drawn in the very episodes in which that part is.
+
+    Raises:
+        ConfigError: a context is too short for one.
+    """
+    twins = tuple(placebo(part) for part in context.parts)
+    for part, twin in zip(context.parts, twins, strict=True):
+        if twin.id == part.id:
+            raise ConfigError(f"context {part.id[:12]} is too short for a placebo: it has no two letters to exchange")
+    return twins[0] if isinstance(context, Context) else dataclasses.replace(context, parts=twins, drawn_as=context.id)
 
 
 def _pieces(text: str) -> list[tuple[str, int, int]]:

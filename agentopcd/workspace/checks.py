@@ -8,6 +8,7 @@ from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig, TrainConfig
 from agentopcd.core.errors import ConfigError, ModelError
 from agentopcd.core.types import MARKER, Context, Message, Mixture
+from agentopcd.distillation.distance import DISTANCE
 from agentopcd.models.merged import peft
 from agentopcd.rollouts.chat import Chat
 from agentopcd.workspace.session import Session
@@ -67,6 +68,20 @@ def check_launch(config: TrainConfig, processes: int) -> None:
     check_tracker(config.track)
 
 
+def check_teacher(session: Session, config: TrainConfig) -> None:
+    """Refuse to choose checkpoints by their distance to a teacher that moves: each would have another yardstick.
+
+    Raises:
+        ConfigError: the settings ask for that.
+    """
+    if config.teacher_kind != "frozen" and session.by == DISTANCE:
+        why = "" if session.game.graded else ", as they are where nothing says what is right"
+        raise ConfigError(
+            f"checkpoints are chosen by their distance to the teacher{why}, and --teacher-kind {config.teacher_kind} "
+            f"moves it; leave out --teacher-kind{', or --by distance' if session.game.graded else ''}"
+        )
+
+
 def check_method(session: Session, config: ConsolidateConfig) -> ConsolidateConfig:
     """The settings of :func:`with_method`; a person is told of another method."""
     allowed = with_method(session, config)
@@ -81,6 +96,7 @@ def with_method(session: Session, config: ConsolidateConfig) -> ConsolidateConfi
     Raises:
         ConfigError: a setting is of no use here.
     """
+    check_teacher(session, config)
     if session.game.spec.logged and config.method == "opcd":
         config = dataclasses.replace(config, method="prefix-replay")
     if session.game.spec.logged and config.by_both:

@@ -10,6 +10,7 @@ from agentopcd.core.runs import kept, work_flag
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import check_leaks
 from agentopcd.knowledge.decide import waiting_flags
+from agentopcd.workspace.checks import check_teacher
 from agentopcd.workspace.experience.choose import ranked_by, traced
 from agentopcd.workspace.paths import inside, recall
 from agentopcd.workspace.session import Session
@@ -80,11 +81,12 @@ def to_confirm(session: Session, config: ConfirmConfig) -> Context:
 
 
 def to_train(session: Session, config: ConsolidateConfig | LearnConfig) -> None:
-    """Refuse a training, or the gate after it, that would find no tasks.
+    """Refuse a training, or the gate after it, that would find no tasks, or has no fixed yardstick.
 
     Raises:
-        ConfigError: a split that is needed has none.
+        ConfigError: a split that is needed has none, or checkpoints are measured from a teacher that moves.
     """
+    check_teacher(session, config)
     for split in ("train", "select", *(["test"] if config.test_tasks else [])):
         session.needed(split)
     if config.gate_tasks:

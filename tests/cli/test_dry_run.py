@@ -160,6 +160,14 @@ BOTH: list[tuple[str, str]] = [
     ("consolidate --env ROWS --model MODEL --context PROMPT --teacher /nope", "no model '/nope'"),
     ("consolidate --env ROWS --model MODEL --context PROMPT --shard", "one process to shard over"),
     ("consolidate --env ROWS --model MODEL --context PROMPT --turn-decay 0.5", "--turn-decay is for stored turns"),
+    (
+        "consolidate --env ROWS --model MODEL --context PROMPT --by distance --teacher-kind live",
+        "--teacher-kind live moves it; leave out --teacher-kind, or --by distance",
+    ),
+    (
+        "consolidate --env CHATS --model MODEL --context PROMPT --teacher-kind ema",
+        "where nothing says what is right, and --teacher-kind ema moves it; leave out --teacher-kind",
+    ),
     ("evaluate --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
     ("evaluate --env ROWS --model MODEL --student /nope", "no model '/nope'"),
     ("evaluate --env ROWS --model /nope", "no model '/nope'"),

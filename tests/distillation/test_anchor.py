@@ -11,7 +11,7 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
-from agentopcd.core.errors import ConfigError
+from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.types import EMPTY, Message
 from agentopcd.distillation import played
 from agentopcd.distillation.anchor import anchors, neutral_prompts, neutral_samples
@@ -22,7 +22,7 @@ from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
-from tests.training import LESSONS, SMALL, Killed, train
+from tests.training import ENDS, LESSONS, SMALL, Killed, train
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,34 @@ def test_an_anchor_that_adds_nothing_is_refused_with_one_that_does() -> None:
         assert round(ConsolidateConfig(**SMALL | {"batch_size": size, "anchor": least}).anchor * size) == 1
 
 
+def test_cut_neutral_replies_are_dropped_where_cut_replies_are(model_dir: Path) -> None:
+    config = replace(ConsolidateConfig(**SMALL), anchor=1.0)
+    loaded = models.load_model(str(model_dir))
+    loaded.end_ids = ENDS
+    sampler = TransformersSampler(loaded, compute=torch.float32)
+    player = replace(player_of(model_dir, config), sampler=sampler)
+    found = anchors(player, 1, config, Ranks())
+    whole = {place: one for place, one in found.items() if one.response_ids[-1] in ENDS}
+    assert whole, "some are not cut"
+    assert anchors(player, 1, replace(config, cut_replies="drop"), Ranks()) == whole != found
+
+
+def test_an_anchor_has_an_upper_bound() -> None:
+    with pytest.raises(ConfigError, match=r"anchor is 10\.5; .* at most 10"):
+        replace(ConsolidateConfig(**SMALL), anchor=10.5)
+    with pytest.raises(ConfigError, match="anchor is inf"):
+        replace(ConsolidateConfig(**SMALL), anchor=float("inf"))
+
+
 def test_an_anchor_needs_the_students_answers() -> None:
     with pytest.raises(ConfigError, match="--anchor is for methods that learn from the student's own answers"):
         ConsolidateConfig(**SMALL | {"anchor": 0.5, "method": "seqkd"})
     with pytest.raises(ConfigError, match="anchor"):
         replace(ConsolidateConfig(**SMALL), anchor=-1.0)
+
+
+def test_neutral_replies_alone_teach_nothing(model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reply of the games is cut or does not fit, and the anchor's replies are there."""
+    monkeypatch.setattr(played, "samples_of", lambda episodes, *_, **__: ([], len(episodes)))
+    with pytest.raises(TrainingError, match=r"2 of 2 steps were skipped.*nothing was learned, so there is no student"):
+        train(model_dir, tmp_path, anchor=1.0, steps=2)

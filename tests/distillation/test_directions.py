@@ -137,6 +137,16 @@ def test_a_weak_context_teaches_less(model_dir: Path, tmp_path: Path) -> None:
     assert falls[0.01] < 0.01 * falls[1.0] < falls[1.0] < falls[2.0]
 
 
+def test_the_distance_is_that_to_the_teacher_that_teaches(model_dir: Path, tmp_path: Path) -> None:
+    """Before training the student is the teacher without the context, so a weak context is hardly any distance."""
+    far = {}
+    for strength in (0.0, 1.0, 0.01):
+        how: dict[str, Any] = {"teacher_strength": strength, "steps": 1, "select_every": 1, "by": "distance"}
+        far[strength] = train(model_dir, tmp_path / str(strength), **how).result.select[0].rate
+    assert far[1.0] == far[0.0]
+    assert far[0.01] < 0.01 * far[1.0]
+
+
 # ---------------------------------------------------------------- weights and steps
 
 
@@ -159,6 +169,9 @@ def test_later_turns_may_weigh_less() -> None:
     assert token_weights([2, 4, 0], "seq_mean", turns=[0, 1, 2], fade=0.5) == pytest.approx([1 / 3, 1 / 12, 0])
     assert token_weights([2, 4, 0], "token_mean", turns=[0, 1, 2], fade=0.5) == pytest.approx([1 / 4, 1 / 8, 0])
     assert token_weights([2, 4], "seq_mean", turns=[0, 1]) == [1 / 4, 1 / 8]
+    assert token_weights([3, 4], "seq_mean", turns=[200, 201], fade=0.99) == pytest.approx([1 / 3.03, 0.01 / 4.04])
+    late = token_weights([0, 3, 4], "token_mean", turns=[0, 200, 201], fade=0.99)
+    assert late == pytest.approx([0, 1 / 3.04, 0.01 / 3.04]), "an empty reply does not count"
     with pytest.raises(ConfigError, match="fade of later turns"):
         token_weights([1], "seq_mean", turns=[0], fade=1.0)
 
@@ -189,6 +202,7 @@ def test_training_stops_when_nothing_gets_better(
     monkeypatch.setattr(loop, "score_student", lambda *_: next(scores))
     done = train(model_dir, tmp_path, steps=8, select_every=2, patience=2)
     assert [one["step"] for one in done.steps] == [1, 2, 3, 4, 5, 6] and done.result.best_step == 2
+    assert done.result.steps == 6
     assert "stopped before step 7: 2 evaluations on select tasks brought nothing better" in done.lines
 
 
@@ -260,6 +274,8 @@ def test_settings_and_formulas_have_the_same_forms() -> None:
         ({"turn_fade": 1.0}, "turn_fade is 1.0"),
         ({"warmup_steps": 30}, "warmup_steps is 30, more than the 24 steps"),
         ({"patience": -1}, "patience"),
+        ({"patience": 2}, "could stop after step 24 at the earliest, and has 24"),
+        ({"decay": "linear", "warmup_steps": 24}, "warmup_steps is 24 of 24 steps, which leaves none for --decay"),
     ],
 )
 def test_what_does_not_fit_is_refused(given: dict[str, object], said: str) -> None:
@@ -267,11 +283,18 @@ def test_what_does_not_fit_is_refused(given: dict[str, object], said: str) -> No
         ConsolidateConfig(env="math", **given)  # type: ignore[arg-type]
 
 
+def test_settings_that_act_once_are_taken() -> None:
+    ConsolidateConfig(env="math", patience=1)  # may stop after step 16 of 24
+    ConsolidateConfig(env="math", decay="cosine", warmup_steps=23)
+    ConsolidateConfig(env="math", warmup_steps=24)
+
+
 @pytest.mark.parametrize("direction", ["forward", "jensen-shannon"])
 def test_a_run_learns_by_another_direction_and_resumes_bit_equal(
     direction: str, model_dir: Path, tmp_path: Path
 ) -> None:
-    how: dict[str, Any] = {"direction": direction, "decay": "cosine", "patience": 9, "teacher_strength": 1.5}
+    how: dict[str, Any] = {"direction": direction, "decay": "cosine", "teacher_strength": 1.5}
+    how |= {"steps": 6, "patience": 1}
     straight = train(model_dir, tmp_path / "straight", **how)
     with pytest.raises(Killed):
         train(model_dir, tmp_path / "killed", kill_at=6, **how)

@@ -291,6 +291,7 @@ def test_no_gradient_reaches_a_teacher_that_moves(model_dir: Path, tmp_path: Pat
         ({"teacher_kind": "ema", "lora_rank": 4}, "--lora-rank wants a teacher that stands still"),
         ({"teacher_kind": "live", "shard": True}, "--shard wants"),
         ({"teacher_kind": "live", "method": "seqkd"}, "--method wants"),
+        ({"teacher_kind": "live", "anchor": 0.5}, "--anchor wants a teacher that stands still"),
         ({"teacher_kind": "live", "teacher": "pocket"}, "leave out --teacher pocket"),
         ({"teacher_keeps": 0.5}, "--teacher-keeps is for --teacher-kind ema"),
         ({"teacher_every": 2, "teacher_kind": "ema"}, "--teacher-every is for"),
@@ -298,6 +299,10 @@ def test_no_gradient_reaches_a_teacher_that_moves(model_dir: Path, tmp_path: Pat
         ({"answers": "fresh"}, "--answers is for"),
         ({"method": "seqkd", "divergence": "stopgrad"}, "the student's own answers"),
         ({"method": "seqkd", "importance_cap": 2.0}, "the student's own answers"),
+        (
+            {"method": "seqkd", "teacher_strength": 2.0},
+            "--teacher-strength is for methods that learn from the teacher's",
+        ),
         ({"method": "mixed", "batch_size": 1}, "--method mixed needs --batch-size 2 or more"),
         ({"method": "mixed", "divergence": "stopgrad"}, "mixed has the teacher's, too"),
         ({"method": "mixed", "turn_items": 2}, "--turn-items is for the student's own answers"),

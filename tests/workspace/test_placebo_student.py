@@ -23,6 +23,7 @@ from agentopcd.core.stats import Difference
 from agentopcd.core.types import Context, Mixture
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.knowledge import PLACEBO, Store, placebo
+from agentopcd.knowledge.placebo import twin_of
 from agentopcd.knowledge.students import student_moves
 from agentopcd.workspace.evaluation import distance
 from agentopcd.workspace.evaluation.names import PLACEBO_STUDENT
@@ -31,6 +32,7 @@ from agentopcd.workspace.evaluation.table import lines
 from agentopcd.workspace.overview import overview
 from agentopcd.workspace.session import Session
 from tests import tiny
+from tests.training import TRAIN
 
 CONTEXT = Context("always say seven\nnever count twice")
 TWIN = placebo(CONTEXT)
@@ -232,6 +234,15 @@ def test_every_context_of_a_mixture_has_its_twin(work: Path, tmp_path: Path) -> 
         }  # fmt: skip
 
 
+def test_each_part_of_a_mixture_has_its_twin_in_the_same_episodes() -> None:
+    mixture = Mixture((CONTEXT, Context("count every line again")), (0.75, 0.5))
+    twin = twin_of(mixture)
+    assert isinstance(twin, Mixture) and twin.id != mixture.id
+    drawn = [(mixture.drawn(task, rep), twin.drawn(task, rep)) for task in TRAIN for rep in range(8)]
+    assert {mine for mine, _ in drawn} == {*mixture.parts}
+    assert all(theirs == placebo(mine) for mine, theirs in drawn)
+
+
 def test_distances_say_what_the_form_alone_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"messages": [{"role": "user", "content": f"Box {i}?"}]} for i in range(40)]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -264,6 +275,8 @@ def test_what_cannot_be_compared_is_refused(work: Path, tmp_path: Path) -> None:
         settings(work, placebo=True, test_tasks=0)
     with pytest.raises(ConfigError, match="too short for a placebo"):
         distil(settings(work, placebo=True), tmp_path, Context("!"))
+    with Session(settings(work), tmp_path / "work", say=lambda line: None) as session:
+        assert not session.store.runs("consolidate") and not session.store.episodes(), "before anything is trained"
 
 
 @pytest.mark.parametrize(("low", "word"), [(0.01, "better"), (-0.01, "form only")])

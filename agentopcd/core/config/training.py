@@ -27,6 +27,8 @@ MARGIN = 0.1
 """Margin of non-inferiority where none is set."""
 DRIFT_BUDGET = 0.5
 """Budget of drift where none is set, in nats a token."""
+MOST_ANCHORED = 10
+"""The most replies to neutral prompts for each episode."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,8 @@ class TrainConfig(PlayerConfig):
     divergence: Literal["tail", "full", "renorm", "raw", "stopgrad"] = "tail"
     """Form of the divergence; raw is the paper's."""
     support: int = 256
-    """Number of tokens in the top-k support: the student's likeliest tokens, or the teacher's where it answered."""
+    """Number of tokens in the top-k support: the student's likeliest; with --direction forward, and where the teacher
+    answered, the teacher's; with jensen-shannon so many of each."""
     loss_temperature: float = 0.0
     """Divides both models' logits in the loss; 0: as --temperature."""
     importance_cap: float = 0.0
@@ -148,6 +151,7 @@ class TrainConfig(PlayerConfig):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be 0 or more, and below 1")
         self._check_teacher()
         self._check_method()
+        self._check_schedule()
         self._check_samples()
         self._not_negative("learning_rate", "loss_temperature", "weight_decay", "test_tasks", "lora_rank")
         self._not_negative("importance_cap", "async_steps", "tokens_per_batch", "patience", "warmup_steps")
@@ -162,7 +166,10 @@ class TrainConfig(PlayerConfig):
         if not 0 <= self.teacher_keeps <= 1:
             raise ConfigError(f"teacher_keeps is {self.teacher_keeps}; it is a share, from 0 to 1")
         if self.teacher_kind != "frozen":
-            frozen_only = {"--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.asks_teacher}
+            frozen_only = {
+                "--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.asks_teacher,
+                "--anchor": self.anchor,
+            }  # fmt: skip
             for flag in (flag for flag, on in frozen_only.items() if on):
                 raise ConfigError(f"{flag} wants a teacher that stands still; leave out {flag} or --teacher-kind")
         if self.teacher_strength and getattr(self, "teacher", ""):
@@ -170,12 +177,20 @@ class TrainConfig(PlayerConfig):
                 "--teacher-strength compares the teacher with itself without the context, on the student's prompts; "
                 "leave it out, or leave out --teacher"
             )
+        self._only_with(
+            "teacher_strength", self.method != "seqkd", "methods that learn from the teacher's probabilities, not seqkd"
+        )
         self._only_with("teacher_every", self.teacher_kind == "periodic", "--teacher-kind periodic")
         self._only_with("teacher_keeps", self.teacher_kind == "ema", "--teacher-kind ema")
 
     def _check_method(self) -> None:
         self._only_with("turn_items", not self.asks_teacher, "the student's own answers")
         self._only_with("anchor", not self.by_teacher, "methods that learn from the student's own answers")
+        if self.anchor > MOST_ANCHORED:
+            raise ConfigError(
+                f"anchor is {self.anchor:g}; it is so many replies to neutral prompts for each episode, at most "
+                f"{MOST_ANCHORED}"
+            )
         if self.anchor > 0 and round(self.anchor * self.batch_size) == 0:
             raise ConfigError(
                 f"anchor is {self.anchor}, which adds no reply to a step of {self.batch_size} episodes; "
@@ -191,8 +206,6 @@ class TrainConfig(PlayerConfig):
             raise ConfigError(
                 "--method mixed needs --batch-size 2 or more: an episode of the student's and one of the teacher's"
             )
-        if self.warmup_steps > self.steps:
-            raise ConfigError(f"warmup_steps is {self.warmup_steps}, more than the {self.steps} steps; lower it")
         if self.direction and self.by_teacher:
             raise ConfigError(
                 f"--direction is about the student's own answers; {self.method} learns from the teacher's"
@@ -203,6 +216,21 @@ class TrainConfig(PlayerConfig):
                 f"--direction {self.direction} has no form {self.divergence!r}; its forms: {', '.join(allowed)}"
             )
         self._only_with("async_steps", bool(self.server) and not self.by_teacher, "--server and the student's answers")
+
+    def _check_schedule(self) -> None:
+        if self.warmup_steps > self.steps:
+            raise ConfigError(f"warmup_steps is {self.warmup_steps}, more than the {self.steps} steps; lower it")
+        if self.decay and self.warmup_steps >= self.steps:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps} of {self.steps} steps, which leaves none for --decay; lower it, "
+                "or leave out --decay"
+            )
+        stops = (1 + self.patience) * self.select_every
+        if self.patience > 0 and stops >= self.steps:
+            raise ConfigError(
+                f"patience is {self.patience}: with an evaluation every {self.select_every} steps, training could stop "
+                f"after step {stops} at the earliest, and has {self.steps}; lower it or --select-every, or leave it out"
+            )
 
     def _check_samples(self) -> None:
         if self.top_p != 1 or self.top_k != 0 or self.temperature == 0:

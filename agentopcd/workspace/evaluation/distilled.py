@@ -34,6 +34,7 @@ class Distilled:
     context_id: str
     best_step: int
     steps: int
+    """Steps taken, fewer than asked for if training stopped early."""
     skipped: int
     """Steps that changed nothing."""
     evaluation: Evaluation | None
