@@ -74,6 +74,8 @@ class FrozenTeacher:
         self.pad_id = loaded.tokenizer.pad_token_id
         self.rows = models.shared_rows(student, loaded)
         """The number of tokens that both models have a row for. Both distributions are cut to these tokens."""
+        self.embedded: int = self.model.get_input_embeddings().weight.shape[0]
+        """The number of tokens that this model can read."""
         self.positions = models.positions(self.model)
         self.own_hash = models.parameter_hash(self.model, frozen=True) if shard else self.hash
         self.prefixes = [prefix_of(self.model, ids) for ids in prefixes if ids]
@@ -172,14 +174,16 @@ class FrozenTeacher:
         return losses.strengthened(logits_of(self.model, bare_RH), shown_RV, self.strength)
 
     def reads(self, sample: Sample) -> int:
-        """The number of tokens that the teacher reads for ``sample``, without the shared prefix."""
-        shared = max((prefix.begins(sample.teacher_ids) for prefix in self._shareable), default=0)
-        return len(sample.teacher_ids) + sample.num_tokens - shared
+        """The number of tokens that the teacher reads for ``sample``, without the prefix if sharing it pays."""
+        found = self._shared([(sample.teacher_ids, sample.response_ids)])
+        return len(sample.teacher_ids) + sample.num_tokens - (found[1] if found else 0)
 
     def fits(self, sample: Sample) -> bool:
-        """Whether the teacher can score ``sample``: its prompt fits, and the reply has only tokens that it knows."""
+        """Whether the teacher can score ``sample``: its prompt fits, and all has only tokens that it knows."""
         room = not self.positions or len(sample.teacher_ids) + sample.num_tokens <= self.positions
-        return room and max(sample.response_ids) < self.rows
+        read = [sample.teacher_ids] if self.strength == 1.0 else [sample.teacher_ids, sample.student_ids]
+        known = all(max(ids, default=0) < self.embedded for ids in read)
+        return room and known and max(sample.response_ids) < self.rows
 
     def score(self, samples: Sequence[Sample]) -> Tensor:
         """Logits ``[N, V]``, float32, of all response tokens of ``samples`` at once."""
