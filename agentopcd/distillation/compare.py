@@ -32,7 +32,7 @@ from agentopcd.distillation.prefix import prefix_of
 Pair = tuple[Sequence[int], Sequence[int]]
 """Prompt ids and response ids."""
 LIMIT_NATS = {torch.float32: 1e-5, torch.bfloat16: 0.02}
-"""The largest mean KL per token of a row that counts as rounding. In bfloat16, the order of a sum alone costs 0.001."""
+"""The largest mean KL per token of a row that counts as rounding. In bfloat16, the order of a sum alone shows."""
 PROMPT_TOKENS, RESPONSE_TOKENS = 960, 64
 """The most tokens of a row that are compared."""
 INSTEAD = {

@@ -60,7 +60,7 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     """Estimate the memory that training model ``name`` needs.
 
     Raises:
-        ModelError: there is no such model, or it has not been fetched yet.
+        ModelError: there is no such model, it has not been fetched yet, or its config does not tell its sizes.
     """
     model = skeleton(name)
     settings, head = model.config.get_text_config(), model.get_output_embeddings()
@@ -72,10 +72,12 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     # weight, gradient and two moments.
     frozen = body * compute.itemsize + rest * 4
     adapter = sum(config.lora_rank * (m.in_features + m.out_features) for m in linears)
-    layers, hidden = settings.num_hidden_layers, settings.hidden_size
-    tokens = tokens_per_batch(model, config, models.pick_device(config.device))
-    width = getattr(settings, "head_dim", None) or hidden // settings.num_attention_heads
-    groups = getattr(settings, "num_key_value_heads", None) or settings.num_attention_heads
+    try:
+        numbers = sum(_keys_and_values(layer) for layer in _layers(settings))
+        tokens = tokens_per_batch(model, config, models.pick_device(config.device))
+        kept = kept_bytes(model, checkpointing=config.gradient_checkpointing)
+    except (AttributeError, RuntimeError) as error:  # an architecture with names of its own
+        raise ModelError(f"the config of {name!r} does not tell its sizes: {error}") from error
     student = frozen + 16 * adapter if config.lora_rank else 16 * total
     teacher = 0 if config.lora_rank and not config.teacher else frozen
     if config.teacher_kind != "frozen":
@@ -88,9 +90,9 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     return Memory(
         student=student,
         teacher=teacher,
-        context=1000 * layers * 2 * groups * width * 4,
+        context=1000 * numbers * 4,
         casts=0 if cast_one_by_one else body * compute.itemsize,
-        batch=tokens * kept_bytes(model, checkpointing=config.gradient_checkpointing),
+        batch=tokens * kept,
         loss=COPIES * CHUNK_LOGITS * 4,
     )
 
@@ -99,11 +101,23 @@ def kept_bytes(model: Any, *, checkpointing: bool = False) -> int:
     """About what autograd keeps of each token of a forward pass, in bytes."""
     settings = model.config.get_text_config()
     layers, hidden = settings.num_hidden_layers, settings.hidden_size
-    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
-    if isinstance(inner, list | tuple):  # one for each layer (Gemma 3n)
-        inner = max(inner)
+    widths = [getattr(layer, "intermediate_size", None) or 4 * hidden for layer in _layers(settings)]
+    inner = max(max(one) if isinstance(one, list | tuple) else one for one in widths)  # Gemma 3n lists them
     kept = 36 * hidden + 10 * inner  # per layer
     return 4 * hidden * layers + kept if checkpointing else kept * layers
+
+
+def _layers(settings: Any) -> list[Any]:
+    """A config for each layer; where layers differ (Gemma 4), the model's own refuses to say what differs."""
+    return [*getattr(settings, "per_layer_config", ())] or [settings] * settings.num_hidden_layers
+
+
+def _keys_and_values(layer: Any) -> int:
+    """How many numbers a layer keeps of each token; none if the model has no attention heads (Mamba)."""
+    if not (heads := getattr(layer, "num_attention_heads", None)):
+        return 0
+    width = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    return 2 * (getattr(layer, "num_key_value_heads", None) or heads) * width
 
 
 def tokens_per_batch(model: Any, config: TrainConfig, device: torch.device) -> int:

@@ -21,8 +21,8 @@ from agentopcd.rollouts.chat import common_length
 LEAST_SHARED = 16
 """Prompts that share fewer tokens stand in rows of their own."""
 UNSEEN_TOKENS = 512
-"""Attention to so many tokens that are not seen costs as much as reading a token again, in a model 200 wide; in a wider
-one it costs less."""
+"""Attention to so many tokens that are not seen is taken to cost as much as reading a token again; the wider the model,
+the less it costs beside that."""
 
 
 @dataclasses.dataclass

@@ -21,7 +21,7 @@ from agentopcd.distillation import losses
 from agentopcd.distillation.compare import compare
 from agentopcd.distillation.positions import logits_of, response_hidden
 from agentopcd.distillation.prefix import SharedPrefix, prefix_of
-from agentopcd.distillation.samples import Sample
+from agentopcd.distillation.samples import Sample, in_batches
 from agentopcd.models.parallel import sharding
 
 
@@ -74,6 +74,8 @@ class FrozenTeacher:
         self.pad_id = loaded.tokenizer.pad_token_id
         self.rows = models.shared_rows(student, loaded)
         """The number of tokens that both models have a row for. Both distributions are cut to these tokens."""
+        self.embedded: int = self.model.get_input_embeddings().weight.shape[0]
+        """The number of tokens that this model can read."""
         self.positions = models.positions(self.model)
         self.own_hash = models.parameter_hash(self.model, frozen=True) if shard else self.hash
         self.prefixes = [prefix_of(self.model, ids) for ids in prefixes if ids]
@@ -115,18 +117,29 @@ class FrozenTeacher:
                     # Read it now, in all processes at once: a sharded pass needs all of them, and later each process
                     # may need the prefix at a different time.
                     _ = prefix.state
-        return lines + self._path(pairs)
+        return lines + self._path(samples)
 
-    def _path(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[str]:
-        """A line that says whether what prompts begin with is read once, how the rest is read, and why."""
-        if not (self._shareable and pairs and models.shortcuts_of(self.model).head):
+    def _path(self, samples: Sequence[Sample]) -> list[str]:
+        """A line that says whether what prompts begin with is read once, how the rest is read, and why.
+
+        About as in training, samples of one context and of similar length are judged together.
+        """
+        if not (self._shareable and samples and models.shortcuts_of(self.model).head):
             return []  # nothing is shared, or a line of the comparison has said why
-        name, found = f"the teacher {self.name}", [one for pair in pairs if (one := self._shared([pair]))]
+        name, found, alike, often = f"the teacher {self.name}", [], 0, 0
+        for context in dict.fromkeys(sample.context for sample in samples):
+            group = [sample for sample in samples if sample.context == context]
+            for batch in in_batches([self.reads(sample) for sample in group]):
+                pairs = [(group[place].teacher_ids, group[place].response_ids) for place in batch]
+                alike = max(alike, *(min(prefix.begins(ids) for ids, _ in pairs) for prefix in self._shareable), 0)
+                if one := self._shared(pairs):
+                    found.append(one)
+                    often += len(pairs)
         if found:
             prefix, shared = max(found, key=lambda one: one[1])
-            return [f"{name} reads the {shared} tokens that its prompts begin with once; {prefix.how}"]
-        shared = max(prefix.begins(prompt) for prefix in self._shareable for prompt, _ in pairs)
-        return [f"{name} reads each prompt in full; the {shared} tokens that they share are too few beside the rest"]
+            whose = "its prompts begin" if often == len(samples) else f"{often} of {len(samples)} prompts begin"
+            return [f"{name} reads the {shared} tokens that {whose} with once; {prefix.how}"]
+        return [f"{name} reads each prompt in full; the {alike} tokens that they share are too few beside the rest"]
 
     def passes(self, samples: Sequence[Sample]) -> int:
         """The number of forward passes that scoring ``samples`` takes."""
@@ -172,14 +185,16 @@ class FrozenTeacher:
         return losses.strengthened(logits_of(self.model, bare_RH), shown_RV, self.strength)
 
     def reads(self, sample: Sample) -> int:
-        """The number of tokens that the teacher reads for ``sample``, without the shared prefix."""
-        shared = max((prefix.begins(sample.teacher_ids) for prefix in self._shareable), default=0)
-        return len(sample.teacher_ids) + sample.num_tokens - shared
+        """The number of tokens that the teacher reads for ``sample``, without the prefix if sharing it pays."""
+        found = self._shared([(sample.teacher_ids, sample.response_ids)])
+        return len(sample.teacher_ids) + sample.num_tokens - (found[1] if found else 0)
 
     def fits(self, sample: Sample) -> bool:
-        """Whether the teacher can score ``sample``: its prompt fits, and the reply has only tokens that it knows."""
+        """Whether the teacher can score ``sample``: its prompt fits, and all has only tokens that it knows."""
         room = not self.positions or len(sample.teacher_ids) + sample.num_tokens <= self.positions
-        return room and max(sample.response_ids) < self.rows
+        read = [sample.teacher_ids] if self.strength == 1.0 else [sample.teacher_ids, sample.student_ids]
+        known = all(max(ids, default=0) < self.embedded for ids in read)
+        return room and known and max(sample.response_ids) < self.rows
 
     def score(self, samples: Sequence[Sample]) -> Tensor:
         """Logits ``[N, V]``, float32, of all response tokens of ``samples`` at once."""

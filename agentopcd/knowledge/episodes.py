@@ -120,15 +120,15 @@ class Episodes(Database):
         )
         return {row["run_id"]: row for row in rows}
 
-    def spans(self, run_ids: Collection[int]) -> list[Row]:
-        """For each run that stored episodes, in the order of runs: ``n`` of them, and the ``seconds`` between the first
-        and the last."""
+    def spans(self, run_ids: Collection[int], pause_s: float) -> list[Row]:
+        """For each run that stored several episodes, in the order of runs: the ``seconds`` between one episode and the
+        next, summed over ``n`` of them. Where more than ``pause_s`` seconds lie between two, the run had stopped."""
         return self.query(
-            "SELECT c.n, (julianday(z.created_at) - julianday(a.created_at)) * 86400 AS seconds"
-            " FROM (SELECT run_id, count(*) AS n, min(id) AS first, max(id) AS last FROM episode"
-            " WHERE run_id IN (SELECT value FROM json_each(?)) GROUP BY run_id) c"
-            " JOIN episode a ON a.id = c.first JOIN episode z ON z.id = c.last ORDER BY c.run_id",
-            (json.dumps([*run_ids]),),
+            "SELECT count(*) AS n, sum(seconds) AS seconds FROM (SELECT run_id, 86400 * (julianday(created_at) -"
+            " julianday(lag(created_at) OVER (PARTITION BY run_id ORDER BY id))) AS seconds"
+            " FROM episode WHERE run_id IN (SELECT value FROM json_each(?)))"
+            " WHERE seconds <= ? GROUP BY run_id ORDER BY run_id",
+            (json.dumps([*run_ids]), pause_s),
         )
 
     def episode(self, episode_id: int) -> Row | None:

@@ -13,6 +13,8 @@ from agentopcd.workspace.session import Session
 
 LATEST = 5
 """Earlier runs that count, the newest: the machine may have been another one before."""
+PAUSE_S = 3600.0
+"""Seconds without an episode after which a run counts as stopped: killed in the evening and resumed in the morning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +38,10 @@ def pace(session: Session) -> Pace:
         and (config := read_object(row["config"], f"the config of run {row['id']}")).get("env") == session.env
         and config.get("model_id") in ids
     ]
-    spans = [span for span in session.store.spans([row["id"] for row, _ in rows]) if span["n"] > 1][-LATEST:]
-    counted = sum(span["n"] - 1 for span in spans)
+    # Between the episodes of a consolidation lies its training, which the steps count.
+    counts = session.store.played_by([row["id"] for row, _ in rows if row["verb"] != "consolidate"])
+    spans = session.store.spans(sorted(id_ for id_, played in counts.items() if played["n"] > 1)[-LATEST:], PAUSE_S)
+    counted = sum(span["n"] for span in spans)
     logs = [session.work / "runs" / Path(config["folder"]).name for _, config in rows if config.get("folder")]
     steps = [
         record["time/step_s"]
@@ -56,9 +60,10 @@ def estimate(session: Session, *, episodes: int, steps: int = 0) -> str:
         steps: training steps.
     """
     found = pace(session)
-    if (episodes and found.episode_s is None) or (steps and found.step_s is None):
-        missing = [f"{steps} steps"] if found.episode_s is not None else [f"{session.config.sample_batch} episodes"]
-        return f"time: not known here yet; a first run of {missing[0]} will tell"
+    missing = [f"{session.config.sample_batch} episodes"] if episodes and found.episode_s is None else []
+    missing += [f"{steps} steps"] if steps and found.step_s is None else []
+    if missing:
+        return f"time: not known here yet; a first run of {' and '.join(missing)} will tell"
     seconds = episodes * (found.episode_s or 0.0) + steps * (found.step_s or 0.0)
     rates = [f"{60 / found.episode_s:.0f} episodes a minute"] if episodes and found.episode_s else []
     rates += [f"{found.step_s:.1f} s a step"] if steps and found.step_s else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -254,21 +255,37 @@ def test_a_student_whose_base_is_gone(model: str, work: Path) -> None:
 # -- how long it will take ----------------------------------------------------------------------------
 
 
+def played(store: Store, verb: str, day: int, seconds: list[int], status: str = "done") -> None:
+    """A run of a verb that stored an episode at each of these seconds of a day."""
+    run_id, begin = store.start(verb, {"env": "math", "model_id": "a" * 64}, day), datetime(2026, 1, day, tzinfo=UTC)
+    for n, second in enumerate(seconds):
+        at = (begin + timedelta(seconds=second)).isoformat(timespec="microseconds")
+        place = {"env": "math", "task_key": f"k{n}", "seed": n, "rep": day, "created_at": at}
+        who = {"run_id": run_id, "model_id": "a" * 64, "context_id": Context().id, "setup": "s"}
+        how = {"success": 1, "reward": 1.0, "stop": "solved", "turns": 1}
+        store.insert("episode", place | who | how | {"prompt_tokens": 1, "output_tokens": 1})
+    store.finish(run_id, {}, status=status)
+
+
+def test_what_is_missing_for_the_time_is_named(model: str, work: Path) -> None:
+    consolidate = given(work, ["consolidate", "--context", "prompt.txt", "--model", model, "--dry-run"])
+    for more, missing in (
+        ((), "32 episodes and 24 steps"),
+        (("--test-tasks", "0", "--gate-tasks", "0"), "24 steps"),
+    ):
+        assert f"a first run of {missing} will tell" in run(work, *consolidate, *more)
+
+
 def test_the_time_comes_from_earlier_runs_here(model: str, work: Path) -> None:
     words = ["play", "--model", model, "--episodes", "600", "--dry-run"]
     assert "time: not known here yet; a first run of 32 episodes will tell" in run(work, *words)
     with Store.open(work / "store.db") as store:
         store.add_model("a" * 64, model)
         store.add_tasks("math", [f"k{n}" for n in range(9)], "extract")
-        for seed, status in ((0, "done"), (1, "failed")):
-            run_id = store.start("play", {"env": "math", "model_id": "a" * 64}, seed)
-            for n in range(5):
-                at = f"2026-01-0{1 + seed}T00:00:{2 * n:02d}+00:00"
-                place = {"env": "math", "task_key": f"k{n}", "seed": n, "rep": seed, "created_at": at}
-                who = {"run_id": run_id, "model_id": "a" * 64, "context_id": Context().id, "setup": "s"}
-                how = {"success": 1, "reward": 1.0, "stop": "solved", "turns": 1}
-                store.insert("episode", place | who | how | {"prompt_tokens": 1, "output_tokens": 1})
-            store.finish(run_id, {}, status=status)
+        played(store, "play", 1, [0, 2, 4, 6, 8])
+        played(store, "play", 2, [0, 10, 20, 30, 40], status="failed")
+        played(store, "play", 3, [0, 2, 50_000, 50_002, 50_004])  # a night between a kill and the next call
+        played(store, "consolidate", 4, [0, 600, 1200, 1202])  # training between episodes
     assert "time: up to 20 min at 30 episodes a minute, as in earlier runs here" in run(work, *words)
     consolidate = ["consolidate", "--context", str(work.parent / "prompt.txt"), "--model", model, "--dry-run"]
     assert "time: not known here yet; a first run of 24 steps will tell" in run(work, *consolidate)

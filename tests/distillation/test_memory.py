@@ -13,9 +13,11 @@ import torch
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ModelError
-from agentopcd.distillation.memory import Memory, memory, tokens_per_batch, train_flop
+from agentopcd.distillation import memory as module
+from agentopcd.distillation.memory import Memory, kept_bytes, memory, tokens_per_batch, train_flop
 from agentopcd.distillation.teacher import FrozenTeacher
 from tests import tiny
+from tests.models import architectures
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,49 @@ def test_sharding_divides_what_is_trained_and_adds_a_whole_copy(folder: Path, mo
     assert students[0] - students[1] == usual.student // 4
     assert students[1] > usual.student // 4 + whole
     assert of(folder, shard=True, server="http://there").student == students[1] - whole  # servers play
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        ("llama", 2 * 2 * 2 * 8),
+        *((kind, 0) for kind in ("mamba", "mamba2", "falcon_mamba", "rwkv")),
+        ("gemma4_text", 2 * 2 * 8 + 2 * 2 * 16),
+    ],
+)
+def test_models_without_heads_and_with_layers_that_differ_are_estimated(
+    kind: str, numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = meta(kind)
+    monkeypatch.setattr(module, "skeleton", lambda name: model)
+    found = memory("it", ConsolidateConfig(env="math", device="cpu"), torch.float32)
+    assert found.context == 1000 * numbers * 4 and found.batch > 0
+    assert train_flop("it", 7) > 0
+
+
+def test_layers_of_different_widths_count_as_the_widest() -> None:
+    model = meta("gemma4_text")
+    usual = kept_bytes(model)
+    model.config.per_layer_config = {0: {"intermediate_size": 128}}
+    assert kept_bytes(model) == usual + 2 * 10 * 64
+
+
+def test_a_config_that_does_not_tell_its_sizes_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = meta("llama")
+    model.config.per_layer_config = {0: {"hidden_size": 16}}
+    monkeypatch.setattr(module, "skeleton", lambda name: model)
+    with pytest.raises(ModelError, match="the config of 'it' does not tell its sizes: 'hidden_size'"):
+        memory("it", ConsolidateConfig(env="math", device="cpu"), torch.float32)
+
+
+def meta(kind: str) -> Any:
+    """A tiny model on the meta device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    changes = {"layer_types": ["sliding_attention", "full_attention"], "global_head_dim": 16}
+    kind, settings = architectures.ARCHITECTURES.get(kind, (kind, architectures.HEAD | changes))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
 
 
 def test_an_unknown_model_is_one_line() -> None:

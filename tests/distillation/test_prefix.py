@@ -5,6 +5,7 @@ The right values are those of ``model(input_ids)``, one row at a time (:func:`ag
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from agentopcd import models
 from agentopcd.core.errors import ModelError
 from agentopcd.distillation import losses, prefix
-from agentopcd.distillation.samples import Sample
+from agentopcd.distillation.samples import Sample, micro_batches
 from agentopcd.distillation.teacher import FrozenTeacher, MovingTeacher
 from tests.models import architectures
 from tests.training import train
@@ -179,6 +180,30 @@ def test_token_by_token_a_beginning_must_be_much_longer_than_the_rest(tmp_path: 
     assert form.shared_by([*pairs, ((*BEGINNING[:80], *ids(20, 1)), (5,))]) == 0
     models.shortcuts_of(loaded.model).at_once = True
     assert form.shared_by([*pairs, ((*BEGINNING[:80], *ids(99, 1)), (5,))]) == 80
+
+
+@pytest.mark.parametrize(("name", "rests"), [("jamba", (20, 21)), ("llama", (80, 81))])
+def test_a_beginning_that_is_not_shared_counts_among_the_tokens_of_a_batch(
+    name: str, rests: tuple[int, int], tmp_path: Path
+) -> None:
+    loaded = load(tmp_path, name)
+    teacher = FrozenTeacher(loaded, loaded, compute=FLOAT32, prefixes=[BEGINNING[:80]])
+    models.shortcuts_of(teacher.model).at_once = False
+    short, long = samples_of([((*BEGINNING[:80], *ids(n - 1, n)), (5,)) for n in rests])
+    assert (teacher.reads(short), teacher.reads(long)) == (rests[0], 80 + rests[1])
+    batches = list(micro_batches([long] * 3, [1.0] * 3, 2 * (80 + rests[1]), teacher.reads))
+    assert [len(chosen) for chosen, _ in batches] == [2, 1]
+
+
+def test_what_is_said_of_a_beginning_holds_for_prompts_that_are_read_together(tmp_path: Path) -> None:
+    loaded = load(tmp_path, "llama")
+    teacher = FrozenTeacher(loaded, loaded, compute=FLOAT32, prefixes=[BEGINNING])
+    have = samples_of([((*BEGINNING, *ids(n, n)), (5, 6)) for n in (3, 9)])
+    others = samples_of([((7, *BEGINNING[1:], *ids(n, n)), (5, 6)) for n in (4, 8)])  # another system message
+    assert "reads the 160 tokens that its prompts begin with once" in teacher.compare(have)[-1]
+    assert "in full; the 0 tokens that they share are too few" in teacher.compare([*have, *others])[-1]
+    apart = [dataclasses.replace(sample, context="other") for sample in others]
+    assert "reads the 160 tokens that 2 of 4 prompts begin with once" in teacher.compare([*have, *apart])[-1]
 
 
 # -- teachers -------------------------------------------------------------------------------------------

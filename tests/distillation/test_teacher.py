@@ -170,6 +170,21 @@ def test_a_teacher_with_other_tokens_is_refused(student: models.LoadedModel, fol
         FrozenTeacher(other, student, compute=FLOAT32)
 
 
+@pytest.mark.parametrize("strength", [1.0, 2.0])
+def test_what_holds_a_token_that_the_teacher_has_no_row_for_is_left_out(
+    strength: float, student: models.LoadedModel, folder: Path
+) -> None:
+    base = models.load_model(str(folder))
+    student.tokenizer.add_tokens(["<move>"])
+    student.model.resize_token_embeddings(len(student.tokenizer))
+    moved = (5, student.tokenizer.convert_tokens_to_ids("<move>"), 6)
+    teacher = FrozenTeacher(base, student, compute=FLOAT32, strength=strength)
+    assert teacher.fits(sample((5, 6), (5, 6), (7,)))
+    assert not teacher.fits(sample((5, 6), (5, 6), moved))
+    assert not teacher.fits(sample(moved, moved, (7,)))
+    assert teacher.fits(sample(moved, (5, 6), (7,))) == (strength == 1.0)  # the student's prompt is read for a strength
+
+
 # -- turns of a growing chat are read once ------------------------------------------------------------------
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,13 +16,14 @@ import torch
 from agentopcd.cli import main
 from agentopcd.core.config import PlayConfig, ScoreConfig, pick
 from agentopcd.core.errors import ConfigError, TaskLeak
-from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Job
+from agentopcd.core.types import EMPTY, MARKER, Context, Episode, Job, Message
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.knowledge import Found, best_ref, identify, render, without
 from agentopcd.rollouts.chat import Chat
 from agentopcd.workspace.experience import influence as module
 from agentopcd.workspace.experience.gather import gather
 from agentopcd.workspace.experience.influence import Influence, divergences, influence, shown_context
+from agentopcd.workspace.lineage.audit import Reader
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -97,6 +100,33 @@ def test_divergences_are_those_of_plain_forward_passes(tmp_path: Path, constrain
         for name in ("minus one", "none"):
             assert min(found[name]) > 1e-6
             assert found[name] == pytest.approx(by_hand(loaded.model, chat, turns, whole, arms[name]), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:this chat template has no place for tools")
+def test_a_system_message_and_tools_begin_what_is_read_once(lab: Lab) -> None:
+    lab.play(3)
+    tool: Any = {"type": "function", "function": {"name": "look", "description": "look around", "parameters": {}}}
+    whole, told = (
+        Context(render([ONE, TWO])),
+        Message(role="system", content="You are a careful player. Take your time."),
+    )
+    with lab.open() as session:
+        loaded, chat = session.loaded, session.player.chat
+        turns = list[Episode]()
+        for row in session.store.episodes():
+            episode = session.store.transcript(row["id"])
+            messages = [told, *episode.turns[0].messages]
+            ids = chat.render(messages, EMPTY, [tool])
+            turn = dataclasses.replace(episode.turns[0], messages=messages, tools=[tool], prompt_ids=ids)
+            turns.append(dataclasses.replace(episode, turns=[turn]))
+        teacher = FrozenTeacher(loaded, loaded, compute=session.compute)
+        divergences(teacher, chat, turns, whole, {"whole": whole}, temperature=TEMPERATURE)
+        prompts = [chat.render(one.turns[0].messages, whole, [tool]) for one in turns]
+        audited: Any = SimpleNamespace(items=0, turns=turns, chat=chat, teacher=SimpleNamespace(model=loaded.model))
+        Reader._show(audited, whole)
+    for (prefix,) in (teacher.prefixes, audited.teacher.prefixes):
+        assert TWO in chat.tokenizer.decode(prefix.ids)
+        assert all(prefix.begins(prompt) == len(prefix.ids) for prompt in prompts)
 
 
 def test_figures_are_means_over_tokens_and_shares_of_the_whole(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

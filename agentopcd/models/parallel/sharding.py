@@ -93,6 +93,7 @@ def update_whole(student: LoadedModel) -> None:
     """Copy the weights of a sharded ``student`` into its unsharded copy, which plays. Without shards, do nothing."""
     if student.whole is not None:
         playing = dict(student.whole.model.named_parameters())
+        student.model.reshard()  # a forward pass that no backward pass followed has left some parameters gathered
         for name, parameter in student.model.named_parameters():
             playing[name].copy_(parameter.full_tensor())
 
@@ -109,6 +110,7 @@ def write_whole(model: Any, file: Path) -> None:
     They are gathered one after the other, so no process ever holds more than one whole parameter. The main process
     writes. The output head is among them even if it is tied to the embeddings, because a server keeps its own copy.
     """
+    model.reshard()  # a forward pass that no backward pass followed has left some parameters gathered
     parameters = dict(model.named_parameters())
     parameters["lm_head.weight"] = model.get_output_embeddings().weight
     with contextlib.ExitStack() as stack:

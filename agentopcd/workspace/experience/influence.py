@@ -135,7 +135,7 @@ def influence(session: Session, config: ScoreConfig, context: Context) -> Influe
     loaded, chat = session.loaded, session.player.chat
     with models.autocast(session.device, session.compute):
         models.check_head(loaded.model)
-    teacher = FrozenTeacher(loaded, loaded, compute=session.compute, prefixes=[chat.prefix(context)])
+    teacher = FrozenTeacher(loaded, loaded, compute=session.compute)
     items = {item.id: item.text for item in session.store.items(context_id=context.id)}
     arms = {item_id: without(context, [item_id]) for item_id in items} | {EMPTY.id: EMPTY}
     turns = _turns(session, teacher, context, config)
@@ -145,6 +145,7 @@ def influence(session: Session, config: ScoreConfig, context: Context) -> Influe
             f"extract or train tasks, got {len(turns)}; run `agentopcd play {player_flags(config)}"
             f"{work_flag(session.work)}`"
         )
+    _show(teacher, chat, turns, context)
     for line in teacher.compare(_samples(chat, turns, context)):
         session.say(line)
     temperature = config.temperature or 1.0  # greedy play (0) is compared on the untempered distribution
@@ -181,10 +182,15 @@ def divergences(
     batches = in_batches([len(one.teacher_ids) + one.num_tokens for one in samples])
     allowed = [choices.allowed_in(one.choices, one.response_ids) for one in samples]
     rows = max(1, CHUNK_LOGITS // teacher.rows)
-    own = _hidden(teacher, chat, whole, samples, batches)
+
+    def hidden(context: Context, samples: Sequence[Sample]) -> list[Tensor]:
+        _show(teacher, chat, turns, context)
+        return [teacher.hidden([samples[place] for place in batch]) for batch in batches]
+
+    own = hidden(whole, samples)
     found = {}
     for key, arm in progress("influence", arms.items(), len(arms)):
-        other = _hidden(teacher, chat, arm, _samples(chat, turns, arm), batches)
+        other = hidden(arm, _samples(chat, turns, arm))
         sums = [0.0] * len(samples)
         for batch, own_NH, other_NH in zip(batches, own, other, strict=True):
             may = [ids for place in batch for ids in allowed[place]]
@@ -203,12 +209,10 @@ def _samples(chat: Chat, turns: Sequence[Episode], context: Context) -> list[Sam
     return samples_of(turns, chat, context, "keep")[0]
 
 
-def _hidden(
-    teacher: FrozenTeacher, chat: Chat, context: Context, samples: Sequence[Sample], batches: Sequence[Sequence[int]]
-) -> list[Tensor]:
-    """The hidden states of each batch; what all prompts with this context begin with is read once."""
-    teacher.prefixes = [prefix_of(teacher.model, chat.prefix(context))]
-    return [teacher.hidden([samples[place] for place in batch]) for batch in batches]
+def _show(teacher: FrozenTeacher, chat: Chat, turns: Sequence[Episode], context: Context) -> None:
+    """Let the teacher read once what all prompts with this context begin with, as the first of them does."""
+    first = turns[0].turns[0]
+    teacher.prefixes = [prefix_of(teacher.model, chat.prefix(context, first.messages, first.tools))]
 
 
 def _turns(session: Session, teacher: FrozenTeacher, context: Context, config: ScoreConfig) -> list[Episode]:

@@ -210,7 +210,8 @@ class Reader:
         return self._logits(self.teacher, [self.teacher.hidden([samples[i] for i in batch]) for batch in self.batches])
 
     def _show(self, context: Context) -> None:
-        begins = () if self.items else (self.chat.teacher or self.chat).prefix(context)
+        first = self.turns[0].turns[0]  # whose system message and tools all prompts have
+        begins = () if self.items else (self.chat.teacher or self.chat).prefix(context, first.messages, first.tools)
         self.teacher.prefixes = [prefix_of(self.teacher.model, begins)] if begins else []
 
     def _logits(self, reader: FrozenTeacher, hidden: Sequence[Tensor]) -> Logits:
