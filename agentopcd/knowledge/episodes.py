@@ -122,10 +122,11 @@ class Episodes(Database):
 
     def spans(self, run_ids: Collection[int], pause_s: float) -> list[Row]:
         """For each run that stored several episodes, in the order of runs: the ``seconds`` between one episode and the
-        next, summed over ``n`` of them. Where more than ``pause_s`` seconds lie between two, the run had stopped."""
+        next, summed over ``n`` of them, and the ``longest``. Where more than ``pause_s`` seconds lie between two, the
+        run had stopped."""
         return self.query(
-            "SELECT count(*) AS n, sum(seconds) AS seconds FROM (SELECT run_id, 86400 * (julianday(created_at) -"
-            " julianday(lag(created_at) OVER (PARTITION BY run_id ORDER BY id))) AS seconds"
+            "SELECT run_id, count(*) AS n, sum(seconds) AS seconds, max(seconds) AS longest"
+            " FROM (SELECT run_id, 86400 * (julianday(created_at) - julianday(lag(created_at) OVER (PARTITION BY run_id ORDER BY id))) AS seconds"
             " FROM episode WHERE run_id IN (SELECT value FROM json_each(?)))"
             " WHERE seconds <= ? GROUP BY run_id ORDER BY run_id",
             (json.dumps([*run_ids]), pause_s),

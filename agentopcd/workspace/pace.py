@@ -38,10 +38,13 @@ def pace(session: Session) -> Pace:
         and (config := read_object(row["config"], f"the config of run {row['id']}")).get("env") == session.env
         and config.get("model_id") in ids
     ]
-    # Between the episodes of a consolidation lies its training, which the steps count.
-    counts = session.store.played_by([row["id"] for row, _ in rows if row["verb"] != "consolidate"])
+    counts = session.store.played_by([row["id"] for row, _ in rows])
     spans = session.store.spans(sorted(id_ for id_, played in counts.items() if played["n"] > 1)[-LATEST:], PAUSE_S)
-    counted = sum(span["n"] for span in spans)
+    trained = {row["id"] for row, _ in rows if row["verb"] == "consolidate"}
+    # The longest pause between the episodes of a consolidation is its training, which the steps count.
+    aside = [span for span in spans if span["run_id"] in trained]
+    counted = sum(span["n"] for span in spans) - len(aside)
+    seconds = sum(span["seconds"] for span in spans) - sum(span["longest"] for span in aside)
     logs = [session.work / "runs" / Path(config["folder"]).name for _, config in rows if config.get("folder")]
     steps = [
         record["time/step_s"]
@@ -49,7 +52,7 @@ def pace(session: Session) -> Pace:
         for record in read_records(folder / "metrics.jsonl")
         if "time/step_s" in record
     ]
-    return Pace(sum(span["seconds"] for span in spans) / counted if counted else None, fmean(steps) if steps else None)
+    return Pace(seconds / counted if counted else None, fmean(steps) if steps else None)
 
 
 def estimate(session: Session, *, episodes: int, steps: int = 0) -> str:
