@@ -126,7 +126,8 @@ class Episodes(Database):
         run had stopped."""
         return self.query(
             "SELECT run_id, count(*) AS n, sum(seconds) AS seconds, max(seconds) AS longest"
-            " FROM (SELECT run_id, 86400 * (julianday(created_at) - julianday(lag(created_at) OVER (PARTITION BY run_id ORDER BY id))) AS seconds"
+            " FROM (SELECT run_id, 86400 * (julianday(created_at)"
+            " - julianday(lag(created_at) OVER (PARTITION BY run_id ORDER BY id))) AS seconds"
             " FROM episode WHERE run_id IN (SELECT value FROM json_each(?)))"
             " WHERE seconds <= ? GROUP BY run_id ORDER BY run_id",
             (json.dumps([*run_ids]), pause_s),
