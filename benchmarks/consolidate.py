@@ -177,12 +177,16 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     peak = peak_mib()
     samples = step.rollout()
     tokens = max(len(sample.teacher_ids) + sample.num_tokens for sample in samples)
-    reads = [sum(len(s.student_ids) + s.num_tokens for s in samples), sum(map(step.teacher.reads, samples))]
     return {"first": first, "steps": timed, "peak_mib": peak, "teacher_tokens": tokens, "needed_mib": step.needed_mib(),
-            "reads": reads, "limits_s": limits_s(step, reads, sum(s.num_tokens for s in samples))}  # fmt: skip
+            "reads": reads_of(step, samples), "limits_s": limits_s(step, samples)}  # fmt: skip
 
 
-def limits_s(step: Step, reads: Sequence[int], said: int) -> dict[str, float]:
+def reads_of(step: Step, samples: Sequence[Any]) -> list[int]:
+    """How many tokens the student and the teacher read."""
+    return [sum(len(s.student_ids) + s.num_tokens for s in samples), sum(map(step.teacher.reads, samples))]
+
+
+def limits_s(step: Step, samples: Sequence[Any]) -> dict[str, float]:
     """CPU seconds that the products of each phase take at the rate of a large one; empty on a GPU.
 
     To read a token takes two operations a weight, to go back through it four, or two if the weights stand still. The
@@ -194,7 +198,8 @@ def limits_s(step: Step, reads: Sequence[int], said: int) -> dict[str, float]:
 
     if torch.cuda.is_available():
         return {}
-    student, teacher = (products_flop(step.student.model, tokens, said) for tokens in reads)
+    said = sum(sample.num_tokens for sample in samples)
+    student, teacher = (products_flop(step.student.model, tokens, said) for tokens in reads_of(step, samples))
     one_second = rate({"float32": torch.float32, "bfloat16": torch.bfloat16}[step.args.compute])
     back = 2 if step.config.lora_rank else 3
     return {"rollout": student / one_second, "teacher": teacher / one_second, "update": back * student / one_second}

@@ -97,9 +97,7 @@ def main() -> None:
         clocks.append(ProfiledClock(vocabulary))
         step.run(clocks[-1])
         clocks[-1].profiler.stop()
-    samples = step.rollout()
-    reads = [sum(len(s.student_ids) + s.num_tokens for s in samples), sum(map(step.teacher.reads, samples))]
-    limits = limits_s(step, reads, sum(s.num_tokens for s in samples))
+    limits = limits_s(step, step.rollout())
     print(f"{args.model}, batch {args.batch}, reply {args.reply}, context {args.context}, {args.compute}, "
           f"{args.threads} thread(s), n = {args.steps} steps")  # fmt: skip
     print(f"{'phase':8}  CPU-s  limit  profiled  " + "  ".join(f"{kind:>10}" for kind in KINDS))

@@ -109,7 +109,7 @@ def kept_bytes(model: Any, *, checkpointing: bool = False) -> int:
 
 def _layers(settings: Any) -> list[Any]:
     """A config for each layer; where layers differ (Gemma 4), the model's own refuses to say what differs."""
-    return [*getattr(settings, "per_layer_config", ())] or [settings] * settings.num_hidden_layers
+    return [*(getattr(settings, "per_layer_config", None) or ())] or [settings] * settings.num_hidden_layers
 
 
 def _keys_and_values(layer: Any) -> int:

@@ -381,8 +381,7 @@ def interval(one: Mapping[str, Any]) -> str:
 
 
 def found() -> list[dict[str, Any]]:
-    """All rows, those of the paper first: of two that hold the same games, the first one counts. Rows that were run
-    before all of it was measured lack some."""
+    """All rows, those of the paper first: of two with the same games the first counts. Old ones lack some of it."""
     lacking: dict[str, Any] = {"drift": {}, "curves": {}, "chosen_on_test": {}, "chains": None, "compute": ""}
     rows = [judged(lacking | json.loads(file.read_text())) for file in sorted(FOUND.glob("*.json"))]
     return sorted(rows, key=lambda row: not row["paper"])
