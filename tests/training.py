@@ -17,7 +17,7 @@ from agentopcd.core.types import Context, Episode, Job, Mixture, Sampling, Task
 from agentopcd.distillation.methods import METHODS, Needs
 from agentopcd.distillation.played import draw
 from agentopcd.distillation.samples import Sample
-from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.distillation.teacher import FrozenTeacher, teacher_of
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.game import Game
@@ -78,8 +78,7 @@ def train(
     if config.lora_rank:
         models.add_adapter(student, config.lora_rank, dtype, config.seed)
     prefixes = [Chat(student.tokenizer).prefix(part) for part in context.parts] if share else []
-    strength = config.teacher_strength or 1.0
-    teacher = FrozenTeacher(student, student, compute=dtype, prefixes=prefixes, strength=strength)
+    teacher = teacher_of(config, student, student, compute=dtype, prefixes=prefixes)
     sampler: Sampler = TransformersSampler(student, compute=dtype)
     if config.server:
         sampler = ServerSampler(student, compute=dtype, urls=config.servers)

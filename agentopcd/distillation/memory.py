@@ -81,7 +81,8 @@ def memory(name: str, config: ConsolidateConfig, compute: torch.dtype) -> Memory
     student = frozen + 16 * adapter if config.lora_rank else 16 * total
     teacher = 0 if config.lora_rank and not config.teacher else frozen
     if config.teacher_kind != "frozen":
-        teacher = 4 * total  # float32, since an average would not move in bfloat16
+        # float32, since an average would not move in bfloat16; a live teacher with an adapter is the student
+        teacher = 4 * (total if not config.lora_rank else adapter if config.teacher_kind != "live" else 0)
     if config.shard:  # embeddings and head, with their gradients, stay gathered while a batch is computed
         student = student // launched() + 8 * rest + (0 if config.server else 4 * total)
         teacher = teacher // launched() + 4 * rest

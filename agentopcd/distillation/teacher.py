@@ -161,16 +161,19 @@ class FrozenTeacher:
 
     @contextlib.contextmanager
     def _scoring(self) -> Iterator[None]:
-        """Inside this block the model scores: eval mode, no gradients, adapter off."""
-        off = self.adapter.disable_adapter() if self.adapter else contextlib.nullcontext()
+        """Inside this block the model scores: eval mode, no gradients, the teacher's weights."""
         # A student that checkpoints gradients is in training mode, where transformers keeps no keys and values.
         training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad(), off, models.autocast(next(self.model.parameters()).device, self.compute):
+            with torch.no_grad(), self._in_place(), models.autocast(next(self.model.parameters()).device, self.compute):
                 yield
         finally:
             self.model.train(training)
+
+    def _in_place(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside this block a model that it shares with the student has the teacher's weights: the adapter is off."""
+        return self.adapter.disable_adapter() if self.adapter else contextlib.nullcontext()
 
     @torch.no_grad()
     def logits(self, hidden_RH: Tensor, bare_RH: Tensor | None = None) -> Tensor:
@@ -238,11 +241,28 @@ class MovingTeacher(FrozenTeacher):
     ) -> None:  # fmt: skip
         super().__init__(student, student, compute=compute, prefixes=prefixes, strength=strength)
         self.kind, self.every, self.keeps = kind, every, keeps
+        self._weights: dict[str, Tensor] = dict(self.model.named_parameters())
+        if self.adapter is not None:  # one model in memory; its adapter is the teacher's while the teacher scores
+            learns = {name: p for name, p in self._weights.items() if p.requires_grad}
+            self._weights = {} if kind == "live" else {name: p.detach().clone() for name, p in learns.items()}
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """The teacher's part of a checkpoint: all its parameters by name."""
-        return dict(self.model.named_parameters())
+        """The teacher's part of a checkpoint: its parameters by name; with an adapter, those of its own adapter."""
+        return self._weights
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        """Inside this block the student's adapter, if it has one, holds the teacher's weights."""
+        learns = dict(self.model.named_parameters())
+        held = {name: learns[name].data for name in self.weights} if self.adapter is not None else {}
+        try:
+            for name in held:
+                learns[name].data = self.weights[name]
+            yield
+        finally:
+            for name, weight in held.items():
+                learns[name].data = weight
 
     @torch.no_grad()
     def follow(self, student: Any, step: int) -> None:
@@ -262,8 +282,10 @@ class MovingTeacher(FrozenTeacher):
         """Raise if a gradient has reached the teacher; its weights may change, by :meth:`follow` alone.
 
         Raises:
-            AlignmentError: a parameter has a gradient or asks for one.
+            AlignmentError: a parameter has a gradient or asks for one, or what an adapter lies on has changed.
         """
+        if self.adapter is not None:
+            super().assert_unchanged()
         if any(p.requires_grad or p.grad is not None for p in self.weights.values()):
             raise AlignmentError("a gradient reached the teacher; it follows the student and never learns")
 

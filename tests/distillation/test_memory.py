@@ -15,7 +15,7 @@ from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ModelError
 from agentopcd.distillation import memory as module
 from agentopcd.distillation.memory import Memory, kept_bytes, memory, tokens_per_batch, train_flop
-from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.distillation.teacher import FrozenTeacher, MovingTeacher
 from tests import tiny
 from tests.models import architectures
 
@@ -48,6 +48,16 @@ def test_an_adapter_is_counted_to_the_byte(folder: Path) -> None:
     found = of(folder, lora_rank=4)
     assert found.student == size(loaded.model) + 12 * trained
     assert found.teacher == 0
+
+
+@pytest.mark.parametrize("kind", ["live", "periodic", "ema"])
+def test_the_adapter_of_a_teacher_that_moves_is_counted_to_the_byte(folder: Path, kind: str) -> None:
+    loaded = models.load_model(str(folder))
+    models.add_adapter(loaded, 4, torch.bfloat16, 0)
+    teacher = MovingTeacher(loaded, kind=kind, compute=torch.bfloat16)
+    held = sum(p.numel() * p.element_size() for p in teacher.weights.values())
+    assert (held > 0) == (kind != "live")
+    assert of(folder, lora_rank=4, teacher_kind=kind).teacher == held
 
 
 def test_the_cache_of_a_context_is_counted_at_four_bytes_a_number(folder: Path) -> None:

@@ -288,7 +288,6 @@ def test_no_gradient_reaches_a_teacher_that_moves(model_dir: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"teacher_kind": "ema", "lora_rank": 4}, "--lora-rank wants a teacher that stands still"),
         ({"teacher_kind": "live", "shard": True}, "--shard wants"),
         ({"teacher_kind": "live", "method": "seqkd"}, "--method wants"),
         ({"teacher_kind": "live", "anchor": 0.5}, "--anchor wants a teacher that stands still"),

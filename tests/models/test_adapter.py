@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -14,8 +15,9 @@ import torch
 
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
-from agentopcd.core.errors import ConfigError, ModelError
-from agentopcd.distillation.teacher import FrozenTeacher
+from agentopcd.core.errors import AlignmentError, ConfigError, ModelError
+from agentopcd.distillation.positions import response_hidden
+from agentopcd.distillation.teacher import FrozenTeacher, MovingTeacher
 from agentopcd.models import find
 from tests import tiny
 from tests.training import Killed, Trained, train, turn_sample
@@ -108,6 +110,80 @@ def test_an_adapter_learns_in_bfloat16_after_a_shared_prefix(
     kl = [record["loss/value_nats"] for record in done.steps]
     assert min(kl[-3:]) < kl[0]
     done.teacher.assert_unchanged()
+
+
+MOVING: dict[str, dict[str, Any]] = {"ema": {"teacher_keeps": 0.5}, "periodic": {"teacher_every": 3}, "live": {}}
+
+
+def learned(run: Trained) -> bytes:
+    return (run.result.folder / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("keeps", "same_as"), [(1.0, "frozen"), (0.0, "live")])
+def test_the_ends_of_a_moving_average_of_adapters(keeps: float, same_as: str, model_dir: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"lora_rank": 4, "learning_rate": 3e-3}
+    ema = train(model_dir, tmp_path / "ema", teacher_kind="ema", teacher_keeps=keeps, **how)
+    other = train(model_dir, tmp_path / "other", teacher_kind=same_as, **how)
+    assert learned(ema) == learned(other)
+    values = [[step["loss/value_nats"] for step in done.steps] for done in (ema, other)]
+    assert values[0] == values[1]
+
+
+def test_teachers_of_adapters_differ_in_what_the_student_learns(model_dir: Path, tmp_path: Path) -> None:
+    kinds = {"frozen": {}, **MOVING}
+    how: dict[str, Any] = {"lora_rank": 4, "learning_rate": 3e-3, "compute": "bfloat16", "share": True}
+    runs = {kind: train(model_dir, tmp_path / kind, teacher_kind=kind, **how, **kinds[kind]) for kind in kinds}
+    values = [tuple(step["loss/value_nats"] for step in run.steps) for run in runs.values()]
+    assert len(set(values)) == len(kinds)
+    for run in runs.values():
+        run.teacher.assert_unchanged()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", MOVING)
+def test_a_teacher_that_moves_scores_as_a_copy_does(kind: str, checkpointing: bool, model_dir: Path) -> None:
+    """One model in memory holds two adapters in turn; a deep copy of the student at each time is the yardstick."""
+    student = models.load_model(str(model_dir))
+    models.add_adapter(student, 4, torch.float32, seed=0)
+    if checkpointing:
+        models.checkpoint_gradients(student.model)
+    teacher = MovingTeacher(student, kind=kind, every=2, keeps=0.5, compute=torch.float32)
+    pairs = [turn_sample([5, 6, 7], [9, 5, 6, 7], [8, 30, 40]), turn_sample([5, 6], [9, 5, 6], [8])]
+    copy_ = copy.deepcopy(student.model)
+    for step in (1, 2, 3):
+        with torch.no_grad():
+            for parameter in student.model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)))
+        if kind == "ema":
+            with torch.no_grad():
+                for average, own in zip(copy_.parameters(), student.model.parameters(), strict=True):
+                    average.mul_(0.5).add_(own, alpha=0.5)
+        elif kind == "live" or step == 2:
+            copy_ = copy.deepcopy(student.model)
+        teacher.follow(student.model, step)
+        before = {name: p.clone() for name, p in student.model.named_parameters()}
+        exact = response_hidden(copy_, [(s.teacher_ids, s.response_ids) for s in pairs], 0)
+        torch.testing.assert_close(teacher.hidden(pairs), exact.detach(), atol=1e-6, rtol=0)
+        assert all(torch.equal(p, before[name]) for name, p in student.model.named_parameters())
+    teacher.assert_unchanged()
+    with torch.no_grad():
+        next(p for p in student.model.parameters() if not p.requires_grad).add_(1.0)
+    with pytest.raises(AlignmentError, match="changed during the run"):
+        teacher.assert_unchanged()
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_a_killed_run_of_an_adapter_and_a_teacher_that_moves_ends_bit_equal(
+    kind: str, model_dir: Path, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"lora_rank": 4, "steps": 6, "learning_rate": 3e-3, "teacher_kind": kind, **MOVING[kind]}
+    whole = train(model_dir, tmp_path / "whole", **how)
+    with pytest.raises(Killed):
+        train(model_dir, tmp_path / "killed", kill_at=8, **how)
+    again = train(model_dir, tmp_path / "killed", **how)
+    assert again.lines[0].startswith("resumed after step")
+    assert learned(again) == learned(whole)
 
 
 def test_an_adapter_learns_on_layers_that_are_no_linears(tmp_path: Path) -> None:

@@ -111,10 +111,11 @@ def test_a_sharded_teacher_goes_on_from_copies_of_its_state(kind: str, flags: li
         ("--method", "context-distillation"),
         ("--method", "mixed"),
         ("--teacher-kind", "ema"),
+        ("--teacher-kind", "ema", "--lora-rank", "4", "--merge"),
     ],
 )
 def test_two_processes_do_what_one_does_with_other_answers_and_a_teacher_that_moves(
-    flags: list[str], words: tuple[str, str], tmp_path: Path
+    flags: list[str], words: tuple[str, ...], tmp_path: Path
 ) -> None:
     run("-m", "agentopcd", *flags, *words, "--work", tmp_path / "one")
     run(*TWO, "-m", "agentopcd", *flags, *words, "--work", tmp_path / "two")

@@ -166,10 +166,7 @@ class TrainConfig(PlayerConfig):
         if not 0 <= self.teacher_keeps <= 1:
             raise ConfigError(f"teacher_keeps is {self.teacher_keeps}; it is a share, from 0 to 1")
         if self.teacher_kind != "frozen":
-            frozen_only = {
-                "--lora-rank": self.lora_rank, "--shard": self.shard, "--method": self.asks_teacher,
-                "--anchor": self.anchor,
-            }  # fmt: skip
+            frozen_only = {"--shard": self.shard, "--method": self.asks_teacher, "--anchor": self.anchor}
             for flag in (flag for flag, on in frozen_only.items() if on):
                 raise ConfigError(f"{flag} wants a teacher that stands still; leave out {flag} or --teacher-kind")
         if self.teacher_strength and getattr(self, "teacher", ""):
