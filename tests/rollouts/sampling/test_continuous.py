@@ -57,6 +57,17 @@ def test_replies_are_those_of_the_model_with_windows_caps_and_sinks_too(name: st
     assert len({len(reply.token_ids) for reply in replies}) > 1 or len(replies[0].token_ids) == HOT.max_tokens
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt_oss", "deepseek_v3"])
+def test_in_bfloat16_keys_are_held_in_it_and_replies_are_near_the_models(name: str, tmp_path: Path) -> None:
+    loaded, asked = load(tmp_path, name), prompts(14)
+    running = Continuous(loaded, torch.bfloat16, rows=5)
+    replies = running.sample(asked, HOT)
+    assert {store.dtype for store in running._rows._stores} == {torch.bfloat16}
+    with models.autocast(torch.device("cpu"), torch.bfloat16):
+        off = [off_nats(loaded.model, *pair) for pair in zip(asked, replies, strict=True)]
+    assert max(off) < 0.1  # of the model's own pass in bfloat16
+
+
 @torch.no_grad()
 def test_two_models_that_answer_at_once_keep_their_rows_apart(tmp_path: Path) -> None:
     """One step of the second engine runs inside a forward pass of the first, as with two threads of a server."""
