@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU does with all of this, in under eight minutes: bash benchmarks/gpu.sh [--tiny] [--out FILE]
+# What a GPU does with all of this, meant to take about eight minutes: bash benchmarks/gpu.sh [--tiny] [--out FILE]
 #
 # For a bare machine with a GPU, Python 3.12 and torch, and no network: packages that are missing there are taken from
 # the wheels in the folder $WHEELS (./wheels), which were fetched elsewhere, for example with
