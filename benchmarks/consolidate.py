@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -103,6 +104,10 @@ class Step:
             models.add_adapter(self.student, RANK, compute, 0)
         prefixes = [] if args.arm == "plain" else [self.chat.prefix(self.context)]
         self.teacher = FrozenTeacher(self.student, self.student, compute=compute, prefixes=prefixes)
+        if args.arm == "plain":
+            for model in (self.student.model, self.teacher.model):  # nothing compares shortcuts here
+                known = models.shortcuts_of(model)
+                known.branch = known.prefix = False
         self.learner = Learner(self.student, self.config, compute)
         self.sampler: Any = TransformersSampler(self.student, compute=compute)
         if args.arm == "vllm":
@@ -190,7 +195,7 @@ def limits_s(step: Step, samples: Sequence[Any]) -> dict[str, float]:
     """CPU seconds that the products of each phase take at the rate of a large one; empty on a GPU.
 
     To read a token takes two operations a weight, to go back through it four, or two if the weights stand still. The
-    output head reads the rows of replies alone.
+    output head reads the rows of replies alone, in float32.
     """
     import torch
 
@@ -199,10 +204,11 @@ def limits_s(step: Step, samples: Sequence[Any]) -> dict[str, float]:
     if torch.cuda.is_available():
         return {}
     said = sum(sample.num_tokens for sample in samples)
-    student, teacher = (products_flop(step.student.model, tokens, said) for tokens in reads_of(step, samples))
-    one_second = rate({"float32": torch.float32, "bfloat16": torch.bfloat16}[step.args.compute])
+    of_body, of_head = rate(getattr(torch, step.args.compute)), rate(torch.float32)
+    flop = [products_flop(step.student.model, tokens, said) for tokens in reads_of(step, samples)]
+    student, teacher = (body / of_body + head / of_head for body, head in flop)
     back = 2 if step.config.lora_rank else 3
-    return {"rollout": student / one_second, "teacher": teacher / one_second, "update": back * student / one_second}
+    return {"rollout": student, "teacher": teacher, "update": back * student}
 
 
 def peak_mib() -> float:
@@ -270,6 +276,8 @@ def parity(args: argparse.Namespace) -> None:
         file = Path(folder) / "logits.safetensors"
         save_file(logits, file)
         theirs = call([args.trl, str(Path(__file__).with_name("trl_sdft.py"))], {"logits": str(file)})
+    if "failed" in theirs:
+        sys.exit(theirs["failed"])
     found: Any = theirs  # form to token losses
     for form, values in found.items():
         ours = losses.divergence(logits["student"], logits["teacher"], form=form).loss_N
@@ -280,7 +288,7 @@ def parity(args: argparse.Namespace) -> None:
 def report(context: int, found: dict[str, list[dict[str, Any]]]) -> None:
     """Medians of one context, a line for each arm, and the ratios to ours."""
     totals, teacher = {}, {}
-    needed = next((run["needed_mib"] for runs in found.values() for run in runs if "needed_mib" in run), 0.0)
+    full = [run["needed_mib"] for arm in ("ours", "plain") for run in found.get(arm, []) if "needed_mib" in run]
     for arm, runs in found.items():
         if failed := [run["failed"] for run in runs if "failed" in run]:
             print(f"{context:7}  {arm:9}  failed: {failed[0]}", flush=True)
@@ -292,10 +300,11 @@ def report(context: int, found: dict[str, list[dict[str, Any]]]) -> None:
         wall = statistics.median(sum(step[phase][1] for phase in PHASES) for step in steps)
         first = statistics.median(run["first"]["teacher"][0] for run in runs)
         peak = statistics.median(run["peak_mib"] for run in runs)
-        extra = peak - runs[0].get("needed_mib", needed)
+        needed = runs[0].get("needed_mib", next(iter(full), None))  # TRL trains all weights, and does not say
+        extra = "" if needed is None else f"{peak - needed:.0f}"
         figures = "  ".join(f"{value:8.2f}" for value in (*cpu.values(), totals[arm]))
         tokens = runs[0]["teacher_tokens"]
-        print(f"{tokens:7}  {arm:9}  {figures}  {wall:6.1f}  {first:6.2f}  {peak:8.0f}  {extra:6.0f}", flush=True)
+        print(f"{tokens:7}  {arm:9}  {figures}  {wall:6.1f}  {first:6.2f}  {peak:8.0f}  {extra:>6}", flush=True)
         if limits := [run["limits_s"] for run in runs if run.get("limits_s")]:
             shares = {phase: statistics.median(one[phase] for one in limits) / cpu[phase] for phase in PHASES}
             print(f"{'':9}of the limit: " + ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items()))
@@ -326,6 +335,10 @@ def main() -> None:
     if args.arm:
         print(json.dumps(one(args)))
         return
+    if args.parity and not args.trl:
+        parser.error("--parity compares with TRL: give --trl")
+    if args.trl and shutil.which(args.trl) is None:
+        parser.error(f"--trl {args.trl}: no such program")
     if args.parity:
         return parity(args)
     arms = [*args.arms, *(["trl"] if args.trl else [])]

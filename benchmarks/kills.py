@@ -5,9 +5,9 @@ command is started on a fresh copy of the same workspace, killed (SIGKILL) at a 
 What it leaves must be what the straight run left: the rows of the store without their times, the refs, the weights,
 what was logged for every step. Exit code 1 if anything differs.
 
-The kills are noted in ``--work``, so that a call that was stopped goes on; remove the folder after a change of the
-code. The commands run in forks of this process, which has imported what they need, so that a kill falls into the
-work and not into the imports.
+The kills are noted in ``--work``, so that a call that was stopped goes on, with the same seed, model and commands;
+remove the folder after a change of the code. The commands run in forks of this process, which has imported what they
+need, so that a kill falls into the work and not into the imports.
 """
 
 from __future__ import annotations
@@ -246,10 +246,21 @@ def table(noted: Sequence[dict[str, Any]], seed: int) -> list[str]:
     return lines
 
 
+def same_call(work: Path, call: dict[str, Any]) -> None:
+    """Note the call in ``work``, and refuse to go on with the runs and notes of another one."""
+    note = work / "call.json"
+    before = json.loads(note.read_text()) if note.is_file() else None
+    if before != call and (before or any(work.glob("straight-*"))):
+        which = json.dumps(before) if before else "it does not say which"
+        raise SystemExit(f"{work} is of another call ({which}): remove it, or take another --work")
+    note.write_text(json.dumps(call))
+
+
 def kills(work: Path, n: int, seed: int, model: str, verbs: Sequence[str]) -> list[dict[str, Any]]:
     """Kill ``n`` times, in turn in each of the commands; kills that ``work`` has noted are not repeated."""
     bench, notes = Bench(work.resolve(), model), work / "kills.jsonl"
     work.mkdir(parents=True, exist_ok=True)
+    same_call(work, {"seed": seed, "model": model, "verbs": [*verbs]})
     noted = [json.loads(line) for line in notes.read_text().splitlines()] if notes.is_file() else []
     for number in range(n):
         if number in {one["number"] for one in noted}:

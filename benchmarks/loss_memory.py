@@ -1,9 +1,10 @@
 """Peak memory of the loss as response tokens and vocabulary grow: ``python -m benchmarks.loss_memory``.
 
-``chunks`` is what the loop does (``chunks.in_chunks``), ``dense`` all logits at once. Each figure is the peak resident
-memory of a process of its own above what was there before the loss was computed: hidden states, output head and the
-models' own memory are not in it, the gradients of hidden states and head are (``kept``). The hidden size is small, so
-that the vocabulary counts; ``dense`` is left out where its estimate is above ``--dense-limit``.
+``chunks`` is what the loop does (``chunks.in_chunks``), without the loop's meter, ``dense`` all logits at once. Each
+figure is the peak resident memory of a process of its own above what was there before the loss was computed: hidden
+states, output head and the models' own memory are not in it, the gradients of hidden states and head are (``kept``).
+The hidden size is small, so that the vocabulary counts; ``dense`` is left out where its estimate is above
+``--dense-limit``.
 """
 
 from __future__ import annotations

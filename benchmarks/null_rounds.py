@@ -131,6 +131,8 @@ def main() -> None:
     parser.add_argument("--model", default="pocket-s")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.real < 0 or args.real % ROUNDS:
+        parser.error(f"--real must be a multiple of {ROUNDS}")
     if args.real:
         models.prepare_process()
         families = real(args)

@@ -2,11 +2,12 @@
 
 Three scenes: ``pocket`` plays Frozen Lake; SmolLM2-135M plays a game of up to sixteen turns whose transcript grows;
 SmolLM2-135M answers questions with eight contexts of 1,000 tokens. ``ours`` is the in-process engine, ``padded`` is
-transformers' ``generate`` on padded batches with the same weights and noise, ``vllm`` is vLLM in the same process, if
-it is installed (docs/engines.md), ``bare`` is ``LLM.generate`` on all prompts of a scene at once, and ``old`` is the
-in-process engine of another checkout (``--old``), in a process of its own. The arms take turns, ``--repeats`` times;
-medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of the arithmetic limit: what the
-products of the tokens that ``ours`` reads would take at the rate of a large product on this machine.
+transformers' ``generate`` on padded batches with the same weights and noise and the model's own linears, ``vllm`` is
+vLLM in the same process, if it is installed (docs/engines.md), with as many sequences at once as ``ours``, ``bare`` is
+``LLM.generate`` on all prompts of a scene at once, and ``old`` is the in-process engine of another checkout
+(``--old``), in a process of its own. Both of vLLM's begin without cached prefixes. The arms take turns, ``--repeats``
+times; medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of the arithmetic limit:
+what the products of the tokens that ``ours`` reads would take at the rate of a large product on this machine.
 
 ``--flight`` plays so many games at once, twice, and prints the memory of the process after each.
 """
@@ -37,13 +38,14 @@ from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from benchmarks.rollout_scene import SCENES, Scene, jobs_of, play, player_of, timed
 
 PADDED_ROWS = 32
+VLLM_ROWS = 128  # as many as ours has
 
 
 class Padded(TransformersSampler):
-    """The in-process engine, held to transformers' own decoding."""
+    """The in-process engine, held to transformers' own decoding with the model's own linears."""
 
     def way(self, requests: Sequence[Request], sampling: Sampling) -> str:
-        return "padded"
+        return "generate"  # none of the engine's ways: ``padded`` is the same with linears that the engine has packed
 
 
 def engines(scene: Scene, loaded: models.LoadedModel, compute: torch.dtype) -> dict[str, Player]:
@@ -69,10 +71,11 @@ def old(tree: Path, name: str, args: argparse.Namespace) -> tuple[int, float]:
 
 def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
     """How many tokens the engine reads while it plays ``jobs``, and what it is asked; with one thread, so that all of
-    it is in this process."""
+    it is in this process. What the engine reads to choose its way is not counted."""
     read, asked = [], []
     usual, submit, threads = Rows.read, player.sampler.submit, torch.get_num_threads()
     torch.set_num_threads(1)
+    play(player, jobs[:1])
 
     def note(self: Rows, parts: Any) -> torch.Tensor:
         read.append(sum(len(part.ids) for part in parts))
@@ -93,15 +96,34 @@ def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
     return sum(read), asked
 
 
+def vllm_arms(
+    ours: Player, loaded: models.LoadedModel, compute: torch.dtype, jobs: Sequence[Job], asked: Sequence[Request],
+    max_tokens: int,
+) -> dict[str, Callable[[], int]]:  # fmt: skip
+    """vLLM's arms, both after a warm-up and with as many sequences at once as ``ours``."""
+    fast: Any = vllm_engine.VllmSampler(loaded, compute=compute, batch_size=VLLM_ROWS)
+    vllm = dataclasses.replace(ours, sampler=fast)
+    play(vllm, jobs)
+
+    def fresh(do: Callable[[], int]) -> int:
+        fast._forget_prefixes()
+        return do()
+
+    return {
+        "vllm": lambda: fresh(lambda: play(vllm, jobs)),
+        "bare": lambda: fresh(lambda: bare(fast, asked, max_tokens)),
+    }
+
+
 def bare(fast: Any, asked: Sequence[Request], max_tokens: int) -> int:
     """Reply tokens of vLLM alone, given all requests at once."""
     from vllm import SamplingParams
 
-    fast._llm.reset_prefix_cache()
     params = [
         SamplingParams(
             temperature=0.7, max_tokens=max_tokens, seed=request.seed, logprobs=0, detokenize=False,
             ignore_eos=True, stop_token_ids=list(fast.loaded.end_ids),
+            extra_args={"agentopcd_choices": request.choices} if request.choices else None,
         )
         for request in asked
     ]  # fmt: skip
@@ -117,13 +139,13 @@ def rate(compute: torch.dtype) -> float:
     return max(2 * 1024**3 / timed(lambda: (one @ other).shape[0])[1] for _ in range(10))
 
 
-def products_flop(model: Any, read: int, said: int) -> int:
-    """Operations of the products that read so many tokens: two a weight. The output head reads only those whose
-    next token is asked for."""
+def products_flop(model: Any, read: int, said: int) -> tuple[int, int]:
+    """Operations of the products that read so many tokens, two a weight: those of the body, and those of the output
+    head, which reads only the tokens whose next one is asked for, and in float32."""
     head = model.get_output_embeddings().weight
     tables = {id(p): p.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
     body = sum(p.numel() for p in model.parameters()) - sum((tables | {id(head): head.numel()}).values())
-    return 2 * (body * read + head.numel() * said)
+    return 2 * body * read, 2 * head.numel() * said
 
 
 def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype) -> None:
@@ -134,10 +156,7 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
     read, asked = counted(ours, jobs)  # a warm-up, too
     arms: dict[str, Callable[[], int]] = {"ours": lambda: play(ours, jobs), "padded": lambda: play(padded, jobs)}
     if args.vllm:
-        fast = vllm_engine.VllmSampler(loaded, compute=compute)
-        vllm = dataclasses.replace(ours, sampler=fast)
-        arms |= {"vllm": lambda: play(vllm, jobs), "bare": lambda: bare(fast, asked, scene.max_tokens)}
-        arms["vllm"]()
+        arms |= vllm_arms(ours, loaded, compute, jobs, asked, scene.max_tokens)
     how = {arm: functools.partial(timed, do) for arm, do in arms.items()}
     if args.old:
         how["old"] = functools.partial(old, args.old.resolve(), name, args)
@@ -146,10 +165,12 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
         for arm, measure in how.items():
             found[arm].append(measure())
     said = found["ours"][0][0]
-    limit_s = products_flop(loaded.model, read, said) / rate(compute)
+    body, head = products_flop(loaded.model, read, said)
+    limit_s = body / rate(compute) + head / rate(torch.float32)
     prompts = sum(len(request.prompt_ids) for request in asked)
     print(f"{name}: {scene.model}, {scene.env}, {len(jobs)} games, {len(asked)} replies, {prompts} prompt tokens, "
-          f"{read} read by ours, {args.compute}, {args.threads} thread(s), n = {args.repeats}")  # fmt: skip
+          f"{read} read by ours, {args.compute}, {args.threads} thread(s), n = {args.repeats}"
+          + (f", vLLM with {VLLM_ROWS} sequences at once" if args.vllm else ""))  # fmt: skip
     seconds = {arm: statistics.median(spent for _, spent in runs) for arm, runs in found.items()}
     for arm, runs in found.items():
         tokens = statistics.median(tokens / spent for tokens, spent in runs)
@@ -183,6 +204,12 @@ def main() -> None:
     parser.add_argument("--vllm", action="store_true", help="vLLM beside them")
     parser.add_argument("--old", type=Path, help="a checkout of another commit, whose engine plays beside them")
     args = parser.parse_args()
+    if args.repeats < 1:
+        parser.error("--repeats must be at least 1")
+    if args.old and not (args.old / "agentopcd").is_dir():
+        parser.error(f"--old {args.old}: no checkout of agentopcd")
+    if args.vllm and not vllm_engine.installed():
+        parser.error("--vllm: vLLM is not installed (docs/engines.md)")
     torch.set_num_threads(args.threads)
     models.prepare_process()
     for name in args.scene or SCENES:

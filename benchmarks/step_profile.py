@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from agentopcd import models
 from benchmarks.consolidate import PHASES, CpuClock, Step, limits_s
 
 KINDS = ("layers", "head", "attention", "vocabulary", "optimizer", "copies", "small", "between")
@@ -88,6 +89,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lora", action="store_true", help="a rank-16 adapter instead of all weights")
     args = parser.parse_args()
+    if models.pick_device().type != "cpu":
+        parser.error("it profiles a CPU; hide the GPU, say with CUDA_VISIBLE_DEVICES=''")
     args.arm, args.tokens_per_batch = "lora" if args.lora else "ours", 1 << 20
     step = Step(args)
     step.run()  # reads the shared beginning
