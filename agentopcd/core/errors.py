@@ -6,6 +6,7 @@
     ├── ConfigError (ValueError)      an invalid setting, flag, file or reference
     │   ├── EnvError                  an environment that cannot be found or built, or that breaks the contract
     │   │   └── GameFault             what one game did wrong: it costs that episode, not the run
+    │   ├── TemplateError             a conversation that a chat template refuses: it costs that episode, not the run
     │   ├── ModelError                a model that cannot be found, loaded or paired
     │   ├── EngineError               a sampling server that cannot be reached, or that refuses a request
     │   └── StoreError                a store that cannot be opened, or an unknown or ambiguous reference
@@ -40,6 +41,10 @@ class EnvError(ConfigError):
 
 class GameFault(EnvError):
     """A game that raised, hung, left Python or returned nonsense. It costs its own episode; the run goes on."""
+
+
+class TemplateError(ConfigError):
+    """A conversation that a chat template refuses. In play it costs its own episode; the run goes on."""
 
 
 class ModelError(ConfigError):

@@ -180,6 +180,11 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return added[max(follows, key=len)] if follows else None
 
 
+def asks_clock(tokenizer: Any) -> bool:
+    """Whether the tokenizer's chat template looks at the clock, under some condition at least."""
+    return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
+
+
 def check_template(tokenizer: Any, name: str) -> None:
     """Refuse a chat template that does not show the model what it is told, or whose marks are no tokens.
 

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from agentopcd.core.calls import Call, check_calls, read_written, unread, written
-from agentopcd.core.errors import AlignmentError, CallError, ConfigError
+from agentopcd.core.errors import AlignmentError, CallError, ConfigError, TemplateError
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import EMPTY, Completion, Context, Message, Request, Tool
 from agentopcd.models import tokens
 from agentopcd.rollouts import replies
 from agentopcd.rollouts.calls import calls_of
+from agentopcd.rollouts.history import without_system
 from agentopcd.rollouts.marks import Marks, each_word, words_in
 from agentopcd.rollouts.tools import in_words, shows_tools, takes_several, tool_talk
 
@@ -60,9 +61,9 @@ class Chat:
         self.marks = Marks(tokenizer, "".join(written))
         self.special = self.marks.strings
         """The words of the tokens that no text can become; see :class:`~agentopcd.rollouts.marks.Marks`."""
-        self._takes_system = bool(written[1])
+        self._takes_system = written[1].count(_PROBE) >= 2  # some templates raise, others leave it out
         self._keeps_replies = not written[2] or written[2].count(_PROBE) >= 3
-        self._said_tools = False
+        self._said_tools = self._said_system = False
         self.default_system = self._find_default_system()
         self.header = self._find_header()
 
@@ -100,13 +101,20 @@ class Chat:
         self, messages: Sequence[Message], context: Context, tools: Sequence[Tool]
     ) -> tuple[list[Message], list[Tool]]:
         """The messages and the tools that the template is given, with the context."""
-        messages = self._place(list(messages), context)
-        if self.shows_tools or not (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
-            return messages, list(tools)
-        if tools and not self._said_tools:
-            self._said_tools = True
-            warnings.warn("this chat template has no place for tools; they are told in words", stacklevel=2)
-        return in_words(messages, tools, system=self._takes_system), []
+        if not self._takes_system and context.text and context.placement == "system":
+            raise ConfigError("this chat template takes no system message; place the context with --placement user")
+        messages, tools = self._place(list(messages), context), list(tools)
+        if not self.shows_tools and (tools or any(m["role"] == "tool" or "tool_calls" in m for m in messages)):
+            if tools and not self._said_tools:
+                self._said_tools = True
+                warnings.warn("this chat template has no place for tools; they are told in words", stacklevel=2)
+            messages, tools = in_words(messages, tools, system=self._takes_system), []
+        if self._takes_system or all(message["role"] != "system" for message in messages):
+            return messages, tools
+        if not self._said_system:
+            self._said_system = True
+            warnings.warn("this chat template takes no system message; the user's first begins with it", stacklevel=2)
+        return without_system(messages), tools
 
     def request(
         self, messages: Sequence[Message], context: Context = EMPTY, *, seed: int,
@@ -272,7 +280,9 @@ class Chat:
         if not self._keeps_replies and any(message["role"] == "assistant" for message in messages):
             raise ConfigError("this chat template leaves earlier turns of a chat out; take --history transcript")
         # The template's own clock would change prompts that are rendered again after midnight.
-        given: dict[str, Any] = {"strftime_now": (day or self.day).strftime} if asks_clock(self.tokenizer) else {}
+        given: dict[str, Any] = {}
+        if tokens.asks_clock(self.tokenizer):
+            given["strftime_now"] = (day or self.day).strftime
         if tools:
             given["tools"] = list(tools)
         try:
@@ -280,18 +290,13 @@ class Chat:
                 list(messages), tokenize=False, add_generation_prompt=header, **given, **self.template_args
             )
         except Exception as error:  # a template can raise errors of its own
-            if not self._takes_system and messages[0]["role"] == "system":
-                raise ConfigError(
-                    f"this chat template takes no system message ({error}); place the context with --placement user"
-                ) from error
-            raise ConfigError(f"the chat template failed: {error}") from error
+            raise TemplateError(f"the chat template failed: {error}") from error
 
     def _find_default_system(self) -> str:
         """The system message that the template adds if none is given; '' if it adds none.
 
-        The message is found by comparison: the prompt without a system message and the prompt with a probe as system
-        message must be equal except where the probe stands. A ``system`` context is appended to the default message, so
-        that both prompts keep it.
+        It is found by comparison: the prompt without a system message and the one with a probe as system message must
+        be equal except where the probe stands. A ``system`` context is appended to it, so that both prompts keep it.
         """
         user = Message(role="user", content="hello")
         without = self._apply([user])
@@ -367,11 +372,6 @@ class ApiChat(Chat):
     def count_tokens(self, text: str) -> int:
         """An estimate at three bytes per token, rounded up, because the API's tokenizer is unknown."""
         return -(-len(text.encode(errors="replace")) // 3)
-
-
-def asks_clock(tokenizer: Any) -> bool:
-    """Whether the tokenizer's chat template looks at the clock, under some condition at least."""
-    return "strftime_now" in str(getattr(tokenizer, "chat_template", None))
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

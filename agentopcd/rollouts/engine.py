@@ -12,8 +12,9 @@ import torch
 from agentopcd import models
 from agentopcd.core.config import EngineConfig, PlayerConfig
 from agentopcd.core.terminal import without_password
+from agentopcd.models import tokens
 from agentopcd.models.parallel.ranks import launched
-from agentopcd.rollouts.chat import ApiChat, Chat, asks_clock
+from agentopcd.rollouts.chat import ApiChat, Chat
 from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling import Sampler, vllm_engine
@@ -73,7 +74,7 @@ def chat_of(config: EngineConfig, loaded: models.LoadedModel, day: Callable[[], 
     Args:
         day: returns the day for a chat template that tells the model one.
     """
-    return Chat(loaded.tokenizer, config.template_args, day() if day and asks_clock(loaded.tokenizer) else None)
+    return Chat(loaded.tokenizer, config.template_args, day() if day and tokens.asks_clock(loaded.tokenizer) else None)
 
 
 def sampler_of(

@@ -40,3 +40,18 @@ def turn_messages(history: str, past: Sequence[tuple[Sequence[Part], str]], part
         log += [shown(seen, ["feedback"]), f"Turn {number}:", shown(seen, ["state"]), f"You answered: {did}"]
     log += [shown(parts, ["rules", "feedback"]), f"Turn {len(past) + 1}:", shown(parts, ["state", "actions"])]
     return [Message(role="user", content="\n\n".join(text for text in log if text))]
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation without system messages: the text of each stands before the user message that follows."""
+    told: list[Message] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            waiting += [message["content"]] if message["content"] else []
+        elif message["role"] == "user":
+            told.append(Message(role="user", content="\n\n".join([*waiting, message["content"]])))
+            waiting = []
+        else:
+            told.append(message)
+    return [*told, Message(role="user", content="\n\n".join(waiting))] if waiting else told

@@ -18,7 +18,7 @@ from typing import Any
 
 from agentopcd import envs
 from agentopcd.core.calls import as_written
-from agentopcd.core.errors import AgentOpcdError, ConfigError, EnvError, GameFault
+from agentopcd.core.errors import AgentOpcdError, ConfigError, EnvError, GameFault, TemplateError
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Completion, Episode, Job, Message, Part, Request, Sampling, StopReason, Tool, Turn
 from agentopcd.rollouts import chat as chats
@@ -123,7 +123,7 @@ class _Table:
                 yield running.episode
 
     def _ask(self, running: _Live) -> bool:
-        """Ask for the next reply; False if there is no room for one, which ends the episode."""
+        """Ask for the next reply; False if there can be none, which ends the episode."""
         try:
             if (request := running.request()) is None:
                 return False
@@ -249,27 +249,36 @@ class _Live:
         self._check_choices()  # which ends the run, before anything is played with these settings
 
     def request(self) -> Request | None:
-        """The request for the next reply; None if there is no room for one, which ends the episode."""
+        """The request for the next reply; None if there can be none, which ends the episode."""
         game = self.player.game
         if game.constrain and not self.choices:
-            raise EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
+            unlisted = EnvError(f"{game.ref} lists no legal actions to hold replies to; leave --constrain out")
+            if not self.turns:  # it lists none at all
+                raise unlisted
+            return self._break_off(unlisted)
         self._messages = self.given or turn_messages(self.player.game.form, self.past, self.parts)
         task, rep = self.job.task, self.job.rep
         seed = request_seed(self.player.seed, task.key, task.seed, rep, len(self.turns))
-        self._asked = self.player.chat.request(
-            self._messages, self.job.context, seed=seed, choices=self.choices, tools=self.tools
-        )
+        try:
+            self._asked = self.player.chat.request(
+                self._messages, self.job.context, seed=seed, choices=self.choices, tools=self.tools
+            )
+        except TemplateError as error:  # roles that do not alternate, for example; the template takes other episodes
+            return self._break_off(error)
         sampler, sampling = self.player.sampler, self.player.sampling
         room = sampler.room  # if no server can say it, the run ends
         try:
             self._check_choices()
             check_room([self._asked], sampling, room, "the model")
         except ConfigError as error:  # the observations or the choices have grown too long; other episodes go on
-            self.error = f"{type(error).__name__}: {error}"
-            self._write_down(self.error)
-            self.episode = self.finish("env_error", success=False)
-            return None
+            return self._break_off(error)
         return self._asked
+
+    def _break_off(self, error: Exception) -> None:
+        """End the episode: there can be no next reply."""
+        self.error = f"{type(error).__name__}: {error}"
+        self._write_down(self.error)
+        self.episode = self.finish("env_error", success=False)
 
     def step(self, reply: Completion) -> None:
         """Give ``reply`` to the environment and record the turn; end the episode if the environment does."""

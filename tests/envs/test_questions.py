@@ -340,3 +340,31 @@ def test_a_column_whose_name_holds_a_dot_is_found_by_that_name() -> None:
     assert row.gold == "7"
     (row,) = rows_from([{"question": "2+5?", "choices": ["6", "7"], "key.letter": "B"}], None, "key.letter")
     assert row.gold == "B"
+
+
+@pytest.mark.parametrize(
+    ("question", "label", "named"),
+    [("Is it positive or negative?", "positive", None), ("How many stars?", "4", None), ("Stars?", 4, "label")],
+)
+def test_a_question_keeps_its_text_whatever_the_label_is(question: str, label: Any, named: str | None) -> None:
+    films = ["Great film", "A waste of an evening"]
+    rows = rows_from([{"text": film, "label": label, "question": question} for film in films], answer_key=named)
+    assert [(row.prompt, row.gold) for row in rows] == [(f"{film}\n\n{question}", str(label)) for film in films]
+
+
+def test_a_question_with_checks_or_choices_keeps_its_text() -> None:
+    task = {"instruction": "Sum it up.", "text": "Zebras are striped.", "checks": {"max_words": 3}}
+    assert rows_from([task])[0].prompt == "Zebras are striped.\n\nSum it up."
+    listed = {"text": "Notable, yes", "question": "Good?", "choices": ["no", "yes"], "mine": "yes"}
+    assert rows_from([listed], answer_key="mine")[0].prompt == "Notable, yes\n\nGood?\nA. no\nB. yes"
+    assert rows_from([listed], prompt_key="question", answer_key="mine")[0].prompt == "Good?\nA. no\nB. yes"
+
+
+def test_a_text_that_is_the_whole_example_is_not_shown() -> None:
+    """Files for fine-tuning have such a column beside the parts; it tells the answer."""
+    example = {"question": "What is 2+5?", "answer": "7", "text": "### Q: What is 2+5?\n### A: 7"}
+    assert rows_from([example])[0].prompt == "What is 2+5?"
+    listed = {**example, "choices": ["6", "7"], "answer": "B"}
+    assert rows_from([listed])[0].prompt == "What is 2+5?\nA. 6\nB. 7"
+    cut = {**example, "text": "Zoe counts. What is 2+5?"}
+    assert rows_from([cut])[0].prompt == "Zoe counts. What is 2+5?\n\nWhat is 2+5?"

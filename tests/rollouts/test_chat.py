@@ -13,7 +13,7 @@ from agentopcd.core.errors import AlignmentError, ConfigError
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import EMPTY, Context, Message, Part, Placement
 from agentopcd.rollouts.chat import EXPERIENCE_FRAME, Chat, check_same_header, framed
-from agentopcd.rollouts.history import turn_messages
+from agentopcd.rollouts.history import turn_messages, without_system
 from tests import tiny
 
 _CHATML = "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
@@ -131,6 +131,52 @@ def test_a_user_context_stands_before_the_first_task(tokenizer: Any) -> None:
 def test_a_template_without_system_messages_says_what_to_do(tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match="--placement user"):
         chat_of(tokenizer, "refuses").prompts(ONE, Context(LESSON, "system"))
+
+
+RULES: list[Message] = [Message(role="system", content="You play."), *TALK]
+DROPS = "{% for m in messages %}{% if m['role'] != 'system' %}" + _CHATML + "{% endif %}{% endfor %}" + _OPEN
+"""Leaves system messages out without a word."""
+
+
+def without_place(tokenizer: Any, template: str) -> Chat:
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = template
+    return Chat(own)
+
+
+@pytest.mark.parametrize("template", [TEMPLATES["refuses"], DROPS], ids=["refuses", "drops"])
+def test_without_a_place_for_system_messages_the_first_user_message_begins_with_them(
+    tokenizer: Any, template: str
+) -> None:
+    chat, context = without_place(tokenizer, template), Context(LESSON)
+    with pytest.warns(UserWarning, match="takes no system message") as said:
+        assert chat.text(RULES).startswith("<|im_start|>user\nYou play.\n\nWhat is 3 + 4?")
+        text = chat.text(RULES, context)
+        student, teacher = chat.prompts(RULES, context)
+    assert len(said) == 1  # once
+    assert text.startswith(f"<|im_start|>user\nYou play.\n\n{LESSON}\n\nWhat is 3 + 4?")
+    assert text.count("You play.") == 1 and inserted(chat.text(RULES), text) == f"{LESSON}\n\n"
+    assert (student, teacher) == (chat.request(RULES, seed=0).prompt_ids, chat.render(RULES, context))
+    begin = chat.prefix(context, RULES)
+    assert teacher[: len(begin)] == begin and tokenizer.decode(list(begin)).rstrip().endswith(LESSON)
+
+
+@pytest.mark.parametrize("template", [TEMPLATES["refuses"], DROPS], ids=["refuses", "drops"])
+def test_a_system_context_without_a_place_is_refused(tokenizer: Any, template: str) -> None:
+    chat = without_place(tokenizer, template)
+    for messages in (ONE, RULES):
+        with pytest.raises(ConfigError, match="takes no system message; place the context with --placement user"):
+            chat.request(messages, Context(LESSON, "system"), seed=0)
+    assert chat.text(ONE, Context("", "system")) == chat.text(ONE)
+
+
+def test_a_system_message_in_mid_talk_stands_before_what_follows() -> None:
+    now, later = Message(role="system", content="Be brief."), Message(role="system", content="Bye.")
+    told = without_system(
+        [*ONE, Message(role="assistant", content="8"), now, Message(role="user", content="No."), later]
+    )
+    assert [m["content"] for m in told] == [ONE[0]["content"], "8", "Be brief.\n\nNo.", "Bye."]
+    assert [m["role"] for m in told] == ["user", "assistant", "user", "user"]
 
 
 def test_a_template_that_fails_otherwise_is_a_config_error(tokenizer: Any) -> None:

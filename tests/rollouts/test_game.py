@@ -135,6 +135,28 @@ def test_an_environment_that_lists_no_actions_cannot_hold_replies_to_them(tokeni
         list(play(player, walks(1)))
 
 
+def test_a_later_state_that_lists_no_actions_costs_its_own_episode(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, step = Walk.reset, Walk.step
+
+    def reset(self: Walk, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = usual(self, seed=seed)
+        return obs, info | {"choices": ["go"]}
+
+    def later(self: Walk, action: str) -> Any:
+        obs, *rest, info = step(self, action)
+        return obs, *rest, info | ({} if self.seed_now == 1 else {"choices": ["go"]})
+
+    monkeypatch.setattr(Walk, "reset", reset)
+    monkeypatch.setattr(Walk, "step", later)
+    player = player_of(tokenizer, lambda prompt: "go")
+    held = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=True))
+    none, two = sorted(play(held, walks(1, 2)), key=lambda episode: episode.task.seed)
+    assert (none.stop_reason, len(none.turns)) == ("env_error", 1) and two.success
+    assert "lists no legal actions to hold replies to" in str(none.error)
+
+
 def test_listed_replies_that_would_be_cut_end_the_run_or_where_they_come_later_the_episode(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

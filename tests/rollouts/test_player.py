@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from agentopcd.rollouts import fault_log as fault_logs
 from agentopcd.rollouts.fault_log import Fault, fault_log
 from agentopcd.rollouts.player import Player, play
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+from tests import tiny
 from tests.rollouts.scripted import WINNING, Scripted, Walk, by_turn, lake_job, one, player_of, walks
 
 
@@ -185,6 +187,42 @@ def test_an_episode_whose_request_ends_the_run_is_closed(
     with pytest.raises(EnvError, match=f"{at} failed"):
         list(play(player, walks(1, 2)))
     assert Walk.opened["closed"] == Walk.opened["all"] == 1 and seen == ["drop"]
+
+
+ALTERNATES = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + tiny.TEMPLATE
+)
+"""Takes no system message, either."""
+
+
+def test_a_conversation_that_the_template_refuses_costs_its_own_episode(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    usual, step = Walk.reset, Walk.step
+    twice = {"messages": [{"role": "user", "content": "Hello?"}, {"role": "user", "content": "Anybody?"}]}
+
+    def reset(self: Walk, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = usual(self, seed=seed)
+        return obs, info | (twice if seed == 2 else {})
+
+    def later(self: Walk, action: str) -> Any:
+        obs, *rest, info = step(self, action)
+        return obs, *rest, info | (twice if self.seed_now == 3 else {})
+
+    monkeypatch.setattr(Walk, "reset", reset)
+    monkeypatch.setattr(Walk, "step", later)
+    own = copy.deepcopy(tokenizer)
+    own.chat_template = ALTERNATES
+    log = fault_log(tmp_path, "walk", "1")
+    player = dataclasses.replace(player_of(own, lambda prompt: "go"), faults=log)
+    episodes = {e.task.seed: e for e in play(player, walks(1, 2, 3, 4))}
+    assert [(episodes[seed].stop_reason, len(episodes[seed].turns)) for seed in (1, 2, 3, 4)] == [
+        ("solved", 3), ("env_error", 0), ("env_error", 1), ("solved", 3)
+    ]  # fmt: skip
+    assert episodes[2].error == "TemplateError: the chat template failed: roles must alternate"
+    assert Walk.opened["closed"] == Walk.opened["all"] == 4
+    assert "seed 2  task walk-2" in log.file.read_text() and "roles must alternate" in log.file.read_text()
 
 
 def test_a_close_that_fails_costs_nothing(tokenizer: Any) -> None:

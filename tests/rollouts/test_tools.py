@@ -10,7 +10,7 @@ import pytest
 
 from agentopcd.core.calls import read_written
 from agentopcd.core.errors import CallError
-from agentopcd.core.types import Completion, Message
+from agentopcd.core.types import Completion, Context, Message
 from agentopcd.rollouts.chat import Chat
 from tests import tiny
 
@@ -62,3 +62,17 @@ def test_where_a_template_has_no_place_tools_are_told_in_words(tmp_path: Path) -
         said = player.text([Message(role="user", content="How much?")], tools=[TOOL])
     assert '"name": "price"' in said and said.startswith("<|im_start|>system\n")
     assert answered(player, "lamp", "rug")[1] == 2
+
+
+@pytest.mark.parametrize("how", ["refuses", "drops"])
+def test_tools_in_words_reach_a_model_without_a_system_role(tmp_path: Path, how: str) -> None:
+    raises = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    drops = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+    player = chat(tmp_path, (raises if how == "refuses" else drops) + tiny.TEMPLATE)
+    asked, rules = Message(role="user", content="How much?"), Message(role="system", content="You sell.")
+    with pytest.warns(UserWarning):
+        for messages in ([asked], [rules, asked]):
+            said = player.text(messages, Context("Be kind."), tools=[TOOL])
+            assert said.count('"name": "price"') == 1 and said.index("price") < said.index("Be kind.\n\nHow much?")
+            assert said.count("<|im_start|>user\n") == 1 and "<|im_start|>system" not in said
+        assert said.startswith("<|im_start|>user\nYou sell.\n\nYou can call these tools:")

@@ -26,7 +26,7 @@ An ``instruction`` beside the question stands before it, and so does the ``passa
 texts that are all right, or an object that holds one of these. The rest is refused, with the number of its row.
 
 A ``text`` with a ``label`` of 0 or 1 and no question is read as TweetEval's; give other such files, film reviews for
-example, a column ``question``, which then stands below the text.
+example, a column ``question``. It stands below the text, unless the text is a copy of question and answer.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ def _questions(
     cased: list[str] = []
     for name, given, entry in raw:
         try:
-            row = _checked(_with_choices(own(entry), entry, readers) if own else _reader(entry, readers)(entry), entry)
+            row = _with_choices(own(entry), entry, readers) if own else _reader(entry, readers)(entry)
+            row = _checked(_below_text(row, entry) if own and not prompt_key else row, entry)
             row = dataclasses.replace(row, source=given, feedback=_feedback(entry.get("feedback"), row))
         except EnvError as error:
             raise EnvError(f"{name}: {error}") from None
@@ -221,8 +222,7 @@ def _checked(row: QuestionRow, raw: Raw) -> QuestionRow:
         answer = find_answer(f"Answer: {gold}")
         if row.kind == "math" and (answer is None or not same(answer, gold)):
             raise EnvError(f"the grader would not accept its own answer {gold!r}")
-    named = raw.get("split")
-    split = row.split if blank(named) else str(named).strip()
+    split = str(raw["split"]).strip() if _has(raw, "split") else row.split
     if split and split not in SPLITS:
         raise EnvError(f"is in split {split!r}; splits are {', '.join(SPLITS)}")
     return dataclasses.replace(row, split=split)
@@ -244,18 +244,17 @@ class _Readers:
 def _readers(rows: Sequence[Raw], right: Sequence[str]) -> _Readers:
     cop_from = functools.cache(lambda: choices.medmcqa_offset(rows))
     counted_from = functools.cache(lambda: choices.counted_from(rows, right))
-    tweets = [row for row in rows if _has(row, "text", "label")]
     return _Readers(
         medmcqa=lambda row: _choice(choices.medmcqa(row, cop_from)),
         choice=lambda question, row: _choice(choices.of_row(question, row, counted_from(), right)),
-        tweets=all(_flag(row["label"]) is not None for row in tweets),
+        tweets=all(_flag(row["label"]) is not None for row in rows if _has(row, "text", "label")),
     )
 
 
 def _reader(row: Raw, readers: _Readers) -> Reader:
     """Choose the reader of a row by the columns that it fills."""
     if _has_checks(row):
-        return _own(None, None, free=False)
+        return _usual
     if _has(row, *COLUMNS):
         return _ifeval
     if choices.is_medmcqa(row):
@@ -264,13 +263,16 @@ def _reader(row: Raw, readers: _Readers) -> Reader:
         return _hatecheck
     if _has(row, "comment") and "isHate" in row:
         return _ethos
-    if readers.tweets and _has(row, "text", "label"):
-        if any(_has(row, key) for key in PROMPT_KEYS):
-            return lambda row: _about_text(row, readers)
+    asked = any(_has(row, key) for key in PROMPT_KEYS)
+    if readers.tweets and _has(row, "text", "label") and not asked:
         return lambda row: _yes_no(row["text"], bool(_flag(row["label"])), "offensive")
-    if choices.listed(row) is not None and any(_has(row, key) for key in PROMPT_KEYS):
-        return lambda row: readers.choice(_question(row), row)
-    return _own(None, None, free=False)
+    if choices.listed(row) is not None and asked:
+        return lambda row: _below_text(readers.choice(_question(row), row), row)
+    return _usual
+
+
+def _usual(row: Raw) -> QuestionRow:
+    return _below_text(_own(None, None, free=False)(row), row)
 
 
 def _with_choices(read: QuestionRow, row: Raw, readers: _Readers) -> QuestionRow:
@@ -308,11 +310,14 @@ def _choice(found: choices.Choice) -> QuestionRow:
     return QuestionRow(prompt=found.prompt, gold=found.letter, kind="choice", actions=choices.ACTIONS)
 
 
-def _about_text(row: Raw, readers: _Readers) -> QuestionRow:
-    """A question about the ``text`` beside it."""
-    text, rest = question_of(row["text"]), {key: value for key, value in row.items() if key != "text"}
-    read = _reader(rest, readers)(rest)
-    return read if text in read.prompt else dataclasses.replace(read, prompt=f"{text}\n\n{read.prompt}")
+def _below_text(read: QuestionRow, row: Raw) -> QuestionRow:
+    """The question below the ``text`` beside it; not if the text is part of it, or a whole example with the answer."""
+    if not isinstance(row.get("text"), str) or blank(row["text"]) or not read.prompt.strip():
+        return read
+    text, asked = question_of(row["text"]), question_of(_first(row, PROMPT_KEYS, "question", "prompt_key"))
+    after = text[text.index(asked) + len(asked) :].strip() if asked in text else ""
+    whole = after and (read.kind == "choice" or any(gold in after for gold in (read.gold, *read.also)))
+    return read if whole or text in read.prompt else dataclasses.replace(read, prompt=f"{text}\n\n{read.prompt}")
 
 
 def _hatecheck(row: Raw) -> QuestionRow:
@@ -381,13 +386,11 @@ def _check_rivals(row: Raw, taken: Any, text: str) -> None:
 
 
 def _first(row: Raw, keys: Sequence[str], what: str, argument: str) -> Any:
-    empty = False
     for key in keys:
         value = cell_at(row, key)
         if not blank(value):
             return value
-        empty = empty or isinstance(value, str)
-    if empty:
+    if any(isinstance(cell_at(row, key), str) for key in keys):
         raise EnvError(f"has an empty {what}")
     raise EnvError(
         f"no {what} in a row with the keys {', '.join(map(str, row))}; looked for {', '.join(keys)};"
