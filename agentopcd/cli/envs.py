@@ -184,7 +184,8 @@ def try_(
     key = task_key(obs, info)
     say: Callable[[Any], None] = emit if as_json else lambda facts: print(f"{facts['text']}\n")
     say({"text": join_parts(apply_view(parts_of(obs, info), view)), "task_key": key})
-    replies = _replies(env, info, spec, random, solve, seed)
+    newest = [info]
+    replies = _replies(env, newest, spec, random, solve, seed)
     if info.get("tools"):
         from agentopcd.core.calls import typed
 
@@ -194,6 +195,7 @@ def try_(
     for reply in replies:
         obs, reward, terminated, truncated, info = env.step(reply)
         rewards.append(float(reward))
+        newest[:] = [info]
         text = join_parts(apply_view(parts_of(obs, info), view))
         say({"text": text, "reply": reply, "reward": rewards[-1], "invalid": bool(info.get("invalid"))})
         if terminated or truncated:
@@ -212,8 +214,12 @@ def try_(
         print(f"{state} after {steps} steps, reward {total:g}, task {key}")
 
 
-def _replies(env: Any, info: Any, spec: Any, random: bool, solve: bool, seed: int) -> Iterator[str]:
-    """Yield replies: the known solution, random moves, or what a person types."""
+def _replies(env: Any, newest: list[Any], spec: Any, random: bool, solve: bool, seed: int) -> Iterator[str]:
+    """Yield replies: the known solution, random moves, or what a person types.
+
+    Args:
+        newest: the ``info`` of the state that is to be answered; the caller replaces it after each step.
+    """
     from agentopcd.core.errors import EnvError
 
     if solve:
@@ -225,14 +231,14 @@ def _replies(env: Any, info: Any, spec: Any, random: bool, solve: bool, seed: in
             raise EnvError("no solution is known for this task; play it without --solve")
         yield from known
     elif random:
-        moves = spec.moves(info)
+        moves = spec.moves(newest[-1])
         if not moves:
             raise EnvError("this environment lists no moves (choices of its class); play it without --random")
         from random import Random
 
         rng = Random(seed)
         while True:
-            yield rng.choice(moves)
+            yield rng.choice(spec.moves(newest[-1]) or moves)
     else:
         yield from _typed(spec.play_format)
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agentopcd.envs.spec import EnvSpec
     from agentopcd.envs.splits import build_splits
     from agentopcd.envs.tools import ToolEnv, call, tool
-    from agentopcd.envs.views import View, apply_view, join_parts, parts_of, succeeded, task_key
+    from agentopcd.envs.views import View, apply_view, join_parts, parts_of, task_key
 
 _HOMES = {
     "base": ("AnyText", "TextEnv", "after_thinking", "last_bracket"),
@@ -46,7 +46,7 @@ _HOMES = {
     "splits": ("build_splits",),
     "tools": ("ToolEnv", "call", "tool"),
     "games.textarena": ("TextArenaEnv",),
-    "views": ("View", "apply_view", "join_parts", "parts_of", "succeeded", "task_key"),
+    "views": ("View", "apply_view", "join_parts", "parts_of", "task_key"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -154,24 +154,40 @@ def _tuple(what: str, result: Any, size: int, wanted: str) -> tuple[Any, ...]:
     return result
 
 
-def _first(result: Any) -> tuple[str, dict[str, Any]]:
+def first_of(result: Any) -> tuple[Any, dict[str, Any]]:
+    """What a reset returned, if it has the form of one."""
     obs, info = _tuple("reset", result, 2, "(observation, info)")
+    return obs, _dict(info)
+
+
+def turn_of(result: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    """What a step returned, if it has the form of one."""
+    wanted = "(observation, reward, terminated, truncated, info)"
+    obs, reward, terminated, truncated, info = _tuple("step", result, 5, wanted)
+    return obs, reward, terminated, truncated, _dict(info)
+
+
+def _dict(info: Any) -> dict[str, Any]:
+    if not isinstance(info, dict):
+        raise GameFault(f"info must be a dict, got {type(info).__name__}")
+    return info
+
+
+def _first(result: Any) -> tuple[str, dict[str, Any]]:
+    obs, info = first_of(result)
     return _text(obs, info), _checked_info(info)
 
 
 def _turn(result: Any) -> tuple[str, float, bool, bool, dict[str, Any]]:
-    wanted = "(observation, reward, terminated, truncated, info)"
-    obs, reward, terminated, truncated, info = _tuple("step", result, 5, wanted)
+    obs, reward, terminated, truncated, info = turn_of(result)
     text = _text(obs, info)
     return text, _reward(reward), _flag("terminated", terminated), _flag("truncated", truncated), _checked_info(info)
 
 
-def _text(obs: Any, info: Any) -> str:
+def _text(obs: Any, info: dict[str, Any]) -> str:
     """Return the observation if it is text that can be written down."""
     if not isinstance(obs, str):
         raise GameFault(f"an observation must be text, got {type(obs).__name__}")
-    if not isinstance(info, dict):
-        raise GameFault(f"info must be a dict, got {type(info).__name__}")
     for text in (obs, str(info.get("task_key")), *(part for _, part in parts_of(obs, info))):
         try:
             text.encode()
@@ -200,7 +216,9 @@ def _checked_info(info: dict[str, Any]) -> dict[str, Any]:
     info = {name: value for name, value in info.items() if value is not None or name not in KNOWN_INFO}
     if "success" in info:
         info = info | {"success": _flag("info['success']", info["success"])}
-    metrics = info.get("metrics") or {}
+    if not isinstance(info.get("split", ""), str):
+        raise GameFault(f"info['split'] must be the name of a split, got {info['split']!r:.60}")
+    metrics = info.get("metrics", {})
     if not isinstance(metrics, Mapping):
         raise GameFault(f"info['metrics'] must map names to numbers, got {metrics!r:.60}")
     for name, value in metrics.items():

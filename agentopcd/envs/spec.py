@@ -83,6 +83,11 @@ class EnvSpec:
             if isinstance(size, bool) or not isinstance(size, int) or size < 0:
                 said = f"{name!r} must be a whole number of tasks, 0 or more, got {size!r:.40}"
                 raise EnvError(f"{self.id}: split_sizes: {said}")
+        listed: Any = self.choices
+        if not isinstance(listed, tuple | list) or not all(isinstance(reply, str) and reply for reply in listed):
+            raise EnvError(f"{self.id}: choices must be a tuple of texts, got {listed!r:.60}")
+        if self.split_seeds:
+            _check_seeds(f"{self.id}: split_seeds", self.split_seeds)
 
     def solved(
         self, rewards: Sequence[float], terminated: bool, info: Mapping[str, Any], chosen: str = ""
@@ -93,8 +98,9 @@ class EnvSpec:
         )
 
     def moves(self, info: Mapping[str, Any]) -> list[str]:
-        """The replies that are listed for one state; empty if neither the episode nor the environment lists any."""
-        return list(info.get("legal_actions") or info.get("choices") or self.choices)
+        """The replies that are listed for one state, for ``--constrain`` and random play; empty if none are: the
+        ``choices`` of this state, else those of the environment, else the ``legal_actions`` of this state."""
+        return list(info.get("choices") or self.choices or info.get("legal_actions") or ())
 
     def view(self, rules: str | None = None) -> View:
         """Return the view called ``rules``; ``None`` means ``hidden`` if the spec defines it, else ``full``.
@@ -112,6 +118,17 @@ class EnvSpec:
     def step_limit(self) -> int:
         """Number of replies after which an episode is cut off."""
         return DEFAULT_MAX_STEPS if self.max_steps is None else self.max_steps
+
+
+def _check_seeds(what: str, given: Any) -> None:
+    """Refuse fixed seeds that lack a split, or name one that there is not."""
+    if not isinstance(given, Mapping) or set(given) != set(SPLITS):
+        got = ", ".join(map(repr, given)) if isinstance(given, Mapping) else f"{given!r:.60}"
+        raise EnvError(f"{what} must map each of {', '.join(SPLITS)} to its seeds, got {got}")
+    for name, seeds in given.items():
+        whole = isinstance(seeds, tuple | list | range) and all(type(seed) is int and seed >= 0 for seed in seeds)
+        if not whole or not seeds:
+            raise EnvError(f"{what}: {name!r} must be a tuple of whole numbers, 0 or more, got {seeds!r:.40}")
 
 
 def _check_view(what: str, view: Any) -> None:

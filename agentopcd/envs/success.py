@@ -64,8 +64,8 @@ def solved(
 
     The first of these decides: the rule that the user chose, ``info["success"]``, the rule of the spec, the smallest
     last reward that counts (of the spec), and the rewards, if they are of the kind that pays 1 for success and nothing
-    like it before. A last reward between 0 and 1, a 1 that was paid for going on, too, and a reward that is the same at
-    every step do not say.
+    like it before. A last reward between 0 and 1 or above 1, a 1 that was paid for going on, too, and a reward that is
+    the same at every step do not say.
 
     Args:
         rewards: of all steps.
@@ -83,9 +83,10 @@ def solved(
     if not terminated:
         return False
     *earlier, last = rewards
-    pays_for_going_on = last >= 1 and any(reward >= 1 for reward in earlier)
+    pays_for_going_on = last == 1 and any(reward >= 1 for reward in earlier)
     pays_the_same = bool(earlier) and last != 0 and set(earlier) == {last}
-    return None if pays_for_going_on or pays_the_same or 0 < last < 1 else last >= 1
+    a_share = last > 0 and last != 1  # or points, of which nobody knows how many there are
+    return None if pays_for_going_on or pays_the_same or a_share else last == 1
 
 
 def ask(ref: str, rewards: Sequence[float]) -> EnvError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from typing import Any, SupportsFloat
+from typing import Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.types import PART_KINDS, Part
@@ -77,14 +77,3 @@ def hash_text(text: str) -> str:
 def hash_prompt(text: str) -> str:
     """Return :func:`hash_text` of the text with white space and letter case normalised."""
     return hash_text(" ".join(text.split()).casefold())
-
-
-def succeeded(reward: SupportsFloat, terminated: bool, info: Mapping[str, Any], success_at: float = 1.0) -> bool:
-    """Return whether an episode that just ended was solved.
-
-    ``info["success"]`` decides if given. Otherwise the episode must have terminated with a reward of at
-    least ``success_at``.
-    """
-    if info.get("success") is not None:
-        return bool(info["success"])
-    return bool(terminated) and float(reward) >= success_at

@@ -11,7 +11,7 @@ from typing import Any
 
 from agentopcd import envs
 from agentopcd.core.config import RECORDED
-from agentopcd.core.files import is_file, path_of
+from agentopcd.core.files import is_file, path_of, resolved
 from agentopcd.core.types import EMPTY, Episode, Message, Task, Tool, Turn
 from agentopcd.envs.guard import SLOW_STEP_LIMIT_S
 from agentopcd.envs.questions.files import row_files
@@ -142,7 +142,8 @@ class Game:
 
     @property
     def source(self) -> str:
-        """sha256 of the files behind a reference such as ``file.py:Class`` or ``rows.jsonl``; '' for a built-in name.
+        """sha256 of the files behind a reference such as ``file.py:Class`` or ``rows.jsonl``, and of those that the
+        arguments ``rows``, ``file`` and ``grader`` name; '' for a built-in name without any.
 
         The hash is part of the setup, so that episodes from before and after an edit are never pooled.
         """
@@ -150,8 +151,14 @@ class Game:
         names = (self.ref.rpartition(":")[0],) if ".py:" in self.ref else row_files(rows)
         if grader := str(self.kwargs.get("grader", "")):
             names = (*names, grader.rpartition(":")[0] if ".py:" in grader else grader)
-        files = [path_of(name) for name in names]
-        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if is_file(file)]
+        files = [path_of(name) for name in names if is_file(name)]
+        arguments = {**self.spec.kwargs, **self.kwargs}
+        for name in ("rows", "file"):
+            value = arguments.get(name)
+            known = set(map(resolved, files))
+            named = [path_of(file) for file in row_files(value) if is_file(file)] if isinstance(value, str) else []
+            files += [file for file in named if resolved(file) not in known]
+        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else ""
 
 

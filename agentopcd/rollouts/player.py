@@ -330,8 +330,7 @@ class _Live:
         """The parts of an observation that the view shows; also takes over what else the next prompt is made of."""
         game = self.player.game
         if game.constrain:
-            listed = info.get("choices") or game.spec.choices or info.get("legal_actions") or ()
-            self.choices = self.player.chat.choices(listed)
+            self.choices = self.player.chat.choices(game.spec.moves(info))
         self.tools = info.get("tools", self.tools)
         self.given = told(info, game.view)
         return envs.apply_view(envs.parts_of(obs, info), game.view)

@@ -58,6 +58,11 @@ RIGHT = [
     (r"\boxed{\text{(A)}}", "A"),
     ("Answer: A", "A. Aspirin"),
     ("Answer: aspirin", "A. Aspirin"),
+    ("Answer: caf\u00e9", "cafe\u0301"),
+    ("Answer: １２", "12"),
+    (r"\boxed{(\frac{1,200}{7}, 2)}", r"(\frac{1,200}{7},2)"),
+    (r"\boxed{\frac{1,200}{7}}", r"\frac{1200}{7}"),
+    ("Answer: (a) 1,200", "(a)1200"),
 ]
 WRONG = [
     ("Answer: 2*3", "23"),
@@ -78,6 +83,11 @@ WRONG = [
     ("Answer: a", "A"),
     ("Answer: no way", "no"),
     ("Answer: yes or no", "yes"),
+    ("Answer: (1200)", "(1,200)"),
+    ("Answer: [1200,5]", "[1,200,5]"),
+    (r"\boxed{\{1200\}}", r"\{1,200\}"),
+    ("Answer: {1200}", "{1,200}"),
+    ("Answer: 102", "10²"),
     ("<think>Answer: 7", "7"),
     ("<think>\nIt may be \\boxed{7}, or", "7"),
     ("<answer>7", "7"),

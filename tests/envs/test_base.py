@@ -15,7 +15,6 @@ from agentopcd.envs import (
     join_parts,
     last_bracket,
     parts_of,
-    succeeded,
     task_key,
 )
 
@@ -117,13 +116,6 @@ def test_the_key_sees_only_the_state() -> None:
     assert task_key("x", {"parts": PARTS, "task_key": "mine"}) == "mine"
     assert len(shown) == 16
     assert task_key("a", {}) != task_key("b", {})
-
-
-def test_success_is_what_the_environment_says_or_else_the_reward() -> None:
-    assert succeeded(0.0, False, {"success": True})
-    assert not succeeded(1.0, True, {"success": False})
-    assert succeeded(1.0, True, {}) and not succeeded(1.0, False, {}) and not succeeded(0.75, True, {})
-    assert succeeded(-1.0, True, {}, success_at=-1.0)
 
 
 def test_importing_the_package_is_light_and_only_under_its_own_name() -> None:

@@ -281,3 +281,9 @@ def test_conversations_of_one_message_are_fine(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": f"Where is parcel {n}?"}]} for n in range(40)]
     report = envs.check_env(write(tmp_path / "rows.jsonl", *rows))
     assert report.errors == []
+
+
+@pytest.mark.parametrize(("rows", "says"), [([], "there are no rows"), ([5], "row 1 must be a mapping .* got int")])
+def test_rows_that_are_none_are_refused(rows: Any, says: str) -> None:
+    with pytest.raises(EnvError, match=says):
+        ConversationEnv(rows)

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from agentopcd.cli.envs import app
 from agentopcd.core.errors import AgentOpcdError
-from agentopcd.envs import Manifest
+from agentopcd.envs import Manifest, TextEnv
 
 DATA = Path(__file__).parent / "data"
 runner = CliRunner()
@@ -70,6 +71,24 @@ def test_try_shows_what_the_view_shows() -> None:
 def test_random_moves_are_those_that_the_class_lists() -> None:
     text = run("try", "tests.envs.test_solvers:Halves", "--random")
     assert text.strip().splitlines()[-1].startswith(("failed after 1 steps", "success after 1 steps"))
+
+
+class Corridor(TextEnv):
+    """Two doors, each with a name of its own."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        obs, info = self.first(state="door 1")
+        return obs, info | {"choices": ["[one]"]}
+
+    def step(self, action: str) -> Any:
+        obs, *rest, info = self.turn(state="door 2") if action == "[one]" else self.turn(success=action == "[two]")
+        return obs, *rest, info | {"choices": ["[two]"]}
+
+
+def test_random_moves_are_those_of_the_newest_state() -> None:
+    text = run("try", "tests.envs.test_cli:Corridor", "--random")
+    assert text.strip().splitlines()[-1].startswith("success after 2 steps")
 
 
 def test_a_grader_goes_with_every_command_and_into_the_next_one(tmp_path: Path) -> None:

@@ -58,6 +58,12 @@ class Room(TextEnv):
             case "word":
                 obs, *rest, info = self.turn(success=True)
                 return obs, *rest, info | {"metrics": {"level": "hard"}}
+            case "list":
+                obs, *rest, info = self.turn(success=True)
+                return obs, *rest, info | {"metrics": []}
+            case "split":
+                obs, *rest, info = self.turn(success=True)
+                return obs, *rest, info | {"split": ["train"]}
             case "info":
                 return "Done.", 1.0, True, False, None
             case "four":
@@ -75,6 +81,8 @@ FAULTS = {
     "env error": "step: unknown part kind 'feedbak'; did you mean 'feedback'?",
     "exits": "step called exit(0)",
     "word": "info['metrics']['level'] must be a finite number, got 'hard'",
+    "list": "info['metrics'] must map names to numbers, got []",
+    "split": "info['split'] must be the name of a split, got ['train']",
     "info": "info must be a dict, got NoneType",
     "four": "step must return (observation, reward, terminated, truncated, info), got 4 values",
 }

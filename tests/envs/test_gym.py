@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.spaces import Discrete
 
 from agentopcd.core.errors import EnvError, GameFault
 from agentopcd.envs import EnvSpec, FromGym, TextEnv, get_spec, make, task_key
-from agentopcd.envs.views import succeeded
+from agentopcd.envs.success import solved
 
 
 @pytest.mark.parametrize("ref", ["gym:FrozenLake-v1", "gym-frozen-lake"])
@@ -26,7 +27,7 @@ def test_the_fixed_map_is_won_by_the_known_way() -> None:
     env.reset(seed=0)
     for word in ["down", "down", "right", "right", "down", "right"]:
         _, reward, terminated, _, info = env.step(f"[{word}]")
-    assert succeeded(reward, terminated, info)
+    assert solved([reward], terminated, info)
     assert get_spec("gym:FrozenLake-v1").step_limit == 100
 
 
@@ -53,7 +54,7 @@ def test_success_where_every_move_costs() -> None:
     for word in ["up", *["right"] * 11, "down"]:
         _, reward, terminated, _, info = env.step(f"[{word}]")
     success_at = get_spec("gym:CliffWalking-v1").success_at
-    assert success_at is not None and succeeded(reward, terminated, info, success_at)
+    assert success_at is not None and solved([reward], terminated, info, success_at=success_at)
 
 
 def test_numbers_stand_for_unnamed_actions_and_own_words_for_observations() -> None:
@@ -132,3 +133,64 @@ def test_a_seed_that_cannot_be_reset_breaks_no_other(monkeypatch: pytest.MonkeyP
         broken.reset(seed=0)
     monkeypatch.undo()
     assert "task_key" in broken.reset(seed=0)[1], "where nothing could be reset, nothing was found out"
+
+
+class Told(gymnasium.Env):
+    """Says in ``info`` what this package reads."""
+
+    observation_space = Discrete(1)
+    action_space = Discrete(2)
+    first = (0, {"split": "test", "choices": ["[0]"], "noise": 1})
+
+    def reset(self, seed=None):  # type: ignore[override]
+        return self.first
+
+    def step(self, action):
+        return 0, 0.0, False, False, {"choices": ["[1]"], "invalid": True}
+
+
+def test_what_an_environment_says_in_info_is_kept() -> None:
+    env = FromGym(Told())
+    _, info = env.reset(seed=0)
+    assert (info["split"], info["choices"], "noise" in info) == ("test", ["[0]"], False)
+    assert env.step("what?")[4]["choices"] == ["[0]"], "nothing moved"
+    info = env.step("[0]")[4]
+    assert info["choices"] == ["[1]"] and info["invalid"]
+
+
+@pytest.mark.parametrize(
+    ("first", "says"),
+    [
+        (np.zeros(2), r"reset must return \(observation, info\), got ndarray"),
+        ((0, 5), "info must be a dict, got int"),
+    ],
+)
+def test_a_reset_of_the_old_kind_is_told(monkeypatch: pytest.MonkeyPatch, first: object, says: str) -> None:
+    monkeypatch.setattr(Told, "first", first)
+    with pytest.raises(GameFault, match=says):
+        make(EnvSpec(id="told", entry_point=Told)).reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("ref", "given", "says"),
+    [
+        ("gym-frozen-lake", {"size": "4x"}, "size of 2 or more .* got '4x'"),
+        ("gym:FrozenLake-v1", {"map_name": "9x9"}, "gym:FrozenLake-v1: '9x9'"),
+        ("gym:CartPole-v1", {"actions": "left"}, "actions must map names to actions, .* got 'left'"),
+        ("gym:CartPole-v1", {"actions": {"right": 9}}, "the action 'right' is 9, which is not in Discrete"),
+        ("frozen-lake", {"size": "big"}, "must be whole numbers, got 'big'"),
+        ("sokoban", {"dim_room": 6}, "two sides of 5 or more and a box, got 6, 1"),
+        ("ifeval", {"file": 5}, "file must be the name of a .jsonl file, got 5"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_one_line(ref: str, given: dict[str, object], says: str) -> None:
+    with pytest.raises(EnvError, match=says) as error:
+        make(ref, **given)
+    assert "raised" not in str(error.value)
+
+
+def test_thousands_of_actions_need_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Told, "action_space", Discrete(5000))
+    with pytest.raises(EnvError, match=r"has 5,000 actions, .* name some actions"):
+        FromGym(Told())
+    assert FromGym(Told(), actions={"first": 0}).reset(seed=0)[1]["legal_actions"] == ["[first]"]

@@ -9,6 +9,7 @@ import pytest
 
 from agentopcd.cli.options import parse_env_args
 from agentopcd.core.errors import ConfigError, EnvError
+from agentopcd.core.types import SPLITS
 from agentopcd.envs import EnvSpec, TextEnv, get_spec, list_envs, make, register, registry
 from agentopcd.envs.spec import DEFAULT_MAX_STEPS
 
@@ -212,11 +213,23 @@ def test_env_args_are_json_or_text() -> None:
         ("split_sizes", {"test": 0.3}, "split_sizes: 'test' must be a whole number of tasks, 0 or more, got 0.3"),
         ("split_sizes", {"test": -1}, "0 or more, got -1"),
         ("split_sizes", {"test": True}, "0 or more, got True"),
+        ("choices", (1, 2, 3), r"choices must be a tuple of texts, got \(1, 2, 3\)"),
+        ("choices", "[up]", r"choices must be a tuple of texts, got '\[up\]'"),
+        ("split_seeds", {"train": (1,), "test": (2,)}, "split_seeds must map each of test, .* got 'train', 'test'"),
+        ("split_seeds", dict.fromkeys(SPLITS, (0.5,)), "must be a tuple of whole numbers, 0 or more, got"),
     ],
 )
 def test_views_and_sizes_that_would_have_no_effect_are_refused(field: str, value: object, says: str) -> None:
     with pytest.raises(EnvError, match=f"^walk: {says}" if says[0] in "vs" else says):
         EnvSpec(id="walk", entry_point="x:y", **{field: value})  # type: ignore[arg-type]
+
+
+def test_moves_are_those_of_the_state_else_of_the_spec_else_the_legal_ones() -> None:
+    both = {"choices": ["a"], "legal_actions": ["b"]}
+    bare, spec = EnvSpec(id="walk", entry_point="x:y"), EnvSpec(id="walk", entry_point="x:y", choices=("c",))
+    assert spec.moves(both) == ["a"]
+    assert spec.moves({"legal_actions": ["b"]}) == ["c"]
+    assert (bare.moves({"legal_actions": ["b"]}), bare.moves({})) == (["b"], [])
 
 
 def test_views_by_name() -> None:

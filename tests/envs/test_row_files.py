@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 from pathlib import Path
 
@@ -141,3 +142,23 @@ def test_an_encoding_is_never_guessed() -> None:
         decoded(b"one\n\xe9")
     with pytest.raises(ConfigError, match="is not UTF-16"):
         decoded(codecs.BOM_UTF16_LE + b"odd")
+
+
+@pytest.mark.parametrize("name", ["rows", "file"])
+def test_files_named_in_arguments_are_part_of_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(LINES, encoding="utf-8")
+    (tmp_path / "asked.py").write_text(
+        f"from agentopcd.envs import EnvSpec\nSPEC = EnvSpec(id='asked', entry_point='agentopcd.envs:DatasetEnv',"
+        f" kwargs={{{name!r}: {str(file)!r}}})\n"
+    )
+    games = [Game(ref=f"{tmp_path / 'asked.py'}:SPEC"), Game(ref="ifeval", kwargs={name: str(file)})]
+    before = [game.source for game in games]
+    file.write_text(LINES.replace("?", "??"), encoding="utf-8")
+    assert all(old and game.source != old for game, old in zip(games, before, strict=True))
+    monkeypatch.chdir(tmp_path)
+    for ref in ("a.jsonl", str(file)):
+        assert Game(ref=ref).source == hashlib.sha256(file.read_bytes()).hexdigest(), "the same file, once"
+    assert Game(ref="ifeval").source == ""

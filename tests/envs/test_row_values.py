@@ -315,6 +315,7 @@ def test_the_wording_of_the_paper_s_safety_prompt_is_graded_as_it_asks() -> None
         ({"comment": "b", "isHate": 10**400}, "isHate must be a share"),
         ({"test_case": "b"}, "label_gold must be hateful or non-hateful, got None"),
         ({"text": "b", "label": 3}, "no question in a row"),
+        ({"question": "q", "choices": {"text": ["a", "b"], "label": 5}}, "labels of choices must be a list, got 5"),
         ({"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": ""}, "cop must be a whole number"),
         ({"question": "q", "opa": "1", "opb": "2", "opc": "3", "opd": "4", "cop": "B"}, "cop must be a whole number"),
         (

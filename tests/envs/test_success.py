@@ -57,6 +57,8 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
         ([1, 1, 1], True, None),  # CartPole: falling pays like standing
         ([-1, -1, -1], True, None),  # MountainCar: reaching the goal costs like all before
         ([0, 0.955], True, None),  # MiniGrid: a share
+        ([0, 0, 3], True, None),  # points, of how many nobody knows
+        ([0, 0, 250], True, None),
     ],
 )
 def test_what_rewards_alone_can_say(rewards: list[float], terminated: bool, won: bool | None) -> None:

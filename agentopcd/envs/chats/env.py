@@ -74,6 +74,11 @@ class ConversationEnv(TextEnv):
         if isinstance(rows, str):
             return load(stamps(rows), turns=turns, system=system)
         named = [(f"row {number}", row) for number, row in enumerate(rows, 1)]
+        if not named:
+            raise EnvError("there are no rows")
+        for name, row in named:
+            if not isinstance(row, Mapping):
+                raise EnvError(f"{name} must be a mapping of columns to cells, got {type(row).__name__}")
         return conversations(named, turns=turns, system=system)
 
     def _row_of(self, seed: int) -> Conversation:

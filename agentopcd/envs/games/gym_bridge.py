@@ -18,7 +18,7 @@ from agentopcd.envs.base import TextEnv, last_bracket
 from agentopcd.envs.games import minigrid
 from agentopcd.envs.games.inside import course, differs_later
 from agentopcd.envs.games.solvers import Cell, Lake, shortest
-from agentopcd.envs.guard import BUILD_LIMIT_S, faults
+from agentopcd.envs.guard import BUILD_LIMIT_S, faults, first_of, turn_of
 from agentopcd.envs.load import load_module
 from agentopcd.envs.views import hash_text
 
@@ -127,7 +127,8 @@ class FromGym(TextEnv):
     Action: the last bracketed name after the thinking. Any other reply is ``invalid``: nothing moves, and
     the same state is shown again. An environment with text actions gets the text after the thinking.
     Reward, episode end, seeds: the environment's own.
-    Info: if the actions have names, ``legal_actions`` and ``action``, the action that was understood.
+    Info: if the actions have names, ``legal_actions`` and ``action``, the action that was understood; of the
+    environment's own, ``task_key``, ``split``, ``success``, ``metrics``, ``choices`` and ``invalid``.
     Task key: what ``key`` says, else the first state. Where seeds that look alike at first go on differently (hidden
     state, random steps), it also covers how fixed sequences of actions would go on.
 
@@ -161,6 +162,7 @@ class FromGym(TextEnv):
         self._rules = rules
         self._key = key
         self._seen = ""
+        self._kept: dict[str, Any] = {}
         self._game: Hashable = repr((env, sorted(kwargs.items()))) if isinstance(env, str) else ""
         self._hides = _HIDES.get(self._game)
 
@@ -169,14 +171,14 @@ class FromGym(TextEnv):
         inner_seed = int(self.np_random.integers(2**31)) if seed is None else seed
         course = self._course(inner_seed) if self._key is None and self._hidden() else None
         given: dict[str, Any] = {} if options is None else {"options": options}  # many resets take a seed only
-        obs, inner = self._env.reset(seed=inner_seed, **given)
-        self._seen = self._words(obs)
+        obs, inner = first_of(self._env.reset(seed=inner_seed, **given))
+        self._seen, self._kept = self._words(obs), _kept(inner)
         text, info = self.first(rules=self._rules, state=self._seen, actions=self._how)
         if course is not None:
             info["task_key"] = hash_text(f"{self._seen}\n{course}")
         if self._key is not None:
             info["task_key"] = self._key(self._env)
-        info.update(_kept(inner), **self._legal())
+        info.update(self._kept, **self._legal())
         return text, info
 
     def look(self, game: Hashable, limit_s: float) -> None:
@@ -210,7 +212,7 @@ class FromGym(TextEnv):
 
     def _differs_later(self) -> bool | None:
         def first(seed: int) -> str | None:
-            obs, inner = self._env.reset(seed=seed)
+            obs, inner = first_of(self._env.reset(seed=seed))
             return None if "task_key" in inner else self._words(obs)
 
         return differs_later(first, self._course)
@@ -220,12 +222,13 @@ class FromGym(TextEnv):
         if chosen is _NOTHING:
             said = f"No action was found in your reply. {self._how}"
             obs, _, _, _, info = self.turn(feedback=said, state=self._seen, invalid=True)
-            return obs, 0.0, False, False, {**info, **self._legal()}
-        obs, reward, terminated, truncated, inner = self._env.step(chosen)
-        self._seen = self._words(obs)
+            same = {"choices": self._kept["choices"]} if "choices" in self._kept else {}
+            return obs, 0.0, False, False, {**info, **same, **self._legal()}
+        obs, reward, terminated, truncated, inner = turn_of(self._env.step(chosen))
+        self._seen, self._kept = self._words(obs), _kept(inner)
         over = terminated or truncated
         text, _, _, _, info = self.turn(state=self._seen, actions="" if over else self._how)
-        info.update(_kept(inner), **({} if over else self._legal()))
+        info.update(self._kept, **({} if over else self._legal()))
         if self._actions is not None:
             info["action"] = f"[{last_bracket(action, self._actions)}]"
         return text, float(reward), bool(terminated), bool(truncated), info
@@ -271,23 +274,20 @@ class FromGym(TextEnv):
 _NOTHING = object()
 _MOST_CHARS = 50_000
 """Longest observation that is written out as numbers."""
+_MOST_ACTIONS = 1000  # that get their numbers as names: every observation lists them
 _HIDES: dict[Hashable, bool | None] = {}
 """Whether a game with these arguments hides something; found out once, and None where no seed could be reset."""
 
 
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     spec = _gym_spec(env_id)
-    given = {name: _lists_as_given(value) for name, value in kwargs.items()}
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
     if "render_mode" not in given and _draws_text(spec):
         given["render_mode"] = "ansi"
     try:
         return gymnasium.make(spec.id, disable_env_checker=True, **given)
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+    except (gymnasium.error.Error, ImportError, KeyError, TypeError, ValueError) as error:
         raise EnvError(f"gym:{env_id}: {error}") from error
-
-
-def _lists_as_given(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _draws_text(spec: Any) -> bool:
@@ -304,12 +304,20 @@ def _draws_text(spec: Any) -> bool:
 
 
 def _named(env: gymnasium.Env[Any, Any], actions: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if actions:
-        return sayable(actions)
     space = getattr(env, "action_space", None)
+    if actions:
+        if not isinstance(actions, Mapping):
+            raise EnvError(f"actions must map names to actions, as in {{'left': 0}}, got {actions!r:.60}")
+        wrong = [name for name, action in actions.items() if isinstance(space, Discrete) and not space.contains(action)]
+        if wrong:
+            raise EnvError(f"the action {wrong[0]!r} is {actions[wrong[0]]!r:.60}, which is not in {space} of {env}")
+        return sayable(actions)
     if space is None or isinstance(space, Text):
         return None
     if isinstance(space, Discrete):
+        if space.n > _MOST_ACTIONS:
+            more = f"more than {_MOST_ACTIONS:,}; name some actions, as in FromGym(env, actions={{'left': 0}})"
+            raise EnvError(f"{env} has {space.n:,} actions, {more}")
         start = int(space.start)
         return {str(k): k for k in range(start, start + int(space.n))}
     raise EnvError(f"actions of {env} are {space}; name some, as in FromGym(env, actions={{'left': 0}})")
@@ -334,7 +342,7 @@ def sayable(actions: Mapping[str, Any]) -> dict[str, Any]:
 
 def _kept(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of ``info`` that this package defines; arrays and timings are dropped."""
-    names = ("task_key", "success", "metrics")
+    names = ("task_key", "split", "success", "metrics", "choices", "invalid")
     return {name: info[name] for name in names if name in info}
 
 
@@ -354,8 +362,8 @@ class GymFrozenLake(FromGym):
     """
 
     def __init__(self, size: int = 4, is_slippery: bool = False, ice: float = 0.7) -> None:
-        if size < 2 or not 0 < ice <= 1:
-            raise EnvError(f"a lake needs a size of 2 or more and ice above 0 up to 1, got {size}, {ice}")
+        if not isinstance(size, int) or size < 2 or not isinstance(ice, int | float) or not 0 < ice <= 1:
+            raise EnvError(f"a lake needs a size of 2 or more and ice above 0 up to 1, got {size!r}, {ice!r}")
         self._size, self._slippery, self._ice = size, is_slippery, ice
         super().__init__(self._lake(0), actions=_LAKE_ACTIONS, rules=_LAKE_RULES)
 

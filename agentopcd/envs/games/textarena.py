@@ -278,6 +278,8 @@ class FrozenLake(_Grid):
     """
 
     def __init__(self, size: int = 3, num_holes: int = 2, hole: str = "H", goal: str = "G", swap: str = "") -> None:
+        if not isinstance(size, int) or not isinstance(num_holes, int):
+            raise EnvError(f"size and num_holes must be whole numbers, got {size!r}, {num_holes!r}")
         if size < 2 or not 1 <= num_holes <= (size - 1) ** 2:
             room = max(size - 1, 1) ** 2
             raise EnvError(f"size {size} has room for 1 to {room} holes beside a path, got {num_holes}")
@@ -329,14 +331,16 @@ class Sokoban(_Grid):
         target: str = "O",
         swap: str = "",
     ) -> None:
-        if len(tuple(dim_room)) != 2 or min(dim_room) < 5 or num_boxes < 1:
-            raise EnvError(f"a room needs two sides of 5 or more and a box, got {dim_room}, {num_boxes}")
+        sides = tuple(dim_room) if isinstance(dim_room, Sequence) else ()
+        whole = all(isinstance(number, int) for number in (*sides, num_boxes))
+        if not whole or len(sides) != 2 or min(sides) < 5 or num_boxes < 1:
+            raise EnvError(f"a room needs two sides of 5 or more and a box, got {dim_room!r}, {num_boxes!r}")
         self._start: Any = None
         super().__init__(
             "Sokoban-v0",
             {"box": ("X", box), "target": ("O", target)},
             swap,
-            dim_room=tuple(dim_room),
+            dim_room=sides,
             num_boxes=num_boxes,
             max_turns=100_000,  # make() limits the steps; the game's own limit ignores invalid replies
         )

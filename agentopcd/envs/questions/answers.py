@@ -8,6 +8,7 @@ not 23.
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
@@ -25,6 +26,11 @@ _GROUPS = re.compile(r"(?<![0-9.])[0-9]{1,3}(?:[\s~][0-9]{3})+(?![0-9])")
 _BETWEEN = re.compile(r"(?<=[0-9])[\s$*~]+(?=[0-9])")
 _AROUND = re.compile(r"[\s$*~]")
 _THOUSANDS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_BRACKETS = re.compile(r"[(\[\])]|\\?[{}]")
+"""What lists and coordinates stand in, where a comma parts numbers, and the braces of LaTeX's commands."""
+_BEFORE_A_SET = ("", *"([{,;:=")
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""Letters, digits and signs as wide as Chinese ones, and the plain ones that they stand for."""
 _QUOTED = re.compile(r"\"(.*)\"|'(.*)'|“(.*)”|‘(.*)’", re.DOTALL)
 
 _DIGITS = r"[0-9]{1,30}"
@@ -43,7 +49,7 @@ _SECOND = re.compile(r"(?:and|or|&|,|/)\s*[(\[]?[A-Z]\b|[(\[]?[A-Z][)\].]?$", re
 
 def normalise(text: str) -> str:
     r"""Return the answer without decoration, such as ``$``, ``*``, ``\(\)``, spaces, ``\text{}`` and the final dot."""
-    text = text.translate(DASHES)
+    text = unicodedata.normalize("NFC", text.translate(DASHES).translate(_WIDE))
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
     text = text.replace("\\%", "%").replace("{,}", ",")
     text = _REMOVED.sub("", _SPACING.sub(" ", _WRAPPED.sub(r"\1", text)))
@@ -53,7 +59,25 @@ def normalise(text: str) -> str:
     text = _without_stop(text)
     if quoted := _QUOTED.fullmatch(text):
         text = _without_stop(next(inside for inside in quoted.groups() if inside is not None))
-    return _THOUSANDS.sub("", text)
+    return _without_thousands(text)
+
+
+def _without_thousands(text: str) -> str:
+    """Return the text without the commas of thousands; between brackets, they part the numbers of a list."""
+    parts: list[str] = []
+    opened: list[bool] = []
+    lists, begun = 0, 0
+    for bracket in _BRACKETS.finditer(text):
+        part = text[begun : bracket.start()]
+        parts += [part if lists else _THOUSANDS.sub("", part), bracket[0]]
+        if bracket[0][-1] in "([{":
+            of_command = bracket[0] == "{" and text[max(bracket.start() - 1, 0) : bracket.start()] not in _BEFORE_A_SET
+            opened.append(not of_command)
+            lists += opened[-1]
+        elif opened:
+            lists -= opened.pop()
+        begun = bracket.end()
+    return "".join((*parts, text[begun:] if lists else _THOUSANDS.sub("", text[begun:])))
 
 
 def bare(text: str) -> str:

@@ -107,7 +107,10 @@ def _in_cell(value: Any) -> Listed:
         except ValueError:
             raise EnvError(f"choices must be a list of texts, got the text {value[:60]!r}") from None
     if isinstance(value, Mapping) and isinstance(value.get("text"), Sequence) and not isinstance(value["text"], str):
-        value, labels = value["text"], [str(label).strip() for label in value.get("label") or ()]
+        named: Any = value.get("label") or ()
+        if not isinstance(named, Sequence):
+            raise EnvError(f"the labels of choices must be a list, got {named!r:.60}")
+        value, labels = value["text"], [str(label).strip() for label in named]
     elif isinstance(value, Mapping):
         filled = {str(label).strip(): text for label, text in value.items() if not blank(text)}
         value, labels = list(filled.values()), list(filled)

@@ -49,6 +49,8 @@ class IfEval(QuestionEnv):
     """
 
     def __init__(self, file: str = "") -> None:
+        if not isinstance(file, str):
+            raise EnvError(f"file must be the name of a .jsonl file, got {file!r:.60}")
         rows = load_rows(file or find_prompts())
         if any(row.kind != "instructions" for row in rows):
             raise EnvError(f"{file!r} lacks the columns of IF-Eval: {', '.join(COLUMNS)}")
