@@ -50,7 +50,7 @@ def approve(names: Names, reason: Reason = None, work: Work = WORK, as_json: AsJ
 
 
 def pin(names: Names, reason: Reason = None, work: Work = WORK, as_json: AsJson = False) -> None:
-    """Mark items as sure: approved, and not to be dropped.
+    """Mark items as sure: approved, and kept by a pool that drops items by their values.
 
     Example: agentopcd knowledge pin 1f0c9a
     """

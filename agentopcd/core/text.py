@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 THINKING, END_OF_THINKING = "<think>", "</think>"
 """The marks around a reply's reasoning. Those of other model families are read as these: ``rollouts/replies.py``."""
@@ -36,3 +37,10 @@ def split_lines(text: str) -> list[str]:
     ``str.splitlines`` would also cut at form feeds and at U+2028, which stand inside of sentences.
     """
     return re.split(r"\r\n|\n|\r", text)
+
+
+def keep_lines(text: str, wanted: Callable[[str], bool]) -> str:
+    """The text with only the lines that are wanted, which are asked for in order; line ends stay as they are."""
+    pieces = re.split(r"(\r\n|\n|\r)", text)
+    kept = [(end, line) for end, line in zip(["", *pieces[1::2]], pieces[::2], strict=True) if wanted(line)]
+    return "".join(line if not number else end + line for number, (end, line) in enumerate(kept))

@@ -17,7 +17,7 @@ from agentopcd.knowledge.bench import Bench, check_scores
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.looks import left_after
-from agentopcd.knowledge.placebo import placebo
+from agentopcd.knowledge.placebo import twin_of
 from agentopcd.knowledge.refs import best_ref
 from agentopcd.knowledge.store import PLACEBO, canonical
 
@@ -149,14 +149,15 @@ def confirm(
         first_rep: repetition of the episodes; not 0 where the tasks were seen when the context was chosen.
 
     Raises:
-        ConfigError: the context is empty, there is no task, or no pair could be played.
+        ConfigError: the context is empty or too short for a placebo, there is no task, or no pair could be played.
         TaskLeak: the context holds an item from a task it must not know, or a task is in another split.
     """
     store, env = bench.store, bench.env
     if not context.text:
         raise ConfigError("the empty context cannot be confirmed: it is what a context is compared with")
+    twin = twin_of(context)
+    assert isinstance(twin, Context)
     bench.prepare([context], tasks, "confirm")
-    twin = placebo(context)
     store.add_context(twin, {"order": PLACEBO, "of": context.id})
     look = store.begin_look(
         {"env": env, "model_id": bench.model_id, "context_id": context.id, "setup": bench.setup,

@@ -55,8 +55,8 @@ def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
 def ungraded(store: Store) -> set[str]:
     """Environments in which nothing is right or wrong, as tables of finished runs say: success says nothing there."""
     rows = store.query(
-        "SELECT DISTINCT json_extract(config, '$.env') AS env FROM run WHERE json_extract(result, '$.graded') = 0"
-        " OR json_extract(result, '$.evaluation.graded') = 0"
+        "SELECT DISTINCT json_extract(config, '$.env') AS env FROM run WHERE NOT imported AND"
+        " (json_extract(result, '$.graded') = 0 OR json_extract(result, '$.evaluation.graded') = 0)"
     )
     return {row["env"] for row in rows}
 

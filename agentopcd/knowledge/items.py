@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from agentopcd.core.text import after_thinking, split_lines
+from agentopcd.core.text import after_thinking, keep_lines, split_lines
 from agentopcd.core.types import MARKER, Context
 
 _MARKER = re.compile(r"EXPERIENCE ITEM\**[ \t]*:\**", re.IGNORECASE)
@@ -178,10 +178,10 @@ def escaped(text: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """The form that is hashed: NFC, spaces collapsed, marker removed, case kept."""
+    """The form that is hashed: NFC, spaces collapsed, markers before it removed, case kept."""
     text = text.strip()
-    if text.startswith(MARKER):
-        text = text[len(MARKER) :]
+    while text.startswith(MARKER):
+        text = text[len(MARKER) :].strip()
     return _SPACES.sub(" ", unicodedata.normalize("NFC", text)).strip()
 
 
@@ -202,6 +202,5 @@ def item_ids(context: Context) -> list[str]:
 
 def without(context: Context, ids: Collection[str]) -> Context:
     """The context minus the lines of some items; the other lines stay as they are."""
-    lines = split_lines(context.text)
-    kept = [line for line in lines if not (line.startswith(MARKER) and identify(line) in ids)]
-    return context if len(kept) == len(lines) else Context("\n".join(kept), context.placement)
+    text = keep_lines(context.text, lambda line: not (line.startswith(MARKER) and identify(line) in ids))
+    return context if text == context.text else Context(text, context.placement)

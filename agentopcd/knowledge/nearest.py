@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from math import log
 
-from agentopcd.core.text import split_lines
+from agentopcd.core.text import keep_lines
 from agentopcd.core.types import MARKER, Context, Turn
 from agentopcd.knowledge.placebo import FUNCTION_WORDS
 from agentopcd.knowledge.similar import tokens
@@ -38,9 +39,6 @@ def notes_for(context: Context, turn: Turn, k: int) -> Context:
         return sum(weight[word] for word in sorted(of & seen)) / sum(weight[word] for word in sorted(of)) if of else 0.0
 
     chosen = set(sorted(range(len(items)), key=lambda number: (-score(number), number))[:k])
-    kept, number = [], -1
-    for line in split_lines(context.text):
-        number += line.startswith(MARKER)
-        if not line.startswith(MARKER) or number in chosen:  # lines that are no items stay
-            kept.append(line)
-    return Context("\n".join(kept), context.placement)
+    numbers = itertools.count()
+    text = keep_lines(context.text, lambda line: not line.startswith(MARKER) or next(numbers) in chosen)
+    return Context(text, context.placement)  # with the lines that are no items

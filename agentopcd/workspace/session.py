@@ -386,7 +386,7 @@ class Session:
     def confirmed(self, context: Context) -> bool:
         """Whether this store has found this context to be useful in this environment, with any model.
 
-        Only looks count, and they never come with an import.
+        Only looks count; they come with an import only where a person trusts the file (``--gate keep``).
         """
         return any(look["verdict"] in USEFUL for look in self.store.looks(self.env, context.id))
 

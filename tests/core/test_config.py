@@ -278,3 +278,16 @@ def test_a_whole_number_of_a_file_is_the_flag_s(tmp_path: Path) -> None:
     assert by_file.to_json() == ConsolidateConfig.load(env="math", temperature=1.0, steps=7).to_json()
     assert ConsolidateConfig(env="math", temperature=1, steps=7).to_json() == by_file.to_json()
     assert '"steps": 7,' in by_file.to_json() and '"clip_norm": 1.0,' in by_file.to_json()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "influence", "select_tasks": 8}, "--select-tasks is for --method uniform or subsets"),
+        ({"method": "influence", "confirm_tasks": 8}, "--confirm-tasks is for --method halving or uniform"),
+        ({"method": "subsets", "confirm": False}, "--confirm is for --method halving or uniform"),
+    ],
+)
+def test_settings_of_scoring_that_would_do_nothing_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ScoreConfig(env="math", **settings)

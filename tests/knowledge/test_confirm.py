@@ -345,3 +345,10 @@ def test_confirm_on_few_boards_flips_tasks(kit) -> None:
     assert (result.comparison.wins, result.comparison.losses, result.comparison.tasks) == (20, 0, 4)
     assert result.comparison.test == "sign_flip" and not result.passed
     assert "80 episodes on 4 tasks" in str(result)
+
+
+def test_a_context_without_a_placebo_spends_no_look(kit) -> None:
+    store = kit.open()
+    with pytest.raises(ConfigError, match="too short for a placebo"):
+        confirm(kit.bench(store, kit.player(lambda _: 0.3)), Context("↑"), kit.tasks(4, 1000))
+    assert store.looks(kit.env) == [] and store.episodes() == []

@@ -8,7 +8,7 @@ import pytest
 
 from agentopcd.core.types import Context, Job
 from agentopcd.knowledge import Store
-from agentopcd.knowledge.evidence import Competed, evidence, scores
+from agentopcd.knowledge.evidence import Competed, evidence, scores, ungraded
 from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.students import CANARY
 from tests.knowledge_commands import run
@@ -66,3 +66,13 @@ def test_what_another_store_has_played_is_no_evidence_of_this_one(tmp_path: Path
     assert f"(4 pairs, model {kit.model[:8]}, imported)" in run(tmp_path, "diff", "empty", context.id)
     run(tmp_path, "export", context.id, "-o", str(tmp_path / "SKILL.md"))
     assert "none: this store has not played with it" in (tmp_path / "SKILL.md").read_text(encoding="utf-8")
+
+
+def test_what_others_could_not_grade_is_graded_here(kit) -> None:
+    store = kit.open()
+    own = {"verb": "evaluate", "code": "1", "seed": 0, "status": "done", "started_at": "2026-01-01T00:00:00Z"}
+    told = {"config": '{"env": "lake"}', "result": '{"graded": false}'}
+    store.insert("run", own | told | {"imported": 1})
+    assert ungraded(store) == set()
+    store.insert("run", own | told)
+    assert ungraded(store) == {"lake"}

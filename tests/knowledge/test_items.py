@@ -9,10 +9,10 @@ import unicodedata
 
 import pytest
 
-from agentopcd.core.types import EMPTY, MARKER, Job, Task
+from agentopcd.core.types import EMPTY, MARKER, Context, Job, Task
 from agentopcd.knowledge import Found, Origin, Store, flags, identify, ingest, item_ids, parse, sanitise
 from agentopcd.knowledge.dump import dump
-from agentopcd.knowledge.items import _marks
+from agentopcd.knowledge.items import _marks, without
 
 SPECIAL = ("<|im_start|>", "<|im_end|>", "</s>", "[INST]", "<|end of text|>", " ", "\n")
 
@@ -225,3 +225,19 @@ def test_long_runs_take_no_square_of_their_length(run: str) -> None:
     flags(sanitise(reply))
     parse(f"{MARKER}{reply}")
     assert time.process_time() - began < 5
+
+
+def test_a_context_without_an_item_keeps_the_line_ends_of_the_others() -> None:
+    lines = ["Rules:", f"{MARKER} Go left.", f"{MARKER} {MARKER} Go up.", "", "Play well."]
+    for end in ("\n", "\r\n", "\r"):
+        context = Context(end.join(lines))
+        assert without(context, [identify("Go left.")]).text == end.join([lines[0], *lines[2:]])
+        assert without(context, item_ids(context)).text == end.join([lines[0], *lines[3:]])
+        assert without(context, [identify("Go down.")]) is context
+    last = Context(f"{MARKER} Go left.\r\n{MARKER} Go up.")
+    assert without(last, [identify("Go up.")]).text == f"{MARKER} Go left."
+    assert without(last, [identify("Go left.")]).text == f"{MARKER} Go up."
+
+
+def test_markers_in_front_are_no_part_of_an_item() -> None:
+    assert {identify(f"{MARKER} " * n + "Go up.") for n in range(5)} == {identify("Go up.")}

@@ -152,6 +152,9 @@ class ScoreConfig(ScoringConfig, verb="score"):
         self._only_with("turns", influence, "--method influence")
         self._only_with("candidates", self.method in ("halving", "uniform"), "--method halving or uniform")
         self._only_with("by", not influence, "--method halving, uniform or subsets")
+        self._only_with("select_tasks", not influence, "--method uniform or subsets")
+        for name in ("confirm", "confirm_tasks"):
+            self._only_with(name, self.method in ("halving", "uniform"), "--method halving or uniform")
         if influence:
             self._needs_weights("to score replies with")
 

@@ -281,7 +281,7 @@ _HIDES: dict[Hashable, bool | None] = {}
 
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     spec = _gym_spec(env_id)
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
+    given: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
     if "render_mode" not in given and _draws_text(spec):
         given["render_mode"] = "ansi"
     try:
