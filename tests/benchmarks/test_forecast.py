@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,15 @@ def test_a_folder_without_a_store_is_refused_and_not_made(tmp_path: Path, capsys
         forecast.main([str(tmp_path / "none")])
     assert "is no workspace: it has no store.db" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_the_guide_says_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    forecast.main([])
+    printed = capsys.readouterr().out.replace("%", " %")
+    page = " ".join((forecast.FOUND.parent / "reading-results.md").read_text(encoding="utf-8").split())
+    trained, advised, better, share = re.findall(
+        r"on (\d+) earlier trainings: of (\d+) with the advice train, (\d+) students became better \(([^)]+)\)", printed
+    )[0]
+    gains = re.findall(r"gained ([\d.]+ \[[\d., ]+\])", printed)
+    assert f"the {trained} trained arms" in page and f"{better} of {advised} students" in page
+    assert f"({share})" in page and len(gains) == 2 and all(gain in page for gain in gains)
