@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def test_the_fixed_map_is_won_by_the_known_way() -> None:
     env.reset(seed=0)
     for word in ["down", "down", "right", "right", "down", "right"]:
         _, reward, terminated, _, info = env.step(f"[{word}]")
-    assert solved([reward], terminated, info)
+    assert solved([float(reward)], terminated, info)
     assert get_spec("gym:FrozenLake-v1").step_limit == 100
 
 
@@ -51,10 +53,11 @@ def test_every_seed_has_its_own_map_and_the_same_one_again() -> None:
 def test_success_where_every_move_costs() -> None:
     env = make("gym:CliffWalking-v1")
     env.reset(seed=0)
+    reward, terminated, info = 0.0, False, {}
     for word in ["up", *["right"] * 11, "down"]:
         _, reward, terminated, _, info = env.step(f"[{word}]")
     success_at = get_spec("gym:CliffWalking-v1").success_at
-    assert success_at is not None and solved([reward], terminated, info, success_at=success_at)
+    assert success_at is not None and solved([float(reward)], terminated, info, success_at=success_at)
 
 
 def test_numbers_stand_for_unnamed_actions_and_own_words_for_observations() -> None:
@@ -183,7 +186,7 @@ def test_a_reset_of_the_old_kind_is_told(monkeypatch: pytest.MonkeyPatch, first:
         ("ifeval", {"file": 5}, "file must be the name of a .jsonl file, got 5"),
     ],
 )
-def test_arguments_of_a_wrong_kind_are_one_line(ref: str, given: dict[str, object], says: str) -> None:
+def test_arguments_of_a_wrong_kind_are_one_line(ref: str, given: dict[str, Any], says: str) -> None:
     with pytest.raises(EnvError, match=says) as error:
         make(ref, **given)
     assert "raised" not in str(error.value)
