@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 
 THINKING, END_OF_THINKING = "<think>", "</think>"
 """The marks around a reply's reasoning. Those of other model families are read as these: ``rollouts/replies.py``."""
 SHORT = 12
 """Digits of an id that are shown; commands take them for the whole."""
+
+MARKS = "".join(
+    chr(code)
+    for code in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
+    if unicodedata.category(chr(code)) in ("Mn", "Mc") and code not in (0xFE0E, 0xFE0F)
+)
+"""Combining marks, which go on with a word though ``\\w`` does not hold them; not those that draw an emoji."""
 
 
 def after_thinking(reply: str) -> str:

@@ -16,7 +16,7 @@ from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, check_scores
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.looks import left_after
+from agentopcd.knowledge.looks import left_of
 from agentopcd.knowledge.placebo import twin_of
 from agentopcd.knowledge.refs import best_ref
 from agentopcd.knowledge.store import PLACEBO, canonical
@@ -185,11 +185,11 @@ def confirm(
         store.drop_look(look)  # it has shown nothing
         check_scores(bench, bench.arm(context), arena, errors)
         raise ConfigError(f"no pair of {env} with {by!r} was played ({errors} environment errors): nothing to confirm")
-    looks = len(store.looks(env))
+    looks = store.looks(env)
     result = Confirmation(
         context.id, _verdict(against, look["level"]), against,
         {name: store.means(bench.arm(arm), arena) for name, arm in {"context": context, **rivals}.items()},
-        by, look["number"], look["level"], left_after(looks), errors, best_ref(env),
+        by, look["number"], look["level"], left_of(looks), errors, best_ref(env),
     )  # fmt: skip
     with store.write():
         known = store.lookup("look", id=look["id"], at=look["at"])
@@ -219,7 +219,7 @@ def _as_found(bench: Bench, look: Row) -> Confirmation:
         return Confirmation(
             look["context_id"], look["verdict"], {name: _pair(name, given) for name in given["against"]},
             {arm: {name: Mean.from_dict(one) for name, one in by.items()} for arm, by in given["means"].items()},
-            given["by"], look["number"], look["level"], left_after(len(bench.store.looks(bench.env))), given["errors"],
+            given["by"], look["number"], look["level"], left_of(bench.store.looks(bench.env)), given["errors"],
             ref, bench.store.ref(ref), look["at"][:10],
         )  # fmt: skip
     except (AttributeError, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from agentopcd.core.types import EMPTY
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.exchange import FORMAT, IMPORTED, VERSION, signs, without
 from agentopcd.knowledge.faults import REPAIR
-from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.store import PLACEBO, Store
 
 
 def dump(store: Store, contexts: Iterable[str] | None = None, *, episodes: bool = False) -> Iterator[Row]:
@@ -50,7 +50,10 @@ class _Dump:
 
     def __init__(self, store: Store, wanted: set[str] | None, episodes: bool) -> None:
         self.store, self.episodes = store, episodes
-        self.contexts = [row for row in store.table("context", "id") if wanted is None or row["id"] in wanted]
+        known = list(store.table("context", "id"))
+        if wanted is not None:  # an importer checks a placebo against the context it is the placebo of
+            wanted = wanted | {of for row in known if row["id"] in wanted and (of := _twin_of(row))}
+        self.contexts = [row for row in known if wanted is None or row["id"] in wanted]
         self.links = {row["id"]: [item.id for item in store.items(context_id=row["id"])] for row in self.contexts}
         held = {item_id for ids in self.links.values() for item_id in ids}
         self.items = [row for row in store.table("item", "id") if wanted is None or row["id"] in held]
@@ -135,6 +138,11 @@ class _Dump:
             current = {name for name, context_id in self.store.refs().items() if context_id in self.shown}
             moves = [row for row in moves if row["name"] in current and row["context_id"] in self.shown]
         return sorted(moves, key=lambda row: row["name"])
+
+
+def _twin_of(context: Row) -> str | None:
+    recipe = json.loads(context["recipe"])
+    return recipe.get("of") if recipe.get("order") == PLACEBO else None
 
 
 def _source_order(row: Row) -> tuple[Any, ...]:

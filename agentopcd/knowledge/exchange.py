@@ -8,6 +8,7 @@ say what their store had only imported itself. Recordings and the moves of ENV/s
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from typing import cast
 
@@ -234,6 +235,9 @@ class _Load:
             raise StoreError(f"the transcript does not fit its episode ({odd}); the file was changed")
         row["run_id"] = self.runs[row["run_id"]]
         _object_or_null(row, "metrics")
+        for name, value in [*json.loads(row["metrics"] or "{}").items(), ("reward", row["reward"])]:
+            if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+                raise StoreError(f"{name!r:.40} is {value!r:.40}, which is no finite number; the file was changed")
         played = row["setup"].removeprefix(ELSEWHERE)
         if self.store.lookup("episode", **{name: row[name] for name in EPISODE_KEY} | {"setup": played}):
             row["setup"] = played

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from agentopcd.core.text import split_lines
+from agentopcd.core.text import MARKS, split_lines
 from agentopcd.core.types import MARKER
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.items import Item, normalise
@@ -97,7 +97,7 @@ def _repeats(text: str, wanted: str) -> bool:
     """Whether a text holds all words of another in a row, or says nearly the same, and does not turn it around."""
     from rapidfuzz import fuzz
 
-    words, other = (" ".join(re.findall(r"\w+", normalise(one).casefold())) for one in (wanted, text))
+    words, other = (" ".join(re.findall(rf"\w[\w{MARKS}]*", normalise(one).casefold())) for one in (wanted, text))
     if words and f" {words} " in f" {other} ":
         return True
     return fuzz.token_sort_ratio(other, words) >= ALIKE and kind_of(text, wanted) == "dup?"

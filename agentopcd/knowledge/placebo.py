@@ -13,6 +13,7 @@ import random
 import re
 
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.text import MARKS
 from agentopcd.core.types import MARKER, Context, Mixture
 
 _WORDS = """
@@ -26,12 +27,16 @@ you your
 FUNCTION_WORDS = frozenset(_WORDS.split())
 """Words that carry grammar, without those that are moves in games. Of a text in another language, all words move."""
 
+_LETTER = rf"[^\W_][{MARKS}]*"
+_SIGN = r"[^\s\w.,;:!?()\"'“”‘’*\[\]-]"
 _PIECE = re.compile(
     r"\[[^\[\]\s]+\]"  # a move or a key: [up]
-    r"|[^\W_]+(?:['’-][^\W_]+)*"  # a word or a number
-    r"|[^\s\w.,;:!?()\"'“”‘’*\[\]-]+|_+"  # a symbol of a board
+    rf"|(?:{_LETTER})+(?:['’-](?:{_LETTER})+)*"  # a word or a number
+    rf"|(?![{MARKS}]){_SIGN}+|_+"  # a symbol of a board
 )
 _BEFORE = re.compile(rf"\s*(?:{re.escape(MARKER)}|[-*•]|\d+[.)])?\s*")
+_MARK = re.compile(f"[{MARKS}]")
+_WHOLE = re.compile(f".[{MARKS}]*", re.DOTALL)
 _TRIES = 200
 
 
@@ -106,14 +111,14 @@ def _deranged(words: list[str], rng: random.Random) -> list[str]:
 
 def _cased(word: str, place: str) -> str:
     """A word with the capital letter, or without, of the word in whose place it now stands."""
-    if len(word) < 2 or not word.isalpha() or word.isupper():
+    if len(word) < 2 or not _MARK.sub("", word).isalpha() or word.isupper():
         return word  # a symbol: its case may be what it means
     return word[0].upper() + word[1:] if place[:1].isupper() else word[0].lower() + word[1:]
 
 
 def _letters(word: str, rng: random.Random) -> str:
     """A word with its characters in another order."""
-    characters = list(word)
+    characters = _WHOLE.findall(word)
     for _ in range(_TRIES):
         rng.shuffle(characters)
         if "".join(characters) != word:

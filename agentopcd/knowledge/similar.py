@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
+from agentopcd.core.text import MARKS
 from agentopcd.knowledge.items import Item
 
 ALIKE = 80
@@ -20,10 +21,13 @@ BLOCK = 200
 """Items that are compared with all others at once: with 10,000 of them, a table of 2 MB."""
 MOST = 10_000
 """Pairs that are kept, the most alike; of a store full of repetitions nobody reads more."""
+TRIED = 100_000
+"""Pairs that are tried for contradictions, of small groups of items first: about a second."""
 FEW = 2
 """Words by which less alike items may differ to be called a contradiction."""
 
-_TOKEN = re.compile(r"\[[^\[\]]+\]|[\w']+|[<>=+*/²³-]")
+_TOKEN = re.compile(rf"\[[^\[\]]+\]|[\w'][\w'{MARKS}]*|[<>=+*/²³-]")
+_ALONE = re.compile(rf"\b[^\W\d_](?![\w{MARKS}])")
 _TURNS = re.compile(
     r"\[.*\]|[<>=+*/²³-]|.*\d.*|not|no|never|none|nor|neither|nobody|nothing|without|cannot|do|does|did|is|are|be|should"
     r"|\w+n't|dont|cant|only|except|unless|always|sometimes|must|may|can|avoid|if|until|one|two|three|four|five|six|seven"
@@ -49,7 +53,7 @@ class Pair(NamedTuple):
 
 
 class Offer(NamedTuple):
-    """The most alike pairs, at most :data:`MOST` of them, and how many there are."""
+    """The most alike pairs, at most :data:`MOST` of them, and how many were found."""
 
     pairs: list[Pair]
     total: int
@@ -70,7 +74,7 @@ def kind_of(first: str, second: str) -> Kind:
     differing = (Counter(a) - Counter(b)) + (Counter(b) - Counter(a))
     if differing:
         return "conflict?" if all(_TURNS.fullmatch(token) for token in differing) else "dup?"
-    letters = [re.findall(r"\b[^\W\d_]\b", text) for text in (first, second)]
+    letters = [_ALONE.findall(text) for text in (first, second)]
     return "conflict?" if a != b or letters[0] != letters[1] else "dup?"
 
 
@@ -122,13 +126,16 @@ def _turned(items: Sequence[Item], decided: set[frozenset[str]]) -> Iterator[tup
     from rapidfuzz import fuzz
 
     groups: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number, item in enumerate(items):
-        rest = sorted(token for token in tokens(item.text) if not _TURNS.fullmatch(token))
+    counted = [Counter(tokens(item.text)) for item in items]
+    for number, count in enumerate(counted):
+        rest = sorted(token for token in count.elements() if not _TURNS.fullmatch(token))
         groups[tuple(rest)].append(number)
-    pairs = itertools.chain.from_iterable(itertools.combinations(group, 2) for group in groups.values())
-    for i, j in itertools.islice(pairs, MOST):
-        a, b = Counter(tokens(items[i].text)), Counter(tokens(items[j].text))
+    few_first = sorted(groups.values(), key=len)  # so that no large group hides what others hold
+    pairs = itertools.chain.from_iterable(itertools.combinations(group, 2) for group in few_first)
+    for i, j in itertools.islice(pairs, TRIED):
+        a, b = counted[i], counted[j]
+        if max((a - b).total(), (b - a).total()) > FEW or frozenset((items[i].id, items[j].id)) in decided:
+            continue
         ratio = fuzz.ratio(_sorted_tokens(items[i].text), _sorted_tokens(items[j].text))
-        few = max((a - b).total(), (b - a).total()) <= FEW
-        if few and ratio < ALIKE and frozenset((items[i].id, items[j].id)) not in decided:
+        if ratio < ALIKE:
             yield (i, j), int(ratio)

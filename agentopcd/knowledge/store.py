@@ -27,7 +27,7 @@ from agentopcd.core.transcript import facts, pack, to_json
 from agentopcd.core.types import EMPTY, SPLITS, Context, Episode, Task
 from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.items import identify, item_texts, normalise
-from agentopcd.knowledge.looks import level_of
+from agentopcd.knowledge.looks import next_level
 from agentopcd.knowledge.queries import Queries
 from agentopcd.knowledge.refs import check_ref
 
@@ -219,6 +219,18 @@ class Store(Queries):
 
     # -- looks --------------------------------------------------------------------------------------
 
+    def next_level(self, env: str) -> float:
+        """Level of an environment's next look.
+
+        Raises:
+            StoreError: imported looks have left none.
+        """
+        if not (level := next_level(self.looks(env))):
+            raise StoreError(
+                f"no look at the confirm tasks of {env} is left: those here and the imported ones spent all"
+            )
+        return level
+
     def begin_look(self, key: Mapping[str, Any], compared: Mapping[str, Any]) -> Row:
         """Begin a look at an environment's confirm tasks, or find the one that was begun with the same key.
 
@@ -233,7 +245,7 @@ class Store(Queries):
         """
         with self.write():
             if self.lookup("look", **key) is None:
-                level = level_of(len(self.looks(key["env"])) + 1)
+                level = self.next_level(key["env"])
                 self.insert("look", {**key, **compared, "level": level, "at": now()})
             return next(row for row in self.looks(key["env"]) if all(row[name] == key[name] for name in key))
 

@@ -27,7 +27,6 @@ from agentopcd.core.stats import Comparison, compare, draws_for
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store, best_ref, canonical
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.looks import level_of
 from agentopcd.knowledge.recordings import Rating, Recorded, sessions
 from agentopcd.knowledge.students import CANARY, current_student, move_student, student_ref
 
@@ -197,7 +196,7 @@ def decide(store: Store, recording: str, by: str = "success", *, look: bool = Tr
 def _level(store: Store, key: Mapping[str, Any]) -> float:
     """The level of the look with this key, or of the next one if there is none yet."""
     known = store.lookup("look", **key)
-    return known["level"] if known else level_of(len(store.looks(key["env"])) + 1)
+    return known["level"] if known else store.next_level(key["env"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from agentopcd.core.text import SHORT
 from agentopcd.core.types import EMPTY, Job
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.looks import level_of
+from agentopcd.knowledge.looks import next_level
 from agentopcd.knowledge.students import current_student, lineage, student_moves, student_ref
 from agentopcd.workspace.experience.choose import first_rep
 from agentopcd.workspace.ledger import config_of
@@ -67,8 +67,10 @@ def too_few(session: Session, config: TrainConfig, run_id: int) -> str:
     could; '' if these can."""
     looks = session.store.looks(session.env)
     own = next((look for look in reversed(looks) if look["run_id"] == run_id), None)
-    number, level = (own["number"], own["level"]) if own else (len(looks) + 1, level_of(len(looks) + 1))
+    number, level = (own["number"], own["level"]) if own else (len(looks) + 1, next_level(looks))
     n, success = len(session.tasks("confirm", config.gate_tasks)), session.by == "success"
+    if not level:
+        return f"imported looks have left none at the confirm tasks of {session.env}"
     if least_p(n, success=success) < level:
         return ""
     needed, held = tasks_to_pass(level, success=success), len(session.tasks("confirm"))

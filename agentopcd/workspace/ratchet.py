@@ -27,6 +27,7 @@ from agentopcd.core.text import SHORT
 from agentopcd.core.types import EMPTY, Context, Job, Mixture
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arm, Bench, Place, canonical, left_after
+from agentopcd.knowledge.looks import left_of
 from agentopcd.knowledge.students import current_student, lineage, move_student, student_ref
 from agentopcd.models.load import LoadedModel
 from agentopcd.workspace.evaluation.distance import nats_by_place
@@ -63,6 +64,8 @@ class Test:
     """What was compared: success, reward, a metric, or a distance, with a minus sign, so that more is better."""
     allowed: float = 0.0
     """How much less an ability may be, in the unit of ``by``."""
+    left: float | None = None
+    """What this look has left of the budget; by default, what it leaves where no look was imported."""
 
     def __str__(self) -> str:
         pair, gain = self.pair, self.pair.difference
@@ -81,7 +84,8 @@ class Test:
         return {
             "env": self.env, "rival": self.rival, "role": self.role, **self.pair.to_dict(),
             "by": self.by, "first": self.pair.first.rate, "second": self.pair.second.rate, "passed": self.passed,
-            "allowed": self.allowed, "look": self.look, "level": self.level, "left": left_after(self.look),
+            "allowed": self.allowed, "look": self.look, "level": self.level,
+            "left": left_after(self.look) if self.left is None else self.left,
         }  # fmt: skip
 
 
@@ -203,7 +207,7 @@ class _Ground:
              "plan": hashlib.sha256(plan.encode()).hexdigest()},
             {"run_id": self.run_id},
         )  # fmt: skip
-        level, tests = look["level"], []
+        level, tests, left = look["level"], [], left_of(bench.store.looks(bench.env)[: look["number"]])
         for rival, role in rivals.items():
             pair = compare(
                 mine, theirs[rival], {place: place[0] for place in mine}, draws=draws_for(level),
@@ -214,7 +218,7 @@ class _Ground:
             tests.append(
                 Test(
                     env=bench.env, rival=rival, role=role, pair=pair, look=look["number"], level=level, passed=passed,
-                    by=self.session.by, allowed=allowed,
+                    by=self.session.by, allowed=allowed, left=left,
                 )
             )  # fmt: skip
         return tests, look

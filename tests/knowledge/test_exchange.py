@@ -8,10 +8,11 @@ import pytest
 
 from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.types import EMPTY, MARKER, Context, Job, Task
-from agentopcd.knowledge import Found, Origin, Store, confirm, identify, ingest, score
+from agentopcd.knowledge import Found, Origin, Store, confirm, identify, ingest, placebo, score
 from agentopcd.knowledge.database import now
 from agentopcd.knowledge.dump import dump, to_jsonl
 from agentopcd.knowledge.exchange import from_jsonl, load
+from agentopcd.knowledge.looks import ALPHA, left_of, level_of, next_level
 from agentopcd.knowledge.plain import export_text, import_text
 
 
@@ -339,3 +340,30 @@ def test_an_imported_item_is_not_approved_by_being_found(store: Store, kit) -> N
     episode = kit.episode(Job(Task(1, "k")), True)
     got = ingest(store, f"{MARKER} Avoid holes.", Origin(run_id=1, episode=episode))
     assert got.accepted == []
+
+
+def test_a_placebo_travels_with_its_context(kit) -> None:
+    context, source, target = kit.context("Go left at walls."), kit.open(), kit.open()
+    source.add_context(context)
+    twin = source.add_context(placebo(context), {"order": "placebo", "of": context.id})
+    load(target, dump(source, [twin]))
+    assert {row["id"] for row in target.contexts()} >= {context.id, twin}
+
+
+def test_imported_looks_are_spent_too(kit) -> None:
+    def look(store: Store, plan: str) -> float:
+        key = {"env": kit.env, "model_id": kit.model, "context_id": EMPTY.id, "setup": kit.setup, "plan": plan}
+        return store.begin_look(key, {})["level"]
+
+    own, one, three = kit.open(), kit.open(), kit.open()
+    assert [look(own, f"own {n}") for n in (1, 2)] == [level_of(1), level_of(2)]
+    look(one, "one")
+    with pytest.raises(StoreError, match="no look at the confirm tasks of lake is left"):
+        load(own, dump(one), gate="keep")
+        look(own, "new")
+    assert left_of(own.looks(kit.env)) == 0 and next_level(own.looks(kit.env)) == 0
+    look(three, "first")
+    rows = [{**row, "level": 0.011} if row["type"] == "look" else row for row in [*dump(three)][1:]]
+    load(one, [next(dump(three)), *rows], gate="keep")
+    assert left_of(one.looks(kit.env)) == pytest.approx(ALPHA - 0.0125 - 0.011)
+    assert look(one, "second") == pytest.approx(0.0015) and sum(x["level"] for x in one.looks(kit.env)) <= ALPHA

@@ -7,8 +7,9 @@ import tracemalloc
 
 import pytest
 
-from agentopcd.knowledge import Item, identify
-from agentopcd.knowledge.similar import MOST, kind_of, similar
+from agentopcd.core.types import Context
+from agentopcd.knowledge import Item, identify, placebo
+from agentopcd.knowledge.similar import MOST, kind_of, similar, tokens
 
 
 def items(*texts: str) -> list[Item]:
@@ -99,3 +100,19 @@ def test_a_store_full_of_repetitions_takes_little_memory() -> None:
     assert offer.total == 2000 * 1999 // 2 and len(offer.pairs) == MOST
     assert {pair.kind for pair in offer.pairs} == {"conflict?"}  # they differ in a number
     assert peak < 200e6
+
+
+def test_a_large_group_hides_no_contradiction_behind_it() -> None:
+    sums = [f"{a} * {b} = {a * b}" for a in range(2, 17) for b in range(2, 17)]
+    offer = similar(items(*sums, "Go up.", "Go down."))
+    assert ("conflict?", {"Go up.", "Go down."}) in [(p.kind, {p.first.text, p.second.text}) for p in offer.pairs]
+    assert offer.total == similar(items(*sums)).total + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["दीवार की ओर मत जाओ", "กำแพง อยู่ ทางซ้าย ให้ไป", "me\u0301nage e\u0302tre de\u0301ja\u0300"]
+)
+def test_words_are_not_torn_apart_at_combining_marks(text: str) -> None:
+    assert tokens(text) == text.split()
+    moved = placebo(Context(text)).text
+    assert moved != text and sorted(moved.split()) == sorted(text.split())

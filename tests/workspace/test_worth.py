@@ -14,7 +14,7 @@ from agentopcd.cli import main
 from agentopcd.core.config import ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import MARKER, Context
-from agentopcd.knowledge import Origin, identify, ingest, render
+from agentopcd.knowledge import Origin, Store, identify, ingest, render
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.experience.worth import Worth, value_items
@@ -119,6 +119,13 @@ def test_a_pinned_item_stays_whatever_it_is_worth(run: Run) -> None:
     worth, session = run(tiny.CLUE, *NOISE, pinned=NOISE[0])
     with session:
         assert worth.context.lines[:2] == [NOISE[0], tiny.CLUE]
+
+
+def test_pinned_items_that_do_not_fit_are_told_of_before_play(run: Run, work: Path) -> None:
+    with pytest.raises(ConfigError, match="the 1 pinned items alone have"):
+        run(tiny.CLUE, *NOISE, pinned=NOISE[0], budget=1)
+    with Store.open(work / "store.db") as store:
+        assert not store.table("episode", "id")
 
 
 def test_repeating_the_call_plays_nothing_and_moves_nothing(run: Run) -> None:

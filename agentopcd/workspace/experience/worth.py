@@ -109,14 +109,17 @@ def value_items(session: Session, config: ScoreConfig, candidates: Sequence[Cont
     items = items_of(session, candidates)
     for line in plan_of(session, config, candidates):
         session.say(line)
+    count, budget, ref = session.player.chat.count_tokens, _budget(session, candidates), valued_ref(session.env)
+    pinned = [item.text for item in items.values() if item.status == "pinned"]
+    # Pinned items that do not fit are told of before anything is played.
+    assemble_by_value(pinned, {}, budget=budget, count_tokens=count, placement=placement)
     values = subsets(
         session.bench(run_id), list(items.values()), session.tasks("select", config.select_tasks),
         pairs=config.select_tasks, seed=config.seed, placement=placement, by=ranked_by(session),
     )  # fmt: skip
     last = max(one.round for one in values)
-    count, budget, ref = session.player.chat.count_tokens, _budget(session, candidates), valued_ref(session.env)
     context = assemble_by_value(
-        [item.text for item in items.values() if item.status == "pinned"],
+        pinned,
         {items[one.item_id].text: one.low for one in values if one.value > 0 and one.round == last},
         budget=budget, count_tokens=count, placement=placement,
     )  # fmt: skip
