@@ -47,9 +47,10 @@ def repair(path: Path) -> Repaired:
     """Write a store anew from every row that can be read and that is as it was written. The old files are kept.
 
     Raises:
-        StoreError: there is no store, or not even the list of its tables can be read.
+        StoreError: there is no store, not even the list of its tables can be read, or somebody wrote to it meanwhile.
     """
     check_file(path, create=False)
+    found = _written(path)
     with told(path), copy_to_read(path) as folder, tempfile.TemporaryDirectory(dir=path.parent) as beside_it:
         damaged, new = Path(folder) / path.name, Path(beside_it) / path.name
         Store.open(new).close()
@@ -59,12 +60,20 @@ def repair(path: Path) -> Repaired:
                 lost = _Repair(source, store, path.parent / "splits").run()
         finally:
             source.close()
+        if _written(path) != found:
+            raise StoreError(f"something wrote to {path} while it was repaired; stop what uses it, and repair it again")
         kept = next(name for n in range(1, 1000) if not (name := beside(path, f".damaged-{n}")).exists())
         for ending in FILES:
             if (file := beside(path, ending)).exists():
                 file.rename(beside(kept, ending))
         new.rename(path)
     return Repaired(kept, lost)
+
+
+def _written(path: Path) -> list[tuple[int, int]]:
+    """Sizes and times of what a row is written to."""
+    files = (beside(path, ending) for ending in FILES if ending != "-shm")
+    return [(file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.exists()]
 
 
 def _open(damaged: Path, new: Path, path: Path) -> sqlite3.Connection:

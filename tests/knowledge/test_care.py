@@ -21,6 +21,7 @@ from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.transcript import pack, to_json
 from agentopcd.core.types import MARKER, Context, Job, Task
 from agentopcd.knowledge import Origin, Store, confirm, ingest
+from agentopcd.knowledge import repair as repairing
 from agentopcd.knowledge.care import backup, problems
 from agentopcd.knowledge.dump import dump
 from agentopcd.knowledge.repair import repair
@@ -342,6 +343,21 @@ def test_repair_takes_lost_tasks_from_the_splits(path: Path, kit) -> None:
     with Store.open(path) as store:
         assert (len(store.episodes(split="extract")), len(store.episodes(split="train"))) == (50, 10)
         assert [item.support for item in store.items()] == [1, 1, 1]
+
+
+def test_a_store_that_is_written_to_is_not_repaired(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, before = repairing._Repair.run, sorted(file.name for file in path.parent.iterdir())
+
+    def meanwhile(self: repairing._Repair) -> list[str]:
+        raw(path, "UPDATE run SET seed = 7")
+        return run(self)
+
+    monkeypatch.setattr(repairing._Repair, "run", meanwhile)
+    with pytest.raises(StoreError, match="while it was repaired; stop what uses it"):
+        repair(path)
+    assert sorted(file.name for file in path.parent.iterdir()) == before
+    with Store.open(path) as store:
+        assert {row["seed"] for row in store.runs()} == {7}
 
 
 def test_what_is_no_store_at_all_cannot_be_repaired(tmp_path: Path) -> None:

@@ -36,8 +36,13 @@ def gather(session: Session, config: PlayConfig, *, run_id: int, start: Sequence
 
 def _play(session: Session, config: PlayConfig, run_id: int) -> tuple[Rate, int]:
     context = session.context(config.context, config.placement)[0] if config.context else EMPTY
-    jobs = [Job(task, context, rep) for task, rep in next_tasks(session, config, run_id, context)]
-    session.bench(run_id).play_missing("play", jobs)
+    planned, played = next_tasks(session, config, run_id, context), None
+    if again := sum(rep > 0 for _, rep in planned):
+        tasks = len(session.needed(config.split))
+        session.say(f"{again} of {len(planned)} episodes repeat a task: all {tasks} of {config.split} were played")
+    while planned != played:  # a play that runs beside this one may have stored some of its tasks first
+        session.bench(run_id).play_missing("play", [Job(task, context, rep) for task, rep in planned])
+        planned, played = next_tasks(session, config, run_id, context), planned
     rows = session.store.episodes(run_id=run_id)
     return rate_of(("", row["task_key"], bool(row["success"])) for row in rows), 0
 
@@ -53,8 +58,4 @@ def next_tasks(session: Session, config: PlayConfig, run_id: int, context: Conte
     tasks = session.needed(config.split)
     used = session.store.used(session.env, context.id, besides=run_id)
     endless = ((task, rep) for rep in itertools.count() for task in tasks)
-    planned = list(itertools.islice((job for job in endless if (job[0].seed, job[1]) not in used), config.episodes))
-    again = sum(rep > 0 for _, rep in planned)
-    if again:
-        session.say(f"{again} of {len(planned)} episodes repeat a task: all {len(tasks)} of {config.split} were played")
-    return planned
+    return list(itertools.islice((job for job in endless if (job[0].seed, job[1]) not in used), config.episodes))
