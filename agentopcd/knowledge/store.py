@@ -227,7 +227,8 @@ class Store(Queries):
         """
         if not (level := next_level(self.looks(env))):
             raise StoreError(
-                f"no look at the confirm tasks of {env} is left: those here and the imported ones spent all"
+                f"no look at the confirm tasks of {env} is left: those here and the imported ones spent all; go on in "
+                "a workspace without that import"
             )
         return level
 
