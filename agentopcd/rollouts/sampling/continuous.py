@@ -15,9 +15,11 @@ from agentopcd.models.process import FreedMemory
 from agentopcd.rollouts.chat import common_length
 from agentopcd.rollouts.sampling import decoding, drawing
 from agentopcd.rollouts.sampling.lean import Lean, fits
-from agentopcd.rollouts.sampling.prefixes import Prefixes
+from agentopcd.rollouts.sampling.prefixes import Prefixes, Read
 from agentopcd.rollouts.sampling.protocol import Heard
-from agentopcd.rollouts.sampling.rows import Part, Rows
+from agentopcd.rollouts.sampling.rows import Rows
+from agentopcd.rollouts.sampling.shared import WORTH_BYTES, Beginnings, Shared
+from agentopcd.rollouts.sampling.steps import Part
 
 READ_TOKENS, READ_TOKENS_GPU = 1024, 8192
 """The most tokens of prompts that a step reads."""
@@ -29,6 +31,8 @@ LOOK_EVERY = 8
 """Steps between looks at the memory of this process."""
 ROWS_BYTES, PREFIXES_BYTES = 1 << 30, 1 << 29
 """Bounds for the keys and values of requests under way, and of what was read before."""
+RESERVED = 4
+"""Rows leave room for so many times the tokens that are shared so far, up to half of it: more contexts may come."""
 FREE_SHARE = 4
 """On a GPU, requests under way may take one part in so many of its free memory, if that is more."""
 
@@ -42,8 +46,12 @@ class _Seat:
     sampling: Sampling
     ids: list[int]
     """The prompt and the reply so far."""
+    marks: list[int] = dataclasses.field(default_factory=list)
+    """See :meth:`~agentopcd.rollouts.sampling.shared.Beginnings.enter`."""
     held: int = 0
-    """How many of them the row holds keys and values of."""
+    """How many of them were read."""
+    shared: Shared | None = None
+    """What the row does not hold of them."""
     logprobs: list[float] = dataclasses.field(default_factory=list)
 
     @property
@@ -55,9 +63,14 @@ class _Seat:
         return tuple(self.ids[len(self.request.prompt_ids) :])
 
     @property
+    def before(self) -> int:
+        """How many tokens are shared."""
+        return len(self.shared) if self.shared else 0
+
+    @property
     def longest(self) -> int:
-        """How many tokens its prompt and its reply have at most."""
-        return len(self.request.prompt_ids) + self.sampling.max_tokens
+        """How many tokens its row has to hold at most."""
+        return len(self.request.prompt_ids) + self.sampling.max_tokens - self.before
 
 
 class Continuous:
@@ -69,18 +82,21 @@ class Continuous:
         rows: the most requests under way.
         share: how many engines like this one the bounds on memory are for.
         in_order: give free rows to those who wait longest, as strangers expect; else to those who asked last.
+        worth: bytes of a layer's keys and values that sharing must save at each step.
     """
 
     def __init__(
-        self, loaded: models.LoadedModel, compute: torch.dtype, rows: int, share: int = 1, *, in_order: bool = False
-    ) -> None:
+        self, loaded: models.LoadedModel, compute: torch.dtype, rows: int, share: int = 1, *, in_order: bool = False,
+        worth: int = WORTH_BYTES,
+    ) -> None:  # fmt: skip
         self.loaded, self.compute, self.in_order = loaded, compute, in_order
         self.heard: Heard | None = None
         """Called with each token as it is sampled."""
         self._packed = decoding.Packed(loaded.model, compute)
         with self._sampling():
-            lean = Lean(loaded.model, self._packed) if fits(loaded.model) else None
-            self._rows = Rows(loaded.model, most=rows, bound=_bound(loaded.model) // share, lean=lean)
+            self._lean = Lean(loaded.model, self._packed) if fits(loaded.model) else None
+            self._rows = Rows(loaded.model, most=rows, bound=_bound(loaded.model) // share, lean=self._lean)
+        self._beginnings = Beginnings(-(-worth * self._rows.layers // self._rows.each))
         self._prefixes = Prefixes(PREFIXES_BYTES // share)
         self._waiting: list[_Seat] = []
         self._seats: list[_Seat | None] = []
@@ -130,11 +146,16 @@ class Continuous:
     def submit(self, ticket: int, request: Request, sampling: Sampling) -> None:
         """Take a request."""
         seat = _Seat(ticket, request, sampling, list(request.prompt_ids))
+        if self._rows.can_share:
+            seat.marks = self._beginnings.enter(seat.ids)
         self._waiting.insert(0 if self.in_order else len(self._waiting), seat)
 
     def drop(self, tickets: Iterable[int]) -> None:
         """Forget requests."""
         gone = set(tickets)
+        for seat in (*self._waiting, *self._seats):
+            if seat and seat.ticket in gone:
+                self._beginnings.leave(seat.marks)
         self._waiting = [seat for seat in self._waiting if seat.ticket not in gone]
         self._seats = [None if seat and seat.ticket in gone else seat for seat in self._seats]
 
@@ -177,18 +198,19 @@ class Continuous:
             return None
         self._keep(row, seat)
         self._seats[row] = None
+        self._beginnings.leave(seat.marks)
         reason = "stop" if ended else "length"
         return seat.ticket, Completion(token_ids=seat.reply, logprobs=tuple(seat.logprobs), finish_reason=reason)
 
     def _keep(self, row: int, seat: _Seat) -> None:
-        self._prefixes.add(seat.ids[: seat.held], lambda start, end: self._rows.take(row, start, end))
+        self._prefixes.add(seat.ids[: seat.held], lambda start, end: self._rows.take(row, start, end, seat.shared))
 
     def _parts(self, seats: Sequence[_Seat]) -> Iterable[Part]:
         """What each row reads in this step, in the order of rows. A long prompt takes several steps."""
         left = READ_TOKENS if self._rows.recorded is None else READ_TOKENS_GPU
         for row, seat in enumerate(seats):
             end = min(len(seat.ids), seat.held + max(1, left))
-            yield Part(row, seat.held, seat.ids[seat.held : end])
+            yield Part(row, seat.held, seat.ids[seat.held : end], seat.shared)
             left -= end - seat.held if seat.reading else 0
             seat.held = end
 
@@ -203,28 +225,63 @@ class Continuous:
         if self._waiting and not self._seats:
             self._rows.narrow(max(seat.longest for seat in self._waiting))
         while self._waiting:
-            ids = self._waiting[-1].ids
-            longest = max(longest, self._waiting[-1].longest)
-            room, row = self._rows.room(longest), len(self._seats)
+            seat, row = self._waiting[-1], len(self._seats)
+            ids, (seat.shared, full) = seat.ids, self._share(seat)
+            if full and row and not self.in_order:  # those whose beginning is kept go first
+                later.append(self._waiting.pop())
+                continue
+            longest = max(longest, seat.longest)
+            room = self._rows.room(longest, RESERVED * self._beginnings.tokens)
             if row >= room and row:
                 break
-            seat = self._waiting.pop()
+            self._waiting.pop()
             found = self._prefixes.find(ids[:-1])  # the last token is read again: its hidden state is needed
-            known = sum(n for _, n in found)
+            known = max(seat.before, sum(n for _, n in found))
             if any(common_length(ids, other) - known >= SHARED_TOKENS for other in reading):
                 later.append(seat)
                 continue
             soon = min(room, 1 + row + len(self._waiting) + len(later))
             self._rows.grow(max(row + 1, soon), longest, row)
-            at = 0
-            for read, n in found:
-                self._rows.put(row, at, read, n)
-                at += n
+            self._fill(self._rows, row, found, seat.before)
             seat.held = known
             self._seats.append(seat)
             if len(ids) - known > SHARED_TOKENS:
                 reading.append(ids)
         self._waiting += reversed(later)
+
+    def _share(self, seat: _Seat) -> tuple[Shared | None, bool]:
+        """What the row of a request need not hold, since others begin with it, too, read here if it was not; and
+        whether there is no room for more of it now."""
+        found, cut = self._beginnings.find(seat.ids, seat.marks), self._beginnings.cut(seat.marks)
+        if cut <= 2 * (len(found) if found else 0):
+            return found, False
+        if not self._rows.fits(self._beginnings.tokens + cut):
+            self._beginnings.forget([other.shared for other in self._seats if other and other.shared])
+            if not self._seats:
+                self._rows.narrow(0)
+            if not self._rows.fits(self._beginnings.tokens + cut):
+                return found, True
+        ids = tuple(seat.ids[:cut])
+        rows = Rows(self.loaded.model, most=1, bound=0, lean=self._lean)
+        rows.grow(1, cut, 0)
+        at = self._fill(rows, 0, self._prefixes.find(ids), 0)
+        for left in range(-(-(cut - at) // READ_TOKENS), 0, -1):  # pieces of one size, since a short one costs as much
+            end = at + (cut - at) // left
+            rows.read([Part(0, at, ids[at:end])])
+            at = end
+        shared = Shared(ids, rows.first(cut))
+        self._beginnings.keep(shared, seat.marks)
+        return shared, False
+
+    @staticmethod
+    def _fill(rows: Rows, row: int, found: Sequence[tuple[Read, int]], before: int) -> int:
+        """Write what was read before into a row that lacks the tokens ``before``; returns how many there are."""
+        at = 0
+        for read, n in found:
+            if at + n > before:
+                rows.put(row, max(0, at - before), read, max(0, before - at), n)
+            at += n
+        return at
 
     def _close_up(self) -> None:
         """Move the last rows into free ones, so that the rows under way lie side by side."""
@@ -232,7 +289,7 @@ class Continuous:
             last = self._seats.pop()
             if last is not None:
                 row = self._seats.index(None)
-                self._rows.move(len(self._seats), row, last.held)
+                self._rows.move(len(self._seats), row, last.held - last.before)
                 self._seats[row] = last
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +20,8 @@ from agentopcd import models
 from agentopcd.rollouts.sampling.lean import Lean
 from agentopcd.rollouts.sampling.prefixes import Read
 from agentopcd.rollouts.sampling.recorded import Record, Recorded, cuda_graph
+from agentopcd.rollouts.sampling.shared import Shared, mixed, weighed
+from agentopcd.rollouts.sampling.steps import Part, Single, Step
 
 NAME = "agentopcd-rows"
 """What transformers knows this attention as, with a number for each object: two models may answer at once."""
@@ -32,20 +33,6 @@ STATES = ("linear", "mamba", "conv", "recurrent")
 """Words in the kinds of layers that keep a state, which rows do not hold."""
 IGNORED = {"dropout", "is_causal", "position_ids", "use_cache", "cache_position", "output_attentions"}
 """Arguments of an attention call that change nothing here."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Tokens of one row that are read in a step."""
-
-    row: int
-    start: int
-    """How many tokens the row holds before."""
-    ids: Sequence[int]
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.ids)
 
 
 class Rows:
@@ -69,19 +56,35 @@ class Rows:
             record = cuda_graph
         self.recorded = Recorded(self._single, record, self.device) if lean is not None and record else None
         """Steps that read one token a row, where they are recorded."""
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._places: dict[int, list[tuple[int, int]]] = {}
         self._stores: list[Tensor] = []
         self._probe()
 
-    def room(self, width: int) -> int:
-        """How many rows there may be if each holds ``width`` tokens; rows under way never get shorter."""
+    def room(self, width: int, beside: int = 0) -> int:
+        """How many rows there may be if each holds ``width`` tokens; rows under way never get shorter.
+
+        Args:
+            width: tokens.
+            beside: tokens to be kept elsewhere, which get no more than half of the bound.
+        """
         wide = max(_rounded(width), self._stores[0].shape[3])
-        return max(1, min(self.most, self.bound // (self._each * wide)))
+        left = self.bound - min(self.each * beside, self.bound // 2)
+        return max(1, min(self.most, left // (self.each * wide)))
+
+    def fits(self, beside: int) -> bool:
+        """Whether so many tokens may be kept elsewhere, so that rows as they are have at least half of the bound."""
+        have = self._stores[0].shape[1] * self._stores[0].shape[3]
+        return max(have * self.each, self.bound // 2) + self.each * beside <= self.bound
 
     @property
-    def _each(self) -> int:
-        """Bytes of a token's keys and values."""
+    def layers(self) -> int:
+        """How many layers have keys and values."""
+        return len(self._places)
+
+    @property
+    def each(self) -> int:
+        """Bytes of a token's keys and values, in all layers."""
         return sum(store.nbytes // (store.shape[1] * store.shape[3]) for store in self._stores)
 
     def grow(self, rows: int, width: int, held: int) -> None:
@@ -91,13 +94,14 @@ class Rows:
             return
         if width > wide:  # more than is needed, since a game goes on and its prompts grow
             # Wider rows are fewer: those that were there for shorter requests would take more than the bound.
-            have, width = held, max(_rounded(width), min(2 * wide, self.bound // (self._each * self.most)))
+            have, width = held, max(_rounded(width), min(2 * wide, self.bound // (self.each * self.most)))
         self._replace(max(rows, have), max(wide, width), held)
 
     def narrow(self, width: int) -> None:
-        """Where no row is held and so many tokens are enough, give up wider rows, so that there may be more."""
-        if self._stores[0].shape[3] > 2 * _rounded(width):
-            self._replace(1, _rounded(width), 0)
+        """Where no row is held and so many tokens are enough, give up wider rows, so that there may be more; with 0,
+        all but one."""
+        if self._stores[0].shape[3] > 2 * _rounded(width) or not width:
+            self._replace(1, max(GROWTH, _rounded(width)), 0)
 
     def _replace(self, rows: int, width: int, held: int) -> None:
         for i in range(len(self._stores)):
@@ -112,14 +116,24 @@ class Rows:
         if self.recorded is not None:
             self.recorded.forget()  # they read the old ones
 
-    def put(self, row: int, start: int, read: Read, n: int) -> None:
-        """Write the first ``n`` tokens of what was read before into a row."""
+    def put(self, row: int, column: int, read: Read, start: int, end: int) -> None:
+        """Write the tokens from ``start`` to ``end`` of what was read before into a row."""
         for store, tensor in zip(self._stores, read, strict=True):
-            store[:, row, :, start : start + n] = tensor[:, :, :n]
+            store[:, row, :, column : column + end - start] = tensor[:, :, start:end]
 
-    def take(self, row: int, start: int, end: int) -> Read:
-        """A copy of what a row holds of some tokens."""
-        return [store[:, row, :, start:end].clone() for store in self._stores]
+    def first(self, n: int) -> Read:
+        """The first ``n`` tokens of the first row, not copied."""
+        return [store[:, 0, :, :n] for store in self._stores]
+
+    def take(self, row: int, start: int, end: int, shared: Shared | None = None) -> Read:
+        """A copy of what was read of some tokens of a request, of which the first ones may be shared."""
+        before = len(shared) if shared else 0
+        own = [store[:, row, :, max(0, start - before) : max(0, end - before)] for store in self._stores]
+        if shared is None or start >= before:
+            return [tensor.clone() for tensor in own]
+        return [
+            torch.cat([both[:, :, start:end], tensor], dim=2) for both, tensor in zip(shared.read, own, strict=True)
+        ]
 
     def move(self, source: int, target: int, n: int) -> None:
         """Copy the first ``n`` tokens of one row to another."""
@@ -136,29 +150,31 @@ class Rows:
             asked = [part.ids[0] for part in parts], [part.start for part in parts]
             if (hidden_BH := self.recorded.read(*asked, most=self._stores[0].shape[1])) is not None:
                 return hidden_BH
-        self._step = step = _Step(parts, self.device)
+        self._step = step = Step(parts, self.device)
         ids = [token for part in parts for token in part.ids]
         tokens = torch.tensor([ids], device=self.device)
         if self.lean is not None:
-            return self.lean(tokens, step.columns[None], step.last, self.attend)
+            return self.lean(tokens, step.positions[None], step.last, self.attend)
         with self._attending(self._attend):
-            out = models.decoder(self.model)(input_ids=tokens, position_ids=step.columns[None], use_cache=False)
+            out = models.decoder(self.model)(input_ids=tokens, position_ids=step.positions[None], use_cache=False)
         return out.last_hidden_state[0, step.last]
 
     def _single(self, ids: Tensor, columns: Tensor) -> Tensor:
         """Read one token for each of the first rows: ``ids [1, B]`` at ``columns [B]``; see :meth:`read`."""
         assert self.lean is not None
-        self._step = step = _Single(columns, self._stores[0].shape[3])
+        self._step = step = Single(columns, self._stores[0].shape[3])
         return self.lean(ids, columns[None], step.last, self.attend)
 
     def _probe(self) -> None:
         """Read one token, to learn the shapes of all layers' keys and values."""
         seen: list[tuple[int, Tensor, Tensor]] = []
         windows: dict[int, int | None] = {}
+        plain: list[bool] = []
 
         def note(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
             seen.append((module.layer_idx, key, value))
             windows[module.layer_idx] = kwargs.get("sliding_window")
+            plain.append(all(kwargs.get(name) is None for name in ("sliding_window", "softcap", "s_aux")))
             return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2), None
 
         start = torch.zeros((1, 1), dtype=torch.long, device=self.device)
@@ -181,6 +197,10 @@ class Rows:
         dtype, kind = seen[0][1].dtype, self.device.type
         if torch.is_autocast_enabled(kind):  # as in the model's own attention; half the memory to read at each step
             dtype = torch.get_autocast_dtype(kind)
+        self.can_share = (
+            kind == "cpu" and self.recorded is None and all(plain) and len(counts) == 1
+            and not any(name in MASKED for name in kinds)
+        )  # fmt: skip
         self._stores = [
             torch.zeros(n, 1, heads, GROWTH, width, dtype=dtype, device=self.device)
             for (heads, width), n in counts.items()
@@ -239,6 +259,8 @@ class Rows:
         with torch.autocast(query.device.type, enabled=False):
             # The last token of each row, all rows at once: of a prompt's other tokens, most steps read none.
             only = query.shape[2] == step.rows
+            if step.groups:
+                return self._attend_shared(layer, query, keys, values, step, only, how.scaling).transpose(1, 2)
             one = query if only else query[:, :, step.last]
             rows = (one.transpose(0, 2), keys[: step.rows, :, : step.width], values[: step.rows, :, : step.width])
             out = _attention(*rows, step.mask(window), how).transpose(0, 2)
@@ -254,7 +276,35 @@ class Rows:
                 out = whole
         return out.transpose(1, 2)
 
-    def _write(self, place: tuple[int, int], new: Tensor, step: _Step) -> Tensor:
+    def _attend_shared(
+        self, layer: int, query: Tensor, keys: Tensor, values: Tensor, step: Step, only: bool, scaling: float
+    ) -> Tensor:
+        """:meth:`attend` where rows hold only what comes after the tokens they share."""
+        ratio, where = query.shape[1] // keys.shape[1], slice(None) if only else step.last
+        rows = (keys[: step.rows, :, : step.width], values[: step.rows, :, : step.width])
+        last = query[:, :, where].transpose(0, 2)
+        out, weight = weighed(last, *rows, step.added(None, 1, query.dtype), scaling)
+        own, own_weight = out.new_empty(query.shape), weight.new_empty(query.shape[:3])
+        own[:, :, where], own_weight[:, :, where] = out.transpose(0, 2), weight.transpose(0, 2)
+        for at, part in () if only else step.long:
+            row, of = slice(part.row, part.row + 1), slice(at, at + len(part.ids))
+            own[:, :, of], own_weight[:, :, of] = weighed(
+                query[:, :, of], keys[row, :, : part.end], values[row, :, : part.end],
+                step.added(part, ratio, query.dtype), scaling,
+            )  # fmt: skip
+        both, both_weight = torch.empty_like(own), torch.empty_like(own_weight)
+        if step.alone:
+            both.zero_(), both_weight.fill_(-torch.inf)
+        (kind, number), (_, second) = self._places[layer]
+        for group in step.groups:
+            of_all = group.rows if only else group.tokens
+            store = group.shared.read[kind]
+            both[:, :, of_all], both_weight[:, :, of_all] = weighed(
+                query[:, :, of_all], store[None, number], store[None, second], None, scaling
+            )
+        return mixed((own, own_weight), (both, both_weight))
+
+    def _write(self, place: tuple[int, int], new: Tensor, step: Step) -> Tensor:
         """Write new keys or values of a layer; return the layer's rows ``[rows, groups, width, D]``."""
         store = self._stores[place[0]][place[1]]
         _, groups, width, size = store.shape
@@ -272,63 +322,9 @@ class _How:
     sinks: Tensor | None
 
 
-class _Step:
-    """Where the tokens of a step stand; what is the same in all layers is computed once."""
-
-    def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
-        self.device, self.rows = device, len(parts)
-        self.width = max(part.end for part in parts)
-        starts = list(itertools.accumulate((len(part.ids) for part in parts), initial=0))
-        self.long = [(start, part) for start, part in zip(starts, parts, strict=False) if len(part.ids) > 1]
-        self.last = torch.tensor(starts[1:], device=device) - 1
-        self.columns = torch.tensor([at for part in parts for at in range(part.start, part.end)], device=device)
-        self._row = torch.tensor([part.row for part in parts for _ in part.ids], device=device)
-        self._known: dict[Any, Tensor] = {}
-
-    def places(self, groups: int, width: int) -> Tensor:
-        """The index ``[N * groups]`` of each token's keys among all rows, groups and tokens of a layer."""
-        if (groups, width) not in self._known:
-            group = torch.arange(groups, device=self.device)
-            found = (self._row[:, None] * groups + group) * width + self.columns[:, None]
-            self._known[groups, width] = found.flatten()
-        return self._known[groups, width]
-
-    def mask(self, window: int | None) -> Tensor:
-        """What the last token of each row sees, ``[rows, 1, 1, width]``."""
-        key = ("mask", window)
-        if key not in self._known:
-            self._known[key] = _sees(self.columns[self.last], self.width, window)[:, None, None]
-        return self._known[key]
-
-    def part_mask(self, part: Part, window: int | None) -> Tensor | None:
-        """What each token of a part sees, ``[n, end]``; None: all before it, from the row's first token on."""
-        if part.start == 0 and (window is None or part.end <= window):
-            return None
-        key = (part.row, window)
-        if key not in self._known:
-            self._known[key] = _sees(torch.arange(part.start, part.end, device=self.device), part.end, window)
-        return self._known[key]
-
-
-class _Single(_Step):
-    """One token for each row, at places that a tensor holds, so that a recording reads them anew; rows of one width."""
-
-    def __init__(self, columns: Tensor, width: int) -> None:
-        self.device, self.rows, self.width, self.columns = columns.device, len(columns), width, columns
-        self.last = self._row = torch.arange(self.rows, device=self.device)
-        self.long, self._known = [], {}
-
-
 def _has_window(config: Any) -> bool:
     """Whether a config without kinds of layers says that they have a window."""
     return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
-
-
-def _sees(at: Tensor, width: int, window: int | None) -> Tensor:
-    """Whether a token at position ``at[i]`` sees that at ``j``, ``[len(at), width]``."""
-    columns = torch.arange(width, device=at.device)
-    seen = columns <= at[:, None]
-    return seen & (columns > at[:, None] - window) if window else seen
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, how: _How) -> Tensor:

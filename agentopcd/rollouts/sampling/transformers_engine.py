@@ -20,12 +20,15 @@ from agentopcd.rollouts.sampling import decoding, drawing, shares
 from agentopcd.rollouts.sampling.continuous import Continuous
 from agentopcd.rollouts.sampling.protocol import Heard, InBatches, Sampler, check_room
 from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
+from agentopcd.rollouts.sampling.shared import WORTH_BYTES
 
 WAYS = ("fast", "padded", "alone")
 """Ways to sample, the cheapest first: by :mod:`.continuous`; by ``generate`` on padded batches of prompts of similar
 length; by ``generate`` on one prompt at a time."""
 CHECKED_TOKENS = 1024
 """The most tokens of a prompt that the ways are compared on."""
+SHORT_TOKENS = 100
+"""The most of those that share their beginnings."""
 
 
 class TransformersSampler(InBatches):
@@ -183,11 +186,16 @@ class TransformersSampler(InBatches):
         # Float32 tells a wrong way from rounding. Flash attention, and the weights below an adapter, are in bfloat16.
         flash = models.attends_without_padding(self.loaded.model)
         whole = not flash and all(p.dtype == torch.float32 for p in self.loaded.model.parameters())
+        # What few probes begin with alike is not worth sharing, so short ones are answered as if it were.
+        short = [dataclasses.replace(probe, prompt_ids=probe.prompt_ids[:SHORT_TOKENS]) for probe in probes]
+        asked = {WORTH_BYTES: probes} | ({0: short} if way == "fast" else {})
         for compute in dict.fromkeys([torch.float32, self.compute] if whole else [self.compute]):
             try:
                 with models.heard(self.loaded):
-                    replies = self._sample(probes, sampling, way, compute)
-                    gaps = gaps_nats(self.loaded, compute, probes, replies)
+                    gaps = []
+                    for worth, some in asked.items():
+                        replies = self._sample(some, sampling, way, compute, worth)
+                        gaps += gaps_nats(self.loaded, compute, some, replies)
             except Exception as error:  # whatever the code of an architecture raises
                 known.off_nats[f"{way} decoding"] = math.inf
                 return f"{way} decoding fails ({first_line(error, otherwise=type(error).__name__)})"
@@ -198,10 +206,10 @@ class TransformersSampler(InBatches):
         return ""
 
     def _sample(
-        self, requests: Sequence[Request], sampling: Sampling, way: str, compute: torch.dtype
+        self, requests: Sequence[Request], sampling: Sampling, way: str, compute: torch.dtype, worth: int = WORTH_BYTES
     ) -> list[Completion]:
         if way == "fast":
-            return Continuous(self.loaded, compute, self.batch_size).sample(requests, sampling)
+            return Continuous(self.loaded, compute, self.batch_size, worth=worth).sample(requests, sampling)
         order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt_ids))
         size = 1 if way == "alone" else self.batch_size
         replies: dict[int, Completion] = {}

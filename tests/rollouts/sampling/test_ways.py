@@ -73,7 +73,11 @@ def wrong_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = rows.Rows.put
-    monkeypatch.setattr(rows.Rows, "put", lambda self, row, start, read, n: usual(self, row, start, read, n - 1))
+
+    def short(self: rows.Rows, row: int, column: int, read: Any, start: int, end: int) -> None:
+        usual(self, row, column, read, start, end - 1)
+
+    monkeypatch.setattr(rows.Rows, "put", short)
 
 
 def wrong_pass(monkeypatch: pytest.MonkeyPatch) -> None:
