@@ -3,11 +3,12 @@
 Three scenes: ``pocket`` plays Frozen Lake; SmolLM2-135M plays a game of up to sixteen turns whose transcript grows;
 SmolLM2-135M answers questions with eight contexts of 1,000 tokens. ``ours`` is the in-process engine, ``padded`` is
 transformers' ``generate`` on padded batches with the same weights and noise and the model's own linears, ``vllm`` is
-vLLM in the same process, if it is installed (docs/engines.md), with as many sequences at once as ``ours``, ``bare`` is
-``LLM.generate`` on all prompts of a scene at once, and ``old`` is the in-process engine of another checkout
-(``--old``), in a process of its own. Both of vLLM's begin without cached prefixes. The arms take turns, ``--repeats``
-times; medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of the arithmetic limit:
-what the products of the tokens that ``ours`` reads would take at the rate of a large product on this machine.
+vLLM in the same process, if it is installed (docs/engines.md), with as many sequences at once as ``ours``, and ``old``
+is the in-process engine of another checkout (``--old``), in a process of its own. ``ours all`` and ``vllm all`` are the
+two engines without play: given all prompts of a scene at once. Each arm begins with nothing read before. The arms take
+turns, ``--repeats`` times; medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of
+the arithmetic limit: what the products of the tokens that ``ours`` reads would take at the rate of a large product on
+this machine.
 
 ``--flight`` plays so many games at once, twice, and prints the memory of the process after each.
 """
@@ -100,7 +101,7 @@ def vllm_arms(
     ours: Player, loaded: models.LoadedModel, compute: torch.dtype, jobs: Sequence[Job], asked: Sequence[Request],
     max_tokens: int,
 ) -> dict[str, Callable[[], int]]:  # fmt: skip
-    """vLLM's arms, both after a warm-up and with as many sequences at once as ``ours``."""
+    """vLLM's arms, both after a warm-up and with as many sequences at once as ``ours``, and what they compare with."""
     fast: Any = vllm_engine.VllmSampler(loaded, compute=compute, batch_size=VLLM_ROWS)
     vllm = dataclasses.replace(ours, sampler=fast)
     play(vllm, jobs)
@@ -111,8 +112,22 @@ def vllm_arms(
 
     return {
         "vllm": lambda: fresh(lambda: play(vllm, jobs)),
-        "bare": lambda: fresh(lambda: bare(fast, asked, max_tokens)),
+        "ours all": lambda: all_at_once(ours, asked),
+        "vllm all": lambda: fresh(lambda: bare(fast, asked, max_tokens)),
     }
+
+
+def all_at_once(player: Player, asked: Sequence[Request]) -> int:
+    """Reply tokens of the in-process engine alone, given all requests at once."""
+    player.sampler.rest()
+    left = {player.sampler.submit(request, player.sampling) for request in asked}
+    tokens = 0
+    while left:
+        for ticket, reply in player.sampler.collect():
+            left.remove(ticket)
+            tokens += len(reply.token_ids)
+    player.sampler.rest()
+    return tokens
 
 
 def bare(fast: Any, asked: Sequence[Request], max_tokens: int) -> int:
@@ -179,7 +194,7 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
             if arm == "ours"
             else f"  ours: {seconds[arm] / seconds['ours']:.2f} x"
         )
-        print(f"  {arm:7} {tokens:8.1f} tokens a CPU-s {seconds[arm] / len(jobs):8.3f} CPU-s a game  {share}")
+        print(f"  {arm:8} {tokens:8.1f} tokens a CPU-s {seconds[arm] / len(jobs):8.3f} CPU-s a game  {share}")
     if args.flight:
         many = dataclasses.replace(ours, concurrency=args.flight)
         for number in (1, 2):

@@ -14,6 +14,7 @@ import torch
 from agentopcd import models
 from agentopcd.core.types import Request, Sampling
 from agentopcd.rollouts.sampling import decoding, vllm_engine
+from agentopcd.rollouts.sampling.continuous import Continuous
 from agentopcd.rollouts.sampling.rows import Rows
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from benchmarks import rollout
@@ -82,6 +83,23 @@ def test_the_vllm_arm_has_as_many_sequences_as_ours_and_no_cached_prefixes(
     for times in (1, 2):
         assert arms["vllm"]() > 0 and engines[0].forgot == times
     assert isinstance(player.sampler, TransformersSampler) and engines[0].batch_size == player.sampler.rows
+
+
+def test_the_engine_alone_answers_all_that_play_asks(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene, loaded = scene_of(tiny_model_dir), models.load_model(str(tiny_model_dir))
+    player, jobs = player_of(scene, loaded, torch.float32), jobs_of(scene, loaded, scene.games)
+    _, asked = rollout.counted(player, jobs)
+    began: list[int] = []
+    usual = Continuous.__init__
+
+    def note(self: Continuous, *args: Any, **kwargs: Any) -> None:
+        began.append(args[2])
+        usual(self, *args, **kwargs)
+
+    monkeypatch.setattr(Continuous, "__init__", note)
+    assert rollout.all_at_once(player, asked) == rollout.play(player, jobs)
+    assert isinstance(player.sampler, TransformersSampler)
+    assert began == [player.sampler.rows] * 2  # each with nothing read before
 
 
 def test_vllm_alone_is_asked_for_the_replies_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
