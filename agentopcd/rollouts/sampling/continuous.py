@@ -225,23 +225,35 @@ class Continuous:
         if self._waiting and not self._seats:
             self._rows.narrow(max(seat.longest for seat in self._waiting))
         while self._waiting:
-            seat, row = self._waiting[-1], len(self._seats)
-            ids, (seat.shared, full) = seat.ids, self._share(seat)
-            if full and row and not self.in_order:  # those whose beginning is kept go first
-                later.append(self._waiting.pop())
-                continue
-            longest = max(longest, seat.longest)
-            room = self._rows.room(longest, RESERVED * self._beginnings.tokens)
-            if row >= room and row:
+            row = len(self._seats)
+            if row and row >= self._room(longest):
                 break
-            self._waiting.pop()
+            seat = self._waiting.pop()
+            ids, kept = seat.ids, self._beginnings.find(seat.ids, seat.marks)
             found = self._prefixes.find(ids[:-1])  # the last token is read again: its hidden state is needed
-            known = max(seat.before, sum(n for _, n in found))
+            known = max(len(kept or ()), sum(n for _, n in found))
             if any(common_length(ids, other) - known >= SHARED_TOKENS for other in reading):
                 later.append(seat)
                 continue
-            soon = min(room, 1 + row + len(self._waiting) + len(later))
-            self._rows.grow(max(row + 1, soon), longest, row)
+            cut = self._beginnings.cut(seat.marks)
+            if cut <= 2 * len(kept or ()):
+                cut = 0
+            elif not self._has_room_to_share(cut):
+                if row and not self.in_order and self._fill_up(cut):  # those whose beginning is kept go first
+                    later.append(seat)
+                    continue
+                cut = 0
+            wide = max(longest, seat.longest - (cut or len(kept or ())))
+            if row and row >= self._room(wide, cut):
+                self._waiting.append(seat)
+                break
+            seat.shared = self._read_once(seat, cut) if cut else kept
+            if seat.shared is not None:
+                self._beginnings.keep(seat.shared, seat.marks)
+            longest, known = wide, max(seat.before, known)
+            beside = RESERVED * self._beginnings.tokens
+            soon = min(self._rows.room(longest, beside), 1 + row + len(self._waiting) + len(later))
+            self._rows.grow(max(row + 1, soon), longest, row, beside)
             self._fill(self._rows, row, found, seat.before)
             seat.held = known
             self._seats.append(seat)
@@ -249,18 +261,39 @@ class Continuous:
                 reading.append(ids)
         self._waiting += reversed(later)
 
-    def _share(self, seat: _Seat) -> tuple[Shared | None, bool]:
-        """What the row of a request need not hold, since others begin with it, too, read here if it was not; and
-        whether there is no room for more of it now."""
-        found, cut = self._beginnings.find(seat.ids, seat.marks), self._beginnings.cut(seat.marks)
-        if cut <= 2 * (len(found) if found else 0):
-            return found, False
-        if not self._rows.fits(self._beginnings.tokens + cut):
-            self._beginnings.forget([other.shared for other in self._seats if other and other.shared])
-            if not self._seats:
-                self._rows.narrow(0)
-            if not self._rows.fits(self._beginnings.tokens + cut):
-                return found, True
+    def _used(self) -> list[Shared]:
+        """What requests under way share."""
+        return list({id(seat.shared): seat.shared for seat in self._seats if seat and seat.shared}.values())
+
+    def _room(self, width: int, cut: int = 0) -> int:
+        """How many rows of ``width`` tokens there may be, if ``cut`` tokens more are shared. What nobody uses any more
+        is forgotten if that makes room."""
+        room = self._rows.room(width, RESERVED * (self._beginnings.tokens + cut))
+        if room <= len(self._seats) and self._beginnings.tokens:
+            used = self._used()
+            more = self._rows.room(width, RESERVED * (sum(map(len, used)) + cut))
+            if more > room:
+                self._beginnings.forget(used)
+                return more
+        return room
+
+    def _has_room_to_share(self, cut: int) -> bool:
+        """Whether so many tokens more may be kept, if need be after what nobody uses was forgotten."""
+        if self._rows.fits(self._beginnings.tokens + cut):
+            return True
+        used = self._used()
+        if not self._seats:
+            self._rows.narrow(0)
+        if fits := self._rows.fits(sum(map(len, used)) + cut):
+            self._beginnings.forget(used)
+        return fits
+
+    def _fill_up(self, cut: int) -> bool:
+        """Whether it is what is shared, and not the rows, that leaves no room for so many tokens more."""
+        return (sum(map(len, self._used())) + cut) * self._rows.each > self._rows.bound // 2
+
+    def _read_once(self, seat: _Seat, cut: int) -> Shared:
+        """Read the first tokens of a request, which others have in common with it."""
         ids = tuple(seat.ids[:cut])
         rows = Rows(self.loaded.model, most=1, bound=0, lean=self._lean)
         rows.grow(1, cut, 0)
@@ -269,9 +302,7 @@ class Continuous:
             end = at + (cut - at) // left
             rows.read([Part(0, at, ids[at:end])])
             at = end
-        shared = Shared(ids, rows.first(cut))
-        self._beginnings.keep(shared, seat.marks)
-        return shared, False
+        return Shared(ids, rows.first(cut))
 
     @staticmethod
     def _fill(rows: Rows, row: int, found: Sequence[tuple[Read, int]], before: int) -> int:

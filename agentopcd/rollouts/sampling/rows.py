@@ -69,8 +69,10 @@ class Rows:
             beside: tokens to be kept elsewhere, which get no more than half of the bound.
         """
         wide = max(_rounded(width), self._stores[0].shape[3])
-        left = self.bound - min(self.each * beside, self.bound // 2)
-        return max(1, min(self.most, left // (self.each * wide)))
+        return max(1, min(self.most, self._left(beside) // (self.each * wide)))
+
+    def _left(self, beside: int) -> int:
+        return self.bound - min(self.each * beside, self.bound // 2)
 
     def fits(self, beside: int) -> bool:
         """Whether so many tokens may be kept elsewhere, so that rows as they are have at least half of the bound."""
@@ -87,14 +89,14 @@ class Rows:
         """Bytes of a token's keys and values, in all layers."""
         return sum(store.nbytes // (store.shape[1] * store.shape[3]) for store in self._stores)
 
-    def grow(self, rows: int, width: int, held: int) -> None:
-        """Make room for so many rows of so many tokens. What the first ``held`` rows hold stays."""
+    def grow(self, rows: int, width: int, held: int, beside: int = 0) -> None:
+        """Make room for so many rows of so many tokens. What the first ``held`` rows hold stays; see :meth:`room`."""
         have, wide = self._stores[0].shape[1], self._stores[0].shape[3]
         if rows <= have and width <= wide:
             return
         if width > wide:  # more than is needed, since a game goes on and its prompts grow
             # Wider rows are fewer: those that were there for shorter requests would take more than the bound.
-            have, width = held, max(_rounded(width), min(2 * wide, self.bound // (self.each * self.most)))
+            have, width = held, max(_rounded(width), min(2 * wide, self._left(beside) // (self.each * self.most)))
         self._replace(max(rows, have), max(wide, width), held)
 
     def narrow(self, width: int) -> None:

@@ -58,11 +58,12 @@ class Step:
 
     def places(self, groups: int, width: int) -> Tensor:
         """The index ``[N * groups]`` of each token's keys among all rows, groups and tokens of a layer."""
-        if (groups, width) not in self._known:
+        key = ("places", groups, width)
+        if key not in self._known:
             group = torch.arange(groups, device=self.device)
             found = (self._row[:, None] * groups + group) * width + self.columns[:, None]
-            self._known[groups, width] = found.flatten()
-        return self._known[groups, width]
+            self._known[key] = found.flatten()
+        return self._known[key]
 
     def mask(self, window: int | None) -> Tensor:
         """What the last token of each row sees, ``[rows, 1, 1, width]``."""
@@ -75,7 +76,7 @@ class Step:
         """What each token of a part sees, ``[n, end]``; None: all before it, from the row's first token on."""
         if part.column == 0 and (window is None or part.end <= window):
             return None
-        key = (part.row, window)
+        key = ("part", part.row, window)
         if key not in self._known:
             self._known[key] = sees(torch.arange(part.column, part.end, device=self.device), part.end, window)
         return self._known[key]
@@ -83,7 +84,7 @@ class Step:
     def added(self, part: Part | None, heads: int, dtype: torch.dtype) -> Tensor:
         """0 for what is seen and -inf for the rest, to be added to scores ``[B, 1, n * heads, width]`` of ``heads``
         that share keys: those of the rows' last tokens, or of the tokens of a part."""
-        key = (part.row if part else None, heads, dtype)
+        key = ("added", part.row if part else None, heads, dtype)
         if key not in self._known:
             if part is None:
                 seen = self.mask(None)

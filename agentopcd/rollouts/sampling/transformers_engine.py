@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from agentopcd.rollouts.sampling import decoding, drawing, shares
 from agentopcd.rollouts.sampling.continuous import Continuous
 from agentopcd.rollouts.sampling.protocol import Heard, InBatches, Sampler, check_room
 from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
-from agentopcd.rollouts.sampling.shared import WORTH_BYTES
+from agentopcd.rollouts.sampling.shared import BLOCK, WORTH_BYTES
 
 WAYS = ("fast", "padded", "alone")
 """Ways to sample, the cheapest first: by :mod:`.continuous`; by ``generate`` on padded batches of prompts of similar
@@ -187,7 +188,13 @@ class TransformersSampler(InBatches):
         flash = models.attends_without_padding(self.loaded.model)
         whole = not flash and all(p.dtype == torch.float32 for p in self.loaded.model.parameters())
         # What few probes begin with alike is not worth sharing, so short ones are answered as if it were.
-        short = [dataclasses.replace(probe, prompt_ids=probe.prompt_ids[:SHORT_TOKENS]) for probe in probes]
+        size = max(len(probe.prompt_ids) for probe in probes)
+        room = self.room - sampling.max_tokens if self.room else SHORT_TOKENS
+        size = min(SHORT_TOKENS, max(size, 3 * BLOCK), max(1, room))
+        short = [
+            dataclasses.replace(probe, prompt_ids=tuple(itertools.islice(itertools.cycle(probe.prompt_ids), size)))
+            for probe in probes
+        ]
         asked = {WORTH_BYTES: probes} | ({0: short} if way == "fast" else {})
         for compute in dict.fromkeys([torch.float32, self.compute] if whole else [self.compute]):
             try:

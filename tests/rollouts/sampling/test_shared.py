@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,16 @@ def groups_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+def read_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each step reads, from now on."""
+    read: list[int] = []
+    usual = Rows.read
+    monkeypatch.setattr(
+        Rows, "read", lambda self, parts: read.append(sum(len(part.ids) for part in parts)) or usual(self, parts)
+    )
+    return read
+
+
 @pytest.mark.parametrize(
     ("name", "shares"),
     [("llama", True), ("qwen3", True), ("qwen3_moe", True), ("gpt2", True), ("granite", True), ("mistral", False),
@@ -76,11 +87,7 @@ def test_with_and_without_sharing_the_same_is_said_and_as_little_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded, requests = load(tmp_path), asked(18)
-    read: list[int] = []
-    usual = Rows.read
-    monkeypatch.setattr(
-        Rows, "read", lambda self, parts: read.append(sum(len(part.ids) for part in parts)) or usual(self, parts)
-    )
+    read = read_tokens(monkeypatch)
     found: list[tuple[list[Completion], int, int]] = []
     for worth in (0, 1 << 40):
         running = Continuous(loaded, torch.float32, rows=9, worth=worth)
@@ -94,19 +101,27 @@ def test_with_and_without_sharing_the_same_is_said_and_as_little_read(
     assert some <= all_ + BLOCK * len(CONTEXTS) and narrow < wide
 
 
-def test_a_turn_that_goes_on_shares_again_and_what_was_said_is_not_read_again(tmp_path: Path) -> None:
+def test_a_turn_that_goes_on_shares_again_and_what_was_said_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = load(tmp_path)
     running = Continuous(loaded, torch.float32, rows=6, worth=0)
-    requests = asked(6, CONTEXTS[:1])
-    for _ in range(3):
+    requests, read = asked(6, CONTEXTS[:1]), read_tokens(monkeypatch)
+    for turn in range(3):
+        read.clear()
         replies = running.sample(requests, HOT)
         assert max(off_nats(loaded.model, *pair) for pair in zip(requests, replies, strict=True)) < 1e-3
+        said = sum(len(reply.token_ids) - 1 for reply in replies)
+        assert not turn or sum(read) == 6 * 3 + said  # the last token of the reply before, and two new ones
         requests = [
             dataclasses.replace(request, prompt_ids=(*request.prompt_ids, *reply.token_ids, 9, 8))
             for request, reply in zip(requests, replies, strict=True)
         ]
-        if len(requests[0].prompt_ids) < 200:
-            assert running._beginnings.tokens <= len(CONTEXTS[0])
+        assert 0 < running._beginnings.tokens <= len(CONTEXTS[0])
+    running._beginnings.forget([])  # what the tree holds is whole
+    running._beginnings.least = 1 << 40
+    replies = running.sample(requests, HOT)
+    assert max(off_nats(loaded.model, *pair) for pair in zip(requests, replies, strict=True)) < 1e-3
 
 
 def test_requests_that_are_dropped_are_not_counted(tmp_path: Path) -> None:
@@ -151,8 +166,115 @@ def test_more_contexts_than_there_is_room_for(tmp_path: Path, monkeypatch: pytes
     assert steps[0] < steps[1]
 
 
-def test_a_sampler_compares_shared_beginnings_before_it_takes_them(
+def bounded(monkeypatch: pytest.MonkeyPatch, loaded: models.LoadedModel, tokens: int, **how: Any) -> Continuous:
+    """An engine that may hold so many tokens."""
+    each = Continuous(loaded, torch.float32, rows=1)._rows.each
+    monkeypatch.setattr(continuous, "ROWS_BYTES", tokens * each)
+    return Continuous(loaded, torch.float32, worth=0, **how)
+
+
+def told(*lengths: tuple[int, int], max_tokens: int = 12) -> list[tuple[Request, Sampling]]:
+    """Pairs of requests ``(shared, own)`` tokens long; each number of shared tokens is another beginning."""
+    rng = random.Random(0)
+    begin = {n: tuple(rng.randrange(10, 250) for _ in range(n)) for n, _ in lengths}
+    return [
+        (
+            Request(prompt_ids=(*begin[n], *(rng.randrange(10, 250) for _ in range(own))), seed=i),
+            Sampling(temperature=1.0, max_tokens=max_tokens),
+        )
+        for i, (n, own) in enumerate(lengths)
+    ]
+
+
+def steps_of(running: Continuous) -> int:
+    """Steps until all requests are answered, each within the bound."""
+    for steps in itertools.count():
+        if running.idle:
+            return steps
+        running.advance()
+        rows = running._rows
+        held = sum(store.nbytes for store in rows._stores) + rows.each * running._beginnings.tokens
+        assert held <= rows.bound or rows._stores[0].shape[1] == 1
+        waiting = [seat for seat in running._waiting if seat.shared is not None]
+        assert not waiting  # only those under way keep it alive
+    raise AssertionError
+
+
+def test_what_waits_is_not_read_again_at_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = bounded(monkeypatch, load(tmp_path), 800, rows=2)
+    for ticket, entry in enumerate(told((320, 5), (320, 6), (160, 5), (160, 6), (161, 5), (161, 6))):
+        running.submit(ticket, *entry)
+    read = read_tokens(monkeypatch)
+    steps_of(running)
+    assert sum(read) <= 320 + 160 + 161 + 6 * (6 + 16 + 12)
+
+
+def test_rows_that_share_nothing_do_not_lock_out_those_that_would(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(tmp_path)
+    running = bounded(monkeypatch, loaded, 8 * 256, rows=8)
+    ((request, sampling),) = told((99, 1), max_tokens=150)
+    long = [(dataclasses.replace(request, choices=((*[30] * 140, loaded.end_ids[0]),)), sampling)]
+    for ticket, entry in enumerate([*told(*[(200 + i, 0) for i in range(7)], max_tokens=20), *long]):
+        running.submit(ticket, *entry)
+    running.advance()
+    for ticket, entry in enumerate(told(*[(100, 5 + i) for i in range(16)]), start=8):
+        running.submit(ticket, *entry)
+    found: list[int] = []
+    while len({ticket for ticket in found if ticket >= 8}) < 16:
+        found += [ticket for ticket, _ in running.advance()]
+    assert 7 not in found  # the long one goes on
+    steps_of(running)
+
+
+def test_wide_rows_are_given_up_for_what_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = bounded(monkeypatch, load(tmp_path), 8 * 256, rows=8)
+    for ticket, entry in enumerate(told(*[(200 + i, 0) for i in range(8)])):
+        running.submit(ticket, *entry)
+    steps_of(running)
+    for ticket, entry in enumerate(told(*[(100, 5 + i) for i in range(8)])):
+        running.submit(ticket, *entry)
+    running.advance()
+    assert running._beginnings.tokens == 96 and len(running._seats) == 8
+
+
+def test_rows_and_what_is_shared_stay_within_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = bounded(monkeypatch, load(tmp_path), 4000, rows=8)
+    for ticket, entry in enumerate(told((900, 5), (900, 6), (1000, 5), (1000, 6), max_tokens=220)):
+        running.submit(ticket, *entry)
+    running.advance()
+    for ticket, entry in enumerate(told(*[(10 + i, 0) for i in range(10)], max_tokens=250), start=4):
+        running.submit(ticket, *entry)
+    steps_of(running)
+
+
+def test_what_nobody_uses_any_more_makes_room_for_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = bounded(monkeypatch, load(tmp_path), 8 * 256, rows=8, in_order=True)
+    for ticket, entry in enumerate(told((800, 5), (800, 6))):
+        running.submit(ticket, *entry)
+    steps_of(running)
+    assert running._beginnings.tokens == 800
+    for ticket, entry in enumerate(told(*[(150 + i, 0) for i in range(18)], max_tokens=60)):
+        running.submit(ticket, *entry)
+    running.advance()
+    assert len(running._seats) == 8 and running._beginnings.tokens == 0
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+def test_windows_as_wide_as_the_rows(kind: str, tmp_path: Path) -> None:
+    loaded = load(tmp_path, kind.removesuffix("_text"))
+    first = Request(prompt_ids=(*range(20, 40), 200), seed=0)
+    rest = [Request(prompt_ids=(*range(20, 40), 201 + i, 7, 9), seed=i) for i in range(4)]
+    running = Continuous(loaded, torch.float32, rows=4)
+    for requests in ([first], rest):
+        replies = running.sample(requests, HOT)
+        assert max(off_nats(loaded.model, *pair) for pair in zip(requests, replies, strict=True)) < 1e-3
+
+
+@pytest.mark.parametrize("n", [3, 12, 100])
+def test_a_sampler_compares_shared_beginnings_before_it_takes_them(
+    n: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     sampler = TransformersSampler(load(tmp_path), compute=torch.float32, say=said.append)
@@ -160,7 +282,7 @@ def test_a_sampler_compares_shared_beginnings_before_it_takes_them(
         "agentopcd.rollouts.sampling.rows.mixed",
         lambda one, other: one[0],  # forgets what is shared
     )
-    sampler.sample(asked(6), HOT)
+    sampler.sample([dataclasses.replace(asked(1)[0], prompt_ids=tuple(range(20, 20 + n)))], HOT)
     assert len(said) == 1 and "sampled the slower way, padded: fast decoding is off by" in said[0]
 
 
