@@ -54,6 +54,15 @@ def followed(store: Store, work: Path, config: ServeConfig, model_id: str) -> Fo
     return Followed(env, base)
 
 
+def student_named(store: Store, work: Path, name: str) -> str:
+    """The id of the model at ENV/student; '' if the name is no such ref of this workspace.
+
+    Raises:
+        ConfigError: the environment has no student any more, or its folder is gone.
+    """
+    return (current_student(store, env_of(name)) or "") if student_folder(store, work, name) else ""
+
+
 def folder_of(store: Store, work: Path, model_id: str) -> str:
     """Where a model of the store lies.
 

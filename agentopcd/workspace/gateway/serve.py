@@ -30,6 +30,7 @@ from agentopcd.workspace.gateway.choice import (
     check_canary,
     folder_of,
     followed,
+    student_named,
 )
 from agentopcd.workspace.gateway.connection import Server, listening
 from agentopcd.workspace.gateway.dealer import Canary, Dealer, Served
@@ -60,8 +61,8 @@ class Ready:
     rules: Rules
     follows: Followed
     canary: Loaded | None
-    load: Callable[[str, Context], Loaded]
-    """Makes a model ready, by its name and with a context."""
+    load: Callable[[str, Context, str], Loaded]
+    """Makes a model ready, by its name, with a context, and only if it has this id; empty: whatever it has."""
 
 
 def key_of(config: ServeConfig) -> str:
@@ -98,9 +99,12 @@ def prepare(config: ServeConfig, work: Path, say: Callable[[str], None]) -> Read
     device = models.pick_device(config.device)
     compute = models.pick_compute(config.compute, device)
 
-    def load(name: str, context: Context) -> Loaded:
+    def load(name: str, context: Context, wanted: str = "") -> Loaded:
         with Store.open(work / "store.db") as store:
+            wanted = wanted or student_named(store, work, name)
             loaded = model_named(store, work, name, device)
+        if wanted and loaded.id != wanted:
+            raise ConfigError(f"the files of model {wanted[:12]} were changed ({name}); put them back, or roll back")
         if loaded.note:
             say(f"note: {loaded.note}")
         engine, why = engine_of(config, loaded)
@@ -196,7 +200,7 @@ async def _serve(
     def again(model_id: str) -> Loaded:
         with Store.open(work / "store.db") as store:
             name = folder_of(store, work, model_id)
-        return ready.load(name, first.kept.context)
+        return ready.load(name, first.kept.context, model_id)
 
     async def load(model_id: str) -> Served:
         one = await asyncio.to_thread(again, model_id)

@@ -173,6 +173,32 @@ def test_a_student_that_cannot_be_loaded_is_an_error_and_not_another_model(
         assert any("cannot be served" in line for line in live.lines)
 
 
+def test_a_student_whose_files_were_changed_is_not_served(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2 as httpx
+
+    added = shop.work / "runs" / "one" / "student" / "added.json"
+    with Store.open(shop.work / "store.db") as store:
+        folder = tiny.build(shop.work / "runs" / "two" / "student", seed=2, tie=False, hearing=4.0)
+        second = load(folder).id
+        store.add_model(second, "student", "runs/two/student", shop.base.id, 1, {EMPTY.id: 1.0})
+    shop.move(second)
+    with Live(shop.work, monkeypatch, model=f"{ENV}/student") as live:
+        live.ask("a", "Which way?")
+        added.write_text("{}")
+        shop.move(shop.student.id, "person")
+        body = {"model": live.config.model, "messages": [{"role": "user", "content": "Which way?"}]}
+        for _ in range(2):
+            refused = httpx.post(f"{live.at}/chat/completions", json=body, timeout=60)
+            assert refused.status_code == 503 and "were changed" in refused.json()["error"]["message"]
+        assert not any("moved: new sessions go to" in line for line in live.lines)
+        added.unlink()
+        live.ask("b", "Which way?")
+        assert live.who("b") == [shop.student.id, ""]
+    added.write_text("{}")
+    with pytest.raises(ConfigError, match="were changed .*; put them back, or roll back"):
+        prepare(live.config, shop.work, lambda line: None)
+
+
 def test_a_canary_context_shares_the_weights(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "say.txt").write_text("Say left. Say left.")
     settings = {"model": shop.base_folder, "canary": 0.5, "canary_context": str(tmp_path / "say.txt")}
