@@ -153,7 +153,7 @@ def _canary(config: ServeConfig, work: Path, first: Loaded, load: Callable[[str,
     """What a share of the sessions tries: the first model with another context, or another model."""
     with Store.open(work / "store.db") as store:
         if config.canary_context:
-            context = canary_context(store, config, first.kept.context)
+            context = canary_context(store, config, first.kept.model_id, first.kept.context)
             _try(first.sampler, first.chat, context)
             return dataclasses.replace(first, kept=dataclasses.replace(first.kept, context=context))
         name = canary_model(store, work, config, first.kept.model_id)
