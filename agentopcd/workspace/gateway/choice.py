@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from agentopcd.core.config import RECORDED, ServeConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.files import is_file
 from agentopcd.core.runs import work_flag
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import Store
@@ -75,6 +76,22 @@ def folder_of(store: Store, work: Path, model_id: str) -> str:
     return name
 
 
+def context_served(store: Store, config: ServeConfig, name: str) -> Context:
+    """The context of this name.
+
+    Raises:
+        AgentOpcdError: there is none, it cannot be read, or a placement is given and would have no effect.
+    """
+    context = context_named(store, name, config.placement)[0]
+    file = is_file(config.context) or is_file(config.canary_context)  # one of the two may be of the store
+    if not file and config.placement not in (ServeConfig.placement, context.placement):
+        raise ConfigError(
+            f"--placement {config.placement} is for a context from a file, and {name!r} of the store is placed in the "
+            f"{context.placement} message; leave it out, or name a file"
+        )
+    return context
+
+
 def canary_context(store: Store, config: ServeConfig, model_id: str, served: Context) -> Context:
     """The context that a canary tries.
 
@@ -85,7 +102,7 @@ def canary_context(store: Store, config: ServeConfig, model_id: str, served: Con
     Raises:
         ConfigError: there is none of this name, it is the one that is served, or a canary has decided about it.
     """
-    context = context_named(store, config.canary_context, config.placement)[0]
+    context = context_served(store, config, config.canary_context)
     if context.id in (served.id, EMPTY.id):
         raise ConfigError("--canary-context is what is served otherwise; name another one")
     if verdict := decided(store, RECORDED + config.record, model_id, context.id):

@@ -28,6 +28,7 @@ from agentopcd.workspace.gateway.choice import (
     canary_context,
     canary_model,
     check_canary,
+    context_served,
     folder_of,
     followed,
     student_named,
@@ -37,7 +38,7 @@ from agentopcd.workspace.gateway.dealer import Canary, Dealer, Served
 from agentopcd.workspace.gateway.desk import Desk, Kept
 from agentopcd.workspace.gateway.engine import Engine
 from agentopcd.workspace.gateway.redact import read_rules
-from agentopcd.workspace.named import context_named, model_named
+from agentopcd.workspace.named import model_named
 
 _KEY = re.compile(r"[\x21-\x7e]{8,500}")
 
@@ -118,7 +119,7 @@ def prepare(config: ServeConfig, work: Path, say: Callable[[str], None]) -> Read
         return Loaded(sampler=sampler, chat=chat, kept=kept, moves=engine == "transformers")
 
     with Store.open(work / "store.db") as store:
-        context = context_named(store, config.context, config.placement)[0] if config.context else EMPTY
+        context = context_served(store, config, config.context) if config.context else EMPTY
     first = load(config.model, context)
     with Store.open(work / "store.db") as store:
         follows = followed(store, work, config, first.kept.model_id)
