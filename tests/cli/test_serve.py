@@ -17,8 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from agentopcd.cli import app
-from agentopcd.core.config import SERVE_KEY
+from agentopcd.core.config import SERVE_KEY, ServeConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.types import Context
+from agentopcd.knowledge import Store
+from agentopcd.workspace.gateway.choice import context_served
 
 KEY = "a-key-of-some-length"
 
@@ -35,6 +38,7 @@ KEY = "a-key-of-some-length"
         (["--model", "pocket", "--host", "0.0.0.0"], "there is no key"),
         (["--model", "pocket", "--record", "a", "--redact", "nowhere.toml"], "cannot read rules from"),
         (["--model", "pocket", "--context", "nobody/best"], "nobody/best"),
+        (["--model", "pocket", "--placement", "system"], "--placement is for --context FILE"),
         (["--model", "pocket", "--record", "a", "--canary", "0.1", "--canary-context", "b", "--engine", "vllm"],
          "compared with the student that plays, which may change"),
         (["--model", "pocket", "--record", "a", "--canary", "0.1", "--server", "http://localhost:1"],
@@ -50,6 +54,25 @@ def test_what_cannot_be_served_is_refused_before_a_model_is_loaded(
     result = CliRunner().invoke(app, ["serve", *words])
     assert isinstance(result.exception, ConfigError) and said in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+def test_a_placement_moves_no_context_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SERVE_KEY, raising=False)
+    monkeypatch.setattr("agentopcd.models.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    user, system = Context("Be brief."), Context("Be brief.", "system")
+    with Store.open(tmp_path / "store.db") as store:
+        store.add_context(user)
+        store.add_context(system)
+        (tmp_path / "told.txt").write_text("Be kind.")
+        file = {"context": str(tmp_path / "told.txt"), "record": "a", "canary": 0.1, "canary_context": user.id}
+        config = ServeConfig(model="pocket", placement="system", **file)
+        assert context_served(store, config, config.context).placement == "system"
+        assert context_served(store, config, config.canary_context) == user
+        config = ServeConfig(model="pocket", placement="system", context=system.id)
+        assert context_served(store, config, config.context) == system
+    words = ["serve", "--model", "pocket", "--work", str(tmp_path), "--context", user.id, "--placement", "system"]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, ConfigError) and "is placed in the user message" in str(result.exception)
 
 
 @pytest.mark.parametrize("name", ["recorded:shop/student", "lake/student"])

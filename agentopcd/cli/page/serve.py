@@ -196,7 +196,11 @@ class Handler(BaseHTTPRequestHandler):
         if len(host) != 1 or not names_here(host[0]):
             self._send(403, "", {"Connection": "close"})
             return
-        address = urlsplit(self.path)
+        try:
+            address = urlsplit(self.path)
+        except ValueError:
+            self._send(400, "", {"Connection": "close"})
+            return
         if address.path == "/favicon.ico":
             self._send(204, "")
             return

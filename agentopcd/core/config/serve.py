@@ -68,6 +68,7 @@ class ServeConfig(EngineConfig):
             raise ConfigError(f"canary is {self.canary}; wanted a share of sessions above 0 and below 1, such as 0.1")
         for name in ("canary_model", "canary_context"):
             self._only_with(name, self.canary > 0, "--canary SHARE")
+        self._only_with("placement", bool(self.context or self.canary_context), "--context FILE")
         if self.canary_model and self.canary_context:
             raise ConfigError("--canary-model and --canary-context try two things at once; leave one of them out")
         if self.canary and not self.record:

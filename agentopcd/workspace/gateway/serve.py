@@ -28,15 +28,17 @@ from agentopcd.workspace.gateway.choice import (
     canary_context,
     canary_model,
     check_canary,
+    context_served,
     folder_of,
     followed,
+    student_named,
 )
 from agentopcd.workspace.gateway.connection import Server, listening
 from agentopcd.workspace.gateway.dealer import Canary, Dealer, Served
 from agentopcd.workspace.gateway.desk import Desk, Kept
 from agentopcd.workspace.gateway.engine import Engine
 from agentopcd.workspace.gateway.redact import read_rules
-from agentopcd.workspace.named import context_named, model_named
+from agentopcd.workspace.named import model_named
 
 _KEY = re.compile(r"[\x21-\x7e]{8,500}")
 
@@ -60,8 +62,8 @@ class Ready:
     rules: Rules
     follows: Followed
     canary: Loaded | None
-    load: Callable[[str, Context], Loaded]
-    """Makes a model ready, by its name and with a context."""
+    load: Callable[[str, Context, str], Loaded]
+    """Makes a model ready, by its name, with a context, and only if it has this id; empty: whatever it has."""
 
 
 def key_of(config: ServeConfig) -> str:
@@ -98,9 +100,12 @@ def prepare(config: ServeConfig, work: Path, say: Callable[[str], None]) -> Read
     device = models.pick_device(config.device)
     compute = models.pick_compute(config.compute, device)
 
-    def load(name: str, context: Context) -> Loaded:
+    def load(name: str, context: Context, wanted: str = "") -> Loaded:
         with Store.open(work / "store.db") as store:
+            wanted = wanted or student_named(store, work, name)
             loaded = model_named(store, work, name, device)
+        if wanted and loaded.id != wanted:
+            raise ConfigError(f"the files of model {wanted[:12]} were changed ({name}); put them back, or roll back")
         if loaded.note:
             say(f"note: {loaded.note}")
         engine, why = engine_of(config, loaded)
@@ -114,7 +119,7 @@ def prepare(config: ServeConfig, work: Path, say: Callable[[str], None]) -> Read
         return Loaded(sampler=sampler, chat=chat, kept=kept, moves=engine == "transformers")
 
     with Store.open(work / "store.db") as store:
-        context = context_named(store, config.context, config.placement)[0] if config.context else EMPTY
+        context = context_served(store, config, config.context) if config.context else EMPTY
     first = load(config.model, context)
     with Store.open(work / "store.db") as store:
         follows = followed(store, work, config, first.kept.model_id)
@@ -149,7 +154,7 @@ def _canary(config: ServeConfig, work: Path, first: Loaded, load: Callable[[str,
     """What a share of the sessions tries: the first model with another context, or another model."""
     with Store.open(work / "store.db") as store:
         if config.canary_context:
-            context = canary_context(store, config, first.kept.context)
+            context = canary_context(store, config, first.kept.model_id, first.kept.context)
             _try(first.sampler, first.chat, context)
             return dataclasses.replace(first, kept=dataclasses.replace(first.kept, context=context))
         name = canary_model(store, work, config, first.kept.model_id)
@@ -196,7 +201,7 @@ async def _serve(
     def again(model_id: str) -> Loaded:
         with Store.open(work / "store.db") as store:
             name = folder_of(store, work, model_id)
-        return ready.load(name, first.kept.context)
+        return ready.load(name, first.kept.context, model_id)
 
     async def load(model_id: str) -> Served:
         one = await asyncio.to_thread(again, model_id)

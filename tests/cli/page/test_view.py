@@ -184,6 +184,12 @@ def test_a_fault_of_ours_is_a_page_too(
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_an_address_that_is_none_is_answered(port: int, capfd: pytest.CaptureFixture) -> None:
+    answer, body = ask(port, "http://[")
+    assert answer.status == 400 and not body and "Traceback" not in capfd.readouterr().err
+    assert ask(port)[0].status == 200
+
+
 def test_what_another_store_has_played_is_marked_on_the_page_of_a_context(tmp_path: Path) -> None:
     work = build(tmp_path / "lake-work", episodes=25)
     with Store.open(work / "store.db") as store:

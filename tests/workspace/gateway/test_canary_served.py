@@ -5,6 +5,7 @@ The student has other weights, so it says other words. People here want the word
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,32 @@ def test_a_student_that_cannot_be_loaded_is_an_error_and_not_another_model(
         assert any("cannot be served" in line for line in live.lines)
 
 
+def test_a_student_whose_files_were_changed_is_not_served(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2 as httpx
+
+    added = shop.work / "runs" / "one" / "student" / "added.json"
+    with Store.open(shop.work / "store.db") as store:
+        folder = tiny.build(shop.work / "runs" / "two" / "student", seed=2, tie=False, hearing=4.0)
+        second = load(folder).id
+        store.add_model(second, "student", "runs/two/student", shop.base.id, 1, {EMPTY.id: 1.0})
+    shop.move(second)
+    with Live(shop.work, monkeypatch, model=f"{ENV}/student") as live:
+        live.ask("a", "Which way?")
+        added.write_text("{}")
+        shop.move(shop.student.id, "person")
+        body = {"model": live.config.model, "messages": [{"role": "user", "content": "Which way?"}]}
+        for _ in range(2):
+            refused = httpx.post(f"{live.at}/chat/completions", json=body, timeout=60)
+            assert refused.status_code == 503 and "were changed" in refused.json()["error"]["message"]
+        assert not any("moved: new sessions go to" in line for line in live.lines)
+        added.unlink()
+        live.ask("b", "Which way?")
+        assert live.who("b") == [shop.student.id, ""]
+    added.write_text("{}")
+    with pytest.raises(ConfigError, match="were changed"):
+        prepare(live.config, shop.work, lambda line: None)
+
+
 def test_a_canary_context_shares_the_weights(shop: Shop, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "say.txt").write_text("Say left. Say left.")
     settings = {"model": shop.base_folder, "canary": 0.5, "canary_context": str(tmp_path / "say.txt")}
@@ -192,6 +219,25 @@ def test_a_bad_context_says_nothing_about_the_model_that_it_was_tried_with(shop:
             key = {"env": ENV, "model_id": shop.student.id, "context_id": context_id, "setup": CANARY, "plan": "p"}
             store.end_look(store.begin_look(key, {})["id"], "worse", {})
             assert refused(store, ENV, shop.student.id) == wanted
+
+
+@pytest.mark.parametrize(("verdict", "told"), [("pass", "serve it with --context"), ("worse", "name another one")])
+def test_a_canary_that_was_decided_about_is_not_announced(shop: Shop, tmp_path: Path, verdict: str, told: str) -> None:
+    context, config = Context("Say left."), ServeConfig(model=shop.base_folder, record="shop", canary=0.1)
+    (tmp_path / "say.txt").write_text(context.text)
+    again = f"rollback {ENV} --to {shop.student.id[:12]}" if verdict == "pass" else "name another one"
+    with Store.open(shop.work / "store.db") as store:
+        store.add_context(context)
+        for model_id, context_id in ((shop.student.id, EMPTY.id), (shop.base.id, context.id)):
+            key = {"env": ENV, "model_id": model_id, "context_id": context_id, "setup": CANARY, "plan": "p"}
+            store.end_look(store.begin_look(key, {})["id"], verdict, {})
+    for given, wanted in (
+        ({}, "no student of recorded:shop is left to try"),
+        ({"canary_model": str(shop.student.folder)}, "is no canary: .*" + again),
+        ({"canary_context": str(tmp_path / "say.txt")}, f"verdict with this model is '{verdict}'.*; {told}"),
+    ):
+        with pytest.raises(ConfigError, match=wanted):
+            prepare(dataclasses.replace(config, **given), shop.work, lambda line: None)
 
 
 def test_canaries_that_make_no_sense_are_refused(shop: Shop) -> None:
