@@ -38,6 +38,7 @@ from agentopcd.workspace.evaluation.table import evaluate, row_lines
 from agentopcd.workspace.experience.find_context import shares
 from agentopcd.workspace.forecast import short
 from agentopcd.workspace.gated import to_gate
+from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.known import load_known
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.ratchet import Taught, play_parent, promote
@@ -75,7 +76,7 @@ def _distil(
 
     ``control``: a placebo student; its run says so, and no command takes it for a student.
     """
-    check_launch(config, (ranks := Ranks.current()).count)
+    check_launch(config, Ranks.current().count)
     given, config = config, check_method(session, config)
     session.resume_model("consolidate", context.id)
     student = session.loaded
@@ -90,17 +91,32 @@ def _distil(
         **(marked := {"placebo": True} if control else {}),
     }  # fmt: skip
     run = Run(session.work, "consolidate", identity, saved(given, resolved(session))[0])
-    if (done := run.result) is not None:
-        with tracking(run, config.track, identity, session.say) as record:
-            record.finish(summary(done["evaluation"]) if done.get("evaluation") else {})
-        return _repeated(session, config, context, run, done, moves=moves and not control), run, {}
+    if run.result is None:
+        with contextlib.closing(Hold(session.work, run.folder.name, "this training")):
+            if run.result is None:  # else another process has finished it before this one held it
+                pair = student, teacher_model
+                return _trained(session, config, context, pair, run, identity, marked, moves=moves and not control)
+    done = run.result or {}
+    with tracking(run, config.track, identity, session.say) as record:
+        record.finish(summary(done["evaluation"]) if done.get("evaluation") else {})
+    return _repeated(session, config, context, run, done, moves=moves and not control), run, {}
+
+
+def _trained(
+    session: Session, config: ConsolidateConfig, context: Context | Mixture,
+    pair: tuple[models.LoadedModel, models.LoadedModel], run: Run, identity: dict[str, Any], marked: dict[str, Any], *,
+    moves: bool,
+) -> tuple[Distilled, Run, dict[str, list[Totals]]]:  # fmt: skip
+    """:func:`_distil`, of a run that this process holds; ``marked``: what its row holds of a placebo student."""
+    student, teacher_model = pair
+    control = bool(marked)
     check_before(session, config, context, student, teacher_model)
     for part in () if control else context.parts:
         if said := short(session, part, flags_for(config, ForecastConfig)):
             session.say(said)
     marked |= {"by": config.by} if config.by else {}
     run_id = session.ledger.begin("consolidate", context_id=context.id, folder=str(run.folder), **marked)
-    if moves and not control and config.gate_tasks:
+    if moves and config.gate_tasks:
         to_gate(session, config, student.id, run_id)
     arms = arms_of(student, teacher_model, context)
     test = session.tasks("test", config.test_tasks) if config.test_tasks else []
@@ -114,7 +130,7 @@ def _distil(
     session.say(f"consolidating context {context.id[:12]} into {student.name}: {run.folder}")
     assignment = _assignment(session, config, context, (student, teacher_model), run, identity)
     with tracking(run, config.track, identity, session.say) as record:
-        with ranks.led(assignment):
+        with Ranks.current().led(assignment):
             result = train_student(assignment, student, teacher_model, run, session.say)
         path = kept(session.work, result.folder)
         session.store.add_model(result.model_id, path, path, student.id, run_id, shares(context))
@@ -128,7 +144,7 @@ def _distil(
             out = dataclasses.replace(out, evaluation=reported(session, config, context, out, run_id, known))
             describe(session.store, result.folder, result.model_id, student.folder, out.to_dict()["evaluation"])
         record.finish(summary(out.to_dict()["evaluation"]) if test else {})
-    if moves and not control:
+    if moves:
         out = dataclasses.replace(out, promotion=_promoted(session, config, context, out, teacher_model, run_id))
     run.finish(out.to_dict())  # the folder first: after a kill here, Ledger.settle closes the open row
     session.ledger.finish(run_id, out.to_dict())
@@ -362,14 +378,8 @@ def train_student(
     judging = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)  # copies the whole student
     if config.shard:
         student = sharding.sharded(student, plays=engine_of(config, student)[0] == "transformers")
-    return consolidate(
-        training,
-        student=student,
-        teacher=judging,
-        method=kind(config, player, episodes),
-        run=run,
-        say=say,
-    )
+    method = kind(config, player, episodes)
+    return consolidate(training, student=student, teacher=judging, method=method, run=run, say=say)
 
 
 def follow() -> None:

@@ -133,12 +133,13 @@ def _rounds(config: LearnConfig, run: Run, work: Path, say: Callable[[str], None
         with Session(_play_config(config), work, say=say, snapshot=snapshot, by=config.by) as session:
             to_learn(session, config)  # what cannot be ranked, for example, is refused before anything is played
             name = session.model_name()[0]
-        (run.folder / "result.json").unlink(missing_ok=True)
         first = written_down(work, name)
     past = _Past()
     for number in range(1, config.rounds + 1):
         kept = {"snapshot": snapshot} if snapshot else {}
         write_json(start, {"model": first, "round": number, "started_at": began, **kept})
+        # Not before: without a result, a repeated command goes on from the model that the start names.
+        (run.folder / "result.json").unlink(missing_ok=True)
         say(f"round {number} of {config.rounds}")
         done = _round(dataclasses.replace(config, model=name), number, past, work, say, progress, snapshot)
         rounds.append(done)

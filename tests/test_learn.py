@@ -13,6 +13,7 @@ import pytest
 from agentopcd import learn as learning
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig
 from agentopcd.core.errors import ConfigError, TrainingError
+from agentopcd.core.runs import Run, write_json
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import MARKER, Context
 from agentopcd.distil import check_method, pilot
@@ -20,6 +21,7 @@ from agentopcd.knowledge import Store, identify
 from agentopcd.knowledge.students import current_student, move_student
 from agentopcd.learn import WAYS, learn
 from agentopcd.workspace.experience.chains import Gathered
+from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -85,6 +87,33 @@ def test_nothing_is_consolidated_when_nothing_was_confirmed(
     assert not one.confirmed and one.distilled is None
     assert any("nothing was confirmed, so nothing is consolidated" in line for line in said)
     assert not list(tmp_path.glob("runs/consolidate-*"))
+
+
+def test_a_finished_command_that_is_killed_as_it_begins_anew_begins_anew_again(
+    config: LearnConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, "learn", run_config(config))
+    write_json(run.folder / "start.json", {"model": "the first base", "round": 2})
+    run.finish({"rounds": []})
+    began: list[str] = []
+
+    def killed(*args: Any) -> None:
+        began.append("killed")
+        raise KeyboardInterrupt
+
+    def begun(config: LearnConfig, *args: Any) -> None:
+        began.append(config.model)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(learning, "write_json", killed)
+        learn(config, tmp_path, say=lambda line: None)
+    monkeypatch.setattr(learning, "_round", begun)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            learn(config, tmp_path, say=lambda line: None)
+        assert run.result is None
+    assert began == ["killed", config.model, config.model]
 
 
 def test_rounds_choose_by_what_is_asked_for(config: LearnConfig, tmp_path: Path, unflagged: None) -> None:

@@ -26,6 +26,7 @@ def push(
 
     call = Call(None, as_json, dry_run)
     sent = hub.parcel(student)
+    hub.check_name(name)
     for file, size in sent.files.items():
         call.say(f"{size:>13,}  {file}")
     if sent.left_out:

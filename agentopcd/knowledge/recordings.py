@@ -217,6 +217,8 @@ def rate(
 def sessions(store: Database, recording: str, *, since: str = "", until: str = "") -> Iterator[Recorded]:
     """The sessions of a recording with their requests and ratings, oldest first.
 
+    Sessions without a request are left out: an older repair has kept those that had lost all of theirs.
+
     Args:
         since: only sessions with a request or a rating at or after this time, UTC as the store writes it; empty: all.
         until: only sessions that began before this time; empty: all.
@@ -233,8 +235,8 @@ def sessions(store: Database, recording: str, *, since: str = "", until: str = "
     for row in rows:
         requests = store.query("SELECT * FROM request WHERE session_id = ? ORDER BY pos", (row["id"],))
         del row["recording"]
-        answered = [_answered(request) for request in requests]
-        yield Recorded(**row, requests=answered, rating=_rating(store, row["id"]))
+        if answered := [_answered(request) for request in requests]:
+            yield Recorded(**row, requests=answered, rating=_rating(store, row["id"]))
 
 
 def requests_named(store: Database, names: Sequence[str]) -> list[Answered]:

@@ -311,9 +311,11 @@ class _Repair:
             ("look", "placebo_id", "context"), ("look", "incumbent_id", "context"),
             ("session", "context_id", "context"),
             ("request", "context_id", "context"), ("request", "session_id", "session"),
-            ("feedback", "session_id", "session"), ("student_move", "model_id", "model"),
+            ("student_move", "model_id", "model"),
         ):  # fmt: skip
             self._remove(table, gone.format(column=column, parent=parent))
+        self._remove("session", "id NOT IN (SELECT session_id FROM request)")
+        self._remove("feedback", gone.format(column="session_id", parent="session"))
 
     def _keep_spent_looks(self, gone: str) -> None:
         """Keep a look that has a verdict though a context that it was compared with is gone: its level stays spent.

@@ -65,13 +65,12 @@ def public_base(folder: Path) -> str | None:
     return base
 
 
-def push(sent: Parcel, repo: str, *, private: bool) -> str:
-    """Make the repository if it is not there, upload the files in one commit, and return their address.
+def check_name(repo: str) -> None:
+    """Refuse what the hub takes for no name of a repository, without asking it.
 
     Raises:
-        ConfigError: ``repo`` is no name, no token is set, or the hub refuses or cannot be reached.
+        ConfigError: ``repo`` is no name.
     """
-    from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -79,6 +78,17 @@ def push(sent: Parcel, repo: str, *, private: bool) -> str:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise ConfigError(f"{repo!r} is no name of a repository ({first_line(error)}); wanted OWNER/NAME") from error
+
+
+def push(sent: Parcel, repo: str, *, private: bool) -> str:
+    """Make the repository if it is not there, upload the files in one commit, and return their address.
+
+    Raises:
+        ConfigError: ``repo`` is no name, no token is set, or the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    check_name(repo)
     if not get_token():
         raise ConfigError("no token for the model hub; run `hf auth login`, or set HF_TOKEN, with a token that writes")
     api = HfApi()

@@ -74,12 +74,17 @@ class Ledger:
             ConfigError: another process works on it.
         """
         identity = self._identity(facts)
-        known = self._found(verb, identity, "running")
-        failed = self._found(verb, identity, "failed") if known is None else None
-        if (run_id := known or failed) is None:
-            run_id = self.store.start(verb, identity, self.config.seed)
-        if run_id not in self._open:
-            self._open[run_id] = Hold(self.work, held_as(run_id), f"{verb} run {run_id}")
+        while True:
+            with self.store.write():  # of two commands that begin at once, the second finds the run of the first
+                known = self._found(verb, identity, "running")
+                failed = self._found(verb, identity, "failed") if known is None else None
+                if (run_id := known or failed) is None:
+                    run_id = self.store.start(verb, identity, self.config.seed)
+            if run_id not in self._open:
+                self._open[run_id] = Hold(self.work, held_as(run_id), f"{verb} run {run_id}")
+            if self.store.run(run_id)["status"] != "done":
+                break
+            self._open.pop(run_id).close()  # another process has finished it before this one held it
         if failed is not None:
             self.store.reopen(failed)
         if known or failed:

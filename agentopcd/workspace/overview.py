@@ -183,11 +183,9 @@ def _of_learn(job: Job, folder: Path, rows: Sequence[Row], where: str) -> None:
     job.env, job.model = settings.get("env", ""), start.get("model", "")
     job.started_at = start.get("started_at") or job.started_at
     ended = now() if job.state == "running" else _time_of(folder / "result.json" if done else begun)
-    stages = [
-        row for row in rows
-        if _part_of(row) == "learn" and row["started_at"] >= job.started_at
-        and row["settings"].get("env_ref") == settings.get("env_ref")
-    ]  # fmt: skip
+    env, signs = settings.get("env_ref"), _signs(folder.parent)
+    ours = (row for row in rows if _part_of(row) == "learn" and row["settings"].get("env_ref") == env)
+    stages = [row for row in ours if _last(signs, env, row["started_at"]) == folder]
     if not done and job.state != "running" and stages:
         ended, job.why = stages[-1]["finished_at"] or ended, stages[-1]["error"] or ""
         job.state = "failed" if job.why else job.state
@@ -196,6 +194,26 @@ def _of_learn(job: Job, folder: Path, rows: Sequence[Row], where: str) -> None:
     job.progress = f"{rounds} rounds" if done else f"round {start.get('round', 1)} of {rounds}"
     if job.open:
         _add_command(job, settings, where, folder)
+
+
+def _signs(runs: Path) -> list[tuple[str, Path, Any]]:
+    """When each learn has begun, and when it has last begun a round, with its folder and its environment.
+
+    The row of a stage does not name its command, which is the one of that environment that gave the last sign before.
+    """
+    found: list[tuple[str, Path, Any]] = []
+    for begun in runs.glob("learn-*/start.json"):
+        with suppress(ConfigError):  # one that cannot be read is told of as a job of its own
+            env, start = _config(begun.parent).get("env_ref"), _object(begun, "")
+            first = start.get("started_at") or _time_of(begun.parent / "config.json")
+            found += [(at, begun.parent, env) for at in (first, _time_of(begun))]
+    return found
+
+
+def _last(signs: Sequence[tuple[str, Path, Any]], env: object, at: str) -> Path | None:
+    """The folder of the learn of an environment that gave the last sign until then."""
+    given = [(time, folder) for time, folder, of in signs if of == env and time <= at]
+    return max(given)[1] if given else None
 
 
 def _of_reproduce(job: Job, folder: Path, rows: Sequence[Row], where: str) -> None:

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from agentopcd.core.errors import ConfigError, StoreError
 from agentopcd.core.runs import Run, write_json
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import Store
+from agentopcd.knowledge.database import now
 from agentopcd.workspace.holding import Hold
 from agentopcd.workspace.ledger import Ledger, held_as, run_config
 from agentopcd.workspace.overview import VERBS, Job, overview
@@ -222,6 +224,27 @@ def test_stages_of_learn_go_on_with_learn(work: Path) -> None:
         assert look(work).jobs[0].state == "running"
     (folder / "result.json").write_text("{}")
     assert (look(work).jobs[0].state, look(work).jobs[0].progress) == ("done", "2 rounds")
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_no_learn_is_told_how_another_one_ended(resumed: bool, work: Path) -> None:
+    """One is killed in its first round; another one of the environment fails later; then the first may go on."""
+    configs = LearnConfig(env="rooms", rounds=2), LearnConfig(env="rooms", steps=8)
+    first, second = (Run(work, "learn", run_config(config)).folder for config in configs)
+    start = {"model": "pocket", "round": 1, "started_at": now()}
+    write_json(first / "start.json", start)
+    begun(work, PlayConfig(env="rooms"), round=1)
+    write_json(second / "start.json", {"model": "pocket", "round": 1, "started_at": now()})
+    failed = begun(work, PlayConfig(env="rooms"), round=2)
+    if resumed:
+        time.sleep(0.05)  # a file's time may be some milliseconds early
+        write_json(first / "start.json", start | {"round": 2})
+        begun(work, PlayConfig(env="rooms", seed=1), round=2)
+    with Store.open(work / "store.db") as store:
+        store.finish(failed, {"error": "no server"}, status="failed")
+    one, other = (job for job in look(work).jobs if job.verb == "learn")
+    assert [settings_of(job.command) for job in (one, other)] == [*configs]
+    assert [(job.state, job.why) for job in (one, other)] == [("interrupted", ""), ("failed", "no server")]
 
 
 class Hold_of:

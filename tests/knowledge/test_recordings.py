@@ -152,7 +152,19 @@ def test_damage_is_found_and_the_rest_saved(kit, tmp_path: Path, answered: Make)
         assert len(problems(store)) == 1 and "request 2" in problems(store)[0]
         with pytest.raises(StoreError, match=r"damaged .*agentopcd store"):
             list(sessions_of(store, "shop"))
-    assert repair(path).lost == ["request: 1 rows are not as they were written"]
+    assert repair(path).lost == [
+        "request: 1 rows are not as they were written",
+        "session: 1 rows belong to rows that are gone",
+        "feedback: 1 rows belong to rows that are gone",
+    ]
     with kit.open(path) as store:
-        assert [(one.key, len(one.requests)) for one in sessions_of(store, "shop")] == [("a", 1), ("b", 0), ("c", 1)]
+        assert [(one.key, len(one.requests)) for one in sessions_of(store, "shop")] == [("a", 1), ("c", 1)]
+        assert [row["sessions"] for row in recordings(store)] == [2]
         assert problems(store) == []
+
+
+def test_a_session_that_an_older_repair_left_without_requests_is_none(store: Store, answered: Make) -> None:
+    for name in "ab":
+        record(store, Place("shop", name), answered(name, "hi"))
+    store.change("DELETE FROM request WHERE id = 1")
+    assert [one.key for one in sessions_of(store, "shop")] == ["b"]

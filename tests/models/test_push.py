@@ -122,6 +122,13 @@ def test_a_dry_run_lists_the_files_and_asks_nobody(hub: Any, student: Path) -> N
     assert hub.asked == []
 
 
+@pytest.mark.parametrize("flags", [[], ["--dry-run"]])
+def test_what_is_no_name_is_refused_with_and_without_a_dry_run(hub: Any, student: Path, flags: list[str]) -> None:
+    done = CliRunner().invoke(app, ["push", str(student), "a b/c", *flags])
+    assert isinstance(done.exception, ConfigError) and "'a b/c' is no name of a repository" in str(done.exception)
+    assert hub.asked == []
+
+
 def test_without_a_token_or_a_name_nothing_is_sent(hub: Any, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = push.parcel(str(student))
     with pytest.raises(ConfigError, match="is no name of a repository"):
