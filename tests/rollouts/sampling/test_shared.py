@@ -175,7 +175,7 @@ def bounded(monkeypatch: pytest.MonkeyPatch, loaded: models.LoadedModel, tokens:
 
 def told(*lengths: tuple[int, int], max_tokens: int = 12) -> list[tuple[Request, Sampling]]:
     """Pairs of requests ``(shared, own)`` tokens long; each number of shared tokens is another beginning."""
-    rng = random.Random(0)
+    rng = random.Random(repr(lengths))
     begin = {n: tuple(rng.randrange(10, 250) for _ in range(n)) for n, _ in lengths}
     return [
         (
