@@ -34,6 +34,7 @@ from agentopcd import models
 from agentopcd.core.types import Job, Request, Sampling
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling import vllm_engine
+from agentopcd.rollouts.sampling.drafts import Drafts
 from agentopcd.rollouts.sampling.rows import Rows
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from benchmarks.rollout_scene import SCENES, Scene, jobs_of, play, player_of, timed
@@ -72,9 +73,10 @@ def old(tree: Path, name: str, args: argparse.Namespace) -> tuple[int, float]:
 
 def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
     """How many tokens the engine reads while it plays ``jobs``, and what it is asked; with one thread, so that all of
-    it is in this process. What the engine reads to choose its way is not counted."""
-    read, asked = [], []
-    usual, submit, threads = Rows.read, player.sampler.submit, torch.get_num_threads()
+    it is in this process. What the engine reads to choose its way is not counted, and neither is what it guessed wrong,
+    which no reply needs."""
+    read, asked, drafts = [], [], set()
+    usual, guess, submit, threads = Rows.read, Drafts.guess, player.sampler.submit, torch.get_num_threads()
     torch.set_num_threads(1)
     play(player, jobs[:1])
 
@@ -82,19 +84,23 @@ def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
         read.append(sum(len(part.ids) for part in parts))
         return usual(self, parts)
 
+    def guessed(self: Drafts, *args: Any) -> list[int]:
+        drafts.add(self)
+        return guess(self, *args)
+
     def noted(request: Request, how: Sampling) -> int:
         asked.append(request)
         return submit(request, how)
 
-    Rows.read = note  # type: ignore[method-assign]
+    Rows.read, Drafts.guess = note, guessed  # type: ignore[method-assign]
     player.sampler.submit = noted  # type: ignore[method-assign]
     try:
         play(player, jobs)
     finally:
-        Rows.read = usual  # type: ignore[method-assign]
+        Rows.read, Drafts.guess = usual, guess  # type: ignore[method-assign]
         player.sampler.submit = submit  # type: ignore[method-assign]
         torch.set_num_threads(threads)
-    return sum(read), asked
+    return sum(read) - sum(one.made - one.right for one in drafts), asked
 
 
 def vllm_arms(

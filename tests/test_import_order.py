@@ -82,7 +82,7 @@ INSIDE = {
         "chat",
         "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "
         "sampling.vllm_command sampling.vllm_endpoints sampling.vllm_process",
-        "sampling.lean sampling.shared",
+        "sampling.drafts sampling.lean sampling.shared",
         "sampling.recorded sampling.steps",
         "sampling.rows",
         "sampling.continuous",

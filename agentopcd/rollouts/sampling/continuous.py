@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from agentopcd import models
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.process import FreedMemory
 from agentopcd.rollouts.chat import common_length
 from agentopcd.rollouts.sampling import decoding, drawing
+from agentopcd.rollouts.sampling.drafts import Drafts
 from agentopcd.rollouts.sampling.lean import Lean, fits
 from agentopcd.rollouts.sampling.prefixes import Prefixes, Read
 from agentopcd.rollouts.sampling.protocol import Heard
@@ -50,6 +53,8 @@ class _Seat:
     """See :meth:`~agentopcd.rollouts.sampling.shared.Beginnings.enter`."""
     held: int = 0
     """How many of them were read."""
+    draft: list[int] = dataclasses.field(default_factory=list)
+    """Guesses at the tokens to come, which were read after the others."""
     shared: Shared | None = None
     """What the row does not hold of them."""
     logprobs: list[float] = dataclasses.field(default_factory=list)
@@ -98,6 +103,7 @@ class Continuous:
             self._rows = Rows(loaded.model, most=rows, bound=_bound(loaded.model) // share, lean=self._lean)
         self._beginnings = Beginnings(-(-worth * self._rows.layers // self._rows.each))
         self._prefixes = Prefixes(PREFIXES_BYTES // share)
+        self.drafts = Drafts()
         self._waiting: list[_Seat] = []
         self._seats: list[_Seat | None] = []
         self._freed, self._steps = FreedMemory(), 0
@@ -139,7 +145,7 @@ class Continuous:
         return found
 
     def advance(self) -> list[tuple[int, Completion]]:
-        """One more token for each request under way; returns the replies that are complete then."""
+        """At least one more token for each request whose prompt is read; returns the replies that are complete then."""
         with self._sampling():
             return self._step()
 
@@ -160,7 +166,7 @@ class Continuous:
         self._seats = [None if seat and seat.ticket in gone else seat for seat in self._seats]
 
     def _step(self) -> list[tuple[int, Completion]]:
-        """One more token for each request whose prompt was read; returns the replies that are complete."""
+        """See :meth:`advance`."""
         self._steps += 1
         if self._steps % LOOK_EVERY == 0:
             self._freed.look()
@@ -168,29 +174,46 @@ class Continuous:
         if self._rows.recorded is None or self._steps % ADMIT_EVERY == 0 or not self._seats:
             self._admit()
         seats = [seat for seat in self._seats if seat is not None]
-        hidden_BH = self._rows.read(list(self._parts(seats)))
+        parts = list(self._parts(seats))
+        hidden_MH = self._rows.read(parts)
+        first = list(itertools.accumulate((part.asked for part in parts), initial=0))
         ready = [row for row, seat in enumerate(seats) if seat.held == len(seat.ids)]
         for row in ready:
             if seats[row].reading:
                 self._keep(row, seats[row])
-        if not ready:
-            return []
+        found: list[tuple[int, Completion]] = []
+        for number in itertools.count():  # a token for each row, then one more for those whose guess it was
+            if not ready:
+                return found
+            at = [first[row] + number for row in ready]
+            found += self._draw(hidden_MH if len(at) == len(hidden_MH) else hidden_MH[at], ready)
+            ready = [row for row in ready if self._seats[row] and seats[row].held == len(seats[row].ids)]
+        raise AssertionError
+
+    def _draw(self, hidden_BH: Tensor, rows: Sequence[int]) -> list[tuple[int, Completion]]:
+        """The next token of each of these rows, given its hidden state; returns the replies that are complete."""
         model = self.loaded.model
-        chosen_BH = hidden_BH if len(ready) == len(seats) else hidden_BH[ready]
-        logits_BV = models.scaled(model, model.get_output_embeddings()(chosen_BH)).float()
+        seats = [seat for row in rows if (seat := self._seats[row]) is not None]
+        logits_BV = models.scaled(model, model.get_output_embeddings()(hidden_BH)).float()
         taken: list[tuple[int, Completion] | None] = []
-        for sampling, at in _alike([seats[row] for row in ready]):
-            asked = [(seats[ready[i]].request, seats[ready[i]].reply) for i in at]
-            drawn = drawing.draw(logits_BV if len(at) == len(ready) else logits_BV[at], asked, sampling)
-            taken += [self._take(ready[i], *token) for i, token in zip(at, zip(*drawn, strict=True), strict=True)]
+        for sampling, at in _alike(seats):
+            asked = [(seats[i].request, seats[i].reply) for i in at]
+            drawn = drawing.draw(logits_BV if len(at) == len(rows) else logits_BV[at], asked, sampling)
+            taken += [self._take(rows[i], *token) for i, token in zip(at, zip(*drawn, strict=True), strict=True)]
         return [reply for reply in taken if reply is not None]
 
     def _take(self, row: int, token: int, logprob: float) -> tuple[int, Completion] | None:
         """Append a token to a reply; if it is complete, free its row and return it."""
         seat = self._seats[row]
         assert seat is not None
+        if seat.draft and seat.draft.pop(0) == token:
+            seat.held += 1
+            self.drafts.right += 1
+        else:
+            seat.draft.clear()
         seat.ids.append(token)
         seat.logprobs.append(logprob)
+        self.drafts.learn(seat.ids)
         if self.heard is not None:
             self.heard(seat.ticket, (token,), (logprob,))
         ended = token in self.loaded.end_ids
@@ -210,9 +233,18 @@ class Continuous:
         left = READ_TOKENS if self._rows.recorded is None else READ_TOKENS_GPU
         for row, seat in enumerate(seats):
             end = min(len(seat.ids), seat.held + max(1, left))
-            yield Part(row, seat.held, seat.ids[seat.held : end], seat.shared)
+            if end == len(seat.ids) and self._rows.recorded is None:
+                seat.draft = self._guess(seat)
+            yield Part(row, seat.held, [*seat.ids[seat.held : end], *seat.draft], seat.shared, 1 + len(seat.draft))
             left -= end - seat.held if seat.reading else 0
             seat.held = end
+
+    def _guess(self, seat: _Seat) -> list[int]:
+        """What a request's next tokens may be, all but its last one."""
+        most, choices = seat.sampling.max_tokens - len(seat.logprobs) - 1, seat.request.choices
+        draft = self.drafts.guess(seat.ids, seat.reply, most, self.loaded.end_ids, choices)
+        self.drafts.made += len(draft)
+        return draft
 
     # -- who sits where -----------------------------------------------------------------------------------
 

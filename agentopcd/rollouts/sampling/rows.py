@@ -146,7 +146,7 @@ class Rows:
         """Read the tokens of a part for each row, in order from row 0 on.
 
         Returns:
-            The last hidden state of each part ``[rows, H]``.
+            The hidden states that are asked for ``[M, H]``, those of one part after those of another.
         """
         if self.recorded is not None and all(len(part.ids) == 1 for part in parts):
             asked = [part.ids[0] for part in parts], [part.start for part in parts]
@@ -156,16 +156,16 @@ class Rows:
         ids = [token for part in parts for token in part.ids]
         tokens = torch.tensor([ids], device=self.device)
         if self.lean is not None:
-            return self.lean(tokens, step.positions[None], step.last, self.attend)
+            return self.lean(tokens, step.positions[None], step.wanted, self.attend)
         with self._attending(self._attend):
             out = models.decoder(self.model)(input_ids=tokens, position_ids=step.positions[None], use_cache=False)
-        return out.last_hidden_state[0, step.last]
+        return out.last_hidden_state[0, step.wanted]
 
     def _single(self, ids: Tensor, columns: Tensor) -> Tensor:
         """Read one token for each of the first rows: ``ids [1, B]`` at ``columns [B]``; see :meth:`read`."""
         assert self.lean is not None
         self._step = step = Single(columns, self._stores[0].shape[3])
-        return self.lean(ids, columns[None], step.last, self.attend)
+        return self.lean(ids, columns[None], step.wanted, self.attend)
 
     def _probe(self) -> None:
         """Read one token, to learn the shapes of all layers' keys and values."""
@@ -241,7 +241,7 @@ class Rows:
 
         Args:
             layer: the layer's number.
-            query: ``[1, heads, N, D]``, or ``[1, heads, rows, D]``, those of each row's last token.
+            query: ``[1, heads, N, D]``, or ``[1, heads, M, D]``, those of the tokens that are asked for.
             key: ``[1, groups, N, D]``; each group serves as many heads.
             value: ``[1, groups, N, E]``.
             scaling: of the scores; None: one over the root of D.
@@ -250,7 +250,7 @@ class Rows:
             sinks: scores ``[heads]`` that take a share of each token's weights.
 
         Returns:
-            ``[1, N, heads, E]``, or of the last tokens only.
+            ``[1, N, heads, E]``, or of the tokens that are asked for only.
         """
         step, how = self._step, _How(scaling or query.shape[-1] ** -0.5, softcap, sinks)
         assert step is not None
@@ -259,35 +259,39 @@ class Rows:
         )
         query = query.to(keys.dtype)
         with torch.autocast(query.device.type, enabled=False):
-            # The last token of each row, all rows at once: of a prompt's other tokens, most steps read none.
-            only = query.shape[2] == step.rows
+            # The last tokens of each row, all rows at once: of a prompt's other tokens, most steps read none.
+            only = query.shape[2] == len(step.wanted)
             if step.groups:
                 return self._attend_shared(layer, query, keys, values, step, only, how.scaling).transpose(1, 2)
-            one = query if only else query[:, :, step.last]
-            rows = (one.transpose(0, 2), keys[: step.rows, :, : step.width], values[: step.rows, :, : step.width])
-            out = _attention(*rows, step.mask(window), how).transpose(0, 2)
+            few, where = _by_rows(query, step, only)
+            ratio = query.shape[1] // keys.shape[1]
+            rows = (few, keys[: step.rows, :, : step.width], values[: step.rows, :, : step.width])
+            plain = softcap is None and sinks is None
+            # In float32 on a CPU, two products take half the time of the fused call, if each row asks for one token.
+            fused = query.device.type != "cpu" or query.dtype != torch.float32 or step.asked > 1
+            seen = step.mask(window, ratio if plain else 1, query.dtype if plain and fused else None)
+            out = _in_line(_attention(*rows, seen, how), where, query.shape[2])
             if not only:
-                whole = out.new_empty(1, out.shape[1], query.shape[2], out.shape[3])
-                whole[:, :, step.last] = out
                 for at, part in step.long:
                     row = slice(part.row, part.row + 1)
-                    whole[:, :, at : at + len(part.ids)] = _attention(
+                    out[:, :, at : at + len(part.ids)] = _attention(
                         query[:, :, at : at + len(part.ids)], keys[row, :, : part.end], values[row, :, : part.end],
                         step.part_mask(part, window), how,
                     )  # fmt: skip
-                out = whole
         return out.transpose(1, 2)
 
     def _attend_shared(
         self, layer: int, query: Tensor, keys: Tensor, values: Tensor, step: Step, only: bool, scaling: float
     ) -> Tensor:
         """:meth:`attend` where rows hold only what comes after the tokens they share."""
-        ratio, where = query.shape[1] // keys.shape[1], slice(None) if only else step.last
+        ratio = query.shape[1] // keys.shape[1]
         rows = (keys[: step.rows, :, : step.width], values[: step.rows, :, : step.width])
-        last = query[:, :, where].transpose(0, 2)
-        out, weight = weighed(last, *rows, step.added(None, 1, query.dtype), scaling)
-        own, own_weight = out.new_empty(query.shape), weight.new_empty(query.shape[:3])
-        own[:, :, where], own_weight[:, :, where] = out.transpose(0, 2), weight.transpose(0, 2)
+        few, where = _by_rows(query, step, only)
+        out, weight = weighed(few, *rows, step.added(None, ratio, query.dtype), scaling)
+        own, own_weight = (
+            _in_line(out, where, query.shape[2]),
+            _in_line(weight[..., None], where, query.shape[2])[..., 0],
+        )
         for at, part in () if only else step.long:
             row, of = slice(part.row, part.row + 1), slice(at, at + len(part.ids))
             own[:, :, of], own_weight[:, :, of] = weighed(
@@ -299,7 +303,7 @@ class Rows:
             both.zero_(), both_weight.fill_(-torch.inf)
         (kind, number), (_, second) = self._places[layer]
         for group in step.groups:
-            of_all = group.rows if only else group.tokens
+            of_all = group.asked if only else group.tokens
             store = group.shared.read[kind]
             both[:, :, of_all], both_weight[:, :, of_all] = weighed(
                 query[:, :, of_all], store[None, number], store[None, second], None, scaling
@@ -324,6 +328,24 @@ class _How:
     sinks: Tensor | None
 
 
+def _by_rows(query: Tensor, step: Step, only: bool) -> tuple[Tensor, Tensor | None]:
+    """Of queries in one line ``[1, heads, N, D]`` the last ones of each row ``[rows, heads, asked, D]``, and where they
+    stand; None: each row has one, in order."""
+    where = step.last_asked if only else step.last
+    if where.numel() == query.shape[2] and step.asked == 1:
+        return query.transpose(0, 2), None
+    return query[0][:, where].transpose(0, 1), where
+
+
+def _in_line(out: Tensor, where: Tensor | None, n: int) -> Tensor:
+    """What was computed by rows ``[rows, heads, asked, E]`` at its places in one line ``[1, heads, n, E]``."""
+    if where is None:
+        return out.transpose(0, 2)
+    line = out.new_empty(1, out.shape[1], n, out.shape[3])
+    line[:, :, where.flatten()] = out.transpose(0, 1).flatten(1, 2)[None]
+    return line
+
+
 def _has_window(config: Any) -> bool:
     """Whether a config without kinds of layers says that they have a window."""
     return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
@@ -334,9 +356,9 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None,
     batch, heads, n, size = query.shape
     groups = keys.shape[1]
     if how.softcap is None and how.sinks is None:
-        if n == 1 and seen is not None:  # heads that share keys become rows of one query, so no keys are copied
-            return _one_token(query.reshape(batch, groups, -1, size), keys, values, seen, how).reshape(
-                batch, heads, 1, -1
+        if seen is not None and seen.dim() == 4:  # heads that share keys become queries of one, so no keys are copied
+            return _few_tokens(query.reshape(batch, groups, -1, size), keys, values, seen, how).reshape(
+                batch, heads, n, -1
             )
         return scaled_dot_product_attention(
             query, keys, values, attn_mask=seen, is_causal=seen is None, scale=how.scaling, enable_gqa=groups < heads
@@ -355,10 +377,9 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None,
     return (weights @ values).view(batch, heads, n, -1)
 
 
-def _one_token(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, how: _How) -> Tensor:
-    if query.device.type != "cpu" or query.dtype != torch.float32:
+def _few_tokens(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, how: _How) -> Tensor:
+    if seen.dtype != torch.bool:
         return scaled_dot_product_attention(query, keys, values, attn_mask=seen, scale=how.scaling)
-    # In float32 on a CPU, two products of all rows' heads take half the time of the fused call.
     scores = torch.bmm(query.flatten(0, 1) * how.scaling, keys.flatten(0, 1).transpose(1, 2)).view(*query.shape[:3], -1)
     weights = scores.masked_fill_(~seen, -torch.inf).softmax(-1)
     return torch.bmm(weights.flatten(0, 1), values.flatten(0, 1)).view(*query.shape[:3], -1)

@@ -91,23 +91,24 @@ class Group:
     """The requests of a step that share their beginning."""
 
     shared: Shared
-    rows: Tensor
     tokens: Tensor
     """Where their tokens stand among all tokens of the step."""
+    asked: Tensor
+    """Where those that are asked for stand among all that are."""
 
 
-def groups(parts: Sequence[tuple[Shared | None, int]]) -> Iterator[Group]:
-    """The groups of a step, given what each row shares and how many tokens it reads."""
+def groups(parts: Sequence[tuple[Shared | None, int, int]]) -> Iterator[Group]:
+    """The groups of a step, given what each row shares, how many tokens it reads and how many of them are asked for."""
     found: dict[int, tuple[Shared, list[int], list[int]]] = {}
-    at = 0
-    for row, (shared, n) in enumerate(parts):
+    at = at_asked = 0
+    for shared, n, n_asked in parts:
         if shared is not None:
-            _, rows, tokens = found.setdefault(id(shared), (shared, [], []))
-            rows.append(row)
+            _, tokens, asked = found.setdefault(id(shared), (shared, [], []))
             tokens += range(at, at + n)
-        at += n
-    for shared, rows, tokens in found.values():
-        yield Group(shared, torch.tensor(rows), torch.tensor(tokens))
+            asked += range(at_asked, at_asked + n_asked)
+        at, at_asked = at + n, at_asked + n_asked
+    for shared, tokens, asked in found.values():
+        yield Group(shared, torch.tensor(tokens), torch.tensor(asked))
 
 
 def weighed(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:

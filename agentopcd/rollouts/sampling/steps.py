@@ -23,6 +23,8 @@ class Part:
     ids: Sequence[int]
     shared: Shared | None = None
     """What the row does not hold, since other rows begin with it, too."""
+    asked: int = 1
+    """How many of the last tokens' hidden states are wanted."""
 
     @property
     def column(self) -> int:
@@ -41,20 +43,38 @@ class Step:
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
         self.device, self.rows = device, len(parts)
         self.width = max(part.end for part in parts)
-        starts = list(itertools.accumulate((len(part.ids) for part in parts), initial=0))
-        self.long = [(start, part) for start, part in zip(starts, parts, strict=False) if len(part.ids) > 1]
-        self.last = torch.tensor(starts[1:], device=device) - 1
+        self.asked = max(part.asked for part in parts)
+        """The most tokens of a row that are asked for. So many of each row's last tokens are attended from at once."""
+        ends = list(itertools.accumulate(len(part.ids) for part in parts))
+        self.long = [
+            (end - len(part.ids), part) for end, part in zip(ends, parts, strict=True) if len(part.ids) > self.asked
+        ]
+        self.last = self._last([len(part.ids) for part in parts])
+        """Where the last tokens of each row stand, ``[rows, asked]``; a row of fewer tokens has its first one again."""
+        self.last_asked = self._last([part.asked for part in parts])
+        """The same among the tokens that are asked for alone."""
+        places = [at for end, part in zip(ends, parts, strict=True) for at in range(end - part.asked, end)]
+        self.wanted = torch.tensor(places, device=device)
+        """Where the tokens that are asked for stand, ``[M]``."""
         self.columns = torch.tensor([at for part in parts for at in range(part.column, part.end)], device=device)
         self.positions = self.columns
         self.groups: Sequence[Group] = ()
         self.alone = any(part.shared is None for part in parts)
         """Whether a row shares nothing."""
         if any(part.shared is not None for part in parts):
-            self.groups = list(groups([(part.shared, len(part.ids)) for part in parts]))
+            self.groups = list(groups([(part.shared, len(part.ids), part.asked) for part in parts]))
             before = [part.start - part.column for part in parts for _ in part.ids]
             self.positions = self.columns + torch.tensor(before, device=device)
         self._row = torch.tensor([part.row for part in parts for _ in part.ids], device=device)
         self._known: dict[Any, Tensor] = {}
+
+    def _last(self, sizes: Sequence[int]) -> Tensor:
+        """Where the last of so many tokens a row stand, if those of one row stand after those of another."""
+        ends = itertools.accumulate(sizes)
+        found = [
+            [max(end - size, end - n) for n in range(self.asked, 0, -1)] for end, size in zip(ends, sizes, strict=True)
+        ]
+        return torch.tensor(found, device=self.device)
 
     def places(self, groups: int, width: int) -> Tensor:
         """The index ``[N * groups]`` of each token's keys among all rows, groups and tokens of a layer."""
@@ -65,11 +85,15 @@ class Step:
             self._known[key] = found.flatten()
         return self._known[key]
 
-    def mask(self, window: int | None) -> Tensor:
-        """What the last token of each row sees, ``[rows, 1, 1, width]``."""
-        key = ("mask", window)
+    def mask(self, window: int | None, heads: int = 1, dtype: torch.dtype | None = None) -> Tensor:
+        """What the last tokens of each row see, ``[rows, 1, heads * asked, width]``, for ``heads`` that share keys; of
+        one token all heads see the same, ``[rows, 1, 1, width]``. With ``dtype`` as numbers, see :meth:`added`."""
+        key = ("mask", window, heads, dtype)
         if key not in self._known:
-            self._known[key] = sees(self.columns[self.last], self.width, window)[:, None, None]
+            seen = sees(self.columns[self.last].flatten(), self.width, window).view(self.rows, 1, self.asked, -1)
+            if self.asked > 1:
+                seen = seen.repeat(1, 1, heads, 1)
+            self._known[key] = seen if dtype is None else numbers(seen, dtype)
         return self._known[key]
 
     def part_mask(self, part: Part, window: int | None) -> Tensor | None:
@@ -82,16 +106,14 @@ class Step:
         return self._known[key]
 
     def added(self, part: Part | None, heads: int, dtype: torch.dtype) -> Tensor:
-        """0 for what is seen and -inf for the rest, to be added to scores ``[B, 1, n * heads, width]`` of ``heads``
+        """0 for what is seen and -inf for the rest, to be added to scores ``[B, 1, heads * n, width]`` of ``heads``
         that share keys: those of the rows' last tokens, or of the tokens of a part."""
-        key = ("added", part.row if part else None, heads, dtype)
+        if part is None:
+            return self.mask(None, heads, dtype)
+        key = ("added", part.row, heads, dtype)
         if key not in self._known:
-            if part is None:
-                seen = self.mask(None)
-            else:
-                seen = sees(torch.arange(part.column, part.end, device=self.device), part.end, None).repeat(heads, 1)
-            zeros = torch.zeros(seen.shape, dtype=dtype, device=self.device)
-            self._known[key] = zeros.masked_fill_(~seen, -torch.inf).view(-1, 1, *seen.shape[-2:])
+            seen = sees(torch.arange(part.column, part.end, device=self.device), part.end, None).repeat(heads, 1)
+            self._known[key] = numbers(seen, dtype)[None, None]
         return self._known[key]
 
 
@@ -100,9 +122,15 @@ class Single(Step):
 
     def __init__(self, columns: Tensor, width: int) -> None:
         self.device, self.rows, self.width, self.columns = columns.device, len(columns), width, columns
-        self.positions, self.groups = columns, ()
-        self.last = self._row = torch.arange(self.rows, device=self.device)
+        self.positions, self.groups, self.asked = columns, (), 1
+        self.wanted = self._row = torch.arange(self.rows, device=self.device)
+        self.last = self.last_asked = self.wanted[:, None]
         self.long, self._known = [], {}
+
+
+def numbers(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where ``seen`` is true, else -inf."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def sees(at: Tensor, width: int, window: int | None) -> Tensor:

@@ -62,8 +62,8 @@ def test_replies_have_the_log_probabilities_of_the_models_own_forward_pass(name:
 
 
 def wrong_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = rows._one_token
-    monkeypatch.setattr(rows, "_one_token", lambda query, *rest: usual(query * 0.5, *rest))
+    usual = rows._few_tokens
+    monkeypatch.setattr(rows, "_few_tokens", lambda query, *rest: usual(query * 0.5, *rest))
 
 
 def wrong_products(monkeypatch: pytest.MonkeyPatch) -> None:
