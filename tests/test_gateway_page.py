@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from agentopcd.workspace.gateway.connection import listening
+from agentopcd.workspace.gateway.connection import address
 from agentopcd.workspace.gateway.redact import read_rules
 from tests import pages
 
@@ -29,7 +29,7 @@ def test_the_rules_are_rules(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_session_runs_as_it_is_written(tmp_path: Path) -> None:
-    with listening("127.0.0.1", 0) as free:
+    with address("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
     (block,) = pages.blocks_of(PAGE)
     assert block.count("8643") == 3

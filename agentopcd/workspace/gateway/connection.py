@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -100,26 +101,41 @@ class Server(uvicorn.Server):
                 self.say(f"finishing {count} requests under way; Ctrl-C again drops them")
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+@contextlib.contextmanager
+def address(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that has this address and does not listen yet, so nobody waits for an answer: see :func:`listen`.
 
     Raises:
         ConfigError: the address or the port cannot be used.
     """
-    try:
+    with _usable(host, port):
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, proto, _, address = found[0]
+        family, kind, proto, _, at = found[0]
         made = socket.socket(family, kind, proto)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            made.bind(address)
-            made.listen(2048)
-        except OSError:
-            made.close()
-            raise
+    with made:
+        with _usable(host, port):
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(at)
+        yield made
+
+
+def listen(made: socket.socket) -> None:
+    """Let clients come.
+
+    Raises:
+        ConfigError: another program listens there by now.
+    """
+    with _usable(*made.getsockname()[:2]):
+        made.listen(2048)
+
+
+@contextlib.contextmanager
+def _usable(host: str, port: int) -> Iterator[None]:
+    """Inside this block, an error of the operating system becomes one line about this address."""
+    try:
+        yield
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
             f"cannot listen at {host} port {port} ({why}); name another one with --port or --host"
         ) from error
-    return made

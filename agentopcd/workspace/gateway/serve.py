@@ -33,7 +33,7 @@ from agentopcd.workspace.gateway.choice import (
     followed,
     student_named,
 )
-from agentopcd.workspace.gateway.connection import Server, listening
+from agentopcd.workspace.gateway.connection import Server, address, listen
 from agentopcd.workspace.gateway.dealer import Canary, Dealer, Served
 from agentopcd.workspace.gateway.desk import Desk, Kept
 from agentopcd.workspace.gateway.engine import Engine
@@ -181,8 +181,9 @@ def serve(config: ServeConfig, work: Path, say: Callable[[str], None]) -> None:
     Raises:
         AgentOpcdError: see :func:`prepare`; or the address cannot be used.
     """
-    ready = prepare(config, work, say)
-    with listening(config.host, config.port) as listener:
+    with address(config.host, config.port) as listener:  # before a model is loaded, which may take long
+        ready = prepare(config, work, say)
+        listen(listener)
         asyncio.run(_serve(config, ready, work, listener, say))
 
 

@@ -20,7 +20,7 @@ from agentopcd.knowledge.recordings import Recorded, sessions
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from agentopcd.workspace.gateway.app import Gateway, Rules
-from agentopcd.workspace.gateway.connection import Server, listening
+from agentopcd.workspace.gateway.connection import Server, address, listen
 from agentopcd.workspace.gateway.dealer import Dealer, Served
 from agentopcd.workspace.gateway.desk import Desk, Kept
 from agentopcd.workspace.gateway.engine import Engine
@@ -85,7 +85,8 @@ class Running:
         served = Served(engine=self.engine, chat=self.chat, kept=self._kept, room=room)
         self.gateway = Gateway(Dealer(served, self.desk), self.desk, self._rules, self.lines.append)
         self.server = Server(self.gateway.app, lambda: self.gateway.counts.under_way, self.lines.append)
-        with listening("127.0.0.1", 0) as listener:
+        with address("127.0.0.1", 0) as listener:
+            listen(listener)
             self.at = f"http://127.0.0.1:{listener.getsockname()[1]}"
             self._ready.set()
             await self.server.serve(sockets=[listener])

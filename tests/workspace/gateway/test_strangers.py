@@ -19,7 +19,7 @@ from agentopcd import models
 from agentopcd.core.config import SERVE_KEY, ServeConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.workspace.gateway import app, connection, incoming, schema
-from agentopcd.workspace.gateway.serve import key_of
+from agentopcd.workspace.gateway.serve import key_of, serve
 from tests.workspace.gateway.running import NAME, Running, Stuck, says, text_of
 
 KEY = "a-key-of-some-length"
@@ -346,8 +346,19 @@ def test_who_lets_others_in_wants_a_key(
         assert ServeConfig(model="pocket", host=host).here
 
 
-def test_a_port_that_is_taken_is_refused() -> None:
-    with connection.listening("127.0.0.1", 0) as taken:
-        assert taken.getsockname()[0] == "127.0.0.1"
-        with pytest.raises(ConfigError, match=r"cannot listen at 127.0.0.1 port \d+ .*name another one with --port"):
-            connection.listening("127.0.0.1", taken.getsockname()[1])
+REFUSED = r"cannot listen at \S+ port \d+ .*name another one with --port"
+
+
+def test_an_address_that_cannot_be_used_is_refused_before_a_model_is_looked_for(tmp_path: Path) -> None:
+    with connection.address("127.0.0.1", 0) as taken:
+        connection.listen(taken)
+        for host, port in (("127.0.0.1", taken.getsockname()[1]), ("192.0.2.1", 0), ("no..host", 0)):
+            with pytest.raises(ConfigError, match=REFUSED):
+                serve(ServeConfig(model=str(tmp_path / "nothing"), host=host, port=port), tmp_path, print)
+
+
+def test_a_port_that_is_taken_while_a_model_is_loaded_is_refused() -> None:
+    with connection.address("127.0.0.1", 0) as one, connection.address("127.0.0.1", one.getsockname()[1]) as other:
+        connection.listen(one)
+        with pytest.raises(ConfigError, match=REFUSED):
+            connection.listen(other)
