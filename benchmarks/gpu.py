@@ -173,7 +173,7 @@ class Book:
         return {"games": len(jobs), "tokens_a_second": found}
 
     def recorded(self) -> dict[str, Any]:
-        """Milliseconds of a step of one token a row, prompts included; the second of two runs counts."""
+        """Milliseconds of a step, those that read prompts included; the second of two runs counts."""
         from agentopcd.core.types import Request, Sampling
         from agentopcd.rollouts.sampling import recorded
         from agentopcd.rollouts.sampling.continuous import Continuous
@@ -190,8 +190,7 @@ class Book:
                 engine = Continuous(loaded, getattr(torch, self.compute), rows)
                 replies = engine.sample(asked, Sampling(temperature=1.0, max_tokens=new))
                 self.synchronize()
-                steps = max(len(reply.token_ids) for reply in replies)
-                found[name] = round(1000 * (time.perf_counter() - began) / steps, 2)
+                found[name] = round(1000 * (time.perf_counter() - began) / engine.steps, 2)
         recorded.AFTER = usual
         return {"ms_a_step": found, "rows": rows, "tokens": sum(len(reply.token_ids) for reply in replies)}
 

@@ -7,8 +7,8 @@ vLLM in the same process, if it is installed (docs/engines.md), with as many seq
 is the in-process engine of another checkout (``--old``), in a process of its own. ``ours all`` and ``vllm all`` are the
 two engines without play: given all prompts of a scene at once. Each arm begins with nothing read before. The arms take
 turns, ``--repeats`` times; medians of reply tokens a CPU second and of CPU seconds a game. ``limit`` is the share of
-the arithmetic limit: what the products of the tokens that ``ours`` reads would take at the rate of a large product on
-this machine.
+the arithmetic limit: what the products of the tokens that ``ours`` needs to read would take at the rate of a large
+product on this machine; wrong guesses at the next tokens are not needed.
 
 ``--flight`` plays so many games at once, twice, and prints the memory of the process after each.
 """
@@ -71,10 +71,10 @@ def old(tree: Path, name: str, args: argparse.Namespace) -> tuple[int, float]:
     return tokens, spent
 
 
-def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
-    """How many tokens the engine reads while it plays ``jobs``, and what it is asked; with one thread, so that all of
-    it is in this process. What the engine reads to choose its way is not counted, and neither is what it guessed wrong,
-    which no reply needs."""
+def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request], tuple[int, int]]:
+    """How many tokens the engine needs to read while it plays ``jobs``, what it is asked, and how many of the next
+    tokens it guessed, in all and right; with one thread, so that all of it is in this process. What the engine reads to
+    choose its way is not counted as needed, and neither is what it guessed wrong."""
     read, asked, drafts = [], [], set()
     usual, guess, submit, threads = Rows.read, Drafts.guess, player.sampler.submit, torch.get_num_threads()
     torch.set_num_threads(1)
@@ -100,7 +100,8 @@ def counted(player: Player, jobs: Sequence[Job]) -> tuple[int, list[Request]]:
         Rows.read, Drafts.guess = usual, guess  # type: ignore[method-assign]
         player.sampler.submit = submit  # type: ignore[method-assign]
         torch.set_num_threads(threads)
-    return sum(read) - sum(one.made - one.right for one in drafts), asked
+    made, right = sum(one.made for one in drafts), sum(one.right for one in drafts)
+    return sum(read) - made + right, asked, (made, right)
 
 
 def vllm_arms(
@@ -174,7 +175,7 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
     loaded = models.load_model(scene.model)
     jobs = jobs_of(scene, loaded, args.games or scene.games)
     ours, padded = engines(scene, loaded, compute).values()
-    read, asked = counted(ours, jobs)  # a warm-up, too
+    read, asked, (made, right) = counted(ours, jobs)  # a warm-up, too
     arms: dict[str, Callable[[], int]] = {"ours": lambda: play(ours, jobs), "padded": lambda: play(padded, jobs)}
     if args.vllm:
         arms |= vllm_arms(ours, loaded, compute, jobs, asked, scene.max_tokens)
@@ -190,7 +191,8 @@ def run(name: str, scene: Scene, args: argparse.Namespace, compute: torch.dtype)
     limit_s = body / rate(compute) + head / rate(torch.float32)
     prompts = sum(len(request.prompt_ids) for request in asked)
     print(f"{name}: {scene.model}, {scene.env}, {len(jobs)} games, {len(asked)} replies, {prompts} prompt tokens, "
-          f"{read} read by ours, {args.compute}, {args.threads} thread(s), n = {args.repeats}"
+          f"{read} read by ours and {made} guessed, of which {right} right, {args.compute}, {args.threads} thread(s), "
+          f"n = {args.repeats}"
           + (f", vLLM with {VLLM_ROWS} sequences at once" if args.vllm else ""))  # fmt: skip
     seconds = {arm: statistics.median(spent for _, spent in runs) for arm, runs in found.items()}
     for arm, runs in found.items():

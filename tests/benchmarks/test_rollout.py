@@ -54,7 +54,7 @@ def scene_of(folder: Path) -> Scene:
 def test_what_the_engine_reads_to_choose_its_way_is_not_counted(tiny_model_dir: Path) -> None:
     scene, loaded = scene_of(tiny_model_dir), models.load_model(str(tiny_model_dir))
     player, jobs = player_of(scene, loaded, torch.float32), jobs_of(scene, loaded, scene.games)
-    read, asked = rollout.counted(player, jobs)
+    read, asked, _ = rollout.counted(player, jobs)
     assert (read, len(asked)) == (rollout.counted(player, jobs)[0], 2)
 
 
@@ -88,7 +88,7 @@ def test_the_vllm_arm_has_as_many_sequences_as_ours_and_no_cached_prefixes(
 def test_the_engine_alone_answers_all_that_play_asks(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene, loaded = scene_of(tiny_model_dir), models.load_model(str(tiny_model_dir))
     player, jobs = player_of(scene, loaded, torch.float32), jobs_of(scene, loaded, scene.games)
-    _, asked = rollout.counted(player, jobs)
+    _, asked, _ = rollout.counted(player, jobs)
     began: list[int] = []
     usual = Continuous.__init__
 

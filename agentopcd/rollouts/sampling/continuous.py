@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.process import FreedMemory
 from agentopcd.rollouts.chat import common_length
 from agentopcd.rollouts.sampling import decoding, drawing
-from agentopcd.rollouts.sampling.drafts import Drafts
+from agentopcd.rollouts.sampling.drafts import KEPT, Drafts
 from agentopcd.rollouts.sampling.lean import Lean, fits
 from agentopcd.rollouts.sampling.prefixes import Prefixes, Read
 from agentopcd.rollouts.sampling.protocol import Heard
@@ -103,10 +103,10 @@ class Continuous:
             self._rows = Rows(loaded.model, most=rows, bound=_bound(loaded.model) // share, lean=self._lean)
         self._beginnings = Beginnings(-(-worth * self._rows.layers // self._rows.each))
         self._prefixes = Prefixes(PREFIXES_BYTES // share)
-        self.drafts = Drafts()
+        self.drafts = Drafts(KEPT // share)
         self._waiting: list[_Seat] = []
         self._seats: list[_Seat | None] = []
-        self._freed, self._steps = FreedMemory(), 0
+        self._freed, self.steps = FreedMemory(), 0
 
     @property
     def idle(self) -> bool:
@@ -167,34 +167,41 @@ class Continuous:
 
     def _step(self) -> list[tuple[int, Completion]]:
         """See :meth:`advance`."""
-        self._steps += 1
-        if self._steps % LOOK_EVERY == 0:
+        self.steps += 1
+        if self.steps % LOOK_EVERY == 0:
             self._freed.look()
         self._close_up()
-        if self._rows.recorded is None or self._steps % ADMIT_EVERY == 0 or not self._seats:
+        if self._rows.recorded is None or self.steps % ADMIT_EVERY == 0 or not self._seats:
             self._admit()
         seats = [seat for seat in self._seats if seat is not None]
         parts = list(self._parts(seats))
         hidden_MH = self._rows.read(parts)
-        first = list(itertools.accumulate((part.asked for part in parts), initial=0))
+        first = list(itertools.accumulate((part.wanted for part in parts), initial=0))
         ready = [row for row, seat in enumerate(seats) if seat.held == len(seat.ids)]
         for row in ready:
             if seats[row].reading:
                 self._keep(row, seats[row])
-        found: list[tuple[int, Completion]] = []
-        for number in itertools.count():  # a token for each row, then one more for those whose guess it was
-            if not ready:
-                return found
-            at = [first[row] + number for row in ready]
-            found += self._draw(hidden_MH if len(at) == len(hidden_MH) else hidden_MH[at], ready)
-            ready = [row for row in ready if self._seats[row] and seats[row].held == len(seats[row].ids)]
-        raise AssertionError
+        if not ready:
+            return []
+        places = [place for row in ready for place in range(first[row], first[row + 1])]
+        logits_MV = self._logits(hidden_MH if len(places) == len(hidden_MH) else hidden_MH[places])
+        first = list(itertools.accumulate((parts[row].wanted for row in ready), initial=0))[:-1]
+        found, number, left = [], 0, dict(zip(ready, first, strict=True))
+        while left:  # a token for each row, then one more for those whose guess it was
+            at = [place + number for place in left.values()]
+            logits_BV = logits_MV if len(at) == len(logits_MV) else logits_MV[at]
+            found += self._draw(logits_BV, {row: seats[row] for row in left})
+            left = {row: at for row, at in left.items() if self._seats[row] and seats[row].held == len(seats[row].ids)}
+            number += 1
+        return found
 
-    def _draw(self, hidden_BH: Tensor, rows: Sequence[int]) -> list[tuple[int, Completion]]:
-        """The next token of each of these rows, given its hidden state; returns the replies that are complete."""
+    def _logits(self, hidden_MH: Tensor) -> Tensor:
         model = self.loaded.model
-        seats = [seat for row in rows if (seat := self._seats[row]) is not None]
-        logits_BV = models.scaled(model, model.get_output_embeddings()(hidden_BH)).float()
+        return models.scaled(model, model.get_output_embeddings()(hidden_MH)).float()
+
+    def _draw(self, logits_BV: Tensor, by_row: Mapping[int, _Seat]) -> list[tuple[int, Completion]]:
+        """The next token of the request in each of these rows; returns the replies that are complete."""
+        rows, seats = list(by_row), list(by_row.values())
         taken: list[tuple[int, Completion] | None] = []
         for sampling, at in _alike(seats):
             asked = [(seats[i].request, seats[i].reply) for i in at]
@@ -213,7 +220,8 @@ class Continuous:
             seat.draft.clear()
         seat.ids.append(token)
         seat.logprobs.append(logprob)
-        self.drafts.learn(seat.ids)
+        if not self._rows.records:
+            self.drafts.learn(seat.ids)
         if self.heard is not None:
             self.heard(seat.ticket, (token,), (logprob,))
         ended = token in self.loaded.end_ids
@@ -233,16 +241,16 @@ class Continuous:
         left = READ_TOKENS if self._rows.recorded is None else READ_TOKENS_GPU
         for row, seat in enumerate(seats):
             end = min(len(seat.ids), seat.held + max(1, left))
-            if end == len(seat.ids) and self._rows.recorded is None:
+            if end == len(seat.ids) and not self._rows.records:
                 seat.draft = self._guess(seat)
             yield Part(row, seat.held, [*seat.ids[seat.held : end], *seat.draft], seat.shared, 1 + len(seat.draft))
             left -= end - seat.held if seat.reading else 0
             seat.held = end
 
     def _guess(self, seat: _Seat) -> list[int]:
-        """What a request's next tokens may be, all but its last one."""
-        most, choices = seat.sampling.max_tokens - len(seat.logprobs) - 1, seat.request.choices
-        draft = self.drafts.guess(seat.ids, seat.reply, most, self.loaded.end_ids, choices)
+        """What a request's next tokens may be, without the last that its reply may have: nothing is drawn after it."""
+        request, most = seat.request, seat.sampling.max_tokens - len(seat.logprobs) - 1
+        draft = self.drafts.guess(seat.ids, len(request.prompt_ids), most, self.loaded.end_ids, request.choices)
         self.drafts.made += len(draft)
         return draft
 

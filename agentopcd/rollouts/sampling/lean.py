@@ -23,7 +23,7 @@ FAMILY = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 
 Attend = Callable[..., Tensor]
 """Given a layer's number, queries ``[1, heads, N, D]``, keys and values: attention ``[1, N, heads, E]``.
-The queries may be those of each row's last token alone."""
+The queries may be those of some tokens alone, see :class:`Lean`."""
 
 
 def fits(model: Any) -> bool:
@@ -89,13 +89,13 @@ class Lean:
             down=packed.product(feed.down_proj),
         )  # fmt: skip
 
-    def __call__(self, ids: Tensor, positions: Tensor, last: Tensor, attend: Attend) -> Tensor:
-        """Last hidden states ``[B, H]`` of the tokens at the places ``last [B]`` among ``N``.
+    def __call__(self, ids: Tensor, positions: Tensor, wanted: Tensor, attend: Attend) -> Tensor:
+        """Last hidden states ``[M, H]`` of the tokens at the places ``wanted [M]`` among ``N``.
 
         Args:
             ids: ``[1, N]``.
             positions: ``[1, N]``.
-            last: the tokens whose hidden states are wanted; all others leave keys and values only.
+            wanted: the tokens whose hidden states are wanted; all others leave keys and values only.
             attend: does the attention.
         """
         hidden_1NH = self.decoder.embed_tokens(ids)
@@ -104,9 +104,9 @@ class Lean:
         sin = torch.cat([-sin_1ND[0, :, None, :half], sin_1ND[0, :, None, half:]], dim=-1)  # of the halves exchanged
         hidden_NH = hidden_1NH[0]
         for number, layer in enumerate(self.layers):
-            wanted = last if layer is self.layers[-1] and len(last) < len(hidden_NH) else None
-            seen = self._attention(number, layer, hidden_NH, cos, sin, wanted, attend)
-            hidden_NH = (hidden_NH if wanted is None else hidden_NH[wanted]) + seen
+            some = wanted if layer is self.layers[-1] and len(wanted) < len(hidden_NH) else None
+            seen = self._attention(number, layer, hidden_NH, cos, sin, some, attend)
+            hidden_NH = (hidden_NH if some is None else hidden_NH[some]) + seen
             gate, up = layer.gate_up(_norm(layer.norms[1], hidden_NH))
             hidden_NH = hidden_NH + layer.down(silu(gate) * up)[0]
         return _norm(self.decoder.norm, hidden_NH)

@@ -50,7 +50,7 @@ class Recorded:
         self._step, self._record, self._device = step, record, device
         self._known: dict[int, _Recording] = {}
         self._asked: collections.Counter[int] = collections.Counter()
-        self._works = True
+        self.works = True
 
     def forget(self) -> None:
         """Drop all recordings: the memory that they read was replaced."""
@@ -66,7 +66,7 @@ class Recorded:
         """
         n = min(1 << (len(ids) - 1).bit_length(), most)
         self._asked[n] += 1
-        if not self._works or (n not in self._known and self._asked[n] <= AFTER):
+        if not self.works or (n not in self._known and self._asked[n] <= AFTER):
             return None
         filled = [[*numbers, *[0] * (n - len(ids))] for numbers in (ids, columns)]
         if n not in self._known:
@@ -75,7 +75,7 @@ class Recorded:
             try:
                 self._known[n] = _Recording(ids_1B, columns_B, *self._record(lambda: self._step(ids_1B, columns_B)))
             except RuntimeError as error:
-                self._works = False
+                self.works = False
                 warnings.warn(f"steps are not recorded, so replies take longer: {first_line(error)}", stacklevel=2)
                 return None
         one = self._known[n]

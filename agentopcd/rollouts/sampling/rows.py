@@ -1,7 +1,8 @@
 """Rows of keys and values for requests under way, and the attention that reads and writes them.
 
 All tokens of a step stand in one line, whatever request they belong to: a request that is being answered brings one
-token, one whose prompt is being read brings many. So everything but attention is computed without padding.
+token and guesses at the next, one whose prompt is being read brings many. So everything but attention is computed
+without padding.
 """
 
 from __future__ import annotations
@@ -80,6 +81,11 @@ class Rows:
         return max(have * self.each, self.bound // 2) + self.each * beside <= self.bound
 
     @property
+    def records(self) -> bool:
+        """Whether steps of one token a row are recorded, so that one which reads guesses, too, would take longer."""
+        return self.recorded is not None and self.recorded.works
+
+    @property
     def layers(self) -> int:
         """How many layers have keys and values."""
         return len(self._places)
@@ -146,7 +152,7 @@ class Rows:
         """Read the tokens of a part for each row, in order from row 0 on.
 
         Returns:
-            The hidden states that are asked for ``[M, H]``, those of one part after those of another.
+            The hidden states that are wanted ``[M, H]``, those of one part after those of another.
         """
         if self.recorded is not None and all(len(part.ids) == 1 for part in parts):
             asked = [part.ids[0] for part in parts], [part.start for part in parts]
@@ -241,7 +247,7 @@ class Rows:
 
         Args:
             layer: the layer's number.
-            query: ``[1, heads, N, D]``, or ``[1, heads, M, D]``, those of the tokens that are asked for.
+            query: ``[1, heads, N, D]``, or ``[1, heads, M, D]``, those of the tokens whose hidden states are wanted.
             key: ``[1, groups, N, D]``; each group serves as many heads.
             value: ``[1, groups, N, E]``.
             scaling: of the scores; None: one over the root of D.
@@ -250,7 +256,7 @@ class Rows:
             sinks: scores ``[heads]`` that take a share of each token's weights.
 
         Returns:
-            ``[1, N, heads, E]``, or of the tokens that are asked for only.
+            ``[1, N, heads, E]``, or of those tokens alone.
         """
         step, how = self._step, _How(scaling or query.shape[-1] ** -0.5, softcap, sinks)
         assert step is not None
@@ -267,8 +273,8 @@ class Rows:
             ratio = query.shape[1] // keys.shape[1]
             rows = (few, keys[: step.rows, :, : step.width], values[: step.rows, :, : step.width])
             plain = softcap is None and sinks is None
-            # In float32 on a CPU, two products take half the time of the fused call, if each row asks for one token.
-            fused = query.device.type != "cpu" or query.dtype != torch.float32 or step.asked > 1
+            # In float32 on a CPU with AVX-512, two products take half the time of the fused call for one token a row.
+            fused = query.device.type != "cpu" or query.dtype != torch.float32 or step.most > 1
             seen = step.mask(window, ratio if plain else 1, query.dtype if plain and fused else None)
             out = _in_line(_attention(*rows, seen, how), where, query.shape[2])
             if not only:
@@ -303,7 +309,7 @@ class Rows:
             both.zero_(), both_weight.fill_(-torch.inf)
         (kind, number), (_, second) = self._places[layer]
         for group in step.groups:
-            of_all = group.asked if only else group.tokens
+            of_all = group.wanted if only else group.tokens
             store = group.shared.read[kind]
             both[:, :, of_all], both_weight[:, :, of_all] = weighed(
                 query[:, :, of_all], store[None, number], store[None, second], None, scaling
@@ -329,16 +335,16 @@ class _How:
 
 
 def _by_rows(query: Tensor, step: Step, only: bool) -> tuple[Tensor, Tensor | None]:
-    """Of queries in one line ``[1, heads, N, D]`` the last ones of each row ``[rows, heads, asked, D]``, and where they
+    """Of queries in one line ``[1, heads, N, D]`` the last ones of each row ``[rows, heads, most, D]``, and where they
     stand; None: each row has one, in order."""
-    where = step.last_asked if only else step.last
-    if where.numel() == query.shape[2] and step.asked == 1:
+    where = step.last_wanted if only else step.last
+    if where.numel() == query.shape[2] and step.most == 1:
         return query.transpose(0, 2), None
     return query[0][:, where].transpose(0, 1), where
 
 
 def _in_line(out: Tensor, where: Tensor | None, n: int) -> Tensor:
-    """What was computed by rows ``[rows, heads, asked, E]`` at its places in one line ``[1, heads, n, E]``."""
+    """What was computed by rows ``[rows, heads, most, E]`` at its places in one line ``[1, heads, n, E]``."""
     if where is None:
         return out.transpose(0, 2)
     line = out.new_empty(1, out.shape[1], n, out.shape[3])
@@ -356,7 +362,9 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None,
     batch, heads, n, size = query.shape
     groups = keys.shape[1]
     if how.softcap is None and how.sinks is None:
-        if seen is not None and seen.dim() == 4:  # heads that share keys become queries of one, so no keys are copied
+        if (
+            seen is not None and seen.dim() == 4
+        ):  # the last tokens of all rows: heads that share keys become queries of one, so no keys are copied
             return _few_tokens(query.reshape(batch, groups, -1, size), keys, values, seen, how).reshape(
                 batch, heads, n, -1
             )

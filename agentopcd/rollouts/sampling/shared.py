@@ -93,22 +93,23 @@ class Group:
     shared: Shared
     tokens: Tensor
     """Where their tokens stand among all tokens of the step."""
-    asked: Tensor
-    """Where those that are asked for stand among all that are."""
+    wanted: Tensor
+    """Where those whose hidden states are wanted stand among all that are."""
 
 
 def groups(parts: Sequence[tuple[Shared | None, int, int]]) -> Iterator[Group]:
-    """The groups of a step, given what each row shares, how many tokens it reads and how many of them are asked for."""
+    """The groups of a step, given what each row shares, how many tokens it reads, and of how many the hidden state is
+    wanted."""
     found: dict[int, tuple[Shared, list[int], list[int]]] = {}
-    at = at_asked = 0
-    for shared, n, n_asked in parts:
+    at = at_wanted = 0
+    for shared, n, n_wanted in parts:
         if shared is not None:
-            _, tokens, asked = found.setdefault(id(shared), (shared, [], []))
+            _, tokens, wanted = found.setdefault(id(shared), (shared, [], []))
             tokens += range(at, at + n)
-            asked += range(at_asked, at_asked + n_asked)
-        at, at_asked = at + n, at_asked + n_asked
-    for shared, tokens, asked in found.values():
-        yield Group(shared, torch.tensor(tokens), torch.tensor(asked))
+            wanted += range(at_wanted, at_wanted + n_wanted)
+        at, at_wanted = at + n, at_wanted + n_wanted
+    for shared, tokens, wanted in found.values():
+        yield Group(shared, torch.tensor(tokens), torch.tensor(wanted))
 
 
 def weighed(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> tuple[Tensor, Tensor]:

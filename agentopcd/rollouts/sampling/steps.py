@@ -23,8 +23,8 @@ class Part:
     ids: Sequence[int]
     shared: Shared | None = None
     """What the row does not hold, since other rows begin with it, too."""
-    asked: int = 1
-    """How many of the last tokens' hidden states are wanted."""
+    wanted: int = 1
+    """Of how many of the last tokens the hidden state is wanted."""
 
     @property
     def column(self) -> int:
@@ -43,26 +43,26 @@ class Step:
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
         self.device, self.rows = device, len(parts)
         self.width = max(part.end for part in parts)
-        self.asked = max(part.asked for part in parts)
-        """The most tokens of a row that are asked for. So many of each row's last tokens are attended from at once."""
+        self.most = max(part.wanted for part in parts)
+        """The most hidden states that are wanted of a row. So many of each row's last tokens attend at once."""
         ends = list(itertools.accumulate(len(part.ids) for part in parts))
         self.long = [
-            (end - len(part.ids), part) for end, part in zip(ends, parts, strict=True) if len(part.ids) > self.asked
+            (end - len(part.ids), part) for end, part in zip(ends, parts, strict=True) if len(part.ids) > self.most
         ]
         self.last = self._last([len(part.ids) for part in parts])
-        """Where the last tokens of each row stand, ``[rows, asked]``; a row of fewer tokens has its first one again."""
-        self.last_asked = self._last([part.asked for part in parts])
-        """The same among the tokens that are asked for alone."""
-        places = [at for end, part in zip(ends, parts, strict=True) for at in range(end - part.asked, end)]
+        """Where the last tokens of each row stand, ``[rows, most]``; a row of fewer tokens has its first one again."""
+        self.last_wanted = self._last([part.wanted for part in parts])
+        """The same, if there were no tokens but those whose hidden states are wanted."""
+        places = [at for end, part in zip(ends, parts, strict=True) for at in range(end - part.wanted, end)]
         self.wanted = torch.tensor(places, device=device)
-        """Where the tokens that are asked for stand, ``[M]``."""
+        """Where the tokens stand whose hidden states are wanted, ``[M]``."""
         self.columns = torch.tensor([at for part in parts for at in range(part.column, part.end)], device=device)
         self.positions = self.columns
         self.groups: Sequence[Group] = ()
         self.alone = any(part.shared is None for part in parts)
         """Whether a row shares nothing."""
         if any(part.shared is not None for part in parts):
-            self.groups = list(groups([(part.shared, len(part.ids), part.asked) for part in parts]))
+            self.groups = list(groups([(part.shared, len(part.ids), part.wanted) for part in parts]))
             before = [part.start - part.column for part in parts for _ in part.ids]
             self.positions = self.columns + torch.tensor(before, device=device)
         self._row = torch.tensor([part.row for part in parts for _ in part.ids], device=device)
@@ -72,7 +72,7 @@ class Step:
         """Where the last of so many tokens a row stand, if those of one row stand after those of another."""
         ends = itertools.accumulate(sizes)
         found = [
-            [max(end - size, end - n) for n in range(self.asked, 0, -1)] for end, size in zip(ends, sizes, strict=True)
+            [max(end - size, end - n) for n in range(self.most, 0, -1)] for end, size in zip(ends, sizes, strict=True)
         ]
         return torch.tensor(found, device=self.device)
 
@@ -86,12 +86,13 @@ class Step:
         return self._known[key]
 
     def mask(self, window: int | None, heads: int = 1, dtype: torch.dtype | None = None) -> Tensor:
-        """What the last tokens of each row see, ``[rows, 1, heads * asked, width]``, for ``heads`` that share keys; of
-        one token all heads see the same, ``[rows, 1, 1, width]``. With ``dtype`` as numbers, see :meth:`added`."""
+        """What the last tokens of each row see, ``[rows, 1, heads * most, width]``, for ``heads`` that share keys; if
+        each row has one token, one line serves all heads, ``[rows, 1, 1, width]``. With ``dtype`` as numbers, see
+        :meth:`added`."""
         key = ("mask", window, heads, dtype)
         if key not in self._known:
-            seen = sees(self.columns[self.last].flatten(), self.width, window).view(self.rows, 1, self.asked, -1)
-            if self.asked > 1:
+            seen = sees(self.columns[self.last].flatten(), self.width, window).view(self.rows, 1, self.most, -1)
+            if self.most > 1:
                 seen = seen.repeat(1, 1, heads, 1)
             self._known[key] = seen if dtype is None else numbers(seen, dtype)
         return self._known[key]
@@ -122,9 +123,9 @@ class Single(Step):
 
     def __init__(self, columns: Tensor, width: int) -> None:
         self.device, self.rows, self.width, self.columns = columns.device, len(columns), width, columns
-        self.positions, self.groups, self.asked = columns, (), 1
+        self.positions, self.groups, self.most = columns, (), 1
         self.wanted = self._row = torch.arange(self.rows, device=self.device)
-        self.last = self.last_asked = self.wanted[:, None]
+        self.last = self.last_wanted = self.wanted[:, None]
         self.long, self._known = [], {}
 
 

@@ -19,6 +19,7 @@ from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.process import give_back_memory
 from agentopcd.rollouts.sampling import decoding, drawing, shares
 from agentopcd.rollouts.sampling.continuous import Continuous
+from agentopcd.rollouts.sampling.drafts import Rehearsed
 from agentopcd.rollouts.sampling.protocol import Heard, InBatches, Sampler, check_room
 from agentopcd.rollouts.sampling.same_weights import SAMPLING, gaps_nats, limit_nats
 from agentopcd.rollouts.sampling.shared import BLOCK, WORTH_BYTES
@@ -214,11 +215,14 @@ class TransformersSampler(InBatches):
     def _answers(
         self, probes: Sequence[Request], sampling: Sampling, way: str, compute: torch.dtype, worth: int
     ) -> tuple[list[Request], list[Completion]]:
-        """The probes and their replies; those of the fast way twice, since the second time it guesses the first."""
+        """The probes and their replies; those of the fast way twice, the second time with guesses at the first."""
         if way != "fast":
             return list(probes), self._sample(probes, sampling, way, compute)
         engine = Continuous(self.loaded, compute, self.batch_size, worth=worth)
-        return [*probes, *probes], [reply for _ in range(2) for reply in engine.sample(probes, sampling)]
+        first = engine.sample(probes, sampling)
+        known = {probe.prompt_ids: reply.token_ids for probe, reply in zip(probes, first, strict=True)}
+        engine.drafts = Rehearsed(known)
+        return [*probes, *probes], [*first, *engine.sample(probes, sampling)]
 
     def _sample(
         self, requests: Sequence[Request], sampling: Sampling, way: str, compute: torch.dtype
