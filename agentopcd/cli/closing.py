@@ -20,6 +20,7 @@ from agentopcd.core.config import (
     PlayConfig,
     PlayerConfig,
     ScoreConfig,
+    TrainConfig,
     flag_of,
     flags_for,
     flags_of,
@@ -117,7 +118,12 @@ def after_training(call: Call, config: ConsolidateConfig, result: Distilled) -> 
         call.say(line)
     if env_of(config.model):  # which is the new student by now; evaluate knows what it was trained from
         config = dataclasses.replace(config, model="")
-    next_is(call, command(call, "evaluate", flags_for(config, EvaluateConfig)))
+    next_is(call, command(call, "evaluate", flags_for(tested(config), EvaluateConfig)))
+
+
+def tested(config: TrainConfig) -> TrainConfig:
+    """The settings for `evaluate`, which needs tasks; a training may do without."""
+    return config if config.test_tasks else dataclasses.replace(config, test_tasks=EvaluateConfig.test_tasks)
 
 
 def table(call: Call, result: Distilled) -> None:
@@ -240,7 +246,7 @@ def after_rounds(call: Call, config: LearnConfig, rounds: Sequence[Round]) -> No
         named = "" if env_of(config.model) else config.model  # ENV/student is another one by now
         first = named or rounds[0].model
         call.say(f"from the base {first} to the student {last.folder}; both on the same test tasks:")
-        whole = dataclasses.replace(config, model=first)
+        whole = tested(dataclasses.replace(config, model=first))
         next_is(call, command(call, f"evaluate --student {shlex.quote(last.folder)}", flags_for(whole, EvaluateConfig)))
         return
     if trained:

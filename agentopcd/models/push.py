@@ -96,7 +96,11 @@ def push(sent: Parcel, repo: str, *, private: bool) -> str:
         staged = _staged(sent, Path(scratch))
         try:
             made = api.create_repo(repo, private=private, exist_ok=True)
+            if private and api.repo_info(made.repo_id).private is False:
+                raise ConfigError(f"{repo} is there and public; --private makes a new repository: give another name")
             api.upload_folder(repo_id=made.repo_id, folder_path=staged, commit_message="Upload a student of agentopcd")
+        except ConfigError:
+            raise
         except Exception as error:  # of the hub's library, and of the one it sends with
             why = first_line(error, type(error).__name__)
             raise ConfigError(f"the model hub did not take {repo} ({why}); check name, token, HF_ENDPOINT") from error

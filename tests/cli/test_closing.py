@@ -180,6 +180,8 @@ def test_after_training_the_student_can_be_used(call: Call, tmp_path: Path) -> N
     assert f"serve it: agentopcd serve --model '{folder}'" in HEARD
     assert f"with vLLM: vllm serve '{folder}'" in HEARD
     assert last() == EvaluateConfig(**PLAYER, test_tasks=9)
+    closing.after_training(call, ConsolidateConfig(**PLAYER, test_tasks=0), distilled(folder))
+    assert last() == EvaluateConfig(**PLAYER), "which needs test tasks"
     renamed: dict[str, Any] = PLAYER | {"model": "lake/student"}
     closing.after_training(call, ConsolidateConfig(**renamed), distilled(folder))
     assert last().model == "", "what was lake/student is its parent now, which evaluate finds"

@@ -83,6 +83,12 @@ def test_a_field_may_be_long(tmp_path: Path) -> None:
         (b"\x1f\x8b\x08\x00", "packed with gzip; unpack it first"),
         (b"PK\x03\x04", "a spreadsheet; save its table as CSV"),
         ('{"question": "q", "answer": "1"}\n{"question": "q"', "line 2 is not JSON"),
+        ('{"question": "q", "answer": "1"}\n{"question": "q"\n', "line 2 is not JSON"),
+        (
+            '{"question": "q", "answer": "1"}\n{"question": "q"\n\n{"question": "q"}',
+            r"line 2 is not JSON: .* \(line 4\)",
+        ),
+        ('[{"question": "q", "answer": "1"},\n{"question": "q"}\n', "line 2 is not JSON"),
         ('[{"question": "q", "answer": "1"},\n]', "line 2 is not JSON: a comma too many before the bracket"),
         ('[{"question": "q", answer: "1"}]', "line 1 is not JSON: Expecting property name"),
         ('{"a": 1}\n7\n', "line 2 must be an object, got int"),

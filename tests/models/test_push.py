@@ -47,7 +47,8 @@ class Hub(BaseHTTPRequestHandler):
             self._answer({})
 
     def do_GET(self) -> None:
-        self._answer({"sha": "0", "id": "me/student", "siblings": []})
+        server: Any = self.server
+        self._answer({"sha": "0", "id": "me/student", "siblings": [], "private": server.private})
 
     def _answer(self, content: Any) -> None:
         data = json.dumps(content).encode()
@@ -67,6 +68,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.url, server.asked, server.files, server.created = f"http://127.0.0.1:{server.server_port}", [], {}, {}
+    server.private = True
     Thread(target=server.serve_forever, daemon=True).start()
     real = huggingface_hub.HfApi
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: real(endpoint=server.url, token="hf_secret"))
@@ -100,6 +102,15 @@ def test_only_the_students_files_are_pushed_and_no_path(hub: Any, student: Path,
     assert json.loads(hub.files[find.ADAPTER])["base_model_name_or_path"] is None
     assert json.loads((student / find.ADAPTER).read_text())["base_model_name_or_path"] == str(tiny_model_dir.resolve())
     assert hub.files["adapter_model.safetensors"] == (student / "adapter_model.safetensors").read_bytes()
+
+
+def test_nothing_is_sent_to_a_public_repository_that_should_be_private(hub: Any, student: Path) -> None:
+    hub.private = False
+    with pytest.raises(ConfigError, match="me/student is there and public; --private makes a new repository"):
+        push.push(push.parcel(str(student)), "me/student", private=True)
+    assert not hub.files
+    push.push(push.parcel(str(student)), "me/student", private=False)
+    assert hub.files
 
 
 def test_named_chat_templates_are_pushed_and_count_in_the_id(student: Path, tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_value(field.name, value := getattr(self, field.name))
+            _check_type(field, value := getattr(self, field.name))
+            _check_value(field.name, value)
             if type(value) is int and hints(type(self))[field.name] is float:  # one setting has one form in JSON
                 object.__setattr__(self, field.name, float(value))
         for name, known in choices(type(self)).items():
@@ -70,9 +71,6 @@ class Config:
         values = {} if file is None else _of_verb(cls, read_toml(path_of(file), "settings"))
         values |= {name: value for name, value in flags.items() if value is not None}
         _refuse_unknown(cls, values)
-        for field in dataclasses.fields(cls):
-            if field.name in values:
-                _check_type(field, values[field.name])
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -84,12 +84,11 @@ def _json(text: str) -> Iterator[Raw]:
         except RecursionError:
             raise EnvError(f"line {line} is nested too deeply") from None
         except json.JSONDecodeError as error:
-            here, bracket = text.count("\n", 0, error.pos) + 1, text[error.pos :].lstrip()[:1] in ("]", "}")
-            told = (
-                "a comma too many before the bracket"
-                if bracket and text[: error.pos].rstrip().endswith(",")
-                else error.msg
-            )
+            read, bracket = text[: error.pos].rstrip(), text[error.pos :].lstrip()[:1] in ("]", "}")
+            told = "a comma too many before the bracket" if bracket and read.endswith(",") else error.msg
+            here = text.count("\n", 0, error.pos if text[error.pos :].strip() else len(read)) + 1
+            if text[at] == "{" and here > line:  # an object of one line that does not end, or one of several lines
+                told, here = f"{told} (line {here})", line
             raise EnvError(f"line {here} is not JSON: {told}") from None
         except ValueError as error:  # ours, or a number of thousands of digits
             raise EnvError(f"line {line} is not JSON: {first_line(error)}") from None

@@ -98,7 +98,7 @@ class Rehearsed(Drafts):
         known: replies by their prompts.
     """
 
-    def __init__(self, known: Mapping[Sequence[int], Sequence[int]]) -> None:
+    def __init__(self, known: Mapping[tuple[int, ...], Sequence[int]]) -> None:
         super().__init__()
         self.known = known
 

@@ -163,7 +163,7 @@ def test_more_contexts_than_there_is_room_for(tmp_path: Path, monkeypatch: pytes
             assert held <= continuous.ROWS_BYTES or stores[0].shape[1] == 1
         assert [found[ticket].token_ids for ticket in range(30)] == [reply.token_ids for reply in wanted]
         assert 100 < most <= 220
-        steps.append(running._steps)
+        steps.append(running.steps)
     # Those whose context is kept go first, unless those who ask first must.
     assert steps[0] < steps[1]
 
