@@ -305,7 +305,7 @@ def _print_splits(manifest: Any) -> None:
     if manifest.shared:
         print(
             f"Fewer than {MIN_DISTINCT} tasks: every split is all of them, and no result says anything about"
-            " unseen tasks. frozen-lake-4x4 has enough boards to hold some out."
+            " unseen tasks." + " frozen-lake-4x4 has enough boards to hold some out." * (manifest.env == "frozen-lake")
         )
     elif manifest.protocol == "paper":
         count, share = manifest.overlap()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,14 @@ def test_what_is_missing_for_the_time_is_named(model: str, work: Path) -> None:
         (("--test-tasks", "0", "--gate-tasks", "0"), "24 steps"),
     ):
         assert f"a first run of {missing} will tell" in run(work, *consolidate, *more)
+
+
+def test_a_gate_that_nobody_can_pass_is_told_in_the_plan(model: str, work: Path) -> None:
+    consolidate = given(work, ["consolidate", "--context", "prompt.txt", "--model", model, "--dry-run"])
+    said = run(work, *consolidate, "--gate-tasks", "4")
+    told = re.search(r"4 confirm tasks cannot reach level .*; --gate-tasks (\d+) could, so the student will not", said)
+    assert told, said
+    assert "cannot reach" not in run(work, *consolidate, "--gate-tasks", told[1])
 
 
 def test_the_time_comes_from_earlier_runs_here(model: str, work: Path) -> None:
