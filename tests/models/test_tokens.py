@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from agentopcd import models
 from agentopcd.core.errors import ModelError
@@ -87,6 +88,16 @@ def test_a_tokenizer_that_cuts_long_texts_is_not_obeyed(own: Path) -> None:
     odd.edit(own / "tokenizer.json", truncation=cut)
     long = "go left. " * 200
     assert decoded(models.load_model(str(own)).tokenizer, long) == long
+
+
+def test_texts_that_only_try_a_tokenizer_warn_of_no_length(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(
+        transformers.tokenization_utils_base.logger, "warning", lambda text, *args, **kwargs: heard.append(text)
+    )
+    odd.edit(own / "tokenizer_config.json", model_max_length=16)
+    loaded = models.load_model(str(own))
+    assert loaded.tokenizer.model_max_length == 16 and not [text for text in heard if "longer than" in text]
 
 
 def test_a_vocabulary_without_one_byte_is_seen(own: Path) -> None:
