@@ -45,7 +45,7 @@ from agentopcd.knowledge import Store
 from agentopcd.knowledge.care import problems
 from agentopcd.knowledge.recordings import Answered, sessions
 from agentopcd.rollouts.sampling import request_seed
-from agentopcd.workspace.gateway.connection import listening
+from agentopcd.workspace.gateway.connection import address
 from agentopcd.workspace.gateway.serve import serve
 from agentopcd.workspace.session import Session
 
@@ -67,7 +67,7 @@ class Served:
     """A server in a process of its own, which can be killed and started again at the same address."""
 
     def __init__(self, work: Path, model: str, max_tokens: int) -> None:
-        with listening("127.0.0.1", 0) as free:
+        with address("127.0.0.1", 0) as free:
             self.port = free.getsockname()[1]
         self.work = work
         self._config = ServeConfig(

@@ -93,8 +93,11 @@ def score(config: ScoreConfig, call: Call) -> None:
             return _influence(session, config, call)
         from agentopcd.workspace import ready
         from agentopcd.workspace.experience.chains import pool
+        from agentopcd.workspace.experience.choose import ranked_by
         from agentopcd.workspace.pace import estimate
 
+        if not session.game.graded:
+            ranked_by(session)  # before candidates are asked for
         candidates = pool(session, prefix=config.pool)
         if not candidates:
             again = closing.command(call, "play", flags_for(config, PlayConfig))

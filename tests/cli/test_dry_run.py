@@ -153,11 +153,13 @@ BOTH: list[tuple[str, str]] = [
     ("knowledge score --env ROWS --model MODEL", "no candidate context of "),
     ("knowledge score --env WAITING --model MODEL", "each of the 1 candidates holds an item that is pending"),
     ("knowledge score --env CHATS --model MODEL", "nothing says what is right in"),
+    ("knowledge score --env SILENT --model MODEL", "nothing says what is right in"),
     ("knowledge confirm --env ROWS --model MODEL", "no context given"),
     ("knowledge confirm --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
     ("knowledge confirm --env ROWS --model MODEL --context empty", "the empty context cannot be confirmed"),
     ("knowledge confirm --env CHATS --model MODEL --context PROMPT", "nothing says what is right in"),
     ("consolidate --env ROWS --model MODEL", "was confirmed"),
+    ("consolidate --env SILENT --model MODEL", "nothing says what is right in"),
     ("consolidate --env ROWS --model MODEL --context mine", "unknown context 'mine'"),
     ("consolidate --env ROWS --model MODEL --context PROMPT --teacher /nope", "no model '/nope'"),
     ("consolidate --env ROWS --model MODEL --context PROMPT --shard", "one process to shard over"),
@@ -187,7 +189,8 @@ def desk(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     (folder / "broken" / "config.json").write_text("{")
     (folder / "prompt.txt").write_text("Answer in one word.")
     chats = [{"messages": [{"role": "user", "content": f"Say {n}."}]} for n in range(40)]
-    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    for name in ("chats.jsonl", "silent.jsonl"):
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in chats))
     with Store.open(folder / "work" / "store.db") as store:
         context = Context(f"{MARKER} say 7")
         store.add_context(context, {"order": "hand"})
@@ -198,7 +201,7 @@ def desk(model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     return folder / "work", {
         "MODEL": model, "BROKEN": str(folder / "broken"), "ROWS": tiny.questions(folder / "rows.jsonl"),
         "CHATS": str(folder / "chats.jsonl"), "PROMPT": str(folder / "prompt.txt"),
-        "WAITING": tiny.questions(folder / "waiting.jsonl"),
+        "SILENT": str(folder / "silent.jsonl"), "WAITING": tiny.questions(folder / "waiting.jsonl"),
     }  # fmt: skip
 
 

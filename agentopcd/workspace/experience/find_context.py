@@ -11,6 +11,7 @@ from agentopcd.core.types import Context, Mixture
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arena, Arm, best_ref
 from agentopcd.workspace.experience.chains import pool
+from agentopcd.workspace.experience.choose import ranked_by
 from agentopcd.workspace.session import Session
 
 
@@ -29,6 +30,8 @@ def find_context(session: Session, config: ConsolidateConfig) -> Context | Mixtu
     else:
         best = session.store.ref(best_ref(session.env))
         if best is None and not config.force:
+            if not session.game.graded:
+                ranked_by(session)  # which says what to do where nothing is right or wrong
             raise ConfigError(
                 f"no context of {session.env} was confirmed; run `{_command(session, config, 'knowledge score')}`, "
                 "name one with --context, or distil the best guess with --force"
