@@ -362,9 +362,8 @@ def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None,
     batch, heads, n, size = query.shape
     groups = keys.shape[1]
     if how.softcap is None and how.sinks is None:
-        if (
-            seen is not None and seen.dim() == 4
-        ):  # the last tokens of all rows: heads that share keys become queries of one, so no keys are copied
+        if seen is not None and seen.dim() == 4:
+            # The last tokens of all rows: heads that share keys become queries of one, so no keys are copied.
             return _few_tokens(query.reshape(batch, groups, -1, size), keys, values, seen, how).reshape(
                 batch, heads, n, -1
             )
