@@ -139,12 +139,12 @@ def _gate_tasks(session: Session, config: ConsolidateConfig | LearnConfig) -> in
 
 def _gate(session: Session, config: ConsolidateConfig | LearnConfig) -> str:
     """The plan's line about the gate of students."""
-    if not config.gate_tasks:
-        return "no gate: the student becomes ENV/student at once"
-    n = _gate_tasks(session, config)
     from agentopcd.knowledge.students import student_ref
     from agentopcd.workspace.gated import too_few
 
+    if not config.gate_tasks:
+        return "no gate: the student becomes ENV/student at once"
+    n = _gate_tasks(session, config)
     line = f"gate: {n} confirm tasks, by the student and its parent, and 32 neutral prompts (--gate-tasks)"
     few = too_few(session, config, 0)
     return f"{line}; {few}, so the student will not become {student_ref(session.env)}" if few else line
