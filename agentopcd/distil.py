@@ -16,6 +16,7 @@ from agentopcd.core.config import ConsolidateConfig, ForecastConfig, flags_for, 
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.runs import Run, kept, read_json, work_flag, write_json
+from agentopcd.core.text import counted
 from agentopcd.core.types import Context, Episode, Mixture, Task
 from agentopcd.distillation.distance import Totals
 from agentopcd.distillation.methods import METHODS, Needs
@@ -373,7 +374,7 @@ def train_student(
     opening, tools = player.game.opening(training.train[0].seed) or ([], [])
     prefixes = [judge.prefix(part, opening, tools) for part in context.parts if not config.turn_items]
     if config.turn_items:
-        items = f"{config.turn_items} item{'s' * (config.turn_items > 1)}"
+        items = counted(config.turn_items, "item")
         say(f"the teacher sees {items} at each turn, chosen for it, so it reads each prompt in full")
     judging = teacher_of(config, teacher, student, compute=compute, prefixes=prefixes)  # copies the whole student
     if config.shard:

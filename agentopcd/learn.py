@@ -14,6 +14,7 @@ from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, Sc
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.runs import Run, read_json, work_flag, write_json, written_down
+from agentopcd.core.text import counted
 from agentopcd.core.types import EMPTY, Context, Job
 from agentopcd.distil import Distilled, check_launch, distil_context, pilot
 from agentopcd.distillation.distance import DISTANCE
@@ -164,8 +165,8 @@ def _round(
         gathered = gather(session, play, run_id=run_id, start=past.start)
         session.ledger.finish(run_id, gathered.to_dict())
         say(
-            f"{'read' if session.recording else 'played'} {gathered.rate}; {len(gathered.items)} items, "
-            f"{len(gathered.candidates)} candidate contexts"
+            f"{'read' if session.recording else 'played'} {gathered.rate}; {counted(len(gathered.items), 'item')}, "
+            f"{counted(len(gathered.candidates), 'candidate context')}"
         )
         if session.recording and not session.game.graded:
             return _without_ranking(session, config, number, past, gathered.to_dict())
@@ -305,7 +306,9 @@ def _carry(session: Session, past: _Past) -> None:
     past.start = carried(session.store, row, ranking, session.loaded.id)
     if any(context.text for context in past.start):
         lines = sum(len(context.lines) for context in past.start)
-        session.say(f"{lines} items of the last round go on in the chains of this one")
+        session.say(
+            f"{counted(lines, 'item')} of the last round {'goes' if lines == 1 else 'go'} on in the chains of this one"
+        )
     ends = dict.fromkeys(steps[-1] for steps in chains_of(session.store, row))
     past.candidates = [*(session.store.get_context(id_) for id_ in ends if id_ != EMPTY.id), *past.candidates]
 
@@ -318,7 +321,7 @@ def _candidates(session: Session, config: LearnConfig, gathered: Gathered, past:
     waiting = len(session.store.items(ids=gathered.items, status="pending"))
     if waiting:
         listed = f"agentopcd knowledge list items --status pending{work_flag(session.work)}"
-        session.say(f"{waiting} items wait for a person: {listed}")
+        session.say(f"{counted(waiting, 'item')} {'waits' if waiting == 1 else 'wait'} for a person: {listed}")
     store, known = session.store, session.store.learned(session.loaded.id)
     ends = gathered.candidates[: config.chains]  # of many candidates, the last ones may not compete
     ordered = dict.fromkeys([*ends, *past.candidates, *gathered.candidates])

@@ -28,6 +28,7 @@ from agentopcd.core.config import (
 from agentopcd.core.config.toml import without_flags
 from agentopcd.core.files import is_dir
 from agentopcd.core.runs import work_flag
+from agentopcd.core.text import counted
 from agentopcd.knowledge.students import env_of
 
 if TYPE_CHECKING:
@@ -66,10 +67,11 @@ def after_play(call: Call, config: PlayConfig, *, waiting: int, candidates: int,
         candidates: contexts that can be scored.
     """
     pending = command(call, "knowledge list items --status pending", "")
+    waits = f"{counted(waiting, 'item')} {'waits' if waiting == 1 else 'wait'} for a person"
     if waiting and (candidates or not config.extract):
-        call.say(f"{waiting} items wait for a person: {pending}")
+        call.say(f"{waits}: {pending}")
     if config.extract and waiting and not candidates:
-        call.say(f"{waiting} items wait for a person; read them, approve those that are right, and play again")
+        call.say(f"{waits}; read them, approve those that are right, and play again")
         next_is(call, pending)
     elif config.extract and graded and items:
         next_is(call, command(call, "knowledge score", flags_for(config, ScoreConfig)))

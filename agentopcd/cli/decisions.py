@@ -17,6 +17,7 @@ from agentopcd.core.encoding import read_text
 from agentopcd.core.errors import AgentOpcdError, ConfigError
 from agentopcd.core.runs import work_flag
 from agentopcd.core.terminal import emit
+from agentopcd.core.text import counted
 
 if TYPE_CHECKING:
     from agentopcd.knowledge import Item, Store
@@ -86,7 +87,7 @@ def _decide(decision: Decision, names: Sequence[str], reason: str | None, work: 
         print(f"nothing was changed: {why}")
         return
     undo = _undo(decision, [before[item.id] for item in changed], work)
-    print(f"{len(changed)} of {len(found)} items {BECOMES[decision]} now; {undo}")
+    print(f"{len(changed)} of {counted(len(found), 'item')} {BECOMES[decision]} now; {undo}")
 
 
 def _undo(decision: Decision, before: Iterable[Item], work: Path, then: Sequence[str] = ()) -> str:
@@ -274,7 +275,7 @@ def _say_pairs(offer: Offer, limit: int, items: int, work: Path) -> None:
         for item in (pair.first, pair.second):
             print(f"  {item.id[:12]}  {item.status:<8} support {item.support}  {escaped(item.text)}")
     shown = f", the {limit} most alike shown" if offer.total > limit else ""
-    print(f"{offer.total} pairs among {items} items{shown}")
+    print(f"{counted(offer.total, 'pair')} among {counted(items, 'item')}{shown}")
     if offer.pairs:
         a, b = offer.pairs[0].first.id[:12], offer.pairs[0].second.id[:12]
         print(

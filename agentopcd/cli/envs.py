@@ -14,6 +14,7 @@ from agentopcd.cli.help import App
 from agentopcd.cli.options import json_option, parse_env_args, progress
 from agentopcd.core.files import path_of
 from agentopcd.core.terminal import emit
+from agentopcd.core.text import counted
 
 app = App(
     name="envs",
@@ -211,7 +212,7 @@ def try_(
     if as_json:
         emit(result)
     else:
-        print(f"{state} after {steps} steps, reward {total:g}, task {key}")
+        print(f"{state} after {counted(steps, 'step')}, reward {total:g}, task {key}")
 
 
 def _replies(env: Any, newest: list[Any], spec: Any, random: bool, solve: bool, seed: int) -> Iterator[str]:

@@ -15,6 +15,7 @@ from agentopcd.cli.help import App
 from agentopcd.cli.options import json_option
 from agentopcd.core.files import is_dir, path_of, resolved
 from agentopcd.core.terminal import emit
+from agentopcd.core.text import counted
 
 if TYPE_CHECKING:
     from agentopcd.knowledge import Store
@@ -226,7 +227,7 @@ def _export_folder(prefix: str, output: Path | None, work: Path) -> None:
     with read_store(work) as store:
         written, left_out = export_folder(store, prefix, output)
     others = f"; {left_out} refs have other names and were left out" if left_out else ""
-    print(f"wrote {written} files into {output}{others}")
+    print(f"wrote {counted(written, 'file')} into {output}{others}")
 
 
 def refuse_store(output: Path, work: Path) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from agentopcd.cli.knowledge import WORK, AsJson, Status, Work, read_store
 from agentopcd.core.terminal import emit
+from agentopcd.core.text import counted
 
 if TYPE_CHECKING:
     from agentopcd.knowledge import Store
@@ -90,7 +91,7 @@ def log(
         print(f"{row['at'][:19]}  {start} -> {end}  {row['actor']}: {row['reason'] or '-'}{run}")
     name = shlex.quote(ref)
     back = f"rollback {name} --to STUDENT" if ref.endswith("/student") else f"knowledge move {name} CONTEXT"
-    print(f"{len(rows)} moves; agentopcd {back}{work_flag(work)} goes back to one")
+    print(f"{counted(len(rows), 'move')}; agentopcd {back}{work_flag(work)} goes back to one")
 
 
 def _moves(store: Store, ref: str) -> list[dict[str, Any]]:
@@ -140,8 +141,8 @@ def search(
         for row in rows:
             print(store_views.line(what, row))
     newest = f", the newest {limit} of each shown" if everything != found else ""
-    counted = ", ".join(f"{len(rows)} {what}" for what, rows in everything.items())
-    print(f"{counted}{newest}; agentopcd knowledge show ID shows one in full")
+    found = ", ".join(counted(len(rows), what.removesuffix("s")) for what, rows in everything.items())
+    print(f"{found}{newest}; agentopcd knowledge show ID shows one in full")
 
 
 def find(

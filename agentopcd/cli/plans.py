@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from agentopcd.cli import closing
 from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, LearnConfig, ScoreConfig, ScoringConfig, pick
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.text import counted
 
 if TYPE_CHECKING:
     from agentopcd.workspace.session import Session
@@ -34,9 +35,12 @@ def scoring(session: Session, config: ScoreConfig, pool: int) -> Plan:
     from agentopcd.knowledge import PER_CONTEXT
 
     n, tasks = min(pool, config.candidates), len(session.tasks("select", config.select_tasks))
-    lines, episodes = [f"up to {n} contexts and none on {tasks} select tasks"], (n + 1) * tasks
+    lines, episodes = [f"up to {counted(n, 'context')} and none on {tasks} select tasks"], (n + 1) * tasks
     if config.method == "halving":
-        lines = [f"up to {n} contexts on select tasks, {PER_CONTEXT} episodes for each on average, most for the best"]
+        lines = [
+            f"up to {counted(n, 'context')} on select tasks, {PER_CONTEXT} episodes for each on average, most for the "
+            "best"
+        ]
         episodes = n * PER_CONTEXT
     if config.confirm:
         lines.append(confirming(session, config))
@@ -62,7 +66,7 @@ def training(session: Session, config: ConsolidateConfig) -> Plan:
     """What ``consolidate`` would do."""
     tests, trainings = len(session.tasks("test", config.test_tasks)), 1 + config.placebo
     lines = [
-        f"{config.steps} steps of {config.batch_size} episodes"
+        f"{counted(config.steps, 'step')} of {counted(config.batch_size, 'episode')}"
         + ", and the same for the placebo student" * config.placebo,
         f"select: {len(session.tasks('select', config.select_tasks))} tasks every {config.select_every} steps",
         f"test: {tests} tasks, {'four' if config.placebo else 'three'} arms",
@@ -81,12 +85,13 @@ def rounds(session: Session, config: LearnConfig) -> Plan:
     episodes = config.episodes_per_round + PER_CONTEXT * config.candidates + confirm_episodes(session, config)
     episodes, steps = episodes + 3 * tests + 2 * gate, config.steps
     lines = [
-        f"{config.rounds} rounds, each:",
-        f"{config.episodes_per_round} episodes, {config.chains} chains of {config.chain_steps} extractions"
-        + closing.extractor(config),
+        f"{counted(config.rounds, 'round')}, each:",
+        f"{counted(config.episodes_per_round, 'episode')}, {counted(config.chains, 'chain')} of "
+        f"{counted(config.chain_steps, 'extraction')}" + closing.extractor(config),
         f"up to {config.candidates} candidates on select tasks, {PER_CONTEXT} episodes for each on average",
         confirming(session, config),
-        f"if confirmed: {config.steps} steps of {config.batch_size} episodes, then the test tasks",
+        f"if confirmed: {counted(config.steps, 'step')} of {counted(config.batch_size, 'episode')}, then the test "
+        "tasks",
         _gate(session, config),
     ]
     if pilots := _pilots(session, config):
@@ -103,7 +108,7 @@ def recorded(session: Session, config: LearnConfig) -> list[str]:
     """What ``learn`` does with a recording that nothing grades."""
     read, train = len(session.tasks("extract")), len(session.tasks("train"))
     return [
-        f"{config.rounds} rounds, each:",
+        f"{counted(config.rounds, 'round')}, each:",
         f"at most {config.episodes_per_round} of {read} recorded conversations are read for lessons",
         "no context is ranked: --context, ENV/best or what is served is distilled",
         f"{config.steps} steps of {config.batch_size} of {train} recorded conversations, then the gate",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentopcd.cli.knowledge import WORK, AsJson, Work, read_store
 from agentopcd.core.terminal import emit
+from agentopcd.core.text import counted
 from agentopcd.core.types import EMPTY
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def lines(found: Overview) -> Iterator[str]:
     """The overview as text."""
     sizes = found.sizes
     yield (
-        f"{found.work}: {sizes['episodes']} episodes, {sizes['items']} items, {sizes['contexts']} contexts; "
+        f"{found.work}: {', '.join(counted(sizes[f'{what}s'], what) for what in ('episode', 'item', 'context'))}; "
         f"store {_bytes(sizes['store_bytes'])}, runs {_bytes(sizes['runs_bytes'])}"
     )
     old = [job for job in found.jobs[:-SHOWN] if not job.open and job.state != "running"]

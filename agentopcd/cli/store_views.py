@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.text import first_line
+from agentopcd.core.text import counted, first_line
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.evidence import Competed, elsewhere, looked_at, scores
@@ -78,7 +78,7 @@ def line(what: str, row: Row) -> str:
         return f"{row['name']}  {row['context'][:12]}  {row['actor']}: {row['reason'] or '-'}"
     outcome = "won " if row["success"] else "lost"
     return (
-        f"{row['id']:>6}  {outcome} {row['stop']:<9} {row['turns']} turns  {row['env']} {row['split']} "
+        f"{row['id']:>6}  {outcome} {row['stop']:<9} {counted(row['turns'], 'turn')}  {row['env']} {row['split']} "
         f"task {row['task_key'][:8]}  model {row['model_id'][:8]}  context {row['context_id'][:8]}"
     )
 

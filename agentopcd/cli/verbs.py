@@ -27,6 +27,7 @@ from agentopcd.core.config import (
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import is_file
 from agentopcd.core.terminal import without_password
+from agentopcd.core.text import counted
 
 if TYPE_CHECKING:
     from agentopcd.core.types import Context
@@ -55,11 +56,12 @@ def play(config: PlayConfig, call: Call) -> None:
 
         ready.to_play(session, config)  # what is wrong is told before a model is loaded, with --dry-run and without
         if call.dry_run:
-            plan = [f"{config.episodes} episodes of at most {session.game.step_limit} replies"]
+            plan = [f"{counted(config.episodes, 'episode')} of at most {session.game.step_limit} replies"]
             if session.recording:
                 plan = [f"at most {config.episodes} of {len(session.tasks(config.split))} recorded conversations"]
             if config.extract:
-                plan.append(f"{config.chains} chains of {config.chain_steps} extractions{closing.extractor(config)}")
+                steps = counted(config.chain_steps, "extraction")
+                plan.append(f"{counted(config.chains, 'chain')} of {steps}{closing.extractor(config)}")
             time = "" if session.recording else estimate(session, episodes=config.episodes)
             return _plan(session, call, plan, time)
         from agentopcd.workspace.experience.gather import gather
@@ -73,7 +75,7 @@ def play(config: PlayConfig, call: Call) -> None:
         if session.recording:
             came = f"{result.rate.n + result.unrated} recorded sessions, {result.rate.n} rated as success or failure"
             came += f", success {result.rate}" if result.rate.n else ""
-        call.say(f"run {run_id}: {came}, {len(result.items)} items, {result.flagged} flagged")
+        call.say(f"run {run_id}: {came}, {counted(len(result.items), 'item')}, {result.flagged} flagged")
         waiting = len(session.store.items(ids=result.items, status="pending"))
         if config.extract and not result.items:
             call.say(f"no item could be read from the extractor's {result.unparsed} replies")

@@ -39,6 +39,11 @@ def first_line(error: object, otherwise: str = "") -> str:
     return next((line for line in lines if any(sign.isalnum() for sign in line)), otherwise)[:300]
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and what it counts: 1 item, 2 items. The noun's plural is made with an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def split_lines(text: str) -> list[str]:
     """The lines of a text, as editors and models end them.
 

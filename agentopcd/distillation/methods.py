@@ -21,7 +21,7 @@ from agentopcd.core import transcript
 from agentopcd.core.config import TrainConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import write_text, writing
-from agentopcd.core.text import first_line
+from agentopcd.core.text import counted, first_line
 from agentopcd.core.types import EMPTY, Context, Episode, Job, Mixture, Request, Task, Turn
 from agentopcd.distillation import losses
 from agentopcd.models.parallel.ranks import Ranks
@@ -233,7 +233,7 @@ class ContextDistillation(Method):
     def prepare(cls, needs: Needs) -> list[Episode]:
         needs.say("the teacher answers, with the context")
         found = answers(needs.config, needs.teacher(), needs.context, needs.jobs(), needs.folder, needs.ranks)
-        needs.say(f"the teacher won {sum(e.success for e in found)} of {len(found)} train episodes")
+        needs.say(f"the teacher won {sum(e.success for e in found)} of {counted(len(found), 'train episode')}")
         return found
 
     def play(self, jobs: Sequence[Job]) -> Iterator[Episode]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import work_flag
+from agentopcd.core.text import counted
 from agentopcd.core.types import Context
 from agentopcd.knowledge import PLACEBO, Store, check_leaks
 from agentopcd.knowledge.decide import waiting_flags
@@ -36,7 +37,9 @@ def check_handover(store: Store, work: Path, context: Context, *, force: bool = 
     ):
         if ids := [item.id[:12] for item in blocked if item.status == status]:
             remedy += f": agentopcd knowledge approve {' '.join(ids[:5])}{where}" * (status == "retired")
-            raise ConfigError(f"{len(ids)} items of context {name} are {status}, the first is {ids[0]}; {remedy}")
+            raise ConfigError(
+                f"context {name} has {counted(len(ids), f'{status} item')}, the first is {ids[0]}; {remedy}"
+            )
     if not force and (marks := waiting_flags(store, context.id)):
         raise ConfigError(
             f"context {name} was imported and its text has flags ({', '.join(marks)}); read it (agentopcd "

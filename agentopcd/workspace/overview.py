@@ -17,7 +17,7 @@ from agentopcd.core.config import VERBS, flags_of
 from agentopcd.core.config.toml import command_of, without_flags
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import last_record, read_json
-from agentopcd.core.text import SHORT
+from agentopcd.core.text import SHORT, counted
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row, now
@@ -144,12 +144,12 @@ def _progress(row: Row, played: Row | None, folder: Path | None) -> tuple[str, s
     if folder is not None and (log := last_record(folder / "metrics.jsonl")) is not None:
         steps = settings.get("steps") or _config(folder).get("steps")
         at = log.get("step", 0)  # a training may stop early
-        parts.append(f"step {at} of {steps}" if row["status"] != "done" else f"{at} steps")
+        parts.append(f"step {at} of {steps}" if row["status"] != "done" else counted(at, "step"))
         sign = max(sign, _time_of(folder / "metrics.jsonl"))
     elif row["verb"] == "play" and row["status"] != "done" and settings.get("episodes"):
-        parts.append(f"{done} of {settings['episodes']} episodes")
+        parts.append(f"{done} of {counted(settings['episodes'], 'episode')}")
     elif done:
-        parts.append(f"{done} episodes")
+        parts.append(counted(done, "episode"))
     if row["broken"]:
         parts.append(f"{row['broken']} broken by the environment")
     return ", ".join(parts), sign
@@ -191,7 +191,7 @@ def _of_learn(job: Job, folder: Path, rows: Sequence[Row], where: str) -> None:
         job.state = "failed" if job.why else job.state
     job.took_s = _seconds(job.started_at, ended)
     rounds = settings.get("rounds")
-    job.progress = f"{rounds} rounds" if done else f"round {start.get('round', 1)} of {rounds}"
+    job.progress = counted(rounds, "round") if done else f"round {start.get('round', 1)} of {rounds}"
     if job.open:
         _add_command(job, settings, where, folder)
 

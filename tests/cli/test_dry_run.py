@@ -77,7 +77,7 @@ def test_candidates_that_could_not_be_distilled_do_not_compete(model: str, work:
     said = run(work, *words, "--model", model, "--dry-run")
     assert (
         "1 of 2 candidates hold an item that is pending or retired, or imported text with flags: left out" in said
-        and "up to 1 contexts" in said
+        and "up to 1 context " in said
     )
     with Store.open(work / "store.db") as store:
         store.event(identify("say 8"), "approve", "person")

@@ -44,12 +44,12 @@ def test_show_prints_the_card_and_the_first_observation() -> None:
         (["frozen-lake", "--seed", "0"], "right\nright\ndown\ndown\n", "success after 4 steps"),
         (["sokoban", "--seed", "0"], "up\nup\n", "success after 2 steps"),
         (["sokoban"], "[up]\nw\n", "success after 2 steps"),
-        (["frozen-lake"], "right\nq\nright\n", "stopped after 1 steps"),
+        (["frozen-lake"], "right\nq\nright\n", "stopped after 1 step"),
         (["frozen-lake"], "x\ny\n", "failed after 2 steps"),
-        (["frozen-lake", "--max-steps", "1"], "right\n", "out of steps after 1 steps"),
+        (["frozen-lake", "--max-steps", "1"], "right\n", "out of steps after 1 step"),
         (["sokoban", "--solve"], "", "success after 2 steps"),
-        (["math", "--solve"], "", "success after 1 steps"),
-        ([f"{DATA / 'guess.py'}:Guess"], "[50]\n", "stopped after 1 steps"),
+        (["math", "--solve"], "", "success after 1 step"),
+        ([f"{DATA / 'guess.py'}:Guess"], "[50]\n", "stopped after 1 step"),
         (["gym:CartPole-v1"], "0\n" * 40, "failed after"),
         (["gym:CartPole-v1", "--success-when", "return >= 5"], "0\n" * 40, "success after"),
         (["tests.envs.test_success:Pays"], "a\nb\nc\n", "over (nothing says whether that is success"),
@@ -70,7 +70,7 @@ def test_try_shows_what_the_view_shows() -> None:
 
 def test_random_moves_are_those_that_the_class_lists() -> None:
     text = run("try", "tests.envs.test_solvers:Halves", "--random")
-    assert text.strip().splitlines()[-1].startswith(("failed after 1 steps", "success after 1 steps"))
+    assert text.strip().splitlines()[-1].startswith(("failed after 1 step", "success after 1 step"))
 
 
 class Corridor(TextEnv):
@@ -97,7 +97,7 @@ def test_a_grader_goes_with_every_command_and_into_the_next_one(tmp_path: Path) 
     rows, grader = str(tmp_path / "rows.jsonl"), ("--grader", f"{tmp_path / 'grade.py'}:seven")
     assert f"play --env {rows} --grader {grader[1]}" in run("check", rows, *grader, "--seeds", "4")
     assert f"envs try {rows} --grader {grader[1]}" in run("show", rows, *grader)
-    assert run("try", rows, *grader, stdin="7\n").strip().splitlines()[-1].startswith("success after 1 steps")
+    assert run("try", rows, *grader, stdin="7\n").strip().splitlines()[-1].startswith("success after 1 step")
     assert "8 distinct tasks" in run("splits", rows, *grader)
     with pytest.raises(AgentOpcdError, match="grader"):
         run("try", rows, stdin="7\n")

@@ -116,15 +116,15 @@ def test_log_tells_every_move(work: Path) -> None:
 
 def test_search_wants_every_word_in_any_case(work: Path) -> None:
     said = run(work, "search", "HOLES", "avoid")
-    assert f"{identify(A[0])[:12]}  active " in said and "1 items, 2 contexts" in said and "(lake/b)" in said
+    assert f"{identify(A[0])[:12]}  active " in said and "1 item, 2 contexts" in said and "(lake/b)" in said
     found = json.loads(run(work, "search", "wall", "every", "--json"))
     assert [row["text"] for row in found["items"]] == [B[2]] and len(found["contexts"]) == 1
     assert "0 items, 0 contexts" in run(work, "search", "wall", "unicorn")
 
 
 def test_search_by_status_environment_and_limit(work: Path) -> None:
-    assert "1 items, 0 contexts" in run(work, "search", "a", "--status", "active")
-    assert "1 items, 0 contexts" in run(work, "search", "wall", "--status", "retired")
+    assert "1 item, 0 contexts" in run(work, "search", "a", "--status", "active")
+    assert "1 item, 0 contexts" in run(work, "search", "wall", "--status", "retired")
     found = json.loads(run(work, "search", "a", "--env", "lake", "--json"))
     assert [row["text"] for row in found["items"]] == [A[0]] and len(found["contexts"]) == 2
     assert "0 items, 0 contexts" in run(work, "search", "a", "--env", "chess")
@@ -136,7 +136,7 @@ def test_search_by_status_environment_and_limit(work: Path) -> None:
 def test_search_knows_letters_beyond_ascii(work: Path) -> None:
     with Store.open(work / "store.db") as store:
         store.add_items(1, [Found("Überspringe die Straße.")])
-    assert "1 items" in run(work, "search", "überspringe", "STRASSE")
+    assert "1 item, " in run(work, "search", "überspringe", "STRASSE")
 
 
 def test_every_help_has_an_example() -> None:

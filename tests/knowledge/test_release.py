@@ -58,13 +58,13 @@ def give(work: Path, command: str) -> str:
     ("ref", "waiting"), [("lake/flagged", "Go right, right, down."), ("lake/imported", "Walk toward G.")]
 )
 def test_what_an_older_version_kept_back_is_released(work: Path, rows: str, ref: str, waiting: str) -> None:
-    with pytest.raises(ConfigError, match=r"1 items of context .* are pending") as refused:
+    with pytest.raises(ConfigError, match=r"context .* has 1 pending item, the first is ") as refused:
         handover(work, rows, ref)
     said = give(work, str(refused.value).partition("approve them: ")[2])
-    assert waiting in said and "1 of 1 items active now" in said
+    assert waiting in said and "1 of 1 item active now" in said
     handover(work, rows, ref)
     (item_id,) = [identify(waiting)]
-    with pytest.raises(ConfigError, match="are retired") as refused:
+    with pytest.raises(ConfigError, match="has 1 retired item") as refused:
         give(work, f"agentopcd knowledge retire {item_id[:8]} --work {work}")
         handover(work, rows, ref)
     give(work, str(refused.value).partition("take that back: ")[2])

@@ -380,7 +380,7 @@ def test_play_says_how_many_items_wait_and_how_to_see_them(lab: Lab, capsys: pyt
     verbs.play(lab.config(gate="review"), Call(lab.work, False, False))
     said = capsys.readouterr().out
     pending = f"agentopcd knowledge list items --status pending --work {lab.work}"
-    assert "1 items wait for a person; read them, approve those that are right, and play again\n" in said
+    assert "1 item waits for a person; read them, approve those that are right, and play again\n" in said
     assert said.endswith(f"next: {pending}\n")
     verbs.play(lab.config(seed=1), Call(lab.work, False, False))
     assert "wait for a person" not in capsys.readouterr().out  # nobody had decided, and this gate lets it through
@@ -392,4 +392,4 @@ def test_learn_says_that_what_it_found_waits(lab: Lab) -> None:
     (done,) = learn(config, lab.work, say=lab.lines.append)
     assert not done.confirmed and "none of the items is approved, so there is nothing to score" in lab.lines
     shown = f"agentopcd knowledge list items --status pending --work '{lab.work}'"
-    assert f"1 items wait for a person: {shown}" in lab.lines
+    assert f"1 item waits for a person: {shown}" in lab.lines

@@ -294,7 +294,7 @@ def test_the_command_line_asks_an_api(
         code, said = call("--extractor", "http://127.0.0.1:9#sage")
         assert code == 2 and "no API answers at http://127.0.0.1:9" in said
         code, said = call("--extractor", f"{server.url}#sage", "--dry-run")
-        assert code == 0 and not server.chats and "1 chains of 2 extractions by sage" in said
+        assert code == 0 and not server.chats and "1 chain of 2 extractions by sage" in said
         code, said = call("--extractor", f"{server.url}#sage")
         assert code == 0 and "extractor: sage" in said and "resuming play run 1" in said, said
         assert len(server.chats) == 2 and {body["model"] for body in server.chats} == {"sage"}

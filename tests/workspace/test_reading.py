@@ -110,7 +110,7 @@ def test_reading_is_refused_or_planned_in_one_line(
     command(config, Call(tmp_path, False, True))
     assert "plan: at most 64 of" in capsys.readouterr().out
     command(config, Call(tmp_path, False, False))
-    assert "recorded sessions, 0 rated as success or failure, 1 items" in capsys.readouterr().out
+    assert "recorded sessions, 0 rated as success or failure, 1 item" in capsys.readouterr().out
     with (
         Session(PlayConfig(env="recorded:shop", model="pocket", context="a"), tmp_path, say=print) as session,
         pytest.raises(ConfigError, match="were played already"),

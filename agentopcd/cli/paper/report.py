@@ -11,6 +11,7 @@ from agentopcd.cli.paper.plan import Plan
 from agentopcd.cli.paper.verdicts import Finding, pack
 from agentopcd.core.crossed import Outcomes
 from agentopcd.core.stats import Rate
+from agentopcd.core.text import counted
 from agentopcd.workspace.evaluation.drift import Drift, drift_dict, drift_lines
 
 
@@ -74,7 +75,7 @@ class Result:
 def lines(result: Result) -> list[str]:
     """The row as text: measured figures beside published ones."""
     plan, published = result.plan, result.plan.paper
-    seeds = f"{len(plan.seeds)} training seed{'s' * (len(plan.seeds) > 1)}"
+    seeds = counted(len(plan.seeds), "training seed")
     out = [f"{plan.name}: {plan.env}, {plan.settings.get('model', 'default model')}, {seeds}"]
     if published:
         out.append(f"paper: {published.get('what', '')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import functools
 import importlib
 import inspect
 import itertools
@@ -122,6 +123,7 @@ def course(env: Any, actions: Sequence[Any], seed: int) -> str:
     return hash_text("\n".join(told))
 
 
+@functools.cache
 def draws_later(cls: type) -> bool:
     """Whether a step of this game draws at random, in its own methods or in functions of their modules."""
     return any(_draws(function) for function in _reached(cls, "step"))
@@ -154,6 +156,7 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
+@functools.cache
 def for_several(cls: type) -> str:
     """Return the name of the state for several players that the game's reset builds; '' for a game of one."""
     named = {name for function in _reached(cls, "reset") for name in _names(function.__code__)}

@@ -13,7 +13,7 @@ from typing import Any
 from agentopcd.core.config import GatherConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Rate
-from agentopcd.core.text import after_thinking, still_thinking
+from agentopcd.core.text import after_thinking, counted, still_thinking
 from agentopcd.core.types import EMPTY, MARKER, Completion, Context, Sampling
 from agentopcd.knowledge import (
     Origin,
@@ -173,7 +173,7 @@ def _ask(
     sampling = Sampling(
         temperature=config.temperature, top_p=config.top_p, top_k=config.top_k, max_tokens=config.extract_tokens
     )
-    session.say(f"extracting from {len(requests)} episodes")
+    session.say(f"extracting from {counted(len(requests), 'episode')}")
     # A reply that is not in the format is asked for again, with the marker as its first words. Small models need this.
     # If the first reply of no chain is in the format, all later ones are asked that way at once. An empty reply is in
     # the format.

@@ -9,6 +9,7 @@ from typing import Any
 
 from agentopcd.core.config import GatherConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.text import counted
 from agentopcd.core.types import Context
 from agentopcd.knowledge import Item, ItemValue, assemble_by_value, subsets, valued_ref
 from agentopcd.knowledge.faults import read_object
@@ -66,7 +67,7 @@ class Worth:
         )
         if self.context.text:
             found.append(
-                f"{self.ref} is {self.context.id[:12]}: {len(self.context.lines)} items, {self.tokens} of "
+                f"{self.ref} is {self.context.id[:12]}: {counted(len(self.context.lines), 'item')}, {self.tokens} of "
                 f"{self.budget} tokens, pinned ones and those with a value above 0; whether it helps, confirm says"
             )
         else:
