@@ -85,13 +85,14 @@ def _env(store: Store, given: str, *, trained: bool) -> str:
         ConfigError: it has no student, or several have one and none is named.
     """
     from agentopcd.core.errors import ConfigError, did_you_mean
+    from agentopcd.knowledge.refs import home
     from agentopcd.knowledge.students import student_moves
 
     envs = {move["env"] for move in student_moves(store)}
     if trained:
-        envs |= {env for row in store.models(trained=True) if (env := _run(store, row).get("env"))}
+        envs |= {env for row in store.models(trained=True) if (env := home(_run(store, row).get("env", "")))}
     known = sorted(envs)
-    name = given.removesuffix("/student")
+    name = home(given.removesuffix("/student"))
     if name in known:
         return name
     if given:
@@ -118,6 +119,7 @@ def _model(store: Store, work: Path, name: str, env: str) -> str:
     """
     from agentopcd.core.errors import ConfigError
     from agentopcd.core.runs import kept
+    from agentopcd.knowledge.refs import home
     from agentopcd.knowledge.students import student_moves
 
     rows = [row for row in store.models() if row["parent_id"]]
@@ -130,7 +132,7 @@ def _model(store: Store, work: Path, name: str, env: str) -> str:
     if id_ not in {move["model_id"] for move in student_moves(store, env)}:  # a canary may have put it there
         if made.get("placebo"):
             raise ConfigError(f"{name!r} is a placebo student: it has a context's form and none of its content")
-        if made.get("env", env) != env:
+        if home(made.get("env", env)) != env:
             raise ConfigError(
                 f"{name!r} was trained on {made['env']}, not on {env}; to play with it, give it as --model"
             )

@@ -14,6 +14,7 @@ import numpy as np
 from agentopcd.core.errors import EnvError
 from agentopcd.envs import registry
 from agentopcd.envs.probe import Probe
+from agentopcd.envs.spec import written_on
 from agentopcd.envs.success import rule_of
 from agentopcd.envs.walks import Maker
 
@@ -70,7 +71,7 @@ def check_env(
         spec = spec or registry.get_spec(make)
         make = partial(registry.make, make)
     python_rng, numpy_rng = random.getstate(), np.random.get_state()
-    probe = Probe(make, n, spec or registry.EnvSpec(id="", entry_point=make), success_when)
+    probe = Probe(make, n, spec or registry.EnvSpec(id="", entry_point=make, **written_on(make)), success_when)
     written = io.StringIO()
     try:
         with contextlib.redirect_stdout(written), warnings.catch_warnings(record=True) as told:

@@ -21,6 +21,7 @@ from agentopcd.envs.views import join_parts, parts_of, task_key
 from agentopcd.envs.walks import (
     CHECK_LIMIT_S,
     JUNK,
+    MAX_REPLIES,
     MEANINGLESS,
     Maker,
     Step,
@@ -59,7 +60,7 @@ class Probe:
         solution won, and whether the game broke."""
 
     def make(self) -> Guarded:
-        return guarded(self.maker())
+        return guarded(self.maker(), self.spec.max_steps or MAX_REPLIES)
 
     def error(self, text: str) -> None:
         if text not in self.errors:

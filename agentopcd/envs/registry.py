@@ -50,6 +50,8 @@ SCHEMES = {
 
 _SPECS: dict[str, EnvSpec] = {}
 _PROVIDED: dict[str, EnvSpec] = {}
+_GIVEN: dict[str, Mapping[str, Any]] = {}
+"""What was given to :func:`register` beside an entry point that is a text, by id: its class is not imported yet."""
 
 
 def register(id: str, entry_point: Any = None, /, **spec: Any) -> Any:
@@ -69,6 +71,8 @@ def register(id: str, entry_point: Any = None, /, **spec: Any) -> Any:
         raise EnvError(f"an environment {id!r} is already registered; choose another id")
     if not id or ":" in id or is_rows(id):
         raise EnvError(f"environment id {id!r} must not be empty, hold ':' or end like a file")
+    if isinstance(entry_point, str):
+        _GIVEN[id] = spec
     return _add(EnvSpec(id=id, entry_point=entry_point, **{**written_on(entry_point), **spec}))
 
 
@@ -114,6 +118,9 @@ def get_spec(ref: str) -> EnvSpec:
     """
     ref = str(ref)
     if ref in _specs():
+        if ref in _GIVEN:
+            written = written_on(load(_specs()[ref].entry_point))
+            _add(dataclasses.replace(_specs()[ref], **{**written, **_GIVEN.pop(ref)}))
         return _specs()[ref]
     if ref.startswith(RECORDED):
         return _recorded_spec(ref)
@@ -178,7 +185,7 @@ def _rows_spec(ref: str) -> EnvSpec:
 def _object_spec(ref: str) -> EnvSpec:
     target = load(ref)
     if isinstance(target, EnvSpec):
-        return target
+        return _with_class(target)
     for spec in _specs().values():
         if spec.entry_point is target:  # the file also calls register(): keep the fields given there
             return dataclasses.replace(spec, id=ref)
@@ -205,8 +212,16 @@ def _plugin_spec(name: str) -> EnvSpec:
     with importing(f"environment {name!r} ({hits[0].value})"):
         target = hits[0].load()
     if isinstance(target, EnvSpec):
-        return dataclasses.replace(target, id=name)
+        return dataclasses.replace(_with_class(target), id=name)
     return EnvSpec(id=name, entry_point=target, **written_on(target))
+
+
+def _with_class(spec: EnvSpec) -> EnvSpec:
+    """A spec that somebody wrote, with what stands on its class for what it leaves at the default."""
+    target = load(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    usual = EnvSpec(id=spec.id, entry_point=target)
+    left = {name: value for name, value in written_on(target).items() if getattr(spec, name) == getattr(usual, name)}
+    return dataclasses.replace(spec, **left)
 
 
 def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> gymnasium.Env[str, str]:

@@ -55,10 +55,10 @@ class Step:
         return self.obs, self.reward, self.terminated, self.over, key, self.info.get("success")
 
 
-def guarded(env: Any) -> Guarded:
-    """Put an environment behind the door, with the checker's patience."""
+def guarded(env: Any, limit: int = MAX_REPLIES) -> Guarded:
+    """Put an environment behind the door, with the checker's patience; ``limit`` is for one that is not there yet."""
     if not isinstance(env, Guarded):
-        env = Guarded(env, MAX_REPLIES)
+        env = Guarded(env, limit)
     env.limit_s = min(env.limit_s, CHECK_LIMIT_S)
     return env
 

@@ -17,7 +17,7 @@ from agentopcd.knowledge.looks import ALPHA, left_after, level_of
 from agentopcd.knowledge.placebo import placebo
 from agentopcd.knowledge.poison import flags
 from agentopcd.knowledge.queries import Leak
-from agentopcd.knowledge.refs import PoolStep, best_ref, pool_prefix, valued_ref
+from agentopcd.knowledge.refs import PoolStep, best_ref, home, pool_prefix, valued_ref
 from agentopcd.knowledge.score import PER_CONTEXT, Ranking, add_to_pool, halving, score
 from agentopcd.knowledge.store import PLACEBO, Found, Store, canonical, setup_id
 from agentopcd.knowledge.values import ItemValue, subsets
@@ -54,6 +54,7 @@ __all__ = [
     "extraction_messages",
     "flags",
     "halving",
+    "home",
     "identify",
     "ingest",
     "item_ids",

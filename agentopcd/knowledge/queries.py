@@ -7,11 +7,13 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
+from agentopcd.core.config import RECORDED
 from agentopcd.core.errors import StoreError, did_you_mean
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge.database import Row, check_columns
 from agentopcd.knowledge.episodes import Episodes
 from agentopcd.knowledge.items import Item
+from agentopcd.knowledge.refs import home
 
 
 class Leak(NamedTuple):
@@ -89,16 +91,17 @@ class Queries(Episodes):
         """Models, newest first.
 
         Args:
-            env: only models whose run's config has this ``env``.
+            env: only models whose run's config has this ``env``; of a recording, however it was shown and graded.
             trained: only students: models that a finished run of this store has trained, but not on a placebo.
         """
         return self.query(
             "SELECT m.* FROM model m LEFT JOIN run r ON r.id = m.run_id"
-            " WHERE (:env IS NULL OR json_extract(r.config, '$.env') = :env)"
+            " WHERE (:env IS NULL OR json_extract(r.config, '$.env') = :env"
+            " OR :recorded AND json_extract(r.config, '$.env') GLOB :env || ',*')"
             " AND (NOT :trained OR (m.parent_id IS NOT NULL AND r.status = 'done' AND NOT r.imported"
             " AND json_extract(r.config, '$.placebo') IS NOT 1))"
             " ORDER BY m.created_at DESC, m.rowid DESC",
-            {"env": env, "trained": trained},
+            {"env": env and home(env), "recorded": bool(env and env.startswith(RECORDED)), "trained": trained},
         )
 
     def split_of(self, env: str, key: str) -> str | None:

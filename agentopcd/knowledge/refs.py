@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import NamedTuple
 
+from agentopcd.core.config import RECORDED
 from agentopcd.core.errors import StoreError
 
 LONGEST = 4000
@@ -23,9 +24,15 @@ def check_ref(name: str) -> None:
         raise StoreError(f"{shown} cannot name a ref; use something like 'sokoban/best'")
 
 
+def home(env: str) -> str:
+    """The environment whose student and best context an environment has: of a recording, however its sessions are
+    shown and graded, the recording itself, since they are what is served; else the environment."""
+    return env.partition(",")[0] if env.startswith(RECORDED) else env
+
+
 def best_ref(env: str) -> str:
     """Ref of the context that was confirmed last for an environment, for example ``sokoban/best``."""
-    return f"{env}/best"
+    return f"{home(env)}/best"
 
 
 def valued_ref(env: str) -> str:

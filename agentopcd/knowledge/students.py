@@ -7,6 +7,7 @@ from typing import Literal
 
 from agentopcd.core.errors import StoreError
 from agentopcd.knowledge.database import Row, now
+from agentopcd.knowledge.refs import home
 from agentopcd.knowledge.store import Store
 
 Actor = Literal["gate", "no gate", "person", "rollback", "newest"]
@@ -18,17 +19,21 @@ _SUFFIX = "/student"
 
 def student_ref(env: str) -> str:
     """The ref of an environment's student, for example ``sokoban/student``."""
-    return env + _SUFFIX
+    return home(env) + _SUFFIX
 
 
 def env_of(ref: str) -> str:
     """The environment of a student's ref; '' if the name is none."""
-    return ref.removesuffix(_SUFFIX) if ref.endswith(_SUFFIX) else ""
+    return home(ref.removesuffix(_SUFFIX)) if ref.endswith(_SUFFIX) else ""
 
 
 def student_moves(store: Store, env: str | None = None) -> list[Row]:
-    """The moves of ENV/student, oldest first; of all environments if ``env`` is None."""
-    return store.query("SELECT * FROM student_move WHERE :env IS NULL OR env = :env ORDER BY id", {"env": env})
+    """The moves of ENV/student, oldest first; of all environments if ``env`` is None.
+
+    Each has the environment's :func:`home`; older versions wrote a recording's arguments down as well.
+    """
+    moves = [move | {"env": home(move["env"])} for move in store.query("SELECT * FROM student_move ORDER BY id")]
+    return [move for move in moves if env is None or move["env"] == home(env)]
 
 
 def past_students(moves: Sequence[Row]) -> list[str | None]:
@@ -47,8 +52,8 @@ def past_students(moves: Sequence[Row]) -> list[str | None]:
 
 def current_student(store: Store, env: str) -> str | None:
     """The id of the model at ENV/student, or None if there is none."""
-    rows = store.query("SELECT model_id FROM student_move WHERE env = ? ORDER BY id DESC LIMIT 1", (env,))
-    return rows[0]["model_id"] if rows else None
+    moves = student_moves(store, env)
+    return moves[-1]["model_id"] if moves else None
 
 
 def leads(store: Store, env: str, model_id: str) -> bool:
@@ -70,7 +75,7 @@ def move_student(
     with store.write():
         store.insert(
             "student_move",
-            {"env": env, "model_id": model_id, "actor": actor, "reason": reason, "run_id": run_id, "at": now()},
+            {"env": home(env), "model_id": model_id, "actor": actor, "reason": reason, "run_id": run_id, "at": now()},
         )
 
 

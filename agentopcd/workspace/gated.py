@@ -18,6 +18,7 @@ from agentopcd.core.types import EMPTY, Job
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.looks import next_level
+from agentopcd.knowledge.refs import home
 from agentopcd.knowledge.students import current_student, lineage, student_moves, student_ref
 from agentopcd.workspace.experience.choose import first_rep
 from agentopcd.workspace.ledger import config_of
@@ -103,7 +104,7 @@ def abilities(session: Session, parent_id: str) -> dict[str, Mapping[str, Any]]:
     """What a lineage was promoted in besides this environment: the model of the last such move, by environment."""
     line = lineage(session.store, parent_id)
     last = {move["env"]: move["model_id"] for move in student_moves(session.store) if move["model_id"] in line}
-    rows = {env: session.store.lookup("model", id=id_) for env, id_ in last.items() if env != session.env}
+    rows = {env: session.store.lookup("model", id=id_) for env, id_ in last.items() if env != home(session.env)}
     return {env: row for env, row in rows.items() if row is not None and row["run_id"] is not None}
 
 

@@ -25,7 +25,7 @@ from agentopcd.envs.chats.rows import raw_rows, stamps
 from agentopcd.envs.manifest import Manifest
 from agentopcd.envs.scan import Progress, no_progress
 from agentopcd.envs.splits import build_splits, hashed_splits
-from agentopcd.knowledge import USEFUL, Bench, Store, setup_id
+from agentopcd.knowledge import USEFUL, Bench, Store, home, setup_id
 from agentopcd.knowledge.extract import Kind
 from agentopcd.knowledge.students import student_ref
 from agentopcd.models.process import give_back_memory
@@ -137,8 +137,7 @@ class Session:
 
     def newest_student(self) -> str | None:
         """The folder of the newest student of this environment that still exists, if there is one."""
-        trained = [row["id"] for row in self.store.models(self.env, trained=True)]
-        newest, gone = existing(self.store, self.work, trained)
+        newest, gone = existing(self.store, self.work, [row["id"] for row in self.store.models(self.env, trained=True)])
         if gone:
             self.say_once(f"warning: newer students of this environment are missing: {', '.join(gone)}")
         return newest
@@ -388,7 +387,8 @@ class Session:
 
         Only looks count; they come with an import only where a person trusts the file (``--gate keep``).
         """
-        return any(look["verdict"] in USEFUL for look in self.store.looks(self.env, context.id))
+        looks = (look for env in {self.env, home(self.env)} for look in self.store.looks(env, context.id))
+        return any(look["verdict"] in USEFUL for look in looks)
 
     def last_verdict(self, context: Context) -> str:
         """What the last look at this context has shown, in words; '' if nobody has looked."""

@@ -6,11 +6,12 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from agentopcd.core.errors import EnvError
-from agentopcd.envs import assert_env_ok, check_env, make
+from agentopcd.envs import TextEnv, assert_env_ok, check_env, make
 
 DATA = Path(__file__).parent / "data"
 
@@ -75,6 +76,30 @@ def test_every_planted_fault_is_found(faulty: ModuleType, name: str, words: str)
 def test_what_is_only_odd_is_a_warning(faulty: ModuleType, name: str, words: str) -> None:
     report = check(faulty, name)
     assert any(words in warning for warning in report.warnings), report
+
+
+class Pay(TextEnv):
+    """Says nothing of success, and pays a half for `win`."""
+
+    max_steps, success_when = 10, "reward >= 0.5"
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = 10
+        return self.first(key=seed, state=f"Game {seed}: say win.")
+
+    def step(self, action: str) -> Any:
+        self.left -= 1
+        obs, _, _, _, info = self.turn(feedback="again")
+        return obs, 0.5 if action == "win" else 0.0, action == "win" or not self.left, False, info
+
+    def solution(self) -> list[str]:
+        return ["win"]
+
+
+def test_a_class_is_checked_with_what_stands_on_it() -> None:
+    assert check_env(Pay, n=3).errors == []
+    assert check_env(lambda: Pay(), n=3).errors  # the rule is what makes it sound
 
 
 def test_two_processes_tell_a_hash_apart() -> None:

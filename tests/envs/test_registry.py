@@ -20,6 +20,7 @@ DATA = Path(__file__).parent / "data"
 def _own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     get_spec("math")
     monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+    monkeypatch.setattr(registry, "_GIVEN", dict(registry._GIVEN))
 
 
 class Tiny(TextEnv):
@@ -106,6 +107,39 @@ def test_a_file_may_hold_a_spec_or_register_its_class(tmp_path: Path) -> None:
     assert get_spec(f"{file}:SPEC").step_limit == 9
     assert get_spec(f"{file}:Own").step_limit == 7  # loaded once, so not registered twice
     assert get_spec("own-game").step_limit == 7
+
+
+BLIND = """
+from agentopcd.envs import EnvSpec, TextEnv
+class Blind(TextEnv):
+    max_steps, history, choices, success_when = 5, "chat", ("[a]", "[b]"), "reward >= 2"
+    views = {"hidden": {"rules": None}}
+LONG = EnvSpec(id="long", entry_point=Blind, max_steps=16)
+NAMED = EnvSpec(id="named", entry_point="blind_beside:Blind", success_when="reward > 0")
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "text", "plugin", "registered"])
+def test_a_spec_leaves_to_its_class_what_it_does_not_say(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blind_beside.py").write_text(BLIND)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_plugins", lambda: [_plugin("blind", "blind_beside:LONG")])
+    monkeypatch.syspath_prepend(tmp_path)
+    if way == "registered":
+        register("told", "blind_beside:Blind", history="transcript")
+    refs = {
+        "file": "./blind_beside.py:LONG",
+        "text": "./blind_beside.py:NAMED",
+        "plugin": "blind",
+        "registered": "told",
+    }
+    spec = get_spec(refs[way])
+    assert spec.choices == ("[a]", "[b]") and spec.view() == {"rules": None}
+    assert spec.step_limit == (16 if way in ("file", "plugin") else 5)
+    assert spec.success_when == ("reward > 0" if way == "text" else "reward >= 2")
+    assert spec.history == ("transcript" if way == "registered" else "chat")
 
 
 @pytest.mark.parametrize(

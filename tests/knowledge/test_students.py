@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentopcd.core.errors import StoreError
-from agentopcd.knowledge import Store
+from agentopcd.knowledge import Store, best_ref, home
 from agentopcd.knowledge.repair import repair
 from agentopcd.knowledge.students import (
     current_student,
@@ -54,6 +54,33 @@ def test_moves_cannot_be_changed_and_name_models_of_the_store(store: Store) -> N
         store.change("UPDATE student_move SET model_id = 'b'")
     with pytest.raises(StoreError, match="no model nobody"):
         move_student(store, "lake", "nobody", "gate")
+
+
+def test_a_recordings_student_is_one_however_its_sessions_are_shown_and_graded(store: Store) -> None:
+    shown, other = "recorded:desk,grader=g.py:f,turns=last", "recorded:desk2"
+    move_student(store, shown, "a", "gate")
+    with store.write():  # as an older version wrote it
+        store.insert("student_move", {"env": shown, "model_id": "b", "actor": "gate", "reason": "", "at": AT.format(1)})
+    move_student(store, other, "c", "gate")
+    assert (
+        student_ref(shown) == "recorded:desk/student" and env_of("recorded:desk,turns=last/student") == "recorded:desk"
+    )
+    assert best_ref(shown) == "recorded:desk/best" and home(other) == other
+    for env in ("recorded:desk", shown, "recorded:desk,turns=all"):
+        assert current_student(store, env) == "b"
+        assert past_students(student_moves(store, env)) == ["a", "b"]
+    assert [move["env"] for move in student_moves(store)] == ["recorded:desk", "recorded:desk", other]
+    move_student(store, "lake,size=5", "c", "gate")  # another game, and not another look at it
+    assert current_student(store, "lake") is None and student_ref("lake,size=5") == "lake,size=5/student"
+
+
+def test_students_of_a_recording_are_found_however_it_was_graded(store: Store) -> None:
+    for name, env in (("d", "recorded:desk,grader=g.py:f"), ("e", "recorded:desk"), ("f", "recorded:desk2")):
+        run = store.start("consolidate", {"env": env}, seed=0)
+        store.finish(run, {})
+        store.add_model(name, name, None, "base", run)
+    assert [row["id"] for row in store.models("recorded:desk", trained=True)] == ["e", "d"]
+    assert [row["id"] for row in store.models("recorded:desk,turns=last", trained=True)] == ["e", "d"]
 
 
 def test_a_lineage_goes_to_the_base(store: Store) -> None:

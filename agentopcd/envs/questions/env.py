@@ -10,7 +10,7 @@ from typing import Any
 from agentopcd.core.errors import EnvError
 from agentopcd.core.text import after_thinking
 from agentopcd.envs.base import TextEnv
-from agentopcd.envs.graders import grader_of
+from agentopcd.envs.graders import grader_of, passes
 from agentopcd.envs.questions.grading import Grade, GraderName, check_grader, grade_choice, grade_math
 from agentopcd.envs.questions.rows import QuestionRow, load_rows, rows_from
 from agentopcd.envs.questions.text_checks import grade_checks, known_checks
@@ -42,6 +42,11 @@ class QuestionEnv(TextEnv):
         """Return the question for this seed."""
         raise NotImplementedError
 
+    def how_to_answer(self, row: QuestionRow) -> str:
+        """What stands below the question; nothing if it asks for a form itself, or any form will do."""
+        asks_already = row.kind in ("checks", "instructions") or any(mark in row.prompt for mark in _FORMAT_MARKS)
+        return "" if asks_already else row.actions
+
     def grade(self, reply: str, row: QuestionRow) -> Grade:
         """Return the verdict on a reply."""
         if row.kind == "choice":
@@ -53,10 +58,7 @@ class QuestionEnv(TextEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
         row = self._row = self.draw(int(self.np_random.integers(2**31)) if seed is None else seed)
-        asks_already = row.kind in ("checks", "instructions") or any(mark in row.prompt for mark in _FORMAT_MARKS)
-        obs, info = self.first(
-            key=hash_prompt(row.prompt), state=row.prompt, actions="" if asks_already else row.actions
-        )
+        obs, info = self.first(key=hash_prompt(row.prompt), state=row.prompt, actions=self.how_to_answer(row))
         if row.split:
             info["split"] = row.split
         return obs, info
@@ -175,9 +177,10 @@ class DatasetEnv(QuestionEnv):
     Args:
         rows: a ``.jsonl``, ``.csv`` or ``.parquet`` file, or a list of mappings; see
             :mod:`agentopcd.envs.questions.rows` for the columns that are understood.
-        grade: ``(reply, gold) -> bool`` or ``(reply, gold, row) -> bool`` in place of the built-in grading; ``row`` is
-            the row as it was given, with all its columns.
-        actions: how to answer, in place of the built-in text, which stands below a question with every grader.
+        grade: ``(reply, gold)`` or ``(reply, gold, row)``, in place of the built-in grading; ``row`` is the row as it
+            was given, with all its columns. It returns what a ``grader`` returns.
+        actions: how to answer, below every question. Without it the built-in text stands there, unless the question
+            asks for a form itself, or has checks or a grader of the user's.
         prompt_key: the column with the question, dotted for nested ones.
         answer_key: the column with the right answer.
         grader: ``plain``, ``symbolic``, ``last-number``, or ``FILE.py:FUNCTION``, which gets the row and the reply; see
@@ -195,7 +198,7 @@ class DatasetEnv(QuestionEnv):
         self,
         rows: str | Iterable[Mapping[str, Any]],
         *,
-        grade: Callable[..., bool] | None = None,
+        grade: Callable[..., Any] | None = None,
         actions: str | None = None,
         prompt_key: str | None = None,
         answer_key: str | None = None,
@@ -226,9 +229,10 @@ class DatasetEnv(QuestionEnv):
         row = self.rows[seed % len(self.rows)]
         if row.kind == "checks":
             row = dataclasses.replace(row, checks=tuple((self._checks | dict(row.checks)).items()))
-        if self._actions is not None:
-            return dataclasses.replace(row, actions=self._actions)
         return row if row.actions else dataclasses.replace(row, actions=HOW_TO_ANSWER)
+
+    def how_to_answer(self, row: QuestionRow) -> str:
+        return super().how_to_answer(row) if self._actions is None else self._actions
 
     def grade(self, reply: str, row: QuestionRow) -> Grade:
         if self._own is not None:
@@ -240,7 +244,8 @@ class DatasetEnv(QuestionEnv):
         said = after_thinking(reply)
         named = {"row": row.source} if self._sees_row == "row" else {}
         third = (row.source,) if self._sees_row == "third" else ()
-        return Grade(bool(self._grade(said, row.gold, *third, **named)), said)
+        passed, metrics = passes(self._grade(said, row.gold, *third, **named), "grade")
+        return Grade(passed, said, metrics)
 
     def solution(self) -> list[str] | None:
         """Return the one right reply; ``None`` if none is known. A grader of the user's own decides what is right."""
@@ -251,7 +256,7 @@ class DatasetEnv(QuestionEnv):
         return next(([reply] for reply in (*replies, row.gold) if self.grade(reply, row).right), None)
 
 
-def _wants_row(grade: Callable[..., bool] | None) -> str:
+def _wants_row(grade: Callable[..., Any] | None) -> str:
     """How a grader takes the row: ``row``, as a parameter of that name; ``third``, if it needs a third; else ''."""
     try:
         signature = inspect.signature(grade or bool)

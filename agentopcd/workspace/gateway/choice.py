@@ -11,7 +11,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import is_file
 from agentopcd.core.runs import work_flag
 from agentopcd.core.types import EMPTY, Context
-from agentopcd.knowledge import Store
+from agentopcd.knowledge import Store, home
 from agentopcd.knowledge.students import canary_looks, current_student, env_of, lineage, student_ref
 from agentopcd.workspace.named import context_named
 from agentopcd.workspace.paths import recall, student_folder
@@ -155,8 +155,8 @@ def check_canary(store: Store, config: ServeConfig, model_id: str, served: str) 
 
 def refused(store: Store, env: str, model_id: str) -> str:
     """Why a student is not tried any more; '' if it may be."""
-    looks = [look for look in store.looks(env, EMPTY.id) if look["model_id"] == model_id]  # others are at contexts
-    said = [look["verdict"] for look in looks if look["verdict"] in REFUSED]
+    looks = [look for look in store.looks(context_id=EMPTY.id) if look["model_id"] == model_id]  # of gates and canaries
+    said = [look["verdict"] for look in looks if home(look["env"]) == env and look["verdict"] in REFUSED]
     return REFUSED[said[-1]] if said else ""
 
 
