@@ -57,6 +57,7 @@ def play_runs(store: Store, env: str) -> list[dict[str, Any]]:
     runs = [row | {"config": json.loads(row["config"])} for row in store.runs("play")]
     known = {run["config"]["env"] for run in runs}
     runs = [run for run in runs if run["status"] == "done" and run["config"]["extract"] and run["config"]["env"] == env]
+    runs = [run for run in runs if "replay" not in run["config"]]  # what was played to be replayed filled no pool
     if not runs:
         raise ConfigError(f"no finished play run of {env!r} in {store.path}{did_you_mean(env, known)}; learn first")
     paths = {row["id"]: row["path"] for row in store.models()}

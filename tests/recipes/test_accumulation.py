@@ -88,6 +88,14 @@ def test_each_step_is_the_mean_over_chains(work: Path, capsys: pytest.CaptureFix
     assert "0.333" in printed and "0.000 to 1.000 (3)" in printed and "figures: " in printed
 
 
+def test_what_was_played_to_be_replayed_is_no_round(work: Path, tiny_model_dir: Path) -> None:
+    before = call(work)
+    config = PlayConfig(env="rows.jsonl", model=str(tiny_model_dir), chains=3, chain_steps=5, seed=4, max_tokens=77)
+    with Session(config, work, say=lambda line: None) as session:
+        session.ledger.finish(session.ledger.stage("play", replay=1), {"episodes": 64})
+    assert call(work)["steps"] == before["steps"]
+
+
 def test_it_plays_as_the_round_was_played_and_never_twice(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = call(work)
     assert episodes(work) == 18  # three different contexts on six tasks

@@ -197,6 +197,8 @@ class _Turn:
         self.known: Answer | None = None
         """What was answered before, if the client repeats a request."""
         self.headers: dict[str, str] = {}
+        self._by = ""
+        """The id of the model that gave that answer."""
         self._place: Place | None = None
         self._dealt: Served | None = None
         self._prompt: Prompt | None = None
@@ -230,7 +232,7 @@ class _Turn:
             self.gateway.named[self.key] = asyncio.get_running_loop().create_future()
             self._mine = True
             if (found := await desk.do(desk.known, self.key, self.body)) is not None:
-                self.known = Answer.again(self.gateway.rules.model, found[1])
+                self.known, self._by = Answer.again(self.gateway.rules.model, found[1]), found[1].model_id
                 self.headers = {SESSION: found[0]}
                 return
         row = None
@@ -254,9 +256,14 @@ class _Turn:
         self._sampling = dataclasses.replace(self.asked.sampling, max_tokens=min(room, self.asked.sampling.max_tokens))
 
     def told(self, ids: Any, logprobs: Any) -> Any:
-        """What the client is told of these tokens, if it asked."""
-        chat = (self._dealt or self.gateway.dealer.current).chat
-        return told_tokens(chat.tokenizer, ids, logprobs) if self.asked.logprobs else None
+        """What the client is told of these tokens, if it asked.
+
+        Of an answer that was stored it is nothing if the answer was redacted, or its model is not in memory any more.
+        """
+        chat = self._dealt.chat if self._dealt else self.gateway.dealer.chat_of(self._by)
+        if not self.asked.logprobs or chat is None or (self.known is not None and not self.known.token_ids):
+            return None
+        return told_tokens(chat.tokenizer, ids, logprobs)
 
     async def answer(self) -> Answer:
         """The whole reply, stored."""

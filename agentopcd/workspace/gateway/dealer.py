@@ -13,7 +13,6 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Literal, NamedTuple
 
-from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge.database import Row
@@ -108,6 +107,11 @@ class Dealer:
         served.turns += 1
         return served, arm
 
+    def chat_of(self, model_id: str) -> Chat | None:
+        """What renders for a model, and knows its tokens, if it is in memory."""
+        loaded = (*self._loaded.values(), *self._leaving)
+        return next((one.chat for one in loaded if one.kept.model_id == model_id), None)
+
     def release(self, served: Served) -> None:
         """A request is over."""
         served.turns -= 1
@@ -157,10 +161,12 @@ class Dealer:
         assert self._load is not None
         try:
             return await self._load(model_id)
-        except AgentOpcdError as error:
+        except Exception as error:  # of the store, of files, or of a library: the server goes on with what it has
             self._say(f"error: {self._env}/student moved to {model_id[:12]}, which cannot be served: {error}")
             raise Refused(
-                503, f"the student that plays now cannot be served: {first_line(error, 'see the log')}", code="student"
+                503,
+                f"the student that plays now cannot be served: {first_line(error, type(error).__name__)}",
+                code="student",
             ) from None
 
     def _let_go(self) -> None:

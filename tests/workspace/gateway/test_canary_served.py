@@ -174,6 +174,28 @@ def test_a_student_that_cannot_be_loaded_is_an_error_and_not_another_model(
         assert any("cannot be served" in line for line in live.lines)
 
 
+@pytest.mark.parametrize("fault", [OSError("no space"), MemoryError(), RuntimeError("out of memory")])
+def test_whatever_keeps_a_student_from_being_loaded_is_told(
+    fault: Exception, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import httpx2 as httpx
+
+    def raises(*given: Any) -> Any:
+        raise fault
+
+    engine_of = served.engine_of
+    shop.move(shop.student.id)
+    with Live(shop.work, monkeypatch, model=f"{ENV}/student") as live:
+        monkeypatch.setattr(served, "engine_of", raises)
+        shop.move(None, "rollback")
+        body = {"model": live.config.model, "messages": [{"role": "user", "content": "Which way?"}]}
+        refused = httpx.post(f"{live.at}/chat/completions", json=body, timeout=60)
+        wanted = str(fault) or type(fault).__name__
+        assert refused.status_code == 503 and wanted in refused.json()["error"]["message"]
+        monkeypatch.setattr(served, "engine_of", engine_of)
+        assert live.ask("b", "Which way?") and live.who("b") == [shop.base.id, ""]
+
+
 def test_a_student_whose_files_were_changed_is_not_served(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx2 as httpx
 

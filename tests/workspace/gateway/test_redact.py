@@ -47,14 +47,15 @@ def test_what_is_kept_is_redacted_and_what_is_said_is_not(
 ) -> None:
     sampler = says(loaded, "Paid with 1111-2222.", "You are welcome.", "plain")
     with Running(loaded, tmp_path / "work", sampler=sampler, redact=read_rules(file)) as server:
-        first = server.ask("My card is 9999-8888.", idempotency_key="k")
+        first = server.ask("My card is 9999-8888.", more={"logprobs": True}, idempotency_key="k")
         assert text_of(first) == "Paid with 1111-2222."
         assert "9999-8888" in loaded.tokenizer.decode(sampler.asked[0][0].prompt_ids)
         second = server.ask("My card is 9999-8888.", "Paid with 1111-2222.", "Thanks, ms jones")
         assert second.headers["x-agentopcd-session"] == first.headers["x-agentopcd-session"]
         server.ask("nothing to hide")
-        again = server.ask("My card is 9999-8888.", idempotency_key="k")
+        again = server.ask("My card is 9999-8888.", more={"logprobs": True}, idempotency_key="k")
         assert again.json()["id"] == first.json()["id"] and text_of(again) == "Paid with <card>."  # as it was kept
+        assert again.json()["choices"][0]["logprobs"] is None
         redacted_ones, whole = server.recorded()
         for request in redacted_ones.requests:
             assert request.redacted and request.prompt_ids == request.response_ids == request.logprobs == ()

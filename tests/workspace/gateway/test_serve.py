@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -199,15 +200,26 @@ def test_feedback_rates_a_session(loaded: models.LoadedModel, tmp_path: Path) ->
 def test_a_repeated_request_gets_the_same_reply_and_is_kept_once(loaded: models.LoadedModel, tmp_path: Path) -> None:
     sampler = says(loaded, "one", "two")
     with Running(loaded, tmp_path, sampler=sampler) as server:
-        first = server.ask("a", idempotency_key="k")
-        again = server.ask("a", idempotency_key="k")
+        told = {"logprobs": True}
+        first = server.ask("a", more=told, idempotency_key="k")
+        again = server.ask("a", more=told, idempotency_key="k")
         assert first.json() == again.json() and text_of(again) == "one" and len(sampler.asked) == 1
+        assert again.json()["choices"][0]["logprobs"]["content"]
         assert first.headers["x-agentopcd-session"] == again.headers["x-agentopcd-session"]
-        stream = server.ask("a", more={"stream": True}, x_request_id="k")
+        stream = server.ask("a", more={"stream": True, "logprobs": True}, x_request_id="k")
         assert first.json()["id"] in stream.text and "one" in stream.text and stream.text.endswith("[DONE]\n\n")
         other = server.ask("b", idempotency_key="k")
         assert other.status_code == 409 and other.json()["error"]["code"] == "name_used_before"
         assert [len(session.requests) for session in server.recorded()] == [1]
+
+
+def test_tokens_are_not_told_by_the_vocabulary_of_another_model(loaded: models.LoadedModel, tmp_path: Path) -> None:
+    with Running(loaded, tmp_path, sampler=says(loaded, "one", "two")) as server:
+        first = server.ask("a", more={"logprobs": True}, idempotency_key="k").json()["choices"][0]
+        now = server.gateway.dealer.current  # a student has moved, and the one that answered has left the memory
+        now.kept = dataclasses.replace(now.kept, model_id="another")
+        again = server.ask("a", more={"logprobs": True}, idempotency_key="k").json()["choices"][0]
+        assert again["message"] == first["message"] and first["logprobs"]["content"] and again["logprobs"] is None
 
 
 def test_a_repeated_request_gets_the_thoughts_that_the_prompt_had_opened(
