@@ -9,7 +9,7 @@ its row's `in-context` arm. What this can tell, and what it cannot:
   alone were kept, so intervals are those of two independent rates (Newcombe's). A forecast has paired ones, which are
   narrower. Where such a row has several training seeds, tasks come again, and that is not counted.
 - Both gains are against the same base on the same test tasks: a base that was unlucky makes both look better.
-- The placebo in context and the divergence were not measured, so lines 1 and 4 of the rule are not applied.
+- The placebo in context and the divergence were not measured, so lines 1 and 5 of the rule are not applied.
 - Contexts that nobody thought useful are hardly among them. So it tells what the advice *train* is worth, and little
   about the others.
 - An arm that stands in several tables with the same figures counts once. One that was played again, with fewer seeds,

@@ -77,7 +77,7 @@ INSIDE = {
         "knowledge",
     ],
     "rollouts": [
-        "call_forms fault_log replies sampling.choices sampling.protocol sampling.requests",
+        "call_forms fault_log replies sampling.choices sampling.protocol sampling.requests unread",
         "calls marks history tools",
         "chat",
         "sampling sampling.decoding sampling.drawing sampling.prefixes sampling.same_weights sampling.vllm_choices "

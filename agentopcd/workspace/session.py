@@ -19,7 +19,7 @@ from agentopcd.core.config import PlayerConfig
 from agentopcd.core.errors import ConfigError, GameFault
 from agentopcd.core.files import path_of
 from agentopcd.core.runs import kept, writing
-from agentopcd.core.text import first_line, still_thinking
+from agentopcd.core.text import first_line
 from agentopcd.core.types import SPLITS, Context, Episode, Job, Placement, Task
 from agentopcd.envs.chats.rows import raw_rows, stamps
 from agentopcd.envs.manifest import Manifest
@@ -32,6 +32,7 @@ from agentopcd.models.process import give_back_memory
 from agentopcd.rollouts.engine import check_engine, engine_of, game_of, player_of
 from agentopcd.rollouts.fault_log import fault_log
 from agentopcd.rollouts.player import Player
+from agentopcd.rollouts.unread import Unread
 from agentopcd.workspace.day import day_of
 from agentopcd.workspace.extraction import Extraction
 from agentopcd.workspace.handover import check_handover
@@ -267,18 +268,14 @@ class Session:
     def _play(self, player: Player, label: str, jobs: Sequence[Job]) -> Iterator[Episode]:
         """Play the jobs, show the progress, and record the episodes that the environment breaks."""
         errors = self.ledger.env_errors
-        before, silent, turns = len(errors), 0, 0
+        before, unread = len(errors), Unread()
         for episode in self.progress(label, player.play(jobs), len(jobs)):
             if episode.stop_reason == "env_error":
                 errors.append(episode.error or "")
-            turns += len(episode.turns)
-            silent += sum(still_thinking(turn.reply) for turn in episode.turns)
+            unread.add(episode.turns)
             yield episode
-        if silent:
-            self.say(
-                f"warning: {silent} of {turns} replies were cut in their thinking, or never came out of it, and count "
-                "as no answer; raise --max-tokens, or let the model think less (--template-arg enable_thinking=false)"
-            )
+        for line in unread.lines(self.config.max_tokens):
+            self.say(line)
         if broken := errors[before:]:
             last = re.sub(r"^[\w.]*(GameFault|Hang): ", "", broken[0].strip().splitlines()[-1])
             where = f"; in full: {player.faults.file}" if player.faults else ""
