@@ -44,8 +44,8 @@ class PlayerConfig(EngineConfig):
     """URL#NAME of a model behind an OpenAI-compatible API that grades replies to conversations, asked by the file of
     --grader; its answers are kept beside that file."""
     model: str = ""
-    """A Hub id, folder, .gguf file or built-in name; empty: ENV/student, else pocket for grid
-    games, smollm2-135m elsewhere."""
+    """A Hub id, folder, .gguf file or built-in name; empty: ENV/student, else pocket for built-in
+    grid games, smollm2-135m elsewhere."""
     temperature: float = 0.7
     """Divides the logits when replies are sampled; 0 takes the likeliest token."""
     top_p: float = 1.0
