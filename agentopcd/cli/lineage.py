@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -114,27 +115,44 @@ def forget(
     with goes_on(), open_store(folder) as store:
         found = _items(store, items)
         row = _student(store, folder, student, found)
-        plan = module.plan_of(store, folder, row, found)
-        for line in plan.lines():
-            call.say(line)
-        if dry_run:
-            time = module.time_of(store, folder, plan, call.say)
-            call.show({"student": row["id"], "items": [one.id for one in found], "plan": [*plan.lines()], "time": time})
-            call.say(time)
-            return call.say("dry run: nothing was trained or retired; leave out --dry-run to start")
-        distil = functools.partial(distil_context, moves=False)  # the forgetting itself moves ENV/student, at its end
-        result = module.forget(
-            store, folder, plan, distil=distil, reason=reason, server=server, say=call.say, progress=progress
-        )
+        if (result := module.forgotten_before(store, folder, row, found, say=call.say)) is None:
+            plan = module.plan_of(store, folder, row, found)
+            for line in plan.lines():
+                call.say(line)
+            if dry_run:
+                time, ids = module.time_of(store, folder, plan, call.say), [one.id for one in found]
+                call.show({"student": row["id"], "items": ids, "plan": [*plan.lines()], "time": time})
+                call.say(time)
+                return call.say("dry run: nothing was trained or retired; leave out --dry-run to start")
+            distil = functools.partial(distil_context, moves=False)  # the forgetting itself moves ENV/student, at last
+            result = module.forget(
+                store, folder, plan, distil=distil, reason=reason, server=server, say=call.say, progress=progress
+            )
         others = [id_ for one in found for id_ in store.carriers(one.id)]
+        playing = _playing(store, found)
         left = student_named(store, folder, result.student)  # None: a base, which carries nothing
     call.show(result.to_dict() | {"carriers": sorted({*others})})
     for line in result.lines():
         call.say(line)
     call.say(f"still in the weights of: {', '.join(id_[:SHORT] for id_ in dict.fromkeys(others))}; use none of these")
+    for ref, ids in playing.items():
+        again = f"knowledge forget {' '.join(ids)} --student {shlex.quote(ref)}"
+        call.say(f"warning: {ref} is another student and still has {', '.join(ids)}: {command(call, again, '')}")
     asked = " ".join(f"--item {one.id[:SHORT]}" for one in found)
     if left is not None:
         next_is(call, command(call, f"knowledge audit {result.student[:SHORT]} {asked}", ""))
+
+
+def _playing(store: Store, items: Sequence[Item]) -> dict[str, list[str]]:
+    """The refs of students that have some of the items in their weights, and these items' ids."""
+    from agentopcd.knowledge.students import current_student, student_moves, student_ref
+
+    carriers, found = {item.id[:SHORT]: store.carriers(item.id) for item in items}, {}
+    for env in sorted({move["env"] for move in student_moves(store)}):
+        plays = current_student(store, env)
+        if held := [id_ for id_, models in carriers.items() if plays in models]:
+            found[student_ref(env)] = held
+    return found
 
 
 def _items(store: Store, names: Sequence[str]) -> list[Item]:

@@ -297,7 +297,7 @@ def _tool(one: Any, which: str) -> dict[str, Any]:
     function = one.get("function") if isinstance(one, dict) and one.get("type") == "function" else one
     if not isinstance(function, dict) or "name" not in function:
         raise ConfigError(f'{which} has no name; wanted {{"name": ..., "description": ..., "parameters": {{...}}}}')
-    name, about = function["name"], function.get("description", "")
+    name, about = function["name"], "" if function.get("description") is None else function["description"]
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"{which} is called {name!r}; wanted 1 to 64 letters, digits, '_', '-' and '.'")
     if not isinstance(about, str):
@@ -320,7 +320,19 @@ def _parameters(function: dict[str, Any], name: str) -> tuple[dict[str, Any], An
     given = [function.pop(key) for key in ("parameters", *_SCHEMAS) if key in function]
     if not given and (odd := function.keys() - _BESIDE):
         raise ConfigError(f"tool {name!r} has no parameters, and {min(odd)!r} is not read; give a JSON schema instead")
-    return function, next(filter(None, given), {"type": "object", "properties": {}})
+    return function, _filled(next(filter(None, given), {"type": "object", "properties": {}}))
+
+
+def _filled(schema: Any) -> Any:
+    """A schema without its nulls: parquet fills what another row's schema has with them, and so do dumps of objects.
+    They stay where JSON Schema takes any value."""
+    if isinstance(schema, list):
+        return [_filled(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: value for key, value in schema.items() if value is not None or key in ("const", "default")}
+    return {key: value if key in ("const", "default", "enum", "examples") else _filled(value)
+            for key, value in kept.items()}  # fmt: skip
 
 
 def _check_schema(schema: dict[str, Any], name: str) -> None:

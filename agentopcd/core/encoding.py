@@ -32,7 +32,7 @@ def decoded(data: bytes) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
             f"line {line} is not {encoding.removesuffix('-sig').upper()} text (byte 0x{data[error.start]:02x}); save "
-            "the file as UTF-8, for example: iconv -f LATIN1 -t UTF-8 FILE"
+            "the file as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8 FILE > NEW"
         ) from None
     if "\0" in text:
         raise ConfigError(

@@ -38,28 +38,38 @@ def read_messages(cell: Any) -> list[Message]:
 
 
 class _Calls:
-    """The calls of a conversation: their new ids, and which of them wait for a result."""
+    """The calls of a conversation: their new ids, and which of them wait for a result, the user's last words aside."""
 
     def __init__(self) -> None:
         self.ids: dict[str, str] = {}
         self.names: dict[str, str] = {}
         self.waiting: list[str] = []
+        self.old: list[str] = []
+        """Calls that waited when the user spoke again."""
+
+    def heard_user(self) -> None:
+        self.old, self.waiting = [*self.waiting, *self.old], []
 
     def add(self, given: Any, name: str) -> str:
         new = f"call{len(self.names):05d}"
-        if given is not None:
+        if given not in (None, ""):
             self.ids[str(given)] = new
         self.names[new] = name
         self.waiting.append(new)
         return new
 
-    def answered(self, given: Any) -> str:
-        new = self.ids.get(str(given)) if given is not None else next(iter(self.waiting), None)
+    def answered(self, given: Any, name: Any) -> str:
+        """The new id of the call that a result answers: by its id, else by the name of its tool, else the first that
+        waits."""
+        known, waiting = given not in (None, ""), [*self.waiting, *self.old]
+        of_name = [id_ for id_ in waiting if self.names[id_] == name]
+        new = self.ids.get(str(given)) if known else next(iter([*of_name, *waiting]), None)
         if new is None:
-            raise EnvError("answers a call that no message before it makes" if given is None else
-                           f"answers the call {given!r:.40}, which no message before it makes")  # fmt: skip
-        if new in self.waiting:
-            self.waiting.remove(new)
+            raise EnvError(f"answers the call {given!r:.40}, which no message before it makes" if known else
+                           "answers a call that no message before it makes")  # fmt: skip
+        for some in (self.waiting, self.old):
+            if new in some:
+                some.remove(new)
         return new
 
 
@@ -86,10 +96,12 @@ def _read(given: Mapping[str, Any], calls: _Calls) -> Message:
     if not isinstance(made, Sequence) or isinstance(made, str):
         raise EnvError(f"has tool_calls that are no list: {made!r:.60}")
     message = Message(role=role, content=_text(content, role))
+    if role == "user":
+        calls.heard_user()
     if made:
         message["tool_calls"] = [_call(one, calls) for one in made]
     if role == "tool":
-        id_ = calls.answered(given.get("tool_call_id"))
+        id_ = calls.answered(given.get("tool_call_id"), given.get("name"))
         message["tool_call_id"], message["name"] = id_, calls.names[id_]
     return message
 
@@ -130,6 +142,11 @@ def _call(given: Any, calls: _Calls) -> dict[str, Any]:
     arguments = {} if arguments is None else arguments
     if not isinstance(arguments, Mapping):
         raise EnvError(f"calls {name!r} with arguments that are no object: {arguments!r:.60}")
+    try:
+        said = json.dumps(dict(arguments), ensure_ascii=False, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        raise EnvError(f"calls {name!r} with arguments that are no JSON: {arguments!r:.60}") from None
+    _text(name + said, "tool")  # half a character would end a run where it is rendered
     return {"type": "function", "id": calls.add(given.get("id"), name),
             "function": {"name": name, "arguments": dict(arguments)}}  # fmt: skip
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Hashable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 GROUP = "agentopcd.envs"
 FILE_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Ends of the names of question files, in any case. What such a file is, its content says."""
+_PACKED = re.compile(r"\.(gz|xz|bz2|zst)$")
+"""What a file that has to be unpacked first ends with; its reader says so."""
 ROW_SPLITS = {"test": 1000, "select": 1000}
 """Sizes of the splits of question files that have rows enough, as many as the paper plays in mathematics."""
 SCHEMES = {
@@ -167,7 +170,7 @@ def _recorded_spec(ref: str) -> EnvSpec:
 
 def is_rows(ref: str) -> bool:
     """Whether a reference names files with questions."""
-    return all(name.lower().endswith(FILE_ENDINGS) for name in ref.split(","))
+    return all(_PACKED.sub("", name.lower()).endswith(FILE_ENDINGS) for name in ref.split(","))
 
 
 def _rows_spec(ref: str) -> EnvSpec:

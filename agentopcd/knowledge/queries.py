@@ -15,6 +15,9 @@ from agentopcd.knowledge.episodes import Episodes
 from agentopcd.knowledge.items import Item
 from agentopcd.knowledge.refs import home
 
+_HOME = f"CASE WHEN env GLOB '{RECORDED}*,*' THEN substr(env, 1, instr(env, ',') - 1) ELSE env END"
+"""What :func:`agentopcd.knowledge.refs.home` gives, in SQL."""
+
 
 class Leak(NamedTuple):
     """An item of a context that came from a task that must not be learned from."""
@@ -330,12 +333,14 @@ class Queries(Episodes):
     def looks(self, env: str | None = None, context_id: str | None = None) -> list[Row]:
         """Looks at confirm tasks, oldest first, each with its ``number`` in its environment; both filters are optional.
 
-        A look taken over from schema 1 may have neither model nor setup; its level was 0.025.
+        Those of a recording are one series, however its sessions were shown and graded: all of them can move the same
+        student and the same best context, and its confirm tasks are the same. A look taken over from schema 1 may have
+        neither model nor setup; its level was 0.025.
         """
         return self.query(
-            "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY env ORDER BY id) AS number FROM look"
-            " WHERE :env IS NULL OR env = :env) WHERE :context_id IS NULL OR context_id = :context_id ORDER BY id",
-            {"env": env, "context_id": context_id},
+            f"SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY {_HOME} ORDER BY id) AS number FROM look"
+            f" WHERE :env IS NULL OR {_HOME} = :env) WHERE :context_id IS NULL OR context_id = :context_id ORDER BY id",
+            {"env": env and home(env), "context_id": context_id},
         )
 
     def learned(self, model_id: str) -> set[str]:

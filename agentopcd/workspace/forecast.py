@@ -333,7 +333,8 @@ def _looks(store: Store, env: str | None, context_id: str) -> list[Row]:
     none."""
     if context_id == EMPTY.id:
         return []
-    return [look for look in store.looks(env, context_id) if look["verdict"] and look["setup"] != CANARY]
+    looks = [look for look in store.looks(env, context_id) if env in (None, look["env"])]  # not by another grader
+    return [look for look in looks if look["verdict"] and look["setup"] != CANARY]
 
 
 def _against(look: Row) -> dict[str, Difference]:

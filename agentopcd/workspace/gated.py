@@ -50,7 +50,7 @@ def to_gate(session: Session, config: TrainConfig, parent_id: str, run_id: int) 
     for env, had in abilities(session, parent_id).items():
         try:
             made = made_by(session, had)
-            if made.get("env", env) == env:
+            if home(made.get("env", env)) == env:
                 with as_made(session, made) as other:
                     if other.game.graded and _gone(session, had["id"]) and _lacks(other, had["id"], config):
                         raise ConfigError(f"its model, {_called(session, had['id'])}, is gone")

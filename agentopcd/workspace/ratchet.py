@@ -26,7 +26,7 @@ from agentopcd.core.stats import Comparison, Mean, compare, draws_for
 from agentopcd.core.text import SHORT
 from agentopcd.core.types import EMPTY, Context, Job, Mixture
 from agentopcd.distillation.distance import DISTANCE
-from agentopcd.knowledge import Arm, Bench, Place, canonical, left_after
+from agentopcd.knowledge import Arm, Bench, Place, canonical, home, left_after
 from agentopcd.knowledge.looks import left_of
 from agentopcd.knowledge.students import current_student, lineage, move_student, student_ref
 from agentopcd.models.load import LoadedModel
@@ -310,7 +310,7 @@ def _kept(session: Session, student: LoadedModel, parent_id: str, config: TrainC
     for env, had in abilities(session, parent_id).items():
         try:
             made = made_by(session, had)
-            if (trained_on := made.get("env", env)) != env:  # a canary has put it there
+            if home(trained_on := made.get("env", env)) != env:  # a canary has put it there
                 kept.notes.append(f"{env} was not asked: its student was trained on {trained_on}")
                 continue
             with as_made(session, made) as other:

@@ -384,8 +384,8 @@ class Session:
 
         Only looks count; they come with an import only where a person trusts the file (``--gate keep``).
         """
-        looks = (look for env in {self.env, home(self.env)} for look in self.store.looks(env, context.id))
-        return any(look["verdict"] in USEFUL for look in looks)
+        looks = [look for look in self.store.looks(self.env, context.id) if look["env"] in (self.env, home(self.env))]
+        return any(look["verdict"] in USEFUL for look in looks)  # of a canary, too; not by another grader
 
     def last_verdict(self, context: Context) -> str:
         """What the last look at this context has shown, in words; '' if nobody has looked."""

@@ -12,7 +12,7 @@ from agentopcd.cli import main
 from agentopcd.cli.rollback import rollback
 from agentopcd.core.types import Context
 from agentopcd.knowledge import identify
-from agentopcd.knowledge.students import student_moves
+from agentopcd.knowledge.students import student_moves, student_ref
 from agentopcd.workspace.lineage import audit
 from tests.lineage import ONE, SECOND, THREE, TWO, Lab, base_of, lab, made, row_of
 
@@ -88,6 +88,19 @@ def test_the_command_forgets(lab: Lab, capsys: pytest.CaptureFixture[str], monke
     said = capsys.readouterr().out
     assert f"-> {row_of(lab, 1)['path']}" in said
     assert f"warning: it has item {identify(THREE)[:12]} in its weights, which was to be forgotten: {THREE}" in said
+
+
+def test_a_student_that_plays_and_still_has_it_is_told(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.train(SECOND, str(lab.work / row_of(lab, 0)["path"]), moves=False, seed=1, test_tasks=0)  # the newest carrier
+    with lab.open() as store:
+        (env,) = {move["env"] for move in student_moves(store)}
+    said = told(capsys, monkeypatch, lab, "forget", identify(THREE)[:8])
+    again = f"agentopcd knowledge forget {identify(THREE)[:12]} --student {student_ref(env)} --work"
+    assert f"warning: {student_ref(env)} is another student and still has {identify(THREE)[:12]}: {again}" in said
+    said = told(capsys, monkeypatch, lab, "forget", identify(THREE)[:8], "--student", student_ref(env))
+    assert "is another student and still has" not in said
 
 
 def test_where_the_base_is_what_is_left_no_audit_of_it_is_offered(

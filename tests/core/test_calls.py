@@ -227,6 +227,15 @@ def test_parameters_under_the_names_of_other_vendors() -> None:
     assert written_by_transformers[0]["function"]["return"] == {"type": "string"}
 
 
+def test_nulls_that_parquet_and_dumps_of_objects_fill_in_are_left_out() -> None:
+    kept = {"type": "string", "enum": ["a", None], "default": None}
+    given = {"type": "object", "required": None, "properties": {"x": {**kept, "pattern": None}, "y": None}}
+    (tool,) = tools_of([{"name": "f", "description": None, "parameters": given}])
+    assert tool["function"] == {
+        "name": "f", "description": "", "parameters": {"type": "object", "properties": {"x": kept}},
+    }  # fmt: skip
+
+
 def test_tools_are_a_copy() -> None:
     mine = [{"name": "f", "parameters": {"type": "object", "properties": {}}}]
     tools_of(mine)[0]["function"]["parameters"]["properties"]["x"] = {}

@@ -88,3 +88,38 @@ def test_nulls_that_parquet_fills_in_are_left_out_and_nulls_that_were_written_st
 def test_what_is_refused(talk: Any, says: str) -> None:
     with pytest.raises(EnvError, match=says):
         read_messages(talk)
+
+
+def test_a_result_without_an_id_answers_the_call_of_its_tool_and_not_an_older_one() -> None:
+    def made(name: str) -> dict[str, Any]:
+        return {"role": "assistant", "function_call": {"name": name, "arguments": "{}"}}
+
+    talk = [USER, made("f"), {"role": "user", "content": "Never mind."}, made("g"), {"role": "tool", "content": "2"}]
+    for result in ({"role": "function", "name": "g", "content": "2"}, talk[-1]):
+        assert read_messages([*talk[:-1], result])[-1]["name"] == "g"
+    late = [*talk[:-1], {"role": "function", "name": "f", "content": "1"}, talk[-1]]
+    assert [one["name"] for one in read_messages(late)[-2:]] == ["f", "g"]
+    twice = [USER, made("f"), made("f"), *[{"role": "function", "name": "f", "content": text} for text in "12"]]
+    assert [one["tool_call_id"] for one in read_messages(twice)[-2:]] == ["call00000", "call00001"]
+
+
+def test_an_empty_id_is_none() -> None:
+    both = [call("f", id_="")["tool_calls"][0], call("g", id_="")["tool_calls"][0]]
+    results = [{"role": "tool", "tool_call_id": "", "content": text} for text in "12"]
+    found = read_messages([USER, {"role": "assistant", "content": None, "tool_calls": both}, *results])
+    assert [one["name"] for one in found[-2:]] == ["f", "g"]
+    assert read_messages([USER, call("f", id_=None), results[0]])[-1]["name"] == "f"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"a": "\ud83d"}, "half a surrogate pair"),
+        ('{"a": "\\ud83d"}', "half a surrogate pair"),
+        ('{"a": NaN}', "arguments that are no JSON"),
+        ({"a": object()}, "arguments that are no JSON"),
+    ],
+)
+def test_arguments_that_no_template_can_show_are_refused(arguments: Any, says: str) -> None:
+    with pytest.raises(EnvError, match=f"message 2 .*{says}"):
+        read_messages([USER, call("f", arguments)])

@@ -287,3 +287,28 @@ def test_conversations_of_one_message_are_fine(tmp_path: Path) -> None:
 def test_rows_that_are_none_are_refused(rows: Any, says: str) -> None:
     with pytest.raises(EnvError, match=says):
         ConversationEnv(rows)
+
+
+def test_tools_of_older_files_stand_under_functions(tmp_path: Path) -> None:
+    tool = {"name": "price", "parameters": {"type": "object", "properties": {}}}
+    file = tmp_path / "old.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}], "functions": [tool]}) + "\n")
+    ((_, tools, _),) = envs.make(str(file)).unwrapped.log(0)
+    assert [one["function"]["name"] for one in tools] == ["price"]
+
+
+def test_right_answers_beside_conversations_are_told(tmp_path: Path) -> None:
+    row = {"problem": "1+1?", "answer": "2", "messages": [{"role": "user", "content": "1+1?"}]}
+    file = tmp_path / "both.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.warns(UserWarning, match=r"right answers \(answer\) beside them; .* nothing grades"):
+        assert envs.get_spec(str(file)).logged
+
+
+@pytest.mark.parametrize("end", [".gz", ".xz", ".bz2", ".ZST"])
+def test_packed_files_are_named_as_such(end: str, tmp_path: Path) -> None:
+    first = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ", ".bz2": b"BZh", ".ZST": b"\x28\xb5\x2f\xfd"}[end]
+    file = tmp_path / f"rows.jsonl{end}"
+    file.write_bytes(first + b"...")
+    with pytest.raises(EnvError, match="unpack it first"):
+        envs.make(str(file)).reset(seed=0)

@@ -257,42 +257,6 @@ def test_an_own_grader_and_own_words() -> None:
     assert obs == "q\n\nSay it." and env.step("it is 1, yes")[1] == 1.0
 
 
-@pytest.mark.parametrize(
-    ("said", "right", "metrics"),
-    [
-        ({"success": False, "words": 1}, False, {"words": 1.0}),
-        (0.4, False, {"score": 0.4}),
-        (1, True, {"score": 1.0}),
-        (True, True, {}),
-    ],
-)
-def test_a_function_from_python_is_read_as_one_from_a_file(said: Any, right: bool, metrics: dict[str, float]) -> None:
-    env = DatasetEnv([{"question": "q", "answer": "1"}], grade=lambda reply, gold: said)
-    env.reset(seed=0)
-    _, reward, _, _, info = env.step("x")
-    assert (reward, info["success"], info.get("metrics", {})) == (float(right), right, metrics)
-
-
-def test_a_function_that_returns_something_else_is_told() -> None:
-    env = DatasetEnv([{"question": "q", "answer": "1"}], grade=lambda reply, gold: "wrong")
-    env.reset(seed=0)
-    with pytest.raises(EnvError, match="grade returned 'wrong'; wanted True or False"):
-        env.step("x")
-
-
-@pytest.mark.parametrize(
-    "given", [{"grader": "grade.py:legs"}, {"checks": {"max_words": 3}}, {"grader": "last-number"}, {}]
-)
-def test_given_words_stand_below_every_question(
-    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "grade.py").write_text("def legs(row, reply):\n    return True\n")
-    monkeypatch.chdir(tmp_path)
-    for question in ("How many?", "How many? End with Answer: N"):
-        env = DatasetEnv([{"question": question, "answer": "1"}], actions="One word.", **given)
-        assert env.reset(seed=0)[0] == f"{question}\n\nOne word."
-
-
 def test_an_own_grader_sees_the_row_and_passes_the_checker() -> None:
     rows = [{"question": f"q{n}", "answer": str(n), "level": n} for n in range(3)]
     seen: list[int] = []

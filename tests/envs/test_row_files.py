@@ -12,7 +12,7 @@ import pytest
 from agentopcd.core.encoding import decoded
 from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.envs import get_spec, make
-from agentopcd.envs.questions.rows import load_rows
+from agentopcd.envs.questions.rows import load_rows, rows_from
 from agentopcd.rollouts.game import Game
 
 ROWS = [{"question": "Wie heißt 1+1?", "answer": "2"}, {"question": "2+2?", "answer": "4"}]
@@ -168,3 +168,17 @@ def test_files_named_in_arguments_are_part_of_the_source(
     for ref in ("a.jsonl", str(file)):
         assert Game(ref=ref).source == hashlib.sha256(file.read_bytes()).hexdigest(), "the same file, once"
     assert Game(ref="ifeval").source == ""
+
+
+def test_numbers_are_places_in_a_file_where_one_of_them_is_no_text_of_its_row() -> None:
+    rows = [
+        {"question": "How many?", "choices": ["0", "3", "12", "30"], "answer": 0},
+        {"question": "And here?", "choices": ["1", "2", "infinitely many", "0"], "answer": 1},
+        {"question": "Which?", "choices": ["red", "blue"], "answer": 1},
+    ]
+    assert [row.gold for row in rows_from(rows)] == ["A", "B", "B"]
+    with pytest.raises(EnvError, match="row 1: cannot tell whether 1"):  # nothing says what they count from
+        rows_from([{**rows[1], "choices": ["2", "1"]}, {"question": "C?", "choices": ["red", "blue"], "answer": 1}])
+    texts = [{"question": f"{n}?", "choices": ["1", "2", "0"], "answer": n} for n in (1, 2, 0)]
+    with pytest.raises(EnvError, match="the text or the number of a choice"):  # each may be either
+        rows_from(texts)

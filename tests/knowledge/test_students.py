@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from agentopcd.core.errors import StoreError
-from agentopcd.knowledge import Store, best_ref, home
+from agentopcd.core.types import EMPTY
+from agentopcd.knowledge import Store, best_ref, home, level_of
 from agentopcd.knowledge.repair import repair
 from agentopcd.knowledge.students import (
     current_student,
@@ -72,6 +73,19 @@ def test_a_recordings_student_is_one_however_its_sessions_are_shown_and_graded(s
     assert [move["env"] for move in student_moves(store)] == ["recorded:desk", "recorded:desk", other]
     move_student(store, "lake,size=5", "c", "gate")  # another game, and not another look at it
     assert current_student(store, "lake") is None and student_ref("lake,size=5") == "lake,size=5/student"
+
+
+def test_looks_of_a_recording_are_of_one_budget_however_it_was_graded(store: Store) -> None:
+    store.add_context(EMPTY)
+    names = ["recorded:desk", "recorded:desk,grader=g.py:f", "recorded:desk2", "lake", "lake,size=5", "recorded:desk"]
+    for plan, env in enumerate(names):
+        key = {"env": env, "model_id": "a", "context_id": EMPTY.id, "setup": "s", "plan": str(plan)}
+        store.begin_look(key, {})
+    assert [(look["number"], look["level"]) for look in store.looks("recorded:desk,turns=last")] == [
+        (number, level_of(number)) for number in (1, 2, 3)
+    ]
+    assert [look["number"] for look in store.looks()] == [1, 2, 1, 1, 1, 3]
+    assert [look["env"] for look in store.looks("lake")] == ["lake"]
 
 
 def test_students_of_a_recording_are_found_however_it_was_graded(store: Store) -> None:

@@ -20,7 +20,7 @@ from agentopcd.knowledge.lineage import carried, generations
 from agentopcd.knowledge.students import current_student, move_student, student_moves
 from agentopcd.workspace.lineage import forget as module
 from agentopcd.workspace.lineage.audit import Reader
-from agentopcd.workspace.lineage.forget import forget
+from agentopcd.workspace.lineage.forget import forget, forgotten_before
 from agentopcd.workspace.lineage.recorded import forgotten, student_named
 from agentopcd.workspace.overview import overview
 from agentopcd.workspace.session import Session
@@ -271,6 +271,46 @@ def test_a_teacher_that_knows_it_is_refused(lab: Lab) -> None:
         with pytest.raises(ConfigError, match=r"the teacher of student \w+, .*, has it in its weights"):
             lab.plan(store, TWO)
         assert len(lab.plan(store, THREE).steps) == 1
+
+
+def test_a_teacher_that_knows_nearly_the_same_is_refused(lab: Lab) -> None:
+    near = lab.train(Context(render([f"{TWO}."])), base_of(lab), test_tasks=0)
+    lab.train(Context(render([TWO, THREE])), base_of(lab), teacher=near.folder, test_tasks=0)
+    with (
+        lab.open() as store,
+        pytest.raises(ConfigError, match=r"the teacher of student \w+, .*, has it in its weights"),
+    ):
+        lab.plan(store, TWO)
+
+
+def test_where_the_parent_was_named_as_teacher_the_new_parent_teaches(lab: Lab) -> None:
+    first = str(lab.work / row_of(lab, 0)["path"])
+    again = lab.train(Context(render(["be kind"])), first, teacher=first, test_tasks=0)
+    done = lab.forget(TWO, student=again.model_id[:12])
+    with lab.open() as store:
+        row = store.lookup("model", id=done.student)
+        assert row is not None and json.loads(store.run(row["run_id"])["result"])["teacher"] == row["parent_id"]
+        assert done.student not in store.carriers(identify(TWO))
+
+
+def test_only_what_is_trained_again_has_to_be_there_and_allowed(lab: Lab) -> None:
+    with lab.open() as store:
+        store.event(identify(ONE), "retire", "person")  # of the first student, which stays as it is
+        (step,) = lab.plan(store, THREE).steps
+        assert step.context is None
+    shutil.rmtree(lab.work / Path(row_of(lab, 1)["path"]).parent)  # nothing is left of that training
+    done = lab.forget(THREE, student=row_of(lab, 1)["id"][:12])
+    assert done.student == row_of(lab, 0)["id"]
+
+
+def test_what_was_forgotten_is_proved_again_without_the_old_students_folder(lab: Lab) -> None:
+    old = row_of(lab, 1)
+    done = lab.forget(TWO)
+    for row in (old, row_of(lab, 0)):
+        shutil.rmtree(lab.work / Path(row["path"]).parent)
+    with lab.open() as store:
+        again = forgotten_before(store, lab.work, old, [store.item(identify(TWO))], say=lambda line: None)
+    assert again == dataclasses.replace(done, repeated=True)
 
 
 def test_a_teacher_is_the_one_of_the_first_training_and_stands_in_the_proof(

@@ -247,7 +247,8 @@ def _conversation(name: str, row: Raw, turns: str, system: str) -> Conversation:
     checks = given.get("checks")
     wanted = {k: v for k, v in checks.items() if not missing(v)} if isinstance(checks, Mapping) else checks
     try:
-        tools = tools_of(given["tools"]) if not blank(given.get("tools")) else []
+        listed = next((given[key] for key in ("tools", "functions") if not blank(given.get(key))), None)
+        tools = tools_of(listed)  # under functions in older files of OpenAI's
     except ValueError as error:
         raise EnvError(str(error)) from None
     return Conversation(
@@ -272,6 +273,13 @@ def _chat_fields(files: tuple[tuple[str, int, int], ...]) -> Mapping[str, Any]:
     cells = [[row.get(key) for key in (*KEYS, "prompt", "completion")] for row in rows]
     longest = max(sum(len(cell) for cell in some if isinstance(cell, str | list)) for some in cells)
     graded = any(not blank(row.get("checks")) for row in rows)
+    if not graded and any(not blank(rows[0].get(key)) for key in KEYS) and _answered(rows[0]):
+        key = next(key for key in ANSWER_KEYS if not blank(cell_at(rows[0], key)))
+        warnings.warn(
+            f"{files[0][0]} holds conversations and right answers ({key}) beside them; it is played as conversations, "
+            "which nothing grades: leave out the column of messages to play its questions, or give --grader",
+            stacklevel=2,
+        )
     return {
         "max_steps": max(2, longest), "history": "chat", "logged": True, "graded": graded,
     }  # fmt: skip

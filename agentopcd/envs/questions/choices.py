@@ -130,12 +130,21 @@ def _text(value: Any, name: str) -> str:
     return str(value)
 
 
-def of_row(question: str, row: Raw, counts_from: int | None, keys: Sequence[str] = RIGHT) -> Choice:
+class Counted(NamedTuple):
+    """What the numbers of a file's right choices are."""
+
+    first: int | None
+    """The number that they count choices from, 0 or 1; None: they do not tell."""
+    places: bool
+    """Whether they count choices in any case: one of them is the text of no choice of its row."""
+
+
+def of_row(question: str, row: Raw, counts: Counted, keys: Sequence[str] = RIGHT) -> Choice:
     """The question with its choices, and the letter of the right one.
 
     Args:
         keys: where the right choice is named.
-        counts_from: the number that numbers of choices count from; ``None``: the file does not tell.
+        counts: what the numbers of the whole file are.
 
     Raises:
         EnvError: the row does not tell which choice is right.
@@ -147,9 +156,11 @@ def of_row(question: str, row: Raw, counts_from: int | None, keys: Sequence[str]
         has = ", ".join(map(str, row))
         raise EnvError(f"no right choice in a row with the keys {has}; looked for {', '.join(keys)}")
     named, number = _named(value, found), _number(value)
-    counted = None if number is None or counts_from is None else number - counts_from
+    counted = None if number is None or counts.first is None else number - counts.first
     if counted is not None and not 0 <= counted < len(found.texts):
         counted = None
+    if counts.places and number is not None and not found.labels:
+        named = None  # a choice may hold that number as its text
     if named is not None and counted is not None and named != counted and not found.labels:
         raise EnvError(f"cannot tell whether {value!r} is the text or the number of a choice; write its letter")
     right = counted if named is None else named
@@ -171,9 +182,10 @@ def right_of(row: Raw, keys: Sequence[str] = RIGHT) -> Any:
     return None
 
 
-def counted_from(rows: Iterable[Raw], keys: Sequence[str] = RIGHT) -> int | None:
-    """The number that numbers of choices count from, 0 or 1, in all rows together; ``None`` if they do not tell."""
+def counted_from(rows: Iterable[Raw], keys: Sequence[str] = RIGHT) -> Counted:
+    """What the numbers of right choices are, in all rows together."""
     from_0 = from_1 = True
+    places = False
     for row in rows:
         try:
             found = listed(row)
@@ -183,9 +195,10 @@ def counted_from(rows: Iterable[Raw], keys: Sequence[str] = RIGHT) -> int | None
         number = None if found is None else _number(value)
         if found is None or number is None or (_named(value, found) is not None and found.labels):
             continue
+        places = places or _named(value, found) is None
         from_0 = from_0 and 0 <= number < len(found.texts)
         from_1 = from_1 and 1 <= number <= len(found.texts)
-    return None if from_0 == from_1 else 0 if from_0 else 1
+    return Counted(None if from_0 == from_1 else 0 if from_0 else 1, places)
 
 
 def _named(value: Any, found: Listed) -> int | None:

@@ -75,7 +75,8 @@ def audit(
     with recorded(store, work, AUDIT, settings, say) as run_id:
         for group in groups.values():
             training = Training.of(store, work, group[0].model_id)
-            with Session(_as_played(training), work, say=say, progress=progress) as session:
+            played, snapshot = _as_played(training), training.snapshot  # a recording has grown since
+            with Session(played, work, say=say, progress=progress, snapshot=snapshot) as session:
                 reader, some = _group(session, training, student, group, turns, own)
             found += some
             turns_read += len(reader.turns)

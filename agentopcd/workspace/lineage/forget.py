@@ -40,7 +40,8 @@ class Step:
 
     before: Generation
     """The student that it made."""
-    training: Training
+    training: Training | None
+    """How it was; None: it is left out."""
     context: Context | Mixture | None
     """What is trained on now; None: nothing is left of it, so the training is left out."""
 
@@ -68,7 +69,7 @@ class Plan:
         yield f"the last ancestor that never saw it: {_called(self.ancestor)}"
         for step in self.steps:
             was = ", ".join(id_[:SHORT] for id_ in step.before.contexts)
-            if step.context is None:
+            if step.context is None or step.training is None:
                 yield f"left out: the training on {was}, of which nothing is left"
             else:
                 now = ", ".join(part.id[:SHORT] for part in step.context.parts)
@@ -95,8 +96,8 @@ def plan_of(store: Store, work: Path, student: Row, items: Sequence[Item]) -> Pl
             f"student {student['id'][:SHORT]} does not carry item {lost[0].id[:SHORT]}; agentopcd knowledge show "
             f"{student['id'][:SHORT]}{work_flag(work)} lists what it carries"
         )
-    _check_rest(store, work, line, items)
-    _check_teachers(store, line, items)
+    _check_rest(store, work, line, kept, items)
+    _check_teachers(store, [*line[:kept], *(one for one in line[kept:] if _rest(store, one.contexts, ids))], items)
     if kept == 0 or recall(work, line[kept - 1].model) is None:
         gone = _called(line[kept - 1].model) if kept else "what it was trained from"
         raise ConfigError(f"the last ancestor that never saw it, {gone}, is not here; put it back")
@@ -108,8 +109,8 @@ def _holds(store: Store, one: Generation, ids: set[str]) -> bool:
     return any(item.id in ids for context_id in one.contexts for item in store.items(context_id=context_id))
 
 
-def _check_rest(store: Store, work: Path, line: Sequence[Generation], items: Sequence[Item]) -> None:
-    """Refuse if something else in the lineage says what is to be forgotten.
+def _check_rest(store: Store, work: Path, line: Sequence[Generation], kept: int, items: Sequence[Item]) -> None:
+    """Refuse if something else in the lineage says what is to be forgotten, or may not be trained on again.
 
     Raises:
         ConfigError: another item does, or plain text.
@@ -131,7 +132,8 @@ def _check_rest(store: Store, work: Path, line: Sequence[Generation], items: Seq
                 f"context {context_id[:SHORT]} of this lineage says it in plain text, where no line can be left out "
                 f"({found[0]!r}); write a context without it, and train a student on that from the base"
             )
-    retired = [item for item in others if item.status == "retired" and item.id not in {one.id for one in items}]
+    again = [item for one in line[kept:] for context_id in one.contexts for item in store.items(context_id=context_id)]
+    retired = [item for item in again if item.status == "retired" and item.id not in {one.id for one in items}]
     if retired:
         raise ConfigError(
             f"item {retired[0].id[:SHORT]} of this lineage was retired as well ({retired[0].text!r}) and would be "
@@ -156,11 +158,12 @@ def _check_teachers(store: Store, line: Sequence[Generation], items: Sequence[It
 
 
 def _step(store: Store, work: Path, one: Generation, ids: set[str]) -> Step:
-    training = Training.of(store, work, one.model["id"])
     context = _rest(store, one.contexts, ids)
-    if context is not None:
-        _teacher(store, work, training)  # what is not here is refused before anything is trained
-        _check_launch(one.model, training.config)
+    if context is None:
+        return Step(before=one, training=None, context=None)
+    training = Training.of(store, work, one.model["id"])
+    _teacher(store, work, one.model, training)  # what is not here is refused before anything is trained
+    _check_launch(one.model, training.config)
     return Step(before=one, training=training, context=context)
 
 
@@ -178,15 +181,16 @@ def _check_launch(student: Row, config: ConsolidateConfig) -> None:
     check_launch(config, launched())
 
 
-def _teacher(store: Store, work: Path, training: Training) -> str:
-    """The name of the model that taught a training; '': the student itself.
+def _teacher(store: Store, work: Path, student: Row, training: Training) -> str:
+    """The name of the model that taught a training; '': what the student was trained from.
 
-    By its id: ENV/student has moved since then, perhaps to a model that has it in its weights.
+    By its id: ENV/student has moved since then, perhaps to a model that has it in its weights. Where the student's own
+    parent was named as its teacher, the new parent teaches in its place.
 
     Raises:
         ConfigError: it is gone.
     """
-    if not training.config.teacher:
+    if not training.config.teacher or training.identity["teacher_id"] == student["parent_id"]:
         return ""
     id_ = training.identity["teacher_id"]
     row = store.lookup("model", id=id_)
@@ -219,7 +223,7 @@ def _notes(store: Store, items: Sequence[Item], steps: Sequence[Step]) -> list[s
     for name, context_id in store.refs().items():
         if "/pool/" not in name and ids & {item.id for item in store.items(context_id=context_id)}:
             said.append(f"{name} holds it and stays where it is; no training takes that context any more")
-    if any(step.training.replays for step in steps):
+    if any(step.training is not None and step.training.replays for step in steps):
         said.append("a training replays stored prompts, which may show moves of a model that had it in its weights")
     return said
 
@@ -228,7 +232,7 @@ def time_of(store: Store, work: Path, plan: Plan, say: Callable[[str], None]) ->
     """How long it will take at most, as one line, from what the same models took here."""
     seconds = 0.0
     for step in plan.steps:
-        if step.context is None:
+        if step.training is None:
             continue
         parent = store.lookup("model", id=step.before.model["parent_id"])
         config = dataclasses.replace(step.training.config, model=(recall(work, parent) if parent else None) or "")
@@ -256,12 +260,10 @@ def forget(
     Raises:
         ConfigError: a model is gone or was changed, or an item of a context may not be trained on.
     """
-    ids = sorted(item.id for item in plan.items)
-    env = plan.steps[0].training.identity["env"]
-    settings = {"model_id": plan.student["id"], "env": env, "items": ids}
-    if (done := finished(store, FORGET, settings)) is not None:
-        say(f"forgotten before, in run {done[0]}")
-        return proved(store, work, plan.items, done[1]["student"], instead_of=plan.student["id"], repeated=True)
+    if (done := forgotten_before(store, work, plan.student, plan.items, say=say)) is not None:
+        return done
+    settings = _settings(store, plan.student, plan.items)
+    ids = settings["items"]
     with recorded(store, work, FORGET, settings, say) as run_id:
         decide(store, "retire", [Target(store.item(id_), []) for id_ in ids], reason or "forgotten")
         parent, instead = plan.ancestor["id"], {}
@@ -275,6 +277,29 @@ def forget(
             say(f"{student_ref(env)}: {(current_student(store, env) or 'none')[:SHORT]}")
         store.finish(run_id, result.to_dict())
     return result
+
+
+def forgotten_before(
+    store: Store, work: Path, student: Row, items: Sequence[Item], *, say: Callable[[str], None] = print
+) -> Forgotten | None:
+    """What came of it, proved again, if these items were taken out of this student before; else None.
+
+    How the old student was trained need not be known any more.
+
+    Raises:
+        ConfigError: the new student was changed, or holds one of the items.
+    """
+    if (done := finished(store, FORGET, _settings(store, student, items))) is None:
+        return None
+    say(f"forgotten before, in run {done[0]}")
+    return proved(store, work, items, done[1]["student"], instead_of=student["id"], repeated=True)
+
+
+def _settings(store: Store, student: Row, items: Sequence[Item]) -> dict[str, Any]:
+    """What distinguishes a forgetting from others."""
+    run = store.run(student["run_id"])
+    env = read_object(run["config"], f"the config of run {run['id']}").get("env", "")
+    return {"model_id": student["id"], "env": env, "items": sorted(item.id for item in items)}
 
 
 def _move_students(store: Store, run_id: int, instead: Mapping[str, str], why: str) -> Iterator[str]:
@@ -325,22 +350,22 @@ def _train(
     Without the gate of ENV/student: it asks whether a student is better than the one before, and that one has what is
     to be forgotten. Its row has the number of the forgetting, as ``forget``.
     """
-    context, row = step.context, store.lookup("model", id=parent)
+    context, training, row = step.context, step.training, store.lookup("model", id=parent)
     name = recall(work, row) if row else None
-    if context is None or name is None:
+    assert context is not None and training is not None
+    if name is None:
         raise ConfigError(f"model {parent[:SHORT]}, to go on from, is no longer here; put it back")
-    if (teacher := _teacher(store, work, step.training)) and fingerprint(teacher) != step.training.identity[
-        "teacher_id"
-    ]:
+    teacher = _teacher(store, work, step.before.model, training)
+    if teacher and fingerprint(teacher) != training.identity["teacher_id"]:
         raise ConfigError(f"{teacher} is no longer the model that taught: its files were changed; put them back")
     named = {"context": context.id, "mix": 0} if isinstance(context, Context) else {"mix": len(context.parts)}
     config = dataclasses.replace(
-        step.training.config,
+        training.config,
         **{"context": "", **named, "model": name, "teacher": teacher, "gate_tasks": 0, "placebo": False},
     )
     if server:
         config = dataclasses.replace(config, server=server)
-    with Session(config, work, say=say, progress=progress, snapshot=step.training.snapshot) as session:
+    with Session(config, work, say=say, progress=progress, snapshot=training.snapshot) as session:
         if session.loaded.id != parent:
             raise ConfigError(f"{name} is no longer model {parent[:SHORT]}: its files were changed; put them back")
         session.ledger.facts = {FORGET: run_id}

@@ -11,7 +11,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.text import SHORT
 from agentopcd.knowledge import Item, Store, item_ids
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.lineage import Generation, generations, passages
+from agentopcd.knowledge.lineage import Generation, generations, passages, repeats
 from agentopcd.models import find
 from agentopcd.workspace.paths import recall
 
@@ -67,13 +67,13 @@ def teachers(store: Store, line: Sequence[Generation]) -> dict[str, str]:
 
 
 def holds(store: Store, model_id: str, items: Sequence[Item]) -> bool:
-    """Whether a model or an ancestor was trained on one of the items, or on text that says it."""
+    """Whether a model or an ancestor was trained on one of the items, or on an item or text that says the same."""
     ids = {item.id for item in items}
-    contexts = {context_id for one in generations(store, model_id) for context_id in one.contexts}
-    return any(
-        ids & {item.id for item in store.items(context_id=context_id)} or passages(store, context_id, items)
-        for context_id in contexts
-    )
+    for context_id in {context_id for one in generations(store, model_id) for context_id in one.contexts}:
+        held = store.items(context_id=context_id)
+        if ids & {item.id for item in held} or repeats(store, items, held) or passages(store, context_id, items):
+            return True
+    return False
 
 
 def proved(
