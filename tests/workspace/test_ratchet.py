@@ -319,6 +319,18 @@ def test_a_model_that_a_canary_moved_is_not_asked_where_it_was_trained(lab: Lab)
     assert [test.role for test in done.tests] == ["parent", "had"] and done.verdict == "promoted"
 
 
+def test_what_was_trained_on_a_recording_is_asked_however_that_was_graded(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.promote("good", "base")
+    with Session(lab.config(), lab.work, say=lab.lines.append) as session:
+        move_student(session.store, "recorded:shop", lab.ids["good"], "gate")
+    given = {"env": "recorded:shop,grader=g.py:f", "env_ref": "recorded:shop", "env_args": {}}
+    monkeypatch.setattr(ratchet, "made_by", lambda session, had: given)
+    done = lab.promote("both", "good", env=1, margin=0.3)
+    assert done.verdict == "lost" and any("recorded:shop could not be asked, so it counts" in one for one in done.notes)
+
+
 def test_too_few_tasks_to_pass_spend_no_look_and_are_told_before(lab: Lab) -> None:
     for name in ("poor", "worse", "traded"):
         lab.promote(name, "base", gate_tasks=8)
