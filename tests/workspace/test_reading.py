@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,13 @@ def read(tmp_path: Path) -> Gather:
     return gathered
 
 
+def test_a_play_says_that_nothing_is_graded(tmp_path: Path, prompts: list[str], read: Gather) -> None:
+    talk = [{"role": "user", "content": "Up?"}, {"role": "assistant", "content": "Up."}]
+    rows = [{"messages": [{"role": "system", "content": f"Be {i}."}, *talk]} for i in range(80)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read(env=str(tmp_path / "chats.jsonl"), episodes=2, extract=False).to_dict()["graded"] is False
+
+
 def test_sessions_become_episodes_and_unrated_ones_count_as_nothing(
     tmp_path: Path, prompts: list[str], read: Gather
 ) -> None:
@@ -70,6 +78,7 @@ def test_sessions_become_episodes_and_unrated_ones_count_as_nothing(
         rating = [None, {"success": True}, {"success": False, "reward": 0.25, "metrics": {"stars": 2}}][i % 3]
         keep(tmp_path, f"s{i}", f"Box {i}?", "Up.", f"And {i}?", "Down.", rating=rating)
     result = read(episodes=100)
+    assert "graded" not in result.to_dict(), "people have rated some of them"
     with Store.open(tmp_path / "store.db") as store:
         rows = store.episodes(run_id=result.run_id)
         episodes = [store.transcript(row["id"]) for row in rows]
