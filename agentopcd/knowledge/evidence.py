@@ -13,9 +13,10 @@ from agentopcd.core.terminal import harmless
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.episodes import Arena, Arm
+from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.exchange import ELSEWHERE
-from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.refs import home
+from agentopcd.knowledge.store import Store, setup_id
 from agentopcd.knowledge.students import CANARY
 
 
@@ -41,14 +42,19 @@ class Competed:
 def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
     """Rate with n, tasks and interval wherever the context has played, and the difference to no context.
 
-    Where ``graded`` is False, nothing is right or wrong, and the rate says nothing.
+    Where ``graded`` is False, nothing is right or wrong, and the rate says nothing. Of recorded sessions, those count
+    that people have rated.
     """
     rows = []
     for row in store.scores(context_id):
         arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
+        graded = row["env"] not in competed.silent
+        if _were_read(row):
+            rated = _rated(store, arm, arena)
+            graded, arena = bool(rated), arena._replace(places=rated)
+            row |= {"n": len(rated), "tasks": len({task for task, _, _ in rated})}
         rate = store.rate(arm, arena)
-        score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high}
-        score["graded"] = row["env"] not in competed.silent
+        score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high, "graded": graded}
         if context_id != EMPTY.id:
             pair = store.compare(arm, Arm(row["model_id"]), arena)
             if pair.n:
@@ -59,6 +65,18 @@ def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
             score["best_of"] = competed.in_place_of(row)
         rows.append(score)
     return rows
+
+
+def _were_read(row: Row) -> bool:
+    """Whether a score is of recorded sessions as they were, which have a setup of their own."""
+    recording = home(row["env"]).removeprefix(RECORDED)
+    return row["env"].startswith(RECORDED) and row["setup"].removeprefix(ELSEWHERE) == setup_id({"recorded": recording})
+
+
+def _rated(store: Store, arm: Arm, arena: Arena) -> set[Place]:
+    """The sessions of an arm that somebody has rated as success or failure."""
+    found = store.episodes(**arm._asdict(), env=arena.env, setup=arena.setup, split=arena.split)
+    return {(row["task_key"], row["seed"], row["rep"]) for row in found if came_of(row, ()) != "played"}
 
 
 def ungraded(store: Store) -> set[str]:
@@ -77,8 +95,9 @@ def came_of(row: Mapping[str, Any], silent: Collection[str]) -> str:
         row: the episode's row.
         silent: environments in which nothing is right or wrong, see :func:`ungraded`.
     """
-    unrated = row["env"].startswith(RECORDED) and row["stop"] == "max_steps"  # rated or graded, it would have an end
-    return "played" if unrated or row["env"] in silent else "won" if row["success"] else "lost"
+    # Tables of a recording say that nothing is graded there, yet a session of it that was rated has an end.
+    open_ = row["stop"] == "max_steps" if row["env"].startswith(RECORDED) else row["env"] in silent
+    return "played" if open_ else "won" if row["success"] else "lost"
 
 
 def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> list[str]:

@@ -16,6 +16,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import EMPTY, MARKER
 from agentopcd.knowledge import Store
+from agentopcd.knowledge.evidence import Competed, scores
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace import ready
@@ -85,6 +86,11 @@ def test_sessions_become_episodes_and_unrated_ones_count_as_nothing(
         (item,) = store.items(ids=result.items)
         assert item.text == "Say where the box is." and len(result.candidates) == 1
         assert {row["split"] for row in rows} == {"extract"} and {row["model_id"] for row in rows} == {"m" * 64}
+        for silent in (set(), {"recorded:shop"}):  # as tables of the recording say, which are of replies
+            competed = Competed(store)
+            competed.silent |= silent
+            (score,) = scores(store, EMPTY.id, competed)
+            assert (score["n"], score["rate"], score["graded"]) == (result.rate.n, result.rate.rate, True)
     assert result.rate.n + result.unrated == len(rows) and result.unrated > 0
     rated = [e for e in episodes if e.stop_reason != "max_steps"]
     assert result.rate == Rate(sum(e.success for e in rated), len(rated)) and 0 < result.rate.wins < result.rate.n
