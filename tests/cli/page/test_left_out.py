@@ -51,7 +51,10 @@ def test_an_imported_run_has_no_folder_here(folder: str, work: Path) -> None:
     assert serve.answer(work, f"run/{run}", {})[0] == serve.answer(work, "", {})[0] == 200
 
 
-@pytest.mark.parametrize("value", [10**400, -(10**400), 1.7e308, float("inf"), float("nan"), True, "1", None])
+ODD = [10**400, -(10**400), 1.7e308, float("inf"), float("nan"), True, "1", None]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: str(value)[:9])
 def test_what_cannot_be_drawn_is_no_number(value: Any) -> None:
     assert number(value) is None
     rows = [{"label": "a", "success": value}, {"label": "b", "success": -1e300}, {"label": "c", "success": 1e300}]
