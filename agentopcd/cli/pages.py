@@ -41,7 +41,7 @@ def report(
 
     refuse_store(output, work)
     # The folders of runs and students hold JSON files, too.
-    if (name.endswith(".json") and is_file(name)) or (name and is_dir(name) and paper_rows(path_of(name))):
+    if (name.endswith(".json") and is_file(name)) or (name and is_dir(name) and paper_rows(path_of(name))[0]):
         text = pages.paper_report(path_of(name))
     else:
         with read_store(work) as store, store.read():

@@ -9,7 +9,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.text import counted, first_line
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.evidence import Competed, elsewhere, looked_at, scores
+from agentopcd.knowledge.evidence import Competed, came_of, elsewhere, looked_at, scores, unknown
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.items import Item
@@ -76,10 +76,10 @@ def line(what: str, row: Row) -> str:
         return f"{row['id'][:12]}  {row['items']:>3} items  {row['placement']:<6} {label}{names}"
     if what == "refs":
         return f"{row['name']}  {row['context'][:12]}  {row['actor']}: {row['reason'] or '-'}"
-    outcome = "won " if row["success"] else "lost"
     return (
-        f"{row['id']:>6}  {outcome} {row['stop']:<9} {counted(row['turns'], 'turn')}  {row['env']} {row['split']} "
-        f"task {row['task_key'][:8]}  model {row['model_id'][:8]}  context {row['context_id'][:8]}"
+        f"{row['id']:>6}  {came_of(row, ()):<4} {row['stop']:<9} {counted(row['turns'], 'turn')}  "
+        f"{row['env']} {row['split']} task {row['task_key'][:8]}  "
+        f"model {row['model_id'][:8]}  context {row['context_id'][:8]}"
     )
 
 
@@ -145,8 +145,9 @@ def origin(store: Store, source: Row) -> Row:
 
 
 def _extractor(config: Mapping[str, Any]) -> str:
-    """The extractor that a run names besides its player; '' if it names none."""
-    name, id_ = config.get("extractor") or "", config.get("extractor_id")
+    """The extractor that a run names besides its player; '' if it names none. An imported run may hold anything."""
+    given = (config.get(key) for key in ("extractor", "extractor_id"))
+    name, id_ = (value if isinstance(value, str) else "" for value in given)
     return f"{name} ({id_[:12]})" if name and id_ else name
 
 
@@ -282,8 +283,8 @@ def _context_lines(view: Row) -> list[str]:
 
 
 def _score_lines(scores: list[Row]) -> list[str]:
-    lines = []
-    for row in scores:
+    lines = [f"  {line}" for line in unknown(scores)]
+    for row in (row for row in scores if row["graded"]):
         line = (
             f"  {row['env']} {row['split']}: {row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
             f"({row['n']} episodes on {row['tasks']} tasks, model {row['model_id'][:8]}"

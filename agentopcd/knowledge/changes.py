@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from agentopcd.core.types import Context
 from agentopcd.knowledge.episodes import Arena, Arm
+from agentopcd.knowledge.evidence import ungraded
 from agentopcd.knowledge.items import Item
 from agentopcd.knowledge.store import Store
 
@@ -74,9 +75,10 @@ def _unified(a: Context, b: Context) -> list[str]:
 
 
 def score_differences(store: Store, first: str, second: str) -> list[dict[str, Any]]:
-    """Second minus first, wherever a model has played the same tasks in the same setup with both."""
-    keys = ("model_id", "env", "setup", "split")
-    both = [tuple(row[name] for name in keys) for row in store.scores(first)]
+    """Second minus first, wherever a model has played the same tasks in the same setup with both and something says
+    what is right."""
+    keys, silent = ("model_id", "env", "setup", "split"), ungraded(store)
+    both = [tuple(row[name] for name in keys) for row in store.scores(first) if row["env"] not in silent]
     rows = []
     for model_id, env, setup, split in both:
         pair = store.compare(Arm(model_id, second), Arm(model_id, first), Arena(env, setup, split))

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
+from agentopcd.core.config import RECORDED
 from agentopcd.core.files import told
 from agentopcd.core.terminal import harmless
 from agentopcd.core.text import first_line
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.episodes import Arena, Arm
+from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.exchange import ELSEWHERE
-from agentopcd.knowledge.store import Store
+from agentopcd.knowledge.refs import home
+from agentopcd.knowledge.store import Store, setup_id
 from agentopcd.knowledge.students import CANARY
 
 
 class Competed:
-    """How many contexts competed, asked once for each place: several contexts of one item have competed in the same."""
+    """How many contexts competed, asked once for each place: several contexts of one item have competed in the same.
+    And where nothing is right or wrong.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self.known: dict[tuple[str, ...], int] = {}
+        self.silent = ungraded(store)
 
     def in_place_of(self, row: Row) -> int:
         """The number of contexts that have played where a score comes from."""
@@ -34,12 +40,21 @@ class Competed:
 
 
 def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
-    """Rate with n, tasks and interval wherever the context has played, and the difference to no context."""
+    """Rate with n, tasks and interval wherever the context has played, and the difference to no context.
+
+    Where ``graded`` is False, nothing is right or wrong, and the rate says nothing. Of recorded sessions, those count
+    that people have rated.
+    """
     rows = []
     for row in store.scores(context_id):
         arm, arena = Arm(row["model_id"], context_id), Arena(row["env"], row["setup"], row["split"])
+        graded = row["env"] not in competed.silent
+        if _were_read(row):
+            rated = _rated(store, arm, arena)
+            graded, arena = bool(rated), arena._replace(places=rated)
+            row |= {"n": len(rated), "tasks": len({task for task, _, _ in rated})}
         rate = store.rate(arm, arena)
-        score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high}
+        score = {**row, "rate": rate.rate, "low": rate.low, "high": rate.high, "graded": graded}
         if context_id != EMPTY.id:
             pair = store.compare(arm, Arm(row["model_id"]), arena)
             if pair.n:
@@ -52,6 +67,18 @@ def scores(store: Store, context_id: str, competed: Competed) -> list[Row]:
     return rows
 
 
+def _were_read(row: Row) -> bool:
+    """Whether a score is of recorded sessions as they were, which have a setup of their own."""
+    recording = home(row["env"]).removeprefix(RECORDED)
+    return row["env"].startswith(RECORDED) and row["setup"].removeprefix(ELSEWHERE) == setup_id({"recorded": recording})
+
+
+def _rated(store: Store, arm: Arm, arena: Arena) -> set[Place]:
+    """The sessions of an arm that somebody has rated as success or failure."""
+    found = store.episodes(**arm._asdict(), env=arena.env, setup=arena.setup, split=arena.split)
+    return {(row["task_key"], row["seed"], row["rep"]) for row in found if came_of(row, ()) != "played"}
+
+
 def ungraded(store: Store) -> set[str]:
     """Environments in which nothing is right or wrong, as tables of finished runs say: success says nothing there."""
     rows = store.query(
@@ -61,6 +88,18 @@ def ungraded(store: Store) -> set[str]:
     return {row["env"] for row in rows}
 
 
+def came_of(row: Mapping[str, Any], silent: Collection[str]) -> str:
+    """Whether an episode was ``won`` or ``lost``; ``played`` where nothing is right or wrong, or nobody has rated it.
+
+    Args:
+        row: the episode's row.
+        silent: environments in which nothing is right or wrong, see :func:`ungraded`.
+    """
+    # Tables of a recording say that nothing is graded there, yet a session of it that was rated has an end.
+    open_ = row["stop"] == "max_steps" if row["env"].startswith(RECORDED) else row["env"] in silent
+    return "played" if open_ else "won" if row["success"] else "lost"
+
+
 def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> list[str]:
     """The scores of a context, its looks and its refs, a line of text for each. What others have played is left out.
 
@@ -68,11 +107,11 @@ def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> li
         without: environments in which nothing is right or wrong, besides those of :func:`ungraded`.
     """
     names = {row["id"]: told(row["name"]) for row in store.models()}
-    silent = ungraded(store).union(without)
-    found = [row for row in scores(store, context_id, Competed(store)) if not elsewhere(row)]
-    played = dict.fromkeys(row["env"] for row in found if row["env"] in silent)
-    lines = [f"{env}: nothing is right or wrong there, so no success is known" for env in played]
-    for row in (row for row in found if row["env"] not in silent):
+    competed = Competed(store)
+    competed.silent.update(without)
+    found = [row for row in scores(store, context_id, competed) if not elsewhere(row)]
+    lines = unknown(found)
+    for row in (row for row in found if row["graded"]):
         line = (
             f"{row['env']}, {row['split']} tasks, {names.get(row['model_id'], row['model_id'][:12])}: "
             f"{row['rate']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {row['n']} on {row['tasks']} tasks"
@@ -91,6 +130,12 @@ def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> li
     refs = [name for name, target in store.refs().items() if target == context_id]
     lines += [f"refs: {', '.join(refs)}"] if refs else []
     return [one_line(line) for line in lines] or ["none: this store has not played with it"]
+
+
+def unknown(scores: Sequence[Row]) -> list[str]:
+    """The environments of some scores in which nothing is right or wrong, a line of text for each."""
+    played = dict.fromkeys(row["env"] for row in scores if not row["graded"])
+    return [f"{env}: nothing is right or wrong there, so no success is known" for env in played]
 
 
 def elsewhere(row: Row) -> bool:

@@ -12,23 +12,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import agentopcd
-from agentopcd.core.config import ConsolidateConfig, flags_of, without_flag
-from agentopcd.core.config.toml import toml_value
+from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.config.training import ByTeacher
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import told
 from agentopcd.core.runs import read_json, slug_of, write_text
 from agentopcd.core.terminal import harmless
 from agentopcd.knowledge import PLACEBO, Store
+from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.evidence import evidence, one_line
 from agentopcd.knowledge.faults import read_object
-from agentopcd.knowledge.students import env_of
 from agentopcd.models import find
 from agentopcd.models.push import public_base
 from agentopcd.workspace.evaluation.spoken import FLOORS, SHARES
-from agentopcd.workspace.ledger import config_of
-from agentopcd.workspace.strangers import nowhere, public
+from agentopcd.workspace.ledger import FORGET, config_of, evaluated
+from agentopcd.workspace.strangers import command, nowhere
 
 CARD = "README.md"
 LICENCE = ("license", "license_name", "license_link")
@@ -39,6 +37,15 @@ OFF_POLICY = {
     "mixed": "context distillation, half on-policy and half off-policy",
 }
 """How a student was trained, by its method; by all others on-policy."""
+MAKERS = {
+    "file": "A person gave it in a file",
+    "edit": "A person edited it",
+    PLACEBO: "It is the placebo of another context",
+    FORGET: "It is another context without some of its items",
+    "traces": "It is play itself, word for word",
+    **dict.fromkeys(("chain", "value", "subsets"), "It was put together from what play taught"),
+}
+"""Where a context comes from, by the ``order`` of its recipe; of any other nothing is said."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +59,8 @@ class Facts:
     """The environment's name, as strangers may read it."""
     settings: Mapping[str, Any]
     """The settings of the training, as its run holds them."""
+    version: str
+    """The version of agentopcd that began the training; a later one may write the card."""
     base: str
     """The name of the model that it was trained from."""
     base_folder: Path
@@ -100,20 +109,25 @@ def facts_of(
     if run["verb"] != "consolidate":
         return None
     settings = read_object(run["config"], f"the config of run {run['id']}")
+    drift = _newest_drift(store, row, settings["env"])
     if (own := folder.parent / "config.json").is_file():  # the row of a stage of learn has the settings of its play
         made = read_json(own, "put it back")  # its own: another round's seed, for example
         settings |= made | {"splits": settings.get("splits", "")}  # which there is how many tasks each split has
     result = read_object(run["result"], f"the result of run {run['id']}") if run["result"] else {}
     return Facts(
-        store=store, folder=folder, env=nowhere(settings["env"]), settings=settings,
+        store=store, folder=folder, env=nowhere(settings["env"]), settings=settings, version=run["code"],
         base=parent["name"] if parent else "", base_folder=base_folder, contexts=store.model_contexts(model_id),
-        evaluation=evaluation or result.get("evaluation"), drift=_newest_drift(store, model_id),
+        evaluation=evaluation or result.get("evaluation"), drift=drift,
     )  # fmt: skip
 
 
-def _newest_drift(store: Store, model_id: str) -> Mapping[str, Any] | None:
+def _newest_drift(store: Store, model: Row, env: str) -> Mapping[str, Any] | None:
+    """The drift of a student from the model that it was trained from, in the environment of its training."""
+    wanted = (model["id"], env, model["parent_id"])
     for run in reversed(store.runs("evaluate", status="done")):
-        if read_object(run["config"], f"the config of run {run['id']}").get("student") == model_id and run["result"]:
+        if run["imported"] or not run["result"]:
+            continue
+        if evaluated(read_object(run["config"], f"the config of run {run['id']}")) == wanted:
             return read_object(run["result"], f"the result of run {run['id']}").get("drift")
     return None
 
@@ -206,7 +220,7 @@ def _what(facts: Facts) -> list[str]:
         "",
         f"{kind} that was trained to act as if it were shown a context, without being shown it. It was trained from",
         f"{base}{trained} by {way}",
-        f"([arXiv:2602.12275](https://arxiv.org/abs/2602.12275)) with agentopcd {agentopcd.__version__}, in the",
+        f"([arXiv:2602.12275](https://arxiv.org/abs/2602.12275)) with agentopcd {facts.version}, in the",
         f"environment `{one_line(facts.env)}`.",
     ]
     if isinstance(step, int):
@@ -252,11 +266,8 @@ def _contexts(facts: Facts) -> list[str]:
 def _origin(store: Store, context_id: str) -> str:
     recipe = read_object(store.context_row(context_id)["recipe"], f"the recipe of context {context_id[:12]}")
     known = "What the store of its workspace knows of it:"
-    if not recipe:
-        return known
-    makers = {"file": "A person gave it in a file", PLACEBO: "It is the placebo of another context"}
-    who = makers.get(recipe.get("order", ""), "It was put together from what play taught")
-    return f"{who}. {known}"
+    who = MAKERS.get(str(recipe.get("order")))
+    return f"{who}. {known}" if who else known
 
 
 def fenced(text: str, language: str = "text") -> str:
@@ -278,8 +289,9 @@ def _results(facts: Facts) -> list[str]:
     if found is None:
         return [*lines, "Not measured on test tasks."]
     if found.get("graded", True):
+        apart = ", which chose nothing" if found.get("protocol") == "disjoint" else ""  # else splits share tasks
         lines += [
-            f"On test tasks of `{one_line(facts.env)}`, which chose nothing; success with its 95 % Wilson interval:",
+            f"On test tasks of `{one_line(facts.env)}`{apart}; success with its 95 % Wilson interval:",
             "", "| | success | 95 % interval | n | tokens |", "|---|---|---|---|---|",
             *(_row(row["label"], row["success"], row["low"], row["high"], row["n"], row["reply_tokens"])
               for row in found["rows"] if row["n"]),
@@ -361,34 +373,15 @@ def _load(facts: Facts) -> list[str]:
 def _made(facts: Facts) -> list[str]:
     lines = ["", "## How it was made", ""]
     try:
-        words, file = command(config_of(ConsolidateConfig, facts.settings), facts.base)
+        config = config_of(ConsolidateConfig, facts.settings)
     except ConfigError:
         return [*lines, "Another version of agentopcd made it, so its command is not given."]
-    lines += ["The text above in a file, `context.txt`:", "", fenced(words, "sh")]
+    if not config.mix:  # a mix names no text: its workspace says what was mixed
+        lines += ["The text above in a file, `context.txt`:", ""]
+        for context_id in facts.contexts:  # a context of the store brings its placement, a file needs the setting
+            config = dataclasses.replace(config, placement=facts.store.get_context(context_id).placement)
+    words, file = command(config, facts.base)
+    lines.append(fenced(words, "sh"))
     if file:
         lines += ["", "with, in `settings.toml`:", "", fenced("\n".join(file), "toml")]
     return lines
-
-
-def command(config: ConsolidateConfig, base: str) -> tuple[str, list[str]]:
-    """The command that trains with these settings, as strangers may read it, and the lines of a file that it needs.
-
-    It names the model that was trained, also where the command had not: what is trained then, depends on the workspace.
-    """
-    if not config.model or env_of(config.model):  # ENV/student was another model then
-        config = dataclasses.replace(config, model=base)
-    names = [field.name for field in dataclasses.fields(config)]
-    shown: dict[str, Any] = {name: public(getattr(config, name)) for name in names}
-    shown["judge"] = nowhere(config.judge)
-    for name in ("model", "teacher"):
-        if shown[name]:
-            known = told(getattr(config, name))
-            shown[name] = f"path/to/the/{name}" if " " in known else known
-    if not config.mix:
-        shown["context"] = "context.txt"
-    config = dataclasses.replace(config, **shown)
-    words = ["agentopcd consolidate", *(flags for name in names if (flags := flags_of(config, [name])))]
-    file = [f"{name} = {toml_value(value)}" for name, value in without_flag(config).items()]
-    if file:
-        words.append("--config settings.toml")
-    return " \\\n    ".join(words), file

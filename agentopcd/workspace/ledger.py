@@ -128,6 +128,8 @@ class Ledger:
         for row in (*self.store.runs(status="running"), *self.store.runs(status="failed")):
             if row["verb"] == "import" and row["status"] == "running":
                 self.store.finish(row["id"], status="failed")
+            if row["imported"]:  # the run of another store: a folder of that name here is that of another run
+                continue
             if folder := read_object(row["config"], f"the config of run {row['id']}").get("folder"):
                 # Use the folder's name alone: the command that wrote its path may have run in another directory.
                 file = self.work / "runs" / Path(folder).name / "result.json"
@@ -216,6 +218,11 @@ class Ledger:
 def held_as(run_id: int) -> str:
     """The name by which the process that works on a run holds it."""
     return f"run-{run_id}"
+
+
+def evaluated(settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Student, environment and base of a run of ``evaluate``; of others its figures say nothing."""
+    return settings.get("student"), settings.get("env"), settings.get("base", settings.get("model_id"))
 
 
 def run_config(config: PlayerConfig) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from agentopcd.knowledge.database import Row, now
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.students import current_student, student_moves, student_ref
 from agentopcd.workspace.holding import is_held
-from agentopcd.workspace.ledger import FORGET, MARKS, SOME_SERVER, config_of, held_as
+from agentopcd.workspace.ledger import FORGET, MARKS, SOME_SERVER, config_of, evaluated, held_as
 from agentopcd.workspace.lineage.found import AUDIT, TURNS
 from agentopcd.workspace.paths import inside, recall
 
@@ -112,7 +112,7 @@ def _job(store: Store, row: Row, names: Mapping[str, Row], played: Row | None, w
     settings, model = row["settings"], names.get(row["settings"].get("model_id", ""))
     job = Job(
         number=row["id"], verb=row["verb"], env=settings.get("env", ""), model=model["name"] if model else "",
-        state=_state(work, held_as(row["id"])) if row["status"] == "running" else row["status"],
+        state=state_of(work, row),
         why=row["error"] or "", started_at=row["started_at"], part_of=_part_of(row),
     )  # fmt: skip
     folder = work / "runs" / Path(settings["folder"]).name if settings.get("folder") else None
@@ -132,6 +132,13 @@ def _part_of(row: Row) -> str:
     return next((command for mark, command in MARKS.items() if mark in settings), "learn" if of_learn else "")
 
 
+def state_of(work: Path, row: Row) -> str:
+    """The :attr:`Job.state` of a run: a row alone cannot say whether it runs or was killed."""
+    if row["status"] != "running":
+        return row["status"]
+    return "unfinished" if row.get("imported") else _state(work, held_as(row["id"]))
+
+
 def _state(work: Path, name: str) -> str:
     return {True: "running", False: "interrupted", None: "unfinished"}[is_held(work, name)]
 
@@ -142,9 +149,10 @@ def _progress(row: Row, played: Row | None, folder: Path | None) -> tuple[str, s
     done = row["episodes"] if row["status"] == "done" else played["n"] if played else 0
     parts = []
     if folder is not None and (log := last_record(folder / "metrics.jsonl")) is not None:
-        steps = settings.get("steps") or _config(folder).get("steps")
+        steps = settings.get("steps") or _steps_of(folder)
         at = log.get("step", 0)  # a training may stop early
-        parts.append(f"step {at} of {steps}" if row["status"] != "done" else counted(at, "step"))
+        done_of = f"step {at} of {steps}" if steps else f"step {at}"
+        parts.append(done_of if row["status"] != "done" else counted(at, "step"))
         sign = max(sign, _time_of(folder / "metrics.jsonl"))
     elif row["verb"] == "play" and row["status"] != "done" and settings.get("episodes"):
         parts.append(f"{done} of {counted(settings['episodes'], 'episode')}")
@@ -153,6 +161,16 @@ def _progress(row: Row, played: Row | None, folder: Path | None) -> tuple[str, s
     if row["broken"]:
         parts.append(f"{row['broken']} broken by the environment")
     return ", ".join(parts), sign
+
+
+def _steps_of(folder: Path) -> Any:
+    """The planned steps of a training whose row does not say them; None if its settings cannot be read.
+
+    The other runs can be told without that number, and the command that goes on with this one tells what is wrong.
+    """
+    with suppress(ConfigError):
+        return _config(folder).get("steps")
+    return None
 
 
 def _commands(work: Path, rows: Sequence[Row], where: str) -> Iterator[Job]:
@@ -292,8 +310,8 @@ def _object(file: Path, remedy: str) -> dict[str, Any]:
 def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str, Row]) -> list[Row]:
     """The students that runs of this store have trained; a placebo student stands in the table of its twin."""
     runs = {row["id"]: row for row in rows}
-    evaluated = [row for row in rows if row["verb"] == "evaluate" and row["status"] == "done" and row["evaluation"]]
-    tested = {row["settings"].get("student"): row for row in evaluated}
+    evaluations = [row for row in rows if row["verb"] == "evaluate" and row["status"] == "done" and row["evaluation"]]
+    tested = {evaluated(row["settings"]): row for row in evaluations}
     found: list[Row] = []
     current = {move["env"]: move["model_id"] for move in student_moves(store)}
     refs = {id_: [student_ref(env) for env, model_id in current.items() if model_id == id_] for id_ in names}
@@ -303,7 +321,7 @@ def _students(store: Store, work: Path, rows: Sequence[Row], names: Mapping[str,
             continue
         folder, base = inside(work, model["path"] or ""), names.get(model["parent_id"])
         here = folder if folder is not None and folder.is_dir() else None
-        result = tested.get(id_, run)["evaluation"]
+        result = tested.get((id_, run["settings"].get("env"), model["parent_id"]), run)["evaluation"]
         table = read_object(result, f"the result of run {run['id']}") if result else {}
         found.append(
             {"folder": str(here) if here else None, "id": id_, "refs": refs.get(id_, []),

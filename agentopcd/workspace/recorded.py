@@ -74,7 +74,8 @@ def _unfinished(store: Store, config: PlayerConfig, folder: Path) -> str:
     wanted, fields = run_config(config), {field.name for field in dataclasses.fields(config)}
     # A setting that is not used stands in neither of the two.
     names = (fields | {"env_ref"}) - {"env", "model", *NOT_OF_A_RUN}
-    for row in reversed([*store.runs(status="failed"), *store.runs(status="running")]):
+    rows = [*store.runs(status="failed"), *store.runs(status="running")]
+    for row in reversed([row for row in rows if not row["imported"]]):  # others read snapshots of their own
         stored = read_object(row["config"], f"the config of run {row['id']}")
         snapshot = Path(stored.get("snapshot", "")).name
         same = VERBS.get(row["verb"]) is type(config) and all(stored.get(name) == wanted.get(name) for name in names)

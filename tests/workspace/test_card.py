@@ -171,10 +171,16 @@ def test_an_environment_as_strangers_may_read_it() -> None:
 
 def test_the_card_takes_up_what_evaluate_measures(student: Distilled, work: Path) -> None:
     drift = {"student": {"entropy_nats": 1.5, "kl_nats": 0.125, "tokens": 70, "episodes": 3}}
+    other = {"student": drift["student"] | {"kl_nats": 7.5}}
     folder = Path(student.folder)
     with Store.open(work / "work" / "store.db") as store:
-        run_id = store.start("evaluate", {"student": student.model_id, "env": "math"}, 0)
-        store.finish(run_id, {"drift": drift})
+        base = store.lookup("model", id=student.model_id)["parent_id"]  # type: ignore[index]
+        known = {"student": student.model_id, "env": "math", "base": base}
+        store.finish(store.start("evaluate", known, 0), {"drift": drift})
+        for elsewhere in ({"env": "sokoban"}, {"base": "d" * 64}, {}):  # what is newer, and of something else
+            run_id = store.start("evaluate", known | elsewhere, 0)
+            store.finish(run_id, {"drift": other})
+            store.change("UPDATE run SET imported = ? WHERE id = ?", (not elsewhere, run_id))
         card.describe(store, folder, student.model_id, work / "base")
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "KL to the base 0.125 nats a token" in text and "| student |" in text
@@ -314,6 +320,35 @@ def test_the_command_names_the_model_that_was_trained_by_default() -> None:
     assert "--model smollm2-135m" in said and "pocket" not in said
     said, _ = card.command(ConsolidateConfig(env="math", context="notes.txt", model="lake/student"), "pocket")
     assert "--model pocket" in said and "lake/student" not in said, "that is another model by now"
+
+
+def test_the_card_says_what_is_known_of_how_it_was_made(student: Distilled, work: Path) -> None:
+    with Store.open(work / "work" / "store.db") as store:
+        store.change("UPDATE run SET code = '0.0.1' WHERE verb = 'consolidate'")
+        facts = card.facts_of(store, Path(student.folder), student.model_id, work / "base")
+        assert facts is not None and facts.evaluation is not None
+        shown = Context("Be brief.", "system")
+        store.add_context(shown, {"order": "edit", "from": ""})
+        shown_by = dataclasses.replace(facts, contexts={shown.id: 1.0})
+        text, alone_text = card.card(facts), card.card(shown_by)
+        mixed = card.card(dataclasses.replace(facts, settings={**facts.settings, "mix": 2, "context": ""}))
+        shared = card.card(dataclasses.replace(facts, evaluation={**facts.evaluation, "protocol": "shared"}))
+    assert "with agentopcd 0.0.1, in the" in text, "the version that trained, not the one that writes"
+    assert "of `math`, which chose nothing; success" in text and "of `math`; success" in shared
+    assert "--placement" not in text and "--placement system" in alone_text
+    assert "A person edited it. What the store" in alone_text
+    assert "`context.txt`" in text and "context.txt" not in mixed and "--mix 2" in mixed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [({"order": "chain"}, "It was put together from what play taught. What"), ({"order": "new"}, "What"), ({}, "What"),
+     ({"order": ["x"]}, "What"), ({"order": "forget"}, "It is another context without some of its items. What")],
+)  # fmt: skip
+def test_the_card_says_where_a_context_comes_from(recipe: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store.db") as store:
+        store.add_context(Context("Be brief."), recipe)
+        assert card._origin(store, Context("Be brief.").id) == f"{says} the store of its workspace knows of it:"
 
 
 def test_a_licence_is_the_bases_own(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Rate
 from agentopcd.core.types import EMPTY, MARKER
 from agentopcd.knowledge import Store
+from agentopcd.knowledge.evidence import Competed, scores
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace import ready
@@ -63,6 +65,13 @@ def read(tmp_path: Path) -> Gather:
     return gathered
 
 
+def test_a_play_says_that_nothing_is_graded(tmp_path: Path, prompts: list[str], read: Gather) -> None:
+    talk = [{"role": "user", "content": "Up?"}, {"role": "assistant", "content": "Up."}]
+    rows = [{"messages": [{"role": "system", "content": f"Be {i}."}, *talk]} for i in range(80)]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read(env=str(tmp_path / "chats.jsonl"), episodes=2, extract=False).to_dict()["graded"] is False
+
+
 def test_sessions_become_episodes_and_unrated_ones_count_as_nothing(
     tmp_path: Path, prompts: list[str], read: Gather
 ) -> None:
@@ -70,12 +79,18 @@ def test_sessions_become_episodes_and_unrated_ones_count_as_nothing(
         rating = [None, {"success": True}, {"success": False, "reward": 0.25, "metrics": {"stars": 2}}][i % 3]
         keep(tmp_path, f"s{i}", f"Box {i}?", "Up.", f"And {i}?", "Down.", rating=rating)
     result = read(episodes=100)
+    assert "graded" not in result.to_dict(), "people have rated some of them"
     with Store.open(tmp_path / "store.db") as store:
         rows = store.episodes(run_id=result.run_id)
         episodes = [store.transcript(row["id"]) for row in rows]
         (item,) = store.items(ids=result.items)
         assert item.text == "Say where the box is." and len(result.candidates) == 1
         assert {row["split"] for row in rows} == {"extract"} and {row["model_id"] for row in rows} == {"m" * 64}
+        for silent in (set(), {"recorded:shop"}):  # as tables of the recording say, which are of replies
+            competed = Competed(store)
+            competed.silent |= silent
+            (score,) = scores(store, EMPTY.id, competed)
+            assert (score["n"], score["rate"], score["graded"]) == (result.rate.n, result.rate.rate, True)
     assert result.rate.n + result.unrated == len(rows) and result.unrated > 0
     rated = [e for e in episodes if e.stop_reason != "max_steps"]
     assert result.rate == Rate(sum(e.success for e in rated), len(rated)) and 0 < result.rate.wins < result.rate.n

@@ -20,6 +20,7 @@ from agentopcd.knowledge.recordings import Place, record
 from agentopcd.workspace.gated import as_made
 from agentopcd.workspace.ledger import run_config
 from agentopcd.workspace.lineage.forget import forget, plan_of
+from agentopcd.workspace.recorded import _unfinished
 from agentopcd.workspace.session import Session
 from tests.recording import answer, keep, keep_many, model, said
 
@@ -37,6 +38,13 @@ def rows_of(session: Session) -> list[dict[str, Any]]:
 
 def splits_of(session: Session) -> dict[int, str]:
     return {task.seed: split for split in SPLITS for task in session.tasks(split)}
+
+
+def test_the_snapshot_of_another_store_is_not_gone_on_with(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store.db") as store:
+        run = store.start("play", {"env": "recorded:shop", "snapshot": 5}, 0)
+        store.change("UPDATE run SET imported = 1 WHERE id = ?", (run,))
+        assert _unfinished(store, PlayConfig(env="recorded:shop"), tmp_path) == ""
 
 
 def test_a_turn_is_a_request_and_examples_of_the_client_are_none(tmp_path: Path) -> None:

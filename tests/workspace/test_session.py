@@ -309,6 +309,18 @@ def test_what_was_imported_is_no_run_of_this_workspace(rows: str, tmp_path: Path
         assert session.ledger.started_from("consolidate", "c") is None
 
 
+@pytest.mark.parametrize("folder", ["x" * 300, "runs/mine", 5])
+def test_a_run_of_another_store_is_not_settled_by_a_folder_here(folder: object, rows: str, tmp_path: Path) -> None:
+    (tmp_path / "w" / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "w" / "runs" / "mine" / "result.json").write_text("{}")
+    with open_session(rows, tmp_path / "w") as session:
+        own = session.store.start("play", {"folder": "elsewhere/runs/mine"}, 0)
+        imported = session.store.start("play", {"folder": folder}, 0)
+        session.store.change("UPDATE run SET imported = 1 WHERE id = ?", (imported,))
+    with open_session(rows, tmp_path / "w") as session:
+        assert [session.store.run(id_)["status"] for id_ in (own, imported)] == ["done", "running"]
+
+
 def test_settings_that_are_younger_than_a_run_and_unused_are_no_part_of_it() -> None:
     """So that a killed run of an older version is found; ``context`` is younger in scoring alone."""
     assert {"turns", "context"} & run_config(ScoreConfig(env="math")).keys() == set()

@@ -12,6 +12,7 @@ from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import PoolStep, Store
 from agentopcd.knowledge.changes import changes, score_differences
 from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.evidence import unknown
 
 POOL_STEP = re.compile(r"(?P<env>.+)/pool/(?P<chain>\d+)/(?P<step>\d+)")
 NOTEWORTHY = ("best", "valued")
@@ -19,8 +20,9 @@ NOTEWORTHY = ("best", "valued")
 
 
 def order_of(store: Store, first: Sequence[str] = ()) -> list[str]:
-    """Ids of the contexts of a store, those that matter most first: ``first``, those in weights, those with a ref of
-    their own, those that were confirmed or refused, those that had a ref, and the steps of chains, newest first."""
+    """Ids of all contexts of a store, those that matter most first: ``first``, those in weights, those with a ref of
+    their own, those that were confirmed or refused, those that had a ref, steps of chains, and the rest, newest first.
+    """
     refs = store.refs()
     named = [target for name, target in refs.items() if name.rpartition("/")[2] in NOTEWORTHY]
     named += [target for name, target in refs.items() if not POOL_STEP.fullmatch(name)]
@@ -28,7 +30,8 @@ def order_of(store: Store, first: Sequence[str] = ()) -> list[str]:
     taught = [context for model in store.models(trained=True) for context in store.model_contexts(model["id"])]
     earlier = [move["context_id"] for move in reversed(store.moves()) if not POOL_STEP.fullmatch(move["name"])]
     steps = [target for name, target in refs.items() if POOL_STEP.fullmatch(name)]
-    found = dict.fromkeys([*first, *taught, *named, *looked, *earlier, *reversed(steps)])
+    rest = [row["id"] for row in reversed(store.contexts())]
+    found = dict.fromkeys([*first, *taught, *named, *looked, *earlier, *reversed(steps), *rest])
     return [id_ for id_ in found if id_ not in (None, EMPTY.id)]
 
 
@@ -40,9 +43,11 @@ def context(store: Store, context_id: str) -> dict[str, Any]:
     rows = [
         Dot(f"{row['env']} {row['split']}", row["rate"], row["low"], row["high"], f"n={row['n']}")
         for row in view["scores"]
+        if row["graded"]
     ]
     return {
-        **view, "moves": found, "picture": dots("Success with this context, with 95 % intervals", rows),
+        **view, "moves": found, "unknown": unknown(view["scores"]),
+        "picture": dots("Success with this context, with 95 % intervals", rows),
         "change": None if before is None else change(store, before, context_id),
     }  # fmt: skip
 

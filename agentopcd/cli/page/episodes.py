@@ -13,7 +13,7 @@ from agentopcd.core.errors import StoreError
 from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.evidence import ungraded
+from agentopcd.knowledge.evidence import came_of, ungraded
 
 Place = tuple[str, int, int]
 
@@ -113,8 +113,7 @@ def _in_turns(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def episode(store: Store, row: Row) -> dict[str, Any]:
     """An episode with its turns; ``turns`` is None where it was stored without them, or they cannot be read."""
-    result = "played" if row["env"] in ungraded(store) else "won" if row["success"] else "lost"
-    facts = {**row, "result": result, "turns_played": row["turns"]}
+    facts = {**row, "result": came_of(row, ungraded(store)), "turns_played": row["turns"]}
     if store.lookup("transcript", episode_id=row["id"]) is None:
         return {**facts, "turns": None, "outcome": [], "note": "stored without its turns"}
     try:

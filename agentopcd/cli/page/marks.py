@@ -17,6 +17,8 @@ ROW = 38
 FIGURE_HEIGHT, TOP, BOTTOM, GUTTER = 170, 12, 24, 38
 """Of a figure with curves: its height, and the room above it, below it and at its left."""
 LONGEST_LABEL = 46
+LARGEST = 1e300
+"""Numbers beyond it are not drawn: the range of two of them would not be finite."""
 
 
 class Dot(NamedTuple):
@@ -46,9 +48,10 @@ class Series(NamedTuple):
 
 
 def number(value: Any) -> float | None:
-    """A finite number of a result, or None: what a store or a folder from elsewhere holds may be anything."""
+    """A number that can be drawn, or None: what a store or a folder from elsewhere holds may be anything."""
     fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if fits and math.isfinite(value) else None
+    # NaN is in no range, and a whole number may be too large for a float.
+    return float(value) if fits and -LARGEST <= value <= LARGEST else None
 
 
 def dots(title: str, rows: Sequence[Dot], lines: Sequence[Line] = (), *, zero: bool = False) -> dict[str, Any] | None:
@@ -83,7 +86,7 @@ def dots(title: str, rows: Sequence[Dot], lines: Sequence[Line] = (), *, zero: b
         "lines": [{"x": across(line.at), "label": line.label, "at": line.at, "kind": n % 3} for n, line in
                   enumerate(lines)],
         "zero": across(0.0) if zero else None,
-        "ticks": [{"x": across(at), "label": f"{at:g}"} for at in _ticks(low, high)],
+        "ticks": [{"x": across(at), "label": said} for at, said in _ticks(low, high)],
     }  # fmt: skip
 
 
@@ -111,7 +114,7 @@ def curves(title: str, series: Sequence[Series]) -> dict[str, Any] | None:
         "title": title, "width": WIDTH, "height": FIGURE_HEIGHT, "left": GUTTER, "right": WIDTH - RIGHT,
         "bottom": FIGURE_HEIGHT - BOTTOM, "x_end": f"{max(xs):g}", "x_start": f"{min(xs):g}",
         "words": f"{title}, by step. " + "; ".join(map(_series_words, series)),
-        "ticks": [{"y": up(at), "label": f"{at:g}"} for at in _ticks(low, high)],
+        "ticks": [{"y": up(at), "label": said} for at, said in _ticks(low, high)],
         "series": [
             {
                 "label": one.label, "kind": n % 3,
@@ -149,10 +152,16 @@ def _round_out(low: float, high: float) -> tuple[float, float]:
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round values over a range, and their labels, with as many digits as tell them apart."""
     step = _step(high - low)
-    count = round((high - low) / step)
-    return [round(low + step * n, 10) for n in range(count + 1)]
+    ticks = [round(low + step * n, 10) for n in range(round((high - low) / step) + 1)]
+    labels: list[str] = []
+    for digits in range(6, 18):
+        labels = [f"{at:.{digits}g}" for at in ticks]
+        if len(set(labels)) == len(labels):
+            break
+    return list(zip(ticks, labels, strict=True))
 
 
 def _step(span: float) -> float:

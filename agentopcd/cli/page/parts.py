@@ -57,20 +57,21 @@ class Parts:
 
     def students(self) -> Section:
         found = overview.students(self.store, self.limits.students)
-        return Section("students", "Students", "students.html", found)
+        left_out = len(self.store.models(trained=True)) - len(found)
+        return Section("students", "Students", "students.html", {"rows": found, "left_out": left_out})
 
     def run_table(self) -> Section:
         newest = self.runs[::-1][: self.limits.runs]
-        found = {"rows": overview.run_rows(self.store, newest), "left_out": len(self.runs) - len(newest)}
+        found = {"rows": overview.run_rows(self.store, self.work, newest), "left_out": len(self.runs) - len(newest)}
         return Section("runs", "Runs", "runs.html", found)
 
     def run(self, row: Row) -> Section:
         """What came of one run: settings, tables, pictures, curves."""
         result, folder = overview.result_of(row), overview.folder_of(self.work, row)
         data = {
-            "row": overview.run_rows(self.store, [row])[0], "evaluation": results.evaluation(result),
+            "row": overview.run_rows(self.store, self.work, [row])[0], "evaluation": results.evaluation(result),
             "ranking": results.ranking(result), "confirmation": results.confirmation(result),
-            "worth": results.values(result), "curves": training.curves_of(folder) if folder else None,
+            "worth": results.worth(result), "curves": training.curves_of(folder) if folder else None,
             "settings": [(name, str(value)) for name, value in episodes.config_of(row).items()],
         }  # fmt: skip
         return Section(f"run-{row['id']}", f"Run {row['id']}: {row['verb']}", "run.html", data)
@@ -82,29 +83,34 @@ class Parts:
             return None
         found = training.tokens_of(folder, most=self.limits.tokens, step=step)
         heading = f"What the loss of run {row['id']} sees"
-        return Section(f"tokens-{row['id']}", heading, "tokens.html", {**found, "run": row["id"], "links": links})
+        return Section(f"tokens-{row['id']}", heading, "tokens.html", {
+            **found, "run": row["id"], "step": step, "links": links})  # fmt: skip
 
-    def noteworthy(self) -> list[Row]:
-        """The newest runs that have something to show beside their line: tables, or curves."""
+    def noteworthy(self) -> tuple[list[Row], int]:
+        """The newest runs that have something to show beside their line, tables or curves, and how many others have."""
         chosen = []
         for row in reversed(self.runs):
-            if len(chosen) == self.limits.trainings:
-                break
             result = overview.result_of(row)
             shows = results.evaluation(result) or results.confirmation(result) or results.ranking(result)
             if shows or results.values(result) or overview.folder_of(self.work, row):
                 chosen.append(row)
-        return chosen
+        shown = chosen[: self.limits.trainings]
+        return shown, len(chosen) - len(shown)
 
     def contexts(self, ids: Sequence[str], known: int) -> Section:
         found = [contexts.context(self.store, id_) for id_ in ids]
         data = {"contexts": found, "left_out": known - len(found), "longest": 2 * self.limits.characters}
         return Section("contexts", "Contexts", "contexts.html", data)
 
-    def items(self, ids: Sequence[str], known: int) -> Section:
+    def items(self, ids: Sequence[str], known: int, *, below: bool = True) -> Section:
+        """Some items.
+
+        Args:
+            below: whether those of contexts that stand above come first; else the newest.
+        """
         worth = self.item_values()
         found = [{**item, "value": worth.get(item["id"])} for item in contexts.items(self.store, ids)]
-        data = {"items": found, "left_out": known - len(found), "longest": self.limits.characters}
+        data = {"items": found, "left_out": known - len(found), "below": below, "longest": self.limits.characters}
         return Section("items", "Items", "items.html", data)
 
     def items_of(self, context_ids: Collection[str]) -> tuple[list[str], int]:
@@ -119,7 +125,7 @@ class Parts:
         found: dict[str, dict[str, Any]] = {}
         for row in self.runs:
             if row["verb"] == "score":
-                found |= {one["item"]: one for one in results.values(overview.result_of(row), most=10_000)}
+                found |= {one["item"]: one for one in results.values(overview.result_of(row))}
         return found
 
     def log(self) -> Section:
@@ -140,5 +146,6 @@ class Parts:
         return Section(f"beside-{model['id'][:12]}", heading, "beside.html", data)
 
     def paper(self, folder: Path) -> Section | None:
-        rows = overview.paper_rows(folder)
-        return Section("paper", "The paper’s tables, in small", "paper.html", rows) if rows else None
+        rows, unread = overview.paper_rows(folder)
+        found = {"rows": rows, "unread": unread}
+        return Section("paper", "The paper’s tables, in small", "paper.html", found) if rows or unread else None

@@ -22,8 +22,11 @@ from markupsafe import Markup
 import agentopcd
 from agentopcd.core.terminal import HARMFUL
 
-MISLEADING = re.compile("[\\u061c\\u200b-\\u200f\\u2028\\u2029\\u2060-\\u2064\\ufeff\\U000e0000-\\U000e007f]")
-"""Characters that show nothing, or change the order of those around: marks of direction, empty widths, tags."""
+MISLEADING = re.compile(
+    "[\\u00ad\\u034f\\u061c\\u115f\\u1160\\u180e\\u200b-\\u200f\\u2028\\u2029\\u2060-\\u2065\\u206a-\\u206f\\u3164"
+    "\\ufeff\\uffa0\\ufff9-\\ufffb\\U000e0000-\\U000e007f]"
+)
+"""Characters that show nothing or change the order of those around: marks of direction, empty widths, fillers, tags."""
 
 
 class Section(NamedTuple):

@@ -12,6 +12,7 @@ from agentopcd.cli.page.episodes import config_of
 from agentopcd.cli.page.parts import Limits, Parts
 from agentopcd.cli.page.render import Link, Section, page
 from agentopcd.core.errors import ConfigError, StoreError
+from agentopcd.core.text import counted
 from agentopcd.knowledge import Store
 from agentopcd.knowledge.database import Row
 
@@ -49,19 +50,27 @@ def paper_report(folder: Path) -> str:
     Raises:
         ConfigError: there is none.
     """
-    rows = overview.paper_rows(folder)
+    rows, unread = overview.paper_rows(folder)
     if not rows:
-        raise ConfigError(f"{folder} holds no result of `agentopcd reproduce`; name a file or a folder that does")
-    section = Section("paper", "Claims and arms", "paper.html", rows)
+        why = f" ({'; '.join(unread)})" if unread else ""
+        raise ConfigError(f"{folder} holds no result of `agentopcd reproduce`{why}; name a file or a folder that does")
+    section = Section("paper", "Claims and arms", "paper.html", {"rows": rows, "unread": unread})
     return page("The paper’s tables, in small", [section], lambda *_: "", live=False, nav=[])
 
 
 def _workspace(parts: Parts) -> tuple[str, list[Section]]:
     store = parts.store
-    noteworthy, order = parts.noteworthy(), order_of(parts.store)
+    (noteworthy, more), order = parts.noteworthy(), order_of(parts.store)
+    trained = store.models(trained=True)
     chosen = order[: parts.limits.contexts]
     sections = [parts.verdicts(), parts.students(), parts.run_table(), *_runs(parts, noteworthy)]
-    sections += [parts.beside(model) for model in store.models(trained=True)[:STUDENTS]]
+    if more:
+        words = f"The tables and curves of {counted(more, 'older run')} are left out; `agentopcd report RUN` shows one."
+        sections.append(Section("older-runs", "Older runs", "notice.html", words))
+    sections += [parts.beside(model) for model in trained[:STUDENTS]]
+    if (more := len(trained) - STUDENTS) > 0:
+        words = f"The episodes of {counted(more, 'older student')} are left out; `agentopcd report STUDENT` shows them."
+        sections.append(Section("older-students", "Older students", "notice.html", words))
     sections += [*_knowledge(parts, chosen, len(order)), parts.log()]
     if paper := parts.paper(parts.work / "reproduce"):
         sections.append(paper)

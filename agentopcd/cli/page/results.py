@@ -52,13 +52,15 @@ def evaluation(result: Any) -> dict[str, Any] | None:
         return None
     pairs = differences(given.get("differences"))
     floors, graded = _floors(given.get("floors")), given.get("graded", True) is not False
-    overlap = sequence(given.get("overlap"))
+    overlap, by = sequence(given.get("overlap")), str(given.get("by", "success"))
+    of = "" if by == "success" else f" of {by}"
     return {
-        "graded": graded, "rows": rows if graded else [], "differences": pairs if graded else [],
+        "graded": graded, "by": by, "compared": f"Paired differences{of}",
+        "rows": rows if graded else [], "differences": pairs if graded else [],
         "measures": [*_measures(given), *_distances(given)], "floors": floors,
         "picture": dots("Success on test tasks, with 95 % intervals", [dot_of(row) for row in rows], floors)
         if graded else None,
-        "pairs": dots("Paired differences, with 95 % intervals", [dot_of(row) for row in pairs], zero=True)
+        "pairs": dots(f"Paired differences{of}, with 95 % intervals", [dot_of(row) for row in pairs], zero=True)
         if graded else None,
         "recovered": number(given.get("recovered")),
         "overlap": number(overlap[0]) if overlap else None,
@@ -147,7 +149,14 @@ def confirmation(result: Any) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def values(result: Any, most: int = 40) -> list[dict[str, Any]]:
+def worth(result: Any, most: int = 40) -> dict[str, Any] | None:
+    """The items that are worth the most and the least, and how many between them are left out; None without values."""
+    rows = values(result)
+    shown = rows if len(rows) <= most else [*rows[: most // 2], *rows[-(most // 2) :]]
+    return {"rows": shown, "left_out": len(rows) - len(shown)} if rows else None
+
+
+def values(result: Any) -> list[dict[str, Any]]:
     """What items are worth, by a run of ``knowledge score --method subsets``; the best first."""
     found = []
     for row in map(mapping, sequence(mapping(result).get("values"))):
@@ -157,7 +166,7 @@ def values(result: Any, most: int = 40) -> list[dict[str, Any]]:
             found.append(
                 {**rate, "item": str(row.get("item", row.get("item_id", ""))), "text": str(row.get("text", ""))}
             )
-    return sorted(found, key=lambda row: -row["value"])[:most]
+    return sorted(found, key=lambda row: -row["value"])
 
 
 def paper_row(given: Mapping[str, Any]) -> dict[str, Any] | None:

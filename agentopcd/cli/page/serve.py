@@ -25,7 +25,7 @@ from agentopcd.core.errors import AgentOpcdError, ConfigError, StoreError
 from agentopcd.core.hosts import names_here
 from agentopcd.core.text import first_line
 from agentopcd.knowledge import Store
-from agentopcd.knowledge.evidence import ungraded
+from agentopcd.knowledge.evidence import came_of, ungraded
 
 HOST = "127.0.0.1"
 LISTED, EPISODES, ON_PAGE = 20, 50, 20
@@ -108,7 +108,7 @@ def context(asked: Asked, name: str) -> Content:
 
 def items(asked: Asked) -> Content:
     newest, total = asked.store.newest_items(ON_PAGE)
-    return "Items", [asked.parts.items([item.id for item in newest], total)]
+    return "Items", [asked.parts.items([item.id for item in newest], total, below=False)]
 
 
 def item(asked: Asked, name: str) -> Content:
@@ -121,7 +121,8 @@ def item(asked: Asked, name: str) -> Content:
 
 def episodes(asked: Asked) -> Content:
     rows, total = asked.store.newest_episodes(EPISODES)
-    data = {"rows": rows[::-1], "all": total, "silent": ungraded(asked.store)}
+    silent = ungraded(asked.store)
+    data = {"rows": [{**row, "result": came_of(row, silent)} for row in reversed(rows)], "all": total}
     return "Episodes", [Section("episodes", "Episodes", "episodes.html", data)]
 
 

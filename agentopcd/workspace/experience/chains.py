@@ -47,6 +47,8 @@ class Gathered:
     """The chains' contexts, each once: first the latest of each chain, then the earlier ones."""
     unrated: int = 0
     """Recorded sessions without a result, besides."""
+    graded: bool = True
+    """Whether success means anything."""
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON, for the ledger."""
@@ -55,6 +57,7 @@ class Gathered:
             "success": self.rate.rate, "low": self.rate.low, "high": self.rate.high, "items": self.items,
             "flagged": self.flagged, "replies_without_item": self.unparsed,
             "candidates": [c.id for c in self.candidates], **({"unrated": self.unrated} if self.unrated else {}),
+            **({} if self.graded else {"graded": False}),
         }  # fmt: skip
 
     @classmethod
@@ -65,8 +68,8 @@ class Gathered:
             rate = dataclasses.replace(rate, interval=(done["low"], done["high"]))
         return cls(
             run_id=done["run"], rate=rate,
-            unrated=done.get("unrated", 0), items=done["items"], flagged=done["flagged"],
-            unparsed=done["replies_without_item"],
+            unrated=done.get("unrated", 0), graded=done.get("graded", True), items=done["items"],
+            flagged=done["flagged"], unparsed=done["replies_without_item"],
             candidates=[store.get_context(id_) for id_ in done["candidates"]],
         )  # fmt: skip
 

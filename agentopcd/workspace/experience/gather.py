@@ -30,7 +30,10 @@ def gather(session: Session, config: PlayConfig, *, run_id: int, start: Sequence
         return Gathered.from_dict(done, session.store)
     session.extraction.check()  # an extractor that cannot reply is told of before anything is played
     rate, unrated = read_sessions(session, config, run_id) if session.recording else _play(session, config, run_id)
-    result = Gathered(run_id=run_id, rate=rate, unrated=unrated, items=[], flagged=0, unparsed=0, candidates=[])
+    graded = session.game.graded or session.recording != ""  # people may rate a recording's sessions
+    result = Gathered(
+        run_id=run_id, rate=rate, unrated=unrated, graded=graded, items=[], flagged=0, unparsed=0, candidates=[]
+    )
     return extract(session, config, run_id, result, start) if config.extract else result
 
 
