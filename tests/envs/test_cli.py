@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
+from gymnasium.spaces import Discrete
 from typer.testing import CliRunner
 
 from agentopcd.cli.envs import app
 from agentopcd.core.errors import AgentOpcdError
-from agentopcd.envs import Manifest, TextEnv
+from agentopcd.envs import Manifest, TextEnv, registry
+from agentopcd.envs.check import CheckReport
 
 DATA = Path(__file__).parent / "data"
 runner = CliRunner()
@@ -66,6 +70,44 @@ def test_try_shows_what_the_view_shows() -> None:
     assert "Welcome" not in none and "Reach" not in none and "[up]" in none
     lines = [json.loads(line) for line in run("try", "sokoban", "--json", "--random").splitlines()]
     assert lines[-1]["result"] in ("failed", "out of steps", "success") and lines[1]["reply"].startswith("[")
+
+
+def test_show_tells_what_a_gymnasium_id_is() -> None:
+    text = run("show", "gym:CartPole-v1")
+    assert "A pole is attached by an un-actuated joint to a cart" in text and "a coloured cell becomes" not in text
+    assert "a coloured cell becomes" in run("show", "tests.envs.test_cli:Bare"), "a game without a word of its own"
+
+
+class Bare(gymnasium.Env):
+    observation_space = Discrete(1)
+    action_space = Discrete(2)
+    solution = "a word"
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return 0, {}
+
+
+class Builder:
+    def __call__(self) -> TextEnv:
+        return Corridor()
+
+
+def test_an_entry_point_without_a_name_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_SPECS", dict(registry.registered()))
+    registry.register("part", partial(Corridor))
+    registry.register("built", Builder())
+    facts = {entry["id"]: entry["entry_point"] for entry in json.loads(run("list", "--json"))}
+    assert (facts["part"], facts["built"]) == (f"{__name__}:Corridor", f"{__name__}:Builder")
+    assert "Corridor" in run("show", "part") and f"{__name__}:Builder" in run("list")
+
+
+@pytest.mark.parametrize("success_when", ["", "terminated"])
+def test_check_says_what_the_next_command_needs(success_when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = CheckReport([], [], 2, 2, 0.5)
+    monkeypatch.setattr("agentopcd.envs.check.check_env", lambda *_, **__: report)
+    text = run("check", "gym:CartPole-v1", *(["--success-when", success_when] if success_when else []))
+    assert "random replies won 50.0% within 30 replies\n" in text
+    assert text.endswith(f"play --env gym:CartPole-v1{' --success-when terminated' * bool(success_when)}\n")
 
 
 def test_random_moves_are_those_that_the_class_lists() -> None:
@@ -131,6 +173,7 @@ def test_splits_prints_and_writes(tmp_path: Path) -> None:
         ["try", "sokoban", "--rules", "some"],
         ["try", f"{DATA / 'guess.py'}:Guess", "--solve"],
         ["try", "math", "--random"],
+        ["try", "tests.envs.test_cli:Bare", "--solve"],
         ["show", "math", "--env-arg", "level"],
         ["splits", "frozen-lake", "--test", "500"],
         ["try", "gym:CartPole-v1", "--success-when", "won"],
