@@ -11,7 +11,7 @@ from gymnasium.spaces import Discrete
 from typer.testing import CliRunner
 
 from agentopcd.cli.envs import app
-from agentopcd.core.errors import AgentOpcdError
+from agentopcd.core.errors import AgentOpcdError, EnvError
 from agentopcd.envs import Manifest, TextEnv, registry
 from agentopcd.envs.check import CheckReport
 
@@ -78,13 +78,34 @@ def test_show_tells_what_a_gymnasium_id_is() -> None:
     assert "a coloured cell becomes" in run("show", "tests.envs.test_cli:Bare"), "a game without a word of its own"
 
 
+class Corridor(TextEnv):
+    """Two doors, each with a name of its own."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        obs, info = self.first(state="door 1")
+        return obs, info | {"choices": ["[one]"]}
+
+    def step(self, action: str) -> Any:
+        obs, *rest, info = self.turn(state="door 2") if action == "[one]" else self.turn(success=action == "[two]")
+        return obs, *rest, info | {"choices": ["[two]"]}
+
+
 class Bare(gymnasium.Env):
     observation_space = Discrete(1)
     action_space = Discrete(2)
-    solution = "a word"
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         return 0, {}
+
+
+class Word(Corridor):
+    solution = "word"
+
+
+def test_data_of_that_name_is_no_solution() -> None:
+    with pytest.raises(EnvError, match="no solution is known for this task"):
+        run("try", "tests.envs.test_cli:Word", "--solve")
 
 
 class Builder:
@@ -113,19 +134,6 @@ def test_check_says_what_the_next_command_needs(success_when: str, monkeypatch: 
 def test_random_moves_are_those_that_the_class_lists() -> None:
     text = run("try", "tests.envs.test_solvers:Halves", "--random")
     assert text.strip().splitlines()[-1].startswith(("failed after 1 step", "success after 1 step"))
-
-
-class Corridor(TextEnv):
-    """Two doors, each with a name of its own."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        obs, info = self.first(state="door 1")
-        return obs, info | {"choices": ["[one]"]}
-
-    def step(self, action: str) -> Any:
-        obs, *rest, info = self.turn(state="door 2") if action == "[one]" else self.turn(success=action == "[two]")
-        return obs, *rest, info | {"choices": ["[two]"]}
 
 
 def test_random_moves_are_those_of_the_newest_state() -> None:
@@ -173,7 +181,6 @@ def test_splits_prints_and_writes(tmp_path: Path) -> None:
         ["try", "sokoban", "--rules", "some"],
         ["try", f"{DATA / 'guess.py'}:Guess", "--solve"],
         ["try", "math", "--random"],
-        ["try", "tests.envs.test_cli:Bare", "--solve"],
         ["show", "math", "--env-arg", "level"],
         ["splits", "frozen-lake", "--test", "500"],
         ["try", "gym:CartPole-v1", "--success-when", "won"],
