@@ -70,8 +70,9 @@ def play(model: Any, tokenizer: Any, seeds: Sequence[int], context: str = "") ->
         replies = sample(model, tokenizer, [prompt_ids(tokenizer, questions[i], context) for i in live])
         for i, response in zip(list(live), replies, strict=True):
             turns.append((questions[i], response))
-            _, reward, over, cut, info = games[i].step(tokenizer.decode(response, skip_special_tokens=True))
-            logs[i].append(f"You answered: {info['action']}")
+            reply = tokenizer.decode(response, skip_special_tokens=True)
+            _, reward, over, cut, info = games[i].step(reply)
+            logs[i].append(f"You answered: {info.get('action') or reply.strip()[:300] or '(nothing)'}")
             seen[i] = dict(info["parts"])
             won += float(reward) >= 1
             if over or cut:

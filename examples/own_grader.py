@@ -20,7 +20,7 @@ UNITS = {
     "litres are a gallon": 3.785,
     "metres are a yard": 0.914,
 }
-NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")
+NUMBER = re.compile(r"-?\d+(?:,\d+)*(?:\.\d+)?")
 
 
 def rows() -> list[dict[str, Any]]:

@@ -52,7 +52,7 @@ def list_(as_json: Json = False) -> None:
     width = max(len(spec.id) for spec in specs)
     for spec in specs:
         problem = _plugin_problem(spec)
-        print(f"{spec.id:<{width}}  {problem or spec.summary or spec.entry_point}")
+        print(f"{spec.id:<{width}}  {problem or spec.summary or _where(spec.entry_point)}")
     print("Next: agentopcd envs show NAME, or agentopcd envs try NAME")
 
 
@@ -71,17 +71,24 @@ def _plugin_problem(spec: Any) -> str | None:
 
 
 def _facts(spec: Any) -> dict[str, Any]:
-    entry = spec.entry_point
-    where = entry if isinstance(entry, str) else f"{entry.__module__}:{entry.__qualname__}"
     return {
         "id": spec.id,
-        "entry_point": where,
+        "entry_point": _where(spec.entry_point),
         "kwargs": dict(spec.kwargs),
         "max_steps": spec.step_limit,
         "views": ["full", "hidden", "none", *(name for name in spec.views if name not in _BASIC)],
         "history": spec.history,
         "summary": spec.summary,
     }
+
+
+def _where(entry: Any) -> str:
+    """An entry point as text; of what has no name of its own, such as a partial, the name of its kind."""
+    if isinstance(entry, str):
+        return entry
+    named = entry if hasattr(entry, "__qualname__") else getattr(entry, "func", type(entry))
+    named = named if hasattr(named, "__qualname__") else type(named)
+    return f"{named.__module__}:{named.__qualname__}"
 
 
 _BASIC = ("full", "hidden", "none")
@@ -95,12 +102,14 @@ def show(ref: Ref, env_arg: EnvArgs = None, grader: Grader = "", as_json: Json =
     """
     import inspect
 
-    from agentopcd.envs import apply_view, get_spec, join_parts, make, parts_of, task_key
+    from agentopcd.envs import FromGym, apply_view, get_spec, join_parts, make, parts_of, task_key
 
     spec = get_spec(ref)
     env = make(ref, **_arguments(env_arg, grader))
     obs, info = env.reset(seed=0)
-    card = inspect.getdoc(type(env.unwrapped)) or ""
+    game: Any = env.unwrapped
+    own = type(game.game).__doc__ if type(game) is FromGym else ""  # the game's own words, if it has any
+    card = inspect.cleandoc(own) if own else inspect.getdoc(type(game)) or ""
     env.close()
     facts = {**_facts(spec), "card": card, "task_key": task_key(obs, info)}
     if as_json:
@@ -130,22 +139,24 @@ def check(
     from functools import partial
 
     from agentopcd.envs import check_env, get_spec, make
+    from agentopcd.envs.walks import MAX_REPLIES
 
-    maker = partial(make, ref, **_arguments(env_arg, grader))
-    report = check_env(maker, n, spec=get_spec(ref), success_when=success_when)
+    spec, maker = get_spec(ref), partial(make, ref, **_arguments(env_arg, grader))
+    report = check_env(maker, n, spec=spec, success_when=success_when)
     if as_json:
         emit({**dataclasses.asdict(report), "ok": report.ok}, indent=2)
     else:
         for kind, lines in (("error", report.errors), ("warning", report.warnings)):
             for line in lines:
                 print(f"{kind}: {line}")
+        within = f" within {MAX_REPLIES} replies" if spec.step_limit > MAX_REPLIES else ""
         verdict = "ok" if report.ok else f"{len(report.errors)} errors"
         print(
             f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds;"
-            f" random replies won {report.random_success:.1%}"
+            f" random replies won {report.random_success:.1%}{within}"
         )
         print(
-            f"Next: agentopcd play --env {_again(ref, env_arg, grader)}"
+            f"Next: agentopcd play --env {_again(ref, env_arg, grader, success_when)}"
             if report.ok
             else "Next: fix the errors and check again"
         )
@@ -226,8 +237,9 @@ def _replies(env: Any, newest: list[Any], spec: Any, random: bool, solve: bool, 
     if solve:
         from agentopcd.envs.guard import BUILD_LIMIT_S, faults
 
+        known = getattr(env.unwrapped, "solution", None)
         with faults("solution()", BUILD_LIMIT_S):
-            known = getattr(env.unwrapped, "solution", lambda: None)()
+            known = known() if callable(known) else None  # data of that name is the game's own affair
         if known is None:
             raise EnvError("no solution is known for this task; play it without --solve")
         yield from known
@@ -318,7 +330,9 @@ def _arguments(env_args: list[str] | None, grader: str) -> dict[str, Any]:
     return parse_env_args([*(env_args or []), *([f"grader={grader}"] if grader else [])])
 
 
-def _again(ref: str, env_args: list[str] | None, grader: str) -> str:
+def _again(ref: str, env_args: list[str] | None, grader: str, success_when: str = "") -> str:
     """An environment with its arguments, as they are typed."""
     flags = [f"--env-arg {shlex.quote(pair)}" for pair in env_args or []]
-    return " ".join([shlex.quote(ref), *flags, *([f"--grader {shlex.quote(grader)}"] if grader else [])])
+    for flag, text in (("--grader", grader), ("--success-when", success_when)):
+        flags += [f"{flag} {shlex.quote(text)}"] if text else []
+    return " ".join([shlex.quote(ref), *flags])

@@ -43,6 +43,11 @@ class GameFault(EnvError):
     """A game that raised, hung, left Python or returned nonsense. It costs its own episode; the run goes on."""
 
 
+class OutOfTime(BaseException):
+    """The alarm rang in a game. No ``Exception``, so that the game's own ``except Exception`` does not catch it; it
+    becomes a :class:`GameFault`."""
+
+
 class TemplateError(ConfigError):
     """A conversation that a chat template refuses. In play it costs its own episode; the run goes on."""
 

@@ -58,6 +58,23 @@ def last_bracket(text: str, names: Iterable[str] | None = None) -> str | None:
     return found[-1] if found else None
 
 
+def sayable(actions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the actions by the word that a reply is read as.
+
+    Raises:
+        EnvError: a name that no reply in brackets is read as, or two that are read as the same word.
+    """
+    words: dict[str, Any] = {}
+    for name, action in actions.items():
+        word = str(name).strip().casefold()
+        if not word or last_bracket(f"[{word}]") != word:
+            raise EnvError(f"the action {name!r} cannot be said in brackets; give it a name of plain words")
+        if word in words:
+            raise EnvError(f"two actions are read as [{word}]; their names must differ in more than case and spaces")
+        words[word] = action
+    return words
+
+
 class TextEnv(gymnasium.Env[str, str]):
     """A ``gymnasium.Env`` that reads replies and writes text.
 

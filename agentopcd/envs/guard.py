@@ -21,7 +21,7 @@ import numpy as np
 from gymnasium.wrappers import TimeLimit
 
 from agentopcd.core.calls import tools_of
-from agentopcd.core.errors import AgentOpcdError, EnvError, GameFault
+from agentopcd.core.errors import AgentOpcdError, EnvError, GameFault, OutOfTime
 from agentopcd.core.messages import read_messages
 from agentopcd.core.text import first_line
 from agentopcd.envs.views import parts_of
@@ -40,10 +40,6 @@ KNOWN_INFO = (
     "messages", "tools",
 )  # fmt: skip
 """The entries of ``info`` that this package reads."""
-
-
-class OutOfTime(BaseException):
-    """The alarm rang. Not an ``Exception``, so that a game's own ``except Exception`` does not catch it."""
 
 
 class Hang(GameFault):
@@ -111,7 +107,9 @@ def faults(what: str, limit_s: float, *, ours: bool = False) -> Iterator[None]:
         if ours:
             raise
         raise GameFault(f"{what}: {error}") from error
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # libraries have some of their own: asyncio's CancelledError, a panic of Rust
         said = first_line(error, otherwise="(no message)")
         raise GameFault(f"{what} raised {type(error).__name__}: {said}") from error
 

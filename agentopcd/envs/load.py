@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from agentopcd.core.errors import DependencyError, EnvError, did_you_mean
+from agentopcd.core.errors import DependencyError, EnvError, OutOfTime, did_you_mean
 from agentopcd.core.files import is_file, path_of, resolved
 from agentopcd.core.text import first_line
 
@@ -58,7 +58,9 @@ def importing(what: str) -> Iterator[None]:
     except SystemExit as leaving:
         code = "" if leaving.code is None else repr(leaving.code)
         raise EnvError(f"cannot import {what}: it called exit({code}); run it alone to see why") from leaving
-    except Exception as error:
+    except (KeyboardInterrupt, GeneratorExit, OutOfTime):
+        raise
+    except BaseException as error:  # libraries have some of their own, such as a panic of Rust
         said = first_line(error, otherwise="(no message)")
         raise EnvError(f"cannot import {what}: {type(error).__name__}: {said}") from error
 

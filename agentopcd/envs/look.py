@@ -11,8 +11,8 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterator, Sequence
-from types import CodeType, ModuleType
-from typing import Any
+from types import CodeType, ModuleType, SimpleNamespace
+from typing import Any, get_type_hints
 
 LIBRARIES = ("gymnasium", "agentopcd.envs")
 """A function that uses one of these modules, or something of theirs, builds an environment."""
@@ -46,6 +46,24 @@ def _builds(target: Any, seen: set[int]) -> bool:
         return True
     found = list(_meant(names, function.__globals__))
     return any(_is_of(one) or _is_class(one) or _inner(one, seen) for one in found)
+
+
+def class_of(target: Any) -> type | None:
+    """The class that ``target`` is, or that a function builds by its return annotation; None if nothing tells it."""
+    while isinstance(target, functools.partial):
+        target = target.func
+    if inspect.isclass(target):
+        return target
+    function: Any = target if inspect.isroutine(target) else vars(type(target)).get("__call__")
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    told = getattr(function, "__annotations__", {}).get("return")
+    if isinstance(told, str):  # from __future__ import annotations; of the other annotations, nothing is wanted
+        try:
+            holder = SimpleNamespace(__annotations__={"return": told})
+            told = get_type_hints(holder, function.__globals__)["return"]
+        except Exception:  # a name that is imported for type checkers only, for example
+            return None
+    return told if inspect.isclass(told) else None
 
 
 def _inner(found: Any, seen: set[int]) -> bool:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import pickle
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from agentopcd.core.errors import AgentOpcdError, GameFault
 from agentopcd.core.text import first_line
-from agentopcd.envs.guard import KNOWN_INFO, Guarded, Hang, faults
+from agentopcd.envs.guard import KNOWN_INFO, SLOW_STEP_LIMIT_S, Guarded, Hang, faults
 from agentopcd.envs.spec import EnvSpec
 from agentopcd.envs.success import WAYS
 from agentopcd.envs.views import join_parts, parts_of, task_key
 from agentopcd.envs.walks import (
-    CHECK_LIMIT_S,
     JUNK,
     MAX_REPLIES,
     MEANINGLESS,
@@ -55,12 +55,36 @@ class Probe:
         self.wins = 0
         self.slowest_s = [0.0, 0.0]
         """Of two steps. One alone may be the first, which imports something."""
+        self.patience_s = spec.limit_s or (SLOW_STEP_LIMIT_S if spec.slow else 0.0)
+        """What the environment asks for; the checker's own otherwise."""
+        self._open: list[Guarded] = []
+        """What was built and is not closed yet."""
         self.ended = self.said = self.proven = self.faulty = False
         """Whether an episode came to an end of its own, whether anything ever said or paid for a result, whether a
         solution won, and whether the game broke."""
 
     def make(self) -> Guarded:
-        return guarded(self.maker(), self.spec.max_steps or MAX_REPLIES)
+        """A new instance. The end of the test closes it, unless :meth:`close` does before."""
+        self._open.append(guarded(self.maker(), self.spec.max_steps or MAX_REPLIES, self.patience_s))
+        return self._open[-1]
+
+    def close(self, env: Guarded) -> None:
+        self._open.remove(env)
+        env.close()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Guarded]:
+        """A new instance for a moment, where many are needed one after another."""
+        env = self.make()
+        try:
+            yield env
+        finally:
+            self.close(env)
+
+    def transcript(self, seed: int, *, replies: int | None = None) -> list[tuple[Any, ...]]:
+        """What an episode of a new instance told."""
+        with self.one() as env:
+            return transcript(env, seed, replies=replies)
 
     def error(self, text: str) -> None:
         if text not in self.errors:
@@ -80,7 +104,7 @@ class Probe:
 
     def run(self) -> None:
         began = time.perf_counter()
-        self.make().close()
+        self.close(self.make())
         if (took := time.perf_counter() - began) > SLOW_BUILD_S:
             self.warn(f"importing and building took {took:.1f} s")
         # What compares two episodes says nothing of a game that breaks, so these come last.
@@ -102,15 +126,18 @@ class Probe:
             self.fault(fault)
         except Exception as error:  # the environment's fault, whatever it is
             self.error(f"{test.__name__}: {type(error).__name__}: {_line(error)}")
+        finally:
+            while self._open:
+                self.close(self._open[-1])
 
     def gymnasium(self) -> None:
         """Gymnasium's own checker."""
         from gymnasium.utils.env_checker import check_env as gymnasium_check
 
-        env = self.make().unwrapped
-        with faults("Gymnasium's check", 3 * CHECK_LIMIT_S):
+        env = self.make()
+        with faults("Gymnasium's check", 3 * env.limit_s):
             try:
-                gymnasium_check(env, skip_render_check=True, skip_close_check=True)
+                gymnasium_check(env.unwrapped, skip_render_check=True, skip_close_check=True)
             except Exception as error:
                 if self.spec.logged and "truncates after 1 step" in str(error):
                     return  # a conversation with one place to answer, and nothing that is right or wrong
@@ -130,8 +157,8 @@ class Probe:
                 self.fault(fault)
             if steps:
                 self.keys.setdefault(task_key(steps[0].obs, steps[0].info), []).append(seed)
-            env.close()
-        if self.slowest_s[1] > SLOW_STEP_S:
+            self.close(env)
+        if self.slowest_s[1] > SLOW_STEP_S and not (self.spec.slow or self.spec.waits):
             self.warn(f"a step took {self.slowest_s[0]:.1f} s; set slow=True in the spec")
         if len(self.keys) == 1:
             self.warn("one task for every seed: pass first(key=...) if they differ")
@@ -156,7 +183,7 @@ class Probe:
         if said is not None and last.terminated and not self.success_when and said != (rewards[-1] >= 1):
             self.warn(f"info['success'] is {said} with reward {rewards[-1]}")
         self.ended |= last.terminated
-        self.said |= bool(won) or said is not None or any(rewards)
+        self.said |= bool(won) or said is not None or max(rewards) > 0
         return bool(won)
 
     def _look_at(self, step: Step) -> None:
@@ -187,14 +214,15 @@ class Probe:
                 env.reset(seed=seed)
             except GameFault as fault:
                 broken.append(str(fault))
-        env.close()
+        self.close(env)
         if broken:
             self.warn(f"{len(broken)} of {seed + 1 - self.n} more seeds cannot be reset: {broken[0]}")
 
     def actions(self) -> None:
         """The actions that the environment lists can be said."""
         for seed in range(3):
-            listed = self.spec.moves(self.make().reset(seed=seed)[1])
+            with self.one() as env:
+                listed = self.spec.moves(env.reset(seed=seed)[1])
             silent = [action for action in listed[:50] if not self._understood(seed, action)]
             if silent and len(silent) == len(listed[:50]):
                 self.error(f"none of the listed actions is understood: {silent[0]!r} counts as invalid")
@@ -202,18 +230,18 @@ class Probe:
                 self.warn(f"the listed action {silent[0]!r} counts as invalid at the start")
 
     def _understood(self, seed: int, action: str) -> bool:
-        env = self.make()
-        env.reset(seed=seed)
-        info = env.step(action)[4]
+        with self.one() as env:
+            env.reset(seed=seed)
+            info = env.step(action)[4]
         return not info.get("invalid") or "action" in info
 
     def junk(self) -> None:
         """No reply may raise or hang."""
         for reply in JUNK:
-            env = self.make()
-            env.reset(seed=0)
             try:
-                _, reward, terminated, truncated, info = env.step(reply)
+                with self.one() as env:
+                    env.reset(seed=0)
+                    _, reward, terminated, truncated, info = env.step(reply)
             except GameFault as fault:
                 shown = reply if len(reply) < 30 else f"{reply[:10]}… ({len(reply)} characters)"
                 self.fault(fault, f"the reply {shown!r}: ")
@@ -227,20 +255,21 @@ class Probe:
         wrong: list[int] = []
         too_long = 0
         for seed in range(self.n):
-            env = self.make()
-            inner = env.unwrapped
-            if not hasattr(inner, "solution"):
-                return
-            env.reset(seed=seed)
-            with faults("solution()", CHECK_LIMIT_S):
-                replies = inner.solution()  # pyright: ignore[reportAttributeAccessIssue]
-            if replies is None:
-                continue
-            self.proven = True
-            if not self._wins(Guarded(inner, len(replies) + 1, CHECK_LIMIT_S), replies, seed):
-                wrong.append(seed)
-            elif not self._wins(env, replies, seed):
-                too_long += 1
+            with self.one() as env:
+                inner = env.unwrapped
+                solution = getattr(inner, "solution", None)
+                if not callable(solution):  # data of that name is the game's own affair
+                    return
+                env.reset(seed=seed)
+                with faults("solution()", env.limit_s):
+                    replies: Any = solution()
+                if replies is None:
+                    continue
+                self.proven = True
+                if not self._wins(Guarded(inner, len(replies) + 1, env.limit_s), replies, seed):
+                    wrong.append(seed)
+                elif not self._wins(env, replies, seed):
+                    too_long += 1
         if wrong:
             more = f" ({len(wrong)} of {self.n} seeds)" if len(wrong) > 1 else ""
             self.error(f"solution() of seed {wrong[0]} does not solve it{more}")
@@ -267,8 +296,9 @@ class Probe:
         for game in itertools.count():
             if (self.ended and (known or self.said)) or left <= 0 or time.perf_counter() > until:
                 break
-            env = Guarded(self.make().env, left, CHECK_LIMIT_S)  # without the limit of its own
-            steps = list(walk(env, game % self.n, replies=self.n + game, most=left, spec=self.spec))
+            with self.one() as env:
+                endless = Guarded(env.env, left, env.limit_s)  # without the limit of its own
+                steps = list(walk(endless, game % self.n, replies=self.n + game, most=left, spec=self.spec))
             left -= len(steps) - 1
             self._won(steps)
         replies = LONG_REPLIES - left
@@ -281,7 +311,7 @@ class Probe:
             )
         elif not self.said and not known:
             self.error(
-                "no reward other than 0 and no info['success'] was ever seen; say when an episode is solved, as in"
+                "no reward above 0 and no info['success'] was ever seen; say when an episode is solved, as in"
                 f" turn(success=...), or with success_when or --success-when: {WAYS}"
             )
 
@@ -292,7 +322,7 @@ class Probe:
             random.seed(salt)
             np.random.seed(salt)
             before = _global_state()
-            texts.append(transcript(self.make(), 3))
+            texts.append(self.transcript(3))
             after = _global_state()
             if before[0] != after[0]:
                 self.error("changes the global state of random: draw from self.np_random")
@@ -306,12 +336,12 @@ class Probe:
         used = self.make()
         for seed in (1, 2):
             transcript(used, seed)
-        if transcript(used, 0) != transcript(self.make(), 0):
+        if transcript(used, 0) != self.transcript(0):
             self.error("reset(seed) after other episodes differs from a fresh instance: something is kept")
 
     def instances(self) -> None:
         """Two instances side by side do not influence each other."""
-        alone = transcript(self.make(), 0)
+        alone = self.transcript(0)
         walks = [walk(self.make(), 0), walk(self.make(), 1)]
         beside: list[Any] = []
         while walks:
@@ -327,7 +357,7 @@ class Probe:
     def processes(self) -> None:
         """Texts and keys are the same in processes with different hash seeds."""
         try:
-            job = pickle.dumps(self.maker)
+            job = pickle.dumps((self.maker, self.patience_s))
         except Exception:  # a local function; only importable functions can be sent to another process
             return
         runs = [in_another_process(job, hash_seed) for hash_seed in ("1", "2")]
@@ -337,9 +367,7 @@ class Probe:
     def alike(self) -> None:
         """Seeds with one task key are one task: the same replies give the same episode."""
         for seeds in (seeds[:3] for seeds in self.keys.values() if len(seeds) > 1):
-            first, *others = (
-                [transcript(self.make(), seed, replies=replies) for replies in range(ALIKE)] for seed in seeds
-            )
+            first, *others = ([self.transcript(seed, replies=replies) for replies in range(ALIKE)] for seed in seeds)
             other = next((seed for seed, told in zip(seeds[1:], others, strict=True) if told != first), None)
             if other is None:
                 continue

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Hashable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
@@ -27,9 +28,9 @@ from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.files import is_file
 from agentopcd.envs.chats.rows import chat_fields
 from agentopcd.envs.load import importing, load
-from agentopcd.envs.look import builds_environment
+from agentopcd.envs.look import builds_environment, class_of
 from agentopcd.envs.questions.files import row_files
-from agentopcd.envs.spec import EnvSpec, written_on
+from agentopcd.envs.spec import EnvSpec, settings_of, written_on
 
 if TYPE_CHECKING:
     import gymnasium
@@ -240,7 +241,7 @@ def make(ref: str | EnvSpec, *, max_steps: int | None = None, **kwargs: Any) -> 
         GameFault: the environment's own code raised or hung while it was built.
         DependencyError: an optional package is missing.
     """
-    spec = ref if isinstance(ref, EnvSpec) else get_spec(ref)
+    spec = _with_class(ref) if isinstance(ref, EnvSpec) else get_spec(ref)
     limit = spec.step_limit if max_steps is None else max_steps
     if not isinstance(limit, int) or limit < 1:
         raise EnvError(f"max_steps must be a whole number above 0, got {limit!r}")
@@ -265,7 +266,25 @@ def _build(spec: EnvSpec, kwargs: Mapping[str, Any], limit_s: float) -> gymnasiu
         env = target(**arguments)
     if not isinstance(env, gymnasium.Env):
         raise EnvError(f"{spec.id} built a {type(env).__name__}; an environment is a gymnasium.Env")
+    _tell_unused(spec, target, type(env.unwrapped))
     return _as_text(env, (target, repr(sorted(arguments.items()))), limit_s)
+
+
+def _tell_unused(spec: EnvSpec, target: Any, built: type) -> None:
+    """Say what stands on the class of an environment and does not count, since what builds it does not name the class.
+
+    Functions of this package are no concern of the user's.
+    """
+    if class_of(target) is built or str(getattr(target, "__module__", "")).startswith("agentopcd."):
+        return
+    usual = EnvSpec(id=spec.id, entry_point=target)
+    for name, value in settings_of(built).items():
+        if value != getattr(usual, name) == getattr(spec, name):
+            warnings.warn(
+                f"{spec.id}: {built.__name__}.{name} is {value!r:.60} and does not count, as nothing says that"
+                f" {built.__name__} is built; annotate the function with -> {built.__name__}, or give an EnvSpec",
+                stacklevel=4,
+            )
 
 
 def _look_first(name: str, target: Callable[..., Any]) -> None:

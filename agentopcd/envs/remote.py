@@ -96,6 +96,9 @@ class RemoteEnv:
 def _serve(pipe: multiprocessing.connection.Connection, ref: str | EnvSpec, max_steps: int, kwargs: Any) -> None:
     """Answer calls until the pipe closes or the last one asks to close."""
     guard()  # what the environment prints goes to the same terminal
+    # A daemon ends with the program that started it, but may have no children, which an environment may want. Of this
+    # setting, the program has its own copy.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     env: Any = None
     try:
         while True:

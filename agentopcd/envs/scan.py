@@ -76,7 +76,7 @@ def scan(env: Any, ref: str, count: int, *, may_stop: bool, progress: Progress =
         if may_stop and enough and time.monotonic() - began > SCAN_S and seed + 1 < count:
             warnings.warn(
                 f"{ref} is slow: looked at {seed + 1:,} of {count:,} seeds; the {len(first):,} distinct tasks found are"
-                " enough (agentopcd envs splits --seeds N -o FILE looks at more)",
+                f" enough (agentopcd envs splits {ref} --seeds N -o FILE looks at more)",
                 stacklevel=3,
             )
             count = seed + 1

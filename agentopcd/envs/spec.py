@@ -11,6 +11,7 @@ from typing import Any
 
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.types import PART_KINDS, SPLITS
+from agentopcd.envs.look import class_of
 from agentopcd.envs.success import rule_of, solved
 from agentopcd.envs.views import View
 
@@ -165,20 +166,20 @@ def written_on(target: Any) -> dict[str, Any]:
 
     What looks like a field and is none is told, unless code of the class reads it: then it is the game's own affair.
 
+    Args:
+        target: the class, or what builds it and says so (see :func:`agentopcd.envs.look.class_of`).
+
     Raises:
         EnvError: a field has a value of another type, or is one that counts in a spec alone.
     """
-    if not isinstance(target, type):
+    cls = class_of(target)
+    if cls is None:
         return {}
-    fields: dict[str, Any] = {}
-    for name, types in _ON_CLASSES.items():
-        value = getattr(target, name, None)
-        if isinstance(value, types) and isinstance(value, bool) == (name == "slow"):
-            fields[name] = value
-    for name, value in _unread(target).items():
+    fields = settings_of(cls)
+    for name, value in _unread(cls).items():
         if name in fields:
             continue
-        where = f"{target.__name__}.{name} is {value!r}"
+        where = f"{cls.__name__}.{name} is {value!r}"
         if name in _ON_CLASSES:
             wanted = " or ".join(kind.__name__.lower() for kind in _ON_CLASSES[name])
             raise EnvError(f"{where}, which sets nothing; wanted a value of type {wanted}")
@@ -186,7 +187,28 @@ def written_on(target: Any) -> dict[str, Any]:
             raise EnvError(f"{where}, which sets nothing on a class; give it to agentopcd.envs.register or an EnvSpec")
         if meant := _MEANT.get(name) or next(iter(get_close_matches(name, _ON_CLASSES, n=1, cutoff=0.85)), None):
             warnings.warn(f"{where}, which sets nothing; did you mean {meant}?", stacklevel=2)
-    return fields | ({"choices": tuple(fields["choices"])} if "choices" in fields else {})
+    return fields
+
+
+def settings_of(cls: type) -> dict[str, Any]:
+    """The fields on a class that a spec can have; of those with a wrong content, only what no code of the class reads,
+    so that a spec refuses it."""
+    found: dict[str, Any] = {}
+    for name, types in _ON_CLASSES.items():
+        value = getattr(cls, name, None)
+        if isinstance(value, types) and isinstance(value, bool) == (name == "slow"):
+            found[name] = tuple(value) if name == "choices" else value
+    own = {name for name, value in found.items() if not _fits(name, value)}
+    return {name: value for name, value in found.items() if name not in own or name in _unread(cls)}
+
+
+def _fits(name: str, value: Any) -> bool:
+    given: dict[str, Any] = {name: value}
+    try:
+        EnvSpec(id="", entry_point="", **given)
+    except EnvError:
+        return False
+    return True
 
 
 def _unread(target: type) -> dict[str, Any]:

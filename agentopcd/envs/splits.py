@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping
+from importlib.metadata import packages_distributions
 from typing import Any
 
 from agentopcd.core.errors import EnvError, TaskLeak, did_you_mean
+from agentopcd.core.text import counted
 from agentopcd.core.types import SPLITS, Task
 from agentopcd.envs.manifest import SHARED, Manifest, versions
-from agentopcd.envs.registry import get_spec, make
+from agentopcd.envs.registry import ROW_SPLITS, get_spec, make
 from agentopcd.envs.scan import Progress, no_progress, rules_hash, scan
 from agentopcd.envs.spec import EnvSpec
 from agentopcd.envs.views import hash_text, task_key
@@ -71,9 +73,10 @@ def build_splits(
     if rows_say:
         splits, protocol = _completed(rows_say, found, salt, spec, sizes, ref), "disjoint"
     elif len(found) < MIN_DISTINCT and not sizes:
+        _tell_set_aside(spec, {}, len(found), ref)
         splits, protocol = {SHARED: _ranked(found, salt)}, "shared"
     else:
-        splits, protocol = _cut(_ranked(found, salt), _sizes(spec, sizes, len(found)), ref), "disjoint"
+        splits, protocol = _cut(_ranked(found, salt), _sizes(spec, sizes, len(found), ref), ref), "disjoint"
     return Manifest(
         env=ref,
         kwargs=kwargs,
@@ -187,7 +190,7 @@ def _completed(
         f"{', '.join(absent)} are cut from {'the others' if loose else 'train'}" if absent else "the others are train"
     )
     warnings.warn(f"{ref} names a split for {len(taken)} of {len(found)} tasks; {cut_from}", stacklevel=3)
-    usual = _sizes(spec, given, len(pool))
+    usual = _sizes(spec, given, len(pool), ref)
     sizes = {name: usual[name] if name in absent else 0 for name in SPLITS if name != "train"}
     test = _ranked(loose, salt)[: sizes["test"]]
     rest = {key: seed for key, seed in pool.items() if key not in {task.key for task in test}}
@@ -202,15 +205,30 @@ def _ranked(found: Mapping[str, int], salt: str) -> list[Task]:
     return [Task(found[key], key) for key in sorted(found, key=lambda key: hash_text(f"{salt}:{key}"))]
 
 
-def _sizes(spec: EnvSpec, given: Mapping[str, int], distinct: int) -> dict[str, int]:
+def _sizes(spec: EnvSpec, given: Mapping[str, int], distinct: int, ref: str) -> dict[str, int]:
     """Return the size of every split except ``train``, and of ``train`` if it was given.
 
-    The spec's sizes are used only if there are enough tasks for them.
+    The spec's sizes are used only if there are enough tasks for them: a quarter is left, for ``train``.
     """
     shares = {name: min(_CAP[name], int(distinct * _SHARE[name])) for name in _SHARE}
-    from_spec = dict(spec.split_sizes)
-    fits = sum({**shares, **from_spec}.values()) < distinct * 0.75
-    return {**shares, **(from_spec if fits else {}), **given}
+    wanted = {**shares, **spec.split_sizes}
+    held = sum(size for name, size in wanted.items() if name != "train")
+    fits = held < distinct * 0.75 and sum(wanted.values()) <= distinct
+    if not fits:
+        _tell_set_aside(spec, given, distinct, ref)
+    return {**(wanted if fits else shares), **given}
+
+
+def _tell_set_aside(spec: EnvSpec, given: Mapping[str, int], distinct: int, ref: str) -> None:
+    """Say that the sizes of the spec do not fit; those of question files are for large ones and meant for no other."""
+    unused = {name: size for name, size in spec.split_sizes.items() if name not in given}
+    if unused and spec.split_sizes != ROW_SPLITS:
+        listed = ", ".join(f"{name} {size}" for name, size in unused.items())
+        warnings.warn(
+            f"{ref} has {counted(distinct, 'distinct task')}, too few for its split_sizes ({listed}), which are set"
+            " aside; look at more seeds, or make them smaller",
+            stacklevel=4,
+        )
 
 
 def _cut(ranked: list[Task], sizes: Mapping[str, int], ref: str) -> dict[str, list[Task]]:
@@ -254,4 +272,9 @@ def _fixed(ref: str, kwargs: dict[str, Any], spec: EnvSpec, env: Any, resized: b
 
 
 def _packages(env: Any) -> Iterable[str]:
-    return ("gymnasium", *getattr(env.unwrapped, "packages", ()))
+    from agentopcd.envs.games.gym_bridge import FromGym
+
+    inner = env.unwrapped
+    module = type(inner.game).__module__ if isinstance(inner, FromGym) else ""  # gym:PACKAGE:ID is of that package
+    owners = packages_distributions().get(module.partition(".")[0], ()) if module else ()
+    return ("gymnasium", *getattr(inner, "packages", ()), *owners)

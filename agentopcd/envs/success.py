@@ -64,8 +64,9 @@ def solved(
 
     The first of these decides: the rule that the user chose, ``info["success"]``, the rule of the spec, the smallest
     last reward that counts (of the spec), and the rewards, if they are of the kind that pays 1 for success and nothing
-    like it before. A last reward between 0 and 1 or above 1, a 1 that was paid for going on, too, and a reward that is
-    the same at every step do not say.
+    like it before. A last reward between 0 and 1 or above 1, and a 1 that was paid for going on, too, do not say. Nor
+    do rewards of which some are below 0 and none is above, unless the end is the worst of them: where each step costs,
+    a goal may cost as much or nothing.
 
     Args:
         rewards: of all steps.
@@ -84,9 +85,9 @@ def solved(
         return False
     *earlier, last = rewards
     pays_for_going_on = last == 1 and any(reward >= 1 for reward in earlier)
-    pays_the_same = bool(earlier) and last != 0 and set(earlier) == {last}
     a_share = last > 0 and last != 1  # or points, of which nobody knows how many there are
-    return None if pays_for_going_on or pays_the_same or a_share else last == 1
+    only_costs = max(rewards) <= 0 and min(rewards) < 0 and last >= min(earlier, default=0)
+    return None if pays_for_going_on or a_share or only_costs else last == 1
 
 
 def ask(ref: str, rewards: Sequence[float]) -> EnvError:

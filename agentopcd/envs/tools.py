@@ -39,7 +39,8 @@ class ToolEnv(TextEnv):
 
     A tool is given checked arguments: of the types, and all there. It returns text, or what JSON can hold. Where it
     cannot do what it is asked, it raises ``ValueError``, whose message the model is shown; any other exception is the
-    environment's fault. A tool that sets ``self.success`` ends the episode.
+    environment's fault. A tool that sets ``self.success`` ends the episode; calls after it in the same reply are not
+    made.
 
     Observation: ``rules`` (the system message), ``state`` (request), ``actions`` (tools), ``feedback`` (results, why
     a call could not be read, or what :meth:`grade` says of the answer in ``self.feedback``); the prompt itself is
@@ -103,12 +104,14 @@ class ToolEnv(TextEnv):
     def _called(self, content: str, calls: Sequence[Call]) -> tuple[str, float, bool, bool, dict[str, Any]]:
         numbered = [{**one, "id": f"call{self._metrics['calls'] + number:05.0f}"} for number, one in enumerate(calls)]
         self._messages.append(Message(role="assistant", content=content, tool_calls=numbered))
-        results = []
+        results: list[str] = []
         for one in numbered:
+            if self.success is not None:  # the call before it ended the episode
+                break
             name = one["function"]["name"]
             results.append(self._result(name, one["function"]["arguments"]))
             self._messages.append(Message(role="tool", content=results[-1], tool_call_id=one["id"], name=name))
-        self._metrics["calls"] += len(calls)
+        self._metrics["calls"] += len(results)
         return self._turn(feedback="\n".join(results))
 
     def _result(self, name: str, arguments: Mapping[str, Any]) -> str:

@@ -55,11 +55,17 @@ class Step:
         return self.obs, self.reward, self.terminated, self.over, key, self.info.get("success")
 
 
-def guarded(env: Any, limit: int = MAX_REPLIES) -> Guarded:
-    """Put an environment behind the door, with the checker's patience; ``limit`` is for one that is not there yet."""
+def guarded(env: Any, limit: int = MAX_REPLIES, patience_s: float = 0.0) -> Guarded:
+    """Put an environment behind the door, with the checker's patience.
+
+    Args:
+        env: it may be there already.
+        limit: replies in an episode of one that is not there yet.
+        patience_s: seconds for a reset or a step, if its spec asks for them.
+    """
     if not isinstance(env, Guarded):
-        env = Guarded(env, limit)
-    env.limit_s = min(env.limit_s, CHECK_LIMIT_S)
+        env = Guarded(env, limit, patience_s or CHECK_LIMIT_S)
+    env.limit_s = min(env.limit_s, patience_s or CHECK_LIMIT_S)
     return env
 
 
@@ -99,8 +105,8 @@ _CHILD = """
 import json, pickle, sys
 from agentopcd.envs.walks import guarded, transcript
 with open(sys.argv[1], "rb") as job:
-    make = pickle.load(job)
-print("@@" + json.dumps([transcript(guarded(make()), seed) for seed in range(3)]))
+    make, patience_s = pickle.load(job)
+print("@@" + json.dumps([transcript(guarded(make(), patience_s=patience_s), seed) for seed in range(3)]))
 """
 
 

@@ -3,15 +3,18 @@ from __future__ import annotations
 import importlib.util
 import random
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
+import gymnasium
 import pytest
+from gymnasium.spaces import Discrete
 
 from agentopcd.core.errors import EnvError
-from agentopcd.envs import TextEnv, assert_env_ok, check_env, make
+from agentopcd.envs import EnvSpec, TextEnv, assert_env_ok, check_env, make
 
 DATA = Path(__file__).parent / "data"
 
@@ -129,3 +132,73 @@ def test_what_cannot_be_built_raises() -> None:
         check_env("sokobann")
     with pytest.raises(EnvError, match="n must be 2 or more"):
         check_env("math", n=1)
+
+
+class Doors(gymnasium.Env):
+    """Plain Gymnasium: numbers, no text."""
+
+    observation_space = Discrete(3)
+    action_space = Discrete(2)
+    success_at = 1.0
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.door = int(self.np_random.integers(2))
+        return self.door, {}
+
+    def step(self, action: int) -> Any:
+        return 2, float(action == self.door), True, False, {}
+
+
+class Undeclared(gymnasium.Env):
+    """Text, without spaces."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return f"Room {int(self.np_random.integers(100_000))}. Say [go].", {}
+
+    def step(self, action: str) -> Any:
+        return "Done.", float("[go]" in action), True, False, {}
+
+
+@pytest.mark.parametrize("cls", [Doors, Undeclared])
+def test_a_class_is_built_as_by_its_reference(cls: type) -> None:
+    report, by_name = check_env(cls, n=3), check_env(f"tests.envs.test_check:{cls.__name__}", n=3)
+    assert report.errors == [] and report == by_name
+
+
+class Counts(Pay):
+    """Says how many instances are open."""
+
+    solution = "a word"  # type: ignore[assignment]  # data of the game's own
+    choices = ("win", "wait", "look", "go")
+    open: ClassVar = {"now": 0, "most": 0}
+
+    def __init__(self) -> None:
+        self.open["now"] += 1
+        self.open["most"] = max(self.open.values())
+
+    def close(self) -> None:
+        self.open["now"] -= 1
+
+
+def test_what_is_built_is_closed() -> None:
+    assert check_env(lambda: Counts(), n=3, spec=EnvSpec(id="", entry_point=Counts, success_at=0.5)).errors == []
+    assert Counts.open["now"] == 0 and Counts.open["most"] <= 3
+
+
+class Patient(Pay):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        time.sleep(0.02)
+        return super().reset(seed=seed)
+
+
+@pytest.mark.parametrize(("settings", "ok"), [({}, False), ({"limit_s": 5.0}, True), ({"slow": True}, True)])
+def test_a_check_is_as_patient_as_the_spec(settings: Any, ok: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentopcd.envs.walks.CHECK_LIMIT_S", 0.01)
+    monkeypatch.setattr("agentopcd.envs.probe.SLOW_STEP_S", 0.0)
+    monkeypatch.setattr("agentopcd.envs.probe.MORE_SEEDS", 3)
+    monkeypatch.setattr("agentopcd.envs.probe.Probe.processes", lambda self: None)
+    report = check_env(Patient, n=2, spec=EnvSpec(id="", entry_point=Patient, success_when="reward > 0", **settings))
+    assert (report.errors == []) is ok, report
+    assert any("set slow=True" in line for line in report.warnings) is ("limit_s" in settings)

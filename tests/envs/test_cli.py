@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
+from gymnasium.spaces import Discrete
 from typer.testing import CliRunner
 
 from agentopcd.cli.envs import app
-from agentopcd.core.errors import AgentOpcdError
-from agentopcd.envs import Manifest, TextEnv
+from agentopcd.core.errors import AgentOpcdError, EnvError
+from agentopcd.envs import Manifest, TextEnv, registry
+from agentopcd.envs.check import CheckReport
 
 DATA = Path(__file__).parent / "data"
 runner = CliRunner()
@@ -68,9 +72,10 @@ def test_try_shows_what_the_view_shows() -> None:
     assert lines[-1]["result"] in ("failed", "out of steps", "success") and lines[1]["reply"].startswith("[")
 
 
-def test_random_moves_are_those_that_the_class_lists() -> None:
-    text = run("try", "tests.envs.test_solvers:Halves", "--random")
-    assert text.strip().splitlines()[-1].startswith(("failed after 1 step", "success after 1 step"))
+def test_show_tells_what_a_gymnasium_id_is() -> None:
+    text = run("show", "gym:CartPole-v1")
+    assert "A pole is attached by an un-actuated joint to a cart" in text and "a coloured cell becomes" not in text
+    assert "a coloured cell becomes" in run("show", "tests.envs.test_cli:Bare"), "a game without a word of its own"
 
 
 class Corridor(TextEnv):
@@ -84,6 +89,51 @@ class Corridor(TextEnv):
     def step(self, action: str) -> Any:
         obs, *rest, info = self.turn(state="door 2") if action == "[one]" else self.turn(success=action == "[two]")
         return obs, *rest, info | {"choices": ["[two]"]}
+
+
+class Bare(gymnasium.Env):
+    observation_space = Discrete(1)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return 0, {}
+
+
+class Word(Corridor):
+    solution = "word"
+
+
+def test_data_of_that_name_is_no_solution() -> None:
+    with pytest.raises(EnvError, match="no solution is known for this task"):
+        run("try", "tests.envs.test_cli:Word", "--solve")
+
+
+class Builder:
+    def __call__(self) -> TextEnv:
+        return Corridor()
+
+
+def test_an_entry_point_without_a_name_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_SPECS", dict(registry.registered()))
+    registry.register("part", partial(Corridor))
+    registry.register("built", Builder())
+    facts = {entry["id"]: entry["entry_point"] for entry in json.loads(run("list", "--json"))}
+    assert (facts["part"], facts["built"]) == (f"{__name__}:Corridor", f"{__name__}:Builder")
+    assert "Corridor" in run("show", "part") and f"{__name__}:Builder" in run("list")
+
+
+@pytest.mark.parametrize("success_when", ["", "terminated"])
+def test_check_says_what_the_next_command_needs(success_when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = CheckReport([], [], 2, 2, 0.5)
+    monkeypatch.setattr("agentopcd.envs.check.check_env", lambda *_, **__: report)
+    text = run("check", "gym:CartPole-v1", *(["--success-when", success_when] if success_when else []))
+    assert "random replies won 50.0% within 30 replies\n" in text
+    assert text.endswith(f"play --env gym:CartPole-v1{' --success-when terminated' * bool(success_when)}\n")
+
+
+def test_random_moves_are_those_that_the_class_lists() -> None:
+    text = run("try", "tests.envs.test_solvers:Halves", "--random")
+    assert text.strip().splitlines()[-1].startswith(("failed after 1 step", "success after 1 step"))
 
 
 def test_random_moves_are_those_of_the_newest_state() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import re
@@ -55,6 +56,8 @@ class Room(TextEnv):
                 return self.turn(feedbak="No.")
             case "exits":
                 raise SystemExit(0)
+            case "cancelled":
+                raise asyncio.CancelledError("the server went")
             case "word":
                 obs, *rest, info = self.turn(success=True)
                 return obs, *rest, info | {"metrics": {"level": "hard"}}
@@ -80,6 +83,7 @@ FAULTS = {
     "raises": "step raised ValueError: no such room",
     "env error": "step: unknown part kind 'feedbak'; did you mean 'feedback'?",
     "exits": "step called exit(0)",
+    "cancelled": "step raised CancelledError: the server went",
     "word": "info['metrics']['level'] must be a finite number, got 'hard'",
     "list": "info['metrics'] must map names to numbers, got []",
     "split": "info['split'] must be the name of a split, got ['train']",
@@ -261,10 +265,17 @@ def test_where_no_space_is_declared_text_is_assumed() -> None:
     assert check_env(f"{HERE}:NoSpaces", n=8).errors == []
 
 
-def test_a_module_that_leaves_python_is_a_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        ("import sys; sys.exit()", r"it called exit\(\)"),
+        ("import asyncio; raise asyncio.CancelledError('no')", "CancelledError: no"),
+    ],
+)
+def test_a_module_that_leaves_python_is_a_line(does: str, told: str, tmp_path: Path) -> None:
     file = tmp_path / "quits.py"
-    file.write_text("import sys\nsys.exit()\n")
-    with pytest.raises(EnvError, match=r"cannot import .*quits\.py.*: it called exit\(\)"):
+    file.write_text(does)
+    with pytest.raises(EnvError, match=rf"cannot import .*quits\.py.*: {told}"):
         get_spec(f"{file}:E")
 
 
@@ -322,6 +333,25 @@ def test_what_the_game_reads_itself_and_what_has_a_name_of_its_own_is_not_told()
             "summary": "A room.",
             "max_steps": 3,
         }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("choices", [0, 1, 2], "choices must be a tuple of texts"),
+        ("views", {"camera": (64, 64)}, "must map kinds of parts"),
+        ("history", "long", "history is 'long'"),
+    ],
+)
+def test_a_setting_of_another_meaning_is_the_games_own_where_its_code_reads_it(
+    name: str, value: object, says: str
+) -> None:
+    source = f"class Own(Bare):\n    {name} = {value!r}\n    def of(self):\n        return self.{name}\n"
+    scope: dict[str, Any] = {"Bare": Bare}
+    exec(source, scope)
+    assert written_on(scope["Own"]) == {}
+    with pytest.raises(EnvError, match=says):
+        EnvSpec(id="x", entry_point=Bare, **written_on(type("Named", (Bare,), {name: value})))
 
 
 def test_what_is_written_on_a_class_counts() -> None:

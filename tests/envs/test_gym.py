@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -197,3 +197,55 @@ def test_thousands_of_actions_need_names(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(EnvError, match=r"has 5,000 actions, .* name some actions"):
         FromGym(Told())
     assert FromGym(Told(), actions={"first": 0}).reset(seed=0)[1]["legal_actions"] == ["[first]"]
+
+
+class OneWay(gymnasium.Env):
+    observation_space = Discrete(1)
+    action_space = Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.door = int(self.np_random.integers(2))
+        return 0, {}
+
+    def step(self, action):
+        return 0, float(action == 1 and self.door), True, False, {}
+
+
+class Drawn(OneWay):
+    """Draws itself as text, and takes no render_mode; `metadata` of a wrapper is a property."""
+
+    metadata: ClassVar[Any] = {"render_modes": ["ansi"]}
+
+    def __init__(self) -> None:
+        super().__init__()
+
+
+class Unnamed(OneWay):
+    metadata: ClassVar[Any] = {"render_modes": None}
+
+
+class Wrapped(gymnasium.Wrapper):
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(OneWay())
+
+
+@pytest.mark.parametrize("kind", [Drawn, Unnamed, Wrapped])
+def test_what_is_registered_with_gymnasium_is_built_as_it_is(kind: Any) -> None:
+    gymnasium.register(f"{kind.__name__}InATest-v0", entry_point=f"tests.envs.test_gym:{kind.__name__}")
+    try:
+        assert make(f"gym:{kind.__name__}InATest-v0").reset(seed=0)[1]["legal_actions"] == ["[0]", "[1]"]
+    finally:
+        del gymnasium.registry[f"{kind.__name__}InATest-v0"]
+
+
+def test_what_one_instance_found_out_says_nothing_of_another_with_other_actions() -> None:
+    gymnasium.register("OneWayInATest-v0", entry_point="tests.envs.test_gym:OneWay")
+    try:
+        told = [
+            "task_key" in FromGym("OneWayInATest-v0", actions=actions).reset(seed=0)[1]
+            for actions in ({"wait": 0}, {"wait": 0, "open": 1})
+        ]
+    finally:
+        del gymnasium.registry["OneWayInATest-v0"]
+    assert told == [False, True]

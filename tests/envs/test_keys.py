@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 import sys
@@ -97,6 +98,30 @@ def test_the_same_state_is_the_same_text() -> None:
     assert canonical(state) == canonical(dict(reversed(state.items())))
     assert canonical(state) != canonical(state | {"b": {1, 2}})
     assert "0x" not in canonical(state | {"object": _Counts()})
+
+
+@dataclasses.dataclass(slots=True)
+class _Slotted:
+    secret: int
+
+
+@dataclasses.dataclass
+class _Below(_Slotted):
+    more: int = 0
+
+
+class _Tensor:
+    def __init__(self, numbers: list[int]) -> None:
+        self._numbers = lambda: numbers
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        return np.array(self._numbers())
+
+
+@pytest.mark.parametrize("kind", [_Slotted, _Below, lambda number: _Tensor([number])])
+def test_state_in_slots_and_arrays_counts(kind: Any) -> None:
+    assert canonical(kind(1)) == canonical(kind(1)) != canonical(kind(2))
+    assert canonical(Path("/here")) == canonical(Path("/there"))
 
 
 def test_slippery_and_random_games_have_a_task_a_seed_and_fixed_ones_do_not() -> None:
@@ -247,7 +272,7 @@ class Unpaid(Endless):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("Endless", "no episode came to an end of its own in 2,000 replies"), ("Unpaid", "no reward other than 0 and no")],
+    [("Endless", "no episode came to an end of its own in 2,000 replies"), ("Unpaid", "no reward above 0 and no")],
 )
 def test_what_never_ends_or_never_says_anything_is_not_ok(name: str, words: str) -> None:
     report = check_env(f"tests.envs.test_keys:{name}", n=4)

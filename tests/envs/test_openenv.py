@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import pytest
 
 from agentopcd import envs
-from agentopcd.core.errors import EnvError, GameFault
+from agentopcd.core.errors import EnvError, GameFault, OutOfTime
 from agentopcd.core.types import Job, Sampling, Task
 from agentopcd.envs.check import check_env
+from agentopcd.envs.guard import Hang
 from agentopcd.envs.hub import session
 from agentopcd.envs.hub.mapping import ActionForm, result_of, words_of
 from agentopcd.rollouts.chat import Chat
@@ -310,3 +311,19 @@ def test_whoever_stops_early_ends_the_sessions(tokenizer: Any) -> None:
         episodes.close()  # two are stuck in a step, others wait for a seat
         assert time.monotonic() - began < 15, "it waited for the stuck ones"
         stuck.set()
+
+
+def test_an_alarm_in_a_step_ends_the_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(Game) as fake:
+        env = env_of(fake)
+        env.reset(seed=0)
+        with monkeypatch.context() as patch:
+            patch.setattr("agentopcd.envs.hub.openenv_env._answers", _rings)
+            with pytest.raises(Hang):
+                env.step("late")
+        with pytest.raises(GameFault, match="the session on the OpenEnv server is over"):
+            env.step("again")
+
+
+def _rings(*_: Any) -> Any:
+    raise OutOfTime

@@ -142,6 +142,51 @@ def test_a_spec_leaves_to_its_class_what_it_does_not_say(
     assert spec.history == ("transcript" if way == "registered" else "chat")
 
 
+FACTORIES = """
+from __future__ import annotations
+from functools import partial
+from typing import TYPE_CHECKING
+from agentopcd.envs import EnvSpec, TextEnv
+if TYPE_CHECKING:
+    from nowhere import Level
+class Blind(TextEnv):
+    max_steps, history, choices = 5, "chat", ("[a]", "[b]")
+    views = {"hidden": {"rules": None}}
+def told(level: Level = 1) -> Blind:
+    return Blind()
+def untold(level: Level = 1) -> TextEnv:
+    return Blind()
+part = partial(Blind)
+SPEC = EnvSpec(id="spec", entry_point=partial(told, level=2))
+LIMITED = EnvSpec(id="limited", entry_point=untold, max_steps=3, history="chat", choices=("[c]",), views={"n": {}})
+"""
+
+
+def test_what_builds_a_class_has_what_stands_on_it(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    for name in ("told", "part", "SPEC"):
+        spec = get_spec(f"{tmp_path / 'factories.py'}:{name}")
+        assert (spec.step_limit, spec.history, spec.choices) == (5, "chat", ("[a]", "[b]"))
+        assert spec.view() == {"rules": None}
+        make(f"{tmp_path / 'factories.py'}:{name}")
+    make(f"{tmp_path / 'factories.py'}:LIMITED")
+    assert not recwarn
+    with pytest.warns(
+        UserWarning, match=r"Blind\.\w+ is .* and does not count, .* -> Blind, or give an EnvSpec"
+    ) as said:
+        make(f"{tmp_path / 'factories.py'}:untold")
+    assert len(said) == 4
+
+
+def test_a_spec_that_is_built_leaves_to_its_class_what_it_does_not_say() -> None:
+    class Short(Tiny):
+        max_steps = 1
+
+    env = make(EnvSpec(id="short", entry_point=Short))
+    env.reset(seed=0)
+    assert env.step("a")[3]
+
+
 @pytest.mark.parametrize(
     ("ref", "words"),
     [

@@ -186,3 +186,29 @@ def test_whoever_stops_while_several_steps_are_done_leaves_no_process_behind(
     playing.close()
     assert len(closed) == 4  # a process that nobody ends goes by itself, but later
     assert not multiprocessing.active_children()
+
+
+PARENT = """
+import multiprocessing
+from agentopcd.envs import EnvSpec, TextEnv
+
+class Parent(TextEnv):
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        child = multiprocessing.get_context("spawn").Process(target=print)
+        child.start()
+        child.join()
+        return self.first(state=f"child {child.exitcode}")
+
+SLOW = EnvSpec(id="parent", entry_point=Parent, slow=True)
+"""
+
+
+def test_a_slow_environment_may_have_processes_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    env = RemoteEnv(f"{tmp_path / 'parent.py'}:SLOW", 5, {})
+    try:
+        assert env.reset(seed=0)[0] == "child 0"
+    finally:
+        env.close()
+    assert not multiprocessing.active_children()

@@ -9,7 +9,9 @@ import pytest
 
 from agentopcd.core.errors import EnvError, TaskLeak
 from agentopcd.core.types import SPLITS, Task
-from agentopcd.envs import Manifest, TextEnv, build_splits, make, task_key
+from agentopcd.envs import FromGym, Manifest, TextEnv, build_splits, make, task_key
+from agentopcd.envs.splits import _packages
+from tests.envs.test_gym import OneWay
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +203,42 @@ def test_looking_at_a_slow_environment_stops_when_there_is_enough(monkeypatch: p
     assert manifest.seeds == (0, 30) and manifest.distinct == 30 and shown == [4000] * 30
     monkeypatch.setattr("agentopcd.envs.scan.ENOUGH", 400)
     monkeypatch.setattr("agentopcd.envs.scan.NOTHING_NEW", 20)
-    with pytest.warns(UserWarning, match="looked at 61 of 4,000 seeds"):  # nothing new in 41 to 60
+    more = r"looked at 61 of 4,000 seeds.*\(agentopcd envs splits tests\.envs\.test_splits:Slow --seeds N"
+    with pytest.warns(UserWarning, match=more):  # nothing new in 41 to 60
         assert build_splits(ref).distinct == 41
     assert build_splits(ref, seeds=100).seeds == (0, 100)  # who asks for more gets it
+
+
+class Sized(TextEnv):
+    """As many tasks as seeds."""
+
+    seeds = 500
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.first(key=seed, state="?")
+
+
+HELD = {"test": 100, "confirm": 100, "select": 100, "extract": 50}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fits"),
+    [({**HELD, "train": 150}, True), ({**HELD, "train": 200}, False), ({**HELD, "test": 200, "train": 10}, False)],
+)
+def test_sizes_of_a_spec_count_or_are_set_aside_with_a_warning(
+    sizes: dict[str, int], fits: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(Sized, "split_sizes", sizes, raising=False)
+    found = build_splits("tests.envs.test_splits:Sized").splits
+    assert ({name: len(tasks) for name, tasks in found.items()} == sizes) is fits
+    told = [str(one.message) for one in recwarn if "split_sizes" in str(one.message)]
+    assert bool(told) is not fits
+    assert fits or "has 500 distinct tasks, too few for its split_sizes (test" in told[0]
+
+
+def test_the_package_of_a_gymnasium_id_is_in_the_manifest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentopcd.envs.splits.packages_distributions", lambda: {"tests": ["pytest"]})
+    env = FromGym(OneWay())
+    assert list(_packages(env)) == ["gymnasium", "gymnasium", "pytest"]
+    assert list(_packages(make("math"))) == ["gymnasium"]

@@ -56,6 +56,12 @@ def test_what_is_no_rule_is_refused(text: str) -> None:
         ([1, 1, 1], False, False),  # a cut is no success
         ([1, 1, 1], True, None),  # CartPole: falling pays like standing
         ([-1, -1, -1], True, None),  # MountainCar: reaching the goal costs like all before
+        ([-1, -1, 0], True, None),  # the goal costs nothing
+        ([-1, -100, -1], True, None),  # CliffWalking: the goal costs like a step
+        ([0, -1, 0], True, None),
+        ([-1], True, False),
+        ([1, -1], True, False),
+        ([-1, 1], True, True),
         ([0, 0.955], True, None),  # MiniGrid: a share
         ([0, 0, 3], True, None),  # points, of how many nobody knows
         ([0, 0, 250], True, None),
@@ -91,6 +97,25 @@ def test_reaching_the_goal_is_success_where_every_step_costs() -> None:
     assert get_spec("gym:Acrobot-v1").solved([-1.0, 0.0], True, {}) is True
     assert get_spec("gym:Taxi-v4").solved([-1.0, -10.0, 20.0], True, {}) is True
     assert get_spec("gym:Blackjack-v1").solved([0.0, -1.0], True, {}) is False
+
+
+class Costs(TextEnv):
+    """Costs 1 each step; the goal costs nothing, and nothing says that it is one."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = 3
+        return self.first(key=seed, state=f"Walk {seed}.")
+
+    def step(self, action: str) -> Any:
+        self.left -= 1
+        return f"{self.left} to go.", -1.0 if self.left else 0.0, self.left == 0, False, {}
+
+
+def test_a_goal_that_costs_nothing_is_asked_for() -> None:
+    report = check_env(Costs, n=2)
+    assert any("does not say; say when it is solved" in error for error in report.errors), report
+    assert check_env(Costs, n=2, success_when="terminated").errors == []
 
 
 class Pays(TextEnv):

@@ -132,6 +132,14 @@ def test_threads_get_the_boards_of_their_seeds(monkeypatch: pytest.MonkeyPatch) 
     assert wrong == []
 
 
+def test_moves_may_have_capitals() -> None:
+    env = make("textarena:FrozenLake-v0", moves={"Go Right": "right"})
+    env.reset(seed=0)
+    assert env.step("[go right]")[4]["action"] == "[right]"
+    with pytest.raises(EnvError, match=r"two actions are read as \[go\]"):
+        make("textarena:FrozenLake-v0", moves={"Go": "right", "go": "left"})
+
+
 def test_any_other_game_takes_the_reply_as_it_stands() -> None:
     env = make("textarena:GuessTheNumber-v0")
     obs, info = env.reset(seed=0)

@@ -179,6 +179,14 @@ def test_a_tool_that_sets_success_ends_the_episode() -> None:
         assert (obs, reward, over, info["success"]) == (f'{{"paid": {sum(coins)}}}', float(won), True, won)
 
 
+def test_calls_after_the_end_are_not_made() -> None:
+    env, _ = shop()
+    reply = "\n".join([call("price", item="pen"), call("pay", coins=[1]), call("pay", coins=[7])])
+    obs, reward, over, _, info = env.step(reply)
+    assert (obs, reward, over, info["success"]) == ('7\n{"paid": 1}', 0.0, True, False)
+    assert info["metrics"]["calls"] == 2
+
+
 def test_words_are_the_answer_and_the_grader_may_say_something() -> None:
     env, _ = shop()
     obs, reward, over, _, info = env.step("8")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentopcd import envs
-from agentopcd.core.errors import DependencyError, EnvError, GameFault
+from agentopcd.core.errors import DependencyError, EnvError, GameFault, OutOfTime
 from agentopcd.envs.hub import workers
 
 FAKE = Path(__file__).parent / "data" / "fake_verifiers.py"
@@ -160,3 +160,25 @@ def test_no_python_is_one_line(path: str, said: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(workers.PYTHON, path)
     with pytest.raises(DependencyError, match=f"{said}.*set {workers.PYTHON} to the Python of"):
         make()
+
+
+def test_an_alarm_while_it_loads_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    class Late(workers.Worker):
+        def _wait_until_ready(self) -> int:
+            started.append(self._process)
+            self._first = Rings()  # type: ignore[assignment]
+            return super()._wait_until_ready()
+
+    class Rings:
+        def get(self, timeout: float) -> Any:
+            raise OutOfTime
+
+        def put(self, event: Any) -> None: ...
+
+    monkeypatch.setattr(workers, "Worker", Late)
+    monkeypatch.setattr(workers, "_WORKERS", {})
+    with pytest.raises(GameFault, match="gave no answer within"):
+        make(rows=3)
+    assert started[0].wait(10) != 0

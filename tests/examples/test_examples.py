@@ -40,6 +40,7 @@ def test_the_grader_takes_a_tenth() -> None:
     row = {"question": "?", "right": 200.0}
     graded = {reply: own.near(row, reply) for reply in ("219.9", "about 1,800 no, 180.5.", "221", "none", "1.0")}
     assert [bool(one["success"]) for one in graded.values()] == [True, True, False, False, False]
+    assert not own.near(row, "on 12.05.2024")["success"] and own.near(row, "version 1.2.200")["success"]
     assert graded["221"]["error"] == pytest.approx(0.105) and graded["none"]["error"] == 1
 
 

@@ -145,6 +145,16 @@ def test_it_runs_from_end_to_end(example: ModuleType, capsys: pytest.CaptureFixt
     assert "step 1: loss " in printed
 
 
+def test_a_reply_without_a_move_is_shown_as_it_is(
+    example: ModuleType, pocket: models.LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = pocket.tokenizer("nothing", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(example, "sample", lambda model, tokenizer, prompts: [said for _ in prompts])
+    won, turns = example.play(None, pocket.tokenizer, [0])
+    assert won == 0 and len(turns) == 2  # the second one ends the game
+    assert f"You answered: {pocket.tokenizer.decode(said).strip()}" in turns[1][0]
+
+
 def test_it_has_at_most_a_hundred_lines_of_code(root: Path) -> None:
     source = (root / "examples" / "opcd_in_100_lines.py").read_text()
     assert len(code_lines(source)) <= 100

@@ -14,7 +14,7 @@ from gymnasium.spaces import Discrete, Text
 
 from agentopcd.core.errors import DependencyError, EnvError, GameFault, did_you_mean
 from agentopcd.core.text import after_thinking
-from agentopcd.envs.base import TextEnv, last_bracket
+from agentopcd.envs.base import TextEnv, last_bracket, sayable
 from agentopcd.envs.games import minigrid
 from agentopcd.envs.games.inside import course, differs_later
 from agentopcd.envs.games.solvers import Cell, Lake, shortest
@@ -163,8 +163,8 @@ class FromGym(TextEnv):
         self._key = key
         self._seen = ""
         self._kept: dict[str, Any] = {}
-        self._game: Hashable = repr((env, sorted(kwargs.items()))) if isinstance(env, str) else ""
-        self._hides = _HIDES.get(self._game)
+        self._game: Hashable = ""  # what look() is told; by itself, an instance asks for itself alone
+        self._hides: bool | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
         super().reset(seed=seed)
@@ -237,6 +237,11 @@ class FromGym(TextEnv):
         self._env.close()
 
     @property
+    def game(self) -> gymnasium.Env[Any, Any]:
+        """The environment itself, without wrappers."""
+        return self._env.unwrapped
+
+    @property
     def _how(self) -> str:
         if self._actions is None:
             return ""
@@ -282,10 +287,14 @@ _HIDES: dict[Hashable, bool | None] = {}
 def _make(env_id: str, kwargs: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
     spec = _gym_spec(env_id)
     given: dict[str, Any] = {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
-    if "render_mode" not in given and _draws_text(spec):
-        given["render_mode"] = "ansi"
+    drawn = {"render_mode": "ansi"} if "render_mode" not in given and _draws_text(spec) else {}
     try:
-        return gymnasium.make(spec.id, disable_env_checker=True, **given)
+        try:
+            return gymnasium.make(spec.id, disable_env_checker=True, **drawn, **given)
+        except TypeError as error:
+            if not drawn or "render_mode" not in str(error):
+                raise
+            return gymnasium.make(spec.id, disable_env_checker=True, **given)  # it takes no such argument
     except (gymnasium.error.Error, ImportError, KeyError, TypeError, ValueError) as error:
         raise EnvError(f"gym:{env_id}: {error}") from error
 
@@ -300,7 +309,8 @@ def _draws_text(spec: Any) -> bool:
             creator = load_env_creator(creator)
     except Exception:  # what is missing is told when it is built
         return False
-    return "ansi" in getattr(creator, "metadata", {}).get("render_modes", [])
+    metadata = getattr(creator, "metadata", None)
+    return isinstance(metadata, Mapping) and "ansi" in (metadata.get("render_modes") or ())  # of a wrapper, a property
 
 
 def _named(env: gymnasium.Env[Any, Any], actions: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -321,23 +331,6 @@ def _named(env: gymnasium.Env[Any, Any], actions: Mapping[str, Any] | None) -> d
         start = int(space.start)
         return {str(k): k for k in range(start, start + int(space.n))}
     raise EnvError(f"actions of {env} are {space}; name some, as in FromGym(env, actions={{'left': 0}})")
-
-
-def sayable(actions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the actions by the word that a reply is read as.
-
-    Raises:
-        EnvError: a name that no reply in brackets is read as, or two that are read as the same word.
-    """
-    words: dict[str, Any] = {}
-    for name, action in actions.items():
-        word = str(name).strip().casefold()
-        if not word or last_bracket(f"[{word}]") != word:
-            raise EnvError(f"the action {name!r} cannot be said in brackets; give it a name of plain words")
-        if word in words:
-            raise EnvError(f"two actions are read as [{word}]; their names must differ in more than case and spaces")
-        words[word] = action
-    return words
 
 
 def _kept(info: Mapping[str, Any]) -> dict[str, Any]:

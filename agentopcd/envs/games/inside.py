@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import itertools
+import os
 import random
 import re
 import sys
@@ -76,9 +77,21 @@ def canonical(value: Any, depth: int = 0) -> str:
         return f"[{','.join(canonical(item, depth + 1) for item in value)}]"
     if isinstance(value, random.Random):
         return repr(value.getstate())
-    if callable(value) or isinstance(value, ModuleType) or not hasattr(value, "__dict__"):
+    if callable(value) or isinstance(value, ModuleType):
         return type(value).__name__
-    return f"{type(value).__name__}{canonical(vars(value), depth + 1)}"
+    if hasattr(value, "__array__"):  # of torch or jax
+        with contextlib.suppress(Exception):  # one that has no numbers to give
+            return f"{type(value).__name__}{canonical(np.asarray(value).tolist(), depth + 1)}"
+    facts = _slots(value) | getattr(value, "__dict__", {})
+    known = facts or hasattr(value, "__dict__")
+    return f"{type(value).__name__}{canonical(facts, depth + 1)}" if known else type(value).__name__
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """The attributes of an object that its classes keep in slots. A path is of one machine, and no state."""
+    slotted = [] if isinstance(value, os.PathLike) else [cls for cls in type(value).__mro__ if "__slots__" in vars(cls)]
+    names = [name for cls in slotted for name, slot in vars(cls).items() if inspect.ismemberdescriptor(slot)]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
 
 
 def differs_later(first: Callable[[int], str | None], course_of: Callable[[int], str]) -> bool | None:

@@ -19,7 +19,7 @@ import numpy as np
 from agentopcd.core.errors import EnvError, did_you_mean
 from agentopcd.core.text import after_thinking
 from agentopcd.core.types import Part
-from agentopcd.envs.base import TextEnv, last_bracket
+from agentopcd.envs.base import TextEnv, last_bracket, sayable
 from agentopcd.envs.games.inside import for_several, is_open, lacking, let_win, result_of, signature_of, state_key
 from agentopcd.envs.games.solvers import Lake, Warehouse, shortest
 from agentopcd.envs.views import hash_text
@@ -87,7 +87,7 @@ class TextArenaEnv(TextEnv):
     ) -> None:
         self.env_id = env_id.removesuffix("-raw")
         self.actions = actions
-        self._moves = dict(moves) if moves else None
+        self._moves = sayable(moves) if moves else None
         self._kwargs = {name: tuple(v) if isinstance(v, list) else v for name, v in ta_kwargs.items()}
         self._game: Any = None
         self._over = True

@@ -109,6 +109,9 @@ class OpenEnv(TextEnv):
             if said.code == "VALIDATION_ERROR":
                 return self._refused(reply, f"The action was refused: {said}")
             raise GameFault(f"the OpenEnv server {self.url} cannot step: {said}") from None
+        except BaseException:  # an alarm, for example: the late answer would be read as that of the next reset
+            self.close()
+            raise
         rewards = [_number(answer.get("reward")) for answer in answers]
         over = bool(answers[-1].get("done"))
         observations = [_observation(answer) for answer in answers]

@@ -84,6 +84,10 @@ class Worker:
             answer = self._first.get(timeout=BUILD_LIMIT_S)
         except queue.Empty:
             answer = {"why": f"it was not loaded within {BUILD_LIMIT_S:.0f} s"}
+        except BaseException:  # an alarm, Ctrl-C: nobody else knows of this process
+            self._process.kill()
+            self.alive = False
+            raise
         if answer.get("event") != "ready":
             self._process.kill()
             self.alive = False
