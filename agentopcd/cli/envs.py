@@ -237,7 +237,7 @@ def _replies(env: Any, newest: list[Any], spec: Any, random: bool, solve: bool, 
     if solve:
         from agentopcd.envs.guard import BUILD_LIMIT_S, faults
 
-        known = getattr(env.unwrapped, "solution", None)
+        known: Any = getattr(env.unwrapped, "solution", None)
         with faults("solution()", BUILD_LIMIT_S):
             known = known() if callable(known) else None  # data of that name is the game's own affair
         if known is None:

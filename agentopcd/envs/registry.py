@@ -123,7 +123,7 @@ def get_spec(ref: str) -> EnvSpec:
     ref = str(ref)
     if ref in _specs():
         if ref in _GIVEN:
-            written = written_on(load(_specs()[ref].entry_point))
+            written = written_on(load(str(_specs()[ref].entry_point)))
             _add(dataclasses.replace(_specs()[ref], **{**written, **_GIVEN.pop(ref)}))
         return _specs()[ref]
     if ref.startswith(RECORDED):

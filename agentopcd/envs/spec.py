@@ -195,7 +195,7 @@ def settings_of(cls: type) -> dict[str, Any]:
     so that a spec refuses it."""
     found: dict[str, Any] = {}
     for name, types in _ON_CLASSES.items():
-        value = getattr(cls, name, None)
+        value: Any = getattr(cls, name, None)
         if isinstance(value, types) and isinstance(value, bool) == (name == "slow"):
             found[name] = tuple(value) if name == "choices" else value
     own = {name for name, value in found.items() if not _fits(name, value)}

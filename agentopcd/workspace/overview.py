@@ -208,7 +208,7 @@ def _of_learn(job: Job, folder: Path, rows: Sequence[Row], where: str) -> None:
         ended, job.why = stages[-1]["finished_at"] or ended, stages[-1]["error"] or ""
         job.state = "failed" if job.why else job.state
     job.took_s = _seconds(job.started_at, ended)
-    rounds = settings.get("rounds")
+    rounds = settings.get("rounds") or 0
     job.progress = counted(rounds, "round") if done else f"round {start.get('round', 1)} of {rounds}"
     if job.open:
         _add_command(job, settings, where, folder)

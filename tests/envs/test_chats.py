@@ -293,7 +293,7 @@ def test_tools_of_older_files_stand_under_functions(tmp_path: Path) -> None:
     tool = {"name": "price", "parameters": {"type": "object", "properties": {}}}
     file = tmp_path / "old.jsonl"
     file.write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}], "functions": [tool]}) + "\n")
-    ((_, tools, _),) = envs.make(str(file)).unwrapped.log(0)
+    ((_, tools, _),) = ConversationEnv(str(file)).log(0)
     assert [one["function"]["name"] for one in tools] == ["price"]
 
 
