@@ -323,15 +323,21 @@ def _parameters(function: dict[str, Any], name: str) -> tuple[dict[str, Any], An
     return function, _filled(next(filter(None, given), {"type": "object", "properties": {}}))
 
 
-def _filled(schema: Any) -> Any:
+def _filled(schema: Any, *, names: bool = False) -> Any:
     """A schema without its nulls: parquet fills what another row's schema has with them, and so do dumps of objects.
-    They stay where JSON Schema takes any value."""
+    They stay where JSON Schema takes any value.
+
+    Args:
+        names: the keys are names of parameters, and no words of JSON Schema.
+    """
     if isinstance(schema, list):
         return [_filled(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {key: value for key, value in schema.items() if value is not None or key in ("const", "default")}
-    return {key: value if key in ("const", "default", "enum", "examples") else _filled(value)
+    free = () if names else ("const", "default")
+    kept = {key: value for key, value in schema.items() if value is not None or key in free}
+    return {key: value if not names and key in ("const", "default", "enum", "examples") else
+            _filled(value, names=not names and key in ("properties", "$defs", "definitions"))
             for key, value in kept.items()}  # fmt: skip
 
 

@@ -229,10 +229,11 @@ def test_parameters_under_the_names_of_other_vendors() -> None:
 
 def test_nulls_that_parquet_and_dumps_of_objects_fill_in_are_left_out() -> None:
     kept = {"type": "string", "enum": ["a", None], "default": None}
-    given = {"type": "object", "required": None, "properties": {"x": {**kept, "pattern": None}, "y": None}}
+    odd = {"default": {**kept, "pattern": None}, "enum": None}  # parameters of these names
+    given = {"type": "object", "required": None, "properties": {"x": {**kept, "pattern": None}, "y": None, **odd}}
     (tool,) = tools_of([{"name": "f", "description": None, "parameters": given}])
     assert tool["function"] == {
-        "name": "f", "description": "", "parameters": {"type": "object", "properties": {"x": kept}},
+        "name": "f", "description": "", "parameters": {"type": "object", "properties": {"x": kept, "default": kept}},
     }  # fmt: skip
 
 

@@ -303,6 +303,11 @@ def test_right_answers_beside_conversations_are_told(tmp_path: Path) -> None:
     file.write_text(json.dumps(row) + "\n")
     with pytest.warns(UserWarning, match=r"right answers \(answer\) beside them; .* nothing grades"):
         assert envs.get_spec(str(file)).logged
+    rated = tmp_path / "rated.jsonl"  # a label of a conversation is no right answer
+    rated.write_text(json.dumps({"label": "good", "messages": row["messages"]}) + "\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert envs.get_spec(str(rated)).logged
 
 
 @pytest.mark.parametrize("end", [".gz", ".xz", ".bz2", ".ZST"])

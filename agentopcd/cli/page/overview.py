@@ -157,12 +157,12 @@ def verdicts(store: Store, runs: Sequence[Row]) -> list[dict[str, Any]]:
     named = [config_of(row).get("env") for row in runs]
     envs = dict.fromkeys(home(env) for env in named if isinstance(env, str) and env)
     envs |= dict.fromkeys(home(name.removesuffix("/best")) for name in store.refs() if name.endswith("/best"))
-    taught, looked = students(store), [look for look in store.looks() if look["verdict"]]
+    taught = students(store)
     found = []
     for env in envs:
         best = store.ref(best_ref(env))
         moves = [move for move in store.log(best_ref(env)) if move["context_id"] == best]
-        looks = [look for look in looked if home(look["env"]) == env and look["context_id"] == best] if best else []
+        looks = [look for look in store.looks(env, best) if look["verdict"]] if best else []
         moved = student_moves(store, env)
         text = store.get_context(best).text if best and best != EMPTY.id else ""
         found.append(

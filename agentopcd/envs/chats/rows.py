@@ -31,7 +31,7 @@ from agentopcd.core.errors import AgentOpcdError, EnvError, TaskLeak
 from agentopcd.core.messages import read_messages
 from agentopcd.core.types import SPLITS, Message, Tool
 from agentopcd.envs.questions.files import Raw, read_rows, row_files
-from agentopcd.envs.questions.rows import ANSWER_KEYS
+from agentopcd.envs.questions.rows import ANSWER_KEYS, PROMPT_KEYS
 from agentopcd.envs.questions.text_checks import known_checks
 from agentopcd.envs.questions.values import blank, cell_at, missing, plain
 from agentopcd.envs.views import hash_text
@@ -273,11 +273,12 @@ def _chat_fields(files: tuple[tuple[str, int, int], ...]) -> Mapping[str, Any]:
     cells = [[row.get(key) for key in (*KEYS, "prompt", "completion")] for row in rows]
     longest = max(sum(len(cell) for cell in some if isinstance(cell, str | list)) for some in cells)
     graded = any(not blank(row.get("checks")) for row in rows)
-    if not graded and any(not blank(rows[0].get(key)) for key in KEYS) and _answered(rows[0]):
+    beside = any(not blank(rows[0].get(key)) for key in PROMPT_KEYS) and _answered(rows[0])  # a label alone is none
+    if not graded and beside and any(not blank(rows[0].get(key)) for key in KEYS):
         key = next(key for key in ANSWER_KEYS if not blank(cell_at(rows[0], key)))
         warnings.warn(
-            f"{files[0][0]} holds conversations and right answers ({key}) beside them; it is played as conversations, "
-            "which nothing grades: leave out the column of messages to play its questions, or give --grader",
+            f"{files[0][0]} holds conversations, and questions with right answers ({key}) beside them; it "
+            "is played as conversations, which nothing grades: leave out the column of messages to play its questions, or give --grader",
             stacklevel=2,
         )
     return {
