@@ -278,7 +278,8 @@ def _chat_fields(files: tuple[tuple[str, int, int], ...]) -> Mapping[str, Any]:
         key = next(key for key in ANSWER_KEYS if not blank(cell_at(rows[0], key)))
         warnings.warn(
             f"{files[0][0]} holds conversations, and questions with right answers ({key}) beside them; it "
-            "is played as conversations, which nothing grades: leave out the column of messages to play its questions, or give --grader",
+            "is played as conversations, which nothing grades: leave out the column of messages to play its "
+            "questions, or give --grader",
             stacklevel=2,
         )
     return {
