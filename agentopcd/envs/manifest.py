@@ -17,6 +17,9 @@ from agentopcd.envs.views import task_key
 
 HELD_OUT = ("test", "confirm", "select")
 SHARED = "shared"
+FRESH = {"confirm": 1_000_000, "test": 2_000_000}
+"""The first repetition of episodes that decide or report, where splits share their tasks. Nothing else repeats a task
+that often."""
 
 Protocol = Literal["disjoint", "shared", "paper"]
 
@@ -59,6 +62,14 @@ class Manifest:
         if split not in self.names:
             raise EnvError(f"no split {split!r} for {self.env}{did_you_mean(split, self.names)}")
         return list(self.splits[SHARED if self.shared else split])
+
+    def first_rep(self, split: str) -> int:
+        """The first repetition of the episodes of a split.
+
+        Where splits share their tasks, the confirm and test splits have repetitions of their own: no episode that chose
+        a context or a checkpoint is read again.
+        """
+        return 0 if self.protocol == "disjoint" else FRESH.get(split, 0)
 
     def verify(self, tasks: Iterable[Task]) -> None:
         """Reset every task again and compare its key.

@@ -95,9 +95,9 @@ def check_scores(bench: Bench, arm: Arm, arena: Arena, errors: int) -> None:
         raise ConfigError(f"no episode of {bench.env} reports {arena.by!r}; wanted one of: {known}")
 
 
-def places_of(tasks: Iterable[Task], reps: int = 1) -> list[Place]:
-    """The places of tasks that are each played ``reps`` times."""
-    return [(task.key, task.seed, rep) for rep in range(reps) for task in tasks]
+def places_of(tasks: Iterable[Task], reps: int = 1, *, first: int = 0) -> list[Place]:
+    """The places of tasks that are each played ``reps`` times, with the repetitions from ``first`` on."""
+    return [(task.key, task.seed, rep) for rep in range(first, first + reps) for task in tasks]
 
 
 def _place(job: Job) -> Place:

@@ -17,7 +17,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Comparison, Mean, Rate
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, check_scores, places_of
-from agentopcd.knowledge.episodes import Arena, Arm, Count
+from agentopcd.knowledge.episodes import Arena, Arm, Count, Place
 from agentopcd.knowledge.refs import PoolStep
 from agentopcd.knowledge.store import Store
 
@@ -63,6 +63,9 @@ class Ranking:
     """Mean reward and metrics of the best one."""
     refs: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """A name of each context that has one."""
+    outcomes: Mapping[str, Mapping[Place, float]] = dataclasses.field(default_factory=dict)
+    """The score of each context at each place. After halving, contexts have played different tasks, so that only what
+    stands at one place compares them."""
 
     @property
     def best(self) -> Scored:
@@ -195,7 +198,8 @@ def _ranking(
     competed = store.competitors(bench.env, "select", model_id=bench.model_id, setup=bench.setup)
     ranked = {row.context_id for row in rows}
     refs = {id_: name for name, id_ in store.refs().items() if id_ in ranked}
-    return Ranking(rows, empty, competed, errors, episodes, means, refs)
+    outcomes = {row.context_id: store.outcomes(Arm(bench.model_id, row.context_id), arena) for row in rows}
+    return Ranking(rows, empty, competed, errors, episodes, means, refs, outcomes)
 
 
 def add_to_pool(

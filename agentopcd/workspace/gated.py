@@ -20,7 +20,6 @@ from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.looks import next_level
 from agentopcd.knowledge.refs import home
 from agentopcd.knowledge.students import current_student, lineage, student_moves, student_ref
-from agentopcd.workspace.experience.choose import first_rep
 from agentopcd.workspace.ledger import config_of
 from agentopcd.workspace.paths import recall
 from agentopcd.workspace.session import Session
@@ -83,7 +82,8 @@ def too_few(session: Session, config: TrainConfig, run_id: int) -> str:
 
 def confirm_jobs(session: Session, tasks: int) -> list[Job]:
     """The confirm tasks on which a student meets other models."""
-    return [Job(task, rep=first_rep(session)) for task in session.tasks("confirm", tasks)]
+    first = session.manifest.first_rep("confirm")
+    return [Job(task, rep=first) for task in session.tasks("confirm", tasks)]
 
 
 def incumbent(session: Session, run_id: int) -> str | None:

@@ -24,6 +24,7 @@ def test_halving_plays_most_with_the_best(kit) -> None:
     assert ranking.best.context_id == pool[5].id and ranking.empty is None and ranking.competed == 8
     assert [row.count.rate.n for row in ranking.rows] == [28, 28, 18, 18, 8, 8, 8, 8]
     assert [row.rounds for row in ranking.rows] == [3, 3, 2, 2, 1, 1, 1, 1]
+    assert [len(ranking.outcomes[row.context_id]) for row in ranking.rows] == [28, 28, 18, 18, 8, 8, 8, 8]
     assert len(play.played) == ranking.episodes == 8 * 8 + 4 * 10 + 2 * 10
     first = {job.context.id: [] for job in play.played}
     for job in play.played:

@@ -26,7 +26,10 @@ def ranking(**rates: tuple[Context, int]) -> Ranking:
         Scored(context_id=made.id, count=Count(Rate(wins, 10), 10), against_empty=None, rounds=1)
         for made, wins in sorted(rates.values(), key=lambda entry: -entry[1])
     ]
-    return Ranking(rows=rows, empty=None, competed=len(rows), errors=0, episodes=10 * len(rows), means={})
+    outcomes = {made.id: {(f"task {n}", n, 0): n < wins for n in range(10)} for made, wins in rates.values()}
+    return Ranking(
+        rows=rows, empty=None, competed=len(rows), errors=0, episodes=10 * len(rows), means={}, outcomes=outcomes
+    )
 
 
 @pytest.fixture
@@ -62,6 +65,18 @@ def test_an_item_without_which_contexts_did_better_stays_behind(store: Store) ->
     assert worse(store, ranking(a=(both, 0))) == set(), "what every context holds is compared with nothing"
 
 
+def test_items_are_compared_on_the_same_tasks(store: Store) -> None:
+    """After halving, those who lost early have played the first tasks only, which here are easy."""
+    good, bad = context("good"), context("bad")
+    played(store, [good], [bad])
+    easy, hard = [(f"easy {n}", n, 0) for n in range(5)], [(f"hard {n}", n, 0) for n in range(50)]
+    winner = dict.fromkeys(easy, True) | {place: place[1] < 20 for place in hard}
+    loser = {place: place[1] < 4 for place in easy}
+    assert sum(winner.values()) / len(winner) < sum(loser.values()) / len(loser)
+    ranked = dataclasses.replace(ranking(a=(good, 9)), outcomes={good.id: winner, bad.id: loser})
+    assert worse(store, ranked) == {identify("bad")}
+
+
 def test_a_context_without_a_finished_game_says_nothing_of_its_items(store: Store) -> None:
     """Its mean of nothing is 0, which where all rewards are negative would be the best."""
     good, broken = context("good"), context("bad")
@@ -70,7 +85,8 @@ def test_a_context_without_a_finished_game_says_nothing_of_its_items(store: Stor
         Scored(made.id, Count(Mean(reward, reward, reward, n), n), None)
         for made, reward, n in ((good, -1.0, 10), (broken, 0.0, 0))
     ]
-    assert worse(store, dataclasses.replace(ranking(a=(good, 9)), rows=rows)) == set()
+    outcomes = {good.id: {("task", 0, 0): -1.0}, broken.id: {}}
+    assert worse(store, dataclasses.replace(ranking(a=(good, 9)), rows=rows, outcomes=outcomes)) == set()
 
 
 def test_what_is_retired_or_in_the_weights_does_not_go_on(store: Store) -> None:

@@ -25,10 +25,10 @@ from agentopcd.core.types import EMPTY, Context, Task
 from agentopcd.distil import distil_context
 from agentopcd.envs.registry import is_rows
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.knowledge import Place, places_of
+from agentopcd.knowledge import Place
 from agentopcd.workspace.evaluation.distilled import folder_of
 from agentopcd.workspace.evaluation.drift import Drift, drift
-from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate
+from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate, test_places
 from agentopcd.workspace.experience.chains import chains_of
 from agentopcd.workspace.experience.choose import choose, raw_traces
 from agentopcd.workspace.experience.find_context import find_context
@@ -321,7 +321,7 @@ def _play(
     run_id = session.ledger.begin("evaluate", recipe=name, models=[one.model.id], context_id=one.context.id)
     table = evaluate(session, [one], tasks, run_id=run_id)
     session.ledger.finish(run_id, table.to_dict())
-    arena = session.bench(run_id, one.model).arena("test", places_of(tasks))
+    arena = session.bench(run_id, one.model).arena("test", test_places(session, tasks))
     return table, session.store.outcomes(one.arm, arena)
 
 

@@ -28,7 +28,8 @@ def distances(
     session: Session, contestants: Sequence[Contestant], prompted: LoadedModel, context: Context | Mixture,
     tasks: Sequence[Task], *, setup: str, known: dict[str, list[Totals]] | None = None,
 ) -> Distances:  # fmt: skip
-    """The distances of contestants to ``prompted`` with ``context``, on their stored replies to ``tasks``.
+    """The distances of contestants to ``prompted`` with ``context``, on their stored replies to test
+    ``tasks``.
 
     The model itself, which is shown a context, has a distance of 0. Another one that is shown a context is left out.
 
@@ -40,7 +41,7 @@ def distances(
         if contestant.context.text and contestant.model.id != prompted.id:
             session.say_once(f"{contestant.label}: its distance to another model is not measured")
             continue
-        played = played_by(session, contestant, tasks, setup=setup)
+        played = played_by(session, contestant, tasks, setup=setup, rep=session.manifest.first_rep("test"))
         if contestant.label in totals:
             rows[contestant.label] = _spoken(played, totals[contestant.label], shown=bool(contestant.context.text))
             continue

@@ -18,7 +18,7 @@ from agentopcd.distillation.positions import logits_of, response_hidden
 from agentopcd.distillation.samples import in_batches
 from agentopcd.rollouts.sampling import choices
 from agentopcd.rollouts.sampling.same_weights import limit_nats
-from agentopcd.workspace.evaluation.table import Contestant
+from agentopcd.workspace.evaluation.table import Contestant, test_places
 from agentopcd.workspace.session import Session
 
 EPISODES = 64
@@ -50,7 +50,8 @@ def drifts(
 
 
 def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Sequence[Task], *, setup: str) -> Drift:
-    """The drift of a contestant from ``base``, on its stored replies to the first :data:`EPISODES` of ``tasks``.
+    """The drift of a contestant from ``base``, on its stored replies to the first
+    :data:`EPISODES` of the test ``tasks``.
 
     Raises:
         AlignmentError: the model does not give these replies the log-probabilities that they were sampled with.
@@ -89,8 +90,8 @@ def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Seq
 def _replies(
     session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str
 ) -> tuple[list[int], list[Turn]]:
-    """The stored episodes of a contestant on the first :data:`EPISODES` of ``tasks``, and their turns with replies."""
-    arm, wanted = contestant.arm, {(task.key, task.seed, 0) for task in tasks[:EPISODES]}
+    """The stored episodes of a contestant on the first :data:`EPISODES` of the test ``tasks``, and their turns with replies."""
+    arm, wanted = contestant.arm, {*test_places(session, tasks[:EPISODES])}
     rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
     ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]
     return ids, [turn for id_ in ids for turn in session.store.transcript(id_).turns if turn.response_ids]

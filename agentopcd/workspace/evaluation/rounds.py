@@ -8,7 +8,8 @@ from typing import Any
 
 from agentopcd.core.stats import Comparison, Mean, Rate
 from agentopcd.core.types import Task
-from agentopcd.knowledge import Arena, Arm, places_of
+from agentopcd.knowledge import Arena, Arm
+from agentopcd.workspace.evaluation.table import test_places
 from agentopcd.workspace.session import Session
 
 
@@ -43,7 +44,7 @@ def stages(session: Session, models: Sequence[tuple[str, str, bool]], tasks: Seq
     Args:
         models: label, model id, and whether it was promoted; the first base comes first.
     """
-    arena = Arena(session.env, session.setup(), "test", set(places_of(tasks)), session.score)
+    arena = Arena(session.env, session.setup(), "test", set(test_places(session, tasks)), session.score)
     base = Arm(models[0][1])
     found = []
     for label, model_id, promoted in models:

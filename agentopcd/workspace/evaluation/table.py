@@ -134,11 +134,12 @@ def evaluate(
         raise ConfigError(f"no test tasks of {session.env} to evaluate on")
     if len(engines := {engine_of(session.config, one.model)[0] for one in contestants}) > 1:
         raise ConfigError(f"these models would be played by {sorted(engines)}; name one of them with --engine")
-    setups = set()
+    setups, first = set(), session.manifest.first_rep("test")
     for one in contestants:
         session.store.add_context(one.context)
         bench = session.bench(run_id, one.model)
-        bench.play_missing(f"test: {one.label}", [Job(task, one.context, rep) for rep in range(reps) for task in tasks])
+        jobs = [Job(task, one.context, first + rep) for rep in range(reps) for task in tasks]
+        bench.play_missing(f"test: {one.label}", jobs)
         setups.add(bench.setup)
     (setup,) = setups
     entries = [one.entry for one in contestants]
@@ -149,7 +150,7 @@ def tabulate(
     session: Session, entries: Sequence[Entry], tasks: Sequence[Task], *, setup: str, reps: int = 1, run_id: int
 ) -> Evaluation:
     """Build the table of a run from the stored episodes."""
-    places, store = set(places_of(tasks, reps)), session.store
+    places, store = set(test_places(session, tasks, reps)), session.store
     arena = Arena(session.env, setup, "test", places, session.score)
     counts = store.counts([entry.arm for entry in entries], arena)
     rows = [
@@ -174,6 +175,7 @@ def tabulate(
     if session.manifest.protocol == "shared":
         few = f"{session.manifest.distinct} tasks are too few to split"
         notes.append(f"{few}: selected, trained and reported on the same tasks, so this says nothing about other tasks")
+    notes += _chosen_on(session, tasks)
     return Evaluation(
         env=session.env,
         split="test",
@@ -200,6 +202,20 @@ def tabulate(
         header=header(store, session.work, named),
         by=arena.by,
     )
+
+
+def test_places(session: Session, tasks: Sequence[Task], reps: int = 1) -> list[Place]:
+    """The places of test episodes, see :meth:`agentopcd.envs.manifest.Manifest.first_rep`."""
+    return places_of(tasks, reps, first=session.manifest.first_rep("test"))
+
+
+def _chosen_on(session: Session, tasks: Sequence[Task]) -> list[str]:
+    """A line where the paper's own seeds put test tasks into select, too."""
+    if session.manifest.protocol != "paper":
+        return []
+    select = {task.key for task in session.tasks("select")}
+    both = sum(task.key in select for task in tasks)
+    return [f"as in the paper, contexts and checkpoints were chosen on {both} of these {len(tasks)} tasks"] if both else []
 
 
 def _recovered(outcomes: Mapping[str, Mapping[Place, float]]) -> float | None:

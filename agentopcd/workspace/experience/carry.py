@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from statistics import fmean
 
 from agentopcd.core.types import EMPTY, Context
-from agentopcd.knowledge import Ranking, Store, render
+from agentopcd.knowledge import Place, Ranking, Store, render
 from agentopcd.knowledge.database import Row
 from agentopcd.workspace.experience.chains import chains_of
 
@@ -13,8 +14,8 @@ from agentopcd.workspace.experience.chains import chains_of
 def carried(store: Store, played: Row, ranking: Ranking | None, model_id: str) -> list[Context]:
     """What each chain of a finished play goes on with, in the order of the chains; the empty context for nothing.
 
-    An item is left behind if a person has retired it, if ``model_id`` has it in its weights, or if the contexts that
-    held it did worse on select tasks than those that did not.
+    An item is left behind if a person has retired it, if ``model_id`` has it in its weights, or if contexts that
+    held it did worse on the same select tasks than those that did not.
 
     Args:
         played: the row of the play's run, with ``config`` parsed.
@@ -33,21 +34,31 @@ def carried(store: Store, played: Row, ranking: Ranking | None, model_id: str) -
 
 
 def worse(store: Store, ranking: Ranking) -> set[str]:
-    """The items that the ranked contexts do without better: mean success with the item is below that without it.
+    r"""The items that the ranked contexts do without better: at the same places, games with the item went worse.
 
-    An item that every context holds, or none, is compared with nothing and stays. A context without a finished game
-    says nothing.
+    After halving the contexts have played different tasks, which may be easier or harder. So each place p is looked at
+    alone, with the weight that Mantel and Haenszel give it (J. Natl. Cancer Inst. 1959, 22, 719), and an item is worse
+    if the sum is below 0:
+
+    .. math:: \sum_p \frac{n_p m_p}{n_p + m_p} (\bar x_p - \bar y_p)
+
+    with the mean scores of the n contexts that hold the item and of the m others. An item that every context at a place
+    holds, or none, is compared with nothing there.
     """
-    rates = {row.context_id: row.count.rate.rate for row in ranking.rows if row.count.rate.n}
-    held = {id_: {item.id for item in store.items(context_id=id_)} for id_ in rates}
+    held = {id_: {item.id for item in store.items(context_id=id_)} for id_ in ranking.outcomes}
+    places: defaultdict[Place, list[tuple[set[str], float]]] = defaultdict(list)
+    for id_, scores in ranking.outcomes.items():
+        for place, score in scores.items():
+            places[place].append((held[id_], float(score)))
 
-    def mean(ids: Sequence[str]) -> float:
-        return sum(rates[id_] for id_ in ids) / len(ids)
+    def lead(item: str) -> float:
+        total = 0.0
+        for played in places.values():
+            having = [score for items, score in played if item in items]
+            without = [score for items, score in played if item not in items]
+            if having and without:
+                total += (fmean(having) - fmean(without)) * len(having) * len(without) / len(played)
+        return total
 
-    found = set()
-    for item in set().union(*held.values()) if held else ():
-        having = [id_ for id_ in held if item in held[id_]]
-        without = [id_ for id_ in held if item not in held[id_]]
-        if having and without and mean(having) < mean(without):
-            found.add(item)
-    return found
+    # Rounding must not decide about an item that makes no difference.
+    return {item for item in set().union(*held.values()) if lead(item) < -1e-9}

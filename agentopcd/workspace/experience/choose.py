@@ -16,11 +16,6 @@ from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.workspace.session import Session
 
-FRESH = 1_000_000
-"""The first repetition of confirm episodes where select and confirm share their tasks, so that no episode that chose
-the winner is read again. No ranking repeats a task that often."""
-
-
 def choose(
     session: Session, config: ScoreConfig, candidates: Sequence[Context], *, run_id: int
 ) -> tuple[Ranking, Confirmation | None]:
@@ -86,17 +81,13 @@ def _rank(session: Session, config: ScoreConfig, candidates: list[Context], run_
     return ranking
 
 
-def first_rep(session: Session) -> int:
-    """The first repetition of confirm episodes."""
-    return 0 if session.manifest.protocol == "disjoint" else FRESH
-
-
 def confirm_one(
     session: Session, config: ScoreConfig | ConfirmConfig, context: Context, *, run_id: int
 ) -> Confirmation:
     """Confirm one context on confirm tasks, and say how it went."""
     tasks = session.tasks("confirm", config.confirm_tasks)
-    outcome = confirm(session.bench(run_id), context, tasks, by=ranked_by(session), first_rep=first_rep(session))
+    first = session.manifest.first_rep("confirm")
+    outcome = confirm(session.bench(run_id), context, tasks, by=ranked_by(session), first_rep=first)
     session.say(str(outcome))
     return outcome
 
