@@ -126,8 +126,8 @@ def _rounds(config: LearnConfig, run: Run, work: Path, say: Callable[[str], None
     if run.result is None and start.is_file():  # resumed after a kill: the newest student may be this run's own
         known = read_json(start, f"remove {run.folder} to begin again")
         written, began = known["model"], known.get("started_at", began)
-        here = inside(work, written)
-        name = str(here) if here is not None and here.is_dir() else written  # the workspace may have been moved
+        places = inside(work, written), work / written  # the workspace may have been moved
+        name = next((str(place) for place in places if place is not None and place.is_dir()), written)
         first, snapshot = written, known.get("snapshot", "")
     else:
         snapshot = _snapshot(config, work)

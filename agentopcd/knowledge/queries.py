@@ -362,6 +362,9 @@ class Queries(Episodes):
         return [row["id"] for row in rows]
 
     def model_contexts(self, model_id: str) -> Mapping[str, Any]:
-        """The contexts consolidated into a model: context id to weight."""
-        rows = self.query("SELECT context_id, weight FROM model_context WHERE model_id = ?", (model_id,))
+        """The contexts consolidated into a model: context id to weight, the heaviest first."""
+        rows = self.query(
+            "SELECT context_id, weight FROM model_context WHERE model_id = ? ORDER BY weight DESC, context_id",
+            (model_id,),
+        )
         return {row["context_id"]: row["weight"] for row in rows}

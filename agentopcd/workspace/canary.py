@@ -154,7 +154,7 @@ def decide(store: Store, recording: str, by: str = "success", *, look: bool = Tr
         look: False only tells how many ratings there are, and neither spends nor writes anything.
 
     Raises:
-        ConfigError: see :func:`arms_of`.
+        ConfigError: see :func:`arms_of` and :func:`check_beside`.
     """
     with store.read():
         arms = arms_of(store, recording)
@@ -164,6 +164,8 @@ def decide(store: Store, recording: str, by: str = "success", *, look: bool = Tr
         "plan": hashlib.sha256(plan.encode()).hexdigest(),
         "context_id": arms.canary[0].context_id if arms.new == "context" else EMPTY.id,
     }  # fmt: skip
+    if not (known := store.lookup("look", **key)) or known["verdict"] is None:  # what was decided stays decided
+        check_beside(store, arms)
     scores = _Scores.of(arms, by)
     rated = len(_rated(arms.canary, by)), len(_rated(arms.control, by))
 
@@ -191,6 +193,21 @@ def decide(store: Store, recording: str, by: str = "success", *, look: bool = Tr
             found = dataclasses.replace(found, overtaken=first.get("overtaken", False))
         store.end_look(row["id"], verdict, found.to_dict())
     return found
+
+
+def check_beside(store: Store, arms: Arms) -> None:
+    """Refuse a canary that was never served beside what it would replace.
+
+    Raises:
+        ConfigError: its ref names something that is neither the canary nor what was served beside it.
+    """
+    served = {one.model_id if arms.new == "model" else one.context_id for one in (arms.canary[0], arms.control[-1])}
+    if (now := _at(store, arms)) is not None and now not in served:
+        ref = student_ref(arms.env) if arms.new == "model" else best_ref(arms.env)
+        raise ConfigError(
+            f"{ref} is {now[:12]} now, beside which this canary was never served, so nothing compares the two; serve "
+            "that beside the canary, let sessions be rated, and ask again (no look was spent)"
+        )
 
 
 def _level(store: Store, key: Mapping[str, Any]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,6 +105,7 @@ class Ledger:
         broken = {"env_errors": len(self.env_errors), "env_error_samples": self.env_errors[:3]}
         found = {"shortcuts": found} if (found := self.shortcuts()) else {}
         self.store.finish(run_id, result | broken | found)
+        self.env_errors.clear()  # the next stage counts its own
         if (hold := self._open.pop(run_id, None)) is not None:
             hold.close()
 
@@ -119,6 +120,7 @@ class Ledger:
             run_id, hold = self._open.popitem()
             self.store.finish(run_id, {"error": why}, status="failed")
             hold.close()
+        self.env_errors.clear()
 
     def settle(self) -> None:
         """Close every run that was killed after its result was written to its folder and before it reached its row.
@@ -145,14 +147,14 @@ class Ledger:
         done = row["status"] == "done" and row["result"]
         return read_object(row["result"], f"the result of run {run_id}") if done else None
 
-    def started_from(self, verb: str, context_id: str | None) -> str | None:
+    def started_from(self, verb: str, context_id: str) -> str | None:
         """The model that a run of this store with the same settings started from, whether the run is finished or not.
 
         Without this, a repeated command without ``--model`` would take the student that its first call has made.
 
         Args:
             verb: the verb of the run.
-            context_id: the run's context; None: any.
+            context_id: the run's context.
 
         Raises:
             ConfigError: that model is gone.
@@ -172,15 +174,20 @@ class Ledger:
             return None
         return self._recalled(read_json(file, "remove its folder to train again")["teacher_id"], "learned", "teacher")
 
-    def _first(self, verb: str, context_id: str | None) -> dict[str, Any] | None:
-        """The row's settings of the first run of this store with the settings of this one."""
+    def earlier(self, verb: str) -> list[tuple[str, str]]:
+        """The ids of model and context of each run of this store with the settings of this one, the oldest first."""
+        return [(config["model_id"], config["context_id"]) for config in self._same(verb)]
+
+    def _first(self, verb: str, context_id: str) -> dict[str, Any] | None:
+        """The row's settings of the first run of this store with the settings of this one and this context."""
+        return next((config for config in self._same(verb) if config.get("context_id") == context_id), None)
+
+    def _same(self, verb: str) -> Iterator[dict[str, Any]]:
         wanted = run_config(self.config) | {"env": self.env}
-        wanted |= {} if context_id is None else {"context_id": context_id}
         for row in self.store.runs(verb):
             config = read_object(row["config"], f"the config of run {row['id']}")
             if not row["imported"] and all(config.get(name) == value for name, value in wanted.items()):
-                return config
-        return None
+                yield config
 
     def _recalled(self, id_: str, did: str, flag: str) -> str | None:
         model = self.store.lookup("model", id=id_)

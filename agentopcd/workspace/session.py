@@ -143,9 +143,14 @@ class Session:
             self.say_once(f"warning: newer students of this environment are missing: {', '.join(gone)}")
         return newest
 
-    def resume_model(self, verb: str, context_id: str | None = None) -> None:
+    @property
+    def may_resume(self) -> bool:
+        """Whether the model may be that of an earlier call of this command: none is loaded, and none named for good."""
+        return self._model is None and (not self.config.model or self.named(self.config.model) != self.config.model)
+
+    def resume_model(self, verb: str, context_id: str) -> None:
         """Take the model that this command started from when it was first given, if it was given before."""
-        if self._model is None and (not self.config.model or self.named(self.config.model) != self.config.model):
+        if self.may_resume:
             self._resumed_model = self.ledger.started_from(verb, context_id) or ""
 
     @property

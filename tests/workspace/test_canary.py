@@ -149,6 +149,34 @@ def test_what_a_person_moves_while_ratings_are_compared_stays_moved(
         monkeypatch.undo()
 
 
+def test_a_canary_does_not_replace_what_it_was_never_served_beside(tmp_path: Path) -> None:
+    """A night's training has put another student there since; nobody compared the two."""
+    served(tmp_path, 30, (0.2, 0.9))
+    with Store.open(tmp_path / "store.db") as store:
+        store.add_model("d" * 64, "tonight's")
+        move_student(store, ENV, "d" * 64, "gate")
+    for look in (True, False):
+        with pytest.raises(ConfigError, match=rf"{ENV}/student is {'d' * 12} now.*never served.*no look was spent"):
+            decided(tmp_path, look=look)
+    with Store.open(tmp_path / "store.db") as store:
+        assert store.looks(ENV) == [] and current_student(store, ENV) == "d" * 64
+        move_student(store, ENV, MODEL, "rollback")
+    assert decided(tmp_path).verdict == "pass" and student(tmp_path) == NEW
+    with Store.open(tmp_path / "store.db") as store:
+        move_student(store, ENV, "d" * 64, "gate")
+    assert decided(tmp_path).verdict == "pass" and student(tmp_path) == "d" * 64  # what was decided stays decided
+
+
+def test_a_canary_s_context_does_not_replace_one_that_was_not_served(tmp_path: Path) -> None:
+    new, other = Context("Say where the box is."), Context("Say it in a friendly voice.")
+    with Store.open(tmp_path / "store.db") as store:
+        store.add_context(new)
+        store.move(f"{ENV}/best", store.add_context(other), "gate", "it won")
+    served(tmp_path, 30, (0.2, 0.9), new={"context_id": new.id})
+    with pytest.raises(ConfigError, match=rf"{ENV}/best is {other.id[:12]} now"):
+        decided(tmp_path)
+
+
 @pytest.mark.parametrize(("n", "verdict"), [(5, "too few"), (6, "pass")])
 def test_six_pairs_that_all_won_are_enough(tmp_path: Path, n: int, verdict: str) -> None:
     served(tmp_path, n, (0.0, 1.0), paired=True)

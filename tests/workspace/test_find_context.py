@@ -18,6 +18,7 @@ from agentopcd.core.types import Context, Episode, Job, Mixture, Task
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.distillation import deal, methods, played
 from agentopcd.distillation.samples import Sample
+from agentopcd.knowledge.students import move_student
 from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
@@ -157,6 +158,39 @@ def test_the_store_weighs_what_is_mixed(session: Session) -> None:
     assert isinstance(found, Mixture) and found.parts[2] == useless and found.weights == (1.0, 1.0, 1.0)
     with pytest.raises(ConfigError, match=r"--mix 4 wants as many contexts that have played a select task .* got 3"):
         find_context(session, dataclasses.replace(config, mix=4))
+
+
+def test_a_mixture_of_new_contexts_starts_from_the_student_that_they_were_scored_with(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A repeated command goes on with its first mixture and model, but a new pool is not the first call again."""
+    store, base = session.store, session.loaded
+    session.config = config = dataclasses.replace(session.config, model="", force=True)
+    assert isinstance(config, ConsolidateConfig)
+    tasks = session.tasks("select", 8)
+
+    def scored(step: int, name: str, model_id: str) -> Context:
+        context = Context(f"{name}: {tiny.CLUE}")
+        store.add_context(context)
+        store.move(f"{session.env}/pool/00/{step:02d}", context.id, "extract")
+        bench = dataclasses.replace(session.bench(session.ledger.begin("score")), model_id=model_id)
+        bench.play_missing("select", [Job(task, context) for task in tasks])
+        return context
+
+    first = {scored(0, "a", base.id), scored(1, "b", base.id)}
+    mixed = find_context(session, config)
+    assert isinstance(mixed, Mixture) and {*mixed.parts} == first
+    run_id = session.ledger.begin("consolidate", context_id=mixed.id, folder="runs/one")
+    store.add_model("student", "student", str(base.folder), base.id, run_id)
+    move_student(store, session.env, "student", "gate")
+    session.use(None)
+    assert find_context(session, config) == mixed and session.model_name()[0] == str(base.folder)
+    session._resumed_model = ""
+    new = {scored(2, "c", "student"), scored(3, "d", "student")}
+    session.use(None)
+    monkeypatch.setattr(session, "load", lambda name: dataclasses.replace(base, id="student"))
+    found = find_context(session, config)
+    assert isinstance(found, Mixture) and {*found.parts} == new and session._resumed_model == ""
 
 
 def test_what_it_says_to_run_keeps_the_settings_and_the_workspace(session: Session) -> None:

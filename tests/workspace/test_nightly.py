@@ -95,6 +95,11 @@ def test_what_is_taught_is_named_confirmed_or_served(tmp_path: Path) -> None:
     assert taught()[0] == Context("Old.") and "was served with it" in taught()[1]
     keep(tmp_path, "newest", "Box?", "Up.", context_id=CONTEXT.id)
     assert taught()[0] == CONTEXT
+    for context in (Context("On trial."), Context("Judged worse.")):
+        with Store.open(tmp_path / "store.db") as store:
+            store.add_context(context)
+        keep(tmp_path, f"of {context.text}", "Box?", "Up.", arm="canary", context_id=context.id)
+    assert taught()[0] == CONTEXT  # what a canary is served with is on trial, or has failed
     with Store.open(tmp_path / "store.db") as store:
         store.move("recorded:shop/best", Context("Best.").id, "person", "")
     assert taught()[0] == CONTEXT  # a ref that a person moved was not confirmed by anything

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from agentopcd.core.config import ScoreConfig
-from agentopcd.core.types import EMPTY, Context, Job
+from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.envs.manifest import Protocol
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
 from agentopcd.workspace.evaluation.drift import _replies
 from agentopcd.workspace.evaluation.rounds import stages
 from agentopcd.workspace.evaluation.table import Contestant, evaluate, lines
-from agentopcd.workspace.experience.choose import choose
+from agentopcd.workspace.experience.choose import choose, traced
 from agentopcd.workspace.gated import confirm_jobs
 from agentopcd.workspace.session import Session
 from tests import tiny
@@ -73,3 +73,19 @@ def test_the_papers_own_seeds_say_on_how_many_test_tasks_it_was_chosen(
     base = Contestant(label="base", model=session.loaded, context=EMPTY)
     table = evaluate(session, [base], test, run_id=session.ledger.begin("evaluate"))
     assert "note: as in the paper, contexts and checkpoints were chosen on 9 of these 12 tasks" in lines(table)
+
+
+@pytest.mark.parametrize(("protocol", "rows"), [("shared", 30), ("paper", 300)])
+def test_games_that_confirm_or_report_teach_nothing(
+    protocol: Protocol, rows: int, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(tmp_path, tiny_model_dir, monkeypatch, protocol, rows)
+    bench = session.bench(session.ledger.begin("play"))
+    extract, select = session.tasks("extract")[:4], session.tasks("select")[4:8]
+    bench.play_missing("play", [Job(task) for task in extract])
+    bench.play_missing("select", [Job(task) for task in select])
+    evaluate(session, [Contestant(label="base", model=session.loaded)], session.tasks("test", 6), run_id=bench.run_id)
+    bench.play_missing("gate", confirm_jobs(session, 6))
+    wanted = {*extract, *(select if protocol == "shared" else [])}  # a shared task is every split's
+    assert {Task(row["seed"], row["task_key"]) for row in traced(session)} == wanted
+    assert {row["rep"] for row in traced(session)} == {0}

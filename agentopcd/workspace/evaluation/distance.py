@@ -31,15 +31,17 @@ def distances(
     """The distances of contestants to ``prompted`` with ``context``, on their stored replies to test
     ``tasks``.
 
-    The model itself, which is shown a context, has a distance of 0. Another one that is shown a context is left out.
+    The model itself, which is shown a context, has a distance of 0. Another one that is shown a
+    context is left out, and so is one that is shown a single context of a mixture.
 
     Args:
         known: the sums of each contestant's replies, by label; those that are missing are computed and added.
     """
     rows, totals = {}, {} if known is None else known
     for contestant in contestants:
-        if contestant.context.text and contestant.model.id != prompted.id:
-            session.say_once(f"{contestant.label}: its distance to another model is not measured")
+        if contestant.context.text and (contestant.model.id != prompted.id or len(context.parts) > 1):
+            other = "a mixture of contexts" if contestant.model.id == prompted.id else "another model"
+            session.say_once(f"{contestant.label}: its distance to {other} is not measured")
             continue
         played = played_by(session, contestant, tasks, setup=setup, rep=session.manifest.first_rep("test"))
         if contestant.label in totals:

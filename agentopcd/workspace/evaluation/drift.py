@@ -90,7 +90,8 @@ def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Seq
 def _replies(
     session: Session, contestant: Contestant, tasks: Sequence[Task], *, setup: str
 ) -> tuple[list[int], list[Turn]]:
-    """The stored episodes of a contestant on the first :data:`EPISODES` of the test ``tasks``, and their turns with replies."""
+    """The stored episodes of a contestant on the first :data:`EPISODES` of the test ``tasks``; their turns with
+    replies."""
     arm, wanted = contestant.arm, {*test_places(session, tasks[:EPISODES])}
     rows = session.store.episodes(model_id=arm.model_id, context_id=arm.context_id, env=session.env, setup=setup)
     ids = [row["id"] for row in rows if (row["task_key"], row["seed"], row["rep"]) in wanted]

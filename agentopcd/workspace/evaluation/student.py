@@ -42,7 +42,7 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
     if config.context:
         context = session.context(config.context, config.placement)[0]
     else:
-        carried = list(store.model_contexts(student.id)) if student else []
+        carried = _carried(session, student) if student else []
         best = store.ref(best_ref(session.env))
         ids = [*carried, *([best] if best else [])]
         context = store.get_context(ids[0]) if ids else EMPTY
@@ -67,6 +67,13 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
     if student is not None and here and student.parent_id == base.id:
         describe(store, student.folder, student.id, base.folder)  # with the drift, which only this verb measures
     return result, drift
+
+
+def _carried(session: Session, student: models.LoadedModel) -> list[str]:
+    """The contexts of a student; of a mixture, the best one first, which the table of its training has shown."""
+    table = _training(session, student).get("evaluation") or {}
+    shown = (table.get("compared", {}).get("in-context") or {}).get("context") or {}
+    return sorted(session.store.model_contexts(student.id), key=lambda id_: id_ != shown.get("id"))
 
 
 def _placebo_student(session: Session, student: models.LoadedModel) -> list[Contestant]:

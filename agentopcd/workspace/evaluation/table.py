@@ -215,7 +215,8 @@ def _chosen_on(session: Session, tasks: Sequence[Task]) -> list[str]:
         return []
     select = {task.key for task in session.tasks("select")}
     both = sum(task.key in select for task in tasks)
-    return [f"as in the paper, contexts and checkpoints were chosen on {both} of these {len(tasks)} tasks"] if both else []
+    line = f"as in the paper, contexts and checkpoints were chosen on {both} of these {len(tasks)} tasks"
+    return [line] if both else []
 
 
 def _recovered(outcomes: Mapping[str, Mapping[Place, float]]) -> float | None:

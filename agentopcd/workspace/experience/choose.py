@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from agentopcd.core.config import ConfirmConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.runs import work_flag
 from agentopcd.core.types import EMPTY, Context, Placement
+from agentopcd.envs.manifest import FRESH
 from agentopcd.knowledge import Arm, Confirmation, Ranking, confirm, halving, places_of, score
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.extract import game_trace, single_trace
 from agentopcd.workspace.session import Session
+
 
 def choose(
     session: Session, config: ScoreConfig, candidates: Sequence[Context], *, run_id: int
@@ -125,9 +127,14 @@ def traced(session: Session, run_id: int | None = None) -> list[Row]:
     Raises:
         ConfigError: there are none.
     """
-    split = "extract" if session.manifest.protocol == "disjoint" else "shared"
-    rows = session.store.episodes(env=session.env, split=split, context_id=EMPTY.id, run_id=run_id)
-    rows = [row for row in rows if not row["setup"].startswith(ELSEWHERE)]
+    rows = session.store.episodes(env=session.env, context_id=EMPTY.id, run_id=run_id)
+    rows = [row for row in may_teach(session, rows, "extract") if not row["setup"].startswith(ELSEWHERE)]
     if not rows:
         raise ConfigError(f"no episode of {session.env} on extract tasks, so there are no raw traces; play first")
     return rows
+
+
+def may_teach(session: Session, rows: Iterable[Row], *splits: str) -> list[Row]:
+    """The episodes of tasks of these splits; where splits share their tasks, none that confirms or reports."""
+    keys = {task.key for split in splits for task in session.tasks(split)}
+    return [row for row in rows if row["task_key"] in keys and row["rep"] < FRESH["confirm"]]

@@ -10,6 +10,7 @@ from agentopcd.core.runs import work_flag
 from agentopcd.core.types import Context, Mixture
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arena, Arm, best_ref
+from agentopcd.knowledge.students import current_student
 from agentopcd.workspace.experience.chains import pool
 from agentopcd.workspace.experience.choose import ranked_by
 from agentopcd.workspace.session import Session
@@ -56,34 +57,55 @@ def mixture(session: Session, config: ConsolidateConfig) -> Mixture:
     """The ``config.mix`` contexts of the pool that did best on select tasks with this model, weighted by their success.
 
     By reward or a metric, which may be negative, all have the same weight. At least one of them must have passed the
-    confirm gate, unless ``force`` is set.
+    confirm gate, unless ``force`` is set. A repeated command gets the mixture and the model of an earlier call, unless
+    as many contexts have been scored with the student that plays since.
 
     Raises:
         ConfigError: too few contexts have won a select task (by another score: played one), or none of the best was
             confirmed.
     """
-    session.resume_model("consolidate")
+    found = _of_an_earlier_call(session, config)
+    if found is None:
+        found = _ranked(session, config, session.loaded.id)
+    if len(found.parts) < config.mix:
+        did = "won" if session.score == "success" else "played"
+        raise ConfigError(
+            f"--mix {config.mix} wants as many contexts that have {did} a select task with this model and settings, "
+            f"got {len(found.parts)}; run "
+            f"`{_command(session, config, f'knowledge score --candidates {config.mix}')}`"
+        )
+    for context in found.parts:
+        session.check_handover(context, force=config.force)
+    if not config.force and not any(session.confirmed(context) for context in found.parts):
+        raise ConfigError(
+            f"none of these {len(found.parts)} contexts passed the confirm gate; run "
+            f"`{_command(session, config, 'knowledge score')}`, or insist with --force"
+        )
+    return found
+
+
+def _of_an_earlier_call(session: Session, config: ConsolidateConfig) -> Mixture | None:
+    """The mixture of an earlier call of this command, whose model is then taken, too; None if there is none."""
+    plays = current_student(session.store, session.env)
+    if not session.may_resume or (plays and len(_ranked(session, config, plays).parts) == config.mix):
+        return None
+    for model_id, context_id in session.ledger.earlier("consolidate"):
+        if (found := _ranked(session, config, model_id)).id == context_id:  # else the pool has changed
+            session.resume_model("consolidate", context_id)
+            return found
+    return None
+
+
+def _ranked(session: Session, config: ConsolidateConfig, model_id: str) -> Mixture:
+    """The best contexts with a model, which may be fewer than are wanted."""
     by = session.score
     candidates, arena = pool(session), Arena(session.env, session.setup(), "select", by=by)
-    arms = {context: Arm(session.loaded.id, context.id) for context in candidates}
+    arms = {context: Arm(model_id, context.id) for context in candidates}
     counts = session.store.counts(arms.values(), arena)
     rates = {context: counts[arm].rate for context, arm in arms.items()}
     able = [context for context in candidates if (rates[context].rate if by == "success" else rates[context].n)]
     # By the lower end of the interval: after halving, some have played a few games only.
     ranked = sorted(able, key=lambda context: rates[context].low, reverse=True)[: config.mix]
-    if len(ranked) < config.mix:
-        did = "won" if by == "success" else "played"
-        raise ConfigError(
-            f"--mix {config.mix} wants as many contexts that have {did} a select task with this model and settings, "
-            f"got {len(ranked)}; run `{_command(session, config, f'knowledge score --candidates {config.mix}')}`"
-        )
-    for context in ranked:
-        session.check_handover(context, force=config.force)
-    if not config.force and not any(session.confirmed(context) for context in ranked):
-        raise ConfigError(
-            f"none of these {len(ranked)} contexts passed the confirm gate; run "
-            f"`{_command(session, config, 'knowledge score')}`, or insist with --force"
-        )
     weights = (rates[context].rate if by == "success" else 1.0 for context in ranked)
     return Mixture(tuple(ranked), tuple(weights))
 

@@ -26,6 +26,7 @@ from agentopcd.knowledge import best_ref, check_leaks, without
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
 from agentopcd.workspace.experience.chains import pool
+from agentopcd.workspace.experience.choose import may_teach
 from agentopcd.workspace.session import Session
 
 TURNS = 64
@@ -222,7 +223,7 @@ def _turns(session: Session, teacher: FrozenTeacher, context: Context, config: S
     """
     store, chat = session.store, session.player.chat
     rows = store.episodes(model_id=session.loaded.id, context_id=EMPTY.id, env=session.env, setup=session.setup())
-    rows = [row for row in rows if row["split"] in ("extract", "train", "shared")]
+    rows = may_teach(session, rows, "extract", "train")
     places = [(row["id"], turn) for row in rows for turn in range(row["turns"])]
     random.Random(f"{config.seed}:influence").shuffle(places)
     kept: list[Episode] = []

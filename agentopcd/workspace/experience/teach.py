@@ -13,7 +13,8 @@ def context_to_teach(session: Session, config: ConsolidateConfig) -> tuple[Conte
     """The context that ``learn`` distils from a recording without a grader, and why it is that, or why there is none.
 
     In this order: the one that is named; ENV/best, if that was confirmed, say by a canary; the one that the newest
-    session was served with. Of the last two, one that the model has in its weights is not taught again.
+    session was served with, not counting a canary's sessions, because theirs is on trial. Of the last two, one that the
+    model has in its weights is not taught again.
 
     Raises:
         ConfigError: the one that is named cannot be distilled.
@@ -23,7 +24,8 @@ def context_to_teach(session: Session, config: ConsolidateConfig) -> tuple[Conte
         assert isinstance(context, Context)
         return context, "as given"
     known = session.store.learned(session.loaded.id)
-    newest = max(session.recorded_rows(), key=lambda row: row["seed"])["context"]
+    usual = (row for row in session.recorded_rows() if row["arm"] != "canary")
+    newest = max(usual, key=lambda row: row["seed"], default={"context": EMPTY.id})["context"]
     best = session.store.ref(best_ref(session.env))
     for id_, why in ((best, best_ref(session.env)), (newest, "the newest session was served with it")):
         if id_ in (None, EMPTY.id) or id_ in known:
