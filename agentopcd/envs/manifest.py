@@ -17,9 +17,9 @@ from agentopcd.envs.views import task_key
 
 HELD_OUT = ("test", "confirm", "select")
 SHARED = "shared"
-FRESH = {"confirm": 1_000_000, "test": 2_000_000}
-"""The first repetition of episodes that decide or report, where splits share their tasks. Nothing else repeats a task
-that often."""
+FRESH = {"confirm": 1_000_000, "test": 2_000_000, "forecast": 3_000_000}
+"""The first repetition of episodes that decide or report, where their tasks have chosen what they are about: all tasks
+where splits share them, and select tasks for a forecast. Nothing else repeats a task that often."""
 
 Protocol = Literal["disjoint", "shared", "paper"]
 

@@ -17,6 +17,7 @@ from agentopcd.core.stats import Comparison, Difference, Mean, Rate, ratio
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.distillation.distance import Totals
 from agentopcd.distillation.tokens import BEFORE, text_of
+from agentopcd.envs.manifest import FRESH
 from agentopcd.knowledge import PLACEBO, USEFUL, Arena, Arm, Bench, Store, best_ref, placebo, places_of
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
@@ -84,6 +85,8 @@ class Forecast:
     time: str
     """How long a training will take."""
     past: Sequence[Past]
+    best_of: int = 1
+    """How many contexts a ranking on these select tasks has chosen this one from."""
 
     @property
     def advice(self) -> tuple[Advice, str]:
@@ -99,7 +102,7 @@ class Forecast:
             "beyond_placebo": self.beyond.to_dict() if self.beyond else None,
             "moved": self.moved.to_dict(), "smallest_gain_shown": self.smallest, "time": self.time,
             "predicted": calibration.predicted(self.gain.difference) if self.gain else None,
-            "calibration": calibration.to_dict(), "past": told(self.past),
+            "calibration": calibration.to_dict(), "past": told(self.past), "best_of": self.best_of,
         }  # fmt: skip
 
     def lines(self) -> list[str]:
@@ -109,6 +112,11 @@ class Forecast:
             if pair is not None:
                 found = f"{pair.first.rate:.3f} against {pair.second.rate:.3f}"
                 out.append(f"{self.by} {name}: {found}, {pair.difference} on {pair.tasks} select tasks (n={pair.n})")
+        if self.best_of > 1:
+            out.append(
+                f"it was ranked among {self.best_of} contexts on these tasks; the games here are new, but its gain may "
+                "still be too high (`agentopcd knowledge confirm` asks other tasks)"
+            )
         out += self.moved.lines()
         if self.smallest is not None:
             out.append(f"the test tasks of a training show a gain of {self.smallest:.2f} or more four times in five")
@@ -149,36 +157,49 @@ def forecast(session: Session, config: ForecastConfig, context: Context, *, run_
     bench, tasks = session.bench(run_id), session.tasks("select", config.episodes)
     bench.prepare([context], tasks, "select")
     gain, beyond, smallest, tests = None, None, None, len(session.tasks("test", DEFAULT.test_tasks))
-    by = session.score
+    by, best_of = session.score, _best_of(session, context)
+    first = FRESH["forecast"] if best_of > 1 else 0  # games that chose a context say too much of it
     if session.game.graded:
         twin = placebo(context)
         session.store.add_context(twin, {"order": PLACEBO, "of": context.id})
-        bench.play_missing("forecast", [Job(task, arm) for task in tasks for arm in (EMPTY, context, twin)])
-        gain = _compared(bench, context, EMPTY, tasks, by)
-        beyond = _compared(bench, context, twin, tasks, by) if twin.id != context.id else None  # two letters, at least
+        bench.play_missing("forecast", [Job(task, arm, first) for task in tasks for arm in (EMPTY, context, twin)])
+        arena = bench.arena("select", places_of(tasks, first=first), by)
+        gain = _compared(bench, context, EMPTY, arena)
+        beyond = _compared(bench, context, twin, arena) if twin.id != context.id else None  # two letters, at least
         if by == "success":
             smallest = detectable(tests, min(gain.second.rate, 0.9))
     else:
-        bench.play_missing("forecast", [Job(task) for task in tasks])
+        bench.play_missing("forecast", [Job(task, rep=first) for task in tasks])
     time = estimate(session, episodes=3 * tests, steps=DEFAULT.steps)
     return Forecast(
-        context_id=context.id, by=by, gain=gain, beyond=beyond, moved=_moved(session, context, tasks, bench.setup),
-        smallest=smallest, time=time, past=past_trainings(session.store, by),
+        context_id=context.id, by=by, gain=gain, beyond=beyond, moved=_moved(session, context, tasks, bench.setup, first),
+        smallest=smallest, time=time, past=past_trainings(session.store, by), best_of=best_of,
     )  # fmt: skip
 
 
-def _compared(bench: Bench, context: Context, other: Context, tasks: Sequence[Task], by: str) -> Comparison:
-    arena = bench.arena("select", places_of(tasks), by)
-    found = bench.store.compare(bench.arm(context), bench.arm(other), arena)
-    if not found.n:
-        raise ConfigError(f"no pair of {bench.env} with {by!r} was played, so nothing can be said of the context")
+def _best_of(session: Session, context: Context) -> int:
+    """How many contexts were ranked with this one on select tasks of this environment, with any model; 1 for none."""
+    found = 1
+    for row in session.store.runs("score", "done"):
+        result = read_object(row["result"], f"the result of run {row['id']}")
+        config = read_object(row["config"], f"the config of run {row['id']}")
+        ranked = {one["context"] for one in result.get("ranking", [])}
+        if config.get("env") == session.env and context.id in ranked:
+            found = max(found, result.get("competed", len(ranked)))
     return found
 
 
-def _moved(session: Session, context: Context, tasks: Sequence[Task], setup: str) -> Moved:
+def _compared(bench: Bench, context: Context, other: Context, arena: Arena) -> Comparison:
+    found = bench.store.compare(bench.arm(context), bench.arm(other), arena)
+    if not found.n:
+        raise ConfigError(f"no pair of {bench.env} with {arena.by!r} was played, so nothing can be said of the context")
+    return found
+
+
+def _moved(session: Session, context: Context, tasks: Sequence[Task], setup: str, rep: int) -> Moved:
     """The divergence of the model with the context from the model without it, on the stored replies without it."""
     base = Contestant(label="base", model=session.loaded)
-    played, chat = played_by(session, base, tasks, setup=setup), session.player.chat
+    played, chat = played_by(session, base, tasks, setup=setup, rep=rep), session.player.chat
     found = reply_totals(session, base, base.model, context, played, chat)
     if not found:
         raise ConfigError(f"no reply of {base.model.name} on select tasks has room for the context: shorten it")

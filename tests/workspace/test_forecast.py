@@ -16,7 +16,7 @@ from agentopcd.core.calibration import Calibration
 from agentopcd.core.config import ConfirmConfig, EvaluateConfig, ForecastConfig, flags_for
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Difference, Rate
-from agentopcd.core.types import EMPTY, Context, Episode, Task
+from agentopcd.core.types import EMPTY, Context, Episode, Job, Task
 from agentopcd.distillation.positions import response_logits
 from agentopcd.knowledge import Store, placebo
 from agentopcd.knowledge.students import CANARY
@@ -224,6 +224,22 @@ def test_a_context_that_helps_beyond_its_form_is_to_be_trained_on(clued: Any, mo
     assert {row["split"] for row in session.store.episodes()} == {"select"}
     ahead(session)
     assert sum(one.asked for one in asked) == 27  # read back
+
+
+def test_games_that_chose_a_context_are_not_its_forecast(clued: Any) -> None:
+    session, asked = clued
+    run_id, store = session.ledger.begin("score"), session.store
+    store.add_context(SEVEN)
+    session.bench(run_id).play_missing("select", [Job(task, SEVEN) for task in session.tasks("select")])
+    ranked = [{"context": SEVEN.id}, {"context": CLUE.id}, {"context": Context("Think.").id}]
+    session.ledger.finish(run_id, {"ranking": ranked, "competed": 3})
+    known = {row["id"] for row in store.episodes()}
+    found = ahead(session)
+    assert found.best_of == 3 and found.to_dict()["best_of"] == 3
+    assert any(line.startswith("it was ranked among 3 contexts on these tasks") for line in found.lines())
+    assert {row["rep"] for row in store.episodes() if row["id"] not in known} == {3_000_000}
+    assert found.gain is not None and found.gain.n == len(session.tasks("select")) and len(store.episodes()) == 9 + 27
+    assert not any("ranked among" in line for line in dataclasses.replace(found, best_of=1).lines())
 
 
 def test_a_model_that_wins_already_needs_no_better_notes(clued: Any) -> None:
