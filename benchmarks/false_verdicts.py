@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from agentopcd.core.crossed import contrast, spread, t_quantile
+from agentopcd.core.crossed import contrast, spread
+from agentopcd.core.quantiles import t_quantile
 from agentopcd.core.stats import Rate, paired_difference
 
 DRAWS = 400

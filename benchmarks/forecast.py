@@ -34,7 +34,7 @@ from typing import Any
 from agentopcd.cli.paper.plan import RECIPES, read
 from agentopcd.cli.paper.verdicts import unpack
 from agentopcd.core.calibration import Calibration, Past, rate_given
-from agentopcd.core.crossed import contrast, t_quantile
+from agentopcd.core.crossed import contrast
 from agentopcd.core.stats import Difference, Rate, ratio, wilson
 from agentopcd.knowledge import Store
 from agentopcd.workspace.forecast import past_trainings
@@ -109,7 +109,7 @@ def by_context(past: list[Past], named: Mapping[str, tuple[str, ...]]) -> str:
     all_better = Rate(sum(all(one.gained for one in ones) for ones in groups), len(groups))
     students = [sum(one.student.diff for one in ones) for ones in groups]
     shown = [sum(one.gain.diff for one in ones) for ones in groups]
-    gained, low, high = ratio(students, shown, t_quantile(len(groups) - 1))
+    gained, low, high = ratio(students, shown)
     return (
         f"by context: the {len(yes)} with the advice train come from {len(groups)} pairs of a model and a context; in "
         f"{all_better.wins} of these every student became better ({all_better.rate:.0%} [{all_better.low:.0%}, "

@@ -25,8 +25,8 @@ from typing import Any
 from agentopcd import models
 from agentopcd.cli.options import parse_env_args, progress
 from agentopcd.core.config import PlayConfig
-from agentopcd.core.crossed import t_quantile
 from agentopcd.core.errors import AgentOpcdError, ConfigError, did_you_mean
+from agentopcd.core.quantiles import t_quantile
 from agentopcd.core.runs import write_json
 from agentopcd.core.stats import Mean, Rate
 from agentopcd.core.types import EMPTY, MARKER, Context, Job

@@ -33,7 +33,6 @@ from typing import Any
 from agentopcd import models
 from agentopcd.cli.options import progress
 from agentopcd.core.config import GatherConfig, PlayConfig, ScoreConfig, pick
-from agentopcd.core.crossed import t_quantile
 from agentopcd.core.errors import AgentOpcdError
 from agentopcd.core.runs import workspace, write_json
 from agentopcd.core.stats import finite, ratio
@@ -211,7 +210,7 @@ def means_of(results: Sequence[Result]) -> dict[str, tuple[float, float, float]]
     """Mean over seeds and its interval, Student's, since seeds are few."""
     n = len(results)
     return {
-        name: ratio([getattr(one, name) for one in results], [1] * n, t_quantile(max(1, n - 1)))
+        name: ratio([getattr(one, name) for one in results], [1] * n)
         for name in ("chance", "precision", "auc", "harmful_below_0")
     }
 

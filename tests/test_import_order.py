@@ -28,7 +28,7 @@ FOLDERS = {
 
 INSIDE = {
     "core": [
-        "errors text callable_module files hosts",
+        "errors text callable_module files hosts quantiles",
         "calls launch types terminal",
         "encoding messages power stats runs transcript config.base",
         "apart crossed groups",

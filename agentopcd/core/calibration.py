@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from agentopcd.core.crossed import t_quantile
 from agentopcd.core.stats import Difference, Mean, Rate, finite, ratio
 
 Advice = Literal["train", "collect better notes", "do not"]
@@ -101,8 +100,7 @@ class Calibration:
         yes, no = ([one for one in past if (one.advice == "train") is wanted] for wanted in (True, False))
         clear = [one for one in past if one.gain.low > 0]
         students, gains = [one.student.diff for one in clear], [one.gain.diff for one in clear]
-        # Trainings are few, so the interval is Student's.
-        handed = ratio(students, gains, t_quantile(max(1, len(clear) - 1))) if clear else None
+        handed = ratio(students, gains) if clear else None
         return cls(
             trained=Rate(sum(one.gained for one in yes), len(yes)),
             other=Rate(sum(not one.gained for one in no), len(no)),

@@ -18,9 +18,9 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
-from functools import lru_cache
-from math import atan, exp, lgamma, pi, sqrt
+from math import sqrt
 
+from agentopcd.core.quantiles import t_quantile, two_sided_t
 from agentopcd.core.stats import Rate, mid_p, paired_difference, wilson
 
 Outcomes = Mapping[tuple[int, str, int], bool]
@@ -126,28 +126,3 @@ def spread(values: Iterable[tuple[Hashable, Hashable, float]]) -> tuple[float, f
     variance = max(sum(side for side, _ in sides) - cells, *(side for side, _ in sides))
     below = sum(side * side / freedom for side, freedom in sides)
     return (variance, max(1.0, variance * variance / below)) if variance > 1e-15 else (0.0, 1.0)
-
-
-def two_sided_t(t: float, freedom: float) -> float:
-    r"""Chance of Student's t to be further from 0 than ``t``.
-
-    With :math:`t = \sqrt{\nu} \tan\theta` the density is :math:`\cos^{\nu-1}\theta` but for a factor; it is summed by
-    Simpson's rule.
-    """
-    import numpy as np
-
-    grid, step = np.linspace(0.0, atan(t / sqrt(freedom)), 401, retstep=True)
-    density = np.cos(grid) ** (freedom - 1)
-    within = float(step) / 3 * float(density[0] + density[-1] + 4 * density[1::2].sum() + 2 * density[2:-1:2].sum())
-    whole = sqrt(pi) / 2 * exp(lgamma(freedom / 2) - lgamma((freedom + 1) / 2))
-    return max(0.0, 1 - within / whole)
-
-
-@lru_cache(maxsize=1024)
-def t_quantile(freedom: float) -> float:
-    """Half the width of a 95 % interval in standard errors: 12.7 for one degree of freedom, 3.18 for three."""
-    low, high = 0.0, 13.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if two_sided_t(middle, freedom) > 0.05 else (low, middle)
-    return high

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from math import inf, sqrt
 from typing import NamedTuple
 
-from agentopcd.core.stats import Z95, Mean, ratio
+from agentopcd.core.quantiles import t_quantile
+from agentopcd.core.stats import Mean, ratio
 
 Sized = tuple[str, float, int]
 """A key, a total and a size; those of one key form a group."""
@@ -17,12 +18,12 @@ def mean_of_groups(values: Iterable[Sized]) -> Mean:
     """The mean of what the totals are sums of, with the interval of :func:`agentopcd.core.stats.ratio`.
 
     Returns:
-        The mean, ``n`` counting values; 0 without any.
+        The mean, ``n`` counting values; 0 with an infinite interval without any.
     """
     listed = list(values)
     totals, sizes = _grouped(listed)
     if not sum(sizes.values()):
-        return Mean(0.0, 0.0, 0.0, 0)
+        return Mean(0.0, -inf, inf, 0)
     return Mean(*ratio([totals[key] for key in totals], [sizes[key] for key in totals]), len(listed))
 
 
@@ -43,15 +44,15 @@ def closed_share(student: Iterable[Sized], base: Iterable[Sized]) -> Mean:
     """
     (a, m), (b, n) = _grouped(student), _grouped(base)
     keys = sorted(a.keys() & b.keys())
-    if len(keys) < 2 or not (below := sum(b[key] for key in keys)):
-        return Mean(0.0, -inf, inf, len(keys))
     sizes = (sum(m[key] for key in keys), sum(n[key] for key in keys))
+    if len(keys) < 2 or not all(sizes) or not (below := sum(b[key] for key in keys)):
+        return Mean(0.0, -inf, inf, len(keys))
     top, bottom = sum(a[key] for key in keys) / sizes[0], below / sizes[1]
     moved = [
         (top / bottom * (b[key] - bottom * n[key]) / sizes[1] - (a[key] - top * m[key]) / sizes[0]) / bottom
         for key in keys
     ]
-    half = Z95 * sqrt(len(keys) / (len(keys) - 1) * sum(value * value for value in moved))
+    half = t_quantile(len(keys) - 1) * sqrt(len(keys) / (len(keys) - 1) * sum(value * value for value in moved))
     return Mean(1 - top / bottom, 1 - top / bottom - half, 1 - top / bottom + half, len(keys))
 
 

@@ -11,13 +11,10 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from math import ceil, comb, inf, isfinite, sqrt
-from statistics import NormalDist
 from typing import Any, Literal, TypeVar
 
 from agentopcd.core.errors import ConfigError
-
-Z95 = NormalDist().inv_cdf(0.975)
-"""Standard normal quantile of a two-sided 95 % interval."""
+from agentopcd.core.quantiles import Z95, t_quantile
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -255,14 +252,15 @@ def ratio(totals: Sequence[float], sizes: Sequence[float], z: float = Z95) -> tu
     r"""A mean over groups of unequal size, with an interval (95 %) that counts each group as one observation.
 
     .. math:: r = \frac{\sum_g t_g}{\sum_g s_g}, \qquad
-        r \pm z \, \frac{\sqrt{\frac{G}{G-1} \sum_g (t_g - r s_g)^2}}{\sum_g s_g}
+        r \pm t \, \frac{\sqrt{\frac{G}{G-1} \sum_g (t_g - r s_g)^2}}{\sum_g s_g}
 
-    What is in one group (the pairs of one task, the tokens of one turn) need not be independent. With groups of size
-    1 it is the mean and its usual interval.
+    with Student's t of :math:`G - 1` degrees of freedom. What is in one group (the pairs of one task, the tokens of one
+    turn) need not be independent. With groups of size 1 it is the mean and its usual interval.
 
     Args:
         totals: the sum of each group.
         sizes: the size of each group; their sum is above 0.
+        z: how sure the interval is to be, as a quantile of the normal distribution; by default 95 %.
 
     Returns:
         ``(ratio, low, high)``; the interval is infinite for fewer than two groups.
@@ -272,7 +270,7 @@ def ratio(totals: Sequence[float], sizes: Sequence[float], z: float = Z95) -> tu
     if len(totals) < 2:
         return value, -inf, inf  # one group says nothing about others
     spread = sum((total - value * one) ** 2 for total, one in zip(totals, sizes, strict=True))
-    half = z * sqrt(spread * len(totals) / (len(totals) - 1)) / size
+    half = t_quantile(len(totals) - 1, z) * sqrt(spread * len(totals) / (len(totals) - 1)) / size
     return value, value - half, value + half
 
 
@@ -349,7 +347,7 @@ def compare(
     difference = paired_difference(both, wins, losses, neither, z)
     repeated = len(sums) < n
     if repeated:
-        difference = _widened(difference, [(sums[task], sizes[task]) for task in sums], z)
+        difference = _widened(cells, [(sums[task], sizes[task]) for task in sums], z)
     # Sorted: the pairs come from a set, and the result of the draws depends on the order of the sums.
     p = sign_flip(sorted(sums.values()), draws) if repeated else mid_p(wins, losses)
     return Comparison(
@@ -362,6 +360,8 @@ def _compare_scores(
     a: Mapping[Key, float], b: Mapping[Key, float], tasks: Mapping[Key, str], draws: int, z: float
 ) -> Comparison:
     pairs = sorted(a.keys() & b.keys(), key=str)
+    if odd := [value for key in pairs for value in (a[key], b[key]) if not isfinite(value)]:
+        raise ConfigError(f"a score is {odd[0]}, which compares with nothing; let the environment report numbers")
     gains = {key: a[key] - b[key] for key in pairs}
     difference = mean_of(gains, tasks, z)
     sums: defaultdict[str, float] = defaultdict(float)
@@ -387,9 +387,14 @@ def mean_of(scores: Mapping[Key, float], tasks: Mapping[Key, str], z: float = Z9
     return Mean(mean, low, high, len(scores))
 
 
-def _widened(difference: Difference, groups: Sequence[tuple[int, int]], z: float) -> Difference:
-    """The hull of the paired interval and one over tasks: repeats of a task are not independent."""
-    sums, sizes = zip(*groups, strict=True)
-    _, low, high = ratio(sums, sizes, z)
+def _widened(cells: Mapping[tuple[bool, bool], int], groups: Sequence[tuple[int, int]], z: float) -> Difference:
+    """The hull of the paired interval and one over tasks: repeats of a task are not independent.
+
+    Where all tasks came out alike nothing is seen of their variance, so as many pairs count as there are tasks.
+    """
+    _, low, high = ratio(*zip(*groups, strict=True), z)
+    n = sum(cells.values())
+    each = 1.0 if high - low > 1e-12 else len(groups) / n
+    difference = dataclasses.replace(paired_difference(*(count * each for count in cells.values()), z=z), n=n)
     low, high = min(difference.low, low), max(difference.high, high)
     return Difference(difference.diff, max(-1.0, low), min(1.0, high), difference.n)

@@ -172,8 +172,9 @@ def forecast(session: Session, config: ForecastConfig, context: Context, *, run_
         bench.play_missing("forecast", [Job(task, rep=first) for task in tasks])
     time = estimate(session, episodes=3 * tests, steps=DEFAULT.steps)
     return Forecast(
-        context_id=context.id, by=by, gain=gain, beyond=beyond, moved=_moved(session, context, tasks, bench.setup, first),
-        smallest=smallest, time=time, past=past_trainings(session.store, by), best_of=best_of,
+        context_id=context.id, by=by, gain=gain, beyond=beyond, smallest=smallest, time=time,
+        moved=_moved(session, context, tasks, bench.setup, first), past=past_trainings(session.store, by),
+        best_of=best_of,
     )  # fmt: skip
 
 

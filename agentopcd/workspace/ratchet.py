@@ -22,8 +22,9 @@ from typing import Any, Literal
 
 from agentopcd.core.config.training import TrainConfig
 from agentopcd.core.errors import AgentOpcdError, ConfigError
+from agentopcd.core.power import least_p
 from agentopcd.core.stats import Comparison, Mean, compare, draws_for
-from agentopcd.core.text import SHORT
+from agentopcd.core.text import SHORT, counted
 from agentopcd.core.types import EMPTY, Context, Job, Mixture
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.knowledge import Arm, Bench, Place, canonical, home, left_after
@@ -74,6 +75,8 @@ class Test:
             rates = f"distance {-pair.first.rate:.3f} against {-pair.second.rate:.3f}, nearer by"
         what = {"parent": "its parent", "student": "the student before it", "had": f"what it had in {self.env}"}
         worst = f"at worst {gain.low:+.3f}, {-self.allowed:+.3g} is allowed"
+        if least_p(pair.tasks, success=self.by == "success") >= self.level:
+            worst = f"{counted(pair.tasks, 'task')}, too few to tell"
         asked = f"p = {pair.p:.2g}" if self.role != "had" else worst
         return (
             f"  against {what[self.role]} {self.rival[:SHORT]}: {rates} {gain.diff:+.3f}, {asked} (n={pair.n}; look "
@@ -214,7 +217,10 @@ class _Ground:
                 z=NormalDist().inv_cdf(1 - level),
             )  # fmt: skip
             allowed = margin * _spread(theirs[rival].values(), self.session.by)
-            passed = pair.p < level if role != "had" else pair.difference.low > -allowed or pair.difference.low >= 0
+            kept = pair.difference.low > -allowed or pair.difference.low >= 0
+            # Two tasks with equal scores show nothing, though their interval has no width.
+            few = least_p(pair.tasks, success=self.session.by == "success") >= level
+            passed = pair.p < level if role != "had" else kept and not few
             tests.append(
                 Test(
                     env=bench.env, rival=rival, role=role, pair=pair, look=look["number"], level=level, passed=passed,

@@ -7,7 +7,8 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from agentopcd.core.crossed import Outcomes, contrast, rate_of, spread, t_quantile, two_sided_t
+from agentopcd.core.crossed import Outcomes, contrast, rate_of, spread
+from agentopcd.core.quantiles import t_quantile, two_sided_t
 from agentopcd.core.stats import Rate, paired_difference, ratio
 from benchmarks.false_verdicts import draw, false_verdicts, main
 
@@ -45,7 +46,7 @@ def test_one_seed_is_a_plain_mean_and_each_task_once() -> None:
     values = [(0, str(i), float(i % 3 == 0)) for i in range(50)]
     variance, freedom = spread(values)
     _, low, high = ratio([value for _, _, value in values], [1] * 50, 1.0)
-    assert sqrt(variance) == pytest.approx((high - low) / 2) and freedom == pytest.approx(49)
+    assert sqrt(variance) == pytest.approx((high - low) / 2 / t_quantile(49, 1.0)) and freedom == pytest.approx(49)
 
 
 def test_one_lucky_seed_of_four_decides_nothing_and_four_that_agree_do() -> None:

@@ -229,9 +229,10 @@ def test_benjamini_hochberg_keeps_false_discoveries_rare() -> None:
 
 def test_ratio_by_hand() -> None:
     # Groups of size 1: mean 2, variance 1, three of them.
-    assert ratio([1, 2, 3], [1, 1, 1]) == pytest.approx((2, 2 - 1.959964 / sqrt(3), 2 + 1.959964 / sqrt(3)), rel=1e-6)
+    half = 4.302653 / sqrt(3)  # Student's t of two degrees of freedom
+    assert ratio([1, 2, 3], [1, 1, 1]) == pytest.approx((2, 2 - half, 2 + half), rel=1e-6)
     # 2 of 4 and 4 of 4: ratio 3/4; residuals 2 - 3 and 4 - 3, so sqrt(2 / 1 * 2) / 8.
-    assert ratio([2, 4], [4, 4]) == pytest.approx((0.75, 0.75 - 1.959964 / 4, 0.75 + 1.959964 / 4), rel=1e-6)
+    assert ratio([2, 4], [4, 4]) == pytest.approx((0.75, 0.75 - 12.706205 / 4, 0.75 + 12.706205 / 4), rel=1e-6)
     assert ratio([3], [4]) == (0.75, -inf, inf)
 
 
