@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from agentopcd.cli.page.episodes import side_by_side
 from agentopcd.core.config import ScoreConfig
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.envs.manifest import Protocol
@@ -89,3 +90,21 @@ def test_games_that_confirm_or_report_teach_nothing(
     wanted = {*extract, *(select if protocol == "shared" else [])}  # a shared task is every split's
     assert {Task(row["seed"], row["task_key"]) for row in traced(session)} == wanted
     assert {row["rep"] for row in traced(session)} == {0}
+
+
+def test_pages_show_the_games_that_report(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = opened(tmp_path, tiny_model_dir, monkeypatch, "shared", 30)
+    base, store = session.loaded, session.store
+    student = dataclasses.replace(base, id="student")
+    run_id = session.ledger.begin("evaluate")
+    store.add_model("student", "student", None, base.id, run_id)
+    for model in (base, student):
+        session.bench(run_id, model).play_missing("select", [Job(task) for task in session.tasks("select")])
+    both = [Contestant(label="base", model=base), Contestant(label="student", model=student)]
+    evaluate(session, both, session.tasks("test", 5), run_id=run_id)
+    row = store.lookup("model", id="student")
+    assert row is not None
+    shown = side_by_side(store, row, most=9)
+    assert shown["all"] == 5 and {task["rep"] for task in shown["tasks"]} == {2_000_000}
