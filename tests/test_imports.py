@@ -85,3 +85,21 @@ def test_public_names_are_what_they_say_however_often_and_in_whatever_order(root
     done = subprocess.run([sys.executable, "-c", probe], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "called"
+
+
+@pytest.mark.parametrize("verb", ["play", "knowledge score", "consolidate", "learn", "forecast", "evaluate"])
+def test_a_mistyped_environment_is_told_before_torch_is_loaded(verb: str, root: Path, tmp_path: Path) -> None:
+    """Which takes seconds; and no workspace is made for it."""
+    words = ["agentopcd", *verb.split(), "--env", "frozen-lak", "--work", str(tmp_path / "w")]
+    probe = f"""
+import sys
+from agentopcd.cli import main
+sys.argv = {words!r}
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", probe], cwd=root, capture_output=True, text=True)
+    assert done.stdout == "2 False\n" and "did you mean 'frozen-lake'" in done.stderr.replace("\n", " "), done.stderr
+    assert not (tmp_path / "w").exists()
