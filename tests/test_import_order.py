@@ -41,8 +41,9 @@ INSIDE = {
         "config",
     ],
     "models": [
-        "process",
-        "find compute head parallel.ranks merged recast shortcuts tokens",
+        "folder_files process",
+        "compute gguf head parallel.ranks merged recast shortcuts tokens",
+        "find",
         "load push",
         "adapter attention parallel.sharding",
         "models",

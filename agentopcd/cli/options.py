@@ -39,6 +39,7 @@ from agentopcd.core.config import (
     read_toml,
     since_of,
 )
+from agentopcd.core.config.flags import meant_as
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import path_of
@@ -224,7 +225,7 @@ def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, A
     """Read ``--env-arg name=value`` pairs; the value is JSON, or else plain text.
 
     Raises:
-        ConfigError: a pair without ``=``, or a name given twice.
+        ConfigError: a pair without ``=``, a name given twice, or a value that is JSON but for its capitals.
     """
     arguments: dict[str, Any] = {}
     for pair in pairs:
@@ -237,6 +238,10 @@ def parse_env_args(pairs: Iterable[str], flag: str = "--env-arg") -> dict[str, A
         try:
             arguments[name] = json.loads(value)
         except ValueError:
+            if meant := meant_as(value):
+                raise ConfigError(
+                    f"{flag} {name}: {value!r} is text; write {name}={meant} (JSON), or '{name}=\"{value}\"' for text"
+                ) from None
             arguments[name] = value
         except RecursionError:
             raise ConfigError(f"the value of {flag} {name} is nested too deeply to be read") from None

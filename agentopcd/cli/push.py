@@ -33,6 +33,8 @@ def push(
         call.say(f"not of the student, so left out: {', '.join(sent.left_out)}")
     if sent.local_base:
         call.say("warning: the base of this adapter is a local model; others need it, or consolidate with --merge")
+    elif (base := hub.public_base(sent.folder)) is not None:
+        call.say(f"base: {base}, on the model hub, as the adapter says")  # a path of two parts looks like an id, too
     if "README.md" not in sent.files:
         call.say("warning: there is no card (README.md); students of earlier versions have none")
     result = {"repo": name, "files": sent.files, "left_out": sent.left_out}

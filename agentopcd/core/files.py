@@ -37,6 +37,11 @@ def is_dir(name: str | Path) -> bool:
         return False
 
 
+def is_gguf(name: str | Path) -> bool:
+    """Whether ``name`` is that of a ``.gguf`` file, there or not."""
+    return Path(name).suffix.lower() == ".gguf"
+
+
 def hub_of(folder: str | Path) -> str:
     """The hub id of a model in the cache of the hub's library, by its path; '' for other folders."""
     for part, below in itertools.pairwise(Path(folder).parts):  # models--OWNER--NAME/snapshots/REVISION
@@ -52,10 +57,11 @@ def told(name: str) -> str:
     """
     if hub := hub_of(name):
         return hub
-    parts = Path(name).parts
-    if "runs" in parts[:-1]:
-        return f"the student of run {parts[len(parts) - parts[::-1].index('runs')]}"
-    if name.endswith(".gguf"):
+    *_, runs, run, last = "", "", "", *Path(name).parts
+    ours = not is_dir(name) or is_file(path_of(name) / "agentopcd.json")  # others have folders called runs, too
+    if (runs, last) == ("runs", "student") and ours:
+        return f"the student of run {run}"
+    if is_gguf(name):
         return "a local .gguf file"
     is_name = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) and not ("/" in name and is_dir(name))
     return name if is_name else "a local folder"

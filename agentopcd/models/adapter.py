@@ -99,9 +99,15 @@ def merge(folder: Path, into: Path | None = None) -> str:
 
     Args:
         into: the folder of the whole model; None: in the adapter's place.
+
+    Raises:
+        ModelError: ``folder`` holds no adapter, or it cannot be loaded.
     """
+    if (base := find.base_of_adapter(folder)) is None:
+        raise ModelError(f"{str(folder)!r} holds no adapter ({find.ADAPTER}), so there is nothing to merge")
     loaded, facts = load_model(str(folder)), find.sidecar(folder)
     # save_model writes the other facts itself; a merged model has no base.
     own = ("parent_id", "note", "learning_rate", "base", "origin")
     kept = {name: facts[name] for name in facts if name not in own}
-    return save_model(loaded, into or folder, parent_id=facts["parent_id"], facts=kept)
+    parent_id = facts.get("parent_id") or find.fingerprint(find.find_model(base))  # adapters of others name no parent
+    return save_model(loaded, into or folder, parent_id=parent_id, facts=kept)

@@ -39,9 +39,15 @@ def pick_device(device: str = "auto") -> torch.device:
 def pick_compute(compute: Compute, device: torch.device) -> torch.dtype:
     """The dtype of matrix products; ``auto`` is bfloat16 if the device has instructions for it, else float32."""
     if compute == "auto":
-        has = _cpu_has_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has else torch.float32
+        return torch.bfloat16 if _has_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[compute]
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return device.type == "cpu" and _cpu_has_bfloat16()
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # emulated, it is slower than float32
 
 
 def _cpu_has_bfloat16() -> bool:

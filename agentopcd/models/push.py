@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from agentopcd.core.errors import ConfigError, ModelError
-from agentopcd.core.files import path_of, resolved
+from agentopcd.core.files import is_dir, is_file, path_of, resolved
 from agentopcd.core.runs import writing
 from agentopcd.core.text import first_line
 from agentopcd.models import find
@@ -60,9 +60,9 @@ def parcel(name: str) -> Parcel:
 def public_base(folder: Path) -> str | None:
     """The hub id that an adapter names as its base; None for a folder of this machine."""
     base = find.read_json(folder / find.ADAPTER).get("base_model_name_or_path")
-    if not isinstance(base, str) or base.count("/") != 1 or base.startswith((".", "/", "~")) or Path(base).exists():
+    if not isinstance(base, str) or base.count("/") != 1 or base.startswith((".", "/", "~")):
         return None
-    return base
+    return None if is_dir(base) or is_file(base) or find.beside(base, folder) else base
 
 
 def check_name(repo: str) -> None:

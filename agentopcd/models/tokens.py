@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 import warnings
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from agentopcd.core.errors import ModelError
+import jinja2
+import jinja2.meta
+
+from agentopcd.core.errors import ConfigError, ModelError, did_you_mean
 from agentopcd.core.text import first_line
+from agentopcd.models.folder_files import read_json
 from agentopcd.models.process import relayed_warnings
 
 TEXTS = (
@@ -36,6 +43,8 @@ _FLAGS = (
 )  # fmt: skip
 """What ``tokenizer.json`` says besides its vocabulary."""
 _MISTRAL = ("ministral", "mistral", "mistral3", "pixtral", "voxtral")
+_PLAIN = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+_GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 _LONG = "sequence-length-is-longer-than-the-specified-maximum"
 """What transformers notes when it has warned of a text that is longer than the model's positions."""
 
@@ -153,11 +162,43 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def template_of(folder: Path) -> str:
-    """The chat template that lies in a folder without a tokenizer; '' if there is none."""
+    """The chat template that lies in a folder without a tokenizer; '' if there is none.
+
+    Raises:
+        ModelError: the file cannot be read, or it holds no text.
+    """
     jinja, old = folder / "chat_template.jinja", folder / "chat_template.json"
-    if jinja.is_file():
+    if not jinja.is_file():
+        template = read_json(old).get("chat_template", "") if old.is_file() else ""
+        if not isinstance(template, str):
+            raise ModelError(f"the chat_template in {old} is no text; save the template itself as {jinja.name}")
+        return template
+    try:
         return jinja.read_text(encoding="utf-8")
-    return json.loads(old.read_text(encoding="utf-8")).get("chat_template", "") if old.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {jinja}: {first_line(error)}; get a complete copy of the model") from error
+
+
+def read_by_template(tokenizer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for the chat template. One that it does not read has no effect, which is told.
+
+    Raises:
+        ConfigError: the template reads no such argument, but one of nearly this name.
+    """
+    template = getattr(tokenizer, "chat_template", None) if arguments else None
+    texts = template.values() if isinstance(template, dict) else [template] if template else []
+    try:  # {% generation %} is a tag of transformers, which parses nothing else that jinja does not
+        parsed = [_PLAIN.parse(_GENERATION.sub("", text)) for text in texts]
+    except jinja2.TemplateError:  # a first prompt will show what is wrong
+        return dict(arguments)
+    read = set().union(*map(jinja2.meta.find_undeclared_variables, parsed))
+    for name in arguments if texts else ():
+        if name in read:
+            continue
+        if get_close_matches(name, read):
+            raise ConfigError(f"the chat template reads no argument {name!r}{did_you_mean(name, read)}")
+        warnings.warn(f"the chat template reads no argument {name!r}, so it changes no prompt", stacklevel=3)
+    return dict(arguments)
 
 
 def conversation(

@@ -47,7 +47,7 @@ class Chat:
     ) -> None:
         self.tokenizer = tokenizer
         self.day = day or datetime.date.today()
-        self.template_args = dict(template_args or {})
+        self.template_args = tokens.read_by_template(tokenizer, template_args or {})
         self.teacher: Chat | None = None
         """Renders the teacher's prompts, if the teacher has another template; see :meth:`taught_by`."""
         talks = (("user",), ("system", "user"), ("user", "assistant", "user"), ("user", "assistant"))

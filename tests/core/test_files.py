@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.files import is_dir, is_file, path_of
+from agentopcd.core.files import is_dir, is_file, is_gguf, path_of, told
 from agentopcd.core.runs import workspace
 
 
@@ -32,3 +32,17 @@ def test_the_workspace_may_lie_in_the_home_folder(home: Path) -> None:
     assert workspace("~/w") == home / "w" and (home / "w").is_dir()
     with pytest.raises(ConfigError, match=r"cannot use .* as workspace"):
         workspace("w" * 5000)
+
+
+def test_a_folder_of_somebody_s_own_runs_is_no_student(home: Path) -> None:
+    for name in ("runs/llama-8b", "runs/exp/student", "runs/ours/student"):
+        (home / name).mkdir(parents=True)
+    (home / "runs/ours/student/agentopcd.json").write_text("{}")
+    said = [told(str(home / "runs" / name)) for name in ("llama-8b", "exp/student", "ours/student", "gone/student")]
+    assert said == ["a local folder", "a local folder", "the student of run ours", "the student of run gone"]
+    assert told("") == "a local folder"
+
+
+def test_a_gguf_file_may_have_capitals() -> None:
+    assert is_gguf("w/up.GGUF") and is_gguf("~/x.gguf") and not is_gguf("x.gguf/config.json")
+    assert told("UP.GGUF") == "a local .gguf file"

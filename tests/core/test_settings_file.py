@@ -55,6 +55,27 @@ def test_a_section_is_for_its_verb_and_wins_over_what_stands_above(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("section", "flags", "wanted"),
+    [
+        ("", {"env_args": {"level": 3}}, {"level": 3, "size": 4}),
+        ("env_args = { level = 3 }", {}, {"level": 3, "size": 4}),
+        ("env_args = { level = 3 }", {"env_args": {"wet": True}}, {"level": 3, "size": 4, "wet": True}),
+        ('env = "math"', {"env_args": {"level": 3}}, {"level": 3, "size": 4}),
+        ('env = "other"\nenv_args = { wet = true }', {}, {"wet": True}),
+        ("", {"env": "other", "env_args": {"wet": True}}, {"wet": True}),
+    ],
+)
+def test_arguments_are_added_by_name_but_to_those_of_another_environment(
+    section: str, flags: dict[str, Any], wanted: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "all.toml"
+    both = 'env = "math"\nenv_args = { level = 2, size = 4 }\ntemplate_args = { a = 1 }\n'
+    file.write_text(f"{both}[play]\n{section}\n")
+    play = PlayConfig.load(file, **flags, template_args={"b": 2})
+    assert (play.env_args, play.template_args) == (wanted, {"a": 1, "b": 2})
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("[consolidat]\nsteps = 3", r"unknown section \[consolidat\] in the settings; did you mean '\[consolidate\]'"),

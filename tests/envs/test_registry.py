@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shlex
 import shutil
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -8,6 +9,8 @@ import gymnasium
 import pytest
 
 from agentopcd.cli.options import parse_env_args
+from agentopcd.core.config import PlayConfig
+from agentopcd.core.config.flags import flags_of
 from agentopcd.core.errors import ConfigError, EnvError
 from agentopcd.core.types import SPLITS
 from agentopcd.envs import EnvSpec, TextEnv, get_spec, list_envs, make, register, registry
@@ -276,6 +279,15 @@ def test_env_args_are_json_or_text() -> None:
         parse_env_args(["size"])
     with pytest.raises(ConfigError, match="given twice"):
         parse_env_args(["a=1", "a=2"])
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("False", "false"), ("TRUE", "true"), ("None", "null"), ("Null", "null")])
+def test_json_but_for_its_capitals_is_refused_unless_it_is_quoted(typed: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--template-arg on: '{typed}' is text; write on={meant} \(JSON\), or"):
+        parse_env_args([f"on={typed}"], "--template-arg")
+    (flag,) = shlex.split(flags_of(PlayConfig(env="x", env_args={"on": typed}), ["env_args"]))[1:]
+    assert parse_env_args([flag]) == {"on": typed}
+    assert parse_env_args(["a=no", "b=none", "c=0", f"d={meant}"])["a"] == "no"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,20 @@ def test_an_adapter_on_one_of_two_tied_ends_leaves_the_other(tying: bool, target
     assert loaded.model.config.tie_word_embeddings == (targets == ["up_proj"])
 
 
+def test_two_ends_whose_config_says_that_they_are_one_are_saved_as_two(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    own, ids = Path(shutil.copytree(base, tmp_path / "own")), torch.tensor([[1, 40, 50]])
+    odd.edit(own / "config.json", tie_word_embeddings=True)
+    loaded = models.load_model(str(own))
+    models.save_model(loaded, tmp_path / "student", parent_id="", facts={})
+    assert loaded.model.config.tie_word_embeddings is False
+    with torch.no_grad():
+        expected = models.load_model(str(base)).model(ids).logits
+        for model in (loaded.model, AutoModelForCausalLM.from_pretrained(tmp_path / "student")):
+            torch.testing.assert_close(model(ids).logits, expected)
+
+
 # -- which model is meant -------------------------------------------------------------------------------
 
 
@@ -165,6 +180,55 @@ def test_a_left_over_adapter_file_is_not_followed(base: Path, tmp_path: Path) ->
         shutil.copy(made / file, whole)
         with pytest.raises(ModelError, match=r"a whole model \(model\.safetensors\) and an adapter"):
             models.load_model(str(whole))
+
+
+def test_the_base_that_an_adapter_names_is_taken_and_no_other_in_its_place(base: Path, tmp_path: Path) -> None:
+    """Anybody's experiments lie in a folder called runs; and a workspace may be copied and go on."""
+    named, near = tmp_path / "p1/runs/a/student", tmp_path / "p2/runs/a/student"
+    shutil.copytree(base, named)
+    odd.model(near, odd.tokenizer(), tie=False, seed=5)
+    folder = adapter(named, tmp_path / "p2/runs/b/student")
+    assert find.folders_of(str(folder)) == [folder, named]
+    for parent in (named, near):
+        (folder / "agentopcd.json").write_text(json.dumps({"parent_id": find.fingerprint(parent)}))
+        assert find.folders_of(str(folder)) == [folder, parent]
+    shutil.rmtree(named)
+    assert find.folders_of(str(folder)) == [folder, near]
+    (near / "config.json").write_text((near / "config.json").read_text() + " ")
+    for facts in ('{"parent_id": "another"}', "{}"):
+        (folder / "agentopcd.json").write_text(facts)
+        with pytest.raises(ModelError, match=rf"^the base of adapter '{folder}' \(base_model_.*no model '{named}'"):
+            find.folders_of(str(folder))
+
+
+def test_a_base_lies_where_its_adapter_says_seen_from_the_adapter_s_folder(base: Path, tmp_path: Path) -> None:
+    folder = adapter(base, tmp_path / "a")
+    shutil.copytree(base, tmp_path / "llama")
+    for name in ("../llama", "./llama", "models/llama"):
+        place = folder / name
+        if not place.exists():
+            shutil.copytree(base, place)
+        odd.edit(folder / find.ADAPTER, base_model_name_or_path=name)
+        assert find.folders_of(str(folder)) == [folder, place.resolve()]
+
+
+@pytest.mark.parametrize("look", [models.load_model, models.check_files, lambda name: find.fingerprint(Path(name))])
+def test_an_error_about_a_base_says_whose_base_it_is(look: Any, base: Path, tmp_path: Path) -> None:
+    folder = adapter(base, tmp_path / "a")
+    odd.edit(folder / find.ADAPTER, base_model_name_or_path="./llama")
+    with pytest.raises(ModelError, match=rf"^the base of adapter '{folder}' .*: no model './llama'"):
+        look(str(folder))
+
+
+def test_an_adapter_of_others_is_merged(base: Path, tmp_path: Path) -> None:
+    folder, ids = adapter(base, tmp_path / "a"), torch.tensor([[1, 40, 50]])
+    expected = models.load_model(str(folder)).model(ids).logits
+    models.merge(folder, tmp_path / "whole")
+    whole = models.load_model(str(tmp_path / "whole"))
+    assert whole.parent_id == find.fingerprint(base)
+    torch.testing.assert_close(whole.model(ids).logits, expected)
+    with pytest.raises(ModelError, match="holds no adapter"):
+        models.merge(base, tmp_path / "other")
 
 
 def test_an_adapter_of_itself_is_refused(base: Path, tmp_path: Path) -> None:
@@ -201,4 +265,25 @@ def test_a_damaged_adapter_config_is_one_line(content: str, base: Path, tmp_path
     folder = adapter(base, tmp_path / "a")
     (folder / find.ADAPTER).write_bytes(content.encode("latin-1"))
     with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        models.load_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("chat_template.json", b"{", r"cannot read .*chat_template\.json"),
+        ("chat_template.json", b"[]", r"chat_template\.json holds no JSON object"),
+        ("chat_template.json", b'{"chat_template": []}', r"chat_template in .* is no text"),
+        ("chat_template.jinja", b"\xff", r"cannot read .*chat_template\.jinja"),
+        ("agentopcd.json", b'{"learning_rate": "high"}', "learning_rate 'high'; wanted a number above 0"),
+        ("agentopcd.json", b'{"learning_rate": true}', "learning_rate True; wanted a number above 0"),
+        ("agentopcd.json", b'{"note": ["x"]}', r"note \['x'\]; wanted text"),
+    ],
+)
+def test_an_odd_small_file_beside_an_adapter_is_one_line(
+    file: str, content: bytes, says: str, base: Path, tmp_path: Path
+) -> None:
+    folder = adapter(base, tmp_path / "a")
+    (folder / file).write_bytes(content)
+    with pytest.raises(ModelError, match=says):
         models.load_model(str(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
@@ -20,7 +21,7 @@ from transformers.utils import logging as transformers_log
 from agentopcd import models
 from agentopcd.cli import main
 from agentopcd.core.errors import ModelError
-from agentopcd.models import find, process
+from agentopcd.models import compute, find, folder_files, process
 from tests import tiny
 
 IDS = torch.tensor([[1, 40, 50, 60, 70]])
@@ -202,11 +203,18 @@ def test_freezing_for_float32_casts_nothing(loaded: models.LoadedModel) -> None:
     assert not loaded.model.training
 
 
-def test_compute_is_what_was_asked_for() -> None:
-    cpu = torch.device("cpu")
-    assert models.pick_compute("float32", cpu) == torch.float32
-    assert models.pick_compute("bfloat16", cpu) == torch.bfloat16
-    assert models.pick_compute("auto", cpu) in (torch.float32, torch.bfloat16)
+@pytest.mark.parametrize("has", [True, False])
+def test_compute_is_what_was_asked_for_or_what_the_device_has(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that only emulates bfloat16, such as a T4, does not have it."""
+    cpu, second, asked = torch.device("cpu"), torch.device("cuda:1"), []
+    monkeypatch.setattr(compute, "_cpu_has_bfloat16", lambda: has)
+    monkeypatch.setattr(torch.cuda, "device", lambda one: contextlib.nullcontext(asked.append(one)))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has)
+    for device in (cpu, second):
+        assert models.pick_compute("float32", device) == torch.float32
+        assert models.pick_compute("bfloat16", device) == torch.bfloat16
+        assert models.pick_compute("auto", device) == (torch.bfloat16 if has else torch.float32)
+    assert asked == [second]
 
 
 # -- who it is ------------------------------------------------------------------------------------------
@@ -282,7 +290,7 @@ def test_a_save_that_dies_leaves_the_folder_before(
 ) -> None:
     first = models.save_model(loaded, tmp_path / "out", parent_id="p", facts={})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(find, "write_sidecar", lambda *args, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(folder_files, "write_sidecar", lambda *args, **facts: (_ for _ in ()).throw(KeyboardInterrupt))
         models.save_model(loaded, tmp_path / "out", parent_id="p", facts={})
     assert find.fingerprint(tmp_path / "out") == first
     assert models.save_model(loaded, tmp_path / "out", parent_id="p", facts={}) == first

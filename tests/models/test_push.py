@@ -161,6 +161,16 @@ def test_a_hub_that_is_away_is_one_line(student: Path, monkeypatch: pytest.Monke
     assert "\n" not in str(caught.value)
 
 
+def test_a_base_on_a_hub_is_told_and_one_beside_the_adapter_is_local(student: Path, tiny_model_dir: Path) -> None:
+    settings = json.loads((student / find.ADAPTER).read_text())
+    (student / find.ADAPTER).write_text(json.dumps(settings | {"base_model_name_or_path": "models/llama"}))
+    done = CliRunner().invoke(app, ["push", str(student), "me/student", "--dry-run"])
+    assert "base: models/llama, on the model hub, as the adapter says" in done.output
+    assert not push.parcel(str(student)).local_base
+    shutil.copytree(tiny_model_dir, student / "models" / "llama")
+    assert push.parcel(str(student)).local_base
+
+
 def test_a_run_or_a_workspace_is_no_student(student: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

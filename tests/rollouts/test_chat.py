@@ -59,6 +59,18 @@ def chat_of(tokenizer: Any, name: str) -> Chat:
     return Chat(own, ARGS.get(name))
 
 
+def test_an_argument_that_the_template_does_not_read_is_told(tokenizer: Any) -> None:
+    own = copy.deepcopy(tokenizer)
+    marked = "{%- generation %}{% endgeneration -%}{% for m in messages %}{% continue %}{% endfor %}"
+    for template in (marked + TEMPLATES["thinks"], {"default": tiny.TEMPLATE, "tool_use": TEMPLATES["thinks"]}):
+        own.chat_template = template
+        assert Chat(own, {"enable_thinking": False}).template_args == {"enable_thinking": False}
+        with pytest.raises(ConfigError, match="reads no argument 'enable_thinkng'; did you mean 'enable_thinking'"):
+            Chat(own, {"enable_thinkng": False})
+        with pytest.warns(UserWarning, match="reads no argument 'level', so it changes no prompt"):
+            Chat(own, {"level": 3})
+
+
 def inserted(student: str, teacher: str) -> str:
     """The one piece that the teacher's text has and the student's has not; nothing else may differ."""
     start = next((i for i, (a, b) in enumerate(zip(student, teacher, strict=False)) if a != b), len(student))

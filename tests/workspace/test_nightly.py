@@ -42,7 +42,14 @@ def test_since_is_a_moment_in_utc(text: str, moment: str) -> None:
     assert since_of(moment, NOON) == moment  # a run of yesterday goes on with its own moment
 
 
-@pytest.mark.parametrize(("text", "why"), [("tomorrow", "wanted yesterday"), ("2026-11-28", "still to come")])
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("tomorrow", "wanted yesterday"),
+        ("2026-11-28", "still to come"),
+        ("0001-01-01T00:00+14:00", "wanted yesterday"),
+    ],
+)
 def test_other_words_are_refused(text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         since_of(text, NOON)

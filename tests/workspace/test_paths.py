@@ -120,6 +120,8 @@ def test_an_adapter_finds_its_base_in_its_own_workspace(work: Path, typed: str) 
     adapter = work / "runs" / "b" / "student"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{typed}"}}')
+    assert base_of_adapter(adapter) == typed  # an adapter that knows no parent belongs to what it names
+    (adapter / "agentopcd.json").write_text(f'{{"parent_id": "{fingerprint(work / "runs" / "a" / "student")}"}}')
     assert base_of_adapter(adapter) == str(work / "runs" / "a" / "student")
     for other in ("org/runs", "/elsewhere/base", "w/runs/gone/student"):
         (adapter / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{other}"}}')

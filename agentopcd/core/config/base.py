@@ -69,7 +69,7 @@ class Config:
             ConfigError: the file cannot be read, a key or a section is unknown, or a value is invalid.
         """
         values = {} if file is None else _of_verb(cls, read_toml(path_of(file), "settings"))
-        values |= {name: value for name, value in flags.items() if value is not None}
+        values = _over(values, {name: value for name, value in flags.items() if value is not None})
         _refuse_unknown(cls, values)
         return cls(**values)
 
@@ -134,7 +134,18 @@ def _of_verb(config: type[Config], content: Mapping[str, Any]) -> dict[str, Any]
     for name in (name for name in common if name in known and name not in hints(config)):
         owners = [f"[{verb}]" for verb, other in VERBS.items() if name in hints(other)]
         raise ConfigError(f"{name} is no setting of {_named(config)}; write it under {' or '.join(owners)}")
-    return common | next((tables[verb] for verb in tables if VERBS[verb] is config), {})
+    return _over(common, next((tables[verb] for verb in tables if VERBS[verb] is config), {}))
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others over them: of two tables, the names that only the lower one has stay.
+
+    Arguments of one environment are of no use to another: where that changes, its own replace them.
+    """
+    tables = {name for name in above if isinstance(above[name], dict) and isinstance(below.get(name), dict)}
+    if above.get("env", below.get("env")) != below.get("env"):
+        tables.discard("env_args")
+    return {**below, **above, **{name: below[name] | above[name] for name in tables}}
 
 
 def _named(config: type[Config]) -> str:

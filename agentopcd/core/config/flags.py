@@ -157,5 +157,11 @@ def _as_typed(value: Any) -> str:
     try:
         json.loads(value)
     except (ValueError, RecursionError):
-        return value
+        return json.dumps(value) if meant_as(value) else value
     return json.dumps(value)
+
+
+def meant_as(text: str) -> str:
+    """The JSON that a person means who types an argument as Python or YAML has it, such as False; '' for other text."""
+    word = text.strip()
+    return "null" if word == "None" else word.lower() if word.lower() in ("true", "false", "null") else ""

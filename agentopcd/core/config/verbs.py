@@ -298,9 +298,9 @@ def since_of(text: str, now: datetime | None = None) -> str:
     else:
         try:
             moment = datetime.fromisoformat(text)
-        except ValueError:
+            moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):
             raise ConfigError(f"since is {text!r}; wanted yesterday, a day such as 2026-11-26, or 24h") from None
-        moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     if moment > now:
         raise ConfigError(f"since is {text!r}, which is still to come; wanted yesterday, an earlier day, or 24h")
     return moment.isoformat(timespec="microseconds")
