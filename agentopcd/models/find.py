@@ -102,13 +102,27 @@ def find_local(name: str) -> Path | None:
             raise ModelError(f"{name!r} is a folder without config.json; wanted a saved Hugging Face model")
         _refuse_two_models(path, name)
         return resolved(path)
+    _check_hub_id(name)
+    return None
+
+
+def _check_hub_id(name: str) -> None:
     looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if not looks_like_hub:
         raise ModelError(
             f"no model {name!r}: neither a built-in name, a folder, a .gguf file nor a hub id "
             f"(owner/name){did_you_mean(name, BUILT_IN)}"
         )
-    return None
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ModelError(
+            f"no model {name!r}: {first_line(error)}; wanted owner/name (for one revision, give the folder that `hf "
+            "download OWNER/NAME --revision REVISION --local-dir FOLDER` makes)"
+        ) from error
 
 
 def find_cached(name: str) -> Path | None:
@@ -262,7 +276,9 @@ def is_cached(folder: Path) -> bool:
 
 
 def fingerprint(folder: Path) -> str:
-    """The model's id: sha256 over all its files except ``agentopcd.json`` and the model card, which describe it.
+    """The model's id: sha256 over its files of the kinds that are fetched from a hub (:data:`WANTED`), because no other
+    file is ever loaded: what another tool adds to the folder, such as a licence or weights in another format, makes no
+    other model. ``agentopcd.json`` and the model card only describe it.
 
     Of its folders only that of its named chat templates counts. The id of an adapter also covers its base.
     """
@@ -272,7 +288,7 @@ def fingerprint(folder: Path) -> str:
         if file.name == ADAPTER:  # the base counts by its own hash, below, not by its path
             settings = read_json(file) | {"base_model_name_or_path": ""}
             digest.update(json.dumps(settings, sort_keys=True).encode())
-        elif file.is_file() and not describes and not file.name.startswith("."):
+        elif not describes and any(file.match(kind) for kind in WANTED) and file.is_file() and file.name[0] != ".":
             digest.update(f"{file.name}\0{file_sha256(file)}\n".encode())
     for file in sorted((folder / TEMPLATES).glob("*.jinja")):
         digest.update(f"{TEMPLATES}/{file.name}\0{file_sha256(file)}\n".encode())

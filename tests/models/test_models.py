@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import logging
+import re
 import shutil
 import sys
 import warnings
@@ -222,6 +223,9 @@ def test_compute_is_what_was_asked_for_or_what_the_device_has(has: bool, monkeyp
 
 def test_the_id_follows_everything_that_changes_replies(own: Path) -> None:
     first = find.fingerprint(own)
+    for name in ("LICENSE", "pytorch_model.bin", "model.onnx", ".gitattributes", "USE_POLICY.md", "modeling_own.py"):
+        (own / name).write_text("of another tool")
+        assert find.fingerprint(own) == first, name  # no such file is ever loaded
     (own / "agentopcd.json").write_text("{}")
     assert find.fingerprint(own) == first
     (own / "chat_template.jinja").write_text("{{ messages }}")
@@ -230,6 +234,12 @@ def test_the_id_follows_everything_that_changes_replies(own: Path) -> None:
     weights[-1] ^= 1
     (own / "model.safetensors").write_bytes(weights)
     assert len({first, second, find.fingerprint(own)}) == 3
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-1.7B@main", "owner/na me", "-owner/name", "owner/name--x", "owner/..x"])
+def test_what_no_hub_can_hold_is_told_without_asking_one(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"no model '{re.escape(name)}': .*wanted owner/name \(for one revision"):
+        find.find_cached(name)
 
 
 def test_the_parameter_hash_sees_one_changed_bit(loaded: models.LoadedModel) -> None:
