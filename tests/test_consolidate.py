@@ -27,7 +27,7 @@ from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny, training
-from tests.training import LESSONS, SMALL, TRAIN, Killed, Trained, play_some, train
+from tests.training import LESSONS, SMALL, TRAIN, Killed, Trained, plain_logits, play_some, train
 
 
 @pytest.fixture(scope="module")
@@ -139,23 +139,39 @@ def test_the_loss_has_one_row_per_sampled_token_and_none_for_prompts(
     assert sum(weights) == pytest.approx(1.0)  # a mean over the whole step
 
 
+def plain_step(model_dir: Path, work: Path, monkeypatch: pytest.MonkeyPatch, **how: Any) -> tuple[Trained, int]:
+    """A step of plain gradient descent, for Adam's first step is a sign: it would blow a rounding error up to the rate.
+
+    Returns:
+        What was trained, and the number of batches that the step was split into.
+    """
+    monkeypatch.setattr(loop.torch.optim, "AdamW", lambda parameters, lr, **_: torch.optim.SGD(parameters, lr=lr))
+    passes = count_passes(monkeypatch)
+    done = train(model_dir, work, steps=1, batch_size=5, learning_rate=1.0, max_tokens=12, **how)
+    return done, passes[-1]
+
+
+@pytest.fixture(scope="module")
+def singly(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A plain step with a batch for each reply."""
+    with pytest.MonkeyPatch.context() as patch:
+        done, passes = plain_step(model_dir, tmp_path_factory.mktemp("one"), patch, tokens_per_batch=1)
+    assert passes == 5
+    first, start = (next(iter(m.model.parameters())) for m in (done.student, models.load_model(str(model_dir))))
+    assert (first - start).abs().max() > 1e-2
+    return done
+
+
 @pytest.mark.parametrize("budget", [450, 4096])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_how_a_step_is_computed_changes_nothing(
-    budget: int, checkpointing: bool, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    budget: int, checkpointing: bool, singly: Trained, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain gradient descent, for Adam's first step is a sign: it would blow a rounding error up to the rate."""
-    monkeypatch.setattr(loop.torch.optim, "AdamW", lambda parameters, lr, **_: torch.optim.SGD(parameters, lr=lr))
-    common: dict[str, Any] = {"steps": 1, "batch_size": 5, "learning_rate": 1.0, "max_tokens": 12}
-    passes = count_passes(monkeypatch)
-    one = train(model_dir, tmp_path, tokens_per_batch=1, **common)
-    other = train(model_dir, tmp_path, tokens_per_batch=budget, gradient_checkpointing=checkpointing, **common)
-    assert passes[0] == 5 and passes[-1] < 5
-    base = models.load_model(str(model_dir)).model
-    for a, b in zip(one.student.model.parameters(), other.student.model.parameters(), strict=True):
+    how: dict[str, Any] = {"tokens_per_batch": budget, "gradient_checkpointing": checkpointing}
+    other, passes = plain_step(model_dir, tmp_path, monkeypatch, **how)
+    assert passes < 5
+    for a, b in zip(singly.student.model.parameters(), other.student.model.parameters(), strict=True):
         assert (a - b).abs().max() < 1e-6
-    first, start = next(iter(one.student.model.parameters())), next(iter(base.parameters()))
-    assert (first - start).abs().max() > 1e-2
 
 
 def count_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -195,6 +211,11 @@ def test_every_task_comes_once_per_epoch_and_epochs_differ() -> None:
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_the_order_of_tasks_follows_the_seed() -> None:
+    orders = [draw(TRAIN, 1, ConsolidateConfig(**dict(SMALL, batch_size=5, seed=seed))) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+
 def test_a_task_that_comes_twice_in_a_step_is_two_jobs_without_a_context() -> None:
     jobs = draw(TRAIN, 1, ConsolidateConfig(**dict(SMALL, batch_size=12)))
     assert len(set(jobs)) == 12
@@ -230,7 +251,7 @@ def test_the_best_checkpoint_follows_the_select_scores(
     assert [r["select/success"] for r in done.run.records()] == [0.9, 0.1, 0.5, 0.5, 0.2]
 
 
-def test_the_shortcuts_are_compared_before_the_first_distance(
+def test_the_shortcuts_are_compared_before_the_first_distance_is_taken(
     model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
@@ -246,10 +267,25 @@ def test_the_shortcuts_are_compared_before_the_first_distance(
 
     spy(distance, "deal")
     spy(learner.Learner, "compare")
-    done = train(model_dir, tmp_path, by="distance", steps=2)
+    replies: list[Sample] = []
+    samples_of = distance.samples_of
+
+    def spy_samples(*args: Any, **how: Any) -> Any:
+        found = samples_of(*args, **how)
+        replies.extend(found[0])
+        return found
+
+    monkeypatch.setattr(distance, "samples_of", spy_samples)
+    done = train(model_dir, tmp_path, by="distance", steps=2, temperature=5.0)
     assert order == ["compare", "deal", "deal"]  # the distances before training and after step 2
     assert (done.run.folder / "shortcuts.json").is_file()
-    assert isinstance(done.result.select[0], Mean)
+    base, nats, before = models.load_model(str(model_dir)).model, [], done.result.select[0]
+    for sample in replies[: len(replies) // 2]:  # by hand, those before training
+        sides = (plain_logits(base, ids, sample.response_ids) for ids in (sample.student_ids, sample.teacher_ids))
+        p, q = ((logits / 5.0).log_softmax(-1) for logits in sides)
+        nats.append((p.exp() * (p - q)).sum(-1))
+    assert isinstance(before, Mean) and before.n == len(nats) == len(training.SELECT)
+    assert before.rate == pytest.approx(float(torch.cat(nats).mean()), rel=1e-3)
 
 
 def test_the_best_checkpoint_follows_the_mean_reward_if_asked(

@@ -125,3 +125,9 @@ def turn_sample(student_ids: Sequence[int], teacher_ids: Sequence[int], response
         student_ids=tuple(student_ids), teacher_ids=tuple(teacher_ids), response_ids=tuple(response_ids),
         logprobs=(0.0,) * len(response_ids), turn=0,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def plain_logits(model: Any, prompt: Sequence[int], response: Sequence[int]) -> torch.Tensor:
+    """The logits ``[N, V]`` of a response's tokens, from one whole forward pass."""
+    return model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]

@@ -17,6 +17,7 @@ from agentopcd.core.stats import (
     Rate,
     benjamini_hochberg,
     compare,
+    draws_for,
     mid_p,
     paired_difference,
     ratio,
@@ -73,6 +74,19 @@ def test_sign_flip_agrees_with_counting_all_signs() -> None:
     assert sign_flip(sums, seed=2) == sign_flip(sums, seed=2)
     assert sign_flip([]) == sign_flip([0, 0]) == 1.0
     assert sign_flip([5] * 40, draws=99) == 1 / 100
+
+
+@pytest.mark.parametrize("sums", [[0.1, 0.2, 0.3, -0.1], [0.3, 0.1, 0.2, -0.4, 0.1]])
+def test_totals_that_differ_in_their_last_digit_are_equal(sums: list[float]) -> None:
+    """0.1 + 0.2 + 0.3 is not 0.6 in binary: the unit of a score must not change the test."""
+    assert sign_flip(sums) == sign_flip([round(10 * value) for value in sums])
+
+
+@pytest.mark.parametrize("level", [0.0125, 1e-4, 1e-5])
+def test_a_level_however_low_can_be_passed(level: float) -> None:
+    draws = draws_for(level)
+    assert 1 / (draws + 1) < level / 10
+    assert draws == 9999 or sign_flip([1.0] * 40, draws) < level
 
 
 def test_sign_flip_keeps_its_size_on_19_tasks_where_mid_p_does_not() -> None:
@@ -154,6 +168,18 @@ def test_compare_flips_whole_tasks_when_tasks_repeat() -> None:
     assert (one.difference.low, one.difference.high) == (-1.0, 1.0)
 
 
+@pytest.mark.parametrize("kind", ["successes", "scores", "repeated tasks"])
+def test_a_stricter_level_widens_every_kind_of_difference(kind: str) -> None:
+    """Repeats of a task are all alike, so the interval over tasks is the wider one."""
+    tasks = {pair: pair // 4 if kind == "repeated tasks" else pair for pair in range(60)}
+    arms: list[dict[int, float]] = [
+        {pair: task % k / k if kind == "scores" else task % k != 0 for pair, task in tasks.items()} for k in (3, 4)
+    ]
+    named = {pair: str(task) for pair, task in tasks.items()}
+    wide, usual = compare(*arms, named, z=3.0).difference, compare(*arms, named).difference
+    assert wide.diff == usual.diff and wide.low < usual.low and wide.high > usual.high
+
+
 def test_compare_of_nothing() -> None:
     found = compare({}, {}, {})
     assert (found.n, found.p, found.first.rate) == (0, 1.0, 0.0)
@@ -204,6 +230,13 @@ def test_two_sided_agrees_with_counting_all_signs() -> None:
            for signs in product((-1, 1), repeat=len(sums))]  # fmt: skip
     assert two_sided(sums) == pytest.approx(np.mean(far), rel=1e-12)
     assert two_sided(sums) == two_sided([-value for value in sums])
+
+
+@pytest.mark.parametrize("sums", [[0.5, -0.25, 1, 0.75, 0.5, -0.1, 0.9], [-0.5, 0.25, -1, -0.75, 0.5]])
+def test_two_sided_of_scores_counts_both_tails(sums: list[float]) -> None:
+    far = [abs(sum(s * v for s, v in zip(signs, sums, strict=True))) >= abs(sum(sums)) - 1e-9
+           for signs in product((-1, 1), repeat=len(sums))]  # fmt: skip
+    assert two_sided(sums) == pytest.approx(np.mean(far), abs=0.015)
 
 
 def test_benjamini_hochberg_by_hand() -> None:

@@ -13,7 +13,7 @@ from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.core.types import EMPTY, Message
-from agentopcd.distillation import played
+from agentopcd.distillation import anchor, played
 from agentopcd.distillation.anchor import anchors, neutral_prompts, neutral_samples
 from agentopcd.distillation.samples import Sample
 from agentopcd.models.parallel.ranks import Ranks
@@ -22,7 +22,7 @@ from agentopcd.rollouts.game import Game
 from agentopcd.rollouts.player import Player
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
 from tests import tiny
-from tests.training import ENDS, LESSONS, SMALL, Killed, train
+from tests.training import ENDS, LESSONS, SMALL, Killed, plain_logits, train
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,23 @@ def test_both_prompts_of_a_neutral_sample_are_the_same_and_its_noise_is_its_own(
         assert any(text in player.chat.tokenizer.decode(sample.student_ids) for text in neutral_prompts("train"))
     assert anchors(player, 1, config, Ranks()) == first != anchors(player, 2, config, Ranks())
     assert anchors(player, 1, ConsolidateConfig(**SMALL), Ranks()) == {}
+
+
+def test_which_neutral_prompts_come_and_their_noise_follow_the_seed(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(ConsolidateConfig(**SMALL), anchor=2.0)
+    player = player_of(model_dir, config)
+
+    def drawn() -> list[list[Sample]]:
+        return [list(anchors(player, 1, replace(config, seed=seed), Ranks()).values()) for seed in (0, 1)]
+
+    one, other = drawn()
+    assert [sample.student_ids for sample in one] != [sample.student_ids for sample in other]
+    monkeypatch.setattr(anchor, "neutral_prompts", lambda part: ("Name a fruit.",))
+    one, other = drawn()
+    assert [sample.student_ids for sample in one] == [sample.student_ids for sample in other]
+    assert [sample.response_ids for sample in one] != [sample.response_ids for sample in other]
 
 
 def test_a_teacher_with_another_template_reads_neutral_prompts_in_its_own(model_dir: Path) -> None:
@@ -101,11 +118,8 @@ def _drift(folder: Path, base: Any, student: Any) -> float:
     samples = neutral_samples(player, prompts, seed=1, what="t", max_tokens=4, temperature=1.0)
     total, tokens = 0.0, 0
     for sample in samples.values():
-        ids = torch.tensor([[*sample.student_ids, *sample.response_ids]])
-        with torch.no_grad():
-            own, other = (
-                m.model(ids).logits[0, len(sample.student_ids) - 1 : -1].log_softmax(-1) for m in (student, base)
-            )
+        sides = (plain_logits(one.model, sample.student_ids, sample.response_ids) for one in (student, base))
+        own, other = (logits.log_softmax(-1) for logits in sides)
         total += float((own.exp() * (own - other)).sum())
         tokens += sample.num_tokens
     return total / tokens

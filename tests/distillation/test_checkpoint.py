@@ -36,11 +36,12 @@ def test_two_runs_are_bit_equal(whole: Trained, model_dir: Path, tmp_path: Path)
     assert train(model_dir, tmp_path).weights == whole.weights
 
 
-@pytest.mark.parametrize("line", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize("line", [4, 5, 7])
 def test_killed_at_any_line_and_continued_ends_bit_equal(
     line: int, whole: Trained, model_dir: Path, tmp_path: Path
 ) -> None:
-    """Lines: before training, steps 1 to 4, and the evaluations after steps 2 and 4."""
+    """Lines: before training, steps 1 to 4, and the evaluations after steps 2 and 4. The first checkpoint is written
+    after line 4, so all kills before that are one; line 4 leaves the most behind, a best student included."""
     assert len(whole.lines) == 7
     with pytest.raises(Killed):
         train(model_dir, tmp_path, kill_at=line)

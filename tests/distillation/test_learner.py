@@ -13,13 +13,21 @@ import pytest
 import torch
 
 from agentopcd import envs, models
+from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError, TrainingError
 from agentopcd.distillation import checkpoint, deal, learner, losses
+from agentopcd.distillation.checkpoint import Progress
+from agentopcd.distillation.methods import METHODS
+from agentopcd.distillation.metrics import update_record
+from agentopcd.distillation.played import Batches
+from agentopcd.distillation.samples import Sample
+from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.envs import registry
 from agentopcd.models.parallel import sharding
+from agentopcd.models.parallel.ranks import Ranks
 from agentopcd.rollouts.sampling import drawing, same_weights
 from tests import tiny
-from tests.training import Killed, train
+from tests.training import SMALL, Killed, plain_logits, train, turn_sample
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +82,90 @@ def test_replies_that_were_held_to_a_list_are_scored_on_the_list_by_both_models(
     words = tuple(f"[{n}]" for n in range(12))
     spec = dataclasses.replace(envs.get_spec("math"), choices=words)
     monkeypatch.setitem(registry._SPECS, "math", spec)
+    steps: list[list[Sample]] = []
+    take = Batches.take
+
+    def spy(self: Batches, step: int) -> Any:
+        found = take(self, step)
+        steps.append(list(found.samples))
+        return found
+
+    monkeypatch.setattr(Batches, "take", spy)
     held = train(model_dir, tmp_path, steps=2, max_tokens=8, game={"constrain": True})
     for step in held.steps:
         assert step["kl/student_mass_mean"] == pytest.approx(1, abs=1e-5)  # of eleven tokens at most, not of all
         assert step["kl/teacher_mass_p05"] == pytest.approx(1, abs=1e-5)
         assert step["engine/logprob_gap_max_nats"] < 1e-3
-        assert step["loss/value_nats"] == pytest.approx(step["loss/kl_full_sampled_nats"], abs=0.3)
-        assert step["loss/value_nats"] > 0
         assert step["rollout/clipped_share"] == 0
+    # By hand: one reply at a time, each token among those that the list allows there. Both models are still the base.
+    base, divergences = models.load_model(str(model_dir)).model, []
+    for sample in steps[0]:
+        rows = [plain_logits(base, ids, sample.response_ids) for ids in (sample.student_ids, sample.teacher_ids)]
+        for at, (own, taught) in enumerate(zip(*rows, strict=True)):
+            so_far = sample.response_ids[:at]
+            ids = sorted({one[at] for one in sample.choices if len(one) > at and one[:at] == so_far})
+            p, q = own[ids].log_softmax(-1), taught[ids].log_softmax(-1)
+            divergences.append(float((p.exp() * (p - q)).sum()))
+    assert sum(value > 0.01 for value in divergences) > 2, "else nothing could be told apart"
+    assert held.steps[0]["loss/value_nats"] == pytest.approx(sum(divergences) / len(divergences), rel=1e-3)
+
+
+# -- settings that must reach what they are of ----------------------------------------------------------
+
+
+def learner_of(model_dir: Path, *, adapt: bool = False, **changes: Any) -> learner.Learner:
+    config = ConsolidateConfig(**SMALL | changes)
+    student = models.load_model(str(model_dir))
+    if adapt:
+        models.add_adapter(student, 4, torch.float32, 0)
+    return learner.Learner(student, config, torch.float32)
+
+
+def test_weight_decay_is_the_optimizers(model_dir: Path) -> None:
+    groups = learner_of(model_dir, weight_decay=0.07).optimizer.param_groups
+    assert {group["weight_decay"] for group in groups} == {0.07}
+
+
+def test_an_adapter_learns_at_ten_times_the_rate(model_dir: Path) -> None:
+    whole, adapted = (learner_of(model_dir, adapt=adapt, learning_rate=0) for adapt in (False, True))
+    assert whole.learning_rate == whole.student.learning_rate > 0
+    assert adapted.learning_rate == pytest.approx(10 * adapted.student.learning_rate)
+    assert learner_of(model_dir, adapt=True).learning_rate == SMALL["learning_rate"], "a rate that is given holds"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_has_a_temperature_of_its_own(method: str) -> None:
+    player: Any = None
+    given = {**SMALL, "method": method, "temperature": 2.0}
+    ways = [METHODS[method](ConsolidateConfig(**given | more), player, []) for more in ({}, {"loss_temperature": 0.5})]
+    assert [[part.temperature for part in (way, *way.parts)] for way in ways] == [
+        [2.0] * (1 + len(ways[0].parts)),
+        [0.5] * (1 + len(ways[0].parts)),
+    ]
+
+
+def test_later_turns_fade_in_the_weights_of_a_step(model_dir: Path) -> None:
+    fading = learner_of(model_dir, turn_fade=0.5, tokens_per_batch=4096)
+    teacher = FrozenTeacher(models.load_model(str(model_dir)), fading.student, compute=torch.float32)
+    samples = [dataclasses.replace(turn_sample([5, 6], [9, 5, 6], [8, 30]), turn=turn) for turn in (0, 1, 2)]
+    found = {
+        sample.turn: float(weight)
+        for batch in deal.deal(samples, fading, teacher, Ranks())
+        for sample, weight in zip(batch.samples, batch.weights_N[::2], strict=True)
+    }
+    assert found == pytest.approx({0: 4 / 14, 1: 2 / 14, 2: 1 / 14})
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e6])
+def test_a_gradient_above_the_limit_is_clipped_and_that_is_logged(limit: float, model_dir: Path) -> None:
+    one, seen = learner_of(model_dir, clip_norm=limit), []
+    for p in one.trained.values():
+        p.grad = torch.ones_like(p)
+    whole = sum(p.numel() for p in one.trained.values()) ** 0.5
+    one.optimizer.step = lambda: seen.append(sharding.norm_of([p.grad for p in one.trained.values()]))  # type: ignore
+    norm, moved = one.step(Ranks(), 1, learned=True)
+    assert norm == pytest.approx(whole, rel=1e-4) and seen == [pytest.approx(min(whole, limit), rel=1e-3)]
+    assert update_record(Progress(select={}), one, norm, moved, None)["train/clipped"] is (limit < whole)
 
 
 # -- bad gradients ------------------------------------------------------------------------------------

@@ -58,8 +58,8 @@ def replay(model_dir: Path, episode: Episode, *, room: int = 0, faults: FaultLog
     if room:
         sampler = type("Narrow", (), {"room": room, "sample": sampler.sample})()
     player = Player(
-        game=Game(ref="math"), sampler=sampler, chat=Chat(student.tokenizer), sampling=Sampling(max_tokens=3),
-        faults=faults,
+        game=Game(ref="math"), sampler=sampler, chat=Chat(student.tokenizer),
+        sampling=Sampling(max_tokens=3, temperature=5.0), faults=faults,
     )  # fmt: skip
     return PrefixReplay(ConsolidateConfig(env="math", method="prefix-replay"), player, [episode])
 
@@ -73,6 +73,22 @@ def test_a_turn_keeps_its_number_so_that_turns_can_fade(model_dir: Path) -> None
         assert episode.turns[0].messages == method.turns[TRAIN[0]][episode.first][1].messages
         samples, _ = samples_of([episode], method.player.chat, LESSONS, "keep")
         assert [sample.turn for sample in samples] == [episode.first] * len(samples)
+
+
+def test_turns_and_their_noise_follow_the_seed(model_dir: Path) -> None:
+    jobs = [Job(TRAIN[0], rep=rep) for rep in range(12)]
+
+    def played(*prompts: str) -> list[list[Episode]]:
+        method, found = replay(model_dir, stored(model_dir, *prompts)), []
+        for seed in (0, 1):
+            method.config = dataclasses.replace(method.config, seed=seed)
+            found.append(list(method.play(jobs)))
+        return found
+
+    one, other = played("one", "two", "three", "four")
+    assert [episode.first for episode in one] != [episode.first for episode in other]
+    one, other = played("one")
+    assert [e.turns[0].response_ids for e in one] != [e.turns[0].response_ids for e in other]
 
 
 def test_a_turn_that_is_too_long_costs_itself_and_is_written_down(model_dir: Path, tmp_path: Path) -> None:

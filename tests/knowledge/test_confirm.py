@@ -141,6 +141,18 @@ def test_scores_beside_success_decide_where_they_are_asked_for(kit) -> None:
     assert re.search(r"reward: context 0\.556 \[\d.*, empty 0\.333", str(half))
 
 
+def test_a_late_look_at_scores_can_still_pass(kit) -> None:
+    """The level of look 21 is below 1 / 10,000, so it takes more than the usual 9,999 draws of signs."""
+    store, context = kit.open(), kit.context("Holes swallow you.")
+    store.add_context(context)
+    for number in range(20):
+        key = {"env": kit.env, "model_id": kit.model, "context_id": context.id, "setup": kit.setup}
+        store.begin_look({**key, "plan": f"another {number}"}, {})
+    result = confirm(kit.bench(store, rates(kit, holes=0.9, other=0.1)), context, kit.tasks(60, 1000), by="reward")
+    assert result.look == 21 and result.level < 1e-4 and result.comparison.test == "sign_flip"
+    assert result.passed
+
+
 def test_a_metric_that_nobody_reports_costs_no_look(kit) -> None:
     store, context = kit.open(), kit.context("Holes swallow you.")
     bench = kit.bench(store, rates(kit, holes=0.9, other=0.1))

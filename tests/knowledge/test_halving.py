@@ -55,6 +55,15 @@ def hash_of(context: Context) -> int:
     return int(context.id[:8], 16)
 
 
+def test_ties_are_broken_by_a_lot_that_follows_the_seed(kit) -> None:
+    store, pool = kit.open(), contexts(kit, 8)
+    bench, tasks = kit.bench(store, kit.player(lambda _: 0.0)), kit.tasks(40)
+    first, again, other = (
+        [row.context_id for row in halving(bench, pool, tasks, seed=seed).rows] for seed in (0, 0, 1)
+    )
+    assert first == again != other and sorted(first) == sorted(other)
+
+
 def test_halving_plays_few_tasks_again_with_other_noise(kit) -> None:
     store, pool = kit.open(), contexts(kit, 4)
     play = kit.player(lambda _: 0.5)

@@ -52,15 +52,18 @@ def test_an_audit_reads_stored_replies_as_plain_forward_passes_do(lab: Lab, monk
                 logits = loaded.model(torch.tensor([[*prompt, *turn.response_ids]])).logits[0]
             rows.append((logits[len(prompt) - 1 : -1] / 5.0).softmax(-1).double())
         b, o, w, s = (one.sqrt() for one in rows)
-        kl = (rows[2] * (rows[2] / rows[1]).log()).sum()
-        parts = [(w - o) * (w - o), (w - o) * (s - b), kl]
-        before = sums.setdefault(episode.task.key, [0.0] * 3)
+        kl, of_all = ((rows[2] * (rows[2] / rows[other]).log()).sum() for other in (1, 0))
+        parts = [(w - o) * (w - o), (w - o) * (s - b), (o - b) * (w - o), kl, of_all]
+        before = sums.setdefault(episode.task.key, [0.0] * 5)
         sums[episode.task.key] = [old + float(one.sum()) for old, one in zip(before, parts, strict=True)]
     item = reader.sums(reads(reader, Context(render([TWO]))), reads(reader, FIRST))
-    for (_, (norm, shown, kl)), one in zip(sorted(sums.items()), item, strict=True):
+    for (_, (norm, shown, beside, kl, of_all)), one in zip(sorted(sums.items()), item, strict=True):
         assert one.products.part_part == pytest.approx(norm, rel=1e-3)
         assert one.products.part_shown == pytest.approx(shown, rel=2e-3, abs=1e-6)
-        assert one.item_nats == pytest.approx(kl, rel=1e-3)
+        assert one.products.rest_part == pytest.approx(beside, rel=2e-3, abs=1e-6)
+        assert (one.item_nats, one.context_nats) == pytest.approx((kl, of_all), rel=1e-3)
+    whole = [sum(one[place] for one in sums.values()) for place in (3, 4)]
+    assert found.items[0].own.of_context.rate == pytest.approx(whole[0] / whole[1], rel=1e-3)
 
 
 def test_a_later_student_is_asked_for_what_its_ancestors_learned(lab: Lab) -> None:
@@ -186,23 +189,34 @@ def test_turns_of_one_task_leave_a_place_for_another(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, n: int, kept: str
 ) -> None:
     """Where the turns of one task come first, another one is still found."""
+    monkeypatch.setattr("random.Random.shuffle", lambda *_: None)
+    known = [{"id": key, "split": "test", "turns": 4} for key in "ab"]
+    assert "".join(taken(lab, known, n)) == kept
+    with pytest.raises(ConfigError, match=r"on two tasks or more, .* without a context, got 1; play some"):
+        taken(lab, known[:1], n)
+
+
+@pytest.mark.parametrize("held_out", ["test", "confirm", "select"])
+def test_no_turn_of_a_train_task_is_read_and_those_that_taught_nothing_come_first(lab: Lab, held_out: str) -> None:
+    splits = {"a": "train", "b": "extract", "c": held_out, "d": "train", "e": held_out}
+    known = [{"id": key, "split": split, "turns": 2} for key, split in splits.items()]
+    found = taken(lab, known, 99)
+    assert (sorted(found[:4]), found[4:]) == (["c", "c", "e", "e"], ["b", "b"])
+
+
+def taken(lab: Lab, known: list[dict[str, Any]], n: int) -> list[str]:
+    """The ids of the episodes whose turns an audit reads, where a store holds the episodes ``known``, each of a task of
+    its own."""
     with lab.open() as store:
         rows = store.episodes(model_id=row_of(lab, 0)["parent_id"], context_id=EMPTY.id, split="test")
         one = store.transcript(rows[0]["id"])
-    turns = {key: dataclasses.replace(one, task=Task(0, key), turns=one.turns * 4) for key in "ab"}
-    known = [{"id": key, "split": "test", "turns": 4} for key in "ab"]
+        training = Training.of(store, lab.work, row_of(lab, 0)["id"])
+    turns = {row["id"]: dataclasses.replace(one, task=Task(0, row["id"]), turns=one.turns * 4) for row in known}
     stored: Any = SimpleNamespace(episodes=lambda **_: known, transcript=turns.__getitem__)
     session: Any = SimpleNamespace(store=stored, env="math", work=lab.work)
     parent: Any = SimpleNamespace(id="base", name="base")
-    with lab.open() as store:
-        training = Training.of(store, lab.work, row_of(lab, 0)["id"])
     reader: Any = SimpleNamespace(fits=lambda *_: True)
-    monkeypatch.setattr("random.Random.shuffle", lambda *_: None)
-    found = stored_turns(session, parent, training, reader, EMPTY, [], n)
-    assert "".join(episode.task.key for episode in found) == kept
-    del known[1]
-    with pytest.raises(ConfigError, match=r"on two tasks or more, .* without a context, got 1; play some"):
-        stored_turns(session, parent, training, reader, EMPTY, [], n)
+    return [episode.task.key for episode in stored_turns(session, parent, training, reader, EMPTY, [], n)]
 
 
 def test_an_audit_wants_stored_turns_and_items(lab: Lab) -> None:

@@ -2,119 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import shutil
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
 
-from agentopcd.core.config import ConsolidateConfig
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import Mean
-from agentopcd.core.types import EMPTY, Completion, Context
+from agentopcd.core.stats import Mean, paired_difference
 from agentopcd.knowledge import Store, level_of
-from agentopcd.knowledge.students import current_student, move_student, student_moves
+from agentopcd.knowledge.students import move_student, student_moves
 from agentopcd.models.load import LoadedModel
-from agentopcd.rollouts.chat import Chat
-from agentopcd.rollouts.player import Player
-from agentopcd.rollouts.sampling.protocol import InBatches
 from agentopcd.workspace import ratchet
 from agentopcd.workspace.evaluation.distilled import Distilled
-from agentopcd.workspace.gated import to_gate, too_few
-from agentopcd.workspace.ratchet import Promotion, Taught, play_parent, promote
+from agentopcd.workspace.evaluation.table import Contestant
+from agentopcd.workspace.gated import abilities, to_gate, too_few
+from agentopcd.workspace.ratchet import Promotion
 from agentopcd.workspace.session import Session
-from tests import tiny
+from tests.ratchet import Lab, folders, lab
 
-SKILLS = {"base": (0.1, 0.1), "good": (0.9, 0.1), "poor": (0.1, 0.1), "worse": (0.0, 0.1), "both": (0.9, 0.9),
-          "traded": (0.1, 0.9), "slipped": (0.82, 0.9)}  # fmt: skip
-"""Share of the questions of two environments that each model answers."""
-
-
-class Skilled(InBatches):
-    """A sampler that answers a share of the questions: the same ones whenever it is asked."""
-
-    engine = "skilled"
-
-    def __init__(self, tokenizer: Any, share: float) -> None:
-        super().__init__()
-        self.tokenizer, self.share = tokenizer, share
-
-    def sample(self, requests: Any, sampling: Any) -> list[Any]:
-        replies = []
-        for request in requests:
-            drawn = hashlib.sha256(bytes(str(request.prompt_ids), "utf-8")).digest()[0] / 256
-            text = "Answer: 7" if drawn < self.share else "Answer: 1"
-            ids = (*self.tokenizer(text, add_special_tokens=False)["input_ids"], tiny.END)
-            replies.append(Completion(token_ids=ids, logprobs=(-1.0,) * len(ids), finish_reason="stop"))
-        return replies
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {name: tiny.build(root / name, seed=seed) for seed, name in enumerate(SKILLS)}
-
-
-class Lab:
-    """A workspace with two environments, in which a model's name says how many of the questions it answers."""
-
-    def __init__(self, work: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.work = work / "w"
-        # Students lie in run folders of their workspace.
-        self.folders = {name: folders[name] if name == "base" else self.work / "runs" / name for name in folders}
-        for name, folder in self.folders.items():
-            if name != "base":
-                shutil.copytree(folders[name], folder)
-        self.envs = [tiny.questions(work / "first.jsonl"), tiny.questions(work / "second.jsonl", 131)]
-        self.ids: dict[str, str] = {}
-        self.lines: list[str] = []
-
-        def player_for(session: Session, loaded: Any, config: Any = None) -> Player:
-            share = SKILLS[loaded.folder.name][self.envs.index(session.config.env)]
-            return Player(
-                game=session.game, sampler=Skilled(loaded.tokenizer, share), chat=Chat(loaded.tokenizer),
-                sampling=session.config.sampling, seed=session.config.seed,
-            )  # fmt: skip
-
-        monkeypatch.setattr(Session, "player_for", player_for)
-        monkeypatch.setattr(ratchet, "neutral_drift", lambda *_: Mean(0.2, 0.1, 0.3, 32))
-
-    def config(self, env: int = 0, **settings: Any) -> ConsolidateConfig:
-        own: dict[str, Any] = {"env": self.envs[env], "model": str(self.folders["base"])}
-        return ConsolidateConfig(**own | settings)
-
-    def promote(self, name: str, parent: str, *, env: int = 0, **settings: Any) -> Promotion:
-        """Let the student ``name`` of ``parent`` meet the gate, as :func:`agentopcd.distil.distil_context` does."""
-        config = self.config(env, **settings)
-        with Session(config, self.work, say=self.lines.append) as session:
-            before = session.load(str(self.folders[parent]))
-            run_id = session.ledger.begin("consolidate", context_id=EMPTY.id, folder=f"{parent}-{name}-{settings}")
-            play_parent(session, before, config.gate_tasks, run_id)
-            student = self.trained(session, name, before.id, run_id)
-            taught = Taught(context=Context("x"), teacher=str(self.folders[parent]))
-            done = promote(session, student, before.id, config, taught, run_id)
-            session.ledger.finish(run_id, {"promotion": done.to_dict()})
-            return done
-
-    def trained(self, session: Session, name: str, parent_id: str, run_id: int) -> LoadedModel:
-        folder = self.folders[name]
-        student = dataclasses.replace(session.load(str(folder)), parent_id=parent_id)
-        session.store.change(
-            "UPDATE model SET parent_id = ?, run_id = COALESCE(run_id, ?) WHERE id = ?", (parent_id, run_id, student.id)
-        )
-        self.ids[name] = student.id
-        return student
-
-    def student(self, env: int = 0) -> str | None:
-        with Session(self.config(env), self.work, say=self.lines.append) as session:
-            return current_student(session.store, session.env)
-
-
-@pytest.fixture
-def lab(tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> Lab:
-    return Lab(tmp_path, folders, monkeypatch)
+__all__ = ["folders", "lab"]
 
 
 def test_a_better_student_is_promoted_and_a_repeated_call_moves_nothing(lab: Lab) -> None:
@@ -175,7 +83,37 @@ def test_what_the_lineage_had_elsewhere_must_be_kept(lab: Lab) -> None:
     assert [(test.role, test.passed) for test in lost.tests] == [("parent", True), ("had", False)]
     kept = lab.promote("both", "good", env=1, margin=0.3)
     assert kept.verdict == "promoted" and lab.student(1) == lab.ids["both"]
-    assert kept.tests[1].rival == lab.ids["good"] and kept.tests[1].look == 3, "the third look at the first environment"
+    had = kept.tests[1]
+    assert had.rival == lab.ids["good"] and had.look == 3, "the third look at the first environment"
+    # The interval is at the level of the look, one-sided, and not at 95 %.
+    pair, z = had.pair, NormalDist().inv_cdf(1 - had.level)
+    won = round(pair.first.rate * pair.n)
+    cells = (won - pair.wins, pair.wins, pair.losses, pair.n - won - pair.losses)
+    assert pair.difference == paired_difference(*cells, z) and had.level == level_of(3) and z > 2.8
+
+
+def test_what_must_be_kept_is_of_the_last_model_that_was_promoted_there(lab: Lab) -> None:
+    lab.descend("poor", "good")
+    with Session(lab.config(1), lab.work, say=lab.lines.append) as session:
+        for name in ("poor", "good"):
+            move_student(session.store, lab.envs[0], lab.ids[name], "no gate")
+        assert [had["id"] for had in abilities(session, lab.ids["good"]).values()] == [lab.ids["good"]]
+
+
+@pytest.mark.parametrize(("nats", "verdict"), [((0.1, 0.5), "promoted"), ((0.5, 0.1), "not better")])
+def test_by_distance_the_nearer_one_is_the_better_one(
+    nats: tuple[float, float], verdict: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far = dict(zip(("good", "base"), nats, strict=True))
+
+    def by_place(session: Session, one: Contestant, prompted: Any, context: Any, jobs: Any, *, setup: str) -> Any:
+        return {(job.task.key, job.task.seed, job.rep): far[one.model.folder.name] for job in jobs}
+
+    monkeypatch.setattr(ratchet, "nats_by_place", by_place)
+    done = lab.promote("good", "base", by="distance")
+    assert done.verdict == verdict and (lab.student() == lab.ids["good"]) is (verdict == "promoted")
+    told = "distance {:.3f} against {:.3f}, nearer by {:+.3f}".format(*nats, nats[1] - nats[0])
+    assert told in done.lines()[1]
 
 
 @pytest.mark.parametrize(("chosen", "asked"), [("reward", "reward"), ("distance", "success")])
@@ -290,10 +228,25 @@ def test_no_other_way_to_train_is_tried_for_what_cannot_be_asked(lab: Lab, monke
     assert lost.verdict == "lost" and passed(lost) and "or train without the gate" in lost.notes[0]
 
 
+def test_drift_is_measured_to_the_base_and_not_to_the_parent(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab.descend("good")
+    seen: list[tuple[str, str]] = []
+
+    def drift(session: Session, student: LoadedModel, base: LoadedModel) -> Mean:
+        seen.append((student.folder.name, base.folder.name))
+        return Mean(0.2, 0.1, 0.3, 32)
+
+    monkeypatch.setattr(ratchet, "neutral_drift", drift)
+    assert lab.promote("both", "good", env=1).promoted
+    assert seen == [("both", "base")]
+
+
 @pytest.mark.parametrize(("what", "why"), [("gone", "no longer here; put it back"), ("changed", "files were changed")])
 def test_drift_is_measured_to_the_base_as_it_was(lab: Lab, tmp_path: Path, what: str, why: str) -> None:
+    """The parent is another model, which is still there."""
     shutil.copytree(lab.folders["base"], tmp_path / "base")
     lab.folders["base"], train = tmp_path / "base", lab.trained
+    lab.descend("good")
     weights = tmp_path / "base" / "model.safetensors"
 
     def trained(*given: Any) -> LoadedModel:
@@ -304,7 +257,7 @@ def test_drift_is_measured_to_the_base_as_it_was(lab: Lab, tmp_path: Path, what:
         return student
 
     lab.trained = trained  # type: ignore[method-assign]
-    done = lab.promote("good", "base")
+    done = lab.promote("both", "good", env=1)
     assert done.verdict == "drifted" and done.drift is None and passed(done)
     assert why in done.notes[0]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from agentopcd.core.groups import Products, shown_share
 from agentopcd.core.stats import Mean
 from agentopcd.workspace.lineage.found import Found, Shown
-from agentopcd.workspace.lineage.measure import Logits, by_task, shown, sums
+from agentopcd.workspace.lineage.measure import Logits, Sums, by_task, shown, sums
 
 TOKENS = [3, 2, 4, 3, 5, 2, 3, 2]
 KEYS = ["a", "a", "b", "c", "d", "e", "f", "g"]
@@ -99,19 +99,32 @@ def test_the_interval_is_that_of_the_regression_with_tasks_as_clusters() -> None
     assert found.n == 7
 
 
+ALLOWED = torch.arange(V) % 3 != 0
+
+
+def of_tasks(four: list[Tensor], rows: int) -> list[Sums]:
+    return by_task(KEYS, sums(*map(given, four), TOKENS, rows, 0.7))  # type: ignore[call-arg,arg-type]
+
+
 def test_chunks_and_forbidden_tokens_change_nothing() -> None:
-    allowed = torch.ones(V, dtype=torch.bool)
-    allowed[::3] = False
-    cut = [rows.masked_fill(~allowed, -torch.inf) for rows in (BASE, WITHOUT, WHOLE, blend(0.5, 0.5))]
-    small = [rows[:, allowed] for rows in (BASE, WITHOUT, WHOLE, blend(0.5, 0.5))]
-    found = [
-        by_task(KEYS, sums(*(given(rows) for rows in four), TOKENS, size, 0.7))  # type: ignore[arg-type]
-        for four, size in ((cut, 4), (small, 1000))
-    ]
-    for one, other in zip(*found, strict=True):
+    four = [BASE, WITHOUT, WHOLE, blend(0.5, 0.5)]
+    found = of_tasks([rows.masked_fill(~ALLOWED, -torch.inf) for rows in four], 4)
+    for one, other in zip(found, of_tasks([rows[:, ALLOWED] for rows in four], 1000), strict=True):
         assert one[:3] == pytest.approx(other[:3], rel=1e-5)
         assert one.products == pytest.approx(other.products, rel=1e-5)
-    assert [one.tokens for one in found[0]] == [5, 4, 3, 5, 2, 3, 2]
+    assert [one.tokens for one in found] == [5, 4, 3, 5, 2, 3, 2]
+
+
+def test_divergences_are_those_from_the_whole_context_by_hand() -> None:
+    found = of_tasks([BASE, WITHOUT, WHOLE, blend(0.5, 0.5)], 4)
+    base, without, whole = ((rows / 0.7).softmax(-1).double() for rows in (BASE, WITHOUT, WHOLE))
+    tasks = [key for key, n in zip(KEYS, TOKENS, strict=True) for _ in range(n)]
+    for name, other in (("item_nats", without), ("context_nats", base)):
+        nats = (whole * (whole / other).log()).sum(-1)
+        wanted = [float(nats[[task == key for task in tasks]].sum()) for key in sorted(set(KEYS))]
+        assert [getattr(one, name) for one in found] == pytest.approx(wanted, rel=1e-5)
+    of_context = (whole * (whole / without).log()).sum() / (whole * (whole / base).log()).sum()
+    assert shown(found).of_context.rate == pytest.approx(float(of_context), rel=1e-5)
 
 
 def test_a_placebo_is_told_in_units_of_the_item() -> None:

@@ -14,7 +14,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Context
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.player import Player
-from agentopcd.workspace.evaluation.table import Contestant, Evaluation, evaluate, lines, tabulate
+from agentopcd.workspace.evaluation.table import Contestant, Evaluation, _recovered, evaluate, lines, tabulate
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -126,6 +126,16 @@ def test_without_a_gain_in_context_there_is_nothing_to_recover(session: Session)
     tasks = session.tasks("test", 5)
     assert evaluate(session, [base, useless, student], tasks, run_id=session.ledger.begin("x")).recovered is None
     assert evaluate(session, [base, student], tasks, run_id=session.ledger.begin("x")).recovered is None
+
+
+def test_what_is_recovered_is_a_share_of_the_gain_on_the_tasks_that_all_have_played() -> None:
+    """Of places 1 to 4, the context wins two more than the base, and the student one of them."""
+    outcomes: Any = {
+        "base": {1: 1, 2: 0, 3: 0, 4: 0},
+        "in-context": {1: 1, 2: 1, 3: 1, 4: 0, 5: 1},
+        "student": {1: 1, 2: 1, 3: 0, 4: 0, 6: 1},
+    }
+    assert _recovered(outcomes) == pytest.approx(0.5)
 
 
 def test_no_tasks_are_refused(session: Session) -> None:

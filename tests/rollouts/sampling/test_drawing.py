@@ -33,3 +33,12 @@ def test_logits_that_are_no_numbers_are_refused(temperature: float) -> None:
     broken = torch.cat([LOGITS, torch.full_like(LOGITS, torch.nan)])
     with pytest.raises(AlignmentError, match="no numbers"):
         drawing.draw(broken, rows, Sampling(temperature=temperature))
+
+
+def test_top_p_is_of_what_top_k_has_left() -> None:
+    """Of 0.4, 0.3, 0.2 and 0.1, top-k leaves 0.57 and 0.43, so the first token alone holds half."""
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    found = drawing.truncated_logprobs(logits, Sampling(temperature=1.0, top_k=2, top_p=0.5)).exp()
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    both = drawing.truncated_logprobs(logits, Sampling(temperature=1.0, top_k=2, top_p=0.6)).exp()
+    torch.testing.assert_close(both, torch.tensor([[4 / 7, 3 / 7, 0.0, 0.0]]))
