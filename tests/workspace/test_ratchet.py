@@ -11,6 +11,7 @@ import pytest
 
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.stats import Mean, paired_difference
+from agentopcd.core.types import EMPTY
 from agentopcd.knowledge import Store, level_of
 from agentopcd.knowledge.students import move_student, student_moves
 from agentopcd.models.load import LoadedModel
@@ -336,3 +337,17 @@ def test_the_student_plays_where_no_model_is_named_and_its_ref_can_be_named(lab:
         move_student(session.store, ref.removesuffix("/student"), None, "rollback")
         with pytest.raises(ConfigError, match="was rolled back to none"):
             session.model_name()
+
+
+@pytest.mark.parametrize(("tasks", "kept"), [(2, False), (6, False), (7, True)])
+def test_tasks_too_few_to_show_anything_do_not_show_that_nothing_was_lost(
+    tasks: int, kept: bool, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal scores have an interval without width, however few they are; 0.5 ** 7 is below the level of a first look."""
+    monkeypatch.setattr(ratchet._Ground, "scores", lambda ground, *_: dict.fromkeys(ground.places, 1.0))
+    with Session(lab.config(by="reward"), lab.work, say=lab.lines.append) as session:
+        run_id = session.ledger.begin("consolidate", context_id=EMPTY.id, folder="equal")
+        ground = ratchet._Ground.of(session, tasks, run_id)
+        (had,), _ = ground.meet(session.bench(run_id), session.loaded, {"other": "had"}, 0.1)
+    assert had.passed == kept and had.pair.difference.low == 0
+    assert (f"{tasks} tasks, too few to tell" in str(had)) != kept
