@@ -343,7 +343,7 @@ def test_the_student_plays_where_no_model_is_named_and_its_ref_can_be_named(lab:
 def test_tasks_too_few_to_show_anything_do_not_show_that_nothing_was_lost(
     tasks: int, kept: bool, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equal scores have an interval without width, however few they are; 0.5 ** 7 is below the level of a first look."""
+    """Equal scores have an interval without width, however few; 0.5 ** 7 is below the level of a first look."""
     monkeypatch.setattr(ratchet._Ground, "scores", lambda ground, *_: dict.fromkeys(ground.places, 1.0))
     with Session(lab.config(by="reward"), lab.work, say=lab.lines.append) as session:
         run_id = session.ledger.begin("consolidate", context_id=EMPTY.id, folder="equal")
