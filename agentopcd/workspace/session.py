@@ -274,7 +274,7 @@ class Session:
                 errors.append(episode.error or "")
             unread.add(episode.turns)
             yield episode
-        for line in unread.lines(self.config.max_tokens):
+        for line in unread.lines(self.config.max_tokens, graded=self.game.graded):
             self.say(line)
         if broken := errors[before:]:
             last = re.sub(r"^[\w.]*(GameFault|Hang): ", "", broken[0].strip().splitlines()[-1])
