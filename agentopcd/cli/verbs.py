@@ -207,8 +207,9 @@ def forecast(config: ForecastConfig, call: Call) -> None:
         for line in found.lines():
             call.say(line)
         by_person = bool(config.context) and is_file(config.context)
-        usable = by_person or session.confirmed(context) or not session.game.graded  # nothing confirms there
-        closing.after_forecast(call, config, context.id, found.advice[0], confirmed=usable)
+        graded = session.game.graded
+        usable = by_person or session.confirmed(context) or not graded  # nothing confirms there
+        closing.after_forecast(call, config, context.id, found.advice[0], confirmed=usable, graded=graded)
 
 
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
