@@ -265,7 +265,7 @@ def test_what_has_no_use_here_is_refused(tmp_path: Path) -> None:
     ):
         ranked_by(session)
     with pytest.raises(ConfigError, match="nothing says what is right"):
-        learn(LearnConfig(env=config.env, model=config.model), tmp_path / "w2", say=lambda line: None)
+        learn(LearnConfig(env=config.env, model=config.model), str(tmp_path / "w2"), say=lambda line: None)
     with pytest.raises(ConfigError, match="--by distance chooses checkpoints"):
         LearnConfig(env=config.env, by="distance")
     with pytest.raises(ConfigError, match="turn_decay is 1"):

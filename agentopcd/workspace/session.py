@@ -61,9 +61,10 @@ class Session:
     """
 
     def __init__(
-        self, config: PlayerConfig, work: Path, *, say: Callable[[str], None] = print,
+        self, config: PlayerConfig, work: str | Path, *, say: Callable[[str], None] = print,
         progress: Progress = no_progress, snapshot: str = "", by: str = "",
     ) -> None:  # fmt: skip
+        work = path_of(work)
         self.config, self.work, self.say, self.progress = config, work, say, progress
         self._by = getattr(config, "by", "") or by
         self.store = Store.open(work / "store.db")
