@@ -28,7 +28,7 @@ demo: $(STAMP)
 	$(BIN)/agentopcd learn --env frozen-lake-4x4 --model pocket --steps 8 --select-every 4 --work demo-work
 
 demo-real: $(STAMP)
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash recipes/demo-real.sh
+	PYTHON=$(BIN)/python bash recipes/demo-real.sh
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -13,6 +13,7 @@ from agentopcd.core.callable_module import make_callable
 from agentopcd.core.config import ConsolidateConfig, LearnConfig, PlayConfig, ScoreConfig, pick, since_of
 from agentopcd.core.config.toml import saved
 from agentopcd.core.errors import ConfigError, TrainingError
+from agentopcd.core.files import path_of
 from agentopcd.core.runs import Run, read_json, work_flag, write_json, written_down
 from agentopcd.core.text import counted
 from agentopcd.core.types import EMPTY, Context, Job
@@ -100,7 +101,7 @@ class _Past:
 
 
 def learn(
-    config: LearnConfig, work: Path, *, say: Callable[[str], None] = print, progress: Progress = no_progress
+    config: LearnConfig, work: str | Path, *, say: Callable[[str], None] = print, progress: Progress = no_progress
 ) -> list[Round]:
     """Run rounds of play, extract, score and consolidate; each round starts from the student that plays.
 
@@ -112,7 +113,7 @@ def learn(
     Of a recording, sessions are read in place of play. Where nothing grades its replies, no context is ranked, and
     :func:`agentopcd.workspace.experience.teach.context_to_teach` says which one is distilled.
     """
-    config = dataclasses.replace(config, since=since_of(config.since))
+    work, config = path_of(work), dataclasses.replace(config, since=since_of(config.since))
     check_launch(pick(config, ConsolidateConfig), Ranks.current().count)
     run = Run(work, "learn", run_config(config), saved(config)[0])
     with contextlib.closing(Hold(work, run.folder.name, "this command")):

@@ -3,7 +3,8 @@
 python examples/own_grader.py                                               # writes estimates.jsonl
 agentopcd envs check estimates.jsonl --env-arg grader=examples/own_grader.py:near
 agentopcd envs try estimates.jsonl --env-arg grader=examples/own_grader.py:near
-agentopcd play --env estimates.jsonl --grader examples/own_grader.py:near --model Qwen/Qwen3-1.7B
+agentopcd play --env estimates.jsonl --grader examples/own_grader.py:near --model Qwen/Qwen3-1.7B \\
+    --template-arg enable_thinking=false
 """
 
 from __future__ import annotations

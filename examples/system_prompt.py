@@ -44,6 +44,7 @@ def main(model: str = "pocket-s", steps: int = 2, lora_rank: int = 0, work: Path
         env=str(chats), context=str(prompt), placement="system", model=model, lora_rank=lora_rank,
         steps=steps, batch_size=4 if small else 16, max_tokens=8 if small else 128, select_tasks=4 if small else 24,
         select_every=max(1, steps // 2), test_tasks=8 if small else 40,
+        template_args={"enable_thinking": False},  # else Qwen3 thinks, and its 128 tokens hold nothing but that
     )  # fmt: skip
     with Session(config, work) as session:
         distilled = distil_context(session, config, find_context(session, config))

@@ -1,7 +1,8 @@
 """An environment with tools: a parcel desk with a price list, a calculator, and a rule that nobody tells.
 
     agentopcd envs try examples/tool_environment.py:ParcelDesk
-    agentopcd play --env examples/tool_environment.py:ParcelDesk --model Qwen/Qwen3-1.7B
+    agentopcd play --env examples/tool_environment.py:ParcelDesk --model Qwen/Qwen3-1.7B \\
+        --template-arg enable_thinking=false
 
 A typed line such as ``weight(parcel="lamp")`` calls a tool; any other line is the answer.
 """

@@ -2,12 +2,18 @@
 # The whole circle on real weights, in two arms; `make demo-real` runs it. About seven minutes on two cores.
 #   (a) experience: the model plays, writes down items, the best context is confirmed, and only then distilled
 #   (b) a person's context of one line, distilled
-# Everything lands in demo-real-work/; the same command goes on where it was stopped.
+# Everything lands in demo-real-work/ (or $DEMO_WORK); the same command goes on where it was stopped. The interpreter is
+# $PYTHON, else that of .venv, else python3.
 set -euo pipefail
+work=${DEMO_WORK:-}
+case $work in "" | /*) ;; *) work=$PWD/$work ;; esac  # a relative one is meant from where it was typed
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-work=${DEMO_WORK:-demo-real-work}
+work=${work:-demo-real-work}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3)}
+"$python" -m agentopcd --version > /dev/null ||
+    { echo "agentopcd is not installed for $python; name another interpreter with PYTHON=" >&2; exit 1; }
 mkdir -p "$work"
-show() { printf '\n$ agentopcd %s\n' "$*"; agentopcd "$@"; }
+show() { printf '\n$ agentopcd %s\n' "$*"; "$python" -m agentopcd "$@"; }
 
 task=(--env math --env-arg level=1 --env-arg grader=last-number)
 [ -f "$work/splits.json" ] || show envs splits math --env-arg level=1 --env-arg grader=last-number \
@@ -23,4 +29,4 @@ printf '\n(b) a context written by a person: %s\n' "$(cat recipes/demo-real/cont
 show consolidate "${who[@]}" "${training[@]}" --context recipes/demo-real/context.txt
 
 printf '\nBoth arms on the same test tasks\n'
-python recipes/demo_real_table.py "$work"
+"$python" recipes/demo_real_table.py "$work"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -16,16 +17,26 @@ import torch
 from agentopcd.cli.options import Call
 from agentopcd.cli.verbs import consolidate as command
 from agentopcd.cli.verbs import evaluate as evaluate_command
-from agentopcd.core.config import ConsolidateConfig, EvaluateConfig, LearnConfig, PlayConfig, ScoreConfig
+from agentopcd.cli.verbs import forecast as forecast_command
+from agentopcd.core.config import (
+    ConsolidateConfig,
+    EvaluateConfig,
+    ForecastConfig,
+    LearnConfig,
+    PlayConfig,
+    ScoreConfig,
+)
 from agentopcd.core.errors import ConfigError
 from agentopcd.core.types import Context
 from agentopcd.distil import Distilled, distil_context
 from agentopcd.distillation.methods import drawn
 from agentopcd.distillation.positions import response_logits
 from agentopcd.learn import learn
+from agentopcd.workspace.checks import check_unseen
 from agentopcd.workspace.evaluation.spoken import Distances
 from agentopcd.workspace.evaluation.student import evaluate_student
 from agentopcd.workspace.experience.choose import ranked_by
+from agentopcd.workspace.experience.find_context import find_context
 from agentopcd.workspace.session import Session
 from tests import tiny
 
@@ -254,7 +265,7 @@ def test_what_has_no_use_here_is_refused(tmp_path: Path) -> None:
     ):
         ranked_by(session)
     with pytest.raises(ConfigError, match="nothing says what is right"):
-        learn(LearnConfig(env=config.env, model=config.model), tmp_path / "w2", say=lambda line: None)
+        learn(LearnConfig(env=config.env, model=config.model), str(tmp_path / "w2"), say=lambda line: None)
     with pytest.raises(ConfigError, match="--by distance chooses checkpoints"):
         LearnConfig(env=config.env, by="distance")
     with pytest.raises(ConfigError, match="turn_decay is 1"):
@@ -269,21 +280,59 @@ def test_what_has_no_use_here_is_refused(tmp_path: Path) -> None:
         PlayConfig(env=config.env, grader="a.py:f", env_args={"grader": "b.py:f"})
 
 
-def test_a_context_that_the_prompts_show_already_is_refused(tmp_path: Path) -> None:
-    talk = [{"role": "system", "content": f"You sell boxes. {CONTEXT.text.strip()}"}]
-    talk += [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Ho."}]
-    file = tmp_path / "told.jsonl"
-    file.write_text("".join(json.dumps({"messages": [*talk[:1], {**talk[1], "content": f"Box {i}?"}, talk[2]]}) + "\n"
-                            for i in range(20)))  # fmt: skip
-    for drop in (False, True):
-        given = {"env_args": {"system": "drop"}} if drop else {}
-        config = settings(tmp_path, env=str(file), steps=1, **given)
-        with Session(config, tmp_path / f"w{drop}", say=lambda line: None) as session:
-            if drop:
-                assert distil_context(session, config, CONTEXT).evaluation is not None
-                continue
-            with pytest.raises(ConfigError, match=r"holds the context already.*system=drop"):
-                distil_context(session, config, CONTEXT)
+PROMPT = """You answer for a parcel service.
+Be short, and never promise a day. If you do not know where a parcel is, say so, and ask for its number."""
+DAILY = PROMPT.replace("\n", "  \n") + "\nToday is day {}."
+
+
+def shown(tmp_path: Path, system: str, *, role: str = "system", every: int = 1, drop: bool = False) -> dict[str, Any]:
+    """Settings for conversations of which some (``every`` second, say) begin with a message that may be the prompt."""
+    path, talks = tmp_path / "told.jsonl", []
+    for i in range(120):
+        first = [{"role": role, "content": system.format(i)}] if i % every == 0 else []
+        talks.append({"messages": [*first, {"role": "user", "content": f"Where is {i}?"}]})
+    path.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    (tmp_path / "PROMPT.md").write_text(PROMPT)
+    args = {"env_args": {"system": "drop"}} if drop else {}
+    return {"env": str(path), "context": str(tmp_path / "PROMPT.md"), "placement": "system", **args}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"system": PROMPT}, "refused"),
+        ({"system": PROMPT.replace("\n", "\r\n")}, "refused"),
+        ({"system": DAILY.replace(" know", "\u00a0know")}, "refused"),
+        ({"system": PROMPT + " Here is the question:", "role": "user"}, "refused"),
+        ({"system": PROMPT, "every": 3}, r"warning: \d+ of \d+ prompts hold the context already"),
+        ({"system": PROMPT.replace("short", "brief")}, r"warning: (\d+) of \1 prompts hold most of the context"),
+        ({"system": "You sell boxes, and ask for its number."}, ""),
+        ({"system": PROMPT, "drop": True}, ""),
+    ],
+)
+def test_a_context_that_the_prompts_show_already_is_told(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    lines: list[str] = []
+    config = settings(tmp_path, **shown(tmp_path, **given))
+    with Session(config, tmp_path / "w", say=lines.append) as session:
+        if said == "refused":
+            with pytest.raises(ConfigError, match=r"(\d+) of \1 prompts hold the context already.*system=drop"):
+                distil_context(session, config, find_context(session, config))
+            return
+        check_unseen(session, find_context(session, config).parts)
+    assert [bool(re.match(said, line)) for line in lines] == [True] * bool(said)
+
+
+def test_every_command_with_a_context_looks_whether_the_prompts_hold_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call, dry = (Call(tmp_path / "w", False, dry_run) for dry_run in (False, True))
+    given = shown(tmp_path, PROMPT) | {"model": settings(tmp_path).model}
+    for verb, config in ((forecast_command, ForecastConfig(**given)), (command, ConsolidateConfig(**given))):
+        for one in (call, dry):
+            with pytest.raises(ConfigError, match="hold the context already"):
+                verb(config, one)
+    evaluate_command(EvaluateConfig(**given), dry)
+    assert "hold the context already" in capsys.readouterr().out
 
 
 def test_a_game_may_be_chosen_by_distance_too(tmp_path: Path) -> None:

@@ -77,14 +77,17 @@ def after_play(call: Call, config: PlayConfig, *, waiting: int, candidates: int,
         next_is(call, command(call, "knowledge score", flags_for(config, ScoreConfig)))
     elif config.env.startswith(RECORDED) and candidates:  # a person approves one of them, or a canary tries it
         next_is(call, command(call, "knowledge list refs", ""))
+    elif not graded:
+        call.say("nothing is right or wrong here, so no context can be ranked; a text of yours can be distilled")
+        _next_training(call, config, "consolidate --context FILE")
     else:
         next_is(call, command(call, "knowledge list episodes", ""))
 
 
 def after_forecast(
-    call: Call, config: ForecastConfig, context_id: str, advice: Advice, *, confirmed: bool = True
+    call: Call, config: ForecastConfig, context_id: str, advice: Advice, *, confirmed: bool = True, graded: bool = True
 ) -> None:
-    """What follows a forecast: the training, or more notes.
+    """What follows a forecast: the training, or more notes; where nothing is graded, another text.
 
     Args:
         confirmed: whether it can be trained on; a context of the store has to pass the confirm gate first.
@@ -94,6 +97,8 @@ def after_forecast(
         next_is(call, command(call, f"knowledge confirm {name}", flags_for(config, ConfirmConfig)))
     elif advice == "train":
         _next_training(call, config, f"consolidate {name}")
+    elif not graded:
+        next_is(call, command(call, "forecast --context FILE", flags_for(config, ForecastConfig)))
     else:
         next_is(call, command(call, "play", flags_for(config, PlayConfig)))
 

@@ -140,8 +140,10 @@ def check(
 
     from agentopcd.envs import check_env, get_spec, make
     from agentopcd.envs.walks import MAX_REPLIES
+    from agentopcd.rollouts.game import Game
 
-    spec, maker = get_spec(ref), partial(make, ref, **_arguments(env_arg, grader))
+    spec, kwargs = get_spec(ref), _arguments(env_arg, grader)
+    maker, graded = partial(make, ref, **kwargs), Game(ref=ref, kwargs=kwargs, success_when=success_when).graded
     report = check_env(maker, n, spec=spec, success_when=success_when)
     if as_json:
         emit({**dataclasses.asdict(report), "ok": report.ok}, indent=2)
@@ -150,16 +152,11 @@ def check(
             for line in lines:
                 print(f"{kind}: {line}")
         within = f" within {MAX_REPLIES} replies" if spec.step_limit > MAX_REPLIES else ""
-        verdict = "ok" if report.ok else f"{len(report.errors)} errors"
-        print(
-            f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds;"
-            f" random replies won {report.random_success:.1%}{within}"
-        )
-        print(
-            f"Next: agentopcd play --env {_again(ref, env_arg, grader, success_when)}"
-            if report.ok
-            else "Next: fix the errors and check again"
-        )
+        verdict = "ok" if report.ok else counted(len(report.errors), "error")
+        won = f"random replies won {report.random_success:.1%}{within}" if graded else "nothing is graded"
+        print(f"{ref}: {verdict}; {report.distinct} distinct tasks in {report.seeds} seeds; {won}")
+        again = _again(ref, env_arg, grader, success_when)
+        print(f"Next: {_next(again, graded)}" if report.ok else "Next: fix the errors and check again")
     if not report.ok:
         raise typer.Exit(1)
 
@@ -290,6 +287,7 @@ def splits(
     Example: agentopcd envs splits sokoban --seeds 4000 --select 300 --confirm 256 --test 500 -o splits.json
     """
     from agentopcd.envs import build_splits
+    from agentopcd.rollouts.game import Game
 
     named = {"test": test, "confirm": confirm, "select": select, "extract": extract, "train": train}
     sizes = {name: size for name, size in named.items() if size is not None}
@@ -301,7 +299,8 @@ def splits(
         emit(json.loads(manifest.to_json()))
         return
     _print_splits(manifest)
-    print(f"Next: agentopcd play --env {_again(ref, env_arg, grader)}" if out is None else f"wrote {out}")
+    graded = Game(ref=ref, kwargs=kwargs).graded
+    print(f"Next: {_next(_again(ref, env_arg, grader), graded)}" if out is None else f"wrote {out}")
 
 
 def _print_splits(manifest: Any) -> None:
@@ -328,6 +327,12 @@ def _print_splits(manifest: Any) -> None:
 def _arguments(env_args: list[str] | None, grader: str) -> dict[str, Any]:
     """The arguments of the environment, with the grader among them as runs have it."""
     return parse_env_args([*(env_args or []), *([f"grader={grader}"] if grader else [])])
+
+
+def _next(again: str, graded: bool) -> str:
+    """The command for an environment that is in order: play, or where nothing is right or wrong, so that no lesson can
+    be ranked, a person's text into the weights."""
+    return f"agentopcd play --env {again}" if graded else f"agentopcd consolidate --env {again} --context FILE"
 
 
 def _again(ref: str, env_args: list[str] | None, grader: str, success_when: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agentopcd.cli import closing
 from agentopcd.core.config import ConfirmConfig, ConsolidateConfig, LearnConfig, ScoreConfig, ScoringConfig, pick
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.text import counted
+from agentopcd.core.text import counted, first_line
 
 if TYPE_CHECKING:
     from agentopcd.workspace.session import Session
@@ -162,4 +162,4 @@ def _memory(session: Session, config: ConsolidateConfig) -> str:
     try:
         return f"about {memory(session.model_name()[0], config, session.compute)}"
     except ModelError as error:  # a dry run must work without a model
-        return f"not estimated: {error}"
+        return f"not estimated: {first_line(error)}"

@@ -189,11 +189,13 @@ def forecast(config: ForecastConfig, call: Call) -> None:
     Example: agentopcd forecast --env frozen-lake-4x4 --context notes.txt
     """
     with _open(config, call) as session:
+        from agentopcd.workspace.checks import check_unseen
         from agentopcd.workspace.forecast import forecast as ahead
         from agentopcd.workspace.forecast import shown_context
         from agentopcd.workspace.pace import estimate
 
         context = shown_context(session, config)
+        check_unseen(session, context.parts)
         arms, n = (3 if session.game.graded else 1), len(session.tasks("select", config.episodes))
         if call.dry_run:
             with_what = "with the context, without it, and with its placebo" if arms == 3 else "without the context"
@@ -205,8 +207,9 @@ def forecast(config: ForecastConfig, call: Call) -> None:
         for line in found.lines():
             call.say(line)
         by_person = bool(config.context) and is_file(config.context)
-        usable = by_person or session.confirmed(context) or not session.game.graded  # nothing confirms there
-        closing.after_forecast(call, config, context.id, found.advice[0], confirmed=usable)
+        graded = session.game.graded
+        usable = by_person or session.confirmed(context) or not graded  # nothing confirms there
+        closing.after_forecast(call, config, context.id, found.advice[0], confirmed=usable, graded=graded)
 
 
 def consolidate(config: ConsolidateConfig, call: Call) -> None:
@@ -218,6 +221,7 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
         from agentopcd.distil import check_launch, check_method, distil_context
         from agentopcd.models.parallel.ranks import launched
         from agentopcd.workspace import ready
+        from agentopcd.workspace.checks import check_unseen
         from agentopcd.workspace.experience.find_context import find_context
         from agentopcd.workspace.pace import estimate
 
@@ -225,7 +229,7 @@ def consolidate(config: ConsolidateConfig, call: Call) -> None:
         ready.to_train(session, config)
         if call.dry_run:
             if not config.mix:  # which contexts are mixed depends on what this model won with them
-                find_context(session, config)
+                check_unseen(session, find_context(session, config).parts)
             check_method(session, config)
             plan = plans.training(session, config)
             time = estimate(session, episodes=plan.episodes, steps=plan.steps)

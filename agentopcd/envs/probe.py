@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import pickle
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -41,6 +43,7 @@ ALIKE = 4
 """Episodes with the same replies that must be the same for seeds of one task key."""
 MORE_SEEDS, RESETS_S = 300, 3.0
 """Seeds beyond those that are played, which are only reset, and the seconds spent on it."""
+_seedless = functools.partial(re.compile(r"(?<=seed=)\d+").sub, "")  # what goes wrong with every seed is one error
 
 
 class Probe:
@@ -87,7 +90,7 @@ class Probe:
             return transcript(env, seed, replies=replies)
 
     def error(self, text: str) -> None:
-        if text not in self.errors:
+        if _seedless(text) not in map(_seedless, self.errors):
             self.errors.append(text)
 
     def warn(self, text: str) -> None:
@@ -97,7 +100,7 @@ class Probe:
     def fault(self, fault: GameFault, before: str = "") -> None:
         """Record what a game did wrong, once. A hang ends the check, which would only wait again."""
         self.faulty = True
-        if str(fault) not in self.errors:
+        if _seedless(str(fault)) not in map(_seedless, self.errors):
             self.error(f"{before}{fault}")
         if isinstance(fault, Hang):
             raise fault

@@ -1,4 +1,4 @@
-"""Replies that count as no answer since they were cut, and the lines that tell of them."""
+"""Replies that hold no answer since they were cut, and the lines that tell of them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,21 @@ class Unread:
             elif turn.invalid and turn.finish_reason == "length":
                 self.cut += 1
 
-    def lines(self, max_tokens: int) -> Iterator[str]:
-        """Warnings for the person; none if there is nothing worth one."""
+    def lines(self, max_tokens: int, *, graded: bool) -> Iterator[str]:
+        """Warnings for the person; none if there is nothing worth one.
+
+        Args:
+            graded: whether something says which replies are right; else all are measured and learned from.
+        """
+        counts = "count as no answer" if graded else "are measured and learned from as they are"
         of = f"of {self.turns:,} replies"
         if self.thinking:
             yield (
-                f"warning: {self.thinking} {of} were cut in their thinking, or never came out of it, and count as no "
-                "answer; raise --max-tokens, or let the model think less (--template-arg enable_thinking=false)"
+                f"warning: {self.thinking} {of} were cut in their thinking, or never came out of it, and {counts}; "
+                "raise --max-tokens, or let the model think less (--template-arg enable_thinking=false)"
             )
         if self.cut > WORTH_TELLING * self.turns:
             yield (
                 f"warning: {self.cut} {of} were cut at {max_tokens} tokens with nothing in them that could be used, "
-                "and count as no answer; raise --max-tokens"
+                f"and {counts}; raise --max-tokens"
             )

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Literal
 
 from agentopcd import models
 from agentopcd.core.config import ConsolidateConfig, TrainConfig
 from agentopcd.core.errors import ConfigError, ModelError
+from agentopcd.core.text import counted
 from agentopcd.core.types import MARKER, Context, Message, Mixture
 from agentopcd.distillation.distance import DISTANCE
 from agentopcd.models.merged import peft
 from agentopcd.rollouts.chat import Chat
 from agentopcd.workspace.session import Session
 from agentopcd.workspace.trackers import check_tracker
+
+LOOKED_AT = 256
+"""How many stored prompts are looked at for the context."""
+TELLING = 20
+"""The words of a context that has to be that long, for a part of it in a prompt to be no chance."""
 
 
 def check_before(
@@ -23,8 +33,8 @@ def check_before(
 
     Raises:
         ModelError: the teacher cannot score the student's tokens, or the student cannot be saved.
-        ConfigError: the teacher's prompt, with the context, and a reply do not fit into the teacher's positions, or
-            items are to be chosen for each turn and the context has none.
+        ConfigError: the prompts hold the context already, the teacher's prompt, with the context, and a reply do not
+            fit into the teacher's positions, or items are to be chosen for each turn and the context has none.
     """
     if student.model is None:
         return  # behind an API, which is refused later
@@ -39,18 +49,70 @@ def check_before(
     chat, room = Chat(teacher.tokenizer, config.template_args), models.positions(teacher.model)
     task = next(iter(session.tasks("train")), None)
     messages, tools = (session.game.opening(task.seed) if task else None) or ([Message(role="user", content="")], [])
-    shown = messages[0]["content"] if messages[0]["role"] == "system" else ""
-    if shown and any(part.text.strip() in shown for part in context.parts):
-        raise ConfigError(
-            "the system message of the first prompt holds the context already, so the student would see it, too; leave "
-            "it out of the prompts (--env-arg system=drop, for a file of conversations)"
-        )
+    check_unseen(session, context.parts)
     longest = max(len(chat.render(messages, part, tools)) for part in context.parts)
     if room and longest + config.max_tokens > room:
         raise ConfigError(
             f"with the context, the first prompt has {longest} tokens; with a reply of {config.max_tokens} that is "
             f"more than the {room} positions of {teacher.name}; shorten the context, or lower --max-tokens"
         )
+
+
+def check_unseen(session: Session, parts: Sequence[Context], *, refuse: bool = True) -> None:
+    """Refuse a context that most prompts hold already, and tell a person where some do, or hold most of it.
+
+    The student would see it there, too, so that base and student would both be the prompted model.
+
+    Args:
+        refuse: False: it is told in each case.
+
+    Raises:
+        ConfigError: more than half of the prompts hold it.
+    """
+    found = [_held(words, parts) for words in _first_prompts(session)]
+    held, nearly = found.count("whole"), found.count("near")
+    if not (held or nearly):
+        return
+    out = "leave it out of them (--env-arg system=drop, where it is the system message of a file of conversations)"
+    those = f"{held} of {counted(len(found), 'prompt')} {'holds' if held == 1 else 'hold'} the context already"
+    if refuse and 2 * held > len(found):
+        raise ConfigError(f"{those}, so the student would see it, too; {out}")
+    if held:
+        session.say_once(f"warning: {those}, so what is measured on them is not what the context does; {out}")
+    if nearly:
+        those = f"{nearly} of {counted(len(found), 'prompt')} {'holds' if nearly == 1 else 'hold'} most of the context"
+        session.say_once(f"warning: {those} in its words, which the student sees, too; if that is not meant, {out}")
+
+
+def _first_prompts(session: Session) -> list[str]:
+    """The words of first prompts that may hold a context: of a game the system message, which is one for all tasks; of
+    stored prompts all that was said to the model, in as many of them as are read in a moment."""
+    known = (session.tasks(split) for split in ("train", "select", "test"))
+    tasks, logged = next((tasks for tasks in known if tasks), []), session.game.spec.logged
+    roles = ("system", "user") if logged else ("system",)
+    openings = (session.game.opening(task.seed) for task in tasks[: LOOKED_AT if logged else 1])
+    said = ([one["content"] for one in opening[0] if one["role"] in roles] for opening in openings if opening)
+    return [" ".join(words) for words in said]
+
+
+def _held(prompt: str, parts: Sequence[Context]) -> Literal["whole", "near", "no"]:
+    """How much of a context a prompt holds, whatever spaces and line ends stand in either: all of it, or ``near``: more
+    than half of its runs of four words, which a changed word leaves in place."""
+    shown = _words(prompt)
+    texts = [words for part in parts if (words := _words(part.text))]
+    if any(re.search(rf"(?<!\w){re.escape(' '.join(words))}(?!\w)", " ".join(shown)) for words in texts):
+        return "whole"
+    seen = _runs(shown)
+    long = [_runs(words) for words in texts if len(words) >= TELLING]
+    return "near" if any(2 * len(runs & seen) > len(runs) for runs in long) else "no"
+
+
+def _words(text: str) -> list[str]:
+    return unicodedata.normalize("NFKC", text).split()
+
+
+def _runs(words: Sequence[str]) -> set[tuple[str, ...]]:
+    return {tuple(words[at : at + 4]) for at in range(len(words) - 3)}
 
 
 def check_launch(config: TrainConfig, processes: int) -> None:

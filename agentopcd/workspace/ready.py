@@ -10,7 +10,7 @@ from agentopcd.core.runs import kept, work_flag
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge import check_leaks
 from agentopcd.knowledge.decide import waiting_flags
-from agentopcd.workspace.checks import check_teacher
+from agentopcd.workspace.checks import check_teacher, check_unseen
 from agentopcd.workspace.experience.choose import ranked_by, traced
 from agentopcd.workspace.paths import inside, recall
 from agentopcd.workspace.session import Session
@@ -103,7 +103,7 @@ def to_evaluate(session: Session, config: EvaluateConfig) -> str:
         ConfigError: the context is unknown, the base of the student is not here, or there are no tasks.
     """
     if config.context:
-        session.context(config.context, config.placement)
+        check_unseen(session, session.context(config.context, config.placement)[0].parts, refuse=False)
     student = config.student or session.newest_student() or ""
     row = _trained(session, student)
     if row is not None and not config.model:
@@ -125,7 +125,8 @@ def to_learn(session: Session, config: LearnConfig) -> None:
     """Refuse rounds that could not begin, or would stop at a later stage for want of tasks.
 
     Raises:
-        ConfigError: nothing is right or wrong here, or a split that is needed has no tasks.
+        ConfigError: nothing is right or wrong here, a split that is needed has no tasks, or the prompts hold the
+            context already.
     """
     ungraded = session.recording and not session.game.graded  # contexts come from people there, and no task ranks them
     if config.context and not ungraded:
@@ -134,6 +135,8 @@ def to_learn(session: Session, config: LearnConfig) -> None:
             "it with `agentopcd consolidate --context`"
         )
     if ungraded:
+        if config.context:
+            check_unseen(session, session.context(config.context, config.placement)[0].parts)
         return to_train(session, config)
     ranked_by(session)
     for split in ("extract", "select", "confirm"):

@@ -61,9 +61,10 @@ class Session:
     """
 
     def __init__(
-        self, config: PlayerConfig, work: Path, *, say: Callable[[str], None] = print,
+        self, config: PlayerConfig, work: str | Path, *, say: Callable[[str], None] = print,
         progress: Progress = no_progress, snapshot: str = "", by: str = "",
     ) -> None:  # fmt: skip
+        work = path_of(work)
         self.config, self.work, self.say, self.progress = config, work, say, progress
         self._by = getattr(config, "by", "") or by
         self.store = Store.open(work / "store.db")
@@ -279,7 +280,7 @@ class Session:
                 errors.append(episode.error or "")
             unread.add(episode.turns)
             yield episode
-        for line in unread.lines(self.config.max_tokens):
+        for line in unread.lines(self.config.max_tokens, graded=self.game.graded):
             self.say(line)
         if broken := errors[before:]:
             last = re.sub(r"^[\w.]*(GameFault|Hang): ", "", broken[0].strip().splitlines()[-1])

@@ -3,20 +3,26 @@
 #   (a) what the model makes of its own replies alone: nonsense in short lines
 #   (b) what it makes of them with the reviewer's feedback
 #   (c) the notes of a person
-# Everything lands in short-answers-work/; the same command goes on where it was stopped.
+# Everything lands in short-answers-work/ (or $SHORT_WORK); the same command goes on where it was stopped. The
+# interpreter is $PYTHON, else that of .venv, else python3.
 set -euo pipefail
+work=${SHORT_WORK:-}
+case $work in "" | /*) ;; *) work=$PWD/$work ;; esac  # a relative one is meant from where it was typed
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-work=${SHORT_WORK:-short-answers-work}
+work=${work:-short-answers-work}
 here=recipes/short-answers
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || command -v python3)}
+"$python" -m agentopcd --version > /dev/null ||
+    { echo "agentopcd is not installed for $python; name another interpreter with PYTHON=" >&2; exit 1; }
 mkdir -p "$work"
-show() { printf '\n$ agentopcd %s\n' "$*"; agentopcd "$@"; }
+show() { printf '\n$ agentopcd %s\n' "$*"; "$python" -m agentopcd "$@"; }
 
 sizes=(--test 128 --confirm 192 --select 96 --extract 64)
 player=(--model smollm2-135m --max-tokens 48 --work "$work")
 extraction=(--episodes 24 --chains 4 --chain-steps 4 --extract-tokens 48)
 choosing=(--method uniform --candidates 2 --select-tasks 24 --confirm-tasks 96)
 
-python "$here/make_rows.py" --silent --out "$work/silent.jsonl"
+"$python" "$here/make_rows.py" --silent --out "$work/silent.jsonl"
 silent=(--env "$work/silent.jsonl" --splits "$work/silent.json" "${player[@]}")
 reviewed=(--env "$here/rows.jsonl" --splits "$work/reviewed.json" "${player[@]}")
 [ -f "$work/silent.json" ] || show envs splits "$work/silent.jsonl" "${sizes[@]}" --out "$work/silent.json"

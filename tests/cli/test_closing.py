@@ -122,7 +122,8 @@ def test_after_a_ranking_alone_the_winner_is_to_be_confirmed(call: Call) -> None
         (0, 4, True, "next: agentopcd knowledge score --env"),
         (2, 0, True, "next: agentopcd knowledge list items --status pending --work 'my work'"),
         (2, 4, True, "next: agentopcd knowledge score --env"),
-        (0, 0, False, "next: agentopcd knowledge list episodes --work 'my work'"),
+        (0, 0, True, "next: agentopcd knowledge list episodes --work 'my work'"),
+        (0, 4, False, "next: agentopcd consolidate --context FILE --env"),
     ],
 )
 def test_after_play(waiting: int, candidates: int, graded: bool, said: str, call: Call) -> None:
@@ -131,6 +132,11 @@ def test_after_play(waiting: int, candidates: int, graded: bool, said: str, call
     )
     assert HEARD[-1].startswith(said)
     assert any("2 items wait for a person" in line for line in HEARD) == (waiting == 2)
+
+
+def test_after_a_forecast_where_nothing_is_graded_another_text_is_tried(call: Call) -> None:
+    closing.after_forecast(call, ForecastConfig(**PLAYER), "abcd", "do not", graded=False)
+    assert HEARD[-1].startswith("next: agentopcd forecast --context FILE --env")
 
 
 def evaluation(student: dict[str, bool], base: dict[str, bool]) -> Evaluation:

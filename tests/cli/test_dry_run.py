@@ -6,13 +6,15 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from agentopcd.cli import app
-from agentopcd.core.errors import AgentOpcdError, EngineError
+from agentopcd.cli import app, plans
+from agentopcd.core.config import ConsolidateConfig
+from agentopcd.core.errors import AgentOpcdError, EngineError, ModelError
 from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge import Store, identify
 from agentopcd.models import find
@@ -42,6 +44,15 @@ def refused(work: Path, *words: str) -> str:
     with pytest.raises(AgentOpcdError) as error:
         run(work, *words)
     return str(error.value)
+
+
+def test_a_memory_that_is_not_known_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> str:
+        raise ModelError("no connection\nand more of it")
+
+    monkeypatch.setattr("agentopcd.distillation.memory.memory", fails)
+    session: Any = SimpleNamespace(model_name=lambda: ("a/b", ""), compute=None)
+    assert plans._memory(session, ConsolidateConfig(env="math")) == "not estimated: no connection"
 
 
 VERBS = (["play"], ["consolidate", "--context", "prompt.txt"], ["learn"], ["evaluate"], ["knowledge", "score"])

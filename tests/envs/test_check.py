@@ -187,6 +187,16 @@ def test_what_is_built_is_closed() -> None:
     assert Counts.open["now"] == 0 and Counts.open["most"] <= 3
 
 
+class OfOldGym(Pay):
+    def reset(self) -> Any:  # type: ignore[override]
+        return "Start. Say [1]."
+
+
+def test_what_every_seed_does_wrong_is_one_error() -> None:
+    errors = check_env(OfOldGym, n=4, spec=EnvSpec(id="", entry_point=OfOldGym)).errors
+    assert [error.partition(" raised ")[0] for error in errors] == ["reset(seed=0)"]
+
+
 class Patient(Pay):
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         time.sleep(0.02)

@@ -131,6 +131,17 @@ def test_check_says_what_the_next_command_needs(success_when: str, monkeypatch: 
     assert text.endswith(f"play --env gym:CartPole-v1{' --success-when terminated' * bool(success_when)}\n")
 
 
+def test_where_nothing_is_graded_a_text_is_distilled(tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    talk = '{"messages": [{"role": "user", "content": "Where is %d?"}]}\n'
+    file.write_text("".join(talk % number for number in range(120)))
+    (tmp_path / "g.py").write_text("def short(row, reply):\n    return len(reply) < 9\n")
+    for command in ("check", "splits"):
+        text = run(command, str(file), "--seeds", "120")
+        assert "won" not in text and text.endswith(f"consolidate --env {file} --context FILE\n")
+        assert "agentopcd play" in run(command, str(file), "--seeds", "120", "--grader", f"{tmp_path}/g.py:short")
+
+
 def test_random_moves_are_those_that_the_class_lists() -> None:
     text = run("try", "tests.envs.test_solvers:Halves", "--random")
     assert text.strip().splitlines()[-1].startswith(("failed after 1 step", "success after 1 step"))

@@ -107,8 +107,8 @@ def test_choices(reply: str, gold: str, right: bool) -> None:
 
 
 def test_an_unknown_grader_is_refused() -> None:
-    with pytest.raises(EnvError, match="'plain', 'symbolic' or 'last-number'"):
-        check_grader("fuzzy")
+    with pytest.raises(EnvError, match=r"'plain', 'symbolic', 'last-number' or FILE\.py:FUNCTION, got 'grade.py'"):
+        check_grader("grade.py")
 
 
 def test_the_symbolic_grader_sees_equal_formulas_from_any_thread() -> None:

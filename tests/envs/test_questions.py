@@ -147,6 +147,15 @@ def test_no_second_format_instruction() -> None:
         ([{"question": " ", "answer": "1"}], "empty question"),
         ([{"q": "q", "a": "1"}], "no question in a row with the keys q, a; .*--env-arg prompt_key=KEY"),
         ([{"question": "q", "gold": "1"}], "no answer in a row with the keys question, gold"),
+        (
+            [{"prompt": "Where is it?"}],
+            "--grader FILE.py:FUNCTION; where nothing is right or wrong, write the",
+        ),
+        (
+            [{"body": {"messages": [{"role": "user", "content": "q"}]}}],
+            "a conversation is in body.messages: write",
+        ),
+        ([{"data": [{"prompt": "q"}]}], "the rows are in data: write that list alone into the file"),
         ([{"question": "q", "answer": "$ $"}], "would not accept its own answer"),
         ([{**MEDMCQA, "cop": 2}], "cannot tell whether it counts from 0"),
         ([{**MEDMCQA, "cop": -1}], "a test file without answers"),

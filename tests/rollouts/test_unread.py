@@ -34,6 +34,13 @@ THINKING = turn("<think>let me see", cut=True, invalid=True)
 def test_what_the_limit_took_is_told(turns: list[Turn], told: list[str]) -> None:
     unread = Unread()
     unread.add(turns)
-    lines = list(unread.lines(24))
+    lines = list(unread.lines(24, graded=True))
     assert len(lines) == len(told)
     assert all(line.startswith("warning: ") and words in line for line, words in zip(lines, told, strict=True))
+
+
+def test_what_cut_replies_count_as_depends_on_whether_something_grades_them() -> None:
+    unread = Unread()
+    unread.add([THINKING, turn(cut=True, invalid=True)])
+    for graded, words in ((True, "and count as no answer;"), (False, "and are measured and learned from as they are;")):
+        assert all(words in line for line in unread.lines(24, graded=graded))

@@ -31,6 +31,11 @@ def open_session(rows: str, work: Path, **settings: object) -> Session:
     return Session(PlayConfig(env=rows, **settings), work, say=lambda line: None)  # type: ignore[arg-type]
 
 
+def test_a_workspace_may_be_named_by_a_text(rows: str, tmp_path: Path) -> None:
+    with Session(PlayConfig(env=rows), str(tmp_path / "w"), say=lambda line: None) as session:
+        assert session.work == tmp_path / "w"
+
+
 def test_splits_are_made_once_and_kept(rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_session(rows, tmp_path / "w") as session:
         first = session.manifest

@@ -149,4 +149,4 @@ def check_grader(name: str) -> GraderName:
 
         require_math_verify()
         return "symbolic"
-    raise EnvError(f"grader must be 'plain', 'symbolic' or 'last-number', got {name!r}")
+    raise EnvError(f"grader must be 'plain', 'symbolic', 'last-number' or FILE.py:FUNCTION, got {name!r}")

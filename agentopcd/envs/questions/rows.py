@@ -47,7 +47,7 @@ from agentopcd.envs.questions.answers import same
 from agentopcd.envs.questions.files import Raw, read_rows, row_files
 from agentopcd.envs.questions.grading import find_answer, grade_choice
 from agentopcd.envs.questions.text_checks import known_checks
-from agentopcd.envs.questions.values import answers_of, blank, cell_at, missing, plain, question_of, unlike
+from agentopcd.envs.questions.values import absent, answers_of, blank, cell_at, missing, plain, question_of, unlike
 from agentopcd.envs.views import hash_prompt
 
 PROMPT_KEYS = ("prompt", "problem", "question", "input", "instruction")
@@ -58,7 +58,6 @@ PASSAGE_KEYS = ("passage", "context", "article", "paragraph")
 COLUMNS = ("prompt", "instruction_id_list", "kwargs")
 """Columns of IF-Eval's published file."""
 
-_PAIR = ", or give prompt and completion as messages, not as text, if it is a conversation"
 _YES_NO = "Reply with <answer>yes</answer> or <answer>no</answer>."
 _FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
 
@@ -392,8 +391,4 @@ def _first(row: Raw, keys: Sequence[str], what: str, argument: str) -> Any:
             return value
     if any(isinstance(cell_at(row, key), str) for key in keys):
         raise EnvError(f"has an empty {what}")
-    raise EnvError(
-        f"no {what} in a row with the keys {', '.join(map(str, row))}; looked for {', '.join(keys)};"
-        f" name it with --env-arg {argument}=KEY"
-        f"{_PAIR if what == 'answer' and not blank(row.get('completion')) else ''}"
-    )
+    raise absent(row, keys, what, argument)

@@ -27,6 +27,9 @@ _STR_LIST = re.compile(rf"\[{_QUOTED}(?:, {_QUOTED})*+\]", re.DOTALL)
 _IN_OBJECTS = ("target", "value", "text", "answer", "ground_truth")
 """Keys under which an object holds the right answer: those of verl's search rows, TriviaQA and SQuAD."""
 
+_TALKS = ("messages", "conversations", "conversation")
+_AS_MESSAGES = '{"messages": [{"role": "user", "content": "..."}]}'
+
 
 def missing(value: Any) -> bool:
     """Whether a cell holds nothing: null, or the NaN that data frames write for it."""
@@ -55,6 +58,29 @@ def cell_at(row: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
     return value
+
+
+def absent(row: Mapping[str, Any], keys: Sequence[str], what: str, argument: str) -> EnvError:
+    """The error for a row without a question or a right answer: where it may stand, or what to do without.
+
+    Args:
+        argument: the setting that names its column.
+    """
+    found = f"no {what} in a row with the keys {', '.join(map(str, row))}"
+    if what == "question":
+        for name, cell in row.items():
+            if isinstance(cell, Mapping) and any(cell.get(key) for key in _TALKS):
+                inner = next(f"{name}.{key}" for key in _TALKS if cell.get(key))
+                return EnvError(f"{found}; a conversation is in {inner}: write that list as the messages of the row")
+            first = cell[0] if isinstance(cell, list) and cell else None
+            if isinstance(first, Mapping) and any(key in first for key in (*keys, *_TALKS)):
+                return EnvError(f"{found}; the rows are in {name}: write that list alone into the file")
+    found += f"; looked for {', '.join(keys)}; name it with --env-arg {argument}=KEY"
+    if what == "answer":
+        pair = ", or give prompt and completion as messages, not as text, if it is a conversation"
+        found += ", or give checks or --grader FILE.py:FUNCTION" + (pair if not blank(row.get("completion")) else "")
+        found += f"; where nothing is right or wrong, write the prompt as messages: {_AS_MESSAGES}"
+    return EnvError(found)
 
 
 def unlike(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
