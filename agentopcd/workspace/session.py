@@ -64,18 +64,17 @@ class Session:
         self, config: PlayerConfig, work: str | Path, *, say: Callable[[str], None] = print,
         progress: Progress = no_progress, snapshot: str = "", by: str = "",
     ) -> None:  # fmt: skip
-        work = path_of(work)
-        self.config, self.work, self.say, self.progress = config, work, say, progress
+        self.config, self.work, self.say, self.progress = config, path_of(work), say, progress
         self._by = getattr(config, "by", "") or by
-        self.store = Store.open(work / "store.db")
+        self.store = Store.open(self.work / "store.db")
         self.recording = recording_of(config.env)
-        self.snapshot = open_recording(self.store, work, config, snapshot) if self.recording else ""
+        self.snapshot = open_recording(self.store, self.work, config, snapshot) if self.recording else ""
         self.game = game_of(config)
         self.env = self.game.label
         self.kind: Kind = "single" if self.game.step_limit == 1 else "game"
         self.extraction = Extraction.of(config)
         self.ledger = Ledger(
-            store=self.store, config=config, env=self.env, kind=self.kind, work=work,
+            store=self.store, config=config, env=self.env, kind=self.kind, work=self.work,
             model_id=lambda: self.loaded.id, say=say, shortcuts=self._shortcuts_found, extraction=self.extraction.facts,
             snapshot=self.snapshot,
         )  # fmt: skip
@@ -301,8 +300,7 @@ class Session:
 
     def tasks(self, split: str, n: int | None = None) -> list[Task]:
         """The first ``n`` tasks of a split, or all tasks if there are fewer or ``n`` is None."""
-        tasks = self.manifest.tasks(split)
-        return tasks if n is None else tasks[:n]
+        return self.manifest.tasks(split)[:n]
 
     def needed(self, split: str, n: int | None = None) -> list[Task]:
         """The same, of a split that has to hold some.
@@ -348,8 +346,7 @@ class Session:
             return manifest
         if self.recording:
             return hashed_splits(self.game.ref, self.game.kwargs)
-        name = hashlib.sha256(self.env.encode()).hexdigest()[:12]
-        file = self.work / "splits" / f"{name}.json"
+        file = self.work / "splits" / f"{hashlib.sha256(self.env.encode()).hexdigest()[:12]}.json"
         if file.is_file():
             return Manifest.load(file)
         manifest = build_splits(self.game.ref, self.game.kwargs, progress=self.progress)
