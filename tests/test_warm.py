@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,11 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_it_says_and_returns_what_a_real_start_does(words: tuple[str, ...], code: int, said: str, folder: Path) -> None:
-    how = {"cwd": folder, "env": os.environ | {"OF_THIS_COMMAND": "1", "COLUMNS": "80"}, "typed": "[go]\n"}
+    how: dict[str, Any] = {
+        "cwd": folder,
+        "env": os.environ | {"OF_THIS_COMMAND": "1", "COLUMNS": "80"},
+        "typed": "[go]\n",
+    }
     forked, real = (warm.run(*words, real=real, **how) for real in (False, True))
     assert (forked.returncode, forked.stdout, forked.stderr) == (real.returncode, real.stdout, real.stderr)
     assert forked.returncode == code and said in forked.stdout + forked.stderr
