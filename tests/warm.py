@@ -5,6 +5,9 @@ a test is about what a command does, it takes the warm start: a process of its o
 streams, that ends as Python ends. A real start is for what a fork cannot show: variables that are read at an import
 (the warm process has one thread and stays off the hub), a hash seed of its own, what an import says or costs, flags of
 Python, terminals, and output that is read while the command runs.
+
+Real starts that load a model: the README's game in ``tests/test_stranger.py``; in ``tests/invariants``, what the killed
+commands are compared with, and a missing model. ``tests/test_wheel.py`` has the program that an installation makes.
 """
 
 from __future__ import annotations
