@@ -21,10 +21,10 @@ from agentopcd.envs import AnyText, EnvSpec, TextEnv, build_splits, check_env, g
 from agentopcd.envs.floors import floors
 from agentopcd.envs.guard import KNOWN_INFO, Guarded, Hang, OutOfTime, time_limit
 from agentopcd.envs.spec import written_on
-from agentopcd.rollouts.player import play
-from tests.rollouts.scripted import player_of
 
 HERE = "tests.envs.test_guard"
+# The checker imports this file in two new processes for the classes in it, so what plays them (torch and transformers,
+# 10 s of a slow processor for each) is imported inside the tests that play.
 
 
 class Room(TextEnv):
@@ -107,6 +107,9 @@ def tokenizer(tiny_model_dir: Path) -> Any:
 
 @pytest.mark.parametrize("fault", FAULTS, indirect=True)
 def test_a_fault_costs_its_own_episodes_everywhere(fault: str, tokenizer: Any) -> None:
+    from agentopcd.rollouts.player import play
+    from tests.rollouts.scripted import player_of
+
     said = FAULTS[fault]
     player = player_of(tokenizer, lambda prompt: "[right]", f"{HERE}:Room")
     episodes = {e.task.seed: e for e in play(player, [Job(Task(seed, str(seed))) for seed in range(4)])}
@@ -138,6 +141,9 @@ class SaysNone(Room):
 
 @pytest.mark.parametrize("constrain", [False, True])
 def test_an_entry_of_none_is_one_that_is_not_there(constrain: bool, tokenizer: Any) -> None:
+    from agentopcd.rollouts.player import play
+    from tests.rollouts.scripted import player_of
+
     player = player_of(tokenizer, lambda prompt: "[right]", f"{HERE}:SaysNone")
     player = dataclasses.replace(player, game=dataclasses.replace(player.game, constrain=constrain))
     (episode,) = play(player, [Job(Task(1, "1"))])

@@ -11,9 +11,6 @@ from agentopcd.core.errors import EnvError
 from agentopcd.core.types import Job, Task
 from agentopcd.envs import TextEnv, check_env, get_spec, make
 from agentopcd.envs.success import rule_of, solved
-from agentopcd.rollouts.game import Game
-from agentopcd.rollouts.player import play
-from tests.rollouts.scripted import player_of
 
 
 @pytest.mark.parametrize(
@@ -132,10 +129,16 @@ class Pays(TextEnv):
 
 
 PAYS = "tests.envs.test_success:Pays"
+# The checker imports this file in two new processes for the classes in it, so what plays them (torch and transformers,
+# 10 s of a slow processor for each) is imported inside the test that plays.
 
 
 def test_play_asks_where_nothing_says_it_and_takes_the_rule(tiny_model_dir: Path) -> None:
     from transformers import AutoTokenizer
+
+    from agentopcd.rollouts.game import Game
+    from agentopcd.rollouts.player import play
+    from tests.rollouts.scripted import player_of
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
     player = player_of(tokenizer, lambda prompt: "go", PAYS)

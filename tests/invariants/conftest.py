@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 
 from agentopcd.knowledge import Store
-from tests import tiny
+from tests import tiny, warm
 
 ENV = "slow_env.py:SLOW"
 PATIENCE_S = 120
@@ -28,18 +27,23 @@ class Desk:
     """A folder with the tiny model, an environment file and texts, from which commands are called."""
 
     folder: Path
+    real: bool = False
+    """Whether commands are started anew, with a hash seed of their own, instead of from the warm process."""
 
-    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "agentopcd", *arguments],
-            cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", **variables},
-        )  # fmt: skip
+    @property
+    def anew(self) -> Desk:
+        """The same desk, from which every start is a real one."""
+        return dataclasses.replace(self, real=True)
+
+    def start(self, *arguments: str, **variables: str) -> warm.Warm | subprocess.Popen[str]:
+        return warm.start(*arguments, **self._how(variables))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(*arguments)
-        out, err = process.communicate(timeout=PATIENCE_S)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+        return warm.run(*arguments, timeout=PATIENCE_S, **self._how({}))
+
+    def _how(self, variables: dict[str, str]) -> dict[str, Any]:
+        own = {"OMP_NUM_THREADS": "1", "COLUMNS": "80", "HF_HUB_OFFLINE": "1", **variables}
+        return {"cwd": self.folder, "env": os.environ | own, "real": self.real}
 
     def ok(self, *arguments: str) -> str:
         """Run, expect success, and return stdout."""

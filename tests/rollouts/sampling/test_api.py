@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from agentopcd.rollouts.sampling import requests
 from agentopcd.rollouts.sampling.chat_api import ApiSampler
 from agentopcd.rollouts.sampling.requests import KEY
 from agentopcd.rollouts.sampling.transformers_engine import TransformersSampler
+from tests import warm
 from tests.rollouts.sampling.fake_server import FakeServer
 from tests.rollouts.sampling.vllm_server import VllmServer
 
@@ -111,7 +110,7 @@ def test_what_is_wrong_is_said_in_one_line(fake: FakeServer) -> None:
 
 
 def run(*words: str) -> tuple[int, str]:
-    done = subprocess.run([sys.executable, "-m", "agentopcd", *words], capture_output=True, text=True)
+    done = warm.run(*words)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -181,10 +180,7 @@ def test_a_lesson_that_is_kept_back_is_not_taken_for_having_none(
 
     monkeypatch.setattr(fake, "chat", only_lessons_are_kept)
     words = ["--episodes", "2", "--chains", "1", "--chain-steps", "2", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "agentopcd", "play", *words, *flags(fake.url, tmp_path / "work")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = warm.run("play", *words, *flags(fake.url, tmp_path / "work"))
     found = json.loads(done.stdout)
     assert (found["items"], found["replies_without_item"]) == ([], 2)
     assert "of 1 lessons are missing" in done.stderr and "content_filter" in done.stderr
