@@ -326,8 +326,9 @@ def test_every_command_with_a_context_looks_whether_the_prompts_hold_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call, dry = (Call(tmp_path / "w", False, dry_run) for dry_run in (False, True))
-    given = shown(tmp_path, PROMPT) | {"model": settings(tmp_path).model}
-    for verb, config in ((forecast_command, ForecastConfig(**given)), (command, ConsolidateConfig(**given))):
+    given: dict[str, Any] = shown(tmp_path, PROMPT) | {"model": settings(tmp_path).model}
+    verbs: list[tuple[Any, Any]] = [(forecast_command, ForecastConfig(**given)), (command, ConsolidateConfig(**given))]
+    for verb, config in verbs:
         for one in (call, dry):
             with pytest.raises(ConfigError, match="hold the context already"):
                 verb(config, one)

@@ -392,7 +392,7 @@ def _widened(cells: Mapping[tuple[bool, bool], int], groups: Sequence[tuple[int,
 
     Where all tasks came out alike nothing is seen of their variance, so as many pairs count as there are tasks.
     """
-    _, low, high = ratio(*zip(*groups, strict=True), z)
+    _, low, high = ratio([total for total, _ in groups], [size for _, size in groups], z)
     n = sum(cells.values())
     each = 1.0 if high - low > 1e-12 else len(groups) / n
     difference = dataclasses.replace(paired_difference(*(count * each for count in cells.values()), z=z), n=n)

@@ -176,7 +176,8 @@ def test_a_stricter_level_widens_every_kind_of_difference(kind: str) -> None:
         {pair: task % k / k if kind == "scores" else task % k != 0 for pair, task in tasks.items()} for k in (3, 4)
     ]
     named = {pair: str(task) for pair, task in tasks.items()}
-    wide, usual = compare(*arms, named, z=3.0).difference, compare(*arms, named).difference
+    a, b = arms
+    wide, usual = compare(a, b, named, z=3.0).difference, compare(a, b, named).difference
     assert wide.diff == usual.diff and wide.low < usual.low and wide.high > usual.high
 
 

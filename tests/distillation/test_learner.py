@@ -136,8 +136,9 @@ def test_an_adapter_learns_at_ten_times_the_rate(model_dir: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_loss_has_a_temperature_of_its_own(method: str) -> None:
     player: Any = None
-    given = {**SMALL, "method": method, "temperature": 2.0}
-    ways = [METHODS[method](ConsolidateConfig(**given | more), player, []) for more in ({}, {"loss_temperature": 0.5})]
+    given: dict[str, Any] = {**SMALL, "method": method, "temperature": 2.0}
+    changes: list[dict[str, Any]] = [{}, {"loss_temperature": 0.5}]
+    ways = [METHODS[method](ConsolidateConfig(**given | more), player, []) for more in changes]
     assert [[part.temperature for part in (way, *way.parts)] for way in ways] == [
         [2.0] * (1 + len(ways[0].parts)),
         [0.5] * (1 + len(ways[0].parts)),

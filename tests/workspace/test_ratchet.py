@@ -105,7 +105,7 @@ def test_what_must_be_kept_is_of_the_last_model_that_was_promoted_there(lab: Lab
 def test_by_distance_the_nearer_one_is_the_better_one(
     nats: tuple[float, float], verdict: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    far = dict(zip(("good", "base"), nats, strict=True))
+    far: dict[str, float] = {"good": nats[0], "base": nats[1]}
 
     def by_place(session: Session, one: Contestant, prompted: Any, context: Any, jobs: Any, *, setup: str) -> Any:
         return {(job.task.key, job.task.seed, job.rep): far[one.model.folder.name] for job in jobs}
