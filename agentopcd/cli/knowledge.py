@@ -13,6 +13,7 @@ import typer
 
 from agentopcd.cli.help import App
 from agentopcd.cli.options import json_option
+from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import is_dir, path_of, resolved
 from agentopcd.core.terminal import emit
 from agentopcd.core.text import counted
@@ -117,6 +118,7 @@ def list_(
                 rows, total = rows[-limit:], len(rows)
             case What.episodes:
                 rows, total = store.newest_episodes(limit, env)
+                rows = store_views.episode_rows(store, rows)
     after = f"{total} {what.value}" + (f", the newest {limit} shown" if total > limit else "")
     if not total:
         after += (
@@ -370,6 +372,9 @@ def move(
     from agentopcd.core.runs import work_flag
     from agentopcd.knowledge.store import ANY
 
+    if ref.endswith("/student"):
+        env = shlex.quote(ref.removesuffix("/student"))
+        raise ConfigError(f"{ref} is a model, and this moves contexts; agentopcd rollback {env} --to STUDENT moves it")
     with open_store(work) as store:
         target = store.resolve(context)
         before = store.refs(ref).get(ref)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -151,10 +152,10 @@ def find(
     """Items and contexts in which every word occurs, oldest first; with ``status``, only items."""
     from agentopcd.cli import store_views
 
-    wanted = [word.casefold() for word in words]
+    wanted = [unicodedata.normalize("NFC", word).casefold() for word in words]  # as items are kept
 
     def fits(text: str) -> bool:
-        low = text.casefold()
+        low = unicodedata.normalize("NFC", text).casefold()
         return all(word in low for word in wanted)
 
     ids = [row["id"] for row in store.table("item", "created_at, id") if fits(row["text"])]

@@ -9,7 +9,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.text import counted, first_line
 from agentopcd.core.types import EMPTY, Episode
 from agentopcd.knowledge.database import Row
-from agentopcd.knowledge.evidence import Competed, came_of, elsewhere, looked_at, scores, unknown
+from agentopcd.knowledge.evidence import CHOOSING, Competed, came_of, elsewhere, looked_at, scores, ungraded, unknown
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, KINDS, extraction_messages
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.items import Item
@@ -66,6 +66,12 @@ def ref_rows(store: Store, env: str | None = None) -> list[Row]:
     return rows
 
 
+def episode_rows(store: Store, rows: Iterable[Row]) -> list[Row]:
+    """Rows of episodes with what came of each as their ``result``."""
+    silent = ungraded(store)
+    return [{**row, "result": came_of(row, silent)} for row in rows]
+
+
 def line(what: str, row: Row) -> str:
     """One row of a list as one line."""
     if what == "items":
@@ -77,7 +83,7 @@ def line(what: str, row: Row) -> str:
     if what == "refs":
         return f"{row['name']}  {row['context'][:12]}  {row['actor']}: {row['reason'] or '-'}"
     return (
-        f"{row['id']:>6}  {came_of(row, ()):<4} {row['stop']:<9} {counted(row['turns'], 'turn')}  "
+        f"{row['id']:>6}  {row['result']:<4} {row['stop']:<9} {counted(row['turns'], 'turn')}  "
         f"{row['env']} {row['split']} task {row['task_key'][:8]}  "
         f"model {row['model_id'][:8]}  context {row['context_id'][:8]}"
     )
@@ -202,7 +208,8 @@ def context_view(store: Store, context_id: str) -> Row:
 
 
 def episode_view(store: Store, row: Row) -> Row:
-    """The row of an episode and all its turns."""
+    """The row of an episode with its result, and all its turns."""
+    (row,) = episode_rows(store, [row])
     if store.lookup("transcript", episode_id=row["id"]) is None:
         return {"kind": "episode", **row, "transcript": None}
     episode = store.transcript(row["id"])
@@ -293,7 +300,7 @@ def _score_lines(scores: list[Row]) -> list[str]:
         pair = row.get("to_empty")
         if pair:
             line += f"  {pair['diff']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}] to empty"
-        if row["split"] == "select" and row.get("best_of", 0) > 1:
+        if row["split"] in CHOOSING and row.get("best_of", 0) > 1:
             line += f"  (one of {row['best_of']}; the best one's rate is biased upward)"
         lines.append(line)
     return lines

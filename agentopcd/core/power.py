@@ -29,15 +29,15 @@ def pairs_needed(base: float, other: float, rho: float = 0.3, alpha: float = 0.0
     return (size * sqrt(discordant) + reach * sqrt(max(discordant - gap, 0.0))) ** 2 / gap
 
 
-def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float:
+def detectable(n: int, base: float = 0.25, rho: float = 0.3, alpha: float = 0.025, power: float = 0.8) -> float | None:
     """The smallest rise over ``base`` that ``n`` pairs detect with the given power.
 
     Returns:
-        A difference of rates, at most ``1 - base``. Print it beside a result to show what ``n`` pairs can detect.
+        A difference of rates, to be printed beside a result; None if so many pairs do not detect even a rise to 1.
     """
     low, high = 1e-6, 1 - base
-    if n <= 0 or pairs_needed(base, base + high, rho, alpha, power) > n:
-        return high
+    if n <= 0 or high <= low or pairs_needed(base, base + high, rho, alpha, power) > n:
+        return None
     for _ in range(60):
         middle = (low + high) / 2
         if pairs_needed(base, base + middle, rho, alpha, power) > n:

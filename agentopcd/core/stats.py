@@ -347,7 +347,7 @@ def compare(
     difference = paired_difference(both, wins, losses, neither, z)
     repeated = len(sums) < n
     if repeated:
-        difference = _widened(cells, [(sums[task], sizes[task]) for task in sums], z)
+        difference = widened(cells, [(sums[task], sizes[task]) for task in sums], z)
     # Sorted: the pairs come from a set, and the result of the draws depends on the order of the sums.
     p = sign_flip(sorted(sums.values()), draws) if repeated else mid_p(wins, losses)
     return Comparison(
@@ -387,11 +387,8 @@ def mean_of(scores: Mapping[Key, float], tasks: Mapping[Key, str], z: float = Z9
     return Mean(mean, low, high, len(scores))
 
 
-def _widened(cells: Mapping[tuple[bool, bool], int], groups: Sequence[tuple[int, int]], z: float) -> Difference:
-    """The hull of the paired interval and one over tasks: repeats of a task are not independent.
-
-    Where all tasks came out alike nothing is seen of their variance, so as many pairs count as there are tasks.
-    """
+def widened(cells: Mapping[Any, float], groups: Sequence[tuple[float, int]], z: float = Z95) -> Difference:
+    """The hull of the paired interval and one over tasks; if those came out alike, as many pairs count as tasks."""
     _, low, high = ratio([total for total, _ in groups], [size for _, size in groups], z)
     n = sum(cells.values())
     each = 1.0 if high - low > 1e-12 else len(groups) / n

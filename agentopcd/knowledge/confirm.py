@@ -10,8 +10,9 @@ from math import inf
 from typing import Any, Literal
 
 from agentopcd.core.errors import ConfigError, EnvError, StoreError
-from agentopcd.core.power import detectable
+from agentopcd.core.power import detectable, least_p
 from agentopcd.core.stats import Comparison, Difference, Mean, Rate, draws_for
+from agentopcd.core.text import counted
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, check_scores
 from agentopcd.knowledge.database import Row
@@ -85,10 +86,12 @@ class Confirmation:
             against = f"{pair.first.rate:.3f} against {pair.second.rate:.3f}"
             lines.append(f"  against {name:9s}  {against}  {pair.difference}  {won}")
         lines += self._other_scores()
-        base, n = self.comparison.second.rate, self.comparison.n
-        if self.by == "success":
-            seen = detectable(n, min(base, 0.9), alpha=self.level)
-            lines.append(f"  {n} pairs show a rise of {seen:.2f} four times in five")
+        base, tasks = self.comparison.second.rate, self.comparison.tasks
+        if least_p(tasks, success=self.comparison.test == "mid_p") >= self.level:
+            lines.append(f"  {counted(tasks, 'task')} cannot reach this level, whatever comes of them")
+        elif self.by == "success" and (seen := detectable(tasks, base, alpha=self.level)) is not None:
+            what = "pairs" if tasks == self.comparison.n else "tasks"
+            lines.append(f"  {tasks} {what} show a rise of {seen:.2f} four times in five")
         lines.append(f"  look {self.look} at level {self.level:.2g}, {self.left:.2g} left for later looks")
         if self.found_on:
             lines.append(f"  as found on {self.found_on}: the same look again; another --confirm-tasks is another look")

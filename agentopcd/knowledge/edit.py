@@ -92,7 +92,7 @@ def read_edit(text: str, items: list[Item]) -> list[Line]:
     lines: list[Line] = []
     for number, line in enumerate(split_lines(text), 1):
         mark = _ID.search(line)
-        if not line.strip() or (mark is None and line.startswith(NOTE.strip())):
+        if not line.strip() or (mark is None and f"{line.rstrip()} ".startswith(NOTE)):
             continue
         old = known.get(mark[1][:DIGITS]) if mark else None
         if mark and (old is None or old in [one.old for one in lines]):
@@ -167,7 +167,10 @@ def _store(
         if item_id == line.old:
             continue
         store.add_items(run_id, [Found(line.text, line=number, flags=line.flags)], actor=PERSON)
-        if store.item(item_id).status not in USED:
+        pinned = line.old is not None and line.old not in standing and store.item(line.old).status == "pinned"
+        if pinned and store.item(item_id).status != "pinned":
+            store.event(item_id, "pin", PERSON, reason)  # what is corrected keeps its place
+        elif store.item(item_id).status not in USED:
             store.event(item_id, "approve", PERSON, reason)
         if line.old is None or line.old in standing:
             added += [store.item(item_id)] if item_id not in known else []

@@ -19,6 +19,9 @@ from agentopcd.knowledge.refs import home
 from agentopcd.knowledge.store import Store, setup_id
 from agentopcd.knowledge.students import CANARY
 
+CHOOSING = ("select", "shared")
+"""Splits whose games choose among contexts; where splits share their tasks, all games are of one."""
+
 
 class Competed:
     """How many contexts competed, asked once for each place: several contexts of one item have competed in the same.
@@ -118,9 +121,10 @@ def evidence(store: Store, context_id: str, without: Collection[str] = ()) -> li
         )
         if pair := row.get("to_empty"):
             line += (
-                f"; to no context {pair['diff']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}], p = {pair['p']:.2g}"
+                f"; to no context {pair['diff']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}], "
+                f"one-sided p = {pair['p']:.2g}"
             )
-        if row["split"] == "select" and row.get("best_of", 0) > 1:
+        if row["split"] in CHOOSING and row.get("best_of", 0) > 1:
             line += f"; one of {row['best_of']}, and the best one's rate is biased upward"
         lines.append(line)
     for look in store.looks(context_id=context_id):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from agentopcd.core.errors import ConfigError
-from agentopcd.core.stats import benjamini_hochberg, ratio, two_sided
+from agentopcd.core.stats import benjamini_hochberg, ratio, two_sided, widened
 from agentopcd.core.types import Context, Job, Placement, Task
 from agentopcd.knowledge.assemble import render
 from agentopcd.knowledge.bench import Bench, check_scores
@@ -180,6 +180,14 @@ def values_of(
         bounds, number = (low, high), last[item_id] if last else 1
         if all(isinstance(total, int) for total in sums[item_id]):  # successes
             bounds = max(-1.0, low), min(1.0, high)
+            if high - low < 1e-12:  # nothing is seen of the variance where all tasks came out alike
+                pairs = [gain for found in of_item.values() for gain in found]
+                won, lost, even = (pairs.count(gain) for gain in (1, -1, 0))
+                cells = {(True, True): 0, (True, False): won, (False, True): lost, (False, False): even}
+                found = widened(cells, [*zip(sums[item_id], sizes, strict=True)])
+                bounds = found.low, found.high
+        elif high - low < 1e-12:
+            bounds = -math.inf, math.inf
         values.append(ItemValue(item_id, value, *bounds, sum(sizes), p=p[item_id], q=q[item_id], round=number))
     return sorted(values, key=lambda one: (-one.round, -one.value, one.item_id))
 

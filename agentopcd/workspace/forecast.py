@@ -81,7 +81,8 @@ class Forecast:
     """With the context against with its placebo."""
     moved: Moved
     smallest: float | None
-    """The smallest rise that the test tasks of a training would show four times in five; None if not by success."""
+    """The smallest rise that the test tasks of a training would show four times in five; None if they
+    would show none, or it is not by success."""
     time: str
     """How long a training will take."""
     past: Sequence[Past]
@@ -167,7 +168,7 @@ def forecast(session: Session, config: ForecastConfig, context: Context, *, run_
         gain = _compared(bench, context, EMPTY, arena)
         beyond = _compared(bench, context, twin, arena) if twin.id != context.id else None  # two letters, at least
         if by == "success":
-            smallest = detectable(tests, min(gain.second.rate, 0.9))
+            smallest = detectable(tests, gain.second.rate)
     else:
         bench.play_missing("forecast", [Job(task, rep=first) for task in tasks])
     time = estimate(session, episodes=3 * tests, steps=DEFAULT.steps)

@@ -164,6 +164,24 @@ def test_move_promotes_and_rolls_back(work: Path) -> None:
         assert store.log("lake/best")[1]["reason"] == "start again"
 
 
+def test_a_student_is_not_moved_as_a_context_is(work: Path) -> None:
+    said = fails(work, "move", "lake/student", "lake/best")
+    assert "lake/student is a model" in said and "agentopcd rollback lake --to STUDENT" in said
+    with Store.open(work / "store.db") as store:
+        assert store.ref("lake/student") is None
+
+
+def test_episodes_where_nothing_is_right_or_wrong_are_not_lost(work: Path) -> None:
+    listed = run(work, "list", "episodes", "--json")
+    number, env = json.loads(listed)[0]["id"], json.loads(listed)[0]["env"]
+    assert {row["result"] for row in json.loads(listed)} <= {"won", "lost"}
+    with Store.open(work / "store.db") as store:
+        run_id = store.start("evaluate", {"env": env}, 0)
+        store.finish(run_id, {"graded": False})
+    assert {row["result"] for row in json.loads(run(work, "list", "episodes", "--json"))} == {"played"}
+    assert "  played " in run(work, "list", "episodes") and "  played " in run(work, "show", str(number))
+
+
 def test_the_workspace_may_come_from_the_environment(work: Path) -> None:
     result = CliRunner().invoke(app, ["list", "refs"], env={"AGENTOPCD_WORK": str(work)}, catch_exceptions=False)
     assert "lake/best" in result.output

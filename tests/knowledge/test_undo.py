@@ -56,3 +56,20 @@ def test_what_an_edit_has_approved_is_retired_again(
 def test_a_second_item_in_the_place_of_a_retired_one_has_no_undo(work: Path) -> None:
     said = run(work, "tidy", "--supersede", identify(WALL), "--by", identify(HOLES))
     assert said == f"{identify(WALL)[:12]} retired, {identify(HOLES)[:12]} in its place\n"
+
+
+@pytest.mark.parametrize(("decision", "after"), [("pin", "pinned"), ("approve", "active")])
+def test_what_is_corrected_keeps_its_place(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: str, after: str
+) -> None:
+    run(work, decision, identify(HOLES)[:12])
+    script = tmp_path / "editor.py"
+    script.write_text(
+        "import pathlib, sys\nfile = pathlib.Path(sys.argv[1])\n"
+        "file.write_text(file.read_text().replace('Avoid', 'Avoid all') + '\\n#|| is a wall.\\n')\n"
+    )
+    monkeypatch.setenv("EDITOR", shlex.join([sys.executable, str(script)]))
+    run(work, "edit", "lake/list")
+    with Store.open(work / "store.db") as store:
+        assert store.item(identify("Avoid all holes.")).status == after
+        assert store.item(identify("#|| is a wall.")).status == "active", "only lines that begin with '#| ' are notes"

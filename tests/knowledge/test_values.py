@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from math import inf
 
 import pytest
 
@@ -87,17 +88,29 @@ def test_the_value_and_its_test_by_hand() -> None:
     one, two = values_of({"a": {"t": [1], "u": [1], "v": [0], "w": [1]}, "b": {"t": [1, 1], "u": [1], "v": [0]}})
     assert (one.item_id, one.value, one.n, one.p) == ("a", 0.75, 4, 2 / 8)
     # Variance of 1, 1, 0, 1 is 1/4; of four.
-    assert (one.low, one.high) == pytest.approx((0.75 - 1.959964 / 4, 1.0), rel=1e-6)
+    assert (one.low, one.high) == pytest.approx((0.75 - 3.182446 / 4, 1.0), abs=1e-6)  # t of three degrees of freedom
     assert (two.item_id, two.value, two.n) == ("b", 0.75, 4)
     assert two.p == 2 / 4  # the sums of its tasks are 2, 1 and 0
     # Residuals of the tasks: 2 - 3/2, 1 - 3/4, 0 - 3/4; their squares add up to 7/8, so sqrt(7/8 * 3/2) / 4.
-    assert two.low == pytest.approx(0.75 - 1.959964 * (21 / 16) ** 0.5 / 4, rel=1e-6)
+    assert two.low == pytest.approx(0.75 - 4.302653 * (21 / 16) ** 0.5 / 4, rel=1e-6)
     assert (one.q, two.q) == (0.5, 0.5) and one.verdict == "not shown"
     # Over three rounds: up to half an alpha from leaving after each of two, and a whole one in the last.
     low, high = values_of({"a": {"t": [-1], "u": [-1], "v": [-1]}, "b": {"t": [-1] * 9, "u": [1]}}, {"a": 1, "b": 3})[
         ::-1
     ]
     assert (low.item_id, low.round, low.p, high.p) == ("a", 1, 2 * 2 / 8, 1.0) and high.round == 3
+
+
+def test_pairs_that_all_came_out_alike_do_not_make_a_sure_value() -> None:
+    """Two tasks that the item's half won, thirty that nobody won, and a score that never varied."""
+    (both,) = values_of({"a": {"t": [1], "u": [1]}})
+    assert both.value == 1 and both.low < 0.2 and both.high == 1 and both.verdict == "not shown"
+    (nobody,) = values_of({"a": {str(task): [0] for task in range(30)}})
+    assert nobody.value == 0 and nobody.low == pytest.approx(-nobody.high) and 0.1 < nobody.high < 0.2
+    (often,) = values_of({"a": {"t": [1] * 50, "u": [1] * 50}})
+    assert often.low == pytest.approx(both.low), "tasks count, not their repetitions"
+    (score,) = values_of({"a": {"t": [0.5], "u": [0.5]}})
+    assert (score.value, score.low, score.high) == (0.5, -inf, inf)
 
 
 def test_tasks_come_again_with_other_halves_and_count_once(kit) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from agentopcd.core.config import GatherConfig, ScoreConfig
 from agentopcd.core.errors import ConfigError
+from agentopcd.core.stats import finite
 from agentopcd.core.text import counted
 from agentopcd.core.types import Context
 from agentopcd.knowledge import Item, ItemValue, assemble_by_value, subsets, valued_ref
@@ -45,7 +46,13 @@ class Worth:
         assembled = {"id": self.context.id, "ref": self.ref, "items": len(self.context.lines), "tokens": self.tokens}
         return {
             "values": [
-                dataclasses.asdict(one) | {"verdict": one.verdict, "text": self.items[one.item_id].text}
+                dataclasses.asdict(one)
+                | {
+                    "low": finite(one.low),
+                    "high": finite(one.high),
+                    "verdict": one.verdict,
+                    "text": self.items[one.item_id].text,
+                }
                 for one in self.values
             ],
             "false_discoveries": FALSE_DISCOVERIES,
