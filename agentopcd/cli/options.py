@@ -23,12 +23,10 @@ from agentopcd.cli.completion import offer_for
 from agentopcd.cli.help import help_all
 from agentopcd.core.config import (
     DICT_FLAGS,
-    RECORDED,
     USUAL,
     VERBS,
     Config,
     LearnConfig,
-    PlayerConfig,
     about,
     choices,
     default_of,
@@ -175,10 +173,6 @@ def configured(config: type[Config], run: Callable[[Any, Call], None], *, dry_ru
             settings = config.load(values["config"], **_given(ctx, config, values))
             if isinstance(settings, LearnConfig) and settings.since:
                 fixed["--since"] = since_of(settings.since, call.begun)
-            if isinstance(settings, PlayerConfig) and not settings.env.startswith(RECORDED):
-                from agentopcd.envs.registry import get_spec
-
-                get_spec(settings.env)  # a mistyped name is told at once: torch, which a run imports, takes seconds
             run(settings, call)
 
     fixed = [_keyword("work", WORK, None), _keyword("config", CONFIG, None), _keyword("save_config", SAVE_CONFIG, None)]

@@ -12,6 +12,7 @@ import typer
 from agentopcd.cli import closing, plans
 from agentopcd.cli.options import NOT_PROMOTED, Call, configured, progress
 from agentopcd.core.config import (
+    RECORDED,
     ConfirmConfig,
     ConsolidateConfig,
     EvaluateConfig,
@@ -270,6 +271,7 @@ def learn(config: LearnConfig, call: Call) -> None:
 
     Example: agentopcd learn --env frozen-lake-4x4 --rounds 2
     """
+    _check_env(config)
     if call.dry_run:
         from agentopcd.distil import check_launch
         from agentopcd.models.parallel.ranks import launched
@@ -299,7 +301,16 @@ def learn(config: LearnConfig, call: Call) -> None:
         raise typer.Exit(NOT_PROMOTED)
 
 
+def _check_env(config: PlayerConfig) -> None:
+    """Refuse a mistyped name at once: torch, which a run imports, takes seconds."""
+    from agentopcd.envs.registry import get_spec
+
+    if not config.env.startswith(RECORDED):
+        get_spec(config.env)
+
+
 def _open(config: PlayerConfig, call: Call) -> Session:
+    _check_env(config)
     from agentopcd import models
     from agentopcd.core.runs import workspace
     from agentopcd.workspace.resolved import resolved

@@ -137,7 +137,7 @@ def test_figures_are_means_over_tokens_and_shares_of_the_whole(lab: Lab, monkeyp
     one, two = found.items
     assert (one.text, one.share, two.text, two.share) == (ONE, 1.0, TWO, pytest.approx(0.001))
     # Residuals 3 - 2 and 1 - 2, so sqrt(2 / 1 * 2) / 4 is the error of the share.
-    assert (one.low, one.high) == pytest.approx((1 - 1.959964 / 2, 1 + 1.959964 / 2), rel=1e-6)
+    assert (one.low, one.high) == pytest.approx((1 - 12.706205 / 2, 1 + 12.706205 / 2), rel=1e-6)
     assert found.kl_nats == pytest.approx(4 / found.tokens) and one.kl_nats == pytest.approx(4 / found.tokens)
     assert two.high == pytest.approx(0.001) and two.inert and not one.inert
     assert "1 of 2 items are inert" in found.lines()[-1] and ", inert: " in found.lines()[2]

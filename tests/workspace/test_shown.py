@@ -95,7 +95,7 @@ def test_the_interval_is_that_of_the_regression_with_tasks_as_clusters() -> None
     error = float((bread @ meat @ bread)[1, 1] * 7 / 6) ** 0.5
     found = measured(student).share
     assert found.rate == pytest.approx(float(solved[1]), abs=1e-5)
-    assert found.high - found.rate == pytest.approx(1.959964 * error, rel=1e-4)
+    assert found.high - found.rate == pytest.approx(2.446912 * error, rel=1e-4)  # t of six degrees of freedom
     assert found.n == 7
 
 
