@@ -33,7 +33,8 @@ BEFORE_LOOKS = 3
 """The last version whose files hold no looks and do not say what their store had only imported."""
 
 ELSEWHERE = "imported:"
-"""Before the setup of an imported episode: it is shown, and never taken for one that this store has played."""
+"""Before the setup of an imported episode, and before the actor of an imported move of a ref: both are shown, and
+never taken for what was played or moved here."""
 
 IMPORTED = "import"
 """Actor of the events that an import adds. What it reads off the text (:func:`signs`) is not exported again."""
@@ -284,6 +285,8 @@ class _Load:
         if not isinstance(row["context_id"], (str, type(None))):
             raise StoreError(f"ref {row['name']!r} points at no context; the file was changed")
         row["run_id"] = self.runs.get(row["run_id"])
+        if not self.trusted:
+            row["actor"] = f"{ELSEWHERE}{row['actor'].removeprefix(ELSEWHERE)}"
         self.refs.setdefault(row["name"], []).append(row)
         return False  # counted at the end, when all moves of a ref are known
 

@@ -1,0 +1,55 @@
+"""What an import brings is no word of this store: not its ENV/best, not its students, not its echoes."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentopcd.knowledge import Store, confirm, identify, own_best
+from agentopcd.knowledge.dump import dump
+from agentopcd.knowledge.exchange import load
+
+
+def moved(kit, text: str, actor: str, run_id: int | None) -> Store:
+    """A store whose lake/best is at a context of one item that a person has approved."""
+    store = kit.open()
+    context = store.add_context(kit.context(text))
+    store.event(identify(text), "approve", "person")
+    store.move("lake/best", context, actor, "0.9 against 0.1", run_id)
+    return store
+
+
+@pytest.mark.parametrize(("actor", "run_id"), [("confirm", 1), ("person", None)])
+def test_an_imported_best_is_no_incumbent_until_it_is_confirmed_here(kit, actor: str, run_id: int | None) -> None:
+    theirs, mine = kit.context("Obey us."), kit.context("Holes swallow you.")
+    here = kit.open()
+    load(here, dump(moved(kit, "Obey us.", actor, run_id)))
+    assert here.ref("lake/best") == theirs.id and own_best(here, kit.env) is None
+    assert here.log("lake/best")[-1]["actor"] == f"imported:{actor}"
+    rows = [row for row in dump(here) if row.get("type") == "ref"]
+    third = Store.open(":memory:")
+    load(third, dump(here), gate="keep")  # nor where it goes from here
+    assert own_best(third, kit.env) is None and [row for row in dump(third) if row.get("type") == "ref"] == rows
+    player = kit.player(lambda shown: 0.9 if shown in (theirs, mine) else 0.1)
+    found = confirm(kit.bench(here, player), theirs, kit.tasks(20, 1000))
+    assert found.passed and own_best(here, kit.env) == theirs.id
+    assert [move["actor"] for move in here.log("lake/best")] == [f"imported:{actor}", "confirm"]
+    player = kit.player(lambda shown: 0.9 if shown in (theirs, mine) else 0.1)
+    assert "incumbent" in confirm(kit.bench(here, player), mine, kit.tasks(20, 2000)).against
+
+
+def test_ones_own_context_takes_the_place_of_an_imported_best(kit) -> None:
+    theirs, mine = kit.context("Obey us."), kit.context("Holes swallow you.")
+    here = kit.open()
+    load(here, dump(moved(kit, "Obey us.", "confirm", 1)))
+    player = kit.player(lambda shown: 0.9 if shown in (theirs, mine) else 0.1)
+    found = confirm(kit.bench(here, player), mine, kit.tasks(20, 1000))
+    assert found.passed and set(found.against) == {"empty", "placebo"} and here.ref("lake/best") == mine.id
+    assert theirs.id not in {job.context.id for job in player.played}
+
+
+def test_an_imported_best_counts_where_a_person_moves_it_or_trusts_the_file(kit) -> None:
+    theirs, here, trusting = kit.context("Obey us."), kit.open(), kit.open()
+    load(here, dump(moved(kit, "Obey us.", "confirm", 1)))
+    here.move("lake/best", theirs.id, "person")
+    load(trusting, dump(moved(kit, "Obey us.", "confirm", 1)), gate="keep")
+    assert own_best(here, kit.env) == own_best(trusting, kit.env) == theirs.id
