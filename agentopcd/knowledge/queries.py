@@ -211,6 +211,13 @@ class Queries(Episodes):
         """Where an item came from; a NULL task means that the origin is unknown."""
         return self.query("SELECT * FROM item_source WHERE item_id = ? ORDER BY run_id, episode_id, line", (item_id,))
 
+    def origins(self) -> list[Row]:
+        """Where all items came from, each row with ``played_with``: the context that its episode was played with."""
+        return self.query(
+            "SELECT s.*, e.context_id AS played_with FROM item_source s LEFT JOIN episode e ON e.id = s.episode_id"
+            " ORDER BY s.run_id, s.episode_id, s.line, s.item_id, s.env, s.task_key, s.raw"
+        )
+
     def events(self, item_id: str) -> list[Row]:
         """What was decided about an item, oldest first."""
         return self.query("SELECT * FROM item_event WHERE item_id = ? ORDER BY id", (item_id,))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agentopcd.knowledge import Store, confirm, identify, own_best
+from agentopcd.core.types import EMPTY, MARKER, Job
+from agentopcd.knowledge import Origin, Store, confirm, identify, ingest, own_best
 from agentopcd.knowledge.dump import dump
 from agentopcd.knowledge.exchange import load
 
@@ -53,3 +54,25 @@ def test_an_imported_best_counts_where_a_person_moves_it_or_trusts_the_file(kit)
     here.move("lake/best", theirs.id, "person")
     load(trusting, dump(moved(kit, "Obey us.", "confirm", 1)), gate="keep")
     assert own_best(here, kit.env) == own_best(trusting, kit.env) == theirs.id
+
+
+@pytest.mark.parametrize("travels", ["all", "best", "other"])
+def test_an_echo_is_no_find_elsewhere_either(kit, travels: str) -> None:
+    """Found unprompted on one task; on one with it in the context of the game; on one before the extractor's eyes."""
+    store, context, other = kit.open(), kit.context("Avoid holes."), kit.context("Avoid holes.", "Run.")
+    tasks = kit.tasks(3)
+    store.add_tasks(kit.env, tasks, "extract")
+    best, more = store.add_context(context), store.add_context(other)
+    for rep, (task, played) in enumerate([(tasks[0], context), *zip(tasks, (EMPTY, context, EMPTY), strict=True)]):
+        episode = kit.episode(Job(task, played, rep), True)
+        (number,) = store.add_episodes(1, kit.model, kit.setup, [episode])
+        earlier = context if task == tasks[2] else None
+        found = Origin(run_id=1, episode=episode, episode_id=number, shown=earlier)
+        ingest(store, f"{MARKER} Avoid holes.", found)
+    wanted = {"all": None, "best": [best], "other": [more]}[travels]
+    there = Store.open(":memory:")
+    load(there, dump(store, wanted), gate="keep")
+    hole = identify("Avoid holes.")
+    assert store.item(hole).support == there.item(hole).support == 1
+    assert {row["task_key"] for row in there.sources(hole)} == {task.key for task in tasks}
+    assert [*dump(there, wanted)] == [*dump(store, wanted)]
