@@ -222,10 +222,17 @@ class _Load:
         return True
 
     def _model(self, row: Row) -> bool:
-        contexts = row.pop("contexts")
+        contexts, own = row.pop("contexts"), row["run_id"] in self.own
         row["run_id"] = self.runs.get(row["run_id"])
         if self.store.insert("model", row, unique=("id",)) is None:
             return False
+        trained = contexts or row["parent_id"] is not None
+        if trained and (own or row["run_id"] is None) and not self.trusted:  # it would count as trained here
+            by = f"run {row['run_id']}, which is this store's own" if own else "no run"
+            raise StoreError(
+                f"model {row['id'][:12]!r} says that it was trained, by {by}; import with --gate keep if you trust the "
+                "file"
+            )
         for context_id, weight in contexts.items():
             self.store.insert("model_context", {"model_id": row["id"], "context_id": context_id, "weight": weight})
         return True

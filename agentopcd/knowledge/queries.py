@@ -351,10 +351,13 @@ class Queries(Episodes):
         )
 
     def learned(self, model_id: str) -> set[str]:
-        """Ids of the contexts that a model has in its weights, directly or by descent."""
+        """Ids of the contexts that a model has in its weights, directly or by descent, as far as trainings of this
+        store say so: what an import says of a model is no evidence."""
         rows = self.query(
-            "WITH RECURSIVE line(id) AS (SELECT ? UNION SELECT m.parent_id FROM model m JOIN line ON m.id = line.id"
-            " WHERE m.parent_id IS NOT NULL) SELECT context_id FROM model_context JOIN line ON model_id = line.id",
+            "WITH RECURSIVE own AS (SELECT m.id, m.parent_id FROM model m LEFT JOIN run r ON r.id = m.run_id"
+            " WHERE r.imported IS NOT 1), line AS (SELECT * FROM own WHERE id = ?"
+            " UNION SELECT own.* FROM own JOIN line ON own.id = line.parent_id)"
+            " SELECT context_id FROM model_context JOIN line ON model_id = line.id",
             (model_id,),
         )
         return {row["context_id"] for row in rows}

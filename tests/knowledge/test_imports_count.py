@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agentopcd.core.errors import StoreError
 from agentopcd.core.types import EMPTY, MARKER, Job
 from agentopcd.knowledge import Origin, Store, confirm, identify, ingest, own_best
 from agentopcd.knowledge.dump import dump
@@ -76,3 +77,64 @@ def test_an_echo_is_no_find_elsewhere_either(kit, travels: str) -> None:
     assert store.item(hole).support == there.item(hole).support == 1
     assert {row["task_key"] for row in there.sources(hole)} == {task.key for task in tasks}
     assert [*dump(there, wanted)] == [*dump(store, wanted)]
+
+
+def claimed(kit, base: str, **values: object) -> list[dict]:
+    """An export that says of a model that it was trained on a context."""
+    store = kit.open()
+    run_id = store.start("consolidate", {"env": kit.env}, seed=0)
+    store.finish(run_id, {})
+    context = store.add_context(kit.context("Holes swallow you."))
+    store.add_model(base, "theirs", "/home/sender/student", kit.model, run_id, {context: 1.0})
+    return [row | values if row.get("id") == base else row for row in dump(store)]
+
+
+@pytest.mark.parametrize("parent_id", [None, "m" * 64])
+def test_an_import_puts_no_context_into_the_weights_of_a_model(kit, parent_id: str | None) -> None:
+    """Else it would take the incumbent out of the looks of every model that this store does not know yet."""
+    base, mine = "b" * 64, kit.context("Holes swallow you.")
+    here, keeping = kit.open(), kit.open()
+    load(here, claimed(kit, base, parent_id=parent_id))
+    load(keeping, claimed(kit, base), gate="keep")
+    assert here.learned(base) == set() and keeping.learned(base) == {mine.id}
+    here.move("lake/best", here.add_context(mine), "person")
+    here.add_model(base, "base")
+    player = kit.player(lambda shown: 0.9 if shown == mine else 0.1)
+    found = confirm(kit.bench(here, player, base), kit.context("Run."), kit.tasks(20, 1000))
+    assert "incumbent" in found.against
+
+
+def test_an_imported_model_takes_nothing_from_its_parent_here(kit) -> None:
+    """Else a base that this store does not know yet could pass for a child of its best student."""
+    here, base = kit.open(), "b" * 64
+    here.add_model("s" * 64, "mine", "runs/1", kit.model, 1, {here.add_context(kit.context("Walk.")): 1.0})
+    rows = [row | ({"contexts": {}, "parent_id": "s" * 64} if row.get("id") == base else {}) for row in
+            claimed(kit, base)]  # fmt: skip
+    load(here, rows)
+    assert here.learned(base) == set() and here.learned("s" * 64) == {kit.context("Walk.").id}
+
+
+def test_a_model_that_claims_no_run_or_one_of_this_store_is_refused(kit) -> None:
+    rows = claimed(kit, "b" * 64, run_id=None)
+    with pytest.raises(StoreError, match="says that it was trained, by no run; import with --gate keep if you trust"):
+        load(kit.open(), rows)
+    here = kit.open()
+    load(here, claimed(kit, "b" * 64), gate="keep")
+    forged = [row | ({"id": "c" * 64} if row.get("id") == "b" * 64 else {}) for row in dump(here)]
+    with pytest.raises(StoreError, match="by run 2, which is this store's own"):
+        load(here, forged)
+
+
+def test_a_student_that_is_trained_here_is_ones_own_though_it_was_imported(kit) -> None:
+    here, student = kit.open(), "b" * 64
+    load(here, claimed(kit, student))
+    assert here.models(trained=True) == []
+    run_id = here.start("consolidate", {"env": kit.env}, seed=0)
+    here.add_model(student, "mine", "runs/7", kit.model, run_id, {EMPTY.id: 1.0})
+    here.finish(run_id, {})
+    (found,) = here.models(trained=True)
+    assert (found["path"], found["run_id"], here.learned(student)) == ("runs/7", run_id, {EMPTY.id})
+    here.add_model(kit.model, "same weights", "runs/8", kit.model, run_id)  # a training that has moved nothing
+    assert here.lookup("model", id=kit.model)["parent_id"] is None
+    here.add_model(student, "again", "runs/9", kit.model, here.start("consolidate", {}, seed=1))
+    assert here.lookup("model", id=student)["path"] == "runs/7"
