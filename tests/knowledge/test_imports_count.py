@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from agentopcd.cli.store_views import item_view
 from agentopcd.core.errors import StoreError
 from agentopcd.core.types import EMPTY, MARKER, Job
 from agentopcd.knowledge import Origin, Store, confirm, identify, ingest, own_best
@@ -138,3 +139,15 @@ def test_a_student_that_is_trained_here_is_ones_own_though_it_was_imported(kit) 
     assert here.lookup("model", id=kit.model)["parent_id"] is None
     here.add_model(student, "again", "runs/9", kit.model, here.start("consolidate", {}, seed=1))
     assert here.lookup("model", id=student)["path"] == "runs/7"
+
+
+def test_an_item_of_a_run_whose_prompt_is_no_text_is_shown(kit) -> None:
+    store, (task,) = kit.open(), kit.tasks(1)
+    run_id = store.start("play", {"env": kit.env, "kind": "game", "extract_prompt_text": 5}, 0)
+    store.add_tasks(kit.env, [task], "extract")
+    episode = kit.episode(Job(task, EMPTY), True, turns=[kit.turn([("state", "P.G")], "I go [right]")])
+    (number,) = store.add_episodes(run_id, kit.model, kit.setup, [episode])
+    ingest(store, f"{MARKER} Avoid holes.", Origin(run_id=run_id, episode=episode, episode_id=number))
+    here = Store.open(":memory:")
+    load(here, dump(store, episodes=True))
+    assert "You played one round" in item_view(here, identify("Avoid holes."))["origins"][0]["prompt"]
