@@ -50,9 +50,9 @@ def scoring(session: Session, config: ScoreConfig, pool: int) -> Plan:
 
 def confirm_episodes(session: Session, config: ScoringConfig | ConfirmConfig) -> int:
     """Episodes of a confirmation: the context, none, the placebo and the context before it, on each task."""
-    from agentopcd.knowledge import best_ref
+    from agentopcd.knowledge import own_best
 
-    rivals = 3 + (session.store.ref(best_ref(session.env)) is not None)
+    rivals = 3 + (own_best(session.store, session.env) is not None)
     return rivals * len(session.tasks("confirm", config.confirm_tasks))
 
 

@@ -170,7 +170,7 @@ def _prompt(store: Store, source: Row) -> str | None:
     try:
         episode = store.transcript(source["episode_id"])
         shown = store.get_context(source["shown_context_id"]) if source["shown_context_id"] else None
-        template = config.get("extract_prompt_text", "")
+        template = given if isinstance(given := config.get("extract_prompt_text"), str) else ""  # imported: anything
         messages = extraction_messages(episode, kind=_kind(config, episode), earlier=shown, template=template)
     except ConfigError:  # no transcript, or an episode without a turn
         return None

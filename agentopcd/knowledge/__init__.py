@@ -8,7 +8,7 @@ if __name__ != "agentopcd.knowledge":
 
 from agentopcd.knowledge.assemble import assemble, assemble_by_value, render
 from agentopcd.knowledge.bench import Bench, Play, check_leaks, places_of
-from agentopcd.knowledge.confirm import USEFUL, Confirmation, Verdict, confirm
+from agentopcd.knowledge.confirm import USEFUL, Confirmation, Verdict, confirm, own_best
 from agentopcd.knowledge.episodes import Arena, Arm, Place
 from agentopcd.knowledge.extract import EXTRACTION_VERSION, extraction_messages
 from agentopcd.knowledge.ingest import Ingested, Origin, ingest
@@ -60,6 +60,7 @@ __all__ = [
     "item_ids",
     "left_after",
     "level_of",
+    "own_best",
     "parse",
     "placebo",
     "places_of",

@@ -16,11 +16,12 @@ from agentopcd.core.text import counted
 from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.knowledge.bench import Bench, check_scores
 from agentopcd.knowledge.database import Row
+from agentopcd.knowledge.exchange import ELSEWHERE
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.looks import left_of
 from agentopcd.knowledge.placebo import twin_of
 from agentopcd.knowledge.refs import best_ref
-from agentopcd.knowledge.store import PLACEBO, canonical
+from agentopcd.knowledge.store import PLACEBO, Store, canonical
 
 Verdict = Literal["pass", "not better", "form only", "incumbent stays"]
 """``not better`` than the empty context; better than that, but ``form only``: not better than its placebo; better than
@@ -140,11 +141,12 @@ def confirm(
 ) -> Confirmation:
     """Play one context, the empty one, its placebo and the incumbent on fresh tasks; promote it if it beats them all.
 
-    The incumbent is the context at ENV/best, unless it is this one or the model has it in its weights already. The
-    tests are McNemar's mid-p when success is compared and no two pairs share a task, else the sign-flip test over
-    tasks. All must reach the level of this look (see :mod:`agentopcd.knowledge.looks`); since all must, they share it.
-    On a pass, ENV/best is moved to the context, with the numbers as the reason, unless it was moved meanwhile. A
-    repeated call is the same look: where that was judged, nothing is played and what it found stands.
+    The incumbent is the context at ENV/best, unless it is this one, the model has it in its weights already, or an
+    import alone has put it there. The tests are McNemar's mid-p when success is compared and no two pairs share a task,
+    else the sign-flip test over tasks. All must reach the level of this look (see :mod:`agentopcd.knowledge.looks`);
+    since all must, they share it. On a pass, ENV/best is moved to the context, with the numbers as the reason, unless
+    it was moved meanwhile. A repeated call is the same look: where that was judged, nothing is played and what it found
+    stands.
 
     Args:
         tasks: tasks of the ``confirm`` split; they are registered there.
@@ -252,8 +254,21 @@ def _plan(tasks: Sequence[Task], by: str, first_rep: int) -> str:
     ).hexdigest()
 
 
+def own_best(store: Store, env: str) -> str | None:
+    """The context at ENV/best, or None if there is none or an import alone has put it there.
+
+    It counts if a command or a person moved the ref here, or if a look of this store has found it useful.
+    """
+    if not (moves := store.log(best_ref(env))) or (current := moves[-1]["context_id"]) is None:
+        return None
+    run = store.lookup("run", id=moves[-1]["run_id"]) if moves[-1]["run_id"] else None
+    if not moves[-1]["actor"].startswith(ELSEWHERE) and not (run and run["imported"]):
+        return current
+    return current if any(look["verdict"] in USEFUL for look in store.looks(env, current)) else None
+
+
 def _incumbent(bench: Bench, context: Context) -> str | None:
-    current = bench.store.ref(best_ref(bench.env))
+    current = own_best(bench.store, bench.env)
     if current in (None, context.id, EMPTY.id) or current in bench.store.learned(bench.model_id):
         return None
     return current
@@ -268,8 +283,8 @@ def _verdict(against: dict[str, Comparison], level: float) -> Verdict:
 
 
 def _promote(bench: Bench, result: Confirmation) -> None:
-    current = bench.store.ref(result.ref)
-    if current == result.context_id:
+    if own_best(bench.store, bench.env) == result.context_id:
         return
+    current = bench.store.ref(result.ref)
     reason = f"{result.comparison}; look {result.look} at level {result.level:.2g}"
     bench.store.move(result.ref, result.context_id, "confirm", reason, bench.run_id, expect=current)

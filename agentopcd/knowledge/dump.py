@@ -103,17 +103,31 @@ class _Dump:
         return [row for row in self.store.table("task", "env, key") if (row["env"], row["key"]) in played]
 
     def _sources(self) -> list[Row]:
-        """Origins of the items; without episodes, origins that differ only in their episode are merged."""
-        kept: dict[tuple[Any, ...], Row] = {}
-        for row in self.store.table("item_source", "run_id, episode_id, line, item_id, env, task_key, raw"):
+        """Origins of the items; without episodes, origins that differ only in their episode are merged.
+
+        An echo stays one: what an item was found with travels as the context that was shown, also where only its
+        episode said so. If that context stays behind, another one with the item stands for it.
+        """
+        holders: dict[str, set[str]] = {}
+        for link in self.store.table("context_item", "context_id, pos"):
+            holders.setdefault(link["item_id"], set()).add(link["context_id"])
+        kept: dict[tuple[Any, ...], tuple[bool, Row]] = {}
+        for row in self.store.origins():
+            seen = (row["shown_context_id"], row.pop("played_with"))
             if row["item_id"] not in self.held:
                 continue
+            holding = holders.get(row["item_id"], set())
+            echo = any(id_ in holding for id_ in seen)
             row["episode_id"] = self.local.get(row["episode_id"])
-            if row["shown_context_id"] not in self.shown:
+            if echo and row["episode_id"] is None:
+                there = (id_ for id_ in seen if id_ in holding and id_ in self.shown)
+                row["shown_context_id"] = next(there, None) or min(holding & self.shown)
+            elif row["shown_context_id"] not in self.shown:
                 row["shown_context_id"] = None
             key = tuple(row[name] for name in ("item_id", "run_id", "episode_id", "env", "task_key", "line"))
-            kept.setdefault(key, row)
-        return sorted(kept.values(), key=_source_order)
+            if key not in kept or (kept[key][0] and not echo):  # of an echo and a find, the find counts
+                kept[key] = echo, row
+        return sorted((row for _, row in kept.values()), key=_source_order)
 
     def _events(self) -> list[Row]:
         """The history of the items. An item that gave way to one that does not travel gave way all the same."""

@@ -33,7 +33,8 @@ BEFORE_LOOKS = 3
 """The last version whose files hold no looks and do not say what their store had only imported."""
 
 ELSEWHERE = "imported:"
-"""Before the setup of an imported episode: it is shown, and never taken for one that this store has played."""
+"""Before the setup of an imported episode, and before the actor of an imported move of a ref: both are shown, and
+never taken for what was played or moved here."""
 
 IMPORTED = "import"
 """Actor of the events that an import adds. What it reads off the text (:func:`signs`) is not exported again."""
@@ -221,10 +222,17 @@ class _Load:
         return True
 
     def _model(self, row: Row) -> bool:
-        contexts = row.pop("contexts")
+        contexts, own = row.pop("contexts"), row["run_id"] in self.own
         row["run_id"] = self.runs.get(row["run_id"])
         if self.store.insert("model", row, unique=("id",)) is None:
             return False
+        trained = contexts or row["parent_id"] is not None
+        if trained and (own or row["run_id"] is None) and not self.trusted:  # it would count as trained here
+            by = f"run {row['run_id']}, which is this store's own" if own else "no run"
+            raise StoreError(
+                f"model {row['id'][:12]!r} says that it was trained, by {by}; import with --gate keep if you trust the "
+                "file"
+            )
         for context_id, weight in contexts.items():
             self.store.insert("model_context", {"model_id": row["id"], "context_id": context_id, "weight": weight})
         return True
@@ -284,6 +292,8 @@ class _Load:
         if not isinstance(row["context_id"], (str, type(None))):
             raise StoreError(f"ref {row['name']!r} points at no context; the file was changed")
         row["run_id"] = self.runs.get(row["run_id"])
+        if not self.trusted:
+            row["actor"] = f"{ELSEWHERE}{row['actor'].removeprefix(ELSEWHERE)}"
         self.refs.setdefault(row["name"], []).append(row)
         return False  # counted at the end, when all moves of a ref are known
 

@@ -211,6 +211,13 @@ class Queries(Episodes):
         """Where an item came from; a NULL task means that the origin is unknown."""
         return self.query("SELECT * FROM item_source WHERE item_id = ? ORDER BY run_id, episode_id, line", (item_id,))
 
+    def origins(self) -> list[Row]:
+        """Where all items came from, each row with ``played_with``: the context that its episode was played with."""
+        return self.query(
+            "SELECT s.*, e.context_id AS played_with FROM item_source s LEFT JOIN episode e ON e.id = s.episode_id"
+            " ORDER BY s.run_id, s.episode_id, s.line, s.item_id, s.env, s.task_key, s.raw"
+        )
+
     def events(self, item_id: str) -> list[Row]:
         """What was decided about an item, oldest first."""
         return self.query("SELECT * FROM item_event WHERE item_id = ? ORDER BY id", (item_id,))
@@ -344,10 +351,13 @@ class Queries(Episodes):
         )
 
     def learned(self, model_id: str) -> set[str]:
-        """Ids of the contexts that a model has in its weights, directly or by descent."""
+        """Ids of the contexts that a model has in its weights, directly or by descent, as far as trainings of this
+        store say so: what an import says of a model is no evidence."""
         rows = self.query(
-            "WITH RECURSIVE line(id) AS (SELECT ? UNION SELECT m.parent_id FROM model m JOIN line ON m.id = line.id"
-            " WHERE m.parent_id IS NOT NULL) SELECT context_id FROM model_context JOIN line ON model_id = line.id",
+            "WITH RECURSIVE own AS (SELECT m.id, m.parent_id FROM model m LEFT JOIN run r ON r.id = m.run_id"
+            " WHERE r.imported IS NOT 1), line AS (SELECT * FROM own WHERE id = ?"
+            " UNION SELECT own.* FROM own JOIN line ON own.id = line.parent_id)"
+            " SELECT context_id FROM model_context JOIN line ON model_id = line.id",
             (model_id,),
         )
         return {row["context_id"] for row in rows}

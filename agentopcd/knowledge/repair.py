@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from agentopcd.core.errors import StoreError
 from agentopcd.core.transcript import UNREADABLE, facts, from_json, unpack
-from agentopcd.core.types import Context
+from agentopcd.core.types import EMPTY, Context
 from agentopcd.knowledge.care import is_object
 from agentopcd.knowledge.database import Row, migrations, now, statements
 from agentopcd.knowledge.faults import beside, check_file, copy_to_read, told
@@ -30,6 +30,13 @@ TABLES = (
 
 LATER = {"look": 2, "student_move": 4, "session": 5, "request": 5, "feedback": 5}
 """Tables that older stores lack, and the schema that made them."""
+
+RIVALS = ("placebo_id", "incumbent_id")
+"""The columns of what a look compares its context with, besides the empty one."""
+
+FILLED = {"look": ("UPDATE run SET", "INSERT INTO look"), "student_move": ("INSERT INTO student_move",)}
+"""What the migrations that made these tables did with older rows. Without it, spent looks would be given back, what was
+imported would be this store's own, and no student would play."""
 
 FILES = ("", "-wal", "-shm", "-journal")
 
@@ -125,10 +132,11 @@ class _Repair:
             for table in TABLES:
                 if table in there or table not in LATER:
                     self._copy(table, check.get(table, lambda row: True))
-                elif table == "student_move":  # else the student that plays would be none
-                    self._fill(table)
             self._correct_episodes()
             self._complete()
+            for table in FILLED:
+                if table not in there:
+                    self._fill(table)
             self._drop_orphans()
         self._execute("PRAGMA foreign_keys = ON")
         return self.lost
@@ -152,10 +160,10 @@ class _Repair:
             self.lost.append(f"{table}: {bad} rows are not as they were written")
 
     def _fill(self, table: str) -> None:
-        """Fill a table that an older store lacks from what was copied, as its migration does."""
+        """Fill a table that an older store lacks from what was saved, as its migration does."""
         script = dict(migrations())[LATER[table]]
         for statement in statements(script):
-            if f"INSERT INTO {table}" in statement:
+            if any(words in statement for words in FILLED[table]):
                 self._execute(statement)
 
     def _by_number(self, table: str) -> Iterator[Row]:
@@ -307,9 +315,7 @@ class _Repair:
             ("item_source", "item_id", "item"), ("item_event", "item_id", "item"), ("item_event", "other_id", "item"),
             ("context_item", "item_id", "item"), ("context_item", "context_id", "context"),
             ("model_context", "model_id", "model"), ("model_context", "context_id", "context"),
-            ("ref_move", "context_id", "context"), ("look", "context_id", "context"),
-            ("look", "placebo_id", "context"), ("look", "incumbent_id", "context"),
-            ("session", "context_id", "context"),
+            ("ref_move", "context_id", "context"), ("session", "context_id", "context"),
             ("request", "context_id", "context"), ("request", "session_id", "session"),
             ("student_move", "model_id", "model"),
         ):  # fmt: skip
@@ -318,15 +324,27 @@ class _Repair:
         self._remove("feedback", gone.format(column="session_id", parent="session"))
 
     def _keep_spent_looks(self, gone: str) -> None:
-        """Keep a look that has a verdict though a context that it was compared with is gone: its level stays spent.
+        """Keep what looks have spent, though a context that they compared is gone.
 
-        One that is still being played would go on without that comparison, so it is removed with the other orphans.
+        One that has a verdict goes on without its placebo or incumbent. Of one that has lost its own context, or that
+        was still being played and would go on without a comparison, the level alone stays, at the empty context, of no
+        model: nobody goes on with it, and it says nothing about any context.
         """
         frozen = self.store.query("SELECT sql FROM sqlite_master WHERE name = 'look_frozen'")[0]["sql"]
         self._execute("DROP TRIGGER look_frozen")
-        for column in ("placebo_id", "incumbent_id"):
-            where = gone.format(column=column, parent="context")
-            if count := self._execute(f"UPDATE look SET {column} = NULL WHERE verdict IS NOT NULL AND {where}"):
+        lacks = {name: gone.format(column=name, parent="context") for name in ("context_id", *RIVALS)}
+        begun = " OR ".join(lacks[name] for name in RIVALS)
+        # The plan keeps two of them apart, here and where they are exported to.
+        if count := self._execute(
+            "UPDATE look SET plan = 'lost: ' || plan || ' ' || context_id || COALESCE(' ' || model_id, '')"
+            " || COALESCE(' ' || setup, ''), context_id = ?, model_id = NULL, setup = NULL, placebo_id = NULL,"
+            " incumbent_id = NULL, verdict = 'not better', result = NULL"
+            f" WHERE {lacks['context_id']} OR (verdict IS NULL AND ({begun}))",
+            (EMPTY.id,),
+        ):
+            self.lost.append(f"look: {count} rows have lost a context that they compared; what they spent stays spent")
+        for column in RIVALS:
+            if count := self._execute(f"UPDATE look SET {column} = NULL WHERE {lacks[column]}"):
                 self.lost.append(f"look: {count} rows have lost their {column}")
         self._execute(frozen)
 

@@ -145,7 +145,8 @@ class Store(Queries):
         run_id: int | None = None,
         contexts: Mapping[str, float] | None = None,
     ) -> None:
-        """Register a base or trained model.
+        """Register a base or trained model. A known one stays as it is, unless ``run_id`` has trained it here, and what
+        is known is only an import's word or names no run.
 
         Args:
             model_id: hash of weights, tokenizer and chat template.
@@ -156,7 +157,11 @@ class Store(Queries):
             "created_at": now(),
         }  # fmt: skip
         with self.write():
-            self.insert("model", row, unique=("id",))
+            if self.insert("model", row, unique=("id",)) is None and run_id is not None and model_id != parent_id:
+                taken = "run_id IS NULL OR run_id IN (SELECT id FROM run WHERE imported)"
+                names = ", ".join(f"{name} = ?" for name in row)
+                if self.change(f"UPDATE model SET {names} WHERE id = ? AND ({taken})", (*row.values(), model_id)):
+                    self.change("DELETE FROM model_context WHERE model_id = ?", (model_id,))
             for context_id, weight in (contexts or {}).items():
                 link = {"model_id": model_id, "context_id": context_id, "weight": float(weight)}
                 self.insert("model_context", link, unique=("model_id", "context_id"))
@@ -307,14 +312,7 @@ class Store(Queries):
 
     def add_source(self, source: Row) -> bool:
         """Record one origin of an item; return False if it was already recorded."""
-        parts = (
-            "item_id",
-            "run_id",
-            "COALESCE(episode_id, 0)",
-            "COALESCE(env, '')",
-            "COALESCE(task_key, '')",
-            "line",
-        )
+        parts = ("item_id", "run_id", "COALESCE(episode_id, 0)", "COALESCE(env, '')", "COALESCE(task_key, '')", "line")
         return self.insert("item_source", source, unique=parts) is not None
 
     def add_context(self, context: Context, origin: Mapping[str, Any] | None = None, *, imported: bool = False) -> str:

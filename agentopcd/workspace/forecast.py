@@ -18,7 +18,7 @@ from agentopcd.core.types import EMPTY, Context, Job, Task
 from agentopcd.distillation.distance import Totals
 from agentopcd.distillation.tokens import BEFORE, text_of
 from agentopcd.envs.manifest import FRESH
-from agentopcd.knowledge import PLACEBO, USEFUL, Arena, Arm, Bench, Store, best_ref, placebo, places_of
+from agentopcd.knowledge import PLACEBO, USEFUL, Arena, Arm, Bench, Store, own_best, placebo, places_of
 from agentopcd.knowledge.database import Row
 from agentopcd.knowledge.faults import read_object
 from agentopcd.knowledge.students import CANARY
@@ -137,7 +137,7 @@ def shown_context(session: Session, config: ForecastConfig) -> Context:
     Raises:
         ConfigError: none is named and none was confirmed, it is empty, or there are no select tasks.
     """
-    name = config.context or session.store.ref(best_ref(session.env))
+    name = config.context or own_best(session.store, session.env)
     if not name:
         raise ConfigError(f"no context of {session.env} was confirmed; name one with --context FILE or REF")
     context, _ = session.context(name, config.placement)

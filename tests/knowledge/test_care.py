@@ -286,28 +286,6 @@ def test_repair_saves_the_rest_of_a_damaged_file(path: Path) -> None:
     assert bytes(body) == done.kept.read_bytes()
 
 
-@pytest.mark.parametrize("column", ["placebo_id", "incumbent_id"])
-def test_repair_gives_no_spent_look_back(path: Path, kit, column: str) -> None:
-    with Store.open(path) as store:
-        context, other = store.get_context(store.resolve("lake/best")), kit.context("Ice is slippery.")
-        confirm(kit.bench(store, kit.player(lambda _: 0.5)), context, kit.tasks(4, 5000))
-        key = {"env": kit.env, "model_id": kit.model, "context_id": context.id, "setup": kit.setup, "plan": "begun"}
-        store.add_context(other)
-        store.begin_look(key, {"placebo_id": other.id, "incumbent_id": other.id})
-        before = store.query("SELECT * FROM look WHERE verdict IS NOT NULL")
-    raw(
-        path, "PRAGMA foreign_keys = OFF", "DROP TRIGGER look_frozen", f"UPDATE look SET {column} = '{'e' * 64}'",
-        "CREATE TRIGGER look_frozen BEFORE UPDATE ON look WHEN old.verdict IS NOT NULL"
-        " BEGIN SELECT RAISE(ABORT, 'immutable'); END",
-    )  # fmt: skip
-    assert f"look: 1 rows have lost their {column}" in repair(path).lost
-    with Store.open(path) as store:
-        assert store.table("look", "id") == [row | {column: None} for row in before]
-        assert problems(store) == []
-        with pytest.raises(StoreError, match="immutable"):
-            store.change("UPDATE look SET verdict = 'pass'")
-
-
 @pytest.mark.parametrize("damage", ["header", "schema", "cut"])
 def test_repair_reads_a_file_that_cannot_be_opened(path: Path, damage: str) -> None:
     body = bytearray(path.read_bytes())

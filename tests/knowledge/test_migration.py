@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import sqlite3
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from agentopcd.core.types import MARKER, Context
 from agentopcd.knowledge import Store, identify, level_of
+from agentopcd.knowledge.repair import repair
 
 GOOD, POOR, THEIRS = (Context(f"{MARKER} {text}") for text in ("Holes swallow.", "Run.", "Obey us."))
 AT = "2026-01-01T00:00:00.000000+00:00"
@@ -66,6 +69,31 @@ def test_what_was_imported_into_schema_1_is_no_evidence(old: Path) -> None:
         assert [run["imported"] for run in store.runs()] == [0, 0, 1]
         assert store.looks(context_id=THEIRS.id) == []
         assert store.item(identify("Obey us.")).support == 1  # its own run's find alone
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_repair_of_schema_1_does_what_its_migration_does(old: Path, damaged: bool) -> None:
+    """Damaged: the tasks are gone, of which the workspace's file of splits tells."""
+    tables = ("run", "look", "student_move", "task", "model")
+    whole = old.with_name("whole.db")
+    shutil.copy(old, whole)
+    if damaged:
+        with sqlite3.connect(old) as connection:
+            connection.execute("DELETE FROM task")
+        (old.parent / "splits").mkdir()
+        known = {"protocol": "disjoint", "splits": {"confirm": [[i, f"k{i}"] for i in range(3)]}}
+        name = hashlib.sha256(b"lake").hexdigest()[:12]
+        (old.parent / "splits" / f"{name}.json").write_text(json.dumps(known))
+    for key in ("k8", "k9"):  # the origins' own tasks
+        for file in (old, whole):
+            with sqlite3.connect(file) as connection:
+                connection.execute("INSERT INTO task VALUES ('lake', ?, 'extract')", (key,))
+    assert repair(old).lost == []
+    with Store.open(old) as mended, Store.open(whole) as opened:
+        for table in tables:
+            assert mended.table(table, "1, 2") == opened.table(table, "1, 2")
+        assert len(mended.looks("lake")) == 2 and mended.next_level("lake") == opened.next_level("lake")
+        assert mended.item(identify("Obey us.")).support == 1
 
 
 def test_metrics_of_old_episodes_are_read_from_their_transcripts(kit, store: Store) -> None:

@@ -12,7 +12,7 @@ from agentopcd.core.errors import ConfigError
 from agentopcd.core.files import resolved
 from agentopcd.core.types import EMPTY, Context
 from agentopcd.distillation.distance import DISTANCE
-from agentopcd.knowledge import best_ref
+from agentopcd.knowledge import own_best
 from agentopcd.knowledge.faults import read_object
 from agentopcd.workspace.card import describe
 from agentopcd.workspace.evaluation.distance import distances
@@ -27,8 +27,8 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
     """Evaluate the base, the base with the context, and the student on test tasks.
 
     The base is ``--model``, else the model that the student was trained from. The context is ``--context``, else the
-    one that was distilled into the student, else ENV/best. If there is no context or no student, the evaluation says
-    so and goes on without it.
+    one that was distilled into the student, else ENV/best, unless an import alone has put it there. If there is no
+    context or no student, the evaluation says so and goes on without it.
 
     Returns:
         The table, and the drift of each contestant from the base.
@@ -43,7 +43,7 @@ def evaluate_student(session: Session, config: EvaluateConfig) -> tuple[Evaluati
         context = session.context(config.context, config.placement)[0]
     else:
         carried = _carried(session, student) if student else []
-        best = store.ref(best_ref(session.env))
+        best = own_best(store, session.env)
         ids = [*carried, *([best] if best else [])]
         context = store.get_context(ids[0]) if ids else EMPTY
     if context.text:

@@ -22,7 +22,7 @@ from agentopcd.distillation.prefix import prefix_of
 from agentopcd.distillation.samples import Sample, in_batches, samples_of
 from agentopcd.distillation.teacher import FrozenTeacher
 from agentopcd.envs.scan import Progress, no_progress
-from agentopcd.knowledge import best_ref, check_leaks, without
+from agentopcd.knowledge import check_leaks, own_best, without
 from agentopcd.rollouts.chat import Chat
 from agentopcd.rollouts.sampling import choices
 from agentopcd.workspace.experience.chains import pool
@@ -100,7 +100,7 @@ def shown_context(session: Session, config: ScoreConfig) -> Context:
         ConfigError: there is none, or it holds no items.
         TaskLeak: it holds an item of a held-out task.
     """
-    best = session.store.ref(best_ref(session.env))
+    best = own_best(session.store, session.env)
     if config.context:
         context, _ = session.context(config.context)
     elif best is not None:
