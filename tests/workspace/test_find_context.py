@@ -230,7 +230,8 @@ def trained(folder: Path, model: Path, **changes: Any) -> Distilled:
     context.write_text(LESSONS.text)
     config = ConsolidateConfig(
         env="frozen-lake-4x4", model=str(model), context=str(context), method="prefix-replay", steps=2, batch_size=6,
-        max_tokens=3, select_tasks=2, test_tasks=2, compute="float32", max_steps=3, select_every=1, **changes,
+        max_tokens=3, select_tasks=2, test_tasks=2, gate_tasks=4, compute="float32", max_steps=3, select_every=1,
+        **changes,
     )  # fmt: skip
     session = Session(config, folder / "w", say=lambda line: None)
     with session:

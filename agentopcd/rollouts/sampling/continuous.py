@@ -14,7 +14,6 @@ from torch import Tensor
 from agentopcd import models
 from agentopcd.core.types import Completion, Request, Sampling
 from agentopcd.models.process import FreedMemory
-from agentopcd.rollouts.chat import common_length
 from agentopcd.rollouts.sampling import decoding, drawing
 from agentopcd.rollouts.sampling.drafts import KEPT, Drafts
 from agentopcd.rollouts.sampling.lean import Lean, fits
@@ -272,7 +271,8 @@ class Continuous:
             ids, kept = seat.ids, self._beginnings.find(seat.ids, seat.marks)
             found = self._prefixes.find(ids[:-1])  # the last token is read again: its hidden state is needed
             known = max(len(kept or ()), sum(n for _, n in found))
-            if any(common_length(ids, other) - known >= SHARED_TOKENS for other in reading):
+            more = known + SHARED_TOKENS
+            if len(ids) >= more and any(other[:more] == ids[:more] for other in reading):  # soon it is kept
                 later.append(seat)
                 continue
             cut = self._beginnings.cut(seat.marks)
