@@ -75,7 +75,7 @@ class Test:
             rates = f"distance {-pair.first.rate:.3f} against {-pair.second.rate:.3f}, nearer by"
         what = {"parent": "its parent", "student": "the student before it", "had": f"what it had in {self.env}"}
         worst = f"at worst {gain.low:+.3f}, {-self.allowed:+.3g} is allowed"
-        if least_p(pair.tasks, success=self.by == "success") >= self.level:
+        if _few(pair, self.by, self.level):
             worst = f"{counted(pair.tasks, 'task')}, too few to tell"
         asked = f"p = {pair.p:.2g}" if self.role != "had" else worst
         return (
@@ -218,9 +218,7 @@ class _Ground:
             )  # fmt: skip
             allowed = margin * _spread(theirs[rival].values(), self.session.by)
             kept = pair.difference.low > -allowed or pair.difference.low >= 0
-            # Two tasks with equal scores show nothing, though their interval has no width.
-            few = least_p(pair.tasks, success=self.session.by == "success") >= level
-            passed = pair.p < level if role != "had" else kept and not few
+            passed = pair.p < level if role != "had" else kept and not _few(pair, self.session.by, level)
             tests.append(
                 Test(
                     env=bench.env, rival=rival, role=role, pair=pair, look=look["number"], level=level, passed=passed,
@@ -228,6 +226,11 @@ class _Ground:
                 )
             )  # fmt: skip
         return tests, look
+
+
+def _few(pair: Comparison, by: str, level: float) -> bool:
+    """Whether so few tasks show nothing at this level: two with equal scores have an interval without width."""
+    return least_p(pair.tasks, success=by == "success") >= level
 
 
 def _spread(scores: Iterable[float], by: str) -> float:

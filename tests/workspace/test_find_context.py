@@ -191,6 +191,12 @@ def test_a_mixture_of_new_contexts_starts_from_the_student_that_they_were_scored
     monkeypatch.setattr(session, "load", lambda name: dataclasses.replace(base, id="student"))
     found = find_context(session, config)
     assert isinstance(found, Mixture) and {*found.parts} == new and session._resumed_model == ""
+    session.ledger.close()
+    run_id = session.ledger.begin("consolidate", context_id=found.id, folder="runs/two")
+    store.add_model("younger", "younger", str(base.folder), "student", run_id)
+    move_student(store, session.env, "younger", "gate")
+    session.use(None)
+    assert find_context(session, config) == found, "the newest call is repeated, and not the first one"
 
 
 def test_what_it_says_to_run_keeps_the_settings_and_the_workspace(session: Session) -> None:

@@ -28,11 +28,11 @@ def distances(
     session: Session, contestants: Sequence[Contestant], prompted: LoadedModel, context: Context | Mixture,
     tasks: Sequence[Task], *, setup: str, known: dict[str, list[Totals]] | None = None,
 ) -> Distances:  # fmt: skip
-    """The distances of contestants to ``prompted`` with ``context``, on their stored replies to test
-    ``tasks``.
+    """The distances of contestants to ``prompted`` with ``context``, on their stored replies to the
+    test ``tasks``.
 
-    The model itself, which is shown a context, has a distance of 0. Another one that is shown a
-    context is left out, and so is one that is shown a single context of a mixture.
+    The model itself, which is shown a context, has a distance of 0. Another one that is shown a context is left out,
+    and so is one that is shown a single context of a mixture.
 
     Args:
         known: the sums of each contestant's replies, by label; those that are missing are computed and added.

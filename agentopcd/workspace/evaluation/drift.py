@@ -50,8 +50,8 @@ def drifts(
 
 
 def drift(session: Session, contestant: Contestant, base: Contestant, tasks: Sequence[Task], *, setup: str) -> Drift:
-    """The drift of a contestant from ``base``, on its stored replies to the first
-    :data:`EPISODES` of the test ``tasks``.
+    """The drift of a contestant from ``base``, on its stored replies to the first :data:`EPISODES` of the test
+    ``tasks``.
 
     Raises:
         AlignmentError: the model does not give these replies the log-probabilities that they were sampled with.

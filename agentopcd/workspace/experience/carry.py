@@ -14,8 +14,8 @@ from agentopcd.workspace.experience.chains import chains_of
 def carried(store: Store, played: Row, ranking: Ranking | None, model_id: str) -> list[Context]:
     """What each chain of a finished play goes on with, in the order of the chains; the empty context for nothing.
 
-    An item is left behind if a person has retired it, if ``model_id`` has it in its weights, or if contexts that
-    held it did worse on the same select tasks than those that did not.
+    An item is left behind if a person has retired it, if ``model_id`` has it in its weights, or if contexts with it did
+    worse than others on the same select tasks.
 
     Args:
         played: the row of the play's run, with ``config`` parsed.

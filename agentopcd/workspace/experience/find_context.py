@@ -89,7 +89,7 @@ def _of_an_earlier_call(session: Session, config: ConsolidateConfig) -> Mixture 
     plays = current_student(session.store, session.env)
     if not session.may_resume or (plays and len(_ranked(session, config, plays).parts) == config.mix):
         return None
-    for model_id, context_id in session.ledger.earlier("consolidate"):
+    for model_id, context_id in reversed(session.ledger.earlier("consolidate")):  # the newest call is repeated
         if (found := _ranked(session, config, model_id)).id == context_id:  # else the pool has changed
             session.resume_model("consolidate", context_id)
             return found
